@@ -1,0 +1,192 @@
+"""Causal self-attention with shared key/value heads, global or within a window."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.local_attention import local_attention
+from layers.linear import Linear
+from layers.rotary import rotate
+from layers.segments import Segments
+
+
+class AttentionState(NamedTuple):
+  """A ring buffer of the last C keys and values; token t lies in slot `t % C`.
+
+  C is the window of local attention, or the capacity of global attention.
+
+  Attributes:
+    keys: [B, C, G, K] rotated keys.
+    values: [B, C, G, K].
+    segment_ids: [B, C] int32; 0 in slots that hold nothing yet, and on padding.
+    length: [] int32, tokens seen so far.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+  segment_ids: jax.Array
+  length: jax.Array
+
+
+class SelfAttention(nn.Module):
+  """Multi-query attention with rotary positions (section 2.3 of the Griffin paper).
+
+  Attributes:
+    heads: query heads H.
+    head_dim: channels K of a head.
+    kv_heads: key/value heads G; 1 is multi-query attention.
+    window: tokens a query sees, itself included; None is global attention.
+    rotary_fraction: share of each head's channels that carries positions.
+    rotary_base: base of the rotary wavelengths.
+    use_output_bias: a bias on the output map (RecurrentGemma has one).
+    output_scale: initialisation scale of the output map.
+    implementation: an attention kernel's name; None picks by backend.
+  """
+
+  heads: int
+  head_dim: int
+  kv_heads: int = 1
+  window: int | None = None
+  rotary_fraction: float = 1.0
+  rotary_base: float = 10_000.0
+  use_output_bias: bool = False
+  output_scale: float = 1.0
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  implementation: str | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    segments: Segments,
+    state: AttentionState | None = None,
+    capacity: int | None = None,
+  ) -> tuple[jax.Array, AttentionState | None]:
+    """Mixes [B, T, D] over time; see `layers.residual_block` for the contract of a mixer."""
+    batch, length, width = x.shape
+    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+    def project(name: str, heads: int, axis: str) -> jax.Array:
+      y = Linear(heads * self.head_dim, ("embed", axis), name=name, **kinds)(x)
+      return y.reshape(batch, length, heads, self.head_dim)
+
+    q = self._rotate(project("query", self.heads, "heads"), segments)
+    k = self._rotate(project("key", self.kv_heads, "kv_heads"), segments)
+    v = project("value", self.kv_heads, "kv_heads")
+
+    if state is None:
+      mixed = self._attend(q, k, v, segments.ids, segments.ids)
+      new_state = None
+      if capacity is not None:
+        empty = self.initial_state(batch, capacity)
+        new_state = _remember(empty, k, v, segments.ids, length)
+    elif length == 1:
+      new_state = _write_one(state, k, v, segments.ids)
+      mixed = _attend_to_ring(q, new_state, segments.ids)
+    else:
+      past = _in_time_order(state)
+      k = jnp.concatenate([past.keys, k.astype(past.keys.dtype)], axis=1)
+      v = jnp.concatenate([past.values, v.astype(past.values.dtype)], axis=1)
+      ids = jnp.concatenate([past.segment_ids, segments.ids], axis=1)
+      mixed = self._attend(q, k, v, segments.ids, ids)
+      new_state = _remember(state, k, v, ids, state.length + length)
+
+    output = Linear(
+      width, ("heads", "embed"), self.output_scale, self.use_output_bias, name="output", **kinds
+    )
+    return output(mixed.reshape(batch, length, self.heads * self.head_dim)), new_state
+
+  def _rotate(self, x: jax.Array, segments: Segments) -> jax.Array:
+    return rotate(x, segments.positions, fraction=self.rotary_fraction, base=self.rotary_base)
+
+  def _attend(self, q, k, v, q_segment_ids, kv_segment_ids) -> jax.Array:
+    return local_attention(
+      q,
+      k,
+      v,
+      q_segment_ids=q_segment_ids,
+      kv_segment_ids=kv_segment_ids,
+      window=self.window,
+      implementation=self.implementation,
+    )
+
+  def initial_state(self, batch_size: int, capacity: int) -> AttentionState:
+    """An empty ring for `capacity` tokens, or for the window if that is smaller."""
+    slots = capacity if self.window is None else min(self.window, capacity)
+    shape = (batch_size, slots, self.kv_heads, self.head_dim)
+    return AttentionState(
+      keys=jnp.zeros(shape, self.dtype),
+      values=jnp.zeros(shape, self.dtype),
+      segment_ids=jnp.zeros((batch_size, slots), jnp.int32),
+      length=jnp.zeros((), jnp.int32),
+    )
+
+  def matmul_flops(self, width: int, length: int) -> float:
+    """Floating-point operations of the matrix products per token, forward.
+
+    The attention itself counts the keys that a query of a row of `length` tokens sees on average.
+    """
+    projections = 2 * width * self.head_dim * 2 * (self.heads + self.kv_heads)
+    window = length if self.window is None else min(self.window, length)
+    keys_seen = window - window * (window - 1) / (2 * length)
+    return projections + 2 * 2 * self.heads * self.head_dim * keys_seen
+
+
+def _write_one(state: AttentionState, k, v, segment_ids) -> AttentionState:
+  """Overwrites the oldest slot with one token: k, v [B, 1, G, K]; segment_ids [B, 1]."""
+  slot = state.length % state.keys.shape[1]
+
+  def write(ring, new):
+    return jax.lax.dynamic_update_slice_in_dim(ring, new.astype(ring.dtype), slot, axis=1)
+
+  return AttentionState(
+    write(state.keys, k),
+    write(state.values, v),
+    write(state.segment_ids, segment_ids),
+    state.length + 1,
+  )
+
+
+def _attend_to_ring(q: jax.Array, state: AttentionState, q_segment_ids: jax.Array) -> jax.Array:
+  """Attends from one token, already written, to all slots of its segment: q [B, 1, H, K]."""
+  batch, _, heads, head_dim = q.shape
+  kv_heads = state.keys.shape[2]
+  q = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+  scores = jnp.einsum("bghk,bcgk->bghc", q, state.keys, preferred_element_type=jnp.float32) * (
+    head_dim**-0.5
+  )
+  visible = (state.segment_ids == q_segment_ids)[:, None, None, :]
+  # The token sees at least itself, so the softmax never runs over nothing.
+  weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+  mixed = jnp.einsum("bghc,bcgk->bghk", weights.astype(state.values.dtype), state.values)
+  return mixed.reshape(batch, 1, heads, head_dim)
+
+
+def _in_time_order(state: AttentionState) -> AttentionState:
+  """Turns the ring so that the oldest slot comes first."""
+  shift = -(state.length % state.keys.shape[1])
+  return AttentionState(*(jnp.roll(ring, shift, axis=1) for ring in state[:3]), length=state.length)
+
+
+def _remember(state: AttentionState, k, v, segment_ids, length) -> AttentionState:
+  """Stores the last tokens of k, v [B, S, G, K], which end at token `length`, in ring order."""
+  slots = state.keys.shape[1]
+
+  def store(ring, new):
+    new = new[:, -slots:].astype(ring.dtype)
+    missing = slots - new.shape[1]
+    if missing:
+      new = jnp.pad(new, [(0, 0), (missing, 0)] + [(0, 0)] * (new.ndim - 2))
+    return jnp.roll(new, length % slots, axis=1)
+
+  return AttentionState(
+    store(state.keys, k),
+    store(state.values, v),
+    store(state.segment_ids, segment_ids),
+    jnp.asarray(length, jnp.int32),
+  )

@@ -1,0 +1,61 @@
+"""The short causal convolution of the recurrent block."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from layers.linear import scaled_normal
+
+
+class CausalConv1D(nn.Module):
+  """Depthwise convolution over the current and the `taps - 1` tokens before, within a segment.
+
+  Section 2.4 of the Griffin paper (4 taps).
+
+  Attributes:
+    taps: number of tokens that one output sees.
+  """
+
+  taps: int = 4
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, positions: jax.Array, history: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Convolves along time.
+
+    Args:
+      x: [B, T, R].
+      positions: [B, T] int32; a tap that reaches before position 0 contributes nothing.
+      history: [B, taps - 1, R] inputs before x, oldest first; zeros if None.
+
+    Returns:
+      y: [B, T, R], and the history after the last token: [B, taps - 1, R].
+    """
+    batch, length, channels = x.shape
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(scaled_normal(1.0), ("conv", "rnn")),
+      (self.taps, channels),
+      self.param_dtype,
+    ).astype(self.dtype)
+    bias = self.param(
+      "bias",
+      nn.with_logical_partitioning(nn.initializers.zeros, ("rnn",)),
+      (channels,),
+      self.param_dtype,
+    ).astype(self.dtype)
+    x = x.astype(self.dtype)
+    if history is None:
+      history = jnp.zeros((batch, self.taps - 1, channels), self.dtype)
+    extended = jnp.concatenate([history.astype(self.dtype), x], axis=1)
+    y = x * kernel[0] + bias
+    for lag in range(1, self.taps):
+      start = self.taps - 1 - lag
+      inside = (positions >= lag)[..., None]
+      y = y + jnp.where(inside, extended[:, start : start + length], 0) * kernel[lag]
+    return y, extended[:, length:]

@@ -1,0 +1,56 @@
+"""Linear maps whose weights carry logical axes."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class Linear(nn.Module):
+  """A linear map over the last axis.
+
+  Attributes:
+    features: size of the last axis of the result.
+    axes: logical axes of the kernel [in, out].
+    scale: variance of a kernel entry times the fan-in at initialisation (1 is LeCun's).
+    use_bias: adds a bias of size `features`.
+    dtype: type of the arithmetic and the result.
+    param_dtype: type of the stored parameters.
+  """
+
+  features: int
+  axes: tuple[str, str]
+  scale: float = 1.0
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(scaled_normal(self.scale), self.axes),
+      (x.shape[-1], self.features),
+      self.param_dtype,
+    )
+    y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.use_bias:
+      bias = self.param(
+        "bias",
+        nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
+        (self.features,),
+        self.param_dtype,
+      )
+      y = y + bias.astype(self.dtype)
+    return y
+
+
+def scaled_normal(scale: float, *, batch_axis: tuple[int, ...] = ()) -> nn.initializers.Initializer:
+  """Normal initialisation with variance `scale / fan_in`.
+
+  Args:
+    scale: 1 for LeCun initialisation.
+    batch_axis: axes that hold independent matrices (the blocks of a block-diagonal weight).
+  """
+  return nn.initializers.variance_scaling(scale, "fan_in", "normal", batch_axis=batch_axis)

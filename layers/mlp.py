@@ -1,0 +1,37 @@
+"""The gated MLP block."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from layers.linear import Linear
+
+
+class GatedMLP(nn.Module):
+  """`down(gelu(gate(x)) * up(x))`, section 2.2 of the Griffin paper.
+
+  Attributes:
+    hidden: size F of the two branches (3 times the width in the paper).
+    output_scale: initialisation scale of the output map.
+    use_bias: biases on the three maps (RecurrentGemma has them).
+  """
+
+  hidden: int
+  output_scale: float = 1.0
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kinds = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
+    gate = Linear(self.hidden, ("embed", "mlp"), name="gate", **kinds)(x)
+    up = Linear(self.hidden, ("embed", "mlp"), name="up", **kinds)(x)
+    down = Linear(x.shape[-1], ("mlp", "embed"), self.output_scale, name="down", **kinds)
+    return down(jax.nn.gelu(gate, approximate=True) * up)
+
+  def matmul_flops(self, width: int) -> int:
+    """Floating-point operations of the matrix products per token, forward."""
+    return 2 * 3 * width * self.hidden

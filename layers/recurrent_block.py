@@ -1,0 +1,86 @@
+"""The recurrent temporal-mixing block of Hawk and Griffin."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from layers.conv1d import CausalConv1D
+from layers.linear import Linear
+from layers.rg_lru import RGLRU
+from layers.segments import Segments
+
+
+class RecurrentState(NamedTuple):
+  """What the block remembers of the tokens before: its size does not depend on their number.
+
+  Attributes:
+    history: [B, taps - 1, R] the convolution's last inputs, oldest first.
+    h: [B, R] float32 state of the recurrence.
+  """
+
+  history: jax.Array
+  h: jax.Array
+
+
+class RecurrentBlock(nn.Module):
+  """`out(gelu(y(x)) * rg_lru(conv(x(x))))`, section 2.3 of the Griffin paper.
+
+  Attributes:
+    rnn_width: channels R of the recurrence.
+    gate_blocks: diagonal blocks of the gates' weights.
+    taps: taps of the convolution.
+    use_bias: biases on the three linear maps (RecurrentGemma has them).
+    output_scale: initialisation scale of the output map.
+    implementation: a recurrence kernel's name; None picks by backend.
+  """
+
+  rnn_width: int
+  gate_blocks: int
+  taps: int = 4
+  use_bias: bool = False
+  output_scale: float = 1.0
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  implementation: str | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    segments: Segments,
+    state: RecurrentState | None = None,
+    capacity: int | None = None,
+  ) -> tuple[jax.Array, RecurrentState | None]:
+    """Mixes [B, T, D] over time; see `layers.residual_block` for the contract of a mixer."""
+    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    linear = {"use_bias": self.use_bias, **kinds}
+    history, h0 = state if state is not None else (None, None)
+    y = Linear(self.rnn_width, ("embed", "rnn"), name="linear_y", **linear)(x)
+    u = Linear(self.rnn_width, ("embed", "rnn"), name="linear_x", **linear)(x)
+    u, history = CausalConv1D(self.taps, name="conv1d", **kinds)(u, segments.positions, history)
+    h, h_last = RGLRU(self.gate_blocks, implementation=self.implementation, name="rg_lru", **kinds)(
+      u, segments.positions == 0, h0
+    )
+    out = Linear(x.shape[-1], ("rnn", "embed"), self.output_scale, name="linear_out", **linear)
+    result = out(jax.nn.gelu(y, approximate=True) * h)
+    if state is None and capacity is None:
+      return result, None
+    return result, RecurrentState(history, h_last)
+
+  def initial_state(self, batch_size: int, capacity: int) -> RecurrentState:
+    """The state before the first token; `capacity` does not matter here."""
+    del capacity
+    return RecurrentState(
+      history=jnp.zeros((batch_size, self.taps - 1, self.rnn_width), self.dtype),
+      h=jnp.zeros((batch_size, self.rnn_width), jnp.float32),
+    )
+
+  def matmul_flops(self, width: int, length: int) -> int:
+    """Floating-point operations of the matrix products per token, forward."""
+    del length
+    gates = RGLRU(self.gate_blocks, parent=None).matmul_flops(self.rnn_width)
+    return 2 * 3 * width * self.rnn_width + gates

@@ -1,0 +1,107 @@
+"""The real-gated linear recurrent unit."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.rg_lru import rg_lru
+from layers.linear import scaled_normal
+
+DECAY_EXPONENT = 8.0  # c of equation 4; the paper fixes it.
+
+
+class RGLRU(nn.Module):
+  """`h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t)`, equations 1 to 4 of the Griffin paper.
+
+  The gates' weights are block-diagonal, so that a shard that holds whole blocks needs no
+  communication (section 4.1).
+
+  Attributes:
+    blocks: number of diagonal blocks of each gate's weight; divides the width R.
+    implementation: a recurrence kernel's name; None picks by backend.
+  """
+
+  blocks: int
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  implementation: str | None = None
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, reset: jax.Array, h0: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Runs the recurrence.
+
+    Args:
+      x: [B, T, R].
+      reset: [B, T] bool, True where a segment starts.
+      h0: [B, R] float32 state before the first token; zeros if None.
+
+    Returns:
+      h: [B, T, R], and the state after the last token: [B, R] float32.
+    """
+    width = x.shape[-1]
+    # softplus of this parameter is -log sigmoid(Lambda): RecurrentGemma's sign. Always float32:
+    # bfloat16 would round a^c = 0.999 and 0.995 to the same decay.
+    a_param = self.param(
+      "a_param",
+      nn.with_logical_partitioning(uniform_decay(0.9, 0.999), ("rnn",)),
+      (width,),
+      jnp.float32,
+    )
+    log_decay = -DECAY_EXPONENT * jax.nn.softplus(a_param)
+    gate_a = BlockDiagonal(self.blocks, self.dtype, self.param_dtype, name="gate_a")(x)
+    gate_x = BlockDiagonal(self.blocks, self.dtype, self.param_dtype, name="gate_x")(x)
+    return rg_lru(x, gate_a, gate_x, log_decay, h0, reset=reset, implementation=self.implementation)
+
+  def matmul_flops(self, rnn_width: int) -> int:
+    """Floating-point operations of the two gates' products per token, forward."""
+    return 2 * 2 * rnn_width * rnn_width // self.blocks
+
+
+class BlockDiagonal(nn.Module):
+  """A linear map, with bias, whose weight is block-diagonal."""
+
+  blocks: int
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, T, R] to [B, T, R]."""
+    width = x.shape[-1]
+    if width % self.blocks:
+      raise ValueError(
+        f"{self.blocks} gate blocks do not divide the RNN width {width}. "
+        "Choose a number of blocks that divides it."
+      )
+    size = width // self.blocks
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(
+        scaled_normal(1.0, batch_axis=(0,)), ("rnn_blocks", "block_in", "block_out")
+      ),
+      (self.blocks, size, size),
+      self.param_dtype,
+    ).astype(self.dtype)
+    bias = self.param(
+      "bias",
+      nn.with_logical_partitioning(nn.initializers.zeros, ("rnn",)),
+      (width,),
+      self.param_dtype,
+    ).astype(self.dtype)
+    blocks = x.astype(self.dtype).reshape(*x.shape[:-1], self.blocks, size)
+    return jnp.einsum("btni,nij->btnj", blocks, kernel).reshape(x.shape) + bias
+
+
+def uniform_decay(low: float, high: float) -> nn.initializers.Initializer:
+  """Initialises a_param so that `sigmoid(Lambda)^c` is uniform in [low, high] (section 2.4)."""
+
+  def initialize(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    decay = jax.random.uniform(key, shape, jnp.float32, low, high)
+    # softplus(a_param) = -log(decay) / c, inverted.
+    return jnp.log(jnp.expm1(-jnp.log(decay) / DECAY_EXPONENT)).astype(dtype)
+
+  return initialize

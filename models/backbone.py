@@ -1,0 +1,121 @@
+"""What all models of the zoo have in common: everything but the mixers."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax.numpy as jnp
+
+from layers.attention import SelfAttention
+from layers.mlp import GatedMLP
+from layers.norm import RMSNorm
+from layers.recurrent_block import RecurrentBlock
+from layers.residual_block import MixerFactory
+from models.language_model import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backbone:
+  """Sizes and options that Griffin, Hawk and the MQA Transformer share (sections 2.1 and 2.2).
+
+  Attributes:
+    vocab_size: V.
+    width: D.
+    depth: number of residual blocks.
+    mlp_expansion: MLP width over D.
+    use_bias: biases on the linear maps, but for the attention's inputs (RecurrentGemma has them).
+    zero_centered_norm: norms store scale - 1 (RecurrentGemma).
+    scale_embedding: multiply the embedded tokens by sqrt(D), rounded to bfloat16 (RecurrentGemma).
+    logit_cap: bound on the logits (RecurrentGemma: 30).
+    dtype: type of the activations.
+    param_dtype: type of the stored parameters.
+    remat: what the backward pass recomputes; a name from `layers.stack.REMAT_POLICIES`.
+    unroll: repetitions of the pattern per scan iteration.
+  """
+
+  vocab_size: int
+  width: int
+  depth: int
+  mlp_expansion: int = 3
+  use_bias: bool = False
+  zero_centered_norm: bool = False
+  scale_embedding: bool = False
+  logit_cap: float | None = None
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  remat: str = "none"
+  unroll: int = 1
+
+  def recurrent(
+    self, *, rnn_width: int, gate_blocks: int, implementation: str | None
+  ) -> MixerFactory:
+    """The recurrent block at this size."""
+    if rnn_width % gate_blocks:
+      raise ValueError(
+        f"gate_blocks={gate_blocks} does not divide rnn_width={rnn_width}: "
+        "choose a number of gate blocks that does."
+      )
+    return partial(
+      RecurrentBlock,
+      rnn_width=rnn_width,
+      gate_blocks=gate_blocks,
+      use_bias=self.use_bias,
+      output_scale=self._output_scale,
+      implementation=implementation,
+      **self._kinds,
+    )
+
+  def attention(
+    self, *, heads: int, window: int | None, rotary_fraction: float, implementation: str | None
+  ) -> MixerFactory:
+    """Multi-query attention at this size."""
+    if self.width % heads:
+      raise ValueError(
+        f"heads={heads} does not divide width={self.width}: choose a number of heads that does."
+      )
+    return partial(
+      SelfAttention,
+      heads=heads,
+      head_dim=self.width // heads,
+      window=window,
+      rotary_fraction=rotary_fraction,
+      use_output_bias=self.use_bias,
+      output_scale=self._output_scale,
+      implementation=implementation,
+      **self._kinds,
+    )
+
+  def model(self, pattern: tuple[MixerFactory, ...]) -> LanguageModel:
+    """The language model whose blocks mix by `pattern`, repeated and cut to depth."""
+    mlp = partial(
+      GatedMLP,
+      hidden=self.mlp_expansion * self.width,
+      output_scale=self._output_scale,
+      use_bias=self.use_bias,
+      **self._kinds,
+    )
+    scale = float(jnp.sqrt(self.width).astype(jnp.bfloat16)) if self.scale_embedding else 1.0
+    return LanguageModel(
+      vocab_size=self.vocab_size,
+      width=self.width,
+      depth=self.depth,
+      pattern=pattern,
+      mlp=mlp,
+      norm=partial(RMSNorm, zero_centered=self.zero_centered_norm, **self._kinds),
+      embedding_scale=scale,
+      logit_cap=self.logit_cap,
+      remat=self.remat,
+      unroll=self.unroll,
+      **self._kinds,
+    )
+
+  @property
+  def _kinds(self) -> dict[str, jnp.dtype]:
+    return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+
+  @property
+  def _output_scale(self) -> float:
+    # Each block adds two outputs to the residual stream: its variance at the last block is then
+    # of order one whatever the depth.
+    return 2.0 / self.depth

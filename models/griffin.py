@@ -1,0 +1,37 @@
+"""Griffin: two recurrent blocks, then local attention (section 2 of the Griffin paper)."""
+
+from __future__ import annotations
+
+from models.backbone import Backbone
+from models.language_model import LanguageModel
+
+
+def griffin(
+  backbone: Backbone,
+  *,
+  rnn_width: int,
+  heads: int,
+  window: int = 1024,
+  gate_blocks: int = 16,
+  rotary_fraction: float = 1.0,
+  recurrence: str | None = None,
+  attention: str | None = None,
+) -> LanguageModel:
+  """Builds Griffin.
+
+  Args:
+    backbone: what all models share.
+    rnn_width: channels R of the recurrent blocks, about 4D/3.
+    heads: query heads; there is one key/value head.
+    window: tokens that local attention sees.
+    gate_blocks: diagonal blocks of the gates' weights.
+    rotary_fraction: share of each head that carries positions (RecurrentGemma: 0.5).
+    recurrence, attention: kernel names; None picks by backend.
+  """
+  recurrent = backbone.recurrent(
+    rnn_width=rnn_width, gate_blocks=gate_blocks, implementation=recurrence
+  )
+  local = backbone.attention(
+    heads=heads, window=window, rotary_fraction=rotary_fraction, implementation=attention
+  )
+  return backbone.model((recurrent, recurrent, local))

@@ -1,0 +1,154 @@
+"""The language model that every architecture of the zoo is an instance of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from layers.embedding import Embedding
+from layers.residual_block import MixerFactory, ModuleFactory, State
+from layers.segments import Segments, positions_in_segments
+from layers.stack import Stack
+
+
+class DecodeState(NamedTuple):
+  """What a model remembers of the tokens before.
+
+  Attributes:
+    stack: the blocks' states.
+    position: [B] int32, the position of each row's next token.
+    segment_id: [B] int32, the segment that goes on.
+  """
+
+  stack: State
+  position: jax.Array
+  segment_id: jax.Array
+
+
+class LanguageModel(nn.Module):
+  """Embedding, a stack of residual blocks, a last norm, and logits with the embedding's matrix.
+
+  Section 2.1 of the Griffin paper. Architectures differ only in `pattern`.
+
+  Attributes:
+    vocab_size, width, depth: V, D and the number of blocks.
+    pattern: mixer factories, repeated and cut to depth.
+    mlp, norm: factories of the other parts of a block.
+    embedding_scale: factor on the embedded tokens.
+    logit_cap: logits are bounded to +-cap by a tanh (RecurrentGemma: 30); None leaves them.
+    remat: what the backward pass recomputes; a name from `layers.stack.REMAT_POLICIES`.
+    unroll: repetitions of the pattern per scan iteration.
+    dtype: type of the activations.
+    param_dtype: type of the stored parameters.
+  """
+
+  vocab_size: int
+  width: int
+  depth: int
+  pattern: tuple[MixerFactory, ...]
+  mlp: ModuleFactory
+  norm: ModuleFactory
+  embedding_scale: float = 1.0
+  logit_cap: float | None = None
+  remat: str = "none"
+  unroll: int = 1
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self.embedding = Embedding(
+      self.vocab_size, self.width, self.embedding_scale, self.dtype, self.param_dtype
+    )
+    self.stack = self._stack()
+    self.final_norm = self.norm()
+
+  def _stack(self, **kwargs) -> Stack:
+    return Stack(self.pattern, self.depth, self.mlp, self.norm, self.remat, self.unroll, **kwargs)
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    state: DecodeState | None = None,
+    capacity: int | None = None,
+    last_only: bool = False,
+  ) -> tuple[jax.Array, DecodeState | None]:
+    """Predicts the token after each token.
+
+    Args:
+      tokens: [B, T] int32.
+      segment_ids: [B, T] int32, contiguous runs, 0 on padding; one segment a row if None.
+      positions: [B, T] int32 positions within segments; counted from the segment ids if None.
+      state: decode state to continue from; positions and segments go on where it stopped.
+      capacity: with state None: also return a state with room for this many tokens, T included.
+      last_only: give only the last token's logits (all that sampling needs).
+
+    Returns:
+      float32 logits [B, T, V] ([B, 1, V] if last_only), and the state after the last token.
+    """
+    segments = self._segments(tokens, segment_ids, positions, state)
+    x = self.embedding.embed(tokens)
+    x, stack_state = self.stack(x, segments, state and state.stack, capacity)
+    if last_only:
+      x = x[:, -1:]
+    logits = self.logits(self.final_norm(x))
+    if stack_state is None:
+      return logits, None
+    return logits, DecodeState(stack_state, segments.positions[:, -1] + 1, segments.ids[:, -1])
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """Maps normalised hidden states [B, T, D] to float32 logits [B, T, V]."""
+    logits = self.embedding.logits(x)
+    if self.logit_cap is not None:
+      logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
+    return logits
+
+  def hidden(
+    self,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
+  ) -> jax.Array:
+    """The normalised hidden states [B, T, D] that `logits` maps to predictions."""
+    segments = self._segments(tokens, segment_ids, positions, None)
+    x, _ = self.stack(self.embedding.embed(tokens), segments)
+    return self.final_norm(x)
+
+  def _segments(self, tokens, segment_ids, positions, state) -> Segments:
+    if state is not None:
+      steps = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+      if segment_ids is None:
+        segment_ids = jnp.broadcast_to(state.segment_id[:, None], tokens.shape)
+      if positions is None:
+        positions = state.position[:, None] + steps
+    if segment_ids is None:
+      segment_ids = jnp.ones(tokens.shape, jnp.int32)
+    if positions is None:
+      positions = positions_in_segments(segment_ids)
+    return Segments(segment_ids, positions)
+
+  def initial_state(self, batch_size: int, capacity: int) -> DecodeState:
+    """The state before the first token.
+
+    Args:
+      batch_size: B.
+      capacity: tokens that a global-attention cache has room for; nothing else depends on it.
+    """
+    return DecodeState(
+      stack=self._stack(parent=None).initial_state(batch_size, capacity),
+      position=jnp.zeros(batch_size, jnp.int32),
+      segment_id=jnp.ones(batch_size, jnp.int32),
+    )
+
+  def matmul_flops(self, length: int) -> float:
+    """Floating-point operations of the matrix products per token of a row, forward."""
+    mlp = self.mlp(parent=None).matmul_flops(self.width)
+    blocks = self._stack(parent=None).mixers()
+    mixing = sum(mixer.matmul_flops(self.width, length) for mixer in blocks)
+    return mixing + self.depth * mlp + 2 * self.vocab_size * self.width
