@@ -1,0 +1,180 @@
+"""Rows to batches, with Grain: which rows make a step depends on the seed, the step and the slot."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import grain
+import numpy as np
+
+from data import rows as rows_lib
+from data.mixture import MixedRows
+
+# Each element is a whole batch, so two threads and a few batches hide the reading.
+_READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+
+class Batches:
+  """An iterator of batches whose whole state is the index of the next one."""
+
+  def __init__(self, dataset: grain.MapDataset, start_step: int):
+    self._length = len(dataset)
+    self._iterator = iter(dataset.to_iter_dataset(_READING))
+    if start_step:
+      self.restore({"next_index": start_step})
+
+  def __len__(self) -> int:
+    """Batches in all: one pass without `repeat`, endless (a very large number) with it."""
+    return self._length
+
+  def __iter__(self) -> Batches:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    """Returns the next batch.
+
+    A dict of [B, T] arrays (B is this shard's share of the batch): inputs, targets, segment_ids,
+    positions (int32) and loss_weights (float32).
+    """
+    return next(self._iterator)
+
+  def state(self) -> dict[str, int]:
+    """Returns {'next_index': n}, the step whose batch comes next."""
+    return {"next_index": int(self._iterator.get_state()["next_index"])}
+
+  def restore(self, state: dict[str, int]) -> None:
+    """Continues with batch `state['next_index']`."""
+    self._iterator.set_state({"next_index": int(state["next_index"])})
+
+  def close(self) -> None:
+    """Stops the reading threads."""
+    self._iterator.close()
+
+
+class _Rows:
+  """A random-access source of (tokens, segment ids); past the last row there is padding."""
+
+  def __init__(self, rows: rows_lib.RowFiles, length: int | None = None):
+    self._rows = rows
+    self._length = len(rows) if length is None else length
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    if index < len(self._rows):
+      return self._rows.tokens[index], self._rows.segment_ids[index]
+    return np.zeros_like(self._rows.tokens[0]), np.zeros_like(self._rows.segment_ids[0])
+
+
+def _training_rows(rows: Any, seed: int, shuffle: bool) -> grain.MapDataset:
+  """Returns an endless sequence of rows."""
+  if isinstance(rows, MixedRows):
+    # Each part its own seed: equal parts must not be read in step.
+    parts = [_training_rows(part, seed + i, shuffle) for i, part in enumerate(rows.parts)]
+    return grain.MapDataset.mix(parts, weights=rows.weights)
+  dataset = grain.MapDataset.source(_Rows(rows)).seed(seed)
+  return (dataset.shuffle() if shuffle else dataset).repeat()
+
+
+def _single_pass(rows: Any, batch_size: int, seed: int, shuffle: bool) -> grain.MapDataset:
+  """Returns every row once, then rows of padding up to a full batch."""
+  parts = rows.parts if isinstance(rows, MixedRows) else (rows,)
+  dataset = grain.MapDataset.concatenate([grain.MapDataset.source(_Rows(part)) for part in parts])
+  if shuffle:
+    dataset = dataset.seed(seed).shuffle()
+  missing = -len(dataset) % batch_size
+  if not missing:
+    return dataset
+  padding = grain.MapDataset.source(_Rows(parts[0], missing + len(parts[0])))[len(parts[0]) :]
+  return grain.MapDataset.concatenate([dataset, padding])
+
+
+def batch_of_rows(tokens: np.ndarray, segment_ids: np.ndarray, bos_id: int) -> dict[str, np.ndarray]:
+  """Derives what a model reads from what a row file stores.
+
+  Args:
+    tokens: [B, T] integers, the targets.
+    segment_ids: [B, T] integers from 1 within a row, in contiguous runs; 0 is padding.
+    bos_id: the input at each segment's first token.
+
+  Returns:
+    inputs, targets, segment_ids, positions: [B, T] int32; loss_weights: [B, T] float32.
+  """
+  targets = tokens.astype(np.int32)
+  segment_ids = segment_ids.astype(np.int32)
+  starts = np.ones(targets.shape, bool)
+  starts[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+  inputs = np.full_like(targets, bos_id)
+  inputs[:, 1:] = np.where(starts[:, 1:], bos_id, targets[:, :-1])
+  steps = np.arange(targets.shape[1], dtype=np.int32)
+  positions = steps - np.maximum.accumulate(np.where(starts, steps, 0), axis=1)
+  is_text = segment_ids > 0
+  return {
+    "inputs": np.where(is_text, inputs, 0),
+    "targets": targets,
+    "segment_ids": segment_ids,
+    "positions": np.where(is_text, positions, 0),
+    "loss_weights": is_text.astype(np.float32),
+  }
+
+
+def batches(
+  rows: rows_lib.RowFiles | MixedRows,
+  batch_size: int,
+  *,
+  seed: int = 0,
+  shuffle: bool = True,
+  repeat: bool = True,
+  start_step: int = 0,
+  shard_index: int = 0,
+  shard_count: int = 1,
+) -> Batches:
+  """Iterates over batches of rows.
+
+  Training: the defaults. Held-out text in order, once: `shuffle=False, repeat=False`; the last
+  batch is then filled with rows of padding (segment id 0, loss weight 0).
+
+  Args:
+    rows: row files, or a mixture of them (drawn row by row by weight; without `repeat` the parts
+      follow one another and the weights have no effect).
+    batch_size: rows per step over all shards.
+    seed: of the order of the rows; every epoch has its own order.
+    shuffle: False reads the rows in order.
+    repeat: False ends after one pass.
+    start_step: the first batch to return.
+    shard_index, shard_count: this reader returns slots [shard_index * B', (shard_index + 1) * B') of
+      each batch, B' = batch_size / shard_count: the shards' batches, one after another, are the same
+      global batch for any shard count.
+
+  Raises:
+    ValueError: the shards do not divide the batch, or the index is not below the count.
+  """
+  if batch_size < 1 or shard_count < 1 or batch_size % shard_count:
+    raise ValueError(
+      f"batch_size={batch_size} cannot be split over shard_count={shard_count}:"
+      " it must be a positive multiple. Choose another batch size or number of processes."
+    )
+  if not 0 <= shard_index < shard_count:
+    raise ValueError(f"shard_index={shard_index} must be in [0, {shard_count}).")
+  if start_step < 0:
+    raise ValueError(f"start_step={start_step} must not be negative.")
+  if repeat:
+    dataset = _training_rows(rows, seed, shuffle)
+  else:
+    dataset = _single_pass(rows, batch_size, seed, shuffle)
+  bos_id = rows.vocabulary.bos_id
+  # Batch n of the smaller batches holds slots of step n // shard_count, so a stride gives one shard.
+  dataset = dataset.batch(batch_size // shard_count, batch_fn=_stack)[shard_index::shard_count]
+  dataset = dataset.map(lambda pair: batch_of_rows(*pair, bos_id=bos_id))
+  return Batches(dataset, start_step)
+
+
+def _stack(pairs: Any) -> tuple[np.ndarray, np.ndarray]:
+  return np.stack([tokens for tokens, _ in pairs]), np.stack([ids for _, ids in pairs])
+
+
+def steps_per_pass(rows: rows_lib.RowFiles | MixedRows, batch_size: int) -> int:
+  """Returns the batches that one pass over `rows` makes, the last one perhaps padded."""
+  return math.ceil(len(rows) / batch_size)

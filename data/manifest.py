@@ -1,0 +1,155 @@
+"""The manifest beside the row files: what they hold, of which text, under which vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = "packed rows"
+VERSION = 1
+
+REMEDY = "Remove the directory: the next use prepares it again."
+
+
+class RowFileError(ValueError):
+  """Row files that cannot be used as asked; the message says which, why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What became of the text; every document is in one of `documents` and `empty_documents`.
+
+  Attributes:
+    documents: documents packed.
+    empty_documents: documents without a single token, left out.
+    invalid_utf8_documents: documents in which bytes that are no UTF-8 were replaced by U+FFFD.
+    cut_documents: documents that lie in more than one row.
+    text_bytes: bytes of the packed documents as UTF-8.
+    tokens: targets, one EOS per document included.
+    unknown_tokens: targets that are the vocabulary's unknown id.
+    padding_tokens: places at the end of the last row that hold no text.
+  """
+
+  documents: int = 0
+  empty_documents: int = 0
+  invalid_utf8_documents: int = 0
+  cut_documents: int = 0
+  text_bytes: int = 0
+  tokens: int = 0
+  unknown_tokens: int = 0
+  padding_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayFile:
+  """One flat little-endian array on disk."""
+
+  dtype: str
+  shape: tuple[int, ...]
+  sha256: str
+
+  @property
+  def bytes(self) -> int:
+    """Size of the file."""
+    return np.dtype(self.dtype).itemsize * math.prod(self.shape)
+
+  def open(self, path: Path) -> np.ndarray:
+    """Maps the file into memory.
+
+    Raises:
+      RowFileError: it is missing, or its size is not the one written.
+    """
+    if not path.is_file():
+      raise RowFileError(f"{path} is missing, though {MANIFEST_FILE} lists it. {REMEDY}")
+    found = path.stat().st_size
+    if found != self.bytes:
+      state = "truncated" if found < self.bytes else "too long"
+      raise RowFileError(
+        f"{path} is {state}: it has {found} bytes, its manifest expects {self.bytes}"
+        f" ({self.shape} {self.dtype}). {REMEDY}"
+      )
+    return np.memmap(path, dtype=np.dtype(self.dtype).newbyteorder("<"), mode="r", shape=self.shape)
+
+  def verify(self, path: Path) -> None:
+    """Reads the whole file and compares its sha256."""
+    found = sha256_of(path)
+    if found != self.sha256:
+      raise RowFileError(
+        f"{path} has sha256 {found}, its manifest expects {self.sha256}:"
+        f" its content changed after it was written. {REMEDY}"
+      )
+
+
+def sha256_of(path: Path) -> str:
+  """Returns the hexadecimal sha256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What `manifest.json` says.
+
+  Attributes:
+    source: the description of corpus and split that the text came from.
+    vocabulary: the vocabulary's description.
+    sequence_length: tokens per row.
+    rows: number of rows.
+    counts: what became of the text.
+    files: the array files by name.
+  """
+
+  source: dict[str, Any]
+  vocabulary: dict[str, Any]
+  sequence_length: int
+  rows: int
+  counts: Counts
+  files: dict[str, ArrayFile]
+
+  def write(self, directory: Path) -> None:
+    """Writes `manifest.json` into `directory`."""
+    values = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(self)
+    text = json.dumps(values, indent=2, sort_keys=False) + "\n"
+    (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+  @classmethod
+  def read(cls, directory: Path) -> Manifest:
+    """Reads the manifest of `directory`.
+
+    Raises:
+      RowFileError: it is missing, no JSON, of another format or version, or incomplete.
+    """
+    path = directory / MANIFEST_FILE
+    if not path.is_file():
+      raise RowFileError(f"{directory} holds no row files: {path} does not exist.")
+    try:
+      values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+      raise RowFileError(f"{path} is not valid JSON ({error}). {REMEDY}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+      raise RowFileError(f"{path} is not a manifest of {FORMAT}. {REMEDY}")
+    if values.get("version") != VERSION:
+      raise RowFileError(
+        f"{path} has format version {values.get('version')!r}, this program reads {VERSION}. {REMEDY}"
+      )
+    try:
+      return cls(
+        source=values["source"],
+        vocabulary=values["vocabulary"],
+        sequence_length=values["sequence_length"],
+        rows=values["rows"],
+        counts=Counts(**values["counts"]),
+        files={
+          name: ArrayFile(**(file | {"shape": tuple(file["shape"])}))
+          for name, file in values["files"].items()
+        },
+      )
+    except (KeyError, TypeError) as error:
+      raise RowFileError(f"{path} is incomplete or damaged ({error!r}). {REMEDY}") from error

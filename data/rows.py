@@ -1,0 +1,188 @@
+"""Row files: text packed once into rows of a fixed length, read at random by memory mapping."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from data import vocabularies
+from data.manifest import ArrayFile, Counts, Manifest, RowFileError
+from data.vocabularies import Vocabulary
+
+TOKENS = "tokens.bin"
+SEGMENT_IDS = "segment_ids.bin"
+ROW_BYTES = "row_bytes.bin"
+
+
+def token_dtype(vocabulary_size: int) -> str:
+  """Returns the smallest type of row files that holds the vocabulary's ids."""
+  return "uint16" if vocabulary_size <= 2**16 else "int32"
+
+
+def segment_dtype(sequence_length: int) -> str:
+  """Returns the smallest type that numbers the segments of a row: at most one per token."""
+  return "uint16" if sequence_length < 2**16 else "int32"
+
+
+class RowFiles:
+  """Opened row files of one directory; `len` is the number of rows.
+
+  Attributes:
+    directory: where they are.
+    manifest: what they hold.
+    vocabulary: read from the directory alone.
+    tokens: [N, T] the targets, memory-mapped.
+    segment_ids: [N, T] from 1 within a row, in contiguous runs; 0 is padding.
+    row_bytes: [N] bytes of UTF-8 text that the row's targets stand for.
+  """
+
+  def __init__(self, directory: str | Path, *, verify: bool = False):
+    """Opens row files.
+
+    Args:
+      directory: what `RowWriter` filled.
+      verify: also read every file and compare its sha256 (sizes are always compared).
+
+    Raises:
+      RowFileError: missing, damaged, truncated, or of an unknown version.
+    """
+    self.directory = Path(directory)
+    self.manifest = Manifest.read(self.directory)
+    length = self.manifest.sequence_length
+    expected = {
+      TOKENS: (self.manifest.rows, length),
+      SEGMENT_IDS: (self.manifest.rows, length),
+      ROW_BYTES: (self.manifest.rows,),
+    }
+    arrays = {}
+    for name, shape in expected.items():
+      file = self.manifest.files.get(name)
+      if file is None or file.shape != shape:
+        raise RowFileError(
+          f"{self.directory}: the manifest's entry for {name} is {file}, expected shape {shape}."
+        )
+      arrays[name] = file.open(self.directory / name)
+      if verify:
+        file.verify(self.directory / name)
+    self.tokens = arrays[TOKENS]
+    self.segment_ids = arrays[SEGMENT_IDS]
+    self.row_bytes = arrays[ROW_BYTES]
+
+  @functools.cached_property
+  def vocabulary(self) -> Vocabulary:
+    """The vocabulary of the ids."""
+    return vocabularies.load(self.directory)
+
+  @property
+  def sequence_length(self) -> int:
+    """Tokens per row."""
+    return self.manifest.sequence_length
+
+  @property
+  def counts(self) -> Counts:
+    """What became of the text."""
+    return self.manifest.counts
+
+  def __len__(self) -> int:
+    return self.manifest.rows
+
+  def __repr__(self) -> str:
+    return f"RowFiles({str(self.directory)!r}, rows={len(self)}, length={self.sequence_length})"
+
+  @property
+  def bytes_per_token(self) -> float:
+    """Mean bytes of text per target: bits per byte = nats per target / ln 2 / this."""
+    return self.counts.text_bytes / self.counts.tokens
+
+  def text_bytes(self, rows: int | None = None) -> int:
+    """Returns the bytes of text in the first `rows` rows (all by default)."""
+    return int(self.row_bytes[:rows].sum(dtype=np.int64))
+
+  @property
+  def fingerprint(self) -> str:
+    """What identifies the content: equal fingerprints give equal batches."""
+    files = sorted((name, file.sha256) for name, file in self.manifest.files.items())
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+
+  def check(self, vocabulary: Vocabulary, sequence_length: int) -> RowFiles:
+    """Returns itself if it holds what is asked for.
+
+    Raises:
+      RowFileError: it was packed under another vocabulary or to another length.
+    """
+    described = vocabulary.describe()
+    if self.manifest.vocabulary != described:
+      raise RowFileError(
+        f"{self.directory} was packed under the vocabulary {self.manifest.vocabulary},"
+        f" asked for is {described}. Ask for that vocabulary, or prepare in another directory."
+      )
+    if self.sequence_length != sequence_length:
+      raise RowFileError(
+        f"{self.directory} holds rows of {self.sequence_length} tokens, asked for are"
+        f" {sequence_length}. Ask for that length, or prepare in another directory."
+      )
+    return self
+
+
+class _ArrayWriter:
+  """Appends arrays to a file, counting rows and hashing what it writes."""
+
+  def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...]):
+    self._file = path.open("wb")
+    self._dtype = dtype
+    self._row_shape = row_shape
+    self._hash = hashlib.sha256()
+    self._rows = 0
+
+  def write(self, array: np.ndarray) -> None:
+    """Appends [rows, *row_shape]."""
+    data = np.ascontiguousarray(array, np.dtype(self._dtype).newbyteorder("<"))
+    self._file.write(data)
+    self._hash.update(data)
+    self._rows += len(array)
+
+  def finish(self) -> ArrayFile:
+    """Closes the file and returns its entry in the manifest."""
+    self._file.close()
+    return ArrayFile(self._dtype, (self._rows, *self._row_shape), self._hash.hexdigest())
+
+
+class RowWriter:
+  """Writes row files; complete only after `finish`."""
+
+  def __init__(self, directory: Path, vocabulary: Vocabulary, sequence_length: int):
+    """Starts the files in `directory`, which exists and is empty."""
+    self._directory = directory
+    self._vocabulary = vocabulary
+    self._sequence_length = sequence_length
+    row = (sequence_length,)
+    tokens, segments = token_dtype(vocabulary.size), segment_dtype(sequence_length)
+    self._writers = {
+      TOKENS: _ArrayWriter(directory / TOKENS, tokens, row),
+      SEGMENT_IDS: _ArrayWriter(directory / SEGMENT_IDS, segments, row),
+      ROW_BYTES: _ArrayWriter(directory / ROW_BYTES, "uint32", ()),
+    }
+
+  def write(self, tokens: np.ndarray, segment_ids: np.ndarray, row_bytes: np.ndarray) -> None:
+    """Appends rows: tokens and segment_ids [rows, T], row_bytes [rows]."""
+    self._writers[TOKENS].write(tokens)
+    self._writers[SEGMENT_IDS].write(segment_ids)
+    self._writers[ROW_BYTES].write(row_bytes)
+
+  def finish(self, source: dict, counts: Counts) -> Manifest:
+    """Closes the files and writes vocabulary and manifest."""
+    files = {name: writer.finish() for name, writer in self._writers.items()}
+    vocabularies.save(self._vocabulary, self._directory)
+    manifest = Manifest(
+      source=source,
+      vocabulary=self._vocabulary.describe(),
+      sequence_length=self._sequence_length,
+      rows=files[TOKENS].shape[0],
+      counts=counts,
+      files=files,
+    )
+    manifest.write(self._directory)
+    return manifest

@@ -1,0 +1,245 @@
+"""Text to token ids and back, without TensorFlow; equal to seqio's vocabularies of the same kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+DESCRIPTION_FILE = "vocabulary.json"
+MODEL_FILE = "vocabulary.model"
+
+
+class Vocabulary(Protocol):
+  """What the rest of the project needs to know of a vocabulary.
+
+  Attributes:
+    size: number of ids; a model needs at least as many.
+    pad_id: fills the inputs where there is no text. Padding is told by segment id 0, never by this.
+    bos_id: the input at the first token of every segment, and before every prompt.
+    eos_id: ends every document.
+    unk_id: stands for what the vocabulary cannot spell.
+  """
+
+  size: int
+  pad_id: int
+  bos_id: int
+  eos_id: int
+  unk_id: int
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of `text`, without BOS and EOS."""
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of `ids` up to the first EOS."""
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [size] int32: the bytes of UTF-8 text that each id stands for (0 for special ids)."""
+
+  def describe(self) -> dict[str, Any]:
+    """Returns what identifies the vocabulary, as JSON values; no paths."""
+
+
+def _up_to_eos(ids: Iterable[int], eos_id: int) -> list[int]:
+  ids = [int(i) for i in ids]
+  return ids[: ids.index(eos_id)] if eos_id in ids else ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+  """UTF-8 bytes plus three special ids: 0 padding (and BOS), 1 EOS, 2 unknown, byte b is 3 + b.
+
+  Attributes:
+    extra_ids: ids added at the end, for tasks that need sentinels.
+  """
+
+  extra_ids: int = 0
+
+  _SPECIAL = 3
+
+  pad_id = 0
+  bos_id = 0  # As T5 does: a byte vocabulary has no id of its own for the beginning.
+  eos_id = 1
+  unk_id = 2
+
+  @property
+  def size(self) -> int:
+    """259 and the extra ids."""
+    return self._SPECIAL + 256 + self.extra_ids
+
+  def encode(self, text: str) -> list[int]:
+    """Returns one id per byte of UTF-8; a lone surrogate raises UnicodeEncodeError."""
+    return [b + self._SPECIAL for b in text.encode("utf-8")]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text; special ids and bytes that are no UTF-8 are left out."""
+    values = (i - self._SPECIAL for i in _up_to_eos(ids, self.eos_id))
+    return bytes(v for v in values if 0 <= v < 256).decode("utf-8", errors="ignore")
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [size] int32: 1 for each byte, 0 for special and extra ids."""
+    lengths = np.zeros(self.size, np.int32)
+    lengths[self._SPECIAL : self._SPECIAL + 256] = 1
+    return lengths
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the kind, the size and the special ids."""
+    return {
+      "kind": "bytes",
+      "size": self.size,
+      "extra_ids": self.extra_ids,
+      "bos_id": self.bos_id,
+      "eos_id": self.eos_id,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePiece:
+  """A SentencePiece model file.
+
+  Attributes:
+    path: the `.model` file.
+    extra_ids: sentinels `<extra_id_0>`... added at the end, the first with the highest id.
+  """
+
+  path: str
+  extra_ids: int = 0
+
+  pad_id = 0
+
+  @functools.cached_property
+  def _processor(self):
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(self._model_bytes())
+    if processor.eos_id() < 0:
+      raise ValueError(
+        f"SentencePiece model {self.path} has no EOS id, and every document must end with one."
+        " Train it with --eos_id=1 (python -m launch.vocabulary does)."
+      )
+    return processor
+
+  def _model_bytes(self) -> bytes:
+    path = Path(self.path)
+    if not path.is_file():
+      raise FileNotFoundError(
+        f"SentencePiece model {path} does not exist."
+        " Train one with python -m launch.vocabulary, or correct the path."
+      )
+    if not self.extra_ids:
+      return path.read_bytes()
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    for i in reversed(range(self.extra_ids)):
+      model.pieces.add(
+        piece=f"▁<extra_id_{i}>",
+        score=0.0,
+        type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
+      )
+    return model.SerializeToString()
+
+  @property
+  def size(self) -> int:
+    """Number of pieces, extra ids included."""
+    return self._processor.GetPieceSize()
+
+  @property
+  def bos_id(self) -> int:
+    """The model's BOS id; 0 if it has none, as T5 does."""
+    return max(self._processor.bos_id(), 0)
+
+  @property
+  def eos_id(self) -> int:
+    """The model's EOS id."""
+    return self._processor.eos_id()
+
+  @property
+  def unk_id(self) -> int:
+    """The model's id for the unknown."""
+    return self._processor.unk_id()
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of the model's segmentation."""
+    return self._processor.EncodeAsIds(text)
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text; ids beyond the vocabulary count as unknown."""
+    size = self.size
+    ids = [i if i < size else self.unk_id for i in _up_to_eos(ids, self.eos_id)]
+    return self._processor.DecodeIds(ids)
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [size] int32: bytes of each piece as written, 1 for a byte-fallback piece."""
+    processor = self._processor
+    lengths = np.zeros(self.size, np.int32)
+    for i in range(self.size):
+      if processor.IsByte(i):
+        lengths[i] = 1
+      elif not processor.IsControl(i) and not processor.IsUnknown(i):
+        lengths[i] = len(processor.IdToPiece(i).replace("▁", " ").encode("utf-8"))
+      elif processor.IsUnknown(i):
+        lengths[i] = 1
+    return lengths
+
+  @functools.cached_property
+  def _sha256(self) -> str:
+    return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the kind, the size, the special ids and the model file's sha256."""
+    return {
+      "kind": "sentencepiece",
+      "size": self.size,
+      "extra_ids": self.extra_ids,
+      "bos_id": self.bos_id,
+      "eos_id": self.eos_id,
+      "sha256": self._sha256,
+    }
+
+
+def save(vocabulary: Vocabulary, directory: str | Path) -> None:
+  """Writes the vocabulary into `directory`, which can then be read without anything else."""
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  if isinstance(vocabulary, SentencePiece):
+    shutil.copyfile(vocabulary.path, directory / MODEL_FILE)
+  text = json.dumps(vocabulary.describe(), indent=2) + "\n"
+  (directory / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+
+
+def load(directory: str | Path) -> Vocabulary:
+  """Reads a vocabulary that `save` wrote.
+
+  Raises:
+    FileNotFoundError: the directory holds no vocabulary.
+    ValueError: the model file is not the one described, or the kind is unknown.
+  """
+  directory = Path(directory)
+  file = directory / DESCRIPTION_FILE
+  if not file.is_file():
+    raise FileNotFoundError(f"{file} does not exist: {directory} holds no saved vocabulary.")
+  described = json.loads(file.read_text(encoding="utf-8"))
+  if described["kind"] == "bytes":
+    vocabulary = Bytes(extra_ids=described["extra_ids"])
+  elif described["kind"] == "sentencepiece":
+    vocabulary = SentencePiece(str(directory / MODEL_FILE), extra_ids=described["extra_ids"])
+  else:
+    raise ValueError(
+      f"{file} describes a vocabulary of kind {described['kind']!r};"
+      " this version reads 'bytes' and 'sentencepiece'."
+    )
+  if vocabulary.describe() != described:
+    raise ValueError(
+      f"{directory / MODEL_FILE} is not the model that {file} describes"
+      f" (found {vocabulary.describe()}, expected {described}). Restore the file, or prepare again."
+    )
+  return vocabulary
