@@ -1,9 +1,309 @@
-"""Where documents come from."""
+"""Where documents come from: CPython itself, text files, JSON lines, TFDS, registered seqio tasks."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+import platform
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+SPLITS = ("train", "heldout", "all")
+
+
+class CorpusError(ValueError):
+  """A corpus that cannot be read; the message names the file, what is wrong and what to do."""
 
 
 class Corpus(Protocol):
-  """A source of documents."""
+  """A source of documents, in an order that is always the same.
+
+  Attributes:
+    name: a short name for directories.
+  """
+
+  name: str
+
+  def describe(self) -> dict[str, Any]:
+    """Returns what decides the documents, as JSON values; quick, since every launch asks."""
+
+
+class Documents(Corpus, Protocol):
+  """A corpus whose documents Python reads."""
+
+  def documents(self, split: str) -> Iterator[bytes]:
+    """Yields the raw documents of 'train', 'heldout' or 'all'."""
+
+  def total_bytes(self) -> int:
+    """Returns the bytes of all splits together, for the progress bar."""
+
+
+def _is_heldout(key: bytes, fraction: float) -> bool:
+  """Decides by a hash: a document's split depends on no other document."""
+  return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < fraction * 2**64
+
+
+def _in_split(key: bytes, split: str, fraction: float) -> bool:
+  if split not in SPLITS:
+    raise CorpusError(f"split={split!r} does not exist here; there are {', '.join(SPLITS)}.")
+  return split == "all" or _is_heldout(key, fraction) == (split == "heldout")
+
+
+def _check_fraction(fraction: float) -> None:
+  if not 0 <= fraction <= 1:
+    raise CorpusError(f"heldout_fraction={fraction} must be between 0 and 1.")
+
+
+# Tests repeat each other, the code page tables of `encodings` repeat themselves, topics.py holds the
+# topics a second time, and site-packages are not CPython's.
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
+_LEFT_OUT |= {"__pycache__", "ensurepip", "pydoc_data"}
+
+# What was built on the machine, not written.
+_BUILT = ("config-", "lib-dynload", "_sysconfigdata")
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonLibrary:
+  """What the running CPython carries: the language reference's topics and the library's source.
+
+  About 10 MB of English and Python under the Python Software Foundation License, read from the
+  interpreter's own installation. A document is a topic or a source file; a hash of its name decides
+  whether it is held out, so that Python versions agree on what they share.
+
+  Attributes:
+    heldout_fraction: expected share of the documents that is held out.
+  """
+
+  heldout_fraction: float = 0.05
+
+  name = "python-library"
+
+  def __post_init__(self):
+    _check_fraction(self.heldout_fraction)
+
+  def _files(self) -> list[tuple[str, Path]]:
+    root = sysconfig.get_paths()["stdlib"]
+    found = []
+    for folder, folders, files in os.walk(root):
+      # Pruned before they are entered: site-packages can be larger than all the rest.
+      folders[:] = [f for f in folders if f not in _LEFT_OUT and not f.startswith(_BUILT)]
+      paths = (Path(folder, f) for f in files if f.endswith(".py") and not f.startswith(_BUILT))
+      found.extend((path.relative_to(root).as_posix(), path) for path in paths)
+    return sorted(found)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the Python version and a digest of the files' names and sizes."""
+    files = [(name, path.stat().st_size) for name, path in self._files()]
+    return {
+      "corpus": self.name,
+      "license": "PSF-2.0",
+      "python": platform.python_version(),
+      "files": hashlib.sha256(repr(files).encode()).hexdigest(),
+      "heldout_fraction": self.heldout_fraction,
+    }
+
+  def documents(self, split: str) -> Iterator[bytes]:
+    """Yields topics by name, then source files by path."""
+    from pydoc_data.topics import topics
+
+    for topic in sorted(topics):
+      if _in_split(f"topics/{topic}".encode(), split, self.heldout_fraction):
+        yield topics[topic].encode("utf-8")
+    for name, path in self._files():
+      if _in_split(name.encode(), split, self.heldout_fraction):
+        yield path.read_bytes()
+
+  def total_bytes(self) -> int:
+    """Returns the size of the source files (the topics are small beside them)."""
+    return sum(path.stat().st_size for _, path in self._files())
+
+
+def _matching_files(patterns: str | Sequence[str]) -> list[Path]:
+  """Returns the files that match, by path, each once."""
+  patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+  found = set()
+  for pattern in patterns:
+    paths = [p for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
+    if not paths:
+      raise CorpusError(f"No file matches {pattern!r} (seen from {Path.cwd()}). Correct the path.")
+    found.update(paths)
+  return [Path(p) for p in sorted(found)]
+
+
+def _describe_files(paths: Sequence[Path]) -> str:
+  """Returns a digest of names, sizes and times: an edited file makes another cache."""
+  stats = [(p.as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+  return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles:
+  """Plain text files, a document each.
+
+  Attributes:
+    files: a path or glob pattern (`**` crosses folders), or several.
+    heldout_fraction: expected share of the documents that is held out, decided by a hash of the
+      text, so that copies of a document are on one side.
+  """
+
+  files: str | Sequence[str]
+  heldout_fraction: float = 0.05
+
+  name = "text-files"
+
+  def __post_init__(self):
+    _check_fraction(self.heldout_fraction)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the patterns and a digest of the files' names, sizes and times."""
+    return {
+      "corpus": self.name,
+      "patterns": self.files if isinstance(self.files, str) else list(self.files),
+      "files": _describe_files(_matching_files(self.files)),
+      "heldout_fraction": self.heldout_fraction,
+    }
+
+  def documents(self, split: str) -> Iterator[bytes]:
+    """Yields the files' contents by path."""
+    for path in _matching_files(self.files):
+      text = path.read_bytes()
+      if _in_split(text, split, self.heldout_fraction):
+        yield text
+
+  def total_bytes(self) -> int:
+    """Returns the size of the files."""
+    return sum(path.stat().st_size for path in _matching_files(self.files))
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines:
+  """Files with one JSON object per line, a document each; blank lines are no documents.
+
+  Attributes:
+    files: a path or glob pattern (`**` crosses folders), or several.
+    field: the object's key whose string is the text.
+    heldout_fraction: expected share of the documents that is held out, decided by a hash of the
+      text, so that copies of a document are on one side.
+  """
+
+  files: str | Sequence[str]
+  field: str = "text"
+  heldout_fraction: float = 0.05
+
+  name = "json-lines"
+
+  def __post_init__(self):
+    _check_fraction(self.heldout_fraction)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the patterns, the field and a digest of the files' names, sizes and times."""
+    return {
+      "corpus": self.name,
+      "patterns": self.files if isinstance(self.files, str) else list(self.files),
+      "field": self.field,
+      "files": _describe_files(_matching_files(self.files)),
+      "heldout_fraction": self.heldout_fraction,
+    }
+
+  def documents(self, split: str) -> Iterator[bytes]:
+    """Yields the texts in the order of files and lines.
+
+    Raises:
+      CorpusError: a line is no JSON object, or has no string under the field; it names the line.
+    """
+    for path in _matching_files(self.files):
+      with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+          if line.strip():
+            text = self._text(line, f"{path}:{number}")
+            if _in_split(text, split, self.heldout_fraction):
+              yield text
+
+  def _text(self, line: bytes, place: str) -> bytes:
+    try:
+      # Bytes that are no UTF-8 pass through as surrogates, to be replaced and counted with the rest.
+      value = json.loads(line.decode("utf-8", errors="surrogateescape"))
+    except ValueError as error:
+      raise CorpusError(f"{place}: not a JSON object ({error}). Correct or remove the line.") from None
+    if not isinstance(value, dict) or not isinstance(value.get(self.field), str):
+      keys = sorted(value) if isinstance(value, dict) else type(value).__name__
+      raise CorpusError(
+        f"{place}: no string under {self.field!r}; the line holds {keys}. Set JsonLines.field."
+      )
+    return _to_bytes(value[self.field])
+
+  def total_bytes(self) -> int:
+    """Returns the size of the files."""
+    return sum(path.stat().st_size for path in _matching_files(self.files))
+
+
+def _to_bytes(text: str) -> bytes:
+  try:
+    return text.encode("utf-8", errors="surrogateescape")
+  except UnicodeEncodeError:
+    # JSON can spell half a surrogate pair (\ud800): bytes that are no UTF-8, counted as such.
+    return text.encode("utf-8", errors="surrogatepass")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+  """A data set of TensorFlow Datasets, a text feature per example; splits are the data set's own.
+
+  Attributes:
+    dataset: its name with configuration and version, such as 'wikipedia/20230601.en:1.0.0'.
+    field: the feature that holds the text.
+    data_dir: where it is kept; TFDS's own directory by default.
+  """
+
+  dataset: str
+  field: str = "text"
+  data_dir: str | None = None
+
+  @property
+  def name(self) -> str:
+    """The data set's name."""
+    return "tfds-" + self.dataset
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the data set and the field; the version in its name stands for the content."""
+    return {"corpus": "tfds", "dataset": self.dataset, "field": self.field}
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisteredTask:
+  """A task of seqio's registry, with its own preprocessing, vocabulary and splits.
+
+  The cache does not see changes to the task's code: remove it after such a change.
+
+  Attributes:
+    task: the registered name.
+    module: the module that registers it when imported.
+    features: output features to join, in this order, into one document.
+    seed: for tasks whose preprocessing is random.
+  """
+
+  task: str
+  module: str | None = None
+  features: Sequence[str] = ("targets",)
+  seed: int = 0
+
+  @property
+  def name(self) -> str:
+    """The task's name."""
+    return "seqio-" + self.task
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the fields."""
+    return {
+      "corpus": "seqio",
+      "task": self.task,
+      "module": self.module,
+      "features": list(self.features),
+      "seed": self.seed,
+    }

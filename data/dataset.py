@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.corpora import Corpus
+from data import preparation
+from data.corpora import Corpus, RegisteredTask
+from data.manifest import MANIFEST_FILE, VERSION
 from data.mixture import MixedRows
-from data.progress import Progress
+from data.progress import Progress, ProgressBar
 from data.rows import RowFiles
 from data.vocabularies import Vocabulary
 
@@ -35,11 +39,30 @@ class TextDataset:
   cache_dir: str = "cache"
 
   @property
+  def what(self) -> str:
+    """A name for people."""
+    return f"{self.corpus.name} ({self.split})"
+
+  def source(self) -> dict[str, Any]:
+    """Returns what decides the documents, as JSON values."""
+    return self.corpus.describe() | {"split": self.split}
+
+  @property
   def cache_path(self) -> Path:
     """The directory of the row files; its name holds a hash of all that decides the content."""
-    raise NotImplementedError
+    vocabulary = self.vocabulary.describe()
+    content = [VERSION, self.source(), vocabulary, self.sequence_length]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    words = f"{self.corpus.name}-{self.split}-{vocabulary['kind']}-{self.sequence_length}"
+    return Path(self.cache_dir).absolute() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', words)}-{digest}"
 
-  def rows(self, progress: Callable[[Progress], None] | None = None) -> RowFiles:
+  def is_prepared(self) -> bool:
+    """Whether the row files are there."""
+    return (self.cache_path / MANIFEST_FILE).is_file()
+
+  def rows(
+    self, progress: Callable[[Progress], None] | None = None, *, verify: bool = False
+  ) -> RowFiles:
     """Opens the row files, making them first if they are missing.
 
     They are made by another process, so that this one never imports TensorFlow.
@@ -47,12 +70,15 @@ class TextDataset:
     Args:
       progress: called about ten times a second while rows are made; by default a progress bar on
         stderr (lines, if it is not a terminal).
+      verify: also compare the sha256 of every file; sizes are always compared.
 
     Raises:
+      CorpusError: the corpus cannot be read, or holds no text.
+      PreparationError: the rows could not be made for another reason, which it carries.
       RowFileError: the files are damaged.
-      PreparationError: the rows could not be made; it carries the reason.
     """
-    raise NotImplementedError
+    preparation.prepare([self], progress)
+    return RowFiles(self.cache_path, verify=verify).check(self.vocabulary, self.sequence_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +93,72 @@ class Mixture:
   components: Sequence[TextDataset]
   weights: Sequence[float]
 
-  def rows(self, progress: Callable[[Progress], None] | None = None) -> MixedRows:
+  def rows(
+    self, progress: Callable[[Progress], None] | None = None, *, verify: bool = False
+  ) -> MixedRows:
     """Opens, and if need be makes, the rows of every component."""
-    return MixedRows([part.rows(progress) for part in self.components], self.weights)
+    preparation.prepare(self.components, progress)
+    return MixedRows([part.rows(verify=verify) for part in self.components], self.weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class RegisteredMixture:
+  """A mixture of seqio's registry: its tasks packed one by one and drawn from at its rates.
+
+  seqio mixes examples and stops at the end of the shortest task. Here every task is packed whole and
+  rows are drawn, each task's rate weighted by its mean length, so that tokens keep their shares.
+
+  Attributes:
+    mixture: the registered name.
+    vocabulary: that of its tasks.
+    sequence_length: tokens per row.
+    split: a split that all its tasks have.
+    module: the module that registers it when imported.
+    features: output features to join, in this order, into one document.
+    seed: for tasks whose preprocessing is random.
+    cache_dir: holds one directory per task; relative to the working directory.
+  """
+
+  mixture: str
+  vocabulary: Vocabulary
+  sequence_length: int
+  split: str = "train"
+  module: str | None = None
+  features: Sequence[str] = ("targets",)
+  seed: int = 0
+  cache_dir: str = "cache"
+
+  def rows(
+    self, progress: Callable[[Progress], None] | None = None, *, verify: bool = False
+  ) -> MixedRows:
+    """Opens, and if need be makes, the rows of every task."""
+    rates = self._rates(progress)
+    parts = [
+      TextDataset(
+        corpus=RegisteredTask(task, self.module, self.features, self.seed),
+        vocabulary=self.vocabulary,
+        sequence_length=self.sequence_length,
+        split=self.split,
+        cache_dir=self.cache_dir,
+      )
+      for task in rates
+    ]
+    preparation.prepare(parts, progress)
+    rows = [part.rows(verify=verify) for part in parts]
+    means = [part.counts.tokens / part.counts.documents for part in rows]
+    weights = [rate * mean for rate, mean in zip(rates.values(), means, strict=True)]
+    return MixedRows(rows, weights)
+
+  def _rates(self, progress: Callable[[Progress], None] | None) -> dict[str, float]:
+    """Returns the tasks' rates, asked of seqio once and then kept."""
+    words = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{self.module}-{self.mixture}")
+    kept = Path(self.cache_dir) / f"rates-{words}.json"
+    if kept.is_file():
+      return json.loads(kept.read_text(encoding="utf-8"))
+    request = {"datasets": [], "mixture": (self.mixture, self.module)}
+    rates = preparation.run(request, f"mixture {self.mixture}", progress or ProgressBar())
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
+      json.dump(rates, file)
+    Path(file.name).rename(kept)
+    return rates

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+import time
+from typing import TextIO
+
+_BAR_WIDTH = 24
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,12 +19,52 @@ class Progress:
     what: the name of what is prepared.
     documents: read so far.
     text_bytes: read so far.
-    total_bytes: of the whole corpus; 0 if it is not known beforehand.
+    total_bytes: of the whole corpus (about); 0 if it is not known beforehand.
     seconds: since the start.
+    waiting: another process is preparing the same.
+    finished: nothing more is to come.
   """
 
   what: str
-  documents: int
-  text_bytes: int
-  total_bytes: int
-  seconds: float
+  documents: int = 0
+  text_bytes: int = 0
+  total_bytes: int = 0
+  seconds: float = 0.0
+  waiting: bool = False
+  finished: bool = False
+
+  def line(self) -> str:
+    """Returns one line of text: a bar if the whole is known, the counts, the time."""
+    if self.waiting:
+      return f"preparing {self.what}: waiting for another process that does, {self.seconds:.0f} s"
+    if not self.documents and not self.finished:
+      return f"preparing {self.what}: loading the tokenizer, {self.seconds:.0f} s"
+    share = 1.0 if self.finished else min(self.text_bytes / (self.total_bytes or 1), 1.0)
+    bar = ""
+    if self.total_bytes or self.finished:
+      full = int(share * _BAR_WIDTH)
+      bar = "[" + "#" * full + "." * (_BAR_WIDTH - full) + f"] {share:4.0%}  "
+    size = f"{self.text_bytes / 1e6:.1f} MB"
+    return f"preparing {self.what}: {bar}{self.documents} documents, {size}, {self.seconds:.0f} s"
+
+
+class ProgressBar:
+  """Shows progress on one line of a terminal, or as a line every ten seconds elsewhere."""
+
+  def __init__(self, stream: TextIO | None = None):
+    """Writes to `stream`, by default stderr."""
+    self._stream = stream or sys.stderr
+    self._last_line = -_SECONDS_BETWEEN_LINES
+    self._width = 0
+
+  def __call__(self, progress: Progress) -> None:
+    """Shows `progress`."""
+    line = progress.line()
+    if self._stream.isatty():
+      # Blanks overwrite what a longer line left.
+      self._stream.write("\r" + line.ljust(self._width) + ("\n" if progress.finished else ""))
+      self._width = len(line)
+    elif progress.finished or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+      self._stream.write(line + "\n")
+      self._last_line = time.monotonic()
+    self._stream.flush()

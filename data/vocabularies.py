@@ -100,6 +100,40 @@ class Bytes:
     }
 
 
+@functools.cache
+def _model_bytes(path: str) -> bytes:
+  if not Path(path).is_file():
+    raise FileNotFoundError(
+      f"SentencePiece model {path} does not exist."
+      " Train one with python -m launch.vocabulary, or correct the path."
+    )
+  return Path(path).read_bytes()
+
+
+@functools.cache
+def _processor(path: str, extra_ids: int) -> Any:
+  """Returns the SentencePieceProcessor; kept here so that the configuration stays plain data."""
+  import sentencepiece
+
+  model = _model_bytes(path)
+  if extra_ids:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    for i in reversed(range(extra_ids)):
+      proto.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=user_defined)
+    model = proto.SerializeToString()
+  processor = sentencepiece.SentencePieceProcessor()
+  processor.LoadFromSerializedProto(model)
+  if processor.eos_id() < 0:
+    raise ValueError(
+      f"SentencePiece model {path} has no EOS id, and every document must end with one."
+      " Train it with --eos_id=1 (python -m launch.vocabulary does)."
+    )
+  return processor
+
+
 @dataclasses.dataclass(frozen=True)
 class SentencePiece:
   """A SentencePiece model file.
@@ -114,38 +148,9 @@ class SentencePiece:
 
   pad_id = 0
 
-  @functools.cached_property
-  def _processor(self):
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(self._model_bytes())
-    if processor.eos_id() < 0:
-      raise ValueError(
-        f"SentencePiece model {self.path} has no EOS id, and every document must end with one."
-        " Train it with --eos_id=1 (python -m launch.vocabulary does)."
-      )
-    return processor
-
-  def _model_bytes(self) -> bytes:
-    path = Path(self.path)
-    if not path.is_file():
-      raise FileNotFoundError(
-        f"SentencePiece model {path} does not exist."
-        " Train one with python -m launch.vocabulary, or correct the path."
-      )
-    if not self.extra_ids:
-      return path.read_bytes()
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
-    for i in reversed(range(self.extra_ids)):
-      model.pieces.add(
-        piece=f"▁<extra_id_{i}>",
-        score=0.0,
-        type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
-      )
-    return model.SerializeToString()
+  @property
+  def _processor(self) -> Any:
+    return _processor(self.path, self.extra_ids)
 
   @property
   def size(self) -> int:
@@ -190,10 +195,6 @@ class SentencePiece:
         lengths[i] = 1
     return lengths
 
-  @functools.cached_property
-  def _sha256(self) -> str:
-    return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
-
   def describe(self) -> dict[str, Any]:
     """Returns the kind, the size, the special ids and the model file's sha256."""
     return {
@@ -202,7 +203,7 @@ class SentencePiece:
       "extra_ids": self.extra_ids,
       "bos_id": self.bos_id,
       "eos_id": self.eos_id,
-      "sha256": self._sha256,
+      "sha256": hashlib.sha256(_model_bytes(self.path)).hexdigest(),
     }
 
 

@@ -1,0 +1,141 @@
+"""Cuts long documents and joins short ones, so that every row but the last is full."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from data.manifest import Counts
+from data.vocabularies import Vocabulary
+
+_ROWS_AT_ONCE = 256
+
+
+class Rows(NamedTuple):
+  """Finished rows.
+
+  Attributes:
+    tokens: [rows, T] int32; 0 where there is no text.
+    segment_ids: [rows, T] int32, from 1 within a row; 0 where there is no text.
+    row_bytes: [rows] int64 bytes of text.
+  """
+
+  tokens: np.ndarray
+  segment_ids: np.ndarray
+  row_bytes: np.ndarray
+
+
+class Packer:
+  """Packs documents in the order given; the rows depend on nothing else.
+
+  A document that does not fit is continued in the next row, as a segment of its own. Padding is told
+  from text by the segment ids alone, so id 0 is a token like any other.
+  """
+
+  def __init__(self, vocabulary: Vocabulary, sequence_length: int):
+    """Packs ids of `vocabulary` into rows of `sequence_length` tokens."""
+    if sequence_length < 1:
+      raise ValueError(f"sequence_length={sequence_length} must be at least 1.")
+    self._size = vocabulary.size
+    self._eos_id = vocabulary.eos_id
+    self._unk_id = vocabulary.unk_id
+    self._byte_lengths = vocabulary.byte_lengths().astype(np.int64)
+    self._length = sequence_length
+    self._counts = Counts()
+    self._start_block()
+
+  def _start_block(self) -> None:
+    shape = (_ROWS_AT_ONCE, self._length)
+    self._tokens = np.zeros(shape, np.int32)
+    self._segment_ids = np.zeros(shape, np.int32)
+    self._row_bytes = np.zeros(_ROWS_AT_ONCE, np.int64)
+    self._row = 0
+    self._column = 0
+    self._segment = 0
+
+  @property
+  def counts(self) -> Counts:
+    """What became of the documents so far."""
+    return self._counts
+
+  def add(self, tokens: np.ndarray, text_bytes: int, invalid_utf8: bool = False) -> Iterator[Rows]:
+    """Packs one document and yields the rows that became full, in blocks.
+
+    Args:
+      tokens: [n] integer ids; an EOS is added if the last is none.
+      text_bytes: UTF-8 bytes of the document's text, spread over its tokens by what each spells.
+      invalid_utf8: some of its bytes were replaced.
+
+    Raises:
+      ValueError: an id is not in the vocabulary.
+    """
+    tokens = np.asarray(tokens, np.int64)
+    self._count(invalid_utf8_documents=int(invalid_utf8))
+    if not len(tokens) or (len(tokens) == 1 and tokens[0] == self._eos_id):
+      self._count(empty_documents=1)
+      return
+    if tokens.min() < 0 or tokens.max() >= self._size:
+      bad = tokens[(tokens < 0) | (tokens >= self._size)][0]
+      raise ValueError(
+        f"Document {self._counts.documents + 1} holds the id {bad}, the vocabulary has ids 0 to"
+        f" {self._size - 1}. The task was tokenized under another vocabulary."
+      )
+    if tokens[-1] != self._eos_id:
+      tokens = np.append(tokens, self._eos_id)
+    ends = self._spread(tokens, text_bytes)
+    self._count(
+      documents=1,
+      cut_documents=int(self._column + len(tokens) > self._length),
+      text_bytes=text_bytes,
+      tokens=len(tokens),
+      unknown_tokens=int((tokens == self._unk_id).sum()),
+    )
+    done = 0
+    while done < len(tokens):
+      done += self._fill(tokens, ends, done)
+      if self._row == _ROWS_AT_ONCE:
+        block = Rows(self._tokens, self._segment_ids, self._row_bytes)
+        self._start_block()
+        yield block
+
+  def finish(self) -> Rows:
+    """Returns the rows left over; the last may end in padding."""
+    rows = self._row + (self._column > 0)
+    if self._column:
+      self._count(padding_tokens=self._length - self._column)
+    left = Rows(self._tokens[:rows], self._segment_ids[:rows], self._row_bytes[:rows])
+    self._start_block()
+    return left
+
+  def _count(self, **more: int) -> None:
+    values = {name: getattr(self._counts, name) + n for name, n in more.items()}
+    self._counts = dataclasses.replace(self._counts, **values)
+
+  def _spread(self, tokens: np.ndarray, text_bytes: int) -> np.ndarray:
+    """Returns [n + 1] int64, the bytes of text before each token: 0 first, `text_bytes` last.
+
+    A byte vocabulary spells exactly `text_bytes`; one that normalises the text may spell fewer or more,
+    and then its lengths are only proportions.
+    """
+    spelled = np.concatenate([[0], np.cumsum(self._byte_lengths[tokens])])
+    if spelled[-1] == text_bytes:
+      return spelled
+    if not spelled[-1]:
+      spelled = np.arange(len(tokens) + 1)
+    return spelled * text_bytes // max(int(spelled[-1]), 1)
+
+  def _fill(self, tokens: np.ndarray, ends: np.ndarray, start: int) -> int:
+    """Puts tokens from `start` on into the current row; returns how many."""
+    count = min(self._length - self._column, len(tokens) - start)
+    place = slice(self._column, self._column + count)
+    self._segment += 1
+    self._tokens[self._row, place] = tokens[start : start + count]
+    self._segment_ids[self._row, place] = self._segment
+    self._row_bytes[self._row] += ends[start + count] - ends[start]
+    self._column += count
+    if self._column == self._length:
+      self._row, self._column, self._segment = self._row + 1, 0, 0
+    return count

@@ -1,0 +1,143 @@
+"""Has row files made by another process, so that this one never imports TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from data.corpora import CorpusError
+from data.progress import Progress, ProgressBar
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+Show = Callable[[Progress], None]
+
+
+class PreparationError(RuntimeError):
+  """Row files could not be made, for a reason other than the corpus; it carries the last messages."""
+
+
+def _environment() -> dict[str, str]:
+  """Returns the environment of the preparing process.
+
+  It finds the modules that this process finds (a registered task may be in any), and leaves the
+  accelerators to this one: seqio imports both TensorFlow and JAX.
+  """
+  paths = [str(_ROOT)] + [p or os.getcwd() for p in sys.path]
+  return os.environ | {
+    "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "JAX_PLATFORMS": "cpu",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+  }
+
+
+def run(request: dict[str, Any], what: str, show: Show) -> Any:
+  """Runs `python -m data.prepare` on `request` and returns what it answers.
+
+  Args:
+    request: see prepare.main.
+    what: a name for the progress line until the first document.
+    show: called about ten times a second.
+
+  Raises:
+    CorpusError: the corpus is at fault.
+    PreparationError: something else is.
+  """
+  # -P: a folder named `data` in the working directory must not hide this package.
+  command = [sys.executable, "-P", "-m", "data.prepare"]
+  with tempfile.TemporaryFile() as log:
+    process = subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=log,
+      env=_environment(),
+    )
+    try:
+      process.stdin.write(pickle.dumps(request))
+      process.stdin.close()
+      answer = _follow(process.stdout, what, show)
+      process.wait()
+    except BrokenPipeError:
+      answer = {}
+    finally:
+      # Also on Ctrl-C: nothing goes on behind the caller's back, and nothing half made stays.
+      if process.poll() is None:
+        process.terminate()
+        process.wait()
+    if "done" in answer:
+      return answer["done"]
+    if answer.get("kind") == "CorpusError":
+      raise CorpusError(answer["error"])
+    raise PreparationError(_explain(process.returncode, answer, log))
+
+
+def _events(stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:
+  """Yields the events as they come, and None for every half second without one."""
+  lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+  def read() -> None:
+    for line in stream:
+      lines.put(line)
+    lines.put(b"")
+
+  threading.Thread(target=read, daemon=True).start()
+  while True:
+    try:
+      line = lines.get(timeout=0.5)
+    except queue.Empty:
+      yield None
+      continue
+    if not line:
+      return
+    yield json.loads(line)
+
+
+def _follow(stream: IO[bytes], what: str, show: Show) -> dict[str, Any]:
+  """Shows events as they come; returns the last, which says how it ended."""
+  start = time.monotonic()
+  latest = Progress(what)
+  show(latest)
+  for event in _events(stream):
+    seconds = time.monotonic() - start
+    if event is None:
+      latest = dataclasses.replace(latest, seconds=seconds)
+    elif "what" in event:
+      latest = Progress(**event, seconds=seconds)
+    else:
+      return event
+    show(latest)
+  return {}
+
+
+def _explain(returncode: int, answer: dict[str, Any], log: IO[bytes]) -> str:
+  log.seek(0)
+  tail = log.read().decode("utf-8", errors="replace").strip().splitlines()[-8:]
+  reason = f"{answer['kind']}: {answer['error']}" if answer else f"exit status {returncode}"
+  if returncode == -9:
+    reason += " (killed, perhaps for want of memory)"
+  return f"Preparing rows failed with {reason}. Its last messages:\n  " + "\n  ".join(tail)
+
+
+def prepare(datasets: Sequence[Any], progress: Show | None = None) -> None:
+  """Makes the row files that are missing, all in one other process.
+
+  Args:
+    datasets: TextDatasets.
+    progress: called about ten times a second; by default a progress bar on stderr.
+  """
+  missing = [dataset for dataset in datasets if not dataset.is_prepared()]
+  if missing:
+    run({"datasets": missing}, missing[0].what, progress or ProgressBar())

@@ -1,0 +1,151 @@
+"""Makes row files: `python -m data.prepare`, which another process starts and feeds (preparation.py).
+
+Reads a pickled list of datasets from stdin; writes a line of JSON per event to stdout: progress, then
+`{"done": ...}` or `{"error": ...}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data import corpora, tasks
+from data.dataset import TextDataset
+from data.manifest import MANIFEST_FILE, Counts
+from data.packing import Packer
+from data.rows import RowWriter
+
+_SECONDS_BETWEEN_EVENTS = 0.1
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@contextlib.contextmanager
+def _locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
+  """Lets one process of this machine at a time prepare the same content.
+
+  The others wait and then find it made. Correctness does not depend on the lock (files appear by
+  renaming a finished directory), only the doubled work does. A killed process loses its lock.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      wait()
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _remove_leftovers(target: Path) -> None:
+  """Removes what killed preparations of `target` on this machine left; call with the lock held."""
+  for leftover in target.parent.glob(f".{target.name}.{socket.gethostname()}.*.partial"):
+    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def prepare(dataset: TextDataset, report: Report) -> None:
+  """Makes the row files of `dataset` unless they are there; they appear whole or not at all.
+
+  Raises:
+    CorpusError: the corpus cannot be read, or the split holds no text.
+  """
+  target = dataset.cache_path
+  lock = target.parent / f".{target.name}.lock"
+  with _locked(lock, wait=lambda: report({"what": dataset.what, "waiting": True})):
+    if (target / MANIFEST_FILE).is_file():
+      return
+    _remove_leftovers(target)
+    name = f".{target.name}.{socket.gethostname()}.{os.getpid()}.partial"
+    partial = target.parent / name
+    partial.mkdir()
+    try:
+      _pack(dataset, partial, report)
+      _publish(partial, target)
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, target: Path) -> None:
+  """Renames `partial` to `target`; if another machine was faster, its files stay."""
+  try:
+    partial.rename(target)
+  except OSError:
+    if not (target / MANIFEST_FILE).is_file():
+      raise
+
+
+def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
+  corpus = dataset.corpus
+  total = corpus.total_bytes() if hasattr(corpus, "total_bytes") else 0
+  total = int(total * _expected_share(corpus, dataset.split))
+  packer = Packer(dataset.vocabulary, dataset.sequence_length)
+  writer = RowWriter(directory, dataset.vocabulary, dataset.sequence_length)
+  last_report = 0.0
+  for example in tasks.examples(corpus, dataset.vocabulary, dataset.split):
+    for rows in packer.add(*example):
+      writer.write(*rows)
+    if time.monotonic() - last_report >= _SECONDS_BETWEEN_EVENTS:
+      last_report = time.monotonic()
+      report(_event(dataset, packer.counts, total))
+  writer.write(*packer.finish())
+  counts = packer.counts
+  if not counts.documents:
+    raise corpora.CorpusError(
+      f"{dataset.what} holds no text: it has no documents"
+      f" ({counts.empty_documents} empty ones were left out). Correct the corpus; to hold out more"
+      " of a small one, raise heldout_fraction, or give a corpus of its own and split='all'."
+    )
+  writer.finish(dataset.source(), counts)
+  report(_event(dataset, counts, total) | {"finished": True})
+
+
+def _expected_share(corpus: corpora.Corpus, split: str) -> float:
+  heldout = getattr(corpus, "heldout_fraction", 0.0)
+  return {"heldout": heldout, "train": 1 - heldout}.get(split, 1.0)
+
+
+def _event(dataset: TextDataset, counts: Counts, total: int) -> dict[str, Any]:
+  return {
+    "what": dataset.what,
+    "documents": counts.documents + counts.empty_documents,
+    "text_bytes": counts.text_bytes,
+    "total_bytes": total,
+  }
+
+
+def main() -> int:
+  """Prepares the datasets that stdin names."""
+  events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+  # Libraries that print must not disturb the events.
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+  def report(event: dict[str, Any]) -> None:
+    print(json.dumps(event), file=events, flush=True)
+
+  # So that a terminated preparation removes what it began.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+  request = pickle.load(sys.stdin.buffer)
+  try:
+    for dataset in request["datasets"]:
+      prepare(dataset, report)
+    rates = request.get("mixture")
+    report({"done": tasks.mixture_rates(*rates) if rates else True})
+  except (corpora.CorpusError, ValueError, OSError, ImportError) as error:
+    report({"error": f"{error}", "kind": type(error).__name__})
+    raise
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

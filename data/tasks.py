@@ -1,0 +1,241 @@
+"""seqio tasks over the corpora: the one place that imports seqio, and TensorFlow with it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data import corpora, vocabularies
+from data.vocabularies import Vocabulary
+
+
+class Example(NamedTuple):
+  """A tokenized document.
+
+  Attributes:
+    tokens: [n] ids.
+    text_bytes: bytes of its text as UTF-8.
+    invalid_utf8: bytes that are no UTF-8 were replaced by U+FFFD.
+  """
+
+  tokens: np.ndarray
+  text_bytes: int
+  invalid_utf8: bool
+
+
+def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
+  """Returns seqio's vocabulary with the same ids."""
+  import seqio
+
+  if isinstance(vocabulary, vocabularies.Bytes):
+    return seqio.ByteVocabulary(extra_ids=vocabulary.extra_ids)
+  if isinstance(vocabulary, vocabularies.SentencePiece):
+    return seqio.SentencePieceVocabulary(vocabulary.path, extra_ids=vocabulary.extra_ids)
+  raise TypeError(f"vocabulary={vocabulary!r} must be vocabularies.Bytes or .SentencePiece.")
+
+
+def _own_vocabulary(task: str, vocabulary: Any) -> Vocabulary:
+  """Returns our vocabulary with the same ids as seqio's."""
+  import seqio
+
+  if isinstance(vocabulary, seqio.ByteVocabulary):
+    return vocabularies.Bytes(extra_ids=vocabulary.extra_ids)
+  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    return vocabularies.SentencePiece(
+      vocabulary.sentencepiece_model_file, extra_ids=vocabulary.extra_ids
+    )
+  raise corpora.CorpusError(
+    f"Task {task!r} uses a {type(vocabulary).__name__}; read are tasks with a ByteVocabulary or a"
+    " SentencePieceVocabulary. Register the task with one of these."
+  )
+
+
+def _measure(dataset: Any, field: str) -> Any:
+  """Replaces what is no UTF-8, and notes it beside the text with the text's size."""
+  import tensorflow as tf
+
+  def measure(example: dict[str, Any]) -> dict[str, Any]:
+    raw = example[field]
+    text = tf.strings.unicode_transcode(raw, "UTF-8", "UTF-8", errors="replace")
+    return {
+      "targets": text,
+      "text_bytes": tf.strings.length(text, unit="BYTE"),
+      "invalid_utf8": tf.not_equal(raw, text),
+    }
+
+  return dataset.map(measure, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+class _Failure:
+  """Keeps the error that reading documents raised; tf.data would only report its text."""
+
+  error: BaseException | None = None
+
+
+def _source(corpus: corpora.Corpus, failure: _Failure) -> Any:
+  """Returns a seqio data source of the corpus."""
+  import seqio
+  import tensorflow as tf
+
+  if isinstance(corpus, corpora.Tfds):
+    return seqio.TfdsDataSource(tfds_name=corpus.dataset, tfds_data_dir=corpus.data_dir)
+
+  def read(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    def generate() -> Iterator[dict[str, bytes]]:
+      try:
+        for document in corpus.documents(split):
+          yield {"text": document}
+      except Exception as error:
+        failure.error = error
+        raise
+
+    signature = {"text": tf.TensorSpec((), tf.string)}
+    return tf.data.Dataset.from_generator(generate, output_signature=signature)
+
+  return seqio.FunctionDataSource(read, splits=corpora.SPLITS)
+
+
+def task(corpus: corpora.Corpus, vocabulary: Vocabulary, failure: _Failure | None = None) -> Any:
+  """Returns the seqio task of a corpus, registering it unless it is.
+
+  Raises:
+    CorpusError: a registered task does not exist or has another vocabulary.
+  """
+  import seqio
+
+  if isinstance(corpus, corpora.RegisteredTask):
+    return _registered(corpus, vocabulary)
+  field = corpus.field if isinstance(corpus, corpora.Tfds) else "text"
+  identity = json.dumps([corpus.describe(), vocabulary.describe()], sort_keys=True)
+  digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+  name = "".join(c if c.isalnum() else "_" for c in corpus.name) + "_" + digest
+  if name in seqio.TaskRegistry.names():
+    seqio.TaskRegistry.remove(name)
+  feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
+  return seqio.TaskRegistry.add(
+    name,
+    source=_source(corpus, failure or _Failure()),
+    preprocessors=[
+      lambda dataset: _measure(dataset, field),
+      lambda dataset, output_features: seqio.preprocessors.tokenize(
+        dataset, output_features, copy_pretokenized=False
+      ),
+      seqio.preprocessors.append_eos,
+    ],
+    output_features={"targets": feature},
+  )
+
+
+def _import_registrations(module: str | None) -> None:
+  if module:
+    importlib.import_module(module)
+
+
+def _registered(corpus: corpora.RegisteredTask, vocabulary: Vocabulary) -> Any:
+  import difflib
+
+  import seqio
+
+  _import_registrations(corpus.module)
+  names = list(seqio.TaskRegistry.names())
+  if corpus.task not in names:
+    near = difflib.get_close_matches(corpus.task, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if corpus.task in seqio.MixtureRegistry.names():
+      hint = " It is a mixture: use dataset.RegisteredMixture."
+    raise corpora.CorpusError(
+      f"No seqio task {corpus.task!r} is registered after importing {corpus.module!r}.{hint}"
+      " Set RegisteredTask.module to the module that registers it."
+    )
+  found = seqio.TaskRegistry.get(corpus.task)
+  missing = [name for name in corpus.features if name not in found.output_features]
+  unused = [name for name in found.output_features if name not in corpus.features]
+  if missing or unused:
+    raise corpora.CorpusError(
+      f"Task {corpus.task!r} has the features {sorted(found.output_features)},"
+      f" asked for are {list(corpus.features)}. Set RegisteredTask.features to all of them, in the"
+      " order in which they are joined."
+    )
+  for feature in corpus.features:
+    own = _own_vocabulary(corpus.task, found.output_features[feature].vocabulary)
+    if own.describe() != vocabulary.describe():
+      raise corpora.CorpusError(
+        f"Task {corpus.task!r} tokenizes {feature!r} under {own!r}, the dataset asks for"
+        f" {vocabulary!r}. Set the dataset's vocabulary to the task's."
+      )
+  return found
+
+
+def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iterator[Example]:
+  """Yields the corpus tokenized by its seqio task, every document once, in order.
+
+  Raises:
+    CorpusError: the corpus cannot be read, or has no such split.
+  """
+  failure = _Failure()
+  found = task(corpus, vocabulary, failure)
+  if split not in found.splits:
+    raise corpora.CorpusError(
+      f"split={split!r} does not exist in {corpus.name}; there are {', '.join(found.splits)}."
+    )
+  registered = isinstance(corpus, corpora.RegisteredTask)
+  dataset = found.get_dataset(
+    sequence_length=None,
+    split=split,
+    shuffle=False,
+    seed=corpus.seed if registered else None,
+    num_epochs=1,
+    try_in_mem_cache=False,
+  )
+  try:
+    for values in dataset.as_numpy_iterator():
+      if registered:
+        yield _registered_example(corpus, vocabulary, values)
+      else:
+        yield Example(values["targets"], int(values["text_bytes"]), bool(values["invalid_utf8"]))
+  except Exception as error:
+    raise (failure.error or error) from None
+
+
+def _registered_example(
+  corpus: corpora.RegisteredTask, vocabulary: Vocabulary, values: dict[str, Any]
+) -> Example:
+  """Joins the features; text sizes are the pretokenized text's, else what the ids spell."""
+  tokens = np.concatenate([values[name].reshape(-1) for name in corpus.features])
+  raw = [values.get(name + "_pretokenized") for name in corpus.features]
+  if all(isinstance(text, bytes) for text in raw):
+    text = b"".join(raw)
+    return Example(tokens, len(text), not _is_utf8(text))
+  in_range = tokens[(tokens >= 0) & (tokens < vocabulary.size)]
+  return Example(tokens, int(vocabulary.byte_lengths()[in_range].sum()), False)
+
+
+def _is_utf8(text: bytes) -> bool:
+  try:
+    text.decode("utf-8")
+  except UnicodeDecodeError:
+    return False
+  return True
+
+
+def mixture_rates(mixture: str, module: str | None) -> dict[str, float]:
+  """Returns the rates, in examples, of the tasks of a registered mixture.
+
+  Raises:
+    CorpusError: no such mixture is registered.
+  """
+  import seqio
+
+  _import_registrations(module)
+  if mixture not in seqio.MixtureRegistry.names():
+    raise corpora.CorpusError(
+      f"No seqio mixture {mixture!r} is registered after importing {module!r}."
+      " Set RegisteredMixture.module to the module that registers it."
+    )
+  found = seqio.MixtureRegistry.get(mixture)
+  return {member.name: float(found.get_rate(member)) for member in found.tasks}
