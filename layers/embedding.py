@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kernels.matmul import matmul
+
 
 class Embedding(nn.Module):
   """One matrix [V, D] that embeds tokens and, transposed, gives their logits.
@@ -41,9 +43,5 @@ class Embedding(nn.Module):
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Maps [B, T, D] to float32 logits [B, T, V]."""
-    return jnp.einsum(
-      "btd,vd->btv",
-      x.astype(self.dtype),
-      self.embedding.astype(self.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    matrix = self.embedding.astype(self.dtype).T
+    return matmul(x.astype(self.dtype), matrix, jnp.float32)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kernels.matmul import matmul
+
 
 class Linear(nn.Module):
   """A linear map over the last axis.
@@ -34,7 +36,7 @@ class Linear(nn.Module):
       (x.shape[-1], self.features),
       self.param_dtype,
     )
-    y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+    y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
     if self.use_bias:
       bias = self.param(
         "bias",

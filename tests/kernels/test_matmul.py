@@ -1,0 +1,48 @@
+"""The written-out products against JAX's own, in value and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels.matmul import block_diagonal_matmul, matmul
+
+
+def normal(seed, shape, dtype=jnp.float32):
+  return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def check(function, reference, x, w, rtol):
+  g = normal(2, jax.eval_shape(reference, x, w).shape, x.dtype)
+  value, pullback = jax.vjp(function, x, w)
+  exact = [leaf.astype(jnp.float32) for leaf in (x, w)]
+  expected, expected_pullback = jax.vjp(reference, *exact)
+  pairs = zip(
+    (value, *pullback(g.astype(value.dtype))),
+    (expected, *expected_pullback(g.astype(jnp.float32))),
+    strict=True,
+  )
+  for found, wanted in pairs:
+    assert jnp.linalg.norm(found.astype(jnp.float32) - wanted) <= rtol * jnp.linalg.norm(wanted)
+
+
+# Rounding of the result alone (2^-9 relative in bfloat16): sums are float32 in both types.
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
+def test_matmul_and_gradients(dtype, rtol):
+  x, w = normal(0, (3, 5, 24), dtype), normal(1, (24, 40), dtype)
+  check(matmul, lambda x, w: x @ w, x, w, rtol)
+  check(matmul, lambda x, w: x @ w, x[0, 0], w, rtol)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
+@pytest.mark.parametrize("blocks", [1, 3, 12])
+def test_block_diagonal_matmul_and_gradients(dtype, rtol, blocks):
+  x, w = normal(0, (2, 7, 24), dtype), normal(1, (blocks, 24 // blocks, 24 // blocks), dtype)
+  check(block_diagonal_matmul, lambda x, w: x @ jax.scipy.linalg.block_diag(*w), x, w, rtol)
+
+
+def test_result_type_can_be_wider_than_the_operands():
+  x, w = normal(0, (2, 64), jnp.bfloat16), normal(1, (64, 8), jnp.bfloat16)
+  y = matmul(x, w, jnp.float32)
+  assert y.dtype == jnp.float32
+  np.testing.assert_allclose(y, x.astype(jnp.float32) @ w.astype(jnp.float32), rtol=1e-5, atol=1e-5)
