@@ -1,0 +1,70 @@
+"""The diagonal linear recurrence h_t = a_t h_{t-1} + x_t."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kernels.platform import Implementation, resolve
+
+IMPLEMENTATIONS = {
+  "cpu": Implementation("kernels.linear_scan.cpu", default_on=("cpu",)),
+  "pallas_tpu": Implementation("kernels.linear_scan.pallas_tpu", ("tpu",), ("tpu",)),
+  "mosaic_gpu": Implementation("kernels.linear_scan.mosaic_gpu", ("gpu",), ("gpu",)),
+  "associative": Implementation("kernels.linear_scan.associative", default_on=("gpu", "tpu")),
+  "reference": Implementation("kernels.linear_scan.reference"),
+}
+
+
+def linear_scan(
+  x: jax.Array,
+  log_a: jax.Array,
+  h0: jax.Array | None = None,
+  *,
+  reset: jax.Array | None = None,
+  reverse: bool = False,
+  implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Solves `h_t = exp(log_a_t) h_{t-1} + x_t` along time.
+
+  Args:
+    x: [B, T, R] inputs, float32 or bfloat16.
+    log_a: [B, T, R] logarithms of the decays, <= 0 (a itself would lose its digits in bfloat16).
+    h0: [B, R] float32 state before the first step; zeros if None.
+    reset: [B, T] bool; True where a segment starts: the state before that step is zero.
+    reverse: run from the last step to the first.
+    implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
+
+  Returns:
+    h: [B, T, R] in x's dtype, and the state after the last step run: [B, R] float32. Accumulation
+    is float32.
+
+  Raises:
+    ValueError: shapes or types disagree, or the implementation cannot run here.
+  """
+  check_scan_arguments("linear_scan", x, {"log_a": log_a}, h0, reset)
+  run = resolve("linear_scan", implementation, IMPLEMENTATIONS)
+  return run(x, log_a, h0, reset, reverse)
+
+
+def check_scan_arguments(
+  op: str,
+  x: jax.Array,
+  like_x: dict[str, jax.Array],
+  h0: jax.Array | None,
+  reset: jax.Array | None,
+) -> None:
+  """Raises ValueError unless all arguments of a recurrence fit x [B, T, R]."""
+  if x.ndim != 3 or 0 in x.shape:
+    raise ValueError(f"{op}: x must be [B, T, R] and not empty, got shape {x.shape}.")
+  if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float64):
+    raise ValueError(f"{op}: x must be float32 or bfloat16, got {x.dtype}.")
+  for name, array in like_x.items():
+    if array.shape != x.shape:
+      raise ValueError(f"{op}: {name} has shape {array.shape}, x has {x.shape}; they must agree.")
+  if h0 is not None and h0.shape != (x.shape[0], x.shape[2]):
+    raise ValueError(
+      f"{op}: h0 has shape {h0.shape}; x of shape {x.shape} needs {(x.shape[0], x.shape[2])}."
+    )
+  if reset is not None and (reset.shape != x.shape[:2] or reset.dtype != jnp.bool_):
+    raise ValueError(f"{op}: reset must be bool {x.shape[:2]}, got {reset.dtype} {reset.shape}.")

@@ -1,0 +1,99 @@
+"""Which implementation of an op runs: by name, or by the platform that the program is built for."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+_TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+
+
+class Implementation(NamedTuple):
+  """Where an implementation lives and what it runs on.
+
+  Attributes:
+    module: the module, which has a function of the op's name and may have
+      `unavailable_reason() -> str | None`.
+    platforms: the platforms it runs on.
+    default_on: the platforms that prefer it, if it is available there.
+  """
+
+  module: str
+  platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+  default_on: tuple[str, ...] = ()
+
+
+def target() -> str:
+  """The platform that programs are being built for: 'cpu', 'gpu' or 'tpu'."""
+  return _TARGET.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def targeting(platform: str) -> Iterator[None]:
+  """Builds programs for a platform that this process may not have (ahead-of-time compilation)."""
+  token = _TARGET.set(platform)
+  try:
+    yield
+  finally:
+    _TARGET.reset(token)
+
+
+def resolve(
+  op: str, implementation: str | None, table: Mapping[str, Implementation]
+) -> Callable[..., Any]:
+  """Finds the function that implements an op on the target platform.
+
+  Args:
+    op: name of the op, and of the function in each module.
+    implementation: a name of the table; None or 'auto' takes the platform's default, and where that
+      is not available the next implementation that is.
+    table: the op's implementations, best first.
+
+  Raises:
+    ValueError: the name is unknown, or not available on the target platform; it says what is.
+  """
+  platform = target()
+  reasons = {name: _reason(entry, platform) for name, entry in table.items()}
+  available = [name for name, reason in reasons.items() if reason is None]
+  if implementation in (None, "auto"):
+    preferred = [name for name, entry in table.items() if platform in entry.default_on]
+    usable = [name for name in preferred if reasons[name] is None] or available
+    _say_once(op, platform, usable[0], tuple((n, reasons[n]) for n in preferred if reasons[n]))
+    implementation = usable[0]
+  elif implementation not in table:
+    raise ValueError(
+      f"{op}: implementation {implementation!r} is unknown; available on {platform}: "
+      f"{', '.join(available)}."
+    )
+  elif reasons[implementation] is not None:
+    raise ValueError(
+      f"{op}: implementation {implementation!r} {reasons[implementation]}; available on "
+      f"{platform}: {', '.join(available)}."
+    )
+  return getattr(importlib.import_module(table[implementation].module), op)
+
+
+def _reason(entry: Implementation, platform: str) -> str | None:
+  """Why an implementation cannot run, or None."""
+  if platform not in entry.platforms:
+    return f"runs on {' and '.join(entry.platforms)}, and this program is built for {platform}"
+  if set(entry.platforms) == {"cpu", "gpu", "tpu"}:
+    return None  # plain XLA: not worth an import to ask
+  try:
+    module = importlib.import_module(entry.module)
+  except ImportError as error:
+    return f"cannot be imported ({error})"
+  return getattr(module, "unavailable_reason", lambda: None)()
+
+
+@functools.cache
+def _say_once(op: str, platform: str, chosen: str, refused: tuple[tuple[str, str], ...]) -> None:
+  why = "".join(f"; {name!r} {reason}" for name, reason in refused)
+  logging.getLogger(__name__).info("%s on %s: %s%s", op, platform, chosen, why)
