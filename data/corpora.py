@@ -230,7 +230,9 @@ class JsonLines:
       # Bytes that are no UTF-8 pass through as surrogates, to be replaced and counted with the rest.
       value = json.loads(line.decode("utf-8", errors="surrogateescape"))
     except ValueError as error:
-      raise CorpusError(f"{place}: not a JSON object ({error}). Correct or remove the line.") from None
+      raise CorpusError(
+        f"{place}: not a JSON object ({error}). Correct or remove the line."
+      ) from None
     if not isinstance(value, dict) or not isinstance(value.get(self.field), str):
       keys = sorted(value) if isinstance(value, dict) else type(value).__name__
       raise CorpusError(

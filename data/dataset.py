@@ -132,8 +132,24 @@ class RegisteredMixture:
     self, progress: Callable[[Progress], None] | None = None, *, verify: bool = False
   ) -> MixedRows:
     """Opens, and if need be makes, the rows of every task."""
-    rates = self._rates(progress)
-    parts = [
+    kept = self._rates_file()
+    if kept.is_file():
+      rates = json.loads(kept.read_text(encoding="utf-8"))
+      preparation.prepare(self.parts(rates), progress)
+    else:
+      what = f"mixture {self.mixture}"
+      rates = preparation.run({"mixture": self}, what, progress or ProgressBar())
+      with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
+        json.dump(rates, file)
+      Path(file.name).rename(kept)
+    rows = [part.rows(verify=verify) for part in self.parts(rates)]
+    means = [part.counts.tokens / part.counts.documents for part in rows]
+    weights = [rate * mean for rate, mean in zip(rates.values(), means, strict=True)]
+    return MixedRows(rows, weights)
+
+  def parts(self, rates: dict[str, float]) -> list[TextDataset]:
+    """Returns a dataset for each task of `rates`."""
+    return [
       TextDataset(
         corpus=RegisteredTask(task, self.module, self.features, self.seed),
         vocabulary=self.vocabulary,
@@ -143,22 +159,8 @@ class RegisteredMixture:
       )
       for task in rates
     ]
-    preparation.prepare(parts, progress)
-    rows = [part.rows(verify=verify) for part in parts]
-    means = [part.counts.tokens / part.counts.documents for part in rows]
-    weights = [rate * mean for rate, mean in zip(rates.values(), means, strict=True)]
-    return MixedRows(rows, weights)
 
-  def _rates(self, progress: Callable[[Progress], None] | None) -> dict[str, float]:
-    """Returns the tasks' rates, asked of seqio once and then kept."""
+  def _rates_file(self) -> Path:
+    """Keeps what seqio said of the mixture, so that it is asked once."""
     words = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{self.module}-{self.mixture}")
-    kept = Path(self.cache_dir) / f"rates-{words}.json"
-    if kept.is_file():
-      return json.loads(kept.read_text(encoding="utf-8"))
-    request = {"datasets": [], "mixture": (self.mixture, self.module)}
-    rates = preparation.run(request, f"mixture {self.mixture}", progress or ProgressBar())
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
-      json.dump(rates, file)
-    Path(file.name).rename(kept)
-    return rates
+    return Path(self.cache_dir).absolute() / f"rates-{words}.json"

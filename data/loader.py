@@ -11,6 +11,9 @@ import numpy as np
 from data import rows as rows_lib
 from data.mixture import MixedRows
 
+# Rows of an endless run: more than anyone reads, and exact as a float, which Grain computes with.
+_ENDLESS = 2**48
+
 # Each element is a whole batch, so two threads and a few batches hide the reading.
 _READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
@@ -75,7 +78,7 @@ def _training_rows(rows: Any, seed: int, shuffle: bool) -> grain.MapDataset:
     parts = [_training_rows(part, seed + i, shuffle) for i, part in enumerate(rows.parts)]
     return grain.MapDataset.mix(parts, weights=rows.weights)
   dataset = grain.MapDataset.source(_Rows(rows)).seed(seed)
-  return (dataset.shuffle() if shuffle else dataset).repeat()
+  return (dataset.shuffle() if shuffle else dataset).repeat(_ENDLESS // len(rows))
 
 
 def _single_pass(rows: Any, batch_size: int, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -91,7 +94,9 @@ def _single_pass(rows: Any, batch_size: int, seed: int, shuffle: bool) -> grain.
   return grain.MapDataset.concatenate([dataset, padding])
 
 
-def batch_of_rows(tokens: np.ndarray, segment_ids: np.ndarray, bos_id: int) -> dict[str, np.ndarray]:
+def batch_of_rows(
+  tokens: np.ndarray, segment_ids: np.ndarray, bos_id: int
+) -> dict[str, np.ndarray]:
   """Derives what a model reads from what a row file stores.
 
   Args:
@@ -137,8 +142,8 @@ def batches(
   batch is then filled with rows of padding (segment id 0, loss weight 0).
 
   Args:
-    rows: row files, or a mixture of them (drawn row by row by weight; without `repeat` the parts
-      follow one another and the weights have no effect).
+    rows: row files, or a mixture of them (drawn row by row by weight, to within 1% of the smallest;
+      without `repeat` the parts follow one another and the weights have no effect).
     batch_size: rows per step over all shards.
     seed: of the order of the rows; every epoch has its own order.
     shuffle: False reads the rows in order.

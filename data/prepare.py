@@ -1,7 +1,7 @@
 """Makes row files: `python -m data.prepare`, which another process starts and feeds (preparation.py).
 
-Reads a pickled list of datasets from stdin; writes a line of JSON per event to stdout: progress, then
-`{"done": ...}` or `{"error": ...}`.
+Reads a pickled request from stdin, {"datasets": [...]} or {"mixture": ...}; writes a line of JSON per
+event to stdout: progress, then `{"done": ...}` or `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -124,6 +124,15 @@ def _event(dataset: TextDataset, counts: Counts, total: int) -> dict[str, Any]:
   }
 
 
+def _answer(request: dict[str, Any], report: Report) -> Any:
+  """Prepares the request's datasets, or those of its registered mixture, whose rates it returns."""
+  mixture = request.get("mixture")
+  rates = tasks.mixture_rates(mixture.mixture, mixture.module) if mixture else None
+  for dataset in mixture.parts(rates) if mixture else request["datasets"]:
+    prepare(dataset, report)
+  return rates
+
+
 def main() -> int:
   """Prepares the datasets that stdin names."""
   events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -137,10 +146,7 @@ def main() -> int:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
   request = pickle.load(sys.stdin.buffer)
   try:
-    for dataset in request["datasets"]:
-      prepare(dataset, report)
-    rates = request.get("mixture")
-    report({"done": tasks.mixture_rates(*rates) if rates else True})
+    report({"done": _answer(request, report)})
   except (corpora.CorpusError, ValueError, OSError, ImportError) as error:
     report({"error": f"{error}", "kind": type(error).__name__})
     raise

@@ -179,7 +179,8 @@ def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iter
   """
   failure = _Failure()
   found = task(corpus, vocabulary, failure)
-  if split not in found.splits:
+  # TFDS also takes parts of a split: 'train[:1%]'.
+  if split.split("[")[0] not in found.splits:
     raise corpora.CorpusError(
       f"split={split!r} does not exist in {corpus.name}; there are {', '.join(found.splits)}."
     )
@@ -238,4 +239,5 @@ def mixture_rates(mixture: str, module: str | None) -> dict[str, float]:
       " Set RegisteredMixture.module to the module that registers it."
     )
   found = seqio.MixtureRegistry.get(mixture)
-  return {member.name: float(found.get_rate(member)) for member in found.tasks}
+  rates = {member.name: float(found.get_rate(member)) for member in found.tasks}
+  return {name: rate for name, rate in rates.items() if rate > 0}

@@ -1,0 +1,207 @@
+"""Batches: what a model reads, which rows make a step, and that a position is one number."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from data import loader, mixture, packing, rows, vocabularies
+
+LENGTH = 8
+NAMES = {"inputs", "targets", "segment_ids", "positions", "loss_weights"}
+
+
+def numbered(directory, count, first=0):
+  """Row files whose row i is full of the id first + i."""
+  vocabulary = vocabularies.Bytes()
+  directory.mkdir()
+  packer = packing.Packer(vocabulary, LENGTH)
+  writer = rows.RowWriter(directory, vocabulary, LENGTH)
+  tokens = np.repeat(np.arange(first, first + count), LENGTH)
+  tokens[-1] = vocabulary.eos_id
+  for block in packer.add(tokens, count * LENGTH):
+    writer.write(*block)
+  writer.write(*packer.finish())
+  writer.finish({}, packer.counts)
+  return rows.RowFiles(directory)
+
+
+@pytest.fixture(scope="module")
+def twenty(tmp_path_factory):
+  return numbered(tmp_path_factory.mktemp("rows") / "twenty", 20, first=3)
+
+
+def row_numbers(batch):
+  return batch["targets"][:, 0].tolist()
+
+
+def take(batches, count):
+  return [next(batches) for _ in range(count)]
+
+
+def test_a_batch_is_derived_from_tokens_and_segments():
+  tokens = np.array([[5, 6, 1, 7, 0, 1, 0, 0], [9, 9, 9, 9, 9, 9, 9, 1]], np.uint16)
+  segment_ids = np.array([[1, 1, 1, 2, 2, 2, 0, 0], [1] * 8], np.uint16)
+  batch = loader.batch_of_rows(tokens, segment_ids, bos_id=4)
+  assert set(batch) == NAMES
+  assert batch["inputs"].tolist() == [[4, 5, 6, 4, 7, 0, 0, 0], [4, 9, 9, 9, 9, 9, 9, 9]]
+  assert batch["targets"].tolist() == tokens.tolist()
+  assert batch["segment_ids"].tolist() == segment_ids.tolist()
+  assert batch["positions"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 0], list(range(8))]
+  assert batch["loss_weights"].tolist() == [[1, 1, 1, 1, 1, 1, 0, 0], [1] * 8]
+  types = {name: array.dtype.name for name, array in batch.items()}
+  assert types == dict.fromkeys(NAMES, "int32") | {"loss_weights": "float32"}
+
+
+def test_every_epoch_has_every_row_once_in_its_own_order(twenty):
+  batches = loader.batches(twenty, 5, seed=1)
+  epochs = [
+    list(itertools.chain.from_iterable(row_numbers(b) for b in take(batches, 4))) for _ in range(3)
+  ]
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(3, 23))
+  assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_the_seed_decides_the_order(twenty):
+  first, again, other = (
+    [row_numbers(b) for b in take(loader.batches(twenty, 5, seed=seed), 8)] for seed in (1, 1, 2)
+  )
+  assert first == again != other
+  # Nor is one seed another seed's next epoch.
+  assert first[4:] != other[:4]
+
+
+def test_without_shuffling_rows_come_in_order(twenty):
+  batches = loader.batches(twenty, 8, shuffle=False)
+  assert row_numbers(next(batches)) == list(range(3, 11))
+  next(batches)
+  # The epoch ends within a batch, and the next begins.
+  assert row_numbers(next(batches)) == [19, 20, 21, 22, 3, 4, 5, 6]
+
+
+def test_a_batch_may_be_larger_than_the_rows(tmp_path):
+  few = numbered(tmp_path / "few", 3, first=3)
+  batch = next(loader.batches(few, 7, seed=0))
+  assert sorted(row_numbers(batch)[:3]) == sorted(row_numbers(batch)[3:6]) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("shard_count", [1, 2, 3, 6])
+def test_any_shard_count_makes_the_same_global_batch(twenty, shard_count):
+  whole = take(loader.batches(twenty, 6, seed=5), 9)
+  shards = [
+    loader.batches(twenty, 6, seed=5, shard_index=i, shard_count=shard_count)
+    for i in range(shard_count)
+  ]
+  for expected in whole:
+    parts = [next(shard) for shard in shards]
+    for name in NAMES:
+      joined = np.concatenate([part[name] for part in parts])
+      np.testing.assert_array_equal(joined, expected[name])
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 1000])
+def test_a_position_is_one_number(twenty, step):
+  straight = loader.batches(twenty, 6, seed=5, start_step=step)
+  expected = [row_numbers(b) for b in take(straight, 3)]
+  assert straight.state() == {"next_index": step + 3}
+  restored = loader.batches(twenty, 6, seed=5)
+  next(restored)
+  restored.restore({"next_index": step})
+  assert restored.state() == {"next_index": step}
+  assert [row_numbers(b) for b in take(restored, 3)] == expected
+  if step == 7:
+    whole = [row_numbers(b) for b in take(loader.batches(twenty, 6, seed=5), 10)]
+    assert whole[7:] == expected
+
+
+def test_a_position_serves_another_number_of_shards(twenty):
+  state = {"next_index": 11}
+  whole = loader.batches(twenty, 6, seed=5)
+  whole.restore(state)
+  parts = [loader.batches(twenty, 6, seed=5, shard_index=i, shard_count=2) for i in range(2)]
+  for part in parts:
+    part.restore(state)
+  assert row_numbers(next(whole)) == [n for part in parts for n in row_numbers(next(part))]
+
+
+@pytest.mark.parametrize("shard_count", [1, 2])
+def test_heldout_rows_come_once_in_order_and_end_in_padding(twenty, shard_count):
+  shards = [
+    list(
+      loader.batches(twenty, 8, shuffle=False, repeat=False, shard_index=i, shard_count=shard_count)
+    )
+    for i in range(shard_count)
+  ]
+  assert {len(shard) for shard in shards} == {loader.steps_per_pass(twenty, 8)} == {3}
+  steps = [
+    {k: np.concatenate([s[k] for s in step]) for k in NAMES} for step in zip(*shards, strict=True)
+  ]
+  joined = {name: np.concatenate([step[name] for step in steps]) for name in NAMES}
+  assert joined["targets"].shape == (24, LENGTH)
+  assert joined["targets"][:20, 0].tolist() == list(range(3, 23))
+  assert joined["loss_weights"].sum() == twenty.counts.tokens
+  for name in NAMES:
+    assert not joined[name][20:].any()
+
+
+def test_a_single_pass_that_fills_its_batches_has_no_padding(twenty):
+  batches = list(loader.batches(twenty, 10, shuffle=False, repeat=False))
+  assert len(batches) == 2
+  assert all(b["loss_weights"].all() for b in batches)
+
+
+def test_a_single_pass_can_be_shuffled(twenty):
+  batches = list(loader.batches(twenty, 8, seed=3, repeat=False))
+  numbers = [n for b in batches for n in row_numbers(b)]
+  assert numbers[20:] == [0] * 4
+  assert sorted(numbers[:20]) == list(range(3, 23)) != numbers[:20]
+
+
+def test_a_mixture_is_drawn_by_weight(tmp_path, twenty):
+  other = numbered(tmp_path / "other", 7, first=100)
+  mixed = mixture.MixedRows([twenty, other], [3, 1])
+  numbers = [n for b in take(loader.batches(mixed, 8, seed=2), 25) for n in row_numbers(b)]
+  of_other = [n for n in numbers if n >= 100]
+  assert len(of_other) == 50
+  # Each part goes through all its rows before it repeats one.
+  assert sorted(of_other[:7]) == list(range(100, 107))
+  first = [n for n in numbers if n < 100][:20]
+  assert sorted(first) == list(range(3, 23))
+
+
+def test_equal_parts_of_a_mixture_have_different_orders(twenty):
+  mixed = mixture.MixedRows([twenty, twenty], [1, 1])
+  numbers = [n for b in take(loader.batches(mixed, 8, seed=2), 5) for n in row_numbers(b)]
+  assert numbers[0::2] != numbers[1::2]
+  assert sorted(numbers[0::2]) == sorted(numbers[1::2])
+
+
+def test_a_single_pass_over_a_mixture_has_every_row(tmp_path, twenty):
+  other = numbered(tmp_path / "other", 7, first=100)
+  mixed = mixture.MixedRows([twenty, other], [3, 1])
+  batches = list(loader.batches(mixed, 9, shuffle=False, repeat=False))
+  numbers = [n for b in batches for n in row_numbers(b)]
+  assert numbers == [*range(3, 23), *range(100, 107)]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"batch_size": 6, "shard_count": 4}, "batch_size=6 cannot be split over shard_count=4"),
+    ({"batch_size": 0}, "batch_size=0 cannot be split"),
+    ({"batch_size": 6, "shard_count": 2, "shard_index": 2}, r"shard_index=2 must be in \[0, 2\)"),
+    ({"batch_size": 6, "start_step": -1}, "start_step=-1 must not be negative"),
+  ],
+)
+def test_impossible_arguments_are_named(twenty, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    loader.batches(twenty, **arguments)
+
+
+def test_closing_stops_the_reading(twenty):
+  batches = loader.batches(twenty, 4)
+  next(batches)
+  batches.close()
+  with pytest.raises(ValueError, match="closed"):
+    next(batches)

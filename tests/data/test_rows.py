@@ -1,0 +1,155 @@
+"""Row files come back as written, and say what is wrong with them when they are not as written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data import manifest, mixture, packing, rows, vocabularies
+
+LENGTH = 16
+
+
+def write(
+  directory, texts=("hello world", "second document", "x" * 50), length=LENGTH, extra_ids=0
+):
+  """Packs texts into row files."""
+  vocabulary = vocabularies.Bytes(extra_ids)
+  directory.mkdir(exist_ok=True)
+  packer = packing.Packer(vocabulary, length)
+  writer = rows.RowWriter(directory, vocabulary, length)
+  for text in texts:
+    for block in packer.add(np.array(vocabulary.encode(text)), len(text.encode())):
+      writer.write(*block)
+  writer.write(*packer.finish())
+  writer.finish({"corpus": "test"}, packer.counts)
+  return directory
+
+
+def edit(directory, **values):
+  path = directory / "manifest.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_rows_come_back(tmp_path):
+  opened = rows.RowFiles(write(tmp_path / "a"), verify=True)
+  assert len(opened) == 5
+  assert opened.sequence_length == LENGTH
+  assert opened.tokens.dtype == opened.segment_ids.dtype == np.uint16
+  text = opened.tokens[opened.segment_ids > 0]
+  assert opened.vocabulary.decode(text) == "hello world"
+  assert (text == 1).sum() == 3
+  assert opened.text_bytes() == 11 + 15 + 50
+  assert opened.text_bytes(1) == 11 + 4
+  assert opened.bytes_per_token == 76 / 79
+  assert opened.manifest.source == {"corpus": "test"}
+
+
+def test_equal_text_gives_equal_files_and_other_text_gives_others(tmp_path):
+  first, again = (rows.RowFiles(write(tmp_path / name)) for name in "ab")
+  other = rows.RowFiles(write(tmp_path / "c", texts=["hello worle"]))
+  assert first.fingerprint == again.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("name", [rows.TOKENS, rows.SEGMENT_IDS, rows.ROW_BYTES])
+def test_a_truncated_file_is_named_with_both_sizes(tmp_path, name):
+  path = write(tmp_path / "a") / name
+  content = path.read_bytes()
+  path.write_bytes(content[:-1])
+  expected = (
+    rf"{name} is truncated: it has {len(content) - 1} bytes, .* expects {len(content)} .*Remove"
+  )
+  with pytest.raises(manifest.RowFileError, match=expected):
+    rows.RowFiles(tmp_path / "a")
+  path.write_bytes(content + b"\0")
+  with pytest.raises(manifest.RowFileError, match=f"{name} is too long"):
+    rows.RowFiles(tmp_path / "a")
+  path.unlink()
+  with pytest.raises(manifest.RowFileError, match=f"{name} is missing"):
+    rows.RowFiles(tmp_path / "a")
+
+
+def test_a_changed_byte_is_found_by_verification(tmp_path):
+  path = write(tmp_path / "a") / rows.TOKENS
+  content = bytearray(path.read_bytes())
+  content[4] ^= 1
+  path.write_bytes(content)
+  rows.RowFiles(tmp_path / "a")
+  with pytest.raises(manifest.RowFileError, match=r"tokens\.bin has sha256 .* expects .* changed"):
+    rows.RowFiles(tmp_path / "a", verify=True)
+
+
+def test_another_vocabulary_or_length_is_refused(tmp_path):
+  opened = rows.RowFiles(write(tmp_path / "a"))
+  assert opened.check(vocabularies.Bytes(), LENGTH) is opened
+  with pytest.raises(
+    manifest.RowFileError, match=r"packed under the vocabulary .*259.*asked for .*264"
+  ):
+    opened.check(vocabularies.Bytes(extra_ids=5), LENGTH)
+  with pytest.raises(manifest.RowFileError, match="holds rows of 16 tokens, asked for are 32"):
+    opened.check(vocabularies.Bytes(), 32)
+
+
+def test_an_unknown_version_is_refused(tmp_path):
+  edit(write(tmp_path / "a"), version=7)
+  with pytest.raises(manifest.RowFileError, match=r"format version 7, this program reads 1"):
+    rows.RowFiles(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("{", "is not valid JSON"),
+    ("[]", "is not a manifest of packed rows"),
+    ('{"format": "packed rows", "version": 1}', "is incomplete or damaged"),
+  ],
+)
+def test_a_damaged_manifest_is_named(tmp_path, content, message):
+  (write(tmp_path / "a") / "manifest.json").write_text(content)
+  with pytest.raises(manifest.RowFileError, match=rf"manifest\.json {message}"):
+    rows.RowFiles(tmp_path / "a")
+
+
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path):
+  edit(write(tmp_path / "a"), rows=4)
+  with pytest.raises(
+    manifest.RowFileError, match=r"entry for tokens\.bin .* expected shape \(4, 16\)"
+  ):
+    rows.RowFiles(tmp_path / "a")
+
+
+def test_a_directory_without_rows_is_named(tmp_path):
+  with pytest.raises(manifest.RowFileError, match="holds no row files"):
+    rows.RowFiles(tmp_path)
+
+
+def test_types_are_as_small_as_the_ids_allow(tmp_path):
+  assert [rows.token_dtype(n) for n in (259, 2**16, 2**16 + 1)] == ["uint16", "uint16", "int32"]
+  assert [rows.segment_dtype(n) for n in (512, 2**16 - 1, 2**16)] == ["uint16", "uint16", "int32"]
+  large = rows.RowFiles(write(tmp_path / "a", extra_ids=2**16))
+  assert large.tokens.dtype == np.int32
+  assert large.tokens[0, 0] == ord("h") + 3
+
+
+def test_mixtures_need_one_vocabulary_and_one_length(tmp_path):
+  first = rows.RowFiles(write(tmp_path / "a"))
+  longer = rows.RowFiles(write(tmp_path / "b", length=32))
+  larger = rows.RowFiles(write(tmp_path / "c", extra_ids=1))
+  with pytest.raises(manifest.RowFileError, match=r"cannot be mixed: their rows hold 32 and 16"):
+    mixture.MixedRows([first, longer], [1, 1])
+  with pytest.raises(manifest.RowFileError, match=r"cannot be mixed: their vocabularies are"):
+    mixture.MixedRows([first, larger], [1, 1])
+  for weights in ([1], [1, 0], [1, -1]):
+    with pytest.raises(ValueError, match="must be one positive number for each of 2 components"):
+      mixture.MixedRows([first, first], weights)
+
+
+def test_a_mixture_counts_bytes_by_weight_and_in_sequence(tmp_path):
+  first = rows.RowFiles(write(tmp_path / "a"))
+  second = rows.RowFiles(write(tmp_path / "b", texts=["é" * 30]))
+  mixed = mixture.MixedRows([first, second], [1, 3])
+  assert mixed.weights == (0.25, 0.75)
+  assert len(mixed) == len(first) + len(second)
+  assert mixed.text_bytes() == 76 + 60
+  assert mixed.text_bytes(len(first) + 1) == 76 + 16
+  assert mixed.bytes_per_token == pytest.approx(0.25 * 76 / 79 + 0.75 * 60 / 61)

@@ -1,0 +1,157 @@
+"""Vocabularies: ids of the known kind, text that comes back, files that tell when they changed."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import corpora, vocabularies, vocabulary_training
+from launch import vocabulary as command
+
+TEXTS = [
+  "def f(x):\n    return  x\n\n\n\tif é中: 😀 end ",
+  "  leading, trailing  ",
+  "a\r\nb\n",
+  "�﻿x ﬁ ½ Å",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  """A small SentencePiece model, trained on a part of what CPython carries."""
+  output = tmp_path_factory.mktemp("vocabulary") / "small.model"
+  vocabulary_training.train_sentencepiece(corpora.PythonLibrary(), 600, output, megabytes=0.5)
+  return vocabularies.SentencePiece(str(output))
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_bytes_come_back(text):
+  vocabulary = vocabularies.Bytes()
+  ids = vocabulary.encode(text)
+  assert vocabulary.decode(ids) == text
+  assert ids == [b + 3 for b in text.encode()]
+  assert vocabulary.byte_lengths()[ids].sum() == len(text.encode())
+
+
+def test_decoding_stops_at_eos_and_skips_what_is_no_text():
+  vocabulary = vocabularies.Bytes(extra_ids=2)
+  assert vocabulary.size == 261
+  ids = [0, *vocabulary.encode("ab"), 2, 260, 0xC3 + 3, *vocabulary.encode("c"), 1, 70]
+  assert vocabulary.decode(np.array(ids)) == "abc"
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_sentencepiece_is_lossless(model, text):
+  ids = model.encode(text)
+  assert model.decode([*ids, model.eos_id, 70]) == text
+  assert model.unk_id not in ids
+  assert model.byte_lengths()[ids].sum() == len(text.encode())
+
+
+def test_sentencepiece_has_the_ids_of_seqio(model):
+  assert (model.size, model.pad_id, model.eos_id, model.unk_id, model.bos_id) == (600, 0, 1, 2, 0)
+  assert max(model.encode("import os")) < model.size
+  assert len(model.encode("return self")) < 5
+
+
+def test_ids_beyond_the_vocabulary_decode_as_unknown(model):
+  assert model.decode([10**6]) == model.decode([model.unk_id])
+
+
+def test_training_sees_no_heldout_document_and_gives_the_same_model_again(tmp_path):
+  (tmp_path / "seen.txt").write_text("abcdefgh " * 400)
+  only_heldout = corpora.TextFiles(str(tmp_path / "*.txt"), heldout_fraction=1.0)
+  with pytest.raises(corpora.CorpusError, match="text-files holds no text to train"):
+    vocabulary_training.train_sentencepiece(only_heldout, 300, tmp_path / "x.model")
+  corpus = corpora.TextFiles(str(tmp_path / "*.txt"), heldout_fraction=0.0)
+  models = [
+    vocabulary_training.train_sentencepiece(corpus, 270, tmp_path / name)
+    for name in ("one.model", "two.model")
+  ]
+  assert models[0].describe() == models[1].describe()
+
+
+def test_a_size_that_the_text_cannot_fill_is_an_error(tmp_path):
+  (tmp_path / "few.txt").write_text("ab " * 50)
+  corpus = corpora.TextFiles(str(tmp_path / "*.txt"), heldout_fraction=0.0)
+  with pytest.raises(corpora.CorpusError, match="could not train 5000 pieces"):
+    vocabulary_training.train_sentencepiece(corpus, 5000, tmp_path / "x.model")
+  assert [p.name for p in tmp_path.iterdir()] == ["few.txt"]
+
+
+def test_long_lines_are_learnt_from(tmp_path):
+  # SentencePiece by itself leaves out a sentence of this length.
+  (tmp_path / "long.txt").write_text("héllo wörld " * 3000)
+  corpus = corpora.TextFiles(str(tmp_path / "*.txt"), heldout_fraction=0.0)
+  vocabulary = vocabulary_training.train_sentencepiece(corpus, 275, tmp_path / "x.model")
+  assert len(vocabulary.encode("héllo wörld héllo wörld ")) <= 12
+
+
+def test_command_trains_and_reports(tmp_path, capsys):
+  for i in range(40):
+    (tmp_path / f"{i}.txt").write_text(f"the same words, number {i}\n" * 30)
+  output = tmp_path / "new" / "words.model"
+  arguments = [f"--input={tmp_path}/*.txt", "--size=300", f"--output={output}"]
+  assert command.main(arguments) == 0
+  printed = capsys.readouterr().out
+  assert "300 pieces" in printed
+  assert "bytes per token" in printed
+  assert vocabularies.SentencePiece(str(output)).size == 300
+
+
+def test_command_names_what_is_wrong(tmp_path, capsys):
+  assert command.main(["--input=python", f"--input={tmp_path}/*.txt", "--output=x.model"]) == 1
+  assert "all inputs must be of one kind" in capsys.readouterr().err
+  assert command.main([f"--input={tmp_path}/none/*.txt", "--output=x.model"]) == 1
+  assert "No file matches" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra_ids", [0, 3])
+def test_saved_vocabularies_need_nothing_else(model, tmp_path, extra_ids):
+  for name, vocabulary in {
+    "bytes": vocabularies.Bytes(extra_ids),
+    "pieces": vocabularies.SentencePiece(model.path, extra_ids),
+  }.items():
+    vocabularies.save(vocabulary, tmp_path / name)
+    loaded = vocabularies.load(tmp_path / name)
+    assert loaded.describe() == vocabulary.describe()
+    assert loaded.size == vocabulary.size
+    assert loaded.encode(TEXTS[0]) == vocabulary.encode(TEXTS[0])
+
+
+def test_a_changed_model_file_is_noticed(model, tmp_path):
+  vocabularies.save(model, tmp_path)
+  description = json.loads((tmp_path / "vocabulary.json").read_text())
+  (tmp_path / "vocabulary.json").write_text(json.dumps(description | {"sha256": "0" * 64}))
+  with pytest.raises(ValueError, match=r"vocabulary\.model is not the model that .* describes"):
+    vocabularies.load(tmp_path)
+
+
+def test_a_missing_vocabulary_is_named(tmp_path):
+  with pytest.raises(FileNotFoundError, match="holds no saved vocabulary"):
+    vocabularies.load(tmp_path)
+  with pytest.raises(FileNotFoundError, match=r"no\.model does not exist.*launch\.vocabulary"):
+    vocabularies.SentencePiece(str(tmp_path / "no.model")).encode("a")
+  (tmp_path / "vocabulary.json").write_text('{"kind": "unigrams"}')
+  with pytest.raises(ValueError, match="of kind 'unigrams'"):
+    vocabularies.load(tmp_path)
+
+
+def test_a_model_without_eos_is_refused(tmp_path):
+  import sentencepiece
+
+  path = tmp_path / "no_eos.model"
+  with path.open("wb") as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(["some words here"] * 20),
+      model_writer=file,
+      vocab_size=20,
+      model_type="bpe",
+      eos_id=-1,
+      minloglevel=2,
+    )
+  with pytest.raises(ValueError, match="has no EOS id"):
+    vocabularies.SentencePiece(str(path)).encode("words")
