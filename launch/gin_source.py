@@ -1,0 +1,288 @@
+"""Reads gin files and command-line bindings into statements that remember where they stand.
+
+Nothing is imported and nothing is looked up here: `launch.gin_names` gives the names their meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import io
+import os
+import re
+import tokenize
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gin import config_parser
+
+GIN_ROOT = Path(__file__).resolve().parent.parent / "gin"
+OVERRIDE_PREFIX = "--gin."
+
+
+class ConfigError(ValueError):
+  """A mistake in a configuration; the message is one line and says what to write instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a statement stands.
+
+  Attributes:
+    source: a file's path, or the command-line argument.
+    line: 1 for a file's first line; 0 for an argument.
+  """
+
+  source: str
+  line: int = 0
+
+  @property
+  def is_argument(self) -> bool:
+    """Whether the statement was given on the command line."""
+    return not self.line
+
+  def error(self, message: str) -> ConfigError:
+    """The error for a mistake at this place."""
+    return ConfigError(f"{self}: {message}")
+
+  def __str__(self) -> str:
+    if self.is_argument:
+      return self.source
+    path = os.path.relpath(self.source)
+    return f"{self.source if path.startswith('..') else path}:{self.line}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Macro:
+  """`%NAME` in a value."""
+
+  name: str
+
+  def __repr__(self) -> str:
+    return f"%{self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedReference:
+  """`@scope/name` or `@scope/name()` in a value, before the name has a meaning."""
+
+  scope: str
+  name: str
+  called: bool
+
+  def __repr__(self) -> str:
+    return f"@{self.scope}{'/' if self.scope else ''}{self.name}{'()' if self.called else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+  """`from a import b as c`: `name` is what it binds, `module` what that name stands for."""
+
+  name: str
+  module: str
+  place: Place
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+  """One binding: `scope/selector.parameter = value`; a macro has no parameter.
+
+  Attributes:
+    scope, selector, parameter: the parts of the left side.
+    value: literals, with `Macro` and `NamedReference` among them.
+    place: where it stands.
+    imports: the names that its file imports; None on the command line.
+    text: the right side as typed, on the command line.
+  """
+
+  scope: str
+  selector: str
+  parameter: str
+  value: Any
+  place: Place
+  imports: dict[str, Import] | None = None
+  text: str | None = None
+
+
+@dataclasses.dataclass
+class Source:
+  """What files and arguments say.
+
+  Attributes:
+    statements: all bindings in order; a later one replaces an earlier one of the same left side.
+    imports: every import of every file.
+  """
+
+  statements: list[Statement] = dataclasses.field(default_factory=list)
+  imports: list[Import] = dataclasses.field(default_factory=list)
+
+  def __add__(self, other: Source) -> Source:
+    return Source(self.statements + other.statements, self.imports + other.imports)
+
+
+class _Delegate(config_parser.ParserDelegate):
+  """Keeps references as names: gin's own delegate would import what they name at once."""
+
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    scope, _, name = scoped_configurable_name.rpartition("/")
+    return NamedReference(scope, name, evaluate)
+
+  def macro(self, macro_name):
+    return Macro(macro_name)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+  """The end of an error message: the known name nearest to `name`, or the known names if few."""
+  known = sorted(set(known))
+  lower = {other.lower(): other for other in known}
+  # Of a path, the last part is compared as well: `tiny.gin` is near `sizes/tiny.gin`.
+  last = {other.rpartition("/")[2].lower(): other for other in known if "/" in other}
+  for names, wanted in ((lower, name), (last, name.rpartition("/")[2])):
+    if close := difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.6):
+      return f"; did you mean {names[close[0]]}?"
+  if not known:
+    return ""
+  if len(known) <= 16:
+    return f"; there is {', '.join(known)}"
+  return f"; there are {len(known)}, none of a similar name"
+
+
+def read_file(path: str | os.PathLike) -> Source:
+  """Reads a gin file with all that it includes.
+
+  Args:
+    path: a path from the working directory or from the `gin/` folder.
+
+  Raises:
+    ConfigError: a file is missing, includes itself, or does not parse.
+  """
+  return _read(_find(str(path), None, None), ())
+
+
+def read_arguments(arguments: Iterable[str]) -> Source:
+  """Reads command-line bindings such as `--gin.griffin.griffin.window=512` or `--gin.STEPS=100`.
+
+  The right side is a gin value; what is none is a string, which spares the quotes.
+
+  Raises:
+    ConfigError: an argument is not of that form.
+  """
+  return Source([_read_argument(argument) for argument in arguments])
+
+
+def macros_mentioned(root: Path = GIN_ROOT) -> set[str]:
+  """The macros that any file of the gin folder refers to."""
+  return {
+    name
+    for path in root.rglob("*.gin")
+    for name in re.findall(r"%([A-Za-z_][\w/.]*)", path.read_text(encoding="utf-8"))
+  }
+
+
+def _read_argument(argument: str) -> Statement:
+  place = Place(argument)
+  left, equals, right = argument.removeprefix(OVERRIDE_PREFIX).partition("=")
+  form = re.fullmatch(r"(?:(?P<scope>[\w/]+)/)?(?:(?P<selector>[\w.]+)\.)?(?P<last>\w+)", left)
+  if not equals or not form:
+    raise place.error(
+      f"a binding reads {OVERRIDE_PREFIX}MACRO=value or {OVERRIDE_PREFIX}module.function.parameter=value"
+    )
+  scope, selector, last = form["scope"] or "", form["selector"], form["last"]
+  value = _parse_value(right, place)
+  if selector is None:
+    return Statement(scope, last, "", value, place, text=right)
+  return Statement(scope, selector, last, value, place, text=right)
+
+
+def _parse_value(text: str, place: Place) -> Any:
+  try:
+    parser = config_parser.ConfigParser(text, _Delegate())
+    value = parser.parse_value()
+    if parser.current_token.type not in (tokenize.NEWLINE, tokenize.ENDMARKER):
+      raise SyntaxError("more than one value")
+    return value
+  except (SyntaxError, tokenize.TokenError) as error:
+    # A bare word is a string, but a value that only gin could have meant is a mistake.
+    if not text or text[0] in "@%([{\"'":
+      raise place.error(f"not a gin value: {text!r} ({_reason(error)})") from None
+    return text
+
+
+def _read(path: Path, including: tuple[Path, ...]) -> Source:
+  """One file's statements, its includes' among them."""
+  source = Source()
+  imports: dict[str, Import] = {}
+  including = (*including, path)
+  for item in _parse_file(path):
+    place = Place(str(path), item.location.line_num)
+    if isinstance(item, config_parser.IncludeStatement):
+      found = _find(item.filename, path, place)
+      if found in including:
+        chain = " -> ".join(str(Place(str(file), 1))[:-2] for file in (*including, found))
+        raise place.error(f"the file includes itself: {chain}")
+      source += _read(found, including)
+    elif isinstance(item, config_parser.ImportStatement):
+      # The switch for dynamic registration; all files are read that way.
+      if not item.module.startswith("__gin__."):
+        name = item.bound_name()
+        module = item.module if item.is_from or item.alias else item.module.partition(".")[0]
+        imports[name] = Import(name, module, place)
+        if module != item.module:
+          # `import a.b` binds a, but b must be imported as well.
+          imports[item.module] = Import(item.module, item.module, place)
+    elif isinstance(item, config_parser.BindingStatement):
+      source.statements.append(
+        Statement(item.scope, item.selector, item.arg_name, item.value, place, imports)
+      )
+  source.imports += imports.values()
+  return source
+
+
+def _parse_file(path: Path) -> list[Any]:
+  """The parser's statements of one file, in order."""
+  text = path.read_text(encoding="utf-8")
+  source = io.StringIO(text)
+  try:
+    return list(config_parser.ConfigParser(source, _Delegate()))
+  except SyntaxError as error:
+    line = error.lineno or 1
+    shown = text.splitlines()[line - 1].strip() if line <= len(text.splitlines()) else ""
+    raise Place(str(path), line).error(f"cannot read {shown!r}: {_reason(error)}") from None
+  except tokenize.TokenError as error:
+    message, (line, _) = error.args
+    raise Place(str(path), line).error(f"cannot read: {message}") from None
+
+
+def _reason(error: SyntaxError | tokenize.TokenError) -> str:
+  """The parser's message in one line."""
+  message = error.msg if isinstance(error, SyntaxError) else str(error.args[0])
+  if word := re.search(r"Failed to parse token '(.*)'", message):
+    return f"{word[1]} is no value; strings stand in quotes, macros after %"
+  return " ".join(message.split())
+
+
+def _find(name: str, including: Path | None, place: Place | None) -> Path:
+  """The file that an include line or the command line names."""
+  folders = [GIN_ROOT, including.parent] if including else [Path(), GIN_ROOT]
+  for folder in folders:
+    if (folder / name).is_file():
+      return (folder / name).resolve()
+  message = f"there is no gin file {name!r}" + near(name, _files_near(name, folders))
+  raise place.error(message) if place else ConfigError(message)
+
+
+def _files_near(name: str, folders: list[Path]) -> list[str]:
+  """The gin files that `name` may have meant, written as it would be."""
+  found = [
+    str(path.relative_to(folder))
+    for folder in folders
+    if folder != Path()
+    for path in folder.rglob("*.gin")
+  ]
+  if Path(name).parts[0] == GIN_ROOT.name:
+    found += [f"{GIN_ROOT.name}/{path.relative_to(GIN_ROOT)}" for path in GIN_ROOT.rglob("*.gin")]
+  parent = Path(name).parent
+  if parent.is_dir():
+    found += [str(parent / path.name) for path in parent.glob("*.gin")]
+  return found
