@@ -53,7 +53,7 @@ $(VENV)/.installed $(VENV)/.installed-test: $(BIN)/python $(REQUIREMENTS) $(if $
 	@echo "Installing the dependencies into $(VENV): a few minutes the first time"
 	@$(BIN)/python requirements/list.py $(EXTRA_NAMES) > $(VENV)/requirements.txt
 	@version="$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])')" && \
-	  $(BIN)/python -m pip install --disable-pip-version-check --no-compile --quiet \
+	  $(BIN)/python -m pip install --disable-pip-version-check --no-compile -qq \
 	    -r $(VENV)/requirements.txt -c requirements/constraints-py$$version.txt
 # Bytecode, on all cores: without it the first import of seqio takes 12 s and more. A few files of
 # the libraries are not for this Python, so the exit status says nothing.
