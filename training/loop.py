@@ -1,0 +1,337 @@
+"""The training loop: steps, metrics, held-out loss, checkpoints, resumption."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import optax
+
+from training import step as step_lib
+from training.checkpoint import Checkpoints, abstract_like
+from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
+
+METRICS_FILE = "metrics.jsonl"
+LOSS_PICTURE = "loss.png"
+
+
+class TrainingError(Exception):
+  """The run cannot go on."""
+
+
+class Batches(Protocol):
+  """Batches of training data that can continue anywhere."""
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    """The next batch: see `data.loader.batch_of_rows`."""
+
+  def state(self) -> dict[str, int]:
+    """Where the iterator stands, as JSON values."""
+
+  def restore(self, state: dict[str, int]) -> None:
+    """Continues where `state` stood."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """How long a run is and what it does besides stepping.
+
+  Attributes:
+    steps: optimizer steps in all.
+    log_every: steps per line of metrics, which holds their mean.
+    evaluate_every: steps between held-out losses; 0 measures at the end alone.
+    checkpoint_every: steps between checkpoints; 0 saves at the end alone.
+    keep: newest checkpoints that stay, beside the best.
+    tensorboard: also write TensorBoard event files.
+    step: what a step does; see `training.step.Options`.
+  """
+
+  steps: int
+  log_every: int = 10
+  evaluate_every: int = 500
+  checkpoint_every: int = 500
+  keep: int = 2
+  tensorboard: bool = False
+  step: step_lib.Options = dataclasses.field(default_factory=step_lib.Options)
+
+  def __post_init__(self):
+    for name in ("steps", "log_every", "keep"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+    for name in ("evaluate_every", "checkpoint_every"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 is 'at the end'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """How a run ended.
+
+  Attributes:
+    step: steps done.
+    start_step: steps that were done before this process began.
+    interrupted: a signal stopped it before its last step.
+    state: the train state.
+    heldout: what the last evaluation returned; empty if there was none.
+    seconds_to_first_step: from the call until the first step was finished.
+    tokens_per_second: median over the lines logged.
+  """
+
+  step: int
+  start_step: int
+  interrupted: bool
+  state: step_lib.TrainState
+  heldout: dict[str, float]
+  seconds_to_first_step: float
+  tokens_per_second: float
+
+
+def train(
+  *,
+  model: Any,
+  optimizer: optax.GradientTransformation,
+  learning_rate: optax.Schedule,
+  batches: Batches,
+  options: Options,
+  run_dir: Path,
+  seed: int,
+  bytes_per_token: float,
+  evaluate: Callable[[Any], dict[str, float]] | None = None,
+  identity: dict[str, Any] | None = None,
+  shardings: Callable[[Any], Any] | None = None,
+  batch_sharding: jax.sharding.Sharding | None = None,
+  after_first_step: Callable[[], None] | None = None,
+) -> Summary:
+  """Trains, or goes on training what the run directory holds.
+
+  Args:
+    model: a language model of the zoo.
+    optimizer: the transformation; learning_rate: its schedule, for the metrics.
+    batches: training data; moved to where the checkpoint stood.
+    options: see `Options`.
+    run_dir: gets metrics, checkpoints and the loss picture.
+    seed: of the parameters.
+    bytes_per_token: mean bytes of text per target, for bits per byte.
+    evaluate: parameters to held-out figures; 'heldout_loss' chooses the best checkpoint.
+    identity: JSON values kept in each checkpoint (the configuration).
+    shardings: abstract train state to a tree of shardings; None is one device.
+    batch_sharding: of every batch array; None is one device.
+    after_first_step: called once the first step is compiled and done.
+
+  Raises:
+    TrainingError: too many steps in a row were skipped; the last checkpoint stays as it is.
+    training.checkpoint.CheckpointError: what the run directory holds cannot be continued.
+  """
+  began = time.monotonic()
+  create = jax.jit(
+    lambda: step_lib.initial_state(model, optimizer, options.step, seed), out_shardings=None
+  )
+  abstract = abstract_like(jax.eval_shape(create), shardings)
+  checkpoints = Checkpoints(run_dir, keep=options.keep)
+  restored = checkpoints.restore(abstract)
+  if restored is None:
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state = jax.jit(create, out_shardings=where)()
+    position: dict[str, Any] = {}
+  else:
+    state, position = restored.state, restored.position
+    batches.restore(position["data"])
+
+  start_step = int(state.step)
+  progress = Progress(options.steps, start_step)
+  if restored is not None:
+    for text in restored.passed_over:
+      progress.say(f"passed over {text}")
+    progress.say(f"continuing at step {start_step}")
+  run = _Run(
+    options=options,
+    learning_rate=learning_rate,
+    bytes_per_token=bytes_per_token,
+    metrics=MetricsFile(
+      run_dir / METRICS_FILE, position.get("metrics", 0), tensorboard=options.tensorboard
+    ),
+    progress=progress,
+    pending=position.get("pending", []),
+    heldout=position.get("heldout", {}),
+  )
+  take_step = jax.jit(step_lib.make_train_step(model, optimizer, options.step), donate_argnums=0)
+
+  def save(state):
+    checkpoints.save(
+      state,
+      {
+        "data": batches.state(),
+        "metrics": run.metrics.position,
+        "pending": run.pending,
+        "heldout": run.heldout,
+        "identity": identity or {},
+      },
+      run.heldout.get("heldout_loss") if run.heldout_step == int(state.step) else None,
+    )
+
+  seconds_to_first_step = math.nan
+  saved_step = start_step if restored is not None else None
+  last_metrics = None
+  try:
+    with _Interruption() as interruption:
+      for step in range(start_step, options.steps):
+        batch = jax.device_put(next(batches), batch_sharding)
+        state, new_metrics = take_step(state, batch)
+        # One step late: the device works on this one while the last one's numbers are told.
+        if last_metrics is not None:
+          run.record(step, last_metrics)
+        last_metrics = new_metrics
+        done = step + 1
+        if step == start_step:
+          jax.block_until_ready(new_metrics)
+          seconds_to_first_step = time.monotonic() - began
+          run.start_clock()
+          if after_first_step:
+            after_first_step()
+        evaluates = evaluate is not None and _due(done, options.evaluate_every, options.steps)
+        saves = _due(done, options.checkpoint_every, options.steps) or interruption.requested
+        if evaluates or saves:
+          run.record(done, last_metrics)
+          last_metrics = None
+        if evaluates:
+          run.record_heldout(done, evaluate(state.params))
+        if saves:
+          save(state)
+          saved_step = done
+        if interruption.requested:
+          break
+    # A run that stops early, with nothing new to save, has saved already.
+    checkpoints.wait()
+  finally:
+    run.metrics.close()
+    checkpoints.close()
+
+  step = int(state.step)
+  plot_losses(read_metrics(run_dir / METRICS_FILE), run_dir / LOSS_PICTURE, run_dir.name)
+  assert saved_step == step
+  return Summary(
+    step=step,
+    start_step=start_step,
+    interrupted=step < options.steps,
+    state=state,
+    heldout=run.heldout,
+    seconds_to_first_step=seconds_to_first_step,
+    tokens_per_second=float(np.median(run.rates)) if run.rates else math.nan,
+  )
+
+
+def _due(done: int, every: int, steps: int) -> bool:
+  return done == steps or (every > 0 and done % every == 0)
+
+
+class _Run:
+  """The numbers of a run on their way from the device to the file and the screen."""
+
+  def __init__(
+    self, *, options, learning_rate, bytes_per_token, metrics, progress, pending, heldout
+  ):
+    self.options = options
+    self.learning_rate = learning_rate
+    self.bytes_per_token = bytes_per_token
+    self.metrics = metrics
+    self.progress = progress
+    # Steps not yet in a line: kept in checkpoints, so that the next line is as if uninterrupted.
+    self.pending = list(pending)
+    self.heldout = heldout
+    self.heldout_step = -1
+    self.rates: list[float] = []
+    self.start_clock()
+
+  def start_clock(self) -> None:
+    """Starts to time the line in progress."""
+    self._clock, self._timed_targets = time.monotonic(), 0.0
+
+  def record(self, step: int, device_metrics: dict[str, jax.Array]) -> None:
+    """Takes the metrics of step `step` (1 is the first), waiting for the device.
+
+    Raises:
+      TrainingError: too many steps in a row were skipped.
+    """
+    values = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
+    self.pending.append([values["loss"], values["grad_norm"], values["targets"]])
+    self._timed_targets += values["targets"]
+    shown = {"loss": values["loss"], "bits/byte": self._bits_per_byte(values["loss"])}
+    if step % self.options.log_every == 0 or step == self.options.steps:
+      self._write_line(step, values)
+    if self.rates:
+      shown["tokens/s"] = self.rates[-1]
+    if values["skipped"]:
+      shown["skipped"] = values["skipped"]
+    if self.progress.live or step % self.options.log_every == 0 or step == self.options.steps:
+      self.progress.show(step, shown)
+    limit = self.options.step.max_skips
+    if values["skipped_in_a_row"] >= limit:
+      raise TrainingError(
+        f"step {step}: {limit} steps in a row had a loss or gradient that is not finite, or a "
+        f"gradient norm above {self.options.step.spike_factor} times its recent median (last loss "
+        f"{values['loss']:.4g}, norm {values['grad_norm']:.4g}). The last checkpoint is kept. Lower "
+        "the learning rate, or prolong the warm-up, and start again."
+      )
+
+  def _write_line(self, step: int, values: dict[str, float]) -> None:
+    losses, norms, targets = zip(*self.pending, strict=True)
+    loss = sum(losses) / len(losses)
+    seconds = time.monotonic() - self._clock
+    rate = self._timed_targets / seconds if seconds > 0 else math.nan
+    self.metrics.write(
+      {
+        "step": step,
+        "loss": loss,
+        "bits_per_byte": self._bits_per_byte(loss),
+        "grad_norm": sum(norms) / len(norms),
+        "learning_rate": float(self.learning_rate(step - 1)),
+        "targets": sum(targets),
+        "skipped": values["skipped"],
+        "tokens_per_second": rate,
+      }
+    )
+    self.rates.append(rate)
+    self.pending = []
+    self.start_clock()
+
+  def record_heldout(self, step: int, heldout: dict[str, float]) -> None:
+    """Takes the held-out figures after step `step`."""
+    self.heldout, self.heldout_step = heldout, step
+    self.metrics.write({"step": step, **heldout})
+    figures = "  ".join(f"{name.removeprefix('heldout_')} {v:.4f}" for name, v in heldout.items())
+    self.progress.say(f"held out at step {step}: {figures}")
+    self.start_clock()
+
+  def _bits_per_byte(self, loss: float) -> float:
+    return loss / math.log(2) / self.bytes_per_token
+
+
+class _Interruption:
+  """Turns SIGTERM and SIGINT into a request to stop after the step in progress."""
+
+  def __enter__(self) -> _Interruption:
+    self.requested = False
+    self._before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+      try:
+        self._before[number] = signal.signal(number, self._request)
+      except ValueError:  # not the main thread: signals are somebody else's business
+        break
+    return self
+
+  def _request(self, number: int, frame: Any) -> None:
+    del frame
+    if self.requested and number == signal.SIGINT:
+      raise KeyboardInterrupt  # asked twice
+    self.requested = True
+
+  def __exit__(self, *error: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)

@@ -1,0 +1,137 @@
+"""What a run tells: a file of JSON lines, a progress line, a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class MetricsFile:
+  """Appends one JSON object per line; can be cut back to where a checkpoint stood.
+
+  Floats are written so that they read back bit for bit.
+  """
+
+  def __init__(self, path: Path, position: int | None = None, *, tensorboard: bool = False):
+    """Opens the file, cutting off what comes after `position` bytes (all of it if 0).
+
+    Args:
+      path: the file; made if missing.
+      position: bytes to keep; None keeps all.
+      tensorboard: also write event files beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._file = path.open("ab")
+    if position is not None:
+      self._file.truncate(min(position, path.stat().st_size))
+      self._file.seek(0, 2)
+    self._writer = None
+    if tensorboard:
+      from tensorboardX import SummaryWriter
+
+      self._writer = SummaryWriter(str(path.parent / "tensorboard"))
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Appends a record, which has a 'step'."""
+    self._file.write((json.dumps(record) + "\n").encode())
+    self._file.flush()
+    if self._writer:
+      for name, value in record.items():
+        if name != "step" and isinstance(value, int | float):
+          self._writer.add_scalar(name, value, record["step"])
+
+  @property
+  def position(self) -> int:
+    """Bytes written so far."""
+    return self._file.tell()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+    if self._writer:
+      self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """The records of a metrics file; a last line cut short by a crash is left out."""
+  records = []
+  for line in path.read_text(encoding="utf-8").splitlines():
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return records
+
+
+class Progress:
+  """One live line on a terminal, plain lines elsewhere."""
+
+  def __init__(self, steps: int, start_step: int, stream: TextIO | None = None):
+    """Starts the clock at `start_step` of `steps`."""
+    self._stream = sys.stderr if stream is None else stream
+    self.live = self._stream.isatty()
+    self._steps, self._start_step = steps, start_step
+    self._start = self._shown = time.monotonic()
+    self._width = 0
+
+  def show(self, step: int, values: dict[str, float]) -> None:
+    """Shows a step; at most ten times a second on a terminal."""
+    now = time.monotonic()
+    if self.live and now - self._shown < 0.1 and step < self._steps:
+      return
+    self._shown = now
+    done = step - self._start_step
+    left = (now - self._start) / done * (self._steps - step) if done else math.nan
+    parts = [f"step {step}/{self._steps}"]
+    parts += [f"{name} {_short(value)}" for name, value in values.items()]
+    self._print("  ".join([*parts, f"ETA {_duration(left)}"]))
+
+  def say(self, text: str) -> None:
+    """Prints a line that stays."""
+    if self.live:
+      self._stream.write("\r" + " " * self._width + "\r")
+      self._width = 0
+    print(text, file=self._stream, flush=True)
+
+  def _print(self, text: str) -> None:
+    if not self.live:
+      print(text, file=self._stream, flush=True)
+      return
+    self._stream.write("\r" + text.ljust(self._width))
+    self._stream.flush()
+    self._width = len(text)
+
+
+def _short(value: float) -> str:
+  return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+  if math.isnan(seconds):
+    return "?"
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def plot_losses(records: list[dict[str, Any]], path: Path, title: str) -> None:
+  """Draws training and held-out bits per byte against the step."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 4), layout="constrained")
+  axes = figure.subplots()
+  for name, label, style in (
+    ("bits_per_byte", "training", {"linewidth": 1}),
+    ("heldout_bits_per_byte", "held out", {"marker": "o", "linewidth": 1.5}),
+  ):
+    points = [(r["step"], r[name]) for r in records if name in r]
+    if points:
+      axes.plot(*zip(*points, strict=True), label=label, **style)
+  axes.set(title=title, xlabel="step", ylabel="bits per byte")
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.savefig(path, dpi=120)

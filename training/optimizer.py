@@ -1,0 +1,105 @@
+"""AdamW and its learning-rate schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+
+def warmup_cosine(
+  *, peak: float, steps: int, warmup_steps: int, final_fraction: float = 0.1
+) -> optax.Schedule:
+  """A linear rise to `peak`, then half a cosine down to `final_fraction` of it at the last step.
+
+  Raises:
+    ValueError: the warm-up is not shorter than the run.
+  """
+  _check_warmup(steps, warmup_steps)
+  return optax.warmup_cosine_decay_schedule(
+    0.0, peak, warmup_steps, decay_steps=steps, end_value=final_fraction * peak
+  )
+
+
+def warmup_stable_decay(
+  *,
+  peak: float,
+  steps: int,
+  warmup_steps: int,
+  decay_fraction: float = 0.2,
+  final_fraction: float = 0.0,
+) -> optax.Schedule:
+  """A linear rise to `peak`, a constant rate, and a linear fall over the last `decay_fraction`.
+
+  A run can be prolonged from any checkpoint before the fall (WSD; Hu et al. 2024).
+
+  Raises:
+    ValueError: the warm-up does not end before the fall begins.
+  """
+  decay_steps = round(decay_fraction * steps)
+  _check_warmup(steps - decay_steps, warmup_steps)
+  return optax.join_schedules(
+    [
+      optax.linear_schedule(0.0, peak, warmup_steps),
+      optax.constant_schedule(peak),
+      optax.linear_schedule(peak, final_fraction * peak, decay_steps),
+    ],
+    [warmup_steps, steps - decay_steps],
+  )
+
+
+def _check_warmup(steps: int, warmup_steps: int) -> None:
+  if not 0 <= warmup_steps < steps:
+    raise ValueError(
+      f"warmup_steps={warmup_steps} must be at least 0 and below the {steps} steps before the rate "
+      "falls. Shorten the warm-up or prolong the run."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+  """AdamW (Loshchilov and Hutter 2019) after clipping of the gradient's global norm.
+
+  Weight decay is decoupled and acts on matrices alone: norms' scales, biases, convolution taps and
+  the recurrence's decays are left free (see `is_decayed`).
+
+  Attributes:
+    learning_rate: step to rate.
+    b1, b2, epsilon: moments of the gradient.
+    weight_decay: per unit of learning rate.
+    clip_norm: largest global norm of a gradient; None for no bound.
+  """
+
+  learning_rate: optax.Schedule
+  b1: float = 0.9
+  b2: float = 0.95
+  epsilon: float = 1e-8
+  weight_decay: float = 0.1
+  clip_norm: float | None = 1.0
+
+  def transformation(self) -> optax.GradientTransformation:
+    """The optax transformation; its state and arithmetic have the type of what it is given."""
+    clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+    return optax.chain(
+      *clip,
+      optax.scale_by_adam(self.b1, self.b2, self.epsilon),
+      optax.add_decayed_weights(self.weight_decay, mask=decay_mask),
+      optax.scale_by_learning_rate(self.learning_rate),
+    )
+
+
+def decay_mask(params: Any) -> Any:
+  """True for the parameters that weight decay acts on."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: is_decayed(tuple(str(key.key) for key in path)), params
+  )
+
+
+def is_decayed(path: tuple[str, ...]) -> bool:
+  """Whether a parameter is decayed: kernels of linear maps and the embedding, nothing else.
+
+  By name and not by rank, because parameters of scanned repeats have an axis more.
+  """
+  return path[-1] in ("kernel", "embedding") and "conv1d" not in path

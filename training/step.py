@@ -1,0 +1,241 @@
+"""One optimizer step as a pure function."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+Batch = dict[str, jax.Array]
+# Logits of more bytes than this are computed in pieces, and again in the backward pass.
+MAX_LOGIT_BYTES = 2**28
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """What a step does beside the optimizer's update.
+
+  Attributes:
+    accumulate: microbatches that a batch is cut into.
+    z_loss: weight of the squared logarithm of the softmax's sum.
+    spike_factor: a step whose gradient norm exceeds this many medians of recent norms is skipped.
+    spike_window: recent norms that the median is taken of; none is skipped before it is full.
+    max_skips: steps skipped in a row after which the run stops.
+  """
+
+  accumulate: int = 1
+  z_loss: float = 0.0
+  spike_factor: float = 10.0
+  spike_window: int = 64
+  max_skips: int = 20
+
+  def __post_init__(self):
+    for name in ("accumulate", "spike_window", "max_skips"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+    if self.spike_factor <= 1:
+      raise ValueError(f"spike_factor={self.spike_factor} must be above 1: it multiplies a median.")
+
+
+class Guard(NamedTuple):
+  """What decides whether a step is taken.
+
+  Attributes:
+    norms: [spike_window] float32, gradient norms of the last steps taken, in a ring.
+    taken: [] int32, steps taken.
+    skipped: [] int32, steps skipped.
+    in_a_row: [] int32, steps skipped since the last one taken.
+  """
+
+  norms: jax.Array
+  taken: jax.Array
+  skipped: jax.Array
+  in_a_row: jax.Array
+
+
+class TrainState(NamedTuple):
+  """All that a run carries from step to step.
+
+  Attributes:
+    step: [] int32, batches seen.
+    params: the model's parameters.
+    opt_state: the optimizer's state, float32 whatever the parameters' type.
+    guard: see `Guard`.
+    rng: key data of the run's random key, for models that draw.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  guard: Guard
+  rng: jax.Array
+
+
+def initial_state(
+  model: nn.Module, optimizer: optax.GradientTransformation, options: Options, seed: int
+) -> TrainState:
+  """The state before the first step."""
+  init_key, run_key = jax.random.split(jax.random.key(seed))
+  params = nn.unbox(model.init(init_key, jnp.zeros((1, 1), jnp.int32))["params"])
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(
+    step=zero,
+    params=params,
+    opt_state=optimizer.init(_float32(params)),
+    guard=Guard(jnp.zeros(options.spike_window, jnp.float32), zero, zero, zero),
+    rng=jax.random.key_data(run_key),
+  )
+
+
+def make_train_step(
+  model: nn.Module, optimizer: optax.GradientTransformation, options: Options
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns `step(state, batch) -> (state, metrics)`.
+
+  A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing but the
+  counters. Metrics are float32 scalars: loss (nats per target), grad_norm, targets, skipped (total)
+  and skipped_in_a_row.
+  """
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    loss, targets, gradient = _loss_and_gradient(model, options, state.params, batch, rng)
+    norm = optax.global_norm(gradient)
+    take, guard = _decide(state.guard, loss, norm, options)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(state.params))
+    params = optax.apply_updates(state.params, updates)
+
+    def choose(new, old):
+      return jnp.where(take, new, old)
+
+    new_state = TrainState(
+      step=state.step + 1,
+      params=jax.tree.map(choose, params, state.params),
+      opt_state=jax.tree.map(choose, opt_state, state.opt_state),
+      guard=guard,
+      rng=state.rng,
+    )
+    metrics = {
+      "loss": loss,
+      "grad_norm": norm,
+      "targets": targets,
+      "skipped": guard.skipped,
+      "skipped_in_a_row": guard.in_a_row,
+    }
+    return new_state, metrics
+
+  return step
+
+
+def _decide(
+  guard: Guard, loss: jax.Array, norm: jax.Array, options: Options
+) -> tuple[jax.Array, Guard]:
+  window = options.spike_window
+  full = guard.taken >= window
+  spike = full & (norm > options.spike_factor * jnp.median(guard.norms))
+  take = jnp.isfinite(loss) & jnp.isfinite(norm) & ~spike
+  norms = guard.norms.at[guard.taken % window].set(norm)
+  return take, Guard(
+    norms=jnp.where(take, norms, guard.norms),
+    taken=guard.taken + take,
+    skipped=guard.skipped + ~take,
+    in_a_row=jnp.where(take, 0, guard.in_a_row + 1),
+  )
+
+
+def _loss_and_gradient(model, options, params, batch, rng):
+  """Mean loss over the batch's targets, their number, and the float32 gradient."""
+  pieces = options.accumulate
+  size = batch["inputs"].shape[0]
+  if size % pieces:
+    raise ValueError(
+      f"accumulate={pieces} does not divide the batch of {size} rows. "
+      "Choose a number of microbatches that does."
+    )
+  # The sum over all microbatches is divided once, so that a microbatch with much padding does not
+  # weigh more than its targets.
+  targets = jnp.sum(batch["loss_weights"])
+  divisor = jnp.maximum(targets, 1)
+
+  def loss_of(params, piece):
+    nll, z = token_losses(model, params, piece, rng)
+    return (jnp.sum(nll) + options.z_loss * jnp.sum(z)) / divisor, jnp.sum(nll) / divisor
+
+  gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+  if pieces == 1:
+    (_, loss), gradient = gradient_of(params, batch)
+    return loss, targets, _float32(gradient)
+
+  def accumulate(carry, piece):
+    (_, loss), gradient = gradient_of(params, piece)
+    total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), carry[1], gradient)
+    return (carry[0] + loss, total), None
+
+  zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+  split = jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), batch)
+  (loss, gradient), _ = jax.lax.scan(accumulate, (jnp.zeros(()), zeros), split)
+  return loss, targets, gradient
+
+
+def token_losses(
+  model: nn.Module, params: Any, batch: Batch, rng: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Negative log-likelihood of each target, and the squared log of each softmax's sum.
+
+  Args:
+    model: a language model of the zoo.
+    params: its parameters.
+    batch: inputs, targets, segment_ids, positions [B, T] int32; loss_weights [B, T] float32.
+    rng: key for models that draw.
+
+  Returns:
+    two float32 arrays [B, T], multiplied by the loss weights. Logits are never all in memory at once
+    if they are large: pieces of the time axis are computed one after the other.
+  """
+  variables = {"params": params}
+  rngs = None if rng is None else {"dropout": rng}
+  hidden = model.apply(
+    variables,
+    batch["inputs"],
+    segment_ids=batch["segment_ids"],
+    positions=batch["positions"],
+    method="hidden",
+    rngs=rngs,
+  )
+
+  def losses(hidden, targets, weights):
+    logits = model.apply(variables, hidden, method="logits")
+    log_total = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return (log_total - chosen) * weights, jnp.square(log_total) * weights
+
+  length = hidden.shape[1]
+  logit_bytes = hidden.shape[0] * length * model.vocab_size * 4
+  pieces = _divisor_at_least(length, math.ceil(logit_bytes / MAX_LOGIT_BYTES))
+  arguments = (hidden, batch["targets"], batch["loss_weights"])
+  if pieces == 1:
+    return losses(*arguments)
+
+  def cut(x):
+    return jnp.moveaxis(x.reshape(x.shape[0], pieces, length // pieces, *x.shape[2:]), 1, 0)
+
+  def piece(carry, inputs):
+    return carry, jax.checkpoint(losses)(*inputs)
+
+  _, results = jax.lax.scan(piece, None, tuple(map(cut, arguments)))
+  return tuple(jnp.moveaxis(x, 0, 1).reshape(batch["targets"].shape) for x in results)
+
+
+def _divisor_at_least(number: int, least: int) -> int:
+  """The smallest divisor of `number` that is not below `least` (or `number` itself)."""
+  return next(d for d in range(max(1, min(least, number)), number + 1) if number % d == 0)
+
+
+def _float32(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
