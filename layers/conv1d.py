@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,9 +55,18 @@ class CausalConv1D(nn.Module):
     if history is None:
       history = jnp.zeros((batch, self.taps - 1, channels), self.dtype)
     extended = jnp.concatenate([history.astype(self.dtype), x], axis=1)
-    y = x * kernel[0] + bias
-    for lag in range(1, self.taps):
-      start = self.taps - 1 - lag
-      inside = (positions >= lag)[..., None]
-      y = y + jnp.where(inside, extended[:, start : start + length], 0) * kernel[lag]
-    return y, extended[:, length:]
+    return _convolve(extended, positions, kernel, bias), extended[:, length:]
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def _convolve(
+  extended: jax.Array, positions: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> jax.Array:
+  """The sum over taps; the backward pass keeps the inputs, not one product per tap."""
+  length, taps = positions.shape[1], kernel.shape[0]
+  y = bias
+  for lag in range(taps):
+    start = taps - 1 - lag
+    inside = (positions >= lag)[..., None]
+    y = y + jnp.where(inside, extended[:, start : start + length], 0) * kernel[lag]
+  return y

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,8 +32,14 @@ class GatedMLP(nn.Module):
     gate = Linear(self.hidden, ("embed", "mlp"), name="gate", **kinds)(x)
     up = Linear(self.hidden, ("embed", "mlp"), name="up", **kinds)(x)
     down = Linear(x.shape[-1], ("mlp", "embed"), self.output_scale, name="down", **kinds)
-    return down(jax.nn.gelu(gate, approximate=True) * up)
+    return down(gelu_gated(gate, up))
 
   def matmul_flops(self, width: int) -> int:
     """Floating-point operations of the matrix products per token, forward."""
     return 2 * 3 * width * self.hidden
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def gelu_gated(gate: jax.Array, x: jax.Array) -> jax.Array:
+  """`gelu(gate) * x`; the backward pass keeps the two inputs, not the steps of the GeLU."""
+  return jax.nn.gelu(gate, approximate=True) * x

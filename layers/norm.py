@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,12 @@ class RMSNorm(nn.Module):
     ).astype(jnp.float32)
     if self.zero_centered:
       scale = 1.0 + scale
-    x = x.astype(jnp.float32)
-    inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-    return (x * inverse_rms * scale).astype(self.dtype)
+    return _normalize(x, scale, self.epsilon).astype(self.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def _normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+  """The arithmetic, in float32; the backward pass keeps x in its own type and nothing else."""
+  x = x.astype(jnp.float32)
+  inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+  return x * inverse_rms * scale

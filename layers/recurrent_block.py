@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from layers.conv1d import CausalConv1D
 from layers.linear import Linear
+from layers.mlp import gelu_gated
 from layers.rg_lru import RGLRU
 from layers.segments import Segments
 
@@ -66,7 +67,7 @@ class RecurrentBlock(nn.Module):
       u, segments.positions == 0, h0
     )
     out = Linear(x.shape[-1], ("rnn", "embed"), self.output_scale, name="linear_out", **linear)
-    result = out(jax.nn.gelu(y, approximate=True) * h)
+    result = out(gelu_gated(y, h))
     if state is None and capacity is None:
       return result, None
     return result, RecurrentState(history, h_last)
