@@ -233,11 +233,15 @@ class JsonLines:
       raise CorpusError(
         f"{place}: not a JSON object ({error}). Correct or remove the line."
       ) from None
-    if not isinstance(value, dict) or not isinstance(value.get(self.field), str):
-      keys = sorted(value) if isinstance(value, dict) else type(value).__name__
+    if not isinstance(value, dict):
+      raise CorpusError(f"{place}: a {type(value).__name__}, not a JSON object. Correct the line.")
+    if self.field not in value:
       raise CorpusError(
-        f"{place}: no string under {self.field!r}; the line holds {keys}. Set JsonLines.field."
+        f"{place}: no {self.field!r}, only {', '.join(map(repr, value))}. Set JsonLines.field."
       )
+    if not isinstance(value[self.field], str):
+      found = type(value[self.field]).__name__
+      raise CorpusError(f"{place}: {self.field!r} is a {found}, not a string. Correct the line.")
     return _to_bytes(value[self.field])
 
   def total_bytes(self) -> int:
@@ -287,13 +291,13 @@ class RegisteredTask:
     task: the registered name.
     module: the module that registers it when imported.
     features: output features to join, in this order, into one document.
-    seed: for tasks whose preprocessing is random.
+    seed: for tasks whose preprocessing is random; seqio takes none for a source without one.
   """
 
   task: str
   module: str | None = None
   features: Sequence[str] = ("targets",)
-  seed: int = 0
+  seed: int | None = None
 
   @property
   def name(self) -> str:

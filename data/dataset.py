@@ -115,7 +115,7 @@ class RegisteredMixture:
     split: a split that all its tasks have.
     module: the module that registers it when imported.
     features: output features to join, in this order, into one document.
-    seed: for tasks whose preprocessing is random.
+    seed: for tasks whose preprocessing is random; seqio takes none for a source without one.
     cache_dir: holds one directory per task; relative to the working directory.
   """
 
@@ -125,7 +125,7 @@ class RegisteredMixture:
   split: str = "train"
   module: str | None = None
   features: Sequence[str] = ("targets",)
-  seed: int = 0
+  seed: int | None = None
   cache_dir: str = "cache"
 
   def rows(

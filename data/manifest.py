@@ -29,7 +29,8 @@ class Counts:
   Attributes:
     documents: documents packed.
     empty_documents: documents without a single token, left out.
-    invalid_utf8_documents: documents in which bytes that are no UTF-8 were replaced by U+FFFD.
+    invalid_utf8_documents: documents with bytes that are no UTF-8; U+FFFD takes their place (a
+      registered task treats them as it was written to).
     cut_documents: documents that lie in more than one row.
     text_bytes: bytes of the packed documents as UTF-8.
     tokens: targets, one EOS per document included.

@@ -69,19 +69,29 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
       process.stdin.write(pickle.dumps(request))
       process.stdin.close()
       answer = _follow(process.stdout, what, show)
-      process.wait()
+      process.wait(timeout=30)
     except BrokenPipeError:
       answer = {}
+    except subprocess.TimeoutExpired:
+      pass  # It has answered, and only fails to exit.
     finally:
       # Also on Ctrl-C: nothing goes on behind the caller's back, and nothing half made stays.
       if process.poll() is None:
-        process.terminate()
-        process.wait()
+        _stop(process)
     if "done" in answer:
       return answer["done"]
     if answer.get("kind") == "CorpusError":
       raise CorpusError(answer["error"])
     raise PreparationError(_explain(process.returncode, answer, log))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+  process.terminate()
+  try:
+    process.wait(timeout=10)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    process.wait()
 
 
 def _events(stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:

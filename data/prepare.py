@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def _answer(request: dict[str, Any], report: Report) -> Any:
 
 
 def main() -> int:
-  """Prepares the datasets that stdin names."""
+  """Prepares the datasets that stdin names; returns the exit status."""
   events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
   # Libraries that print must not disturb the events.
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -142,16 +143,26 @@ def main() -> int:
   def report(event: dict[str, Any]) -> None:
     print(json.dumps(event), file=events, flush=True)
 
+  def stop(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
   # So that a terminated preparation removes what it began.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-  request = pickle.load(sys.stdin.buffer)
+  signal.signal(signal.SIGTERM, stop)
   try:
-    report({"done": _answer(request, report)})
-  except (corpora.CorpusError, ValueError, OSError, ImportError) as error:
-    report({"error": f"{error}", "kind": type(error).__name__})
-    raise
+    report({"done": _answer(pickle.load(sys.stdin.buffer), report)})
+  except SystemExit as error:
+    return error.code
+  except BrokenPipeError:
+    return 1  # Whoever asked is gone.
+  except Exception as error:
+    traceback.print_exc()
+    report({"error": str(error), "kind": type(error).__name__})
+    return 1
   return 0
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  status = main()
+  sys.stderr.flush()
+  # At an ordinary exit TensorFlow waits for its threads, for ever if documents are still being read.
+  os._exit(status)

@@ -20,7 +20,7 @@ class Example(NamedTuple):
   Attributes:
     tokens: [n] ids.
     text_bytes: bytes of its text as UTF-8.
-    invalid_utf8: bytes that are no UTF-8 were replaced by U+FFFD.
+    invalid_utf8: its raw bytes were no UTF-8.
   """
 
   tokens: np.ndarray

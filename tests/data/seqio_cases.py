@@ -1,0 +1,139 @@
+"""What test_seqio.py checks, run in a process of its own: importing seqio takes seconds.
+
+Writes its findings as JSON to the file named by the second argument; the first is an empty folder.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from data import corpora, dataset, prepare, rows, tasks, vocabularies, vocabulary_training
+from tests.data import hostile
+
+
+def vocabulary_case(own):
+  """Compares ids and texts of our vocabulary with seqio's."""
+  theirs = tasks.seqio_vocabulary(own)
+  found = {"size": [own.size, theirs.vocab_size], "special": [], "ids": [], "texts": []}
+  found["special"] = [
+    [own.eos_id, own.unk_id, own.pad_id],
+    [theirs.eos_id, theirs.unk_id, theirs.pad_id],
+  ]
+  for text in hostile.TEXTS:
+    ids = own.encode(text)
+    found["ids"].append([ids, list(theirs.encode(text)), theirs.encode_tf(text).numpy().tolist()])
+    for end in ([], [own.eos_id, *ids], [own.size + 7, own.unk_id]):
+      found["texts"].append([own.decode(ids + end), theirs.decode(ids + end)])
+  return found
+
+
+def example_case(corpus, vocabulary, split="all"):
+  """Tokenizes a corpus by its seqio task; returns each example as plain values."""
+  examples = tasks.examples(corpus, vocabulary, split)
+  return [[e.tokens.tolist(), e.text_bytes, e.invalid_utf8] for e in examples]
+
+
+def failure_case(make):
+  """Returns the kind and text of the error that `make` raises."""
+  try:
+    make()
+  except Exception as error:
+    return [type(error).__name__, str(error)]
+  return ["nothing", ""]
+
+
+def prepared_case(spec):
+  """Prepares a dataset in this process and returns its counts and events."""
+  events = []
+  prepare.prepare(spec, events.append)
+  opened = rows.RowFiles(spec.cache_path, verify=True)
+  return {"counts": vars(opened.counts), "events": events, "rows": len(opened)}
+
+
+def registered(task, features=("targets",), module="tests.data.registered_tasks"):
+  return corpora.RegisteredTask(task, module, features)
+
+
+def store_tfds(folder):
+  """Stores a data set of TensorFlow Datasets as a user's machine would hold it."""
+  features = tfds.features.FeaturesDict({"body": tfds.features.Text()})
+  texts = {"train": [b"first", b"", b"third \xff", b"fourth"], "validation": [b"held out"]}
+  tfds.dataset_builders.store_as_tfds_dataset(
+    name="small_texts",
+    version="1.0.0",
+    features=features,
+    split_datasets={k: tf.data.Dataset.from_tensor_slices({"body": v}) for k, v in texts.items()},
+    data_dir=folder,
+  )
+  return corpora.Tfds("small_texts:1.0.0", "body", data_dir=str(folder))
+
+
+def main(folder: Path, output: Path):
+  (folder / "texts").mkdir()
+  for i, text in enumerate([*(t.encode() for t in hostile.TEXTS), *hostile.INVALID, b""]):
+    (folder / "texts" / f"{i:02}.txt").write_bytes(text)
+  texts = corpora.TextFiles(f"{folder}/texts/*.txt")
+  (folder / "bad.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
+  bad_lines = corpora.JsonLines(f"{folder}/bad.jsonl", heldout_fraction=0.0)
+  (folder / "empty.txt").write_text("")
+  empty = corpora.TextFiles(f"{folder}/empty.txt", heldout_fraction=0.0)
+  model = folder / "small.model"
+  pieces = vocabulary_training.train_sentencepiece(
+    corpora.PythonLibrary(), 600, model, megabytes=0.5
+  )
+  byte = vocabularies.Bytes()
+  small = store_tfds(folder / "tfds")
+
+  def spec(corpus, split="all", vocabulary=byte):
+    return dataset.TextDataset(corpus, vocabulary, 8, split, str(folder / "cache"))
+
+  def prepares(*arguments):
+    return lambda: prepare.prepare(spec(*arguments), lambda event: None)
+
+  found = {
+    "bytes": vocabulary_case(vocabularies.Bytes(extra_ids=3)),
+    "pieces": vocabulary_case(pieces),
+    "pieces_extra": vocabulary_case(vocabularies.SentencePiece(str(model), extra_ids=3)),
+    "texts_as_bytes": example_case(texts, byte),
+    "texts_as_pieces": example_case(texts, pieces),
+    "expected_pieces": [
+      pieces.encode(t)
+      for t in hostile.TEXTS + [t.decode("utf-8", "replace") for t in hostile.INVALID]
+    ],
+    "registered": tasks.task(texts, byte).name in seqio.TaskRegistry.names(),
+    "tfds": example_case(small, byte, "train"),
+    "tfds_part": example_case(small, byte, "train[:50%]"),
+    "tfds_prepared": prepared_case(spec(small, "train")),
+    "with_inputs": example_case(registered("with_inputs", ("inputs", "targets")), byte, "train"),
+    "long_documents": example_case(registered("long_documents"), byte, "train")[:1],
+    "texts_prepared": prepared_case(spec(texts)),
+    "failures": {
+      "bad_line": failure_case(prepares(bad_lines, "train")),
+      "empty": failure_case(prepares(empty, "train")),
+      "no_heldout": failure_case(prepares(empty, "heldout")),
+      "split": failure_case(prepares(texts, "validation")),
+      "tfds_split": failure_case(prepares(small, "heldout")),
+      "unknown_task": failure_case(prepares(registered("short_document"), "train")),
+      "task_is_mixture": failure_case(prepares(registered("short_and_long"), "train")),
+      "features": failure_case(prepares(registered("with_inputs"), "train")),
+      "vocabulary": failure_case(prepares(registered("short_documents"), "train", pieces)),
+      "no_vocabulary": failure_case(prepares(registered("no_vocabulary"), "train")),
+      "mixture": failure_case(
+        lambda: tasks.mixture_rates("nothing", "tests.data.registered_tasks")
+      ),
+    },
+    "leftovers": sorted(p.name for p in (folder / "cache").glob(".*.partial")),
+    "rates": tasks.mixture_rates("short_and_long", "tests.data.registered_tasks"),
+  }
+  output.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+  main(Path(sys.argv[1]), Path(sys.argv[2]))
+  # TensorFlow waits for ever at an ordinary exit after a generator of its raised.
+  os._exit(0)

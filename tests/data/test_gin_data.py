@@ -1,0 +1,73 @@
+"""The gin files under gin/data/ give what they say."""
+
+import dataclasses
+import importlib.util  # gin uses importlib.util without importing it.
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+assert importlib.util
+gin = pytest.importorskip("gin")
+
+FOLDER = Path(__file__).parents[2] / "gin"
+FILES = sorted(p.name for p in (FOLDER / "data").glob("*.gin") if p.name != "text_dataset.gin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+  train: Any
+  heldout: Any
+  vocab_size: Any
+  sequence_length: Any
+  batch_size: Any
+
+
+def configured(name, *bindings):
+  gin.clear_config()
+  gin.add_config_file_search_path(str(FOLDER))
+  macros = {
+    "train": "TRAIN_DATA",
+    "heldout": "EVAL_DATA",
+    "vocab_size": "VOCAB_SIZE",
+    "sequence_length": "SEQUENCE_LENGTH",
+    "batch_size": "BATCH_SIZE",
+  }
+  holder = gin.external_configurable(Holder, "Holder")
+  bound = [f"Holder.{field} = %{macro}" for field, macro in macros.items()]
+  try:
+    gin.parse_config_files_and_bindings([f"data/{name}"], [*bound, *bindings])
+    return holder()
+  finally:
+    gin.clear_config()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_training_and_heldout_text_differ_only_where_they_should(name):
+  found = configured(name, "SEQUENCE_LENGTH = 96")
+  assert found.sequence_length == 96
+  assert found.batch_size > 0
+  parts = getattr(found.train, "components", [found.train])
+  assert len(set(parts)) == len(parts)
+  for part in [*parts, found.heldout]:
+    assert part.sequence_length == 96
+    assert part.vocabulary == found.heldout.vocabulary
+  assert all(part.split == "train" for part in parts)
+  # What is held out is held out of what is trained on.
+  assert found.heldout.split in ("heldout", "validation")
+  assert any(dataclasses.replace(found.heldout, split="train") == part for part in parts)
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.endswith("_bytes.gin")])
+def test_a_byte_vocabulary_has_the_size_that_models_are_told(name):
+  found = configured(name)
+  assert found.heldout.vocabulary.size == found.vocab_size
+
+
+def test_files_and_fields_are_set_by_macros():
+  found = configured("json_lines_bytes.gin", "JSON_LINES = ['a', 'b']", "JSON_FIELD = 'body'")
+  assert (found.train.corpus.files, found.train.corpus.field) == (["a", "b"], "body")
+  found = configured("text_files_bytes.gin", "TEXT_FILES = 'x/*.md'")
+  assert found.heldout.corpus.files == "x/*.md"
+  found = configured("python_sentencepiece.gin", "VOCABULARY_MODEL = 'x.model'")
+  assert found.train.vocabulary.path == "x.model"

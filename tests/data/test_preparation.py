@@ -1,0 +1,237 @@
+"""Preparation by another process: no TensorFlow here, whole or not at all, one at a time.
+
+Slow for several imports of TensorFlow by processes that are killed, raced and watched for real.
+"""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data import corpora, dataset, preparation, progress, rows, vocabularies
+
+ROOT = Path(__file__).parents[2]
+
+# As a training run would: datasets, batches, and a look at what was imported.
+TRAIN = """
+import json, sys
+from data import dataset, corpora, loader, preparation, vocabularies
+texts = corpora.TextFiles('texts/*.txt', heldout_fraction=0.3)
+train, heldout = (
+  dataset.TextDataset(texts, vocabularies.Bytes(), 32, split) for split in ('train', 'heldout')
+)
+mixture = dataset.RegisteredMixture(
+  'short_and_long', vocabularies.Bytes(), 32, module='tests.data.registered_tasks'
+)
+preparation.prepare([train, heldout])
+mixed = mixture.rows()
+batch = next(loader.batches(dataset.Mixture([train, heldout], [1, 1]).rows(), 4))
+print(json.dumps({
+  'tensorflow': [m for m in ('tensorflow', 'seqio') if m in sys.modules],
+  'documents': [d.rows().counts.documents for d in (train, heldout)],
+  'paths': [str(d.rows().directory) for d in (train, heldout)],
+  'shape': batch['targets'].shape,
+  'parts': {part.directory.name: weight for part, weight in zip(mixed.parts, mixed.weights)},
+  'tokens': {part.directory.name: part.counts.tokens for part in mixed.parts},
+}))
+"""
+
+
+def environment(**more):
+  return os.environ | {"PYTHONPATH": str(ROOT)} | more
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """Runs TRAIN where a folder `data` could be mistaken for the package; returns report and stderr."""
+  folder = tmp_path_factory.mktemp("somewhere")
+  (folder / "data").mkdir()
+  (folder / "data" / "__init__.py").write_text("raise ImportError('the wrong data')")
+  (folder / "texts").mkdir()
+  for i in range(30):
+    (folder / "texts" / f"{i}.txt").write_text(f"text number {i}\n" * 5)
+  (folder / "texts" / "invalid.txt").write_bytes(b"\xff\xfe\xfd")
+  command = [sys.executable, "-P", "-c", TRAIN]
+  return folder, [
+    subprocess.run(
+      command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    for _ in range(2)
+  ]
+
+
+def test_training_never_imports_tensorflow_even_where_it_prepares(trained):
+  folder, (cold, warm) = trained
+  assert cold.returncode == 0, cold.stderr
+  report = json.loads(cold.stdout)
+  assert report["tensorflow"] == []
+  assert sum(report["documents"]) == 31
+  assert report["shape"] == [4, 32]
+  assert all(Path(path).parent == folder / "cache" for path in report["paths"])
+  assert json.loads(warm.stdout) == report
+
+
+def test_preparing_shows_progress_and_a_warm_cache_is_silent(trained):
+  _, (cold, warm) = trained
+  assert "preparing text-files (train): [########################] 100%" in cold.stderr
+  assert "preparing text-files (heldout): [########################] 100%" in cold.stderr
+  assert warm.stderr == ""
+
+
+def test_a_registered_mixture_keeps_the_tokens_shares(trained):
+  _, (cold, _) = trained
+  report = json.loads(cold.stdout)
+  short, long = sorted(report["parts"], reverse=True)
+  # 3 documents of 2 letters and an EOS for each of 23 and one; nothing of either is left out.
+  assert report["parts"][short] / report["parts"][long] == pytest.approx(3 * 3 / 24)
+  assert (report["tokens"][short], report["tokens"][long]) == (300 * 3, 300 * 24)
+
+
+def wait_for(condition, seconds=90):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def test_a_killed_preparation_leaves_nothing_and_two_at_once_make_it_once(tmp_path):
+  """One is killed while it writes; two are then started together, on what it left."""
+  cache = tmp_path / "cache"
+  spec = dataset.TextDataset(corpora.PythonLibrary(), vocabularies.Bytes(), 64, "train", str(cache))
+  command = [
+    sys.executable,
+    "-c",
+    "import pickle, sys; from data import preparation;"
+    " preparation.prepare(pickle.load(sys.stdin.buffer))",
+  ]
+
+  def start():
+    import pickle
+
+    process = subprocess.Popen(
+      command,
+      cwd=ROOT,
+      env=environment(),
+      stdin=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=False,
+      start_new_session=True,
+    )
+    process.stdin.write(pickle.dumps([spec]))
+    process.stdin.close()
+    return process
+
+  def partial():
+    return list(cache.glob(".*.partial"))
+
+  killed = start()
+  wait_for(
+    lambda: any((p / rows.TOKENS).exists() and (p / rows.TOKENS).stat().st_size for p in partial())
+  )
+  os.killpg(killed.pid, signal.SIGKILL)
+  killed.wait()
+  left = partial()
+  assert left
+  assert not spec.is_prepared()
+
+  both = [start(), start()]
+  messages = [process.stderr.read().decode() for process in both]
+  assert [process.wait() for process in both] == [0, 0], messages
+  opened = rows.RowFiles(spec.cache_path, verify=True).check(vocabularies.Bytes(), 64)
+  assert opened.counts.text_bytes > 8e6
+  assert partial() == []
+  assert [p for p in cache.iterdir() if p.is_dir()] == [spec.cache_path]
+  made = ["100%" in message for message in messages]
+  assert sorted(made) == [False, True], messages
+
+
+def test_a_terminated_preparation_removes_what_it_began(tmp_path):
+  """Ctrl-C in the training process ends the preparing one, which cleans up."""
+  cache = tmp_path / "cache"
+  spec = dataset.TextDataset(corpora.PythonLibrary(), vocabularies.Bytes(), 64, "train", str(cache))
+
+  class Stop(Exception):
+    pass
+
+  def show(state):
+    if state.documents:
+      raise Stop
+
+  with pytest.raises(Stop):
+    preparation.prepare([spec], show)
+  assert [p for p in cache.iterdir() if p.is_dir()] == []
+
+
+def test_the_corpus_own_error_reaches_the_caller(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"body": "bad"}\n')
+  corpus = corpora.JsonLines(str(tmp_path / "a.jsonl"), heldout_fraction=0.0)
+  spec = dataset.TextDataset(corpus, vocabularies.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
+  with pytest.raises(corpora.CorpusError, match=r"a\.jsonl:2: no 'text', only 'body'"):
+    spec.rows(lambda state: None)
+  assert not spec.is_prepared()
+
+
+def test_another_error_carries_the_last_messages():
+  # A request that is none: the preparing process fails by itself.
+  message = r"(?s)failed with AttributeError: 'str' object.*last messages:.*in _answer"
+  with pytest.raises(preparation.PreparationError, match=message):
+    preparation.run("no request", "nothing", lambda state: None)
+
+
+def test_the_name_of_a_cache_holds_all_that_decides_its_content(tmp_path):
+  (tmp_path / "a.txt").write_text("a")
+  base = {
+    "corpus": corpora.TextFiles(str(tmp_path / "a.txt")),
+    "vocabulary": vocabularies.Bytes(),
+    "sequence_length": 8,
+    "split": "train",
+    "cache_dir": str(tmp_path),
+  }
+  others = [
+    base,
+    base | {"corpus": corpora.TextFiles(str(tmp_path / "a.txt"), heldout_fraction=0.5)},
+    base | {"vocabulary": vocabularies.Bytes(extra_ids=1)},
+    base | {"sequence_length": 9},
+    base | {"split": "all"},
+    base | {"split": "train[:1%]"},
+  ]
+  paths = [dataset.TextDataset(**fields).cache_path for fields in others]
+  assert len(set(paths)) == len(others)
+  assert paths[0] == dataset.TextDataset(**base).cache_path
+  (tmp_path / "a.txt").write_text("another")
+  assert paths[0] != dataset.TextDataset(**base).cache_path
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_a_terminal_shows_one_line_that_moves():
+  stream = Terminal()
+  bar = progress.ProgressBar(stream)
+  bar(progress.Progress("corpus (train)", seconds=3.2))
+  bar(progress.Progress("corpus (train)", 5, 500_000, 1_000_000, 4.0))
+  bar(progress.Progress("corpus (train)", 9, 990_000, 1_000_000, 5.0, finished=True))
+  lines = stream.getvalue().split("\r")[1:]
+  assert [line.strip() for line in lines] == [
+    "preparing corpus (train): loading the tokenizer, 3 s",
+    "preparing corpus (train): [############............]  50%  5 documents, 0.5 MB, 4 s",
+    "preparing corpus (train): [########################] 100%  9 documents, 1.0 MB, 5 s",
+  ]
+  assert stream.getvalue().count("\n") == 1
+
+
+def test_elsewhere_lines_come_seldom():
+  stream = io.StringIO()
+  bar = progress.ProgressBar(stream)
+  for i in range(50):
+    bar(progress.Progress("corpus (train)", i + 1, i * 1000, 0, float(i)))
+  bar(progress.Progress("corpus (train)", 51, 51_000, 0, 50.0, finished=True))
+  assert len(stream.getvalue().splitlines()) == 2

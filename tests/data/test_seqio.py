@@ -1,0 +1,130 @@
+"""The real seqio, run once in a process of its own (seqio_cases.py): ids, texts, counts and errors.
+
+Slow for its import of TensorFlow; worth it, for it alone shows that what is trained on, generated and
+evaluated under our vocabularies is what seqio packed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import vocabularies
+from tests.data import hostile
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+  """What seqio_cases.py found."""
+  folder = tmp_path_factory.mktemp("seqio")
+  output = folder.parent / "found.json"
+  result = subprocess.run(
+    [sys.executable, "-m", "tests.data.seqio_cases", str(folder), str(output)],
+    cwd=ROOT,
+    env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr[-4000:]
+  return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "pieces_extra"])
+def test_ids_and_texts_are_those_of_seqio(found, kind):
+  case = found[kind]
+  assert case["size"][0] == case["size"][1]
+  assert case["special"][0] == case["special"][1]
+  assert len(case["ids"]) == len(hostile.TEXTS)
+  for own, python, tensorflow in case["ids"]:
+    assert own == python == tensorflow
+  for own, theirs in case["texts"]:
+    assert own == theirs
+
+
+def test_hostile_text_becomes_bytes_with_nothing_dropped(found):
+  vocabulary = vocabularies.Bytes()
+  texts = hostile.TEXTS + [raw.decode("utf-8", "replace") for raw in hostile.INVALID] + [""]
+  invalid = [False] * len(hostile.TEXTS) + [True] * len(hostile.INVALID) + [False]
+  expected = [
+    [[*vocabulary.encode(text), 1], len(text.encode()), flag]
+    for text, flag in zip(texts, invalid, strict=True)
+  ]
+  assert found["texts_as_bytes"] == expected
+
+
+def test_hostile_text_becomes_pieces_with_nothing_dropped(found):
+  tokens = [tokens for tokens, _, _ in found["texts_as_pieces"]]
+  assert tokens == [[*ids, 1] for ids in found["expected_pieces"]] + [[1]]
+
+
+def test_what_is_prepared_is_counted(found):
+  case = found["texts_prepared"]
+  counts = case["counts"]
+  examples = found["texts_as_bytes"]
+  assert counts["documents"] == len(examples) - 1
+  assert counts["empty_documents"] == 1
+  assert counts["invalid_utf8_documents"] == len(hostile.INVALID)
+  assert counts["tokens"] == sum(len(tokens) for tokens, size, _ in examples if size)
+  assert counts["text_bytes"] == sum(size for _, size, _ in examples)
+  assert case["rows"] == int(np.ceil(counts["tokens"] / 8))
+  assert case["events"][-1]["documents"] == len(examples)
+  assert case["events"][-1]["finished"]
+
+
+def test_corpora_are_registered_with_seqio(found):
+  assert found["registered"]
+
+
+def test_tensorflow_datasets_are_read_whole_and_in_part(found):
+  decoded = sorted((vocabularies.Bytes().decode(t), bad) for t, _, bad in found["tfds"])
+  assert decoded == [("", False), ("first", False), ("fourth", False), ("third �", True)]
+  assert found["tfds_part"] == found["tfds"][:2]
+  assert found["tfds_prepared"]["counts"]["documents"] == 3
+  assert found["tfds_prepared"]["counts"]["empty_documents"] == 1
+
+
+def test_registered_tasks_keep_their_own_preprocessing(found):
+  q, r = ord("q") + 3, ord("r") + 3
+  # Inputs and targets joined; the task chose to keep a byte that is no UTF-8.
+  assert found["with_inputs"] == [[[q, 258, q, 258, 1], 4, True], [[r, r, 1], 2, False]]
+  # Without a copy of its text, the bytes are those that the ids spell.
+  assert found["long_documents"] == [[[ord("c") + 3] * 23 + [1], 23, False]]
+  assert found["rates"] == {"long_documents": 1.0, "short_documents": 3.0}
+
+
+@pytest.mark.parametrize(
+  ("case", "message"),
+  [
+    ("bad_line", "bad.jsonl:2: 'text' is a int, not a string"),
+    ("empty", "text-files (train) holds no text: it has no documents (1 empty ones were left out)"),
+    ("no_heldout", "text-files (heldout) holds no text"),
+    ("split", "split='validation' does not exist in text-files; there are train, heldout, all."),
+    ("tfds_split", "split='heldout' does not exist in tfds-small_texts:1.0.0"),
+    ("unknown_task", "No seqio task 'short_document' is registered"),
+    ("unknown_task", "Did you mean 'short_documents'?"),
+    ("task_is_mixture", "It is a mixture: use dataset.RegisteredMixture"),
+    ("features", "has the features ['inputs', 'targets'], asked for are ['targets']"),
+    (
+      "vocabulary",
+      "tokenizes 'targets' under Bytes(extra_ids=0), the dataset asks for SentencePiece",
+    ),
+    ("no_vocabulary", "uses a PassThroughVocabulary"),
+    ("mixture", "No seqio mixture 'nothing' is registered"),
+  ],
+)
+def test_what_cannot_be_prepared_is_one_clear_error(found, case, message):
+  kind, text = found["failures"][case]
+  assert kind == "CorpusError"
+  assert message in text
+  assert "\n" not in text
+
+
+def test_failures_leave_nothing_half_made(found):
+  assert found["leftovers"] == []
