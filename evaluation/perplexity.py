@@ -1,0 +1,120 @@
+"""How well a model predicts text: bits per byte, and the loss at each position."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from models.language_model import LanguageModel
+from training.step import token_losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """The loss over some text.
+
+  Attributes:
+    losses: [T] float64, summed losses in nats of the tokens at each position of their segment.
+    counts: [T] int64, how many tokens there were.
+    bytes: bytes of UTF-8 text that the tokens stand for.
+  """
+
+  losses: np.ndarray
+  counts: np.ndarray
+  bytes: int
+
+  def __add__(self, other: Score) -> Score:
+    length = max(len(self.counts), len(other.counts))
+    mine, others = (0, length - len(self.counts)), (0, length - len(other.counts))
+    return Score(
+      np.pad(self.losses, mine) + np.pad(other.losses, others),
+      np.pad(self.counts, mine) + np.pad(other.counts, others),
+      self.bytes + other.bytes,
+    )
+
+  @property
+  def tokens(self) -> int:
+    """Number of predicted tokens; the end of a document is one."""
+    return int(self.counts.sum())
+
+  @property
+  def loss(self) -> float:
+    """Nats per token."""
+    return float(self.losses.sum() / self.tokens)
+
+  @property
+  def bits_per_byte(self) -> float:
+    """Bits per byte of text: independent of the vocabulary. Ends of documents cost, but hold none."""
+    return float(self.losses.sum() / math.log(2) / self.bytes)
+
+  def by_position(self, edges: Iterable[int] | None = None) -> list[Bucket]:
+    """The loss between edges: by default at 0, 1, 2-3, 4-7 and so on."""
+    if edges is None:
+      edges = [0, *(2**n for n in range(len(self.losses).bit_length()))]
+    edges = sorted({min(edge, len(self.losses)) for edge in edges} | {len(self.losses)})
+    return [
+      Bucket(start, stop, int(count), float(self.losses[start:stop].sum() / count))
+      for start, stop in itertools.pairwise(edges)
+      if (count := self.counts[start:stop].sum())
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+  """The mean loss in nats per token at positions start <= p < stop of a segment."""
+
+  start: int
+  stop: int
+  tokens: int
+  loss: float
+
+
+class Scorer:
+  """Scores text with one model; compiled once for every shape of batch."""
+
+  def __init__(self, model: LanguageModel, byte_lengths: np.ndarray):
+    """Takes the model and the bytes of text that each token stands for, [V]."""
+    self._losses = jax.jit(lambda params, batch: token_losses(model, params, batch)[0])
+    self._byte_lengths = byte_lengths
+
+  def __call__(
+    self,
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    report: Callable[[int, Score], None] | None = None,
+  ) -> Score:
+    """Scores the text of all batches.
+
+    Args:
+      params: the model's parameters.
+      batches: batches of equal shape, as `data.loader.batches` gives them.
+      report: called after every batch with the number of batches so far and their score.
+
+    Raises:
+      ValueError: there is nothing to score.
+    """
+    result = Score(np.zeros(0), np.zeros(0, np.int64), 0)
+    for done, batch in enumerate(batches, start=1):
+      result += self._one(params, batch)
+      if report:
+        report(done, result)
+    if not result.bytes:
+      raise ValueError("there is no text to score: the held-out rows are empty or all padding.")
+    return result
+
+  def _one(self, params: Any, batch: Mapping[str, np.ndarray]) -> Score:
+    # Summed on the host, in float64.
+    losses = np.asarray(self._losses(params, dict(batch)), np.float64)
+    counted = batch["loss_weights"] > 0
+    positions, length = batch["positions"][counted], counted.shape[1]
+    return Score(
+      losses=np.bincount(positions, losses[counted], minlength=length),
+      counts=np.bincount(positions, minlength=length),
+      bytes=int(self._byte_lengths[batch["targets"][counted]].sum()),
+    )

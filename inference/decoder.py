@@ -1,0 +1,232 @@
+"""Continues prompts: one prefill, then a compiled loop of single steps from a decode state."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from inference.sampling import Sampler
+from models.language_model import DecodeState, LanguageModel
+
+# What stands in a row after its end.
+ENDED = -1
+# Lengths of prompts and caches are multiples of this, so that few of them get compiled.
+_MULTIPLE = 64
+
+
+class Progress(NamedTuple):
+  """Where the decoding of a batch stands.
+
+  Attributes:
+    state: the model's state after the last token.
+    logits: [B, V] float32, of the next token.
+    ended: [B] bool, rows that have met a stop token.
+    step: int32, tokens generated.
+  """
+
+  state: DecodeState
+  logits: jax.Array
+  ended: jax.Array
+  step: jax.Array
+
+
+class Choices(NamedTuple):
+  """What may be drawn.
+
+  Attributes:
+    allowed: [V] bool, tokens that may be drawn.
+    stops: [V] bool, tokens that end a row.
+  """
+
+  allowed: np.ndarray
+  stops: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Prompts of different lengths as one batch, padded on the left.
+
+  Attributes:
+    tokens: [B, T] int32.
+    segment_ids: [B, T] int32, 0 on padding and 1 on the prompt.
+    identities: [B, 2] uint32: a hash of what the prompt says, and which of its copies this is.
+  """
+
+  tokens: np.ndarray
+  segment_ids: np.ndarray
+  identities: np.ndarray
+
+  @classmethod
+  def pad(cls, prompts: Sequence[Sequence[int]]) -> Prompts:
+    """Makes a batch of token sequences, each with at least one token (BOS)."""
+    if not prompts or not all(len(prompt) for prompt in prompts):
+      raise ValueError("every prompt needs at least one token: begin with the vocabulary's BOS.")
+    longest = max(len(prompt) for prompt in prompts)
+    length = _round_up(longest)
+    tokens = np.zeros((len(prompts), length), np.int32)
+    segment_ids = np.zeros_like(tokens)
+    identities = np.zeros((len(prompts), 2), np.uint32)
+    copies: Counter[bytes] = Counter()
+    for row, prompt in enumerate(prompts):
+      tokens[row, length - len(prompt) :] = prompt
+      segment_ids[row, length - len(prompt) :] = 1
+      content = np.asarray(prompt, np.int32).tobytes()
+      identities[row] = zlib.crc32(content), copies[content]
+      copies[content] += 1
+    return cls(tokens, segment_ids, identities)
+
+
+class Decoder:
+  """Generates with one model and one way to sample."""
+
+  def __init__(
+    self,
+    model: LanguageModel,
+    sampler: Sampler,
+    *,
+    stop_ids: Sequence[int] = (),
+    forbidden_ids: Sequence[int] = (),
+  ):
+    """Sets what all calls share.
+
+    Args:
+      model: the model.
+      sampler: how tokens are drawn.
+      stop_ids: a row ends before the first of these.
+      forbidden_ids: never drawn; ids of padding, say.
+
+    Raises:
+      ValueError: every token is forbidden.
+    """
+    tokens = np.arange(model.vocab_size)
+    choices = Choices(
+      allowed=~np.isin(tokens, list(forbidden_ids)), stops=np.isin(tokens, list(stop_ids))
+    )
+    if not choices.allowed.any():
+      raise ValueError(f"all {model.vocab_size} tokens are forbidden: nothing can be generated.")
+    self._model = model
+    self._sampler = sampler
+    self._choices = choices
+
+  def generate(
+    self,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    seed: int = 0,
+    chunk: int = 64,
+  ) -> Iterator[np.ndarray]:
+    """Continues prompts.
+
+    What a prompt is continued with depends on the seed, the prompt, and how many copies of it came
+    before it in the batch, on nothing else: other prompts beside it change nothing.
+
+    Args:
+      params: the model's parameters.
+      prompts: token ids, each beginning with BOS.
+      max_tokens: where rows end that met no stop token.
+      seed: of the draws.
+      chunk: tokens per compiled loop; the caller gets control in between.
+
+    Yields:
+      [B, n] int32, n <= chunk: the next tokens; `ENDED` from a row's stop token on.
+    """
+    batch = Prompts.pad(prompts)
+    keys = row_keys(seed, batch.identities)
+    capacity = _round_up(batch.tokens.shape[1] + max_tokens)
+    progress = _prefill(self._model, params, batch.tokens, batch.segment_ids, capacity=capacity)
+    done = 0
+    while done < max_tokens:
+      steps = min(chunk, max_tokens - done)
+      tokens, progress = _advance(
+        self._model, self._sampler, params, progress, self._choices, keys, steps, size=chunk
+      )
+      done += steps
+      tokens = np.asarray(tokens)[:, :steps]
+      ended = np.asarray(progress.ended).all()
+      if ended:
+        tokens = tokens[:, (tokens != ENDED).any(axis=0)]
+      if tokens.shape[1]:
+        yield tokens
+      if ended:
+        return
+
+
+@functools.partial(jax.jit, static_argnames=("model", "capacity"))
+def _prefill(model: LanguageModel, params, tokens, segment_ids, *, capacity: int) -> Progress:
+  """Reads the prompts."""
+  logits, state = model.apply(
+    {"params": params}, tokens, segment_ids=segment_ids, capacity=capacity, last_only=True
+  )
+  ended = jnp.zeros(tokens.shape[0], bool)
+  return Progress(state, logits[:, 0], ended, jnp.zeros((), jnp.int32))
+
+
+@functools.partial(
+  jax.jit, static_argnames=("model", "sampler", "size"), donate_argnames="progress"
+)
+def _advance(
+  model: LanguageModel,
+  sampler: Sampler,
+  params: Any,
+  progress: Progress,
+  choices: Choices,
+  keys: jax.Array,
+  steps: jax.Array,
+  *,
+  size: int,
+) -> tuple[jax.Array, Progress]:
+  """Generates up to `steps` <= `size` tokens; stops early once all rows have ended."""
+  first, rows = progress.step, progress.ended.shape[0]
+
+  def unfinished(carry):
+    _, progress = carry
+    return (progress.step < first + steps) & ~progress.ended.all()
+
+  def step(carry):
+    tokens, progress = carry
+    column = progress.step - first
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, progress.step)
+    token = sampler(jnp.where(choices.allowed, progress.logits, -jnp.inf), step_keys)
+    ended = progress.ended | choices.stops[token]
+    logits, state = model.apply(
+      {"params": params}, token[:, None], state=progress.state, last_only=True
+    )
+    shown = jnp.where(ended, ENDED, token)
+    tokens = jax.lax.dynamic_update_slice(tokens, shown[:, None], (0, column))
+    return tokens, Progress(state, logits[:, 0], ended, progress.step + 1)
+
+  tokens = jnp.full((rows, size), ENDED, jnp.int32)
+  return jax.lax.while_loop(unfinished, step, (tokens, progress))
+
+
+def _round_up(length: int) -> int:
+  return -(-length // _MULTIPLE) * _MULTIPLE
+
+
+def row_keys(seed: int, identities: np.ndarray) -> jax.Array:
+  """One random key per row, from the seed and the row's identity [B, 2] (see `Prompts`)."""
+  key = jax.random.key(seed)
+
+  def of_row(identity: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, identity[0]), identity[1])
+
+  return jax.vmap(of_row)(jnp.asarray(identities))
+
+
+def rows_of(chunks: Iterator[np.ndarray] | Sequence[np.ndarray], batch: int) -> list[list[int]]:
+  """Joins what `Decoder.generate` yields into one list of ids per row, ends cut off."""
+  rows: list[list[int]] = [[] for _ in range(batch)]
+  for tokens in chunks:
+    for row, ids in zip(rows, tokens, strict=True):
+      row += [int(token) for token in ids if token != ENDED]
+  return rows
