@@ -118,8 +118,8 @@ class Checkpoints:
     return None
 
   def _check(self, step: int, abstract: TrainState) -> None:
-    metadata = self._checkpointer.checkpointables_metadata(step).metadata
-    check_shapes(abstract.params, metadata[_PARAMS], f"checkpoint {step}")
+    found = _parameter_metadata(self._checkpointer, step)
+    check_shapes(abstract.params, found, f"checkpoint {step}")
 
   def wait(self) -> None:
     """Waits until what was started is on disk."""
@@ -128,6 +128,14 @@ class Checkpoints:
   def close(self) -> None:
     """Waits, and lets go of the folder."""
     self._checkpointer.close()
+
+
+def _parameter_metadata(checkpointer: Any, step: int) -> Any:
+  """Shapes and types of a checkpoint's parameters."""
+  metadata = checkpointer.checkpointables_metadata(step).metadata.get(_PARAMS)
+  if metadata is None:
+    raise OSError("the description of its parameters cannot be read")
+  return metadata
 
 
 def check_shapes(expected: Any, found: Any, where: str) -> None:
@@ -180,10 +188,12 @@ def load_parameters(
   ocp = _orbax()
   with ocp.training.Checkpointer((run_dir / FOLDER).absolute()) as checkpointer:
     step = _choose(checkpointer, steps, which, run_dir)
-    metadata = checkpointer.checkpointables_metadata(step).metadata
-    check_shapes(abstract_params, metadata[_PARAMS], f"{run_dir}, checkpoint {step}")
     try:
+      found = _parameter_metadata(checkpointer, step)
+      check_shapes(abstract_params, found, f"{run_dir}, checkpoint {step}")
       loaded = checkpointer.load_checkpointables(step, {_PARAMS: abstract_params})
+    except CheckpointError:
+      raise
     except Exception as error:
       raise CheckpointError(
         f"{run_dir}, checkpoint {step} cannot be read: {_first_line(error)}. "

@@ -169,7 +169,8 @@ def train(
       {
         "data": batches.state(),
         "metrics": run.metrics.position,
-        "pending": run.pending,
+        # Copied: it is written while the run goes on.
+        "pending": list(run.pending),
         "heldout": run.heldout,
         "identity": identity or {},
       },

@@ -1,0 +1,107 @@
+"""A run that is killed and started again equals the run that was left alone, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = 120
+
+
+def start(run_dir: Path, cache: Path) -> subprocess.Popen:
+  return subprocess.Popen(
+    [sys.executable, "-m", "tests.training.resume_run", str(run_dir), str(STEPS), str(cache)],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process: subprocess.Popen) -> str:
+  output, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors
+  return output
+
+
+def told(run_dir: Path) -> list[dict]:
+  """The metrics without the clock's."""
+  records = read_metrics(run_dir / "metrics.jsonl")
+  for record in records:
+    record.pop("tokens_per_second", None)
+  return records
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("resume")
+  output = finish(start(folder / "run", folder / "cache"))
+  return output, told(folder / "run"), folder / "cache"
+
+
+def wait_for_steps(run_dir: Path, process: subprocess.Popen, least: int) -> None:
+  """Waits until the run has told of step `least`."""
+  metrics = run_dir / "metrics.jsonl"
+  while process.poll() is None:
+    if metrics.exists() and any(r["step"] >= least for r in read_metrics(metrics)):
+      return
+    time.sleep(0.01)
+
+
+def test_killed_at_random_moments_equals_never_killed(tmp_path, uninterrupted):
+  output, records, cache = uninterrupted
+  run_dir = tmp_path / "run"
+  moments = random.Random(0)
+  kills = 0
+  # Each life is killed a random moment after it made progress of its own: between steps, in the
+  # middle of a save, or while an older checkpoint is being removed.
+  for least in (7, 28, 56, 84):
+    process = start(run_dir, cache)
+    wait_for_steps(run_dir, process, least)
+    time.sleep(moments.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kills += process.returncode == -signal.SIGKILL
+  assert kills >= 3
+  assert finish(start(run_dir, cache)) == output
+  assert told(run_dir) == records
+
+
+def test_sigterm_saves_and_exits_0_and_the_run_goes_on(tmp_path, uninterrupted):
+  output, records, cache = uninterrupted
+  run_dir = tmp_path / "run"
+  process = start(run_dir, cache)
+  wait_for_steps(run_dir, process, 14)
+  process.send_signal(signal.SIGTERM)
+  stopped_at = int(finish(process).split()[0])
+  assert 14 <= stopped_at < STEPS
+  assert (run_dir / "checkpoints" / str(stopped_at)).is_dir()
+  assert finish(start(run_dir, cache)) == output
+  assert told(run_dir) == records
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, uninterrupted):
+  output, records, cache = uninterrupted
+  run_dir = tmp_path / "run"
+  process = start(run_dir, cache)
+  wait_for_steps(run_dir, process, 42)
+  process.send_signal(signal.SIGTERM)
+  finish(process)
+  newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+  for file in (newest / "params").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+  process = start(run_dir, cache)
+  found, errors = process.communicate(timeout=300)
+  assert f"passed over checkpoint {newest.name}" in errors
+  assert found == output
+  assert told(run_dir) == records
