@@ -1,0 +1,132 @@
+"""Compiles the Pallas TPU recurrences, values and gradients, for TPUs that are not here.
+
+    python -m benchmarks.compile_tpu                    # every generation, every shape
+    python -m benchmarks.compile_tpu v5e --distinct     # shapes that give distinct kernels, batch 1
+
+One line per compiled program; the exit status counts the failures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import time
+
+from benchmarks import absent_tpu
+from benchmarks.recurrence_cases import (
+  LENGTHS,
+  cotangents,
+  linear_scan_arguments,
+  rg_lru_arguments,
+  shard_widths,
+  with_gradient,
+)
+
+import jax  # isort: skip
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kernels import pallas_tpu_blocks
+from kernels.linear_scan import pallas_tpu as linear_scan_tpu
+from kernels.rg_lru import pallas_tpu as rg_lru_tpu
+
+
+def all_shapes():
+  """(shape, dtype): every paper width and its shards, every length, one row and eight."""
+  dtypes = (jnp.bfloat16, jnp.float32)
+  for dtype, batch, width, steps in itertools.product(dtypes, (1, 8), shard_widths(), LENGTHS):
+    yield (batch, steps, width), dtype
+
+
+def distinct_shapes():
+  """Of those, one per kernel: the same blocks and the same tail compile to the same loops."""
+  seen = set()
+  shapes = [s for s in all_shapes() if s[0][0] == 1 and s[1] == jnp.bfloat16]
+  shapes += [((8, 100, 128), jnp.bfloat16), ((8, 2048, 2560), jnp.float32)]
+  for shape, dtype in shapes:
+    itemsize = jnp.dtype(dtype).itemsize
+    plan = pallas_tpu_blocks.plan(shape, itemsize, forward_arrays=4, backward_arrays=8)
+    several_blocks = shape[1] > plan.forward.time
+    key = (plan, dtype, shape[1] % plan.forward.time, several_blocks)
+    if shape[1] == 1:
+      key = "plain XLA"
+    if key not in seen:
+      seen.add(key)
+      yield shape, dtype
+
+
+def programs(generation: str, shapes):
+  """(name, thunk that compiles) for one generation."""
+  native = absent_tpu.GENERATIONS[generation].native_math
+  rg_lru = functools.partial(_rg_lru, native)
+  for shape, dtype in shapes:
+    for op, run, arguments in (
+      ("rg_lru", rg_lru, rg_lru_arguments),
+      ("linear_scan", _linear_scan, linear_scan_arguments),
+    ):
+      given = (*arguments(shape, dtype), *cotangents(shape, dtype))
+      name = f"{op} {list(shape)} {jnp.dtype(dtype).name}"
+      yield name, functools.partial(absent_tpu.compile_for, generation, with_gradient(run), *given)
+  for check_vma in (False, True):
+    yield (
+      f"rg_lru in shard_map, check_vma={check_vma}",
+      functools.partial(_compile_sharded, generation, rg_lru, check_vma),
+    )
+
+
+def _rg_lru(native, *arguments):
+  if arguments[0].shape[1] == 1:
+    return rg_lru_tpu.rg_lru(*arguments)
+  return rg_lru_tpu.fused(*arguments, native_math=native)
+
+
+def _linear_scan(*arguments):
+  return linear_scan_tpu.linear_scan(*arguments, False)
+
+
+def _compile_sharded(generation: str, op, check_vma: bool):
+  """Values and gradients with batch over 'data' and width over 'model'."""
+  mesh = Mesh(np.array(absent_tpu.devices(generation)[:4]).reshape(2, 2), ("data", "model"))
+  tile, state, channel = P("data", None, "model"), P("data", "model"), P("model")
+  specs = (tile, tile, tile, channel, state, P("data"))
+  sharded = jax.shard_map(
+    op, mesh=mesh, in_specs=specs, out_specs=(tile, state), check_vma=check_vma
+  )
+  shape, dtype = (4, 300, 1024), jnp.bfloat16
+  given = zip(
+    (*rg_lru_arguments(shape, dtype), *cotangents(shape, dtype)),
+    (*specs, tile, state),
+    strict=True,
+  )
+  placed = [
+    jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, s)) for a, s in given
+  ]
+  return jax.jit(with_gradient(sharded)).lower(*placed).compile()
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("generations", nargs="*", help=f"of {', '.join(absent_tpu.GENERATIONS)}")
+  parser.add_argument("--distinct", action="store_true", help="only shapes with distinct kernels")
+  options = parser.parse_args()
+  failures = 0
+  for generation in options.generations or absent_tpu.GENERATIONS:
+    shapes = distinct_shapes() if options.distinct else all_shapes()
+    for name, compile_program in programs(generation, shapes):
+      start = time.perf_counter()
+      try:
+        compile_program()
+        outcome = "ok"
+      except Exception as error:  # every failure is a line of the report
+        failures += 1
+        outcome = f"FAILED {type(error).__name__}: {str(error)[:500]}"
+      print(f"{generation} {name}: {outcome} {time.perf_counter() - start:.1f} s", flush=True)
+  print(f"{failures} failures")
+  return min(failures, 100)
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())

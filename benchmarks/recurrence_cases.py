@@ -1,0 +1,64 @@
+"""The recurrences as functions of arrays alone, for compilers and clocks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+PAPER_WIDTHS = (1024, 1536, 2048, 2560, 4096, 5632, 8192)
+SHARDS = (1, 2, 4, 8, 16)
+LENGTHS = (1, 100, 2048, 32768)
+# Bytes per element in bfloat16 at the floor: every array once, nothing of size [B, T, R] beside them.
+BYTES_PER_ELEMENT = {
+  "rg_lru_forward": 8,
+  "rg_lru_backward": 16,
+  "linear_scan_forward": 6,
+  "linear_scan_backward": 10,
+}
+
+
+def shard_widths() -> list[int]:
+  """The paper's RNN widths, whole and divided over up to 16 devices, that are multiples of 128."""
+  return sorted({w // n for w in PAPER_WIDTHS for n in SHARDS if w % (n * 128) == 0})
+
+
+def rg_lru_arguments(shape: tuple[int, int, int], dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """(x, gate_a, gate_x, log_decay, h0, reset)."""
+  batch, steps, width = shape
+  tile = jax.ShapeDtypeStruct(shape, dtype)
+  return (
+    *(tile, tile, tile),
+    jax.ShapeDtypeStruct((width,), jnp.float32),
+    jax.ShapeDtypeStruct((batch, width), jnp.float32),
+    jax.ShapeDtypeStruct((batch, steps), jnp.bool_),
+  )
+
+
+def linear_scan_arguments(shape: tuple[int, int, int], dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """(x, log_a, h0, reset)."""
+  batch, steps, width = shape
+  tile = jax.ShapeDtypeStruct(shape, dtype)
+  return (
+    *(tile, tile),
+    jax.ShapeDtypeStruct((batch, width), jnp.float32),
+    jax.ShapeDtypeStruct((batch, steps), jnp.bool_),
+  )
+
+
+def cotangents(shape: tuple[int, int, int], dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Of h and h_last."""
+  return (
+    jax.ShapeDtypeStruct(shape, dtype),
+    jax.ShapeDtypeStruct((shape[0], shape[2]), jnp.float32),
+  )
+
+
+def with_gradient(op):
+  """op(*arguments, reset) -> a function (*arguments, reset, dh, dh_last) -> values and gradients."""
+
+  def both(*arguments):
+    *inputs, reset, dh, dh_last = arguments
+    values, vjp = jax.vjp(lambda *a: op(*a, reset), *inputs)
+    return values, vjp((dh, dh_last))
+
+  return both

@@ -1,0 +1,70 @@
+"""The Pallas TPU recurrences through the real TPU compiler, for TPUs that are not here."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+GENERATIONS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
+BASELINE = json.loads((pathlib.Path(__file__).parent / "tpu_bundles.json").read_text())
+
+pytestmark = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
+)
+
+
+def run_module(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, "-m", *arguments],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def in_processes(commands: dict[str, tuple[str, ...]]) -> dict[str, subprocess.CompletedProcess]:
+  """Two at a time: libtpu keeps a process's flags, and compiling takes a core each."""
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    done = pool.map(lambda command: run_module(*command), commands.values())
+    return dict(zip(commands, done, strict=True))
+
+
+@pytest.fixture(scope="module")
+def compilations():
+  return in_processes({g: ("benchmarks.compile_tpu", g, "--distinct") for g in GENERATIONS})
+
+
+@pytest.fixture(scope="module")
+def bundles():
+  return in_processes({g: ("benchmarks.tpu_bundles", g, "--here") for g in GENERATIONS})
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_values_and_gradients_compile_at_every_paper_width(compilations, generation):
+  done = compilations[generation]
+  failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
+  assert done.returncode == 0, "\n".join(failed) or done.stderr[-3000:]
+  compiled = [line for line in done.stdout.splitlines() if ": ok" in line]
+  assert len(compiled) > 40
+  assert any("check_vma=True: ok" in line for line in compiled)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_inner_loops_stay_within_a_tenth_of_their_length(bundles, generation):
+  done = bundles[generation]
+  assert done.returncode == 0, done.stderr[-3000:]
+  measured = json.loads(done.stdout.splitlines()[-1])
+  # The way Pallas lowers arithmetic changes with JAX: an unknown version is held to the longest.
+  version = ".".join(jax.__version__.split(".")[:2])
+  known = [BASELINE[version]] if version in BASELINE else list(BASELINE.values())
+  for kernel, value in measured.items():
+    allowed = 1.1 * max(figures[generation][kernel] for figures in known)
+    assert value <= allowed, f"{kernel} on {generation}: {value} bundles per 1024 elements"
