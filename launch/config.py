@@ -47,6 +47,11 @@ class Config:
     """The values in force as a gin file, macros resolved and defaults included."""
     return _Writer(self).operative()
 
+  def default_names(self) -> set[str]:
+    """The left sides in `operative_text` of parameters that no binding gives."""
+    writer = _Writer(self)
+    return {writer.left(key) for key, item in self.operative.items() if item.is_default}
+
   def build(self) -> Any:
     """Calls the root with its parameters, and the functions they refer to with theirs.
 
@@ -150,7 +155,7 @@ class _Writer:
     ]
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for key, setting in self._config.parameters.items():
-      line = self._left(key), self._text(setting.value), str(setting.place)
+      line = self.left(key), self._text(setting.value), str(setting.place)
       groups.setdefault(key.configurable.name, []).append(line)
     return self._file([macros, *(groups[name] for name in sorted(groups))])
 
@@ -158,7 +163,7 @@ class _Writer:
     """The values in force; defaults that gin cannot write are left as comments."""
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for key, item in self._config.operative.items():
-      left = self._left(key)
+      left = self.left(key)
       if item.is_default and not _is_literal(item.value):
         left = f"# {left}"
       line = left, self._text(item.value), "default" if item.is_default else str(item.place)
@@ -176,7 +181,8 @@ class _Writer:
       lines += [f"{left} = {right}  # {place}" for left, right, place in group]
     return "\n".join(lines) + "\n"
 
-  def _left(self, key: Key) -> str:
+  def left(self, key: Key) -> str:
+    """The left side of a binding."""
     scope = f"{key.scope}/" if key.scope else ""
     return f"{scope}{self._name(key.configurable)}.{key.parameter}"
 

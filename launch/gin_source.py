@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import io
 import os
 import re
 import tokenize
@@ -160,6 +159,11 @@ def read_file(path: str | os.PathLike) -> Source:
   return _read(_find(str(path), None, None), ())
 
 
+def read_text(text: str, name: str = "text") -> Source:
+  """Reads gin text that includes nothing; `name` stands for it in errors."""
+  return _statements(text, Path(name), ())
+
+
 def read_arguments(arguments: Iterable[str]) -> Source:
   """Reads command-line bindings such as `--gin.griffin.griffin.window=512` or `--gin.STEPS=100`.
 
@@ -211,10 +215,14 @@ def _parse_value(text: str, place: Place) -> Any:
 
 def _read(path: Path, including: tuple[Path, ...]) -> Source:
   """One file's statements, its includes' among them."""
+  return _statements(path.read_text(encoding="utf-8"), path, including)
+
+
+def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
   source = Source()
   imports: dict[str, Import] = {}
   including = (*including, path)
-  for item in _parse_file(path):
+  for item in _parse(text, path):
     place = Place(str(path), item.location.line_num)
     if isinstance(item, config_parser.IncludeStatement):
       found = _find(item.filename, path, place)
@@ -239,12 +247,10 @@ def _read(path: Path, including: tuple[Path, ...]) -> Source:
   return source
 
 
-def _parse_file(path: Path) -> list[Any]:
+def _parse(text: str, path: Path) -> list[Any]:
   """The parser's statements of one file, in order."""
-  text = path.read_text(encoding="utf-8")
-  source = io.StringIO(text)
   try:
-    return list(config_parser.ConfigParser(source, _Delegate()))
+    return list(config_parser.ConfigParser(text, _Delegate()))
   except SyntaxError as error:
     line = error.lineno or 1
     shown = text.splitlines()[line - 1].strip() if line <= len(text.splitlines()) else ""

@@ -1,0 +1,88 @@
+"""What the commands share: arguments, and errors without a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+EPILOG = """\
+Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter (--gin.models.griffin.griffin.window=64)
+in place of the gin files; strings need no quotes."""
+
+
+class UserError(Exception):
+  """Something the user can put right; the message says how."""
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+  """The parser of the command `python -m launch.<name>`."""
+  return argparse.ArgumentParser(
+    prog=f"python -m launch.{name}",
+    description=description,
+    epilog=EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+
+
+def parse(
+  result: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+  """Splits arguments into those of the parser and the `--gin.` bindings.
+
+  `--gin.NAME VALUE` is understood as well as `--gin.NAME=VALUE`.
+  """
+  bindings: list[str] = []
+  rest: list[str] = []
+  waiting = iter(arguments)
+  for argument in waiting:
+    if not argument.startswith("--gin."):
+      rest.append(argument)
+    elif "=" in argument:
+      bindings.append(argument)
+    else:
+      value = next(waiting, None)
+      if value is None:
+        result.error(f"{argument} needs a value: {argument}=...")
+      bindings.append(f"{argument}={value}")
+  return result.parse_args(rest), bindings
+
+
+def run(main: Callable[[Sequence[str]], int]) -> None:
+  """Runs a command; what the user can put right is one line on stderr and exit status 2."""
+  try:
+    status = main(sys.argv[1:])
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    status = 130
+  except BrokenPipeError:
+    # The reader of the output has gone; nothing is left to say.
+    sys.stderr.close()
+    status = 0
+  except Exception as error:
+    if not _is_for_the_user(error):
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    status = 2
+  sys.exit(status)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+  """Whether the error is of a kind whose message is written for who launched the command."""
+  # The modules that define these kinds are slow to import; whoever raised one has imported it.
+  kinds = {
+    "launch.command": ("UserError",),
+    "launch.gin_source": ("ConfigError",),
+    "data.corpora": ("CorpusError",),
+    "data.manifest": ("RowFileError",),
+    "data.preparation": ("PreparationError",),
+    "training.checkpoint": ("CheckpointError",),
+    "training.loop": ("TrainingError",),
+  }
+  return any(
+    isinstance(error, getattr(sys.modules[module], name))
+    for module, names in kinds.items()
+    if module in sys.modules
+    for name in names
+  )

@@ -1,0 +1,140 @@
+"""Says what a configuration would cost, without allocating it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from launch.experiment import Experiment
+from models.accounting import Account, account
+from training import step as step_lib
+
+
+def description(experiment: Experiment) -> str:
+  """The parameter table, and FLOPs and bytes per token, as text."""
+  length, batch_size = experiment.sequence_length, experiment.batch_size
+  counted = account(experiment.model, batch_size=batch_size, length=length)
+  rows = [("parameter", "shape", "type", "axes", "count")]
+  rows += [
+    (
+      parameter.path,
+      " x ".join(map(str, parameter.shape)),
+      str(parameter.dtype),
+      ", ".join(axis or "-" for axis in parameter.axes),
+      f"{parameter.count:,}",
+    )
+    for parameter in counted.parameters
+  ]
+  return "\n".join([_table(rows), "", _table(_costs(counted), right=(1,))])
+
+
+def _costs(counted: Account) -> list[tuple[str, str]]:
+  tokens = counted.batch_size * counted.length
+  return [
+    ("parameters", f"{counted.parameter_count:,} ({_bytes(counted.parameter_bytes)})"),
+    ("tokens per row, rows per step", f"{counted.length:,}, {counted.batch_size:,}"),
+    ("FLOPs per token, forward", _si(counted.forward_flops)),
+    ("FLOPs per token, forward and backward", _si(counted.training_flops)),
+    ("FLOPs per step", _si(counted.training_flops * tokens)),
+    ("bytes per token, forward, at least", _bytes(counted.forward_bytes)),
+    (f"decode state per sequence of {counted.length:,} tokens", _bytes(counted.state_bytes)),
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+  """A training step that was compiled and not run.
+
+  Attributes:
+    state_bytes: parameters, optimizer state and counters.
+    batch_bytes: one batch.
+    temporary_bytes: what the compiled step needs besides, at its peak.
+    seconds: time to trace and compile.
+  """
+
+  state_bytes: int
+  batch_bytes: int
+  temporary_bytes: int
+  seconds: float
+
+  def __str__(self) -> str:
+    total = self.state_bytes + self.batch_bytes + self.temporary_bytes
+    rows = [
+      ("parameters and optimizer state", _bytes(self.state_bytes)),
+      ("one batch", _bytes(self.batch_bytes)),
+      ("temporary memory of a step", _bytes(self.temporary_bytes)),
+      ("in all", _bytes(total)),
+      ("compilation", f"{self.seconds:.1f} s"),
+    ]
+    return _table(rows, right=(1,))
+
+
+def dry_run(experiment: Experiment) -> DryRun:
+  """Compiles a training step from shapes alone."""
+  start = time.monotonic()
+  state, batch = abstract_state(experiment), abstract_batch(experiment)
+  step = step_lib.make_train_step(
+    experiment.model, experiment.optimizer.transformation(), experiment.options.step
+  )
+  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+  memory = compiled.memory_analysis()
+  return DryRun(
+    state_bytes=_tree_bytes(state),
+    batch_bytes=_tree_bytes(batch),
+    temporary_bytes=memory.temp_size_in_bytes if memory else 0,
+    seconds=time.monotonic() - start,
+  )
+
+
+def abstract_state(experiment: Experiment) -> step_lib.TrainState:
+  """Shapes and types of the train state."""
+  optimizer = experiment.optimizer.transformation()
+  return jax.eval_shape(
+    lambda: step_lib.initial_state(
+      experiment.model, optimizer, experiment.options.step, experiment.seed
+    )
+  )
+
+
+def abstract_batch(experiment: Experiment) -> dict[str, Any]:
+  """Shapes and types of a batch."""
+  shape = experiment.batch_size, experiment.sequence_length
+  kinds = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), jnp.int32)
+  kinds["loss_weights"] = jnp.float32
+  return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+
+
+def _tree_bytes(tree: Any) -> int:
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _table(rows: list[tuple[str, ...]], right: tuple[int, ...] = (4,)) -> str:
+  """Aligned columns; those in `right` on the right."""
+  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+  return "\n".join(
+    "  ".join(
+      text.rjust(width) if column in right else text.ljust(width)
+      for column, (text, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  )
+
+
+def _si(value: float) -> str:
+  for prefix in ("", "k", "M", "G", "T", "P"):
+    if value < 1000:
+      return f"{value:.3g} {prefix}".rstrip()
+    value /= 1000
+  return f"{value:.3g} E"
+
+
+def _bytes(value: float) -> str:
+  for prefix in ("", "ki", "Mi", "Gi", "Ti"):
+    if value < 1024:
+      return f"{value:.4g} {prefix}B"
+    value /= 1024
+  return f"{value:.4g} PiB"

@@ -1,0 +1,127 @@
+"""What a run consists of: filled in by gin, built from a checked configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from data.dataset import Mixture
+from data.mixture import MixedRows
+from data.rows import RowFiles
+from data.vocabularies import Vocabulary
+from launch import config, gin_source
+from launch.config import Config, ConfigError
+from models.language_model import LanguageModel
+from training import loop
+from training.optimizer import AdamW
+
+
+class Dataset(Protocol):
+  """Rows that are made on first use; see `data.dataset`."""
+
+  def rows(self) -> RowFiles | MixedRows:
+    """Opens the rows, and makes them if they are missing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """A model, what it reads, and how it is trained.
+
+  Attributes:
+    model: the model.
+    train_data, eval_data: text to learn from and text held out; of one vocabulary and length.
+    optimizer: the optimizer with its schedule.
+    options: how long the run is, and what it does besides stepping.
+    batch_size: rows per step.
+    eval_batches: batches of held-out text that an evaluation reads; None reads all.
+    seed: of the parameters, the order of the rows and the samples.
+    samples: prompts that the finished model continues; '' starts a document.
+    mesh: None trains on one device.
+  """
+
+  model: LanguageModel
+  train_data: Dataset
+  eval_data: Dataset
+  optimizer: AdamW
+  options: loop.Options
+  batch_size: int
+  eval_batches: int | None = None
+  seed: int = 0
+  samples: Sequence[str] = ("",)
+  mesh: None = None
+
+  def __post_init__(self):
+    if self.batch_size < 1:
+      raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+    if self.eval_batches is not None and self.eval_batches < 1:
+      raise ValueError(f"eval_batches={self.eval_batches} must be at least 1, or None for all.")
+    lengths = (
+      first_part(self.train_data).sequence_length,
+      first_part(self.eval_data).sequence_length,
+    )
+    if lengths[0] != lengths[1]:
+      raise ValueError(
+        f"the training rows hold {lengths[0]} tokens and the held-out rows {lengths[1]}: "
+        "give both the same sequence_length."
+      )
+
+  @property
+  def sequence_length(self) -> int:
+    """Tokens per row."""
+    return first_part(self.train_data).sequence_length
+
+  @property
+  def vocabulary(self) -> Vocabulary:
+    """The vocabulary of the text."""
+    return first_part(self.train_data).vocabulary
+
+  def check_vocabulary(self) -> None:
+    """Compares vocabulary and model.
+
+    Raises:
+      ConfigError: the model has too few tokens, or the held-out text is of another vocabulary.
+    """
+    vocabulary = self.vocabulary
+    if self.model.vocab_size < vocabulary.size:
+      raise ConfigError(
+        f"the vocabulary has {vocabulary.size} ids, the model's embedding {self.model.vocab_size}: "
+        f"set VOCAB_SIZE = {vocabulary.size}."
+      )
+    if first_part(self.eval_data).vocabulary.describe() != vocabulary.describe():
+      raise ConfigError("training text and held-out text are of different vocabularies.")
+
+
+def first_part(data: Dataset) -> Dataset:
+  """The dataset itself, or the first component of a mixture; they agree in vocabulary and length."""
+  while isinstance(data, Mixture):
+    data = data.components[0]
+  return data
+
+
+def load(
+  paths: str | os.PathLike | Sequence[str | os.PathLike], arguments: Iterable[str] = ()
+) -> Config:
+  """Reads and checks the configuration of an experiment.
+
+  Args:
+    paths: a gin file, or several: the bindings of a later one replace those of an earlier one.
+    arguments: bindings from the command line.
+
+  Raises:
+    ConfigError: see `launch.config.load`.
+  """
+  if isinstance(paths, str | os.PathLike):
+    paths = [paths]
+  source = sum(map(gin_source.read_file, paths), gin_source.Source())
+  return config.resolve(source + gin_source.read_arguments(arguments), Experiment, str(paths[0]))
+
+
+def build(configuration: Config) -> Experiment:
+  """Makes what a configuration describes; no array is allocated and no file opened.
+
+  Raises:
+    ConfigError: a part refuses its values.
+  """
+  return configuration.build()

@@ -1,0 +1,117 @@
+"""What a run directory holds besides metrics and checkpoints: its configuration and vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from data import vocabularies
+from data.vocabularies import Vocabulary
+from launch import gin_source
+from launch.command import UserError
+from launch.config import Config
+
+CONFIG_FILE = "config.gin"
+OPERATIVE_FILE = "operative_config.gin"
+DATA_FILE = "data.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """One value that is not what it was; None where there is or was no such value."""
+
+  name: str
+  old: str | None
+  new: str | None
+
+  def __str__(self) -> str:
+    if self.old is None:
+      return f"  {self.name} = {self.new} is new"
+    if self.new is None:
+      return f"  {self.name} = {self.old} is gone"
+    return f"  {self.name}: {self.old} -> {self.new}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+  """A folder of one run."""
+
+  path: Path
+
+  @property
+  def config_file(self) -> Path:
+    """The configuration, in one gin file."""
+    return self.path / CONFIG_FILE
+
+  def holds_run(self) -> bool:
+    """Whether a run was started here."""
+    return self.config_file.is_file()
+
+  def require_run(self) -> None:
+    """Raises UserError if no run was started here."""
+    if not self.holds_run():
+      near = sorted(str(file.parent) for file in self.path.parent.glob(f"*/{CONFIG_FILE}"))
+      hint = f" There is {', '.join(near)}." if near else ""
+      raise UserError(f"{self.path} holds no run: it has no {CONFIG_FILE}.{hint}")
+
+  def differences(self, config: Config) -> list[Difference]:
+    """How a configuration differs from that of the run, in values in force.
+
+    A parameter that the run did not have, at its default, is no difference.
+    """
+    file = self.path / OPERATIVE_FILE
+    if not file.is_file():
+      return []
+    old = _values(gin_source.read_file(file))
+    new = _values(gin_source.read_text(config.operative_text()))
+    defaults = config.default_names()
+    return [
+      Difference(name, old.get(name), new.get(name))
+      for name in sorted(old.keys() | new.keys())
+      if old.get(name) != new.get(name) and not (name not in old and name in defaults)
+    ]
+
+  def data_differences(self, data: dict[str, Any]) -> list[Difference]:
+    """How the rows differ from those that the run was trained on."""
+    file = self.path / DATA_FILE
+    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else data
+    return [
+      Difference(name, str(old.get(name)), str(data.get(name)))
+      for name in sorted(old.keys() | data.keys())
+      if old.get(name) != data.get(name)
+    ]
+
+  def write_config(self, config: Config, command: str) -> None:
+    """Writes the configuration and the values in force; `command` is what asked for them."""
+    self.path.mkdir(parents=True, exist_ok=True)
+    _write(self.config_file, f"# {command}\n{config.text()}")
+    _write(self.path / OPERATIVE_FILE, config.operative_text())
+
+  def write_data(self, data: dict[str, Any], vocabulary: Vocabulary) -> None:
+    """Writes what identifies the rows, and the vocabulary itself."""
+    _write(self.path / DATA_FILE, json.dumps(data, indent=2) + "\n")
+    vocabularies.save(vocabulary, self.path)
+
+  def vocabulary(self) -> Vocabulary:
+    """The vocabulary that the run was trained with."""
+    try:
+      return vocabularies.load(self.path)
+    except (FileNotFoundError, ValueError) as error:
+      raise UserError(str(error)) from None
+
+
+def _values(source: gin_source.Source) -> dict[str, str]:
+  """The bindings of a file as text, by their left side."""
+  return {
+    f"{item.scope}/{item.selector}.{item.parameter}".lstrip("/"): repr(item.value)
+    for item in source.statements
+  }
+
+
+def _write(file: Path, text: str) -> None:
+  """Writes a file at once: a reader sees the old or the new one, also after a crash."""
+  new = file.with_name(file.name + ".new")
+  new.write_text(text, encoding="utf-8")
+  new.replace(file)

@@ -1,0 +1,216 @@
+"""Trains a model: `python -m launch.train gin/runs/x.gin --run_dir=runs/x`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import command
+
+# What takes seconds to import is imported where it is used: --help and mistakes answer at once.
+if TYPE_CHECKING:
+  from launch.config import Config
+  from launch.experiment import Experiment
+  from launch.run_directory import Difference, RunDirectory
+
+DESCRIPTION = """\
+Trains a model as a gin file says, or goes on training what the run directory holds.
+
+The run directory gets the configuration, the metrics, checkpoints and a picture of the loss."""
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command's arguments."""
+  result = command.parser("train", DESCRIPTION)
+  result.add_argument(
+    "config",
+    nargs="?",
+    help="a gin file, such as gin/runs/griffin_quickstart.gin; by default that of the run",
+  )
+  result.add_argument("--run_dir", type=Path, help="the folder of the run; made if missing")
+  result.add_argument(
+    "--resume",
+    choices=("same", "force"),
+    default="same",
+    help="force: go on with a configuration that is not the run's (%(default)s)",
+  )
+  result.add_argument(
+    "--describe", action="store_true", help="print parameters, FLOPs and bytes per token, and stop"
+  )
+  result.add_argument(
+    "--print_config",
+    action="store_true",
+    help="print every value with the file and line it came from, and stop",
+  )
+  result.add_argument(
+    "--dry_run",
+    action="store_true",
+    help="compile a step from shapes alone, print the memory it would take, and stop",
+  )
+  return result
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit status."""
+  began = time.monotonic()
+  options = parser()
+  args, bindings = command.parse(options, arguments)
+  looks = args.describe or args.print_config or args.dry_run
+  if args.run_dir is None and not looks:
+    options.error("--run_dir is needed, such as --run_dir=runs/first")
+  if args.config is None and args.run_dir is None:
+    options.error("a gin file is needed, or a --run_dir that holds a run")
+
+  from launch import experiment as experiment_lib
+  from launch.run_directory import RunDirectory
+
+  run = RunDirectory(args.run_dir) if args.run_dir else None
+  if args.config is None:
+    run.require_run()
+  config = experiment_lib.load(args.config or run.config_file, bindings)
+  _warn(config)
+  if args.print_config:
+    print(config.text(), end="")
+    return 0
+  experiment = experiment_lib.build(config)
+  if looks:
+    _look(experiment, args.describe, args.dry_run)
+    return 0
+  return _train(experiment, config, run, args.resume, list(arguments), began)
+
+
+def _warn(config: Config) -> None:
+  if config.warnings:
+    print(f"warning: {len(config.warnings)} bindings have no effect here:", file=sys.stderr)
+    for warning in config.warnings:
+      print(f"  {warning}", file=sys.stderr)
+
+
+def _look(experiment: Experiment, describe: bool, dry_run: bool) -> None:
+  from launch import describe as describe_lib
+
+  if describe:
+    print(describe_lib.description(experiment))
+  if describe and dry_run:
+    print()
+  if dry_run:
+    print(describe_lib.dry_run(experiment))
+
+
+def _train(
+  experiment: Experiment,
+  config: Config,
+  run: RunDirectory,
+  resume: str,
+  arguments: list[str],
+  began: float,
+) -> int:
+  """Trains, and tells how it ended."""
+  import jax
+
+  from data import loader
+  from evaluation.perplexity import Scorer
+  from training import loop
+
+  experiment.check_vocabulary()
+  different = run.differences(config) if run.holds_run() else []
+  if resume != "force":
+    _require_same(different, run)
+  # Made now if missing: before anything is written into the run directory.
+  train_rows, eval_rows = experiment.train_data.rows(), experiment.eval_data.rows()
+  data = {"training rows": train_rows.fingerprint, "held-out rows": eval_rows.fingerprint}
+  if run.holds_run() and resume != "force":
+    _require_same(run.data_differences(data), run)
+  if different or not run.holds_run():
+    run.write_config(config, shlex.join(["python", "-m", "launch.train", *arguments]))
+  run.write_data(data, experiment.vocabulary)
+
+  scorer = Scorer(experiment.model, experiment.vocabulary.byte_lengths())
+
+  def evaluate(params: Any) -> dict[str, float]:
+    batches = loader.batches(eval_rows, experiment.batch_size, shuffle=False, repeat=False)
+    count = min(experiment.eval_batches or len(batches), len(batches))
+    score = scorer(params, (next(batches) for _ in range(count)))
+    batches.close()
+    return {"heldout_loss": score.loss, "heldout_bits_per_byte": score.bits_per_byte}
+
+  def first_step_done() -> None:
+    print(f"first step done {time.monotonic() - began:.1f} s after launch", file=sys.stderr)
+
+  batches = loader.batches(train_rows, experiment.batch_size, seed=experiment.seed)
+  _introduce(experiment, run, len(train_rows), jax.default_backend())
+  try:
+    summary = loop.train(
+      model=experiment.model,
+      optimizer=experiment.optimizer.transformation(),
+      learning_rate=experiment.optimizer.learning_rate,
+      batches=batches,
+      options=experiment.options,
+      run_dir=run.path,
+      seed=experiment.seed,
+      bytes_per_token=train_rows.bytes_per_token,
+      evaluate=evaluate,
+      identity={"config": config.text(), "data": data},
+      after_first_step=first_step_done,
+    )
+  finally:
+    batches.close()
+  if summary.interrupted:
+    print(f"stopped at step {summary.step} and saved; the same command goes on from there")
+    return 0
+  _tell_samples(experiment, summary.state.params)
+  _tell_end(summary, run)
+  return 0
+
+
+def _require_same(different: list[Difference], run: RunDirectory) -> None:
+  if different:
+    lines = "\n".join(map(str, different))
+    raise command.UserError(
+      f"{run.path} holds a run that differs from this one:\n{lines}\n"
+      "Give --resume=force to go on with the new values, or another --run_dir."
+    )
+
+
+def _introduce(experiment: Experiment, run: RunDirectory, rows: int, backend: str) -> None:
+  from models.accounting import list_parameters
+
+  count = sum(parameter.count for parameter in list_parameters(experiment.model))
+  tokens = experiment.batch_size * experiment.sequence_length
+  print(
+    f"{run.path}: {count / 1e6:.2f} M parameters, {experiment.options.steps} steps of {tokens:,} "
+    f"tokens, {rows:,} rows of {experiment.sequence_length}, on {backend}",
+    file=sys.stderr,
+  )
+
+
+def _tell_samples(experiment: Experiment, params: Any) -> None:
+  from inference.sampling import Sampler
+  from launch.generation import TextGenerator
+
+  sampler = Sampler(temperature=0.8, top_p=0.95)
+  generator = TextGenerator(experiment.model, params, experiment.vocabulary, sampler)
+  texts = generator.texts(experiment.samples, max_tokens=200, seed=experiment.seed)
+  for prompt, text in zip(experiment.samples, texts, strict=True):
+    print(f"--- sample (temperature 0.8, top-p 0.95), prompt {prompt!r}")
+    print(prompt + text)
+  print("---")
+
+
+def _tell_end(summary: Any, run: RunDirectory) -> None:
+  from training.loop import LOSS_PICTURE
+
+  for name, value in summary.heldout.items():
+    print(f"{name.replace('_', ' ').replace('heldout', 'held-out')}: {value:.4f}")
+  if summary.step > summary.start_step:
+    print(f"{summary.tokens_per_second:,.0f} tokens/s")
+  print(f"configuration, metrics, checkpoints and {LOSS_PICTURE} are in {run.path}")
+
+
+if __name__ == "__main__":
+  command.run(main)
