@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import importlib
 import logging
@@ -12,7 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-_TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+PLATFORMS = ("cpu", "gpu", "tpu")
+# A context that JAX's caches know of: a function traced for one platform is traced again for another.
+_target = jax.make_user_context(default_value=None)
 
 
 class Implementation(NamedTuple):
@@ -26,23 +27,29 @@ class Implementation(NamedTuple):
   """
 
   module: str
-  platforms: tuple[str, ...] = ("cpu", "gpu", "tpu")
+  platforms: tuple[str, ...] = PLATFORMS
   default_on: tuple[str, ...] = ()
 
 
 def target() -> str:
   """The platform that programs are being built for: 'cpu', 'gpu' or 'tpu'."""
-  return _TARGET.get() or jax.default_backend()
+  return _target.value or jax.default_backend()
 
 
 @contextlib.contextmanager
 def targeting(platform: str) -> Iterator[None]:
-  """Builds programs for a platform that this process may not have (ahead-of-time compilation)."""
-  token = _TARGET.set(platform)
-  try:
+  """Builds programs for a platform that this process may not have: ahead-of-time compilation.
+
+      with targeting("tpu"):
+        program = jax.jit(step).lower(*arguments_on_a_topology).compile()
+
+  Args:
+    platform: 'cpu', 'gpu' or 'tpu': where what is traced inside will run.
+  """
+  if platform not in PLATFORMS:
+    raise ValueError(f"platform {platform!r} is unknown; choose from {', '.join(PLATFORMS)}.")
+  with _target(platform):
     yield
-  finally:
-    _TARGET.reset(token)
 
 
 def resolve(
@@ -60,7 +67,7 @@ def resolve(
     ValueError: the name is unknown, or not available on the target platform; it says what is.
   """
   platform = target()
-  reasons = {name: _reason(entry, platform) for name, entry in table.items()}
+  reasons = availability(table)
   available = [name for name, reason in reasons.items() if reason is None]
   if implementation in (None, "auto"):
     preferred = [name for name, entry in table.items() if platform in entry.default_on]
@@ -80,11 +87,17 @@ def resolve(
   return getattr(importlib.import_module(table[implementation].module), op)
 
 
+def availability(table: Mapping[str, Implementation]) -> dict[str, str | None]:
+  """For each implementation of an op why it cannot run on the target platform; None if it can."""
+  platform = target()
+  return {name: _reason(entry, platform) for name, entry in table.items()}
+
+
 def _reason(entry: Implementation, platform: str) -> str | None:
   """Why an implementation cannot run, or None."""
   if platform not in entry.platforms:
     return f"runs on {' and '.join(entry.platforms)}, and this program is built for {platform}"
-  if set(entry.platforms) == {"cpu", "gpu", "tpu"}:
+  if entry.platforms == PLATFORMS:
     return None  # plain XLA: not worth an import to ask
   try:
     module = importlib.import_module(entry.module)
@@ -96,4 +109,5 @@ def _reason(entry: Implementation, platform: str) -> str | None:
 @functools.cache
 def _say_once(op: str, platform: str, chosen: str, refused: tuple[tuple[str, str], ...]) -> None:
   why = "".join(f"; {name!r} {reason}" for name, reason in refused)
-  logging.getLogger(__name__).info("%s on %s: %s%s", op, platform, chosen, why)
+  level = logging.WARNING if refused else logging.INFO
+  logging.getLogger(__name__).log(level, "%s on %s: %s%s", op, platform, chosen, why)
