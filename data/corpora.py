@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import mmap
 import os
 import platform
 import sysconfig
@@ -41,6 +42,9 @@ class Documents(Corpus, Protocol):
 
   def total_bytes(self) -> int:
     """Returns the bytes of all splits together, for the progress bar."""
+
+  def largest_document(self) -> int | None:
+    """Returns the bytes of the largest document; None if that is not known without reading."""
 
 
 def _is_heldout(key: bytes, fraction: float) -> bool:
@@ -123,6 +127,10 @@ class PythonLibrary:
     """Returns the size of the source files (the topics are small beside them)."""
     return sum(path.stat().st_size for _, path in self._files())
 
+  def largest_document(self) -> int | None:
+    """Returns the size of the largest source file."""
+    return max(path.stat().st_size for _, path in self._files())
+
 
 def _matching_files(patterns: str | Sequence[str]) -> list[Path]:
   """Returns the files that match, by path, each once."""
@@ -144,41 +152,67 @@ def _describe_files(paths: Sequence[Path]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-  """Plain text files, a document each.
+  """Plain text files, a document each, or several with a separator between them.
 
   Attributes:
     files: a path or glob pattern (`**` crosses folders), or several.
+    separator: what stands between documents in a file, such as '<|endoftext|>'; it belongs to
+      neither. None: a file is a document.
     heldout_fraction: expected share of the documents that is held out, decided by a hash of the
       text, so that copies of a document are on one side.
   """
 
   files: str | Sequence[str]
+  separator: str | None = None
   heldout_fraction: float = 0.05
 
   name = "text-files"
 
   def __post_init__(self):
     _check_fraction(self.heldout_fraction)
+    if self.separator == "":
+      raise CorpusError("separator='' separates nothing. Set None for a document per file.")
 
   def describe(self) -> dict[str, Any]:
     """Returns the patterns and a digest of the files' names, sizes and times."""
     return {
       "corpus": self.name,
       "patterns": self.files if isinstance(self.files, str) else list(self.files),
+      "separator": self.separator,
       "files": _describe_files(_matching_files(self.files)),
       "heldout_fraction": self.heldout_fraction,
     }
 
   def documents(self, split: str) -> Iterator[bytes]:
-    """Yields the files' contents by path."""
+    """Yields the documents by path, and in a file from its beginning."""
     for path in _matching_files(self.files):
-      text = path.read_bytes()
-      if _in_split(text, split, self.heldout_fraction):
-        yield text
+      for text in self._parts(path):
+        if _in_split(text, split, self.heldout_fraction):
+          yield text
+
+  def _parts(self, path: Path) -> Iterator[bytes]:
+    if self.separator is None or not path.stat().st_size:
+      yield path.read_bytes()
+      return
+    separator = self.separator.encode("utf-8")
+    # Mapped, not read: such a file is often a whole corpus.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+      start = 0
+      while (end := text.find(separator, start)) >= 0:
+        yield text[start:end]
+        start = end + len(separator)
+      if start < len(text):
+        yield text[start:]
 
   def total_bytes(self) -> int:
     """Returns the size of the files."""
     return sum(path.stat().st_size for path in _matching_files(self.files))
+
+  def largest_document(self) -> int | None:
+    """Returns the size of the largest file if files are documents."""
+    if self.separator is not None:
+      return None
+    return max(path.stat().st_size for path in _matching_files(self.files))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +281,10 @@ class JsonLines:
   def total_bytes(self) -> int:
     """Returns the size of the files."""
     return sum(path.stat().st_size for path in _matching_files(self.files))
+
+  def largest_document(self) -> int | None:
+    """Returns None: lines are not known before they are read."""
+    return None
 
 
 def _to_bytes(text: str) -> bytes:

@@ -13,6 +13,9 @@ from data.vocabularies import Vocabulary
 
 _ROWS_AT_ONCE = 256
 
+# Tokens looked at together: a document may be as large as memory nearly allows.
+_PIECE = 2**20
+
 
 class Rows(NamedTuple):
   """Finished rows.
@@ -54,7 +57,7 @@ class Packer:
     self._row_bytes = np.zeros(_ROWS_AT_ONCE, np.int64)
     self._row = 0
     self._column = 0
-    self._segment = 0
+    self._segment = 1
 
   @property
   def counts(self) -> Counts:
@@ -72,7 +75,6 @@ class Packer:
     Raises:
       ValueError: an id is not in the vocabulary.
     """
-    tokens = np.asarray(tokens, np.int64)
     self._count(invalid_utf8_documents=int(invalid_utf8))
     if not len(tokens) or (len(tokens) == 1 and tokens[0] == self._eos_id):
       self._count(empty_documents=1)
@@ -85,7 +87,6 @@ class Packer:
       )
     if tokens[-1] != self._eos_id:
       tokens = np.append(tokens, self._eos_id)
-    ends = self._spread(tokens, text_bytes)
     self._count(
       documents=1,
       cut_documents=int(self._column + len(tokens) > self._length),
@@ -93,13 +94,15 @@ class Packer:
       tokens=len(tokens),
       unknown_tokens=int((tokens == self._unk_id).sum()),
     )
-    done = 0
-    while done < len(tokens):
-      done += self._fill(tokens, ends, done)
-      if self._row == _ROWS_AT_ONCE:
-        block = Rows(self._tokens, self._segment_ids, self._row_bytes)
-        self._start_block()
-        yield block
+    self._segment = self._segment + 1 if self._column else 1
+    for piece, ends in self._pieces(tokens, text_bytes):
+      done = 0
+      while done < len(piece):
+        done += self._fill(piece, ends, done)
+        if self._row == _ROWS_AT_ONCE:
+          block = Rows(self._tokens, self._segment_ids, self._row_bytes)
+          self._start_block()
+          yield block
 
   def finish(self) -> Rows:
     """Returns the rows left over; the last may end in padding."""
@@ -114,28 +117,35 @@ class Packer:
     values = {name: getattr(self._counts, name) + n for name, n in more.items()}
     self._counts = dataclasses.replace(self._counts, **values)
 
-  def _spread(self, tokens: np.ndarray, text_bytes: int) -> np.ndarray:
-    """Returns [n + 1] int64, the bytes of text before each token: 0 first, `text_bytes` last.
+  def _pieces(self, tokens: np.ndarray, text_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields a document in pieces of a bounded size, with the text's size up to each token.
 
-    A byte vocabulary spells exactly `text_bytes`; one that normalises the text may spell fewer or more,
-    and then its lengths are only proportions.
+    A byte vocabulary spells exactly `text_bytes`. One that normalises the text may spell fewer or more;
+    its lengths are then proportions, and if it spells nothing, all tokens count alike.
+
+    Yields:
+      piece: [n] tokens; ends: [n + 1] int64, the bytes of text before each token and after the last.
     """
-    spelled = np.concatenate([[0], np.cumsum(self._byte_lengths[tokens])])
-    if spelled[-1] == text_bytes:
-      return spelled
-    if not spelled[-1]:
-      spelled = np.arange(len(tokens) + 1)
-    return spelled * text_bytes // max(int(spelled[-1]), 1)
+    starts = range(0, len(tokens), _PIECE)
+    spelled = sum(int(self._byte_lengths[tokens[i : i + _PIECE]].sum()) for i in starts)
+    before = 0
+    for i in starts:
+      piece = tokens[i : i + _PIECE]
+      lengths = self._byte_lengths[piece] if spelled else np.ones(len(piece), np.int64)
+      ends = before + np.concatenate([[0], np.cumsum(lengths)])
+      before = int(ends[-1])
+      if spelled != text_bytes:
+        ends = ends * text_bytes // (spelled or len(tokens))
+      yield piece, ends
 
   def _fill(self, tokens: np.ndarray, ends: np.ndarray, start: int) -> int:
     """Puts tokens from `start` on into the current row; returns how many."""
     count = min(self._length - self._column, len(tokens) - start)
     place = slice(self._column, self._column + count)
-    self._segment += 1
     self._tokens[self._row, place] = tokens[start : start + count]
     self._segment_ids[self._row, place] = self._segment
     self._row_bytes[self._row] += ends[start + count] - ends[start]
     self._column += count
     if self._column == self._length:
-      self._row, self._column, self._segment = self._row + 1, 0, 0
+      self._row, self._column, self._segment = self._row + 1, 0, 1
     return count

@@ -135,3 +135,15 @@ def test_several_patterns_give_each_file_once(tmp_path):
   (tmp_path / "b.txt").write_text("b")
   patterns = [str(tmp_path / "*.txt"), str(tmp_path / "b.txt")]
   assert list(corpora.TextFiles(patterns).documents("all")) == [b"a", b"b"]
+
+
+def test_a_separator_parts_the_documents_of_a_file(tmp_path):
+  (tmp_path / "a.txt").write_bytes(b"one<|e|>two<|e|><|e|>three\n<|e|>")
+  (tmp_path / "b.txt").write_bytes(b"four <|e>")
+  (tmp_path / "c.txt").write_bytes(b"")
+  corpus = corpora.TextFiles(str(tmp_path / "*.txt"), separator="<|e|>")
+  # Nothing between two separators is a document without text, which preparation counts.
+  assert list(corpus.documents("all")) == [b"one", b"two", b"", b"three\n", b"four <|e>", b""]
+  assert corpus.describe() != corpora.TextFiles(corpus.files).describe()
+  with pytest.raises(corpora.CorpusError, match="separator='' separates nothing"):
+    corpora.TextFiles(corpus.files, separator="")

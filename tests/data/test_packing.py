@@ -68,6 +68,23 @@ def test_many_blocks_of_rows_keep_every_token():
   assert counts.cut_documents == 2
 
 
+def test_pieces_of_a_large_document_are_one_segment_per_row(monkeypatch):
+  monkeypatch.setattr(packing, "_PIECE", 3)
+  documents = [from_text("abcdefghijkl"), from_text("mnopqrs"), from_text("t")]
+  rows, counts = pack(documents, 8)
+  monkeypatch.setattr(packing, "_PIECE", 1000)
+  expected, _ = pack(documents, 8)
+  for found, whole in zip(rows, expected, strict=True):
+    assert found.tolist() == whole.tolist()
+  assert rows.segment_ids.max(axis=1).tolist() == [1, 2, 2]
+  assert rows.row_bytes.sum() == counts.text_bytes == 20
+
+
+def test_a_document_that_ends_with_its_row_leaves_the_next_row_to_begin_at_one():
+  rows, _ = pack([from_text("abc"), from_text("def")], 4)
+  assert rows.segment_ids.tolist() == [[1] * 4, [1] * 4]
+
+
 def test_id_zero_inside_a_document_keeps_its_tail():
   document = np.array([70, 0, 71, 0, 0, 72, EOS])
   rows, counts = pack([(document, 3)], 5)

@@ -93,7 +93,7 @@ def test_a_registered_mixture_keeps_the_tokens_shares(trained):
   assert (report["tokens"][short], report["tokens"][long]) == (300 * 3, 300 * 24)
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=300):
   deadline = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < deadline
