@@ -1,8 +1,13 @@
 """Every test runs on the CPU, whatever else the machine has."""
 
 import os
+from pathlib import Path
 
 # Set before anything imports JAX. libtpu is installed for ahead-of-time compilation and must not be
 # probed for devices: the query for a machine's metadata takes seconds where there is none.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+# Most of the tests' time is compilation, often of a program that another test has compiled.
+cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
