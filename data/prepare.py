@@ -120,6 +120,8 @@ def _event(dataset: TextDataset, counts: Counts, total: int) -> dict[str, Any]:
   return {
     "what": dataset.what,
     "documents": counts.documents + counts.empty_documents,
+    "empty_documents": counts.empty_documents,
+    "invalid_utf8_documents": counts.invalid_utf8_documents,
     "text_bytes": counts.text_bytes,
     "total_bytes": total,
   }

@@ -18,6 +18,8 @@ class Progress:
   Attributes:
     what: the name of what is prepared.
     documents: read so far.
+    empty_documents: those of them that were left out.
+    invalid_utf8_documents: those of them with bytes that are no UTF-8.
     text_bytes: read so far.
     total_bytes: of the whole corpus (about); 0 if it is not known beforehand.
     seconds: since the start.
@@ -27,6 +29,8 @@ class Progress:
 
   what: str
   documents: int = 0
+  empty_documents: int = 0
+  invalid_utf8_documents: int = 0
   text_bytes: int = 0
   total_bytes: int = 0
   seconds: float = 0.0
@@ -45,7 +49,16 @@ class Progress:
       full = int(share * _BAR_WIDTH)
       bar = "[" + "#" * full + "." * (_BAR_WIDTH - full) + f"] {share:4.0%}  "
     size = f"{self.text_bytes / 1e6:.1f} MB"
-    return f"preparing {self.what}: {bar}{self.documents} documents, {size}, {self.seconds:.0f} s"
+    line = f"preparing {self.what}: {bar}{self.documents} documents, {size}, {self.seconds:.0f} s"
+    return line + (self._notes() if self.finished else "")
+
+  def _notes(self) -> str:
+    notes = []
+    if self.empty_documents:
+      notes.append(f"{self.empty_documents} empty, left out")
+    if self.invalid_utf8_documents:
+      notes.append(f"{self.invalid_utf8_documents} with invalid UTF-8")
+    return f" ({'; '.join(notes)})" if notes else ""
 
 
 class ProgressBar:

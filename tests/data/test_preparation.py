@@ -81,6 +81,7 @@ def test_preparing_shows_progress_and_a_warm_cache_is_silent(trained):
   _, (cold, warm) = trained
   assert "preparing text-files (train): [########################] 100%" in cold.stderr
   assert "preparing text-files (heldout): [########################] 100%" in cold.stderr
+  assert "(1 with invalid UTF-8)" in cold.stderr
   assert warm.stderr == ""
 
 
@@ -217,13 +218,16 @@ def test_a_terminal_shows_one_line_that_moves():
   stream = Terminal()
   bar = progress.ProgressBar(stream)
   bar(progress.Progress("corpus (train)", seconds=3.2))
-  bar(progress.Progress("corpus (train)", 5, 500_000, 1_000_000, 4.0))
-  bar(progress.Progress("corpus (train)", 9, 990_000, 1_000_000, 5.0, finished=True))
+  half = {"documents": 5, "text_bytes": 500_000, "total_bytes": 1_000_000, "seconds": 4.0}
+  bar(progress.Progress("corpus (train)", **half))
+  whole = half | {"documents": 9, "text_bytes": 990_000, "seconds": 5.0, "finished": True}
+  bar(progress.Progress("corpus (train)", **whole, empty_documents=2, invalid_utf8_documents=1))
   lines = stream.getvalue().split("\r")[1:]
   assert [line.strip() for line in lines] == [
     "preparing corpus (train): loading the tokenizer, 3 s",
     "preparing corpus (train): [############............]  50%  5 documents, 0.5 MB, 4 s",
-    "preparing corpus (train): [########################] 100%  9 documents, 1.0 MB, 5 s",
+    "preparing corpus (train): [########################] 100%  9 documents, 1.0 MB, 5 s"
+    " (2 empty, left out; 1 with invalid UTF-8)",
   ]
   assert stream.getvalue().count("\n") == 1
 
@@ -232,6 +236,6 @@ def test_elsewhere_lines_come_seldom():
   stream = io.StringIO()
   bar = progress.ProgressBar(stream)
   for i in range(50):
-    bar(progress.Progress("corpus (train)", i + 1, i * 1000, 0, float(i)))
-  bar(progress.Progress("corpus (train)", 51, 51_000, 0, 50.0, finished=True))
+    bar(progress.Progress("corpus (train)", documents=i + 1))
+  bar(progress.Progress("corpus (train)", documents=51, finished=True))
   assert len(stream.getvalue().splitlines()) == 2
