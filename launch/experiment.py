@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from data.dataset import Mixture
+from data import preparation
+from data.dataset import Mixture, TextDataset
 from data.mixture import MixedRows
 from data.rows import RowFiles
 from data.vocabularies import Vocabulary
@@ -77,20 +78,38 @@ class Experiment:
     """The vocabulary of the text."""
     return first_part(self.train_data).vocabulary
 
+  def rows(self) -> tuple[RowFiles | MixedRows, RowFiles | MixedRows]:
+    """Opens the training rows and the held-out rows, and makes what is missing of both at once."""
+    preparation.prepare([*_texts(self.train_data), *_texts(self.eval_data)])
+    return self.train_data.rows(), self.eval_data.rows()
+
   def check_vocabulary(self) -> None:
     """Compares vocabulary and model.
 
     Raises:
-      ConfigError: the model has too few tokens, or the held-out text is of another vocabulary.
+      ConfigError: a vocabulary's file is missing, the model has too few tokens, or the held-out text
+        is of another vocabulary.
     """
-    vocabulary = self.vocabulary
+    try:
+      vocabulary = self.vocabulary
+      held_out = first_part(self.eval_data).vocabulary
+      different = held_out.describe() != vocabulary.describe()
+    except FileNotFoundError as error:
+      raise ConfigError(str(error)) from None
     if self.model.vocab_size < vocabulary.size:
       raise ConfigError(
         f"the vocabulary has {vocabulary.size} ids, the model's embedding {self.model.vocab_size}: "
         f"set VOCAB_SIZE = {vocabulary.size}."
       )
-    if first_part(self.eval_data).vocabulary.describe() != vocabulary.describe():
+    if different:
       raise ConfigError("training text and held-out text are of different vocabularies.")
+
+
+def _texts(data: Dataset) -> list[TextDataset]:
+  """The single texts that a dataset reads, as far as its configuration names them."""
+  if isinstance(data, Mixture):
+    return list(data.components)
+  return [data] if isinstance(data, TextDataset) else []
 
 
 def first_part(data: Dataset) -> Dataset:
@@ -98,6 +117,14 @@ def first_part(data: Dataset) -> Dataset:
   while isinstance(data, Mixture):
     data = data.components[0]
   return data
+
+
+def read_as(data: Dataset, **changes: Any) -> Dataset:
+  """The same text in another vocabulary or rows of another length."""
+  if isinstance(data, Mixture):
+    components = tuple(read_as(part, **changes) for part in data.components)
+    return dataclasses.replace(data, components=components)
+  return dataclasses.replace(data, **changes)
 
 
 def load(

@@ -122,7 +122,7 @@ def _train(
   if resume != "force":
     _require_same(different, run)
   # Made now if missing: before anything is written into the run directory.
-  train_rows, eval_rows = experiment.train_data.rows(), experiment.eval_data.rows()
+  train_rows, eval_rows = experiment.rows()
   data = {"training rows": train_rows.fingerprint, "held-out rows": eval_rows.fingerprint}
   if run.holds_run() and resume != "force":
     _require_same(run.data_differences(data), run)

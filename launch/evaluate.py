@@ -1,0 +1,141 @@
+"""Scores a trained model on text: `python -m launch.evaluate --run_dir=runs/x`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import command
+
+if TYPE_CHECKING:
+  from data.vocabularies import Vocabulary
+  from evaluation.perplexity import Score
+  from launch.experiment import Dataset
+  from launch.run_directory import RunDirectory
+
+DESCRIPTION = """\
+Scores the model of a run on held-out text: bits per byte, and the loss at each position.
+
+Needs the run directory alone. The text is that of the run, or of any file of gin/data/; it may be read
+in rows longer than those of the training. The vocabulary is always the run's."""
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command's arguments."""
+  result = command.parser("evaluate", DESCRIPTION)
+  result.add_argument("--run_dir", type=Path, required=True, help="the folder of the run")
+  result.add_argument(
+    "--checkpoint", default="best", help="'best', 'latest' or a step (%(default)s)"
+  )
+  result.add_argument("--data", help="a gin file that sets EVAL_DATA, such as gin/data/c4.gin")
+  result.add_argument("--length", type=int, help="tokens per row; by default that of the run")
+  result.add_argument("--batch_size", type=int, help="rows at a time")
+  result.add_argument("--batches", type=int, help="read only so many batches")
+  result.add_argument(
+    "--by_position", action="store_true", help="also print and draw the loss by position"
+  )
+  return result
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit status."""
+  options = parser()
+  args, bindings = command.parse(options, arguments)
+  for name in ("length", "batch_size", "batches"):
+    if getattr(args, name) is not None and getattr(args, name) < 1:
+      options.error(f"--{name}={getattr(args, name)} must be at least 1")
+
+  from data import loader
+  from evaluation.perplexity import Scorer
+  from launch import trained as trained_lib
+  from launch.run_directory import RunDirectory
+  from training.metrics import Progress
+
+  run = RunDirectory(args.run_dir)
+  trained = trained_lib.load(run, args.checkpoint)
+  experiment = trained.experiment
+  length = args.length or experiment.sequence_length
+  data = _text(run, args.data, bindings, length, trained.vocabulary)
+  rows = data.rows()
+  batch_size = args.batch_size or max(
+    1, experiment.batch_size * experiment.sequence_length // length
+  )
+  batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
+  count = min(args.batches or len(batches), len(batches))
+  progress = Progress(count, 0)
+
+  def report(done: int, score: Score) -> None:
+    if progress.live or done == count:
+      progress.show(done, {"bits/byte": score.bits_per_byte})
+
+  scorer = Scorer(experiment.model, trained.vocabulary.byte_lengths())
+  score = scorer(trained.params, (next(batches) for _ in range(count)), report)
+  batches.close()
+  result = {
+    "run_dir": str(run.path),
+    "step": trained.step,
+    "data": getattr(data, "what", args.data or "the run's"),
+    "length": length,
+    "tokens": score.tokens,
+    "bytes": score.bytes,
+    "loss": score.loss,
+    "bits_per_byte": score.bits_per_byte,
+  }
+  _tell(result, score, run, args.by_position)
+  return 0
+
+
+def _text(
+  run: RunDirectory, file: str | None, bindings: list[str], length: int, vocabulary: Vocabulary
+) -> Dataset:
+  """The held-out text that was asked for, in the model's vocabulary and rows of `length` tokens."""
+  from launch import experiment as experiment_lib
+
+  paths = [run.config_file, *([file] if file else [])]
+  experiment = experiment_lib.build(experiment_lib.load(paths, bindings))
+  return experiment_lib.read_as(experiment.eval_data, sequence_length=length, vocabulary=vocabulary)
+
+
+def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: bool) -> None:
+  """Prints the figures and keeps them in the run directory."""
+  print(f"step {result['step']} on {result['data']}, rows of {result['length']} tokens")
+  print(f"loss           {result['loss']:.4f} nats per token ({result['tokens']:,} tokens)")
+  print(f"bits per byte  {result['bits_per_byte']:.4f} ({result['bytes']:,} bytes)")
+  buckets = score.by_position()
+  result["by_position"] = [vars(bucket) for bucket in buckets]
+  folder = run.path / "evaluations"
+  folder.mkdir(exist_ok=True)
+  name = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{result['step']}-{result['data']}-{result['length']}")
+  file = folder / f"{name}.json"
+  file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+  if by_position:
+    print(f"\n{'positions':>15}  {'tokens':>10}  {'loss':>7}")
+    for bucket in buckets:
+      place = (
+        f"{bucket.start}-{bucket.stop - 1}" if bucket.stop - bucket.start > 1 else bucket.start
+      )
+      print(f"{place:>15}  {bucket.tokens:>10,}  {bucket.loss:>7.4f}")
+    _draw(buckets, file.with_suffix(".png"), f"{run.path.name}, {result['data']}")
+  print(f"kept in {file}", file=sys.stderr)
+
+
+def _draw(buckets: Sequence[Any], file: Path, title: str) -> None:
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 4), layout="constrained")
+  axes = figure.subplots()
+  # Position 0 has no place on a logarithmic axis: positions are counted from 1.
+  middles = [((b.start + 1) * b.stop) ** 0.5 for b in buckets]
+  axes.plot(middles, [b.loss for b in buckets], marker="o")
+  axes.set(xscale="log", xlabel="position", ylabel="nats per token", title=title)
+  axes.grid(alpha=0.3)
+  figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+  command.run(main)

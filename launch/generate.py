@@ -1,0 +1,117 @@
+"""Continues text with a trained model: `python -m launch.generate --run_dir=runs/x --prompt='def '`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import command
+
+DESCRIPTION = """\
+Continues prompts with the model of a run. Needs the run directory alone.
+
+Equal seeds give equal texts, whatever other prompts are continued at the same time."""
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command's arguments."""
+  result = command.parser("generate", DESCRIPTION)
+  result.epilog = None
+  result.add_argument("--run_dir", type=Path, required=True, help="the folder of the run")
+  result.add_argument(
+    "--checkpoint", default="best", help="'best', 'latest' or a step (%(default)s)"
+  )
+  result.add_argument(
+    "--prompt",
+    action="append",
+    default=[],
+    help="text to continue; may be given several times. Without any, a document is started.",
+  )
+  result.add_argument("--prompts_file", type=Path, help="a file with a prompt on each line")
+  result.add_argument(
+    "--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)"
+  )
+  result.add_argument("--top_k", type=int, help="draw from the k likeliest tokens only")
+  result.add_argument(
+    "--top_p",
+    type=float,
+    default=0.95,
+    help="draw from the likeliest tokens of this sum (%(default)s)",
+  )
+  result.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+  result.add_argument(
+    "--max_tokens", type=int, default=256, help="tokens to add at most (%(default)s)"
+  )
+  result.add_argument("--stream", action="store_true", help="print text as it is generated")
+  return result
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit status."""
+  options = parser()
+  args = options.parse_args(arguments)
+  if args.max_tokens < 1:
+    options.error(f"--max_tokens={args.max_tokens} must be at least 1")
+  prompts = _prompts(args.prompt, args.prompts_file)
+
+  from inference.sampling import Sampler
+  from launch import trained as trained_lib
+  from launch.generation import TextGenerator
+  from launch.run_directory import RunDirectory
+
+  try:
+    sampler = Sampler(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+  except ValueError as error:
+    options.error(f"--{error}")
+  trained = trained_lib.load(RunDirectory(args.run_dir), args.checkpoint)
+  generator = TextGenerator(trained.experiment.model, trained.params, trained.vocabulary, sampler)
+  if args.stream:
+    for number, prompt in enumerate(prompts):
+      _head(number, prompts)
+      _show(prompt)
+      for text in generator.stream(prompt, max_tokens=args.max_tokens, seed=args.seed):
+        _show(text)
+      _show("\n")
+    return 0
+  texts = generator.texts(prompts, max_tokens=args.max_tokens, seed=args.seed)
+  for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+    _head(number, prompts)
+    _show(f"{prompt}{text}\n")
+  return 0
+
+
+def _prompts(given: list[str], file: Path | None) -> list[str]:
+  """All prompts; one that starts a document if there are none."""
+  prompts = list(given)
+  if file is not None:
+    try:
+      prompts += file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+      raise command.UserError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+      raise command.UserError(f"{file} is not UTF-8: {error}") from None
+    if not prompts:
+      raise command.UserError(f"{file} holds no prompt: write one on each line.")
+  for prompt in prompts:
+    # A byte of the command line that is no UTF-8 arrives as a lone surrogate.
+    if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
+      raise command.UserError(f"the prompt {prompt!r} is not UTF-8.")
+  return prompts or [""]
+
+
+def _head(number: int, prompts: list[str]) -> None:
+  if len(prompts) > 1:
+    _show(f"--- prompt {number + 1} of {len(prompts)}\n")
+
+
+def _show(text: str) -> None:
+  # Whatever the terminal's encoding, a character it lacks is no reason to stop.
+  encoding = sys.stdout.encoding or "utf-8"
+  sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+  sys.stdout.flush()
+
+
+if __name__ == "__main__":
+  command.run(main)

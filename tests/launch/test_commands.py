@@ -1,0 +1,249 @@
+"""The commands, from a gin file to text, on a model of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import command, evaluate, generate, train
+from training.metrics import read_metrics
+
+ROOT = Path(train.__file__).parents[1]
+RUN = """
+from __gin__ import dynamic_registration
+from data import corpora
+from data import dataset
+
+include 'experiment.gin'
+include 'models/griffin.gin'
+include 'sizes/tiny.gin'
+include 'mesh/single.gin'
+include 'kernels/auto.gin'
+include 'data/text_files_bytes.gin'
+include 'train/adamw.gin'
+
+WIDTH = 32
+RNN_WIDTH = 32
+HEADS = 2
+DEPTH = 3
+SEQUENCE_LENGTH = 32
+BATCH_SIZE = 4
+STEPS = 6
+WARMUP_STEPS = 2
+TEXT_FILES = '{folder}/*.txt'
+corpora.TextFiles.heldout_fraction = 0.3
+dataset.TextDataset.cache_dir = '{folder}/cache'
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Text to learn from, and a run file."""
+  folder = tmp_path_factory.mktemp("launch")
+  for number in range(60):
+    (folder / f"{number}.txt").write_text(f"Document {number}: é 🎉 says hello.\n" * 3)
+  (folder / "griffin.gin").write_text(RUN.format(folder=folder))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(folder):
+  """A finished run."""
+  path = folder / "runs" / "griffin"
+  assert train.main([str(folder / "griffin.gin"), f"--run_dir={path}"]) == 0
+  return path
+
+
+def test_training_leaves_all_that_is_promised(run_dir, folder):
+  for name in (
+    "config.gin",
+    "operative_config.gin",
+    "metrics.jsonl",
+    "loss.png",
+    "vocabulary.json",
+  ):
+    assert (run_dir / name).stat().st_size > 0
+  records = read_metrics(run_dir / "metrics.jsonl")
+  assert [r["step"] for r in records if "heldout_bits_per_byte" in r] == [6]
+  assert f"STEPS = 6  # {folder}/" in (run_dir / "config.gin").read_text()
+  assert "default" in (run_dir / "operative_config.gin").read_text()
+
+
+def test_evaluate_finds_the_held_out_figure_of_the_training(run_dir, capsys):
+  assert evaluate.main([f"--run_dir={run_dir}", "--by_position"]) == 0
+  (file,) = (run_dir / "evaluations").glob("6-*-32.json")
+  result = json.loads(file.read_text())
+  told = read_metrics(run_dir / "metrics.jsonl")[-1]
+  assert result["bits_per_byte"] == pytest.approx(told["heldout_bits_per_byte"], rel=1e-6)
+  assert sum(bucket["tokens"] for bucket in result["by_position"]) == result["tokens"]
+  assert "16-31" in capsys.readouterr().out
+  assert file.with_suffix(".png").stat().st_size > 0
+
+
+def test_evaluate_reads_longer_rows_and_other_text(run_dir, folder, capsys):
+  (folder / "other").mkdir(exist_ok=True)
+  for number in range(40):
+    (folder / "other" / f"{number}.jsonl").write_text(json.dumps({"text": "z" * 99}) + "\n")
+  arguments = [
+    f"--run_dir={run_dir}",
+    "--data=gin/data/json_lines_bytes.gin",
+    f"--gin.JSON_LINES={folder}/other/*.jsonl",
+    "--gin.corpora.JsonLines.heldout_fraction=0.5",
+    "--length=128",
+    "--by_position",
+  ]
+  assert evaluate.main(arguments) == 0
+  # Documents of 100 tokens: positions that no row of the training had.
+  assert "64-127" in capsys.readouterr().out
+
+
+def test_a_run_directory_can_be_moved_and_is_enough_alone(run_dir, folder, tmp_path, capsys):
+  moved = tmp_path / "moved"
+  shutil.copytree(run_dir, moved)
+  assert generate.main([f"--run_dir={run_dir}", "--prompt=Doc", "--max_tokens=20"]) == 0
+  text = capsys.readouterr().out
+  hidden = folder.rename(folder.with_name("hidden"))
+  try:
+    assert generate.main([f"--run_dir={moved}", "--prompt=Doc", "--max_tokens=20"]) == 0
+  finally:
+    hidden.rename(folder)
+  assert capsys.readouterr().out == text
+  assert text.startswith("Doc")
+
+
+def test_streamed_text_is_the_text(run_dir, capsys):
+  arguments = [
+    f"--run_dir={run_dir}",
+    "--prompt=Döc",
+    "--max_tokens=70",
+    "--temperature=2",
+    "--seed=5",
+  ]
+  assert generate.main(arguments) == 0
+  text = capsys.readouterr().out
+  assert generate.main([*arguments, "--stream"]) == 0
+  assert capsys.readouterr().out == text
+  assert generate.main([*arguments[:-1], "--seed=6"]) == 0
+  assert capsys.readouterr().out != text
+
+
+def test_a_prompt_of_a_file_is_continued_as_if_alone(run_dir, tmp_path, capsys):
+  file = tmp_path / "prompts.txt"
+  file.write_text("Document 1\nx\n")
+  common = [f"--run_dir={run_dir}", "--max_tokens=30"]
+  assert generate.main([*common, f"--prompts_file={file}"]) == 0
+  both = capsys.readouterr().out
+  for prompt in ("Document 1", "x"):
+    assert generate.main([*common, f"--prompt={prompt}"]) == 0
+    assert capsys.readouterr().out in both
+
+
+def test_the_same_command_goes_on_and_a_finished_run_stays_as_it_is(run_dir, folder, capsys):
+  before = (run_dir / "metrics.jsonl").read_bytes()
+  assert train.main([f"--run_dir={run_dir}"]) == 0
+  assert train.main([str(folder / "griffin.gin"), f"--run_dir={run_dir}"]) == 0
+  assert (run_dir / "metrics.jsonl").read_bytes() == before
+  assert "held-out bits per byte" in capsys.readouterr().out
+
+
+def test_another_configuration_is_told_and_needs_force(run_dir, folder, tmp_path):
+  copied = tmp_path / "run"
+  shutil.copytree(run_dir, copied)
+  arguments = [
+    str(folder / "griffin.gin"),
+    f"--run_dir={copied}",
+    "--gin.STEPS=8",
+    "--gin.LEARNING_RATE=1e-4",
+  ]
+  with pytest.raises(command.UserError) as caught:
+    train.main(arguments)
+  message = str(caught.value)
+  assert "loop.Options.steps: 6 -> 8" in message
+  assert "optimizer.warmup_cosine.peak: 0.001 -> 0.0001" in message
+  assert "--resume=force" in message
+  assert message.count("\n") == 4
+  assert "STEPS = 6" in (copied / "config.gin").read_text()
+  assert train.main([*arguments, "--resume=force"]) == 0
+  steps = [record["step"] for record in read_metrics(copied / "metrics.jsonl")]
+  assert steps[-1] == 8
+  assert steps == sorted(steps)
+  assert "STEPS = 8" in (copied / "config.gin").read_text()
+
+
+def test_rows_that_changed_under_a_run_are_told(run_dir, tmp_path):
+  copied = tmp_path / "run"
+  shutil.copytree(run_dir, copied)
+  data = json.loads((copied / "data.json").read_text())
+  (copied / "data.json").write_text(json.dumps(data | {"training rows": "others"}))
+  with pytest.raises(command.UserError, match="training rows: others -> "):
+    train.main([f"--run_dir={copied}"])
+
+
+def test_looking_makes_no_directory(folder, tmp_path, capsys):
+  arguments = [str(folder / "griffin.gin"), f"--run_dir={tmp_path / 'none'}"]
+  assert train.main([*arguments, "--print_config"]) == 0
+  printed = capsys.readouterr().out
+  assert f"WIDTH = 32  # {folder}/griffin.gin:14\n" in printed
+  assert "griffin.griffin.heads = %HEADS  # gin/models/griffin.gin:14\n" in printed
+  assert train.main([*arguments, "--describe", "--dry_run"]) == 0
+  printed = capsys.readouterr().out
+  counts = [line.split()[-1] for line in printed.splitlines() if "float32" in line]
+  total = sum(int(count.replace(",", "")) for count in counts)
+  assert f"parameters  {total:,} (" in " ".join(printed.split()).replace(
+    "parameters ", "parameters  "
+  )
+  assert "FLOPs per token, forward" in printed
+  assert "temporary memory of a step" in printed
+  assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "told"),
+  [
+    (["train", "gin/runs/grifin.gin", "--run_dir=x"], "there is no gin file 'gin/runs/grifin.gin'"),
+    (
+      ["train", "gin/runs/griffin_quickstart.gin", "--describe", "--gin.STESP=5"],
+      "did you mean STEPS?",
+    ),
+    (["generate", "--run_dir=nothing"], "error: nothing holds no run: it has no config.gin"),
+  ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(arguments, told):
+  result = subprocess.run(
+    [sys.executable, "-m", f"launch.{arguments[0]}", *arguments[1:]],
+    cwd=ROOT,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 2
+  assert told in result.stderr
+  assert len(result.stderr.splitlines()) == 1
+  assert result.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "generate"])
+def test_help_imports_nothing_slow(name):
+  code = (
+    f"import sys, launch.{name} as c; c.parser().format_help();"
+    "print([m for m in ('jax', 'numpy', 'gin', 'matplotlib', 'grain') if m in sys.modules])"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert result.stdout.strip() == "[]"
+
+
+def test_arguments_of_gin_may_have_their_value_apart():
+  args, bindings = command.parse(
+    train.parser(), ["x.gin", "--gin.STEPS", "5", "--run_dir=r", "--gin.A=b c"]
+  )
+  assert args.config == "x.gin"
+  assert bindings == ["--gin.STEPS=5", "--gin.A=b c"]
