@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kernels import manual_axes, pallas_tpu_scan
 from kernels import pallas_tpu_blocks as tpu_blocks
 from kernels.linear_scan import reference
+from kernels.linear_scan.tile_math import coefficients, decay, gradients
 
 
 def linear_scan(
@@ -68,7 +69,7 @@ def _linear_scan(plan, interpret, x, log_a, h0, mask):
 
 def _forward(plan, interpret, x, log_a, h0, mask, *, save_entries):
   return pallas_tpu_scan.forward(
-    _coefficients,
+    coefficients,
     (x, log_a),
     (),
     mask,
@@ -91,8 +92,8 @@ def _vjp_backward(plan, interpret, saved, cotangents):
   log_a, mask, h, entries = saved
   dh, dh_last = cotangents
   (dx, dlog_a), _, dh0 = pallas_tpu_scan.backward(
-    _decay,
-    _gradients,
+    decay,
+    gradients,
     (log_a,),
     (),
     mask,
@@ -113,22 +114,3 @@ def _vjp_backward(plan, interpret, saved, cotangents):
 
 
 _linear_scan.defvjp(_vjp_forward, _vjp_backward)
-
-
-# On float32 tiles [chunk, 128] of one slab.
-
-
-def _decay(tiles, channels, mask):
-  del channels
-  log_a = tiles[0]
-  return (jnp.exp(log_a if mask is None else log_a + mask),)
-
-
-def _coefficients(tiles, channels, mask):
-  x, log_a = tiles
-  return (*_decay((log_a,), channels, mask), x)
-
-
-def _gradients(tiles, channels, kept, g, h_before):
-  del tiles, channels
-  return (g, kept[0] * g * h_before), ()

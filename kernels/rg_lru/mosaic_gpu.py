@@ -1,0 +1,93 @@
+"""The fused RG-LRU (arXiv 2402.19427, equations 1-4) as Mosaic GPU kernels, for Hopper and later.
+
+Traffic as on the TPU: 8 bytes per element forward and 16 backward in bfloat16. Only h is saved for the
+gradient. bfloat16 inputs use the GPU's approximate tanh and exp (2^-11 relative), float32 ones do not.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from kernels import manual_axes, mosaic_gpu_scan
+from kernels.mosaic_gpu_scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
+from kernels.rg_lru import reference, tile_math
+
+
+def rg_lru(
+  x: jax.Array,
+  gate_a: jax.Array,
+  gate_x: jax.Array,
+  log_decay: jax.Array,
+  h0: jax.Array | None,
+  reset: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+  """The implementation 'mosaic_gpu' of `kernels.rg_lru.rg_lru`, which documents the arguments.
+
+  Raises:
+    ValueError: the width is not a multiple of 128.
+  """
+  if x.shape[1] == 1:
+    # One decoding step has no recurrence in time: XLA fuses it with its neighbours.
+    return reference.rg_lru(x, gate_a, gate_x, log_decay, h0, reset)
+  return fused(x, gate_a, gate_x, log_decay, h0, reset)
+
+
+def fused(x, gate_a, gate_x, log_decay, h0, reset, *, interpret=None):
+  """As `rg_lru`, any T; `interpret=plgpu.InterpretGPUParams()` runs it without a GPU."""
+  mosaic_gpu_scan.check_width("rg_lru", x.shape[2])
+  if h0 is None:
+    h0 = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
+  mask = None if reset is None else mosaic_gpu_scan.reset_log(reset)
+  arithmetic = tile_math.Arithmetic(x.dtype == jnp.float32, False, True)
+  arrays = manual_axes.vary_together(
+    x, gate_a, gate_x, log_decay.astype(jnp.float32), h0.astype(jnp.float32), mask
+  )
+  return _rg_lru(arithmetic, interpret, *arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rg_lru(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
+  return mosaic_gpu_scan.forward(
+    functools.partial(tile_math.coefficients, arithmetic),
+    (x, gate_a, gate_x),
+    tile_math.channels(arithmetic, log_decay),
+    mask,
+    h0,
+    flops=18,
+    transcendentals=5,
+    interpret=interpret,
+  )
+
+
+def _vjp_forward(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
+  h, h_last = _rg_lru(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask)
+  return (h, h_last), (x, gate_a, gate_x, log_decay, h0, mask, h)
+
+
+def _vjp_backward(arithmetic, interpret, saved, cotangents):
+  x, gate_a, gate_x, log_decay, h0, mask, h = saved
+  dh, dh_last = cotangents
+  (dx, dgate_a, dgate_x), (dlog_decay,), dh0 = mosaic_gpu_scan.backward(
+    functools.partial(tile_math.decay, arithmetic),
+    functools.partial(tile_math.gradients, arithmetic),
+    (x, gate_a, gate_x),
+    tile_math.backward_channels(arithmetic, log_decay),
+    mask,
+    h,
+    h0,
+    dh,
+    dh_last,
+    dtypes=(x.dtype, gate_a.dtype, gate_x.dtype),
+    summed=1,
+    flops=36,
+    transcendentals=5,
+    interpret=interpret,
+  )
+  dmask = None if mask is None else jnp.zeros_like(mask)
+  return dx, dgate_a, dgate_x, dlog_decay, dh0, dmask
+
+
+_rg_lru.defvjp(_vjp_forward, _vjp_backward)
