@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from training.checksum import checksums, seal, unseal
 from training.step import TrainState
 
 FOLDER = "checkpoints"
+DAMAGED_FOLDER = "damaged_checkpoints"
 _PARAMS, _REST = "params", "rest"
 _HELDOUT = "heldout_loss"
 
 
 class CheckpointError(Exception):
   """A checkpoint is missing, damaged, or of another model."""
+
+
+class _Damage(Exception):
+  """A checkpoint is not what was saved."""
 
 
 class Restored(NamedTuple):
@@ -28,7 +36,7 @@ class Restored(NamedTuple):
     step: batches seen.
     state: the train state.
     position: what was passed to `Checkpoints.save` beside the state.
-    passed_over: newer checkpoints that could not be read, with the reason.
+    passed_over: newer checkpoints that could not be read, with the reason and where they are now.
   """
 
   step: int
@@ -41,33 +49,22 @@ class Checkpoints:
   """The checkpoints of one run directory: the last few and the best."""
 
   def __init__(self, run_dir: Path, *, keep: int = 2):
-    """Opens (and makes) the folder.
+    """Takes the folder; nothing is read or written yet.
 
     Args:
       run_dir: the run's directory.
       keep: number of newest checkpoints that stay; the best by held-out loss stays besides.
     """
-    ocp = _orbax()
-    policies = ocp.training.preservation_policies
-    self._checkpointer = ocp.training.Checkpointer(
-      (run_dir / FOLDER).absolute(),
-      preservation_policy=policies.AnyPreservationPolicy(
-        [
-          policies.LatestN(keep),
-          policies.BestN(
-            get_metric_fn=lambda metrics: -metrics[_HELDOUT],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-          ),
-        ]
-      ),
-      cleanup_tmp_directories=True,
-    )
+    self._run_dir = run_dir
+    self._keep = keep
+    self._writer: Any = None
 
   def save(
     self, state: TrainState, position: dict[str, Any], heldout_loss: float | None = None
   ) -> None:
     """Starts to save; returns once the arrays are copied, and waits for the save before this one.
+
+    A checkpoint of the same step stays as it is.
 
     Args:
       state: the train state; its step names the checkpoint.
@@ -75,18 +72,46 @@ class Checkpoints:
       heldout_loss: what the best checkpoint is chosen by.
     """
     step = int(state.step)
-    if any(saved.step == step for saved in self._checkpointer.checkpoints):
+    writer = self._open()
+    if any(saved.step == step for saved in writer.checkpoints):
       return
-    self._checkpointer.save_checkpointables_async(
+    parts = {_PARAMS: state.params, _REST: _rest(state)}
+    # Orbax notices files that are cut short, but not a changed byte inside an array.
+    sums = {name: checksums(part) for name, part in parts.items()}
+    writer.save_checkpointables_async(
       step,
-      {_PARAMS: state.params, _REST: _rest(state)},
+      parts,
       force=True,
       metrics=None if heldout_loss is None else {_HELDOUT: heldout_loss},
-      custom_metadata=position,
+      custom_metadata=seal({"position": position, "checksums": sums}),
     )
 
+  def _open(self) -> Any:
+    if self._writer is None:
+      ocp = _orbax()
+      policies = ocp.training.preservation_policies
+      folder = (self._run_dir / FOLDER).absolute()
+      _drop_unreadable_losses(folder)
+      self._writer = ocp.training.Checkpointer(
+        folder,
+        preservation_policy=policies.AnyPreservationPolicy(
+          [
+            policies.LatestN(self._keep),
+            policies.BestN(
+              get_metric_fn=lambda metrics: -metrics[_HELDOUT],
+              n=1,
+              keep_checkpoints_without_metrics=False,
+            ),
+          ]
+        ),
+        cleanup_tmp_directories=True,
+      )
+    return self._writer
+
   def restore(self, abstract: TrainState) -> Restored | None:
-    """Reads the newest checkpoint that can be read; None if there is none.
+    """Reads the newest checkpoint that is whole; None if there is none.
+
+    Newer ones that are not are moved out of the way, so that the run can save those steps again.
 
     Args:
       abstract: shapes, types and shardings of the state to make.
@@ -94,68 +119,126 @@ class Checkpoints:
     Raises:
       CheckpointError: it is of another model, or none of several can be read.
     """
-    passed_over: list[str] = []
-    steps = sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
-    for step in steps:
+    damaged: dict[int, str] = {}
+    for step in reversed(available_steps(self._run_dir)):
       try:
-        self._check(step, abstract)
-        loaded = self._checkpointer.load_checkpointables(
-          step, {_PARAMS: abstract.params, _REST: _rest(abstract)}
+        loaded, position = _load(
+          self._run_dir / FOLDER / str(step),
+          {_PARAMS: abstract.params, _REST: _rest(abstract)},
+          f"checkpoint {step}",
         )
-        position = self._checkpointer.checkpointables_metadata(step).custom_metadata
-      except CheckpointError:
-        raise
-      except Exception as error:  # Orbax, TensorStore and the file system each have their own
-        passed_over.append(f"checkpoint {step}: {_first_line(error)}")
-        logging.getLogger(__name__).warning("cannot read %s", passed_over[-1])
+      except _Damage as error:
+        damaged[step] = str(error)
         continue
-      state = _with_rest(abstract, loaded[_PARAMS], loaded[_REST])
-      return Restored(step, state, dict(position or {}), passed_over)
-    if passed_over:
+      passed_over = [
+        f"checkpoint {step}: {reason} (moved to {self._set_aside(step)})"
+        for step, reason in damaged.items()
+      ]
+      return Restored(
+        step, _with_rest(abstract, loaded[_PARAMS], loaded[_REST]), position, passed_over
+      )
+    if damaged:
+      reasons = "; ".join(f"checkpoint {step}: {reason}" for step, reason in damaged.items())
       raise CheckpointError(
-        "no checkpoint can be read; " + "; ".join(passed_over) + ". Start in another directory."
+        f"no checkpoint in {self._run_dir} can be read; {reasons}. Start in another directory."
       )
     return None
 
-  def _check(self, step: int, abstract: TrainState) -> None:
-    found = _parameter_metadata(self._checkpointer, step)
-    check_shapes(abstract.params, found, f"checkpoint {step}")
+  def _set_aside(self, step: int) -> Path:
+    """Moves a damaged checkpoint where neither this run nor its cleaning finds it."""
+    folder = self._run_dir / DAMAGED_FOLDER
+    folder.mkdir(exist_ok=True)
+    target = folder / str(step)
+    count = 1
+    while target.exists():
+      count += 1
+      target = folder / f"{step}_{count}"
+    return (self._run_dir / FOLDER / str(step)).rename(target)
 
   def wait(self) -> None:
     """Waits until what was started is on disk."""
-    self._checkpointer.wait()
+    if self._writer is not None:
+      self._writer.wait()
 
   def close(self) -> None:
     """Waits, and lets go of the folder."""
-    self._checkpointer.close()
+    if self._writer is not None:
+      self._writer.close()
 
 
-def _parameter_metadata(checkpointer: Any, step: int) -> Any:
-  """Shapes and types of a checkpoint's parameters."""
-  metadata = checkpointer.checkpointables_metadata(step).metadata.get(_PARAMS)
-  if metadata is None:
-    raise OSError("the description of its parameters cannot be read")
-  return metadata
+def _load(
+  folder: Path, abstract: dict[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads parts of a checkpoint, compares them with their checksums, and returns the position too.
 
-
-def check_shapes(expected: Any, found: Any, where: str) -> None:
-  """Raises CheckpointError at the first parameter that is missing, too many, or of another shape."""
-
-  def shapes(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(_name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
-
-  expected, found = shapes(expected), shapes(found)
-  remedy = "It is of another model: use the configuration it was trained with."
-  for path, shape in expected.items():
-    if path not in found:
-      raise CheckpointError(f"{where} has no parameter {path} {shape}. {remedy}")
-    if found[path] != shape:
-      raise CheckpointError(
-        f"{where}: parameter {path} has shape {found[path]}, the model needs {shape}. {remedy}"
+  Raises:
+    CheckpointError: it is of another model or optimizer.
+    _Damage: it cannot be read, or is not what was saved.
+  """
+  ocp = _orbax()
+  with _quiet():
+    try:
+      metadata = ocp.checkpointables_metadata(folder)
+    except Exception as error:  # Orbax, TensorStore and the file system each have their own
+      raise _Damage(_reason(error)) from error
+    try:
+      contents = unseal(metadata.custom_metadata)
+    except ValueError as error:
+      raise _Damage(f"its position in the data {error}") from error
+    found = {name: metadata.metadata.get(name) for name in abstract}
+    for name, part in found.items():
+      if part is None:
+        raise _Damage(f"the description of its {_called(name)} cannot be read")
+      check_shapes(abstract[name], part, where, _called(name))
+    try:
+      loaded = ocp.load_checkpointables(
+        folder, {name: _with_types_of(abstract[name], found[name]) for name in abstract}
       )
-  for path in found.keys() - expected.keys():
-    raise CheckpointError(f"{where} has a parameter {path} that the model lacks. {remedy}")
+    except Exception as error:
+      raise _Damage(_reason(error)) from error
+  for name, part in loaded.items():
+    expected = contents["checksums"][name]
+    leaves = jax.tree_util.tree_leaves_with_path(part)
+    for (path, _), is_now, was in zip(leaves, checksums(part), expected, strict=True):
+      if is_now != was:
+        raise _Damage(f"the values of {_joined(path)} are not those that were saved")
+  return {
+    name: jax.tree.map(lambda x, a: x.astype(a.dtype), loaded[name], abstract[name])
+    for name in abstract
+  }, contents["position"]
+
+
+def _with_types_of(abstract: Any, found: Any) -> Any:
+  """The abstract arrays with the types they were saved in: checksums are of those."""
+  types = _by_path(found)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jax.ShapeDtypeStruct(
+      leaf.shape, types[_joined(path)].dtype, sharding=leaf.sharding
+    ),
+    abstract,
+  )
+
+
+def _called(part: str) -> str:
+  return "parameters" if part == _PARAMS else "optimizer state"
+
+
+def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters") -> None:
+  """Raises CheckpointError at the first array that is missing, too many, or of another shape."""
+  thing = "parameter" if kind == "parameters" else "optimizer state"
+  owner = "model" if kind == "parameters" else "optimizer"
+  remedy = f"It is of another {owner}: use the configuration it was trained with."
+  needed = {path: tuple(leaf.shape) for path, leaf in _by_path(expected).items()}
+  held = {path: tuple(leaf.shape) for path, leaf in _by_path(found).items()}
+  for path, shape in needed.items():
+    if path not in held:
+      raise CheckpointError(f"{where} has no {thing} {path} {shape}. {remedy}")
+    if held[path] != shape:
+      raise CheckpointError(
+        f"{where}: {thing} {path} has shape {held[path]}, the {owner} needs {shape}. {remedy}"
+      )
+  for path in sorted(held.keys() - needed.keys()):
+    raise CheckpointError(f"{where} has a {thing} {path} that the {owner} lacks. {remedy}")
 
 
 def available_steps(run_dir: Path) -> list[int]:
@@ -172,7 +255,7 @@ def load_parameters(
   """Reads the parameters of a run's checkpoint.
 
   Args:
-    run_dir: the run's directory.
+    run_dir: the run's directory; nothing in it is changed.
     abstract_params: shapes, types and (optionally) shardings.
     which: 'latest', 'best' (by held-out loss) or a step.
 
@@ -180,56 +263,83 @@ def load_parameters(
     the parameters, and the checkpoint's step.
 
   Raises:
-    CheckpointError: there is no such checkpoint, it cannot be read, or it is of another model.
+    CheckpointError: there is no such checkpoint, it is damaged, or it is of another model.
   """
   steps = available_steps(run_dir)
   if not steps:
     raise CheckpointError(f"{run_dir} holds no checkpoint yet. Train there first.")
-  ocp = _orbax()
-  with ocp.training.Checkpointer((run_dir / FOLDER).absolute()) as checkpointer:
-    step = _choose(checkpointer, steps, which, run_dir)
-    try:
-      found = _parameter_metadata(checkpointer, step)
-      check_shapes(abstract_params, found, f"{run_dir}, checkpoint {step}")
-      loaded = checkpointer.load_checkpointables(step, {_PARAMS: abstract_params})
-    except CheckpointError:
-      raise
-    except Exception as error:
-      raise CheckpointError(
-        f"{run_dir}, checkpoint {step} cannot be read: {_first_line(error)}. "
-        f"Others: {[s for s in steps if s != step]}."
-      ) from error
+  step = _choose(run_dir, steps, which)
+  where = f"{run_dir}, checkpoint {step}"
+  try:
+    loaded, _ = _load(run_dir / FOLDER / str(step), {_PARAMS: abstract_params}, where)
+  except _Damage as error:
+    raise CheckpointError(
+      f"{where} cannot be read: {error}. Others: {[s for s in steps if s != step]}."
+    ) from error
   return loaded[_PARAMS], step
 
 
-def _choose(checkpointer, steps: list[int], which: str | int, run_dir: Path) -> int:
+def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
   if which == "latest":
     return steps[-1]
   if which == "best":
-    scored = [c for c in checkpointer.checkpoints if c.metrics and _HELDOUT in c.metrics]
+    losses = {step: _heldout_loss(_loss_file(run_dir / FOLDER / str(step))) for step in steps}
+    scored = {step: loss for step, loss in losses.items() if loss is not None}
     if not scored:
       raise CheckpointError(
         f"{run_dir} has no checkpoint with a held-out loss. Use the latest, or evaluate in training."
       )
-    return min(scored, key=lambda c: c.metrics[_HELDOUT]).step
-  if int(which) not in steps:
-    raise CheckpointError(f"{run_dir} has no checkpoint of step {which}; there are {steps}.")
+    return min(scored, key=scored.__getitem__)
+  if not str(which).isdecimal() or int(which) not in steps:
+    raise CheckpointError(
+      f"{run_dir} has no checkpoint {which!r}; there are 'latest', 'best' and the steps {steps}."
+    )
   return int(which)
+
+
+def _loss_file(folder: Path) -> Path:
+  """Where Orbax keeps the metrics of a checkpoint."""
+  return folder / "metrics" / "metrics"
+
+
+def _heldout_loss(file: Path) -> float | None:
+  """The loss in a checkpoint's metrics; None if it has none that can be read."""
+  try:
+    return float(json.loads(file.read_bytes())[_HELDOUT])
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def _drop_unreadable_losses(folder: Path) -> None:
+  """Removes metrics that cannot be read: Orbax would refuse the folder because of one of them."""
+  for file in folder.glob("*/metrics/metrics"):
+    if file.parent.parent.name.isdigit() and _heldout_loss(file) is None:
+      logging.getLogger(__name__).warning(
+        "the held-out loss of checkpoint %s cannot be read: it is no candidate for the best",
+        file.parent.parent.name,
+      )
+      file.unlink()
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
   """All but the parameters as a flat dict, so that the file does not depend on optax's types."""
   rest = state._replace(params=None)
-  leaves = jax.tree_util.tree_leaves_with_path(rest)
-  return {".".join(_name(key) for key in path): leaf for path, leaf in leaves}
+  return _by_path(rest, ".")
 
 
 def _with_rest(abstract: TrainState, params: Any, rest: dict[str, Any]) -> TrainState:
   structure = abstract._replace(params=None)
-  filled = jax.tree_util.tree_map_with_path(
-    lambda path, _: rest[".".join(_name(key) for key in path)], structure
-  )
+  filled = jax.tree_util.tree_map_with_path(lambda path, _: rest[_joined(path, ".")], structure)
   return filled._replace(params=params)
+
+
+def _by_path(tree: Any, separator: str = "/") -> dict[str, Any]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {_joined(path, separator): leaf for path, leaf in leaves}
+
+
+def _joined(path: Any, separator: str = "/") -> str:
+  return separator.join(_name(key) for key in path)
 
 
 def _name(key: Any) -> str:
@@ -239,8 +349,25 @@ def _name(key: Any) -> str:
   return str(key)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+  """One line of what is at the bottom of an error: Orbax wraps them deeply."""
+  while error.__cause__ is not None:
+    error = error.__cause__
   return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps to itself what Orbax logs about damage that we tell in one line."""
+  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+  levels = [logger.level for logger in loggers]
+  try:
+    for logger in loggers:
+      logger.setLevel(logging.CRITICAL + 1)
+    yield
+  finally:
+    for logger, level in zip(loggers, levels, strict=True):
+      logger.setLevel(level)
 
 
 def _orbax() -> Any:

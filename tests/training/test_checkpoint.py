@@ -1,0 +1,155 @@
+"""What a folder of checkpoints does with damage, with other models and with the best of several."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from training import checkpoint, checksum
+from training.checkpoint import CheckpointError, Checkpoints
+from training.step import Guard, TrainState
+
+# Orbax does not await the reads that were under way when one of them failed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def make_state(step: int, **changes) -> TrainState:
+  """A train state whose every array depends on the step."""
+  params = {
+    "a": {"kernel": jnp.arange(4096.0).reshape(64, 64) + step},
+    "b": jnp.arange(5, dtype=jnp.bfloat16) - step,
+    **changes,
+  }
+  number = jnp.int32(step)
+  return TrainState(
+    step=number,
+    params=params,
+    opt_state=optax.adam(1e-3).init(params),
+    guard=Guard(jnp.full(4, step, jnp.float32), number, number, number),
+    rng=jax.random.key_data(jax.random.key(step)),
+  )
+
+
+def abstract(**changes) -> TrainState:
+  return checkpoint.abstract_like(jax.eval_shape(lambda: make_state(0, **changes)))
+
+
+def save(run_dir: Path, losses: dict[int, float | None], keep: int = 3) -> None:
+  checkpoints = Checkpoints(run_dir, keep=keep)
+  for step, loss in losses.items():
+    checkpoints.save(make_state(step), {"data": {"batches": step}}, loss)
+  checkpoints.close()
+
+
+def assert_is(found: checkpoint.Restored, step: int) -> None:
+  assert found.step == step
+  assert found.position == {"data": {"batches": step}}
+  jax.tree.map(np.testing.assert_array_equal, found.state, make_state(step))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  """A run with checkpoints 10 and 20."""
+  run_dir = tmp_path_factory.mktemp("saved")
+  save(run_dir, {10: 0.5, 20: 0.4})
+  return run_dir
+
+
+def flip_a_bit(file: Path) -> None:
+  contents = bytearray(file.read_bytes())
+  contents[len(contents) // 2] ^= 0x10
+  file.write_bytes(bytes(contents))
+
+
+def cut_in_half(file: Path) -> None:
+  contents = file.read_bytes()
+  file.write_bytes(contents[: len(contents) // 2])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_in_half, Path.unlink])
+def test_no_damage_to_any_file_goes_unnoticed(saved, tmp_path, damage):
+  files = [p for p in (saved / "checkpoints" / "20").rglob("*") if p.is_file()]
+  assert len(files) > 10
+  passed_over = 0
+  for number, file in enumerate(files):
+    if damage is not Path.unlink and not file.stat().st_size:
+      continue
+    run_dir = tmp_path / str(number)
+    shutil.copytree(saved, run_dir)
+    damage(run_dir / file.relative_to(saved))
+    checkpoints = Checkpoints(run_dir)
+    found = checkpoints.restore(abstract())
+    # What was damaged is either not needed, or found out and told.
+    assert_is(found, 10 if found.passed_over else 20)
+    if found.passed_over:
+      passed_over += 1
+      assert found.passed_over[0].startswith("checkpoint 20: ")
+      assert (run_dir / "damaged_checkpoints" / "20").is_dir()
+    # And the run can save the step again.
+    checkpoints.save(make_state(20), {"data": {"batches": 20}})
+    checkpoints.close()
+    assert_is(Checkpoints(run_dir).restore(abstract()), 20)
+  assert passed_over > 3
+
+
+def test_where_nothing_can_be_read_the_error_says_why(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / "run")
+  for file in (tmp_path / "run" / "checkpoints").glob("*/params/_METADATA"):
+    file.unlink()
+  with pytest.raises(CheckpointError, match=r"no checkpoint .* can be read; checkpoint 20: .*10:"):
+    Checkpoints(tmp_path / "run").restore(abstract())
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"c": jnp.zeros(3)}, r"has no parameter c \(3,\)"),
+    ({"b": jnp.zeros(6)}, r"parameter b has shape \(5,\), the model needs \(6,\)"),
+    ({"a": {}}, r"has a parameter a/kernel that the model lacks"),
+  ],
+)
+def test_a_checkpoint_of_another_model_is_named_and_stays(saved, changes, message):
+  with pytest.raises(CheckpointError, match=message):
+    Checkpoints(saved).restore(abstract(**changes))
+  assert checkpoint.available_steps(saved) == [10, 20]
+
+
+def test_the_last_few_stay_and_the_best(tmp_path):
+  save(tmp_path, {1: 0.9, 2: 0.3, 3: 0.5, 4: None, 5: 0.6}, keep=2)
+  assert checkpoint.available_steps(tmp_path) == [2, 4, 5]
+  params, step = checkpoint.load_parameters(tmp_path, abstract().params, "best")
+  assert step == 2
+  jax.tree.map(np.testing.assert_array_equal, params, make_state(2).params)
+  assert checkpoint.load_parameters(tmp_path, abstract().params, 4)[1] == 4
+  with pytest.raises(CheckpointError, match=r"no checkpoint 3; .* the steps \[2, 4, 5\]"):
+    checkpoint.load_parameters(tmp_path, abstract().params, 3)
+
+
+def test_an_empty_folder_is_a_new_run(tmp_path):
+  assert Checkpoints(tmp_path).restore(abstract()) is None
+  with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+    checkpoint.load_parameters(tmp_path, abstract().params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
+def test_a_checksum_changes_with_every_element_and_with_their_order(dtype):
+  x = np.random.default_rng(0).integers(0, 2, (3, 5, 7)).astype(dtype)
+  (expected,) = checksum.checksums([jnp.asarray(x)])
+  for index in np.ndindex(x.shape):
+    changed = x.copy()
+    changed[index] = 1 - changed[index]
+    assert checksum.checksums([jnp.asarray(changed)]) != [expected]
+  assert checksum.checksums([jnp.asarray(x[::-1])]) != [expected]
+
+
+def test_what_is_sealed_is_what_was_sealed():
+  sealed = checksum.seal({"position": {"data": 1.5}})
+  assert checksum.unseal(sealed) == {"position": {"data": 1.5}}
+  with pytest.raises(ValueError, match="not what was saved"):
+    checksum.unseal({**sealed, "position": {"data": 1.25}})
+  with pytest.raises(ValueError, match="cannot be read"):
+    checksum.unseal(None)
