@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 
 EPILOG = """\
 Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter (--gin.models.griffin.griffin.window=64)
@@ -51,6 +55,7 @@ def parse(
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
   """Runs a command; what the user can put right is one line on stderr and exit status 2."""
+  _leave_absent_tpu_alone()
   try:
     status = main(sys.argv[1:])
   except KeyboardInterrupt:
@@ -66,6 +71,16 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     print(f"error: {error}", file=sys.stderr)
     status = 2
   sys.exit(status)
+
+
+def _leave_absent_tpu_alone() -> None:
+  """Where libtpu is installed to compile with, and no accelerator is here, JAX need not look for one.
+
+  Its search ends in half a page of errors about a TPU that nobody asked for.
+  """
+  has_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
+  if importlib.util.find_spec("libtpu") and not has_tpu and not entry_points(group="jax_plugins"):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _is_for_the_user(error: Exception) -> bool:
