@@ -14,6 +14,8 @@ EPILOG = """\
 Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter (--gin.models.griffin.griffin.window=64)
 in place of the gin files; strings need no quotes."""
 
+COMPILATION_CACHE = "cache/jax"
+
 
 class UserError(Exception):
   """Something the user can put right; the message says how."""
@@ -56,6 +58,8 @@ def parse(
 def run(main: Callable[[Sequence[str]], int]) -> None:
   """Runs a command; what the user can put right is one line on stderr and exit status 2."""
   _leave_absent_tpu_alone()
+  # Beside the rows: a run that goes on, or its evaluation, need not wait for the compiler again.
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(COMPILATION_CACHE))
   try:
     status = main(sys.argv[1:])
   except KeyboardInterrupt:
