@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.linear_scan.cpu import adjoint, previous_states, scan_decayed
-from kernels.rg_lru.gates import bounded_sqrt_gradient, gated, one_minus_square
+from kernels.rg_lru.gates import gated, input_scale_slope, one_minus_square
 
 
 def rg_lru(
@@ -43,11 +43,11 @@ def _backward(residuals, cotangents):
   wide = log_decay.dtype
   r = jax.nn.sigmoid(gate_a.astype(wide))
   i = jax.nn.sigmoid(gate_x.astype(wide))
-  less_one = jnp.expm1(r * log_decay)
-  square = one_minus_square(less_one)
-  a, scale = 1 + less_one, jnp.sqrt(square)
-  # d scale / d log a, from scale = sqrt(1 - exp(2 log a)).
-  scale_slope = -2 * a * a * bounded_sqrt_gradient(square)
+  log_a = r * log_decay
+  a = jnp.exp(log_a)
+  square = one_minus_square(a, log_a)
+  scale = jnp.sqrt(square)
+  scale_slope = input_scale_slope(a, square)
   if reset is not None:
     start = reset[..., None]
     a = jnp.where(start, 0, a)

@@ -20,28 +20,33 @@ def gated(
     a and `sqrt(1 - a^2) sigmoid(gate_x) x`: [B, T, R], float32 or wider.
   """
   wide = log_decay.dtype
-  less_one = jnp.expm1(jax.nn.sigmoid(gate_a.astype(wide)) * log_decay)
-  a, scale = 1 + less_one, bounded_sqrt(one_minus_square(less_one))
+  log_a = jax.nn.sigmoid(gate_a.astype(wide)) * log_decay
+  a, scale = jnp.exp(log_a), input_scale(log_a)
   if reset is not None:
     reset = reset[..., None]
     a, scale = jnp.where(reset, 0, a), jnp.where(reset, 1, scale)
   return a, scale * jax.nn.sigmoid(gate_x.astype(wide)) * x.astype(wide)
 
 
-def one_minus_square(less_one: jax.Array) -> jax.Array:
-  """1 - a^2 from a - 1, with all its digits when a is near 1."""
-  return -less_one * (2 + less_one)
-
-
 @jax.custom_vjp
-def bounded_sqrt(v: jax.Array) -> jax.Array:
-  """Square root whose derivative is at most MAX_SQRT_GRADIENT."""
-  return jnp.sqrt(v)
+def input_scale(log_a: jax.Array) -> jax.Array:
+  """`sqrt(1 - a^2)`; the derivative of its square root is at most MAX_SQRT_GRADIENT."""
+  return jnp.sqrt(one_minus_square(jnp.exp(log_a), log_a))
 
 
-def bounded_sqrt_gradient(v: jax.Array) -> jax.Array:
-  """`min(1 / (2 sqrt(v)), MAX_SQRT_GRADIENT)`."""
-  return jax.lax.rsqrt(jnp.maximum(4 * v, MAX_SQRT_GRADIENT**-2))
+def one_minus_square(a: jax.Array, log_a: jax.Array) -> jax.Array:
+  """1 - a^2 with all its digits, also when a is near 1: tanh(-log(a) / 2) = (1 - a) / (1 + a)."""
+  return jnp.tanh(-0.5 * log_a) * ((1 + a) * (1 + a))
 
 
-bounded_sqrt.defvjp(lambda v: (jnp.sqrt(v), v), lambda v, g: (g * bounded_sqrt_gradient(v),))
+def input_scale_slope(a: jax.Array, square: jax.Array) -> jax.Array:
+  """The derivative of `input_scale` with respect to log a, from a and 1 - a^2."""
+  return -2 * a * a * jax.lax.rsqrt(jnp.maximum(4 * square, MAX_SQRT_GRADIENT**-2))
+
+
+def _input_scale_backward(log_a, g):
+  a = jnp.exp(log_a)
+  return (g * input_scale_slope(a, one_minus_square(a, log_a)),)
+
+
+input_scale.defvjp(lambda log_a: (input_scale(log_a), log_a), _input_scale_backward)

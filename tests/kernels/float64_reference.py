@@ -1,7 +1,7 @@
 """The recurrences and their gradients in float64, one step at a time, in NumPy.
 
 Written from the equations, independently of everything under kernels/: the gradients are the adjoint
-recurrence by hand, and test_linear_scan.py checks them by finite differences of the values.
+recurrence by hand, and test_recurrences.py checks them by finite differences of the values.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ def rg_lru(x, gate_a, gate_x, log_decay, h0=None, reset=None, dh=None, dh_last=N
   a = _decay(log_a, reset)
   square = -np.expm1(2 * log_a)
   scale = np.sqrt(square)
-  with np.errstate(divide="ignore"):
-    sqrt_slope = np.minimum(0.5 / scale, MAX_SQRT_GRADIENT)
+  sqrt_slope = 0.5 / np.maximum(scale, 0.5 / MAX_SQRT_GRADIENT)
   # d scale / d log a = sqrt'(1 - a^2) * (-2 a^2)
   scale_slope = sqrt_slope * -2 * np.exp(2 * log_a)
   if reset is not None:
@@ -84,12 +83,18 @@ def rg_lru(x, gate_a, gate_x, log_decay, h0=None, reset=None, dh=None, dh_last=N
   )
 
 
-def relative_error(got: Any, expected: np.ndarray) -> float:
-  """Euclidean norm of the difference over that of the expected array; inf unless got is finite."""
+def relative_error(got: Any, expected: np.ndarray, at_least: float = 1e-30) -> float:
+  """Euclidean norm of the difference over that of the expected array; inf unless got is finite.
+
+  Args:
+    got: of any type.
+    expected: float64.
+    at_least: replaces the norm of `expected` where that is smaller.
+  """
   got = wide(got)
   if got.shape != expected.shape or not np.all(np.isfinite(got)):
     return np.inf
-  return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
+  return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), at_least))
 
 
 def _run(x, a, h0, reverse):
