@@ -270,7 +270,7 @@ def _reason(error: SyntaxError | tokenize.TokenError) -> str:
 
 def _find(name: str, including: Path | None, place: Place | None) -> Path:
   """The file that an include line or the command line names."""
-  folders = [GIN_ROOT, including.parent] if including else [Path(), GIN_ROOT]
+  folders = [GIN_ROOT, including.parent] if including else [Path(), GIN_ROOT.parent, GIN_ROOT]
   for folder in folders:
     if (folder / name).is_file():
       return (folder / name).resolve()
@@ -283,7 +283,7 @@ def _files_near(name: str, folders: list[Path]) -> list[str]:
   found = [
     str(path.relative_to(folder))
     for folder in folders
-    if folder != Path()
+    if folder not in (Path(), GIN_ROOT.parent)
     for path in folder.rglob("*.gin")
   ]
   if Path(name).parts[0] == GIN_ROOT.name:
