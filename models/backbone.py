@@ -67,17 +67,28 @@ class Backbone:
     )
 
   def attention(
-    self, *, heads: int, window: int | None, rotary_fraction: float, implementation: str | None
+    self,
+    *,
+    heads: int,
+    window: int | None,
+    rotary_fraction: float,
+    implementation: str | None,
+    kv_heads: int = 1,
   ) -> MixerFactory:
-    """Multi-query attention at this size."""
+    """Multi-query attention (with one key/value head) at this size."""
     if self.width % heads:
       raise ValueError(
         f"heads={heads} does not divide width={self.width}: choose a number of heads that does."
+      )
+    if heads % kv_heads:
+      raise ValueError(
+        f"kv_heads={kv_heads} does not divide heads={heads}: choose a number that does."
       )
     return partial(
       SelfAttention,
       heads=heads,
       head_dim=self.width // heads,
+      kv_heads=kv_heads,
       window=window,
       rotary_fraction=rotary_fraction,
       use_output_bias=self.use_bias,

@@ -11,6 +11,7 @@ def griffin(
   *,
   rnn_width: int,
   heads: int,
+  kv_heads: int = 1,
   window: int = 1024,
   gate_blocks: int = 16,
   rotary_fraction: float = 1.0,
@@ -22,7 +23,8 @@ def griffin(
   Args:
     backbone: what all models share.
     rnn_width: channels R of the recurrent blocks, about 4D/3.
-    heads: query heads; there is one key/value head.
+    heads: query heads.
+    kv_heads: key/value heads; the paper has one.
     window: tokens that local attention sees.
     gate_blocks: diagonal blocks of the gates' weights.
     rotary_fraction: share of each head that carries positions (RecurrentGemma: 0.5).
@@ -32,6 +34,10 @@ def griffin(
     rnn_width=rnn_width, gate_blocks=gate_blocks, implementation=recurrence
   )
   local = backbone.attention(
-    heads=heads, window=window, rotary_fraction=rotary_fraction, implementation=attention
+    heads=heads,
+    kv_heads=kv_heads,
+    window=window,
+    rotary_fraction=rotary_fraction,
+    implementation=attention,
   )
   return backbone.model((recurrent, recurrent, local))
