@@ -1,7 +1,8 @@
-"""Compiles the Pallas TPU recurrences, values and gradients, for TPUs that are not here.
+"""Compiles the Pallas TPU kernels, values and gradients, for TPUs that are not here.
 
     python -m benchmarks.compile_tpu                    # every generation, every shape
     python -m benchmarks.compile_tpu v5e --distinct     # shapes that give distinct kernels, batch 1
+    python -m benchmarks.compile_tpu --op attention     # attention only
 
 One line per compiled program; the exit status counts the failures.
 """
@@ -14,8 +15,10 @@ import itertools
 import time
 
 from benchmarks import absent_tpu
-from benchmarks.recurrence_cases import (
+from benchmarks.kernel_cases import (
   LENGTHS,
+  attention_arguments,
+  attention_with_gradient,
   cotangents,
   linear_scan_arguments,
   rg_lru_arguments,
@@ -31,6 +34,7 @@ from jax.sharding import PartitionSpec as P
 
 from kernels import pallas_tpu_blocks
 from kernels.linear_scan import pallas_tpu as linear_scan_tpu
+from kernels.local_attention import splash
 from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 
 
@@ -58,8 +62,9 @@ def distinct_shapes():
       yield shape, dtype
 
 
-def programs(generation: str, shapes):
+def recurrences(generation: str, distinct: bool):
   """(name, thunk that compiles) for one generation."""
+  shapes = distinct_shapes() if distinct else all_shapes()
   native = absent_tpu.GENERATIONS[generation].native_math
   rg_lru = functools.partial(_rg_lru, native)
   for shape, dtype in shapes:
@@ -107,15 +112,71 @@ def _compile_sharded(generation: str, op, check_vma: bool):
   return jax.jit(with_gradient(sharded)).lower(*placed).compile()
 
 
+def attentions(generation: str, distinct: bool):
+  """(name, thunk that compiles) for one generation; `distinct` is a sample of two."""
+  widen = generation == "v3"
+
+  def attend(window, q, k, v, ids):
+    return splash.attend(q, k, v, ids, ids, window, q.shape[-1] ** -0.5, widen=widen)
+
+  grid = itertools.product((128, 256), (1024, 2048, None), (2048, 8192), (1, 2))
+  for head_dim, window, steps, kv_heads in [(256, 2048, 8192, 1)] if distinct else grid:
+    for dtype in (jnp.bfloat16,) if distinct else (jnp.bfloat16, jnp.float32):
+      arguments = attention_arguments((1, steps, 4, head_dim), kv_heads, dtype)
+      yield (
+        f"local_attention [1, {steps}, 4 heads on {kv_heads}, {head_dim}] window={window} "
+        f"{jnp.dtype(dtype).name}",
+        functools.partial(
+          absent_tpu.compile_for,
+          generation,
+          attention_with_gradient(functools.partial(attend, window)),
+          *arguments,
+        ),
+      )
+  for head_dim, kv_heads, window in ((128, 1, None), (256, 2, 1024))[: 1 if distinct else 2]:
+    yield (
+      f"local_attention in shard_map, 8 heads on {kv_heads}, {head_dim}, window={window}",
+      functools.partial(
+        _compile_sharded_attention,
+        generation,
+        functools.partial(attend, window),
+        head_dim,
+        kv_heads,
+      ),
+    )
+
+
+def _compile_sharded_attention(generation: str, attend, head_dim: int, kv_heads: int):
+  """Values and gradients with batch over 'data' and heads over 'model', on which one kv head is whole."""
+  mesh = Mesh(np.array(absent_tpu.devices(generation)[:4]).reshape(2, 2), ("data", "model"))
+  queries, rows = P("data", None, "model"), P("data")
+  keys = queries if kv_heads > 1 else rows
+  specs = (queries, keys, keys, rows)
+  # JAX's splash attention has no types for check_vma=True.
+  sharded = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
+  arguments = attention_arguments((4, 2048, 8, head_dim), kv_heads, jnp.bfloat16)
+  placed = [
+    jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, s))
+    for a, s in zip(arguments, (*specs, queries), strict=True)
+  ]
+  return jax.jit(attention_with_gradient(sharded)).lower(*placed).compile()
+
+
+OPS = {"recurrences": recurrences, "attention": attentions}
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("generations", nargs="*", help=f"of {', '.join(absent_tpu.GENERATIONS)}")
   parser.add_argument("--distinct", action="store_true", help="only shapes with distinct kernels")
+  parser.add_argument("--op", choices=OPS, help="only these; both if left out")
   options = parser.parse_args()
   failures = 0
   for generation in options.generations or absent_tpu.GENERATIONS:
-    shapes = distinct_shapes() if options.distinct else all_shapes()
-    for name, compile_program in programs(generation, shapes):
+    programs = [
+      OPS[op](generation, options.distinct) for op in ([options.op] if options.op else OPS)
+    ]
+    for name, compile_program in itertools.chain(*programs):
       start = time.perf_counter()
       try:
         compile_program()

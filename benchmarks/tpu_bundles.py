@@ -74,7 +74,7 @@ def _compile(absent_tpu, generation: str) -> list[tuple[str, int, int]]:
 
   import jax.numpy as jnp
 
-  from benchmarks import recurrence_cases as cases
+  from benchmarks import kernel_cases as cases
   from kernels import pallas_tpu_blocks
   from kernels.linear_scan import pallas_tpu as linear_scan_tpu
   from kernels.rg_lru import pallas_tpu as rg_lru_tpu
@@ -107,7 +107,7 @@ def measure_apart(generation: str) -> dict[str, float]:
 def table(measured: dict[str, dict[str, float]]) -> str:
   """Bundles per 1024 elements / bundles in the time of the HBM traffic, a row per kernel."""
   from benchmarks import absent_tpu
-  from benchmarks.recurrence_cases import BYTES_PER_ELEMENT
+  from benchmarks.kernel_cases import BYTES_PER_ELEMENT
 
   lines = [f"{'bundles / HBM budget':22}" + "".join(f"{g:>14}" for g in measured)]
   for kernel in KERNELS:

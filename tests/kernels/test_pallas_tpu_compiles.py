@@ -1,4 +1,4 @@
-"""The Pallas TPU recurrences through the real TPU compiler, for TPUs that are not here."""
+"""The Pallas TPU kernels through the real TPU compiler, for TPUs that are not here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,14 @@ def in_processes(commands: dict[str, tuple[str, ...]]) -> dict[str, subprocess.C
 
 @pytest.fixture(scope="module")
 def compilations():
-  return in_processes({g: ("benchmarks.compile_tpu", g, "--distinct") for g in GENERATIONS})
+  command = ("benchmarks.compile_tpu", "--distinct", "--op", "recurrences")
+  return in_processes({g: (*command, g) for g in GENERATIONS})
+
+
+@pytest.fixture(scope="module")
+def attention_compilations():
+  command = ("benchmarks.compile_tpu", "--distinct", "--op", "attention")
+  return in_processes({g: (*command, g) for g in GENERATIONS})
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +62,16 @@ def test_values_and_gradients_compile_at_every_paper_width(compilations, generat
   compiled = [line for line in done.stdout.splitlines() if ": ok" in line]
   assert len(compiled) > 40
   assert any("check_vma=True: ok" in line for line in compiled)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_attention_and_its_gradient_compile(attention_compilations, generation):
+  done = attention_compilations[generation]
+  failed = [line for line in done.stdout.splitlines() if "FAILED" in line]
+  assert done.returncode == 0, "\n".join(failed) or done.stderr[-3000:]
+  compiled = [line for line in done.stdout.splitlines() if ": ok" in line]
+  assert any("[1, 8192, 4 heads on 1, 256] window=2048 bfloat16" in line for line in compiled)
+  assert any("shard_map" in line for line in compiled)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

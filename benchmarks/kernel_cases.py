@@ -1,4 +1,4 @@
-"""The recurrences as functions of arrays alone, for compilers and clocks."""
+"""The kernels as functions of arrays alone, for compilers and clocks."""
 
 from __future__ import annotations
 
@@ -60,5 +60,23 @@ def with_gradient(op):
     *inputs, reset, dh, dh_last = arguments
     values, vjp = jax.vjp(lambda *a: op(*a, reset), *inputs)
     return values, vjp((dh, dh_last))
+
+  return both
+
+
+def attention_arguments(shape: tuple[int, int, int, int], kv_heads: int, dtype):
+  """(q, k, v, segment ids, cotangent) for queries [B, T, H, K] and as many keys."""
+  batch, steps, _, head_dim = shape
+  queries = jax.ShapeDtypeStruct(shape, dtype)
+  keys = jax.ShapeDtypeStruct((batch, steps, kv_heads, head_dim), dtype)
+  return queries, keys, keys, jax.ShapeDtypeStruct((batch, steps), jnp.int32), queries
+
+
+def attention_with_gradient(attend):
+  """attend(q, k, v, ids) -> a function (q, k, v, ids, cotangent) -> value and gradients."""
+
+  def both(q, k, v, ids, g):
+    value, vjp = jax.vjp(lambda *a: attend(*a, ids), q, k, v)
+    return value, vjp(g)
 
   return both

@@ -1,0 +1,76 @@
+"""Attention on NVIDIA GPUs through cuDNN's flash attention, for rows of one document.
+
+`jax.nn.dot_product_attention` gives cuDNN a causal mask and a window, but no segment ids, and places
+query t at key t. What it cannot do is refused here rather than computed wrongly.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+INSTEAD = "Use implementation='xla_blockwise'."
+
+
+def unavailable_reason() -> str | None:
+  """Why cuDNN's attention cannot run on the GPUs of this process; None if it can or there are none."""
+  try:
+    devices = jax.devices("gpu")
+  except RuntimeError:
+    return None  # ahead-of-time compilation, for whatever the caller names
+  capability = str(getattr(devices[0], "compute_capability", ""))
+  major = capability.split(".")[0]
+  if not major.isdigit():
+    return f"needs an NVIDIA GPU, this is {devices[0].device_kind}"
+  if int(major) < 8:
+    return (
+      f"needs compute capability 8.0 or later (Ampere), {devices[0].device_kind} has {capability}"
+    )
+  return None
+
+
+def local_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  q_segment_ids: jax.Array | None,
+  kv_segment_ids: jax.Array | None,
+  window: int | None,
+  scale: float,
+) -> jax.Array:
+  """See `kernels.local_attention.local_attention`.
+
+  Raises:
+    ValueError: there are segment ids, more keys than queries, or types or head sizes that cuDNN has
+      no kernel for.
+  """
+  if q_segment_ids is not None or kv_segment_ids is not None:
+    raise ValueError(
+      f"local_attention: cudnn has no segment ids: packed documents would see each other. {INSTEAD}"
+    )
+  if not q.dtype == k.dtype == v.dtype == jnp.bfloat16:
+    raise ValueError(
+      f"local_attention: cudnn needs q, k and v in bfloat16, got {q.dtype}, {k.dtype} and {v.dtype}. "
+      f"{INSTEAD}"
+    )
+  if q.shape[1] != k.shape[1]:
+    raise ValueError(
+      f"local_attention: cudnn needs as many keys as queries, got {k.shape[1]} and {q.shape[1]}. "
+      f"{INSTEAD}"
+    )
+  if q.shape[-1] % 8 or q.shape[-1] > 256:
+    raise ValueError(
+      "local_attention: cudnn needs heads of at most 256 channels (128 before Hopper), a multiple "
+      f"of 8, got {q.shape[-1]}. {INSTEAD}"
+    )
+  # (tokens to the left beside the query itself, tokens to the right)
+  left_and_right = None if window is None or window >= k.shape[1] else (window - 1, 0)
+  return jax.nn.dot_product_attention(
+    q,
+    k,
+    v,
+    scale=scale,
+    is_causal=True,
+    local_window_size=left_and_right,
+    implementation="cudnn",
+  )

@@ -1,0 +1,144 @@
+"""Attention on TPUs through JAX's splash attention: block-sparse flash attention in Pallas.
+
+Blocks of keys that no query of a block sees, by causality or window, are neither read nor multiplied,
+so cost is O(T * window) here too, forward and backward.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from kernels.local_attention import reference
+
+LANES = 128
+MAX_BLOCK = 512  # scores of one block of queries and keys: 1 MB of float32 in VMEM
+# The logit of a sink, which every query sees beside its keys. Nothing weighs less than its weight
+# against a real score, and it makes a query that sees no key give zeros, where the kernel would
+# average all keys of its block or divide by zero.
+SINK = -1e30
+
+
+def local_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  q_segment_ids: jax.Array | None,
+  kv_segment_ids: jax.Array | None,
+  window: int | None,
+  scale: float,
+) -> jax.Array:
+  """See `kernels.local_attention.local_attention`.
+
+  In bfloat16 q is scaled before the kernel and rounded once more, unless the scale is a power of two.
+  On v2 and v3, whose kernels take no bfloat16 operands, everything travels in float32.
+
+  Raises:
+    ValueError: the types are not all float32 or all bfloat16; or it is called inside
+      `shard_map(check_vma=True)`, whose types JAX's kernel does not know.
+  """
+  if q.shape[1] == 1:
+    # One query has no blocks to skip: XLA reads its keys once.
+    return reference.local_attention(q, k, v, q_segment_ids, kv_segment_ids, window, scale)
+  return attend(q, k, v, q_segment_ids, kv_segment_ids, window, scale)
+
+
+def attend(
+  q, k, v, q_segment_ids, kv_segment_ids, window, scale, *, widen=None, interpret=False
+) -> jax.Array:
+  """As `local_attention`, any T, with what tests and benchmarks want to set.
+
+  Args:
+    q, k, v, q_segment_ids, kv_segment_ids, window, scale: see `local_attention`.
+    widen: whether the kernel's operands have to be float32; None asks the chip.
+    interpret: run the kernel as plain XLA operations.
+  """
+  if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
+    raise ValueError(
+      "local_attention: splash needs q, k and v all in float32 or all in bfloat16, got "
+      f"{q.dtype}, {k.dtype} and {v.dtype}. Cast them, or use implementation='xla_blockwise'."
+    )
+  if any(jax.typeof(x).manual_axis_type.varying for x in (q, k, v)):
+    raise ValueError(
+      "local_attention: splash attention cannot run inside shard_map(check_vma=True). Pass "
+      "check_vma=False there, or use implementation='xla_blockwise'."
+    )
+  dtype, length, heads = q.dtype, q.shape[1], q.shape[2]
+  keys, kv_heads = k.shape[1:3]
+  if _needs_float32() if widen is None else widen:
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+  padded, padded_keys = (-(-n // LANES) * LANES for n in (length, keys))
+  offset = keys - length
+  if window is not None and window >= keys:
+    window = None
+  kernel = _kernel(padded, padded_keys, offset, window, heads, kv_heads == 1, interpret)
+
+  # Keys that pad the end stand later than every query; queries that do are cut off again.
+  q = _to_heads(q * jnp.asarray(scale, q.dtype), padded)
+  k, v = _to_heads(k, padded_keys), _to_heads(v, padded_keys)
+  if kv_heads == 1:
+    k, v = k[:, 0], v[:, 0]
+  ids = None
+  if q_segment_ids is not None:
+    ids = splash.SegmentIds(
+      _pad(q_segment_ids.astype(jnp.int32), padded),
+      _pad(kv_segment_ids.astype(jnp.int32), padded_keys),
+    )
+  sinks = jnp.full((heads,), SINK, jnp.float32)
+  mixed = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, ids, sinks=sinks))(q, k, v, ids)
+  return jnp.moveaxis(mixed[:, :, :length], 1, 2).astype(dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _kernel(length, keys, offset, window, heads, is_mqa, interpret):
+  """The kernel, with the tables of which blocks to visit: seconds of work at 32,768 tokens."""
+  shape = (length, keys)
+  if window is None:
+    mask = splash.CausalMask(shape, offset)
+  else:
+    mask = splash.LocalMask(shape, (window - 1, 0), offset)
+  block_q, block_kv = _block(length), _block(keys)
+  sizes = splash.BlockSizes(
+    block_q=block_q,
+    block_kv=block_kv,
+    block_q_dkv=block_q,
+    block_kv_dkv=block_kv,
+    block_q_dq=block_q,
+    block_kv_dq=block_kv,
+  )
+  make = splash.make_splash_mqa if is_mqa else splash.make_splash_mha
+  with jax.ensure_compile_time_eval():
+    kernel = make(
+      splash.MultiHeadMask([mask] * heads),
+      block_sizes=sizes,
+      head_shards=1,
+      q_seq_shards=1,
+      interpret=interpret,
+    )
+    # NumPy arrays belong to no trace and no device, so that they can be kept.
+    return jax.tree.map(np.asarray, kernel)
+
+
+def _needs_float32() -> bool:
+  """Whether the default device is a TPU before v4; False where there is no TPU."""
+  device = jax.devices()[0]
+  kind = device.device_kind.lower()
+  return device.platform == "tpu" and ("v2" in kind or "v3" in kind)
+
+
+def _block(length: int) -> int:
+  """The longest block that divides a multiple of 128."""
+  return next(size for size in (MAX_BLOCK, 256, LANES) if length % size == 0)
+
+
+def _to_heads(x, length):
+  """[B, T, H, K] to [B, H, length, K], zeros at the end."""
+  return jnp.moveaxis(_pad(x, length), 2, 1)
+
+
+def _pad(x, length):
+  return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
