@@ -12,6 +12,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from kernels import platform
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: jax.Array, w: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
@@ -45,40 +47,74 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 @jax.custom_vjp
-def block_diagonal_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-  """Multiplies the last axis of x by a block-diagonal matrix, accumulating in float32.
+def block_diagonal_linear(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
+  """Multiplies the last axis of x by a block-diagonal matrix and adds a bias, in float32.
+
+  For TPUs the blocks are cut out of the last axis one by one. Call it there with whole blocks on each
+  device (inside shard_map): cutting an axis that the compiler has sharded is communication.
 
   Args:
     x: [B, T, R].
     w: [N, R / N, R / N] the diagonal blocks, in x's dtype.
+    bias: [R] in x's dtype.
 
   Returns:
     [B, T, R].
   """
-  y = _dot(_in_blocks(x, w), w, ((3,), (1,)), x.dtype, batch=((2,), (0,)))
-  return jnp.moveaxis(y, 0, 2).reshape(x.shape)
+  return _block_product(x, w, 0, bias)
 
 
-def _block_forward(x, w):
-  return block_diagonal_matmul(x, w), (x, w)
+def _block_forward(x, w, bias):
+  return block_diagonal_linear(x, w, bias), (x, w)
 
 
 def _block_backward(residuals, g):
   x, w = residuals
-  g = _in_blocks(g, w)
-  dx = _dot(g, w, ((3,), (2,)), x.dtype, batch=((2,), (0,)))
-  dw = _dot(_in_blocks(x, w), g, ((0, 1), (0, 1)), w.dtype, batch=((2,), (2,)))
-  return jnp.moveaxis(dx, 0, 2).reshape(x.shape), dw
+  rows = ((0, 1), (0, 1))
+  if _cuts_blocks(w):
+    pairs = zip(_cut(x, w), _cut(g, w), strict=True)
+    dw = jnp.stack([_dot(x_block, g_block, rows, w.dtype) for x_block, g_block in pairs])
+  else:
+    dw = _dot(_in_blocks(x, w), _in_blocks(g, w), rows, w.dtype, batch=((2,), (2,)))
+  return _block_product(g, w, 1), dw, jnp.sum(g, axis=(0, 1))
 
 
-block_diagonal_matmul.defvjp(_block_forward, _block_backward)
+block_diagonal_linear.defvjp(_block_forward, _block_backward)
+
+
+def _block_product(x, w, axis, bias=None):
+  """Each block of x times its block of w, over that axis of the latter's matrix, plus the bias."""
+  biases = [None] * w.shape[0] if bias is None else bias.reshape(w.shape[:2])
+  if _cuts_blocks(w):
+    parts = zip(_cut(x, w), w, biases, strict=True)
+    y = [_dot(part, m, ((2,), (axis,)), x.dtype, bias=b) for part, m, b in parts]
+    return jnp.concatenate(y, axis=2)
+  bias = None if bias is None else biases[:, None, None]
+  y = _dot(_in_blocks(x, w), w, ((3,), (axis + 1,)), x.dtype, batch=((2,), (0,)), bias=bias)
+  return jnp.moveaxis(y, 0, 2).reshape(x.shape)
+
+
+def _cuts_blocks(w: jax.Array) -> bool:
+  """Whether blocks are cut out of the last axis instead of made an axis of their own.
+
+  A TPU tiles the last two axes, so [B, T, N, R / N] is laid out otherwise than [B, T, R]: two copies of
+  the array per product. Slices at multiples of 128 channels are free, and the products write into
+  their part of the result.
+  """
+  return platform.target() == "tpu" and w.shape[1] % 128 == 0
+
+
+def _cut(x: jax.Array, w: jax.Array) -> list[jax.Array]:
+  return jnp.split(x, w.shape[0], axis=-1)
 
 
 def _in_blocks(x: jax.Array, w: jax.Array) -> jax.Array:
   return x.reshape(*x.shape[:-1], w.shape[0], w.shape[1])
 
 
-def _dot(x, y, contracting, dtype, batch=((), ())) -> jax.Array:
+def _dot(x, y, contracting, dtype, batch=((), ()), bias=None) -> jax.Array:
   accumulator = jnp.promote_types(x.dtype, jnp.float32)
   product = jax.lax.dot_general(x, y, (contracting, batch), preferred_element_type=accumulator)
+  if bias is not None:
+    product += bias.astype(accumulator)
   return product.astype(dtype)

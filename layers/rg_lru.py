@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.matmul import block_diagonal_matmul
+from kernels.matmul import block_diagonal_linear
 from kernels.rg_lru import rg_lru
 from layers.linear import scaled_normal
 
@@ -93,7 +93,7 @@ class BlockDiagonal(nn.Module):
       (width,),
       self.param_dtype,
     ).astype(self.dtype)
-    return block_diagonal_matmul(x.astype(self.dtype), kernel) + bias
+    return block_diagonal_linear(x.astype(self.dtype), kernel, bias)
 
 
 def uniform_decay(low: float, high: float) -> nn.initializers.Initializer:

@@ -5,17 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.matmul import block_diagonal_matmul, matmul
+from kernels import platform
+from kernels.matmul import block_diagonal_linear, matmul
 
 
 def normal(seed, shape, dtype=jnp.float32):
   return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-def check(function, reference, x, w, rtol):
-  g = normal(2, jax.eval_shape(reference, x, w).shape, x.dtype)
-  value, pullback = jax.vjp(function, x, w)
-  exact = [leaf.astype(jnp.float32) for leaf in (x, w)]
+def check(function, reference, *arguments, rtol):
+  g = normal(2, jax.eval_shape(reference, *arguments).shape, arguments[0].dtype)
+  value, pullback = jax.vjp(function, *arguments)
+  exact = [leaf.astype(jnp.float32) for leaf in arguments]
   expected, expected_pullback = jax.vjp(reference, *exact)
   pairs = zip(
     (value, *pullback(g.astype(value.dtype))),
@@ -30,15 +31,24 @@ def check(function, reference, x, w, rtol):
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
 def test_matmul_and_gradients(dtype, rtol):
   x, w = normal(0, (3, 5, 24), dtype), normal(1, (24, 40), dtype)
-  check(matmul, lambda x, w: x @ w, x, w, rtol)
-  check(matmul, lambda x, w: x @ w, x[0, 0], w, rtol)
+  check(matmul, lambda x, w: x @ w, x, w, rtol=rtol)
+  check(matmul, lambda x, w: x @ w, x[0, 0], w, rtol=rtol)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
-@pytest.mark.parametrize("blocks", [1, 3, 12])
-def test_block_diagonal_matmul_and_gradients(dtype, rtol, blocks):
-  x, w = normal(0, (2, 7, 24), dtype), normal(1, (blocks, 24 // blocks, 24 // blocks), dtype)
-  check(block_diagonal_matmul, lambda x, w: x @ jax.scipy.linalg.block_diag(*w), x, w, rtol)
+@pytest.mark.parametrize(
+  ("blocks", "width", "target"),
+  [(1, 24, "cpu"), (3, 24, "cpu"), (12, 24, "cpu"), (3, 24, "tpu"), (2, 256, "tpu")],
+)
+def test_block_diagonal_linear_and_gradients(dtype, rtol, blocks, width, target):
+  x, bias = normal(0, (2, 7, width), dtype), normal(3, (width,), dtype)
+  w = normal(1, (blocks, width // blocks, width // blocks), dtype)
+
+  def full(x, w, bias):
+    return x @ jax.scipy.linalg.block_diag(*w) + bias
+
+  with platform.targeting(target):
+    check(block_diagonal_linear, full, x, w, bias, rtol=rtol)
 
 
 def test_result_type_can_be_wider_than_the_operands():
