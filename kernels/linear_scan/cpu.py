@@ -1,7 +1,9 @@
 """The recurrence as an indexed loop with a written-out gradient: the fastest plain XLA on CPUs.
 
 `lax.scan` walks the leading axis, so it copies [B, T, R] into time-major order and back; a loop that
-slices the time axis where it lies needs no copies.
+slices the time axis where it lies needs no copies. Around it the work goes through time in chunks, so
+that decays and other intermediates stay in cache. The backward pass keeps the inputs and h, and computes
+the decays again.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kernels import manual_axes
 from kernels.linear_scan.reference import decay
 
 UNROLL = 2
+CHUNK = 64  # steps; 32 and 128 take as long
 
 
 def linear_scan(
@@ -22,20 +26,94 @@ def linear_scan(
   reverse: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """See `kernels.linear_scan.linear_scan`."""
-  a = decay(log_a, reset)
-  first = jnp.zeros_like(a[:, 0]) if h0 is None else h0.astype(a.dtype)
-  return scan_decayed(x, a, first, reverse)
+  wide = jnp.promote_types(log_a.dtype, jnp.float32)
+  h0 = jnp.zeros_like(x[:, 0], wide) if h0 is None else h0.astype(wide)
+  return _scan(*manual_axes.vary_together(x, log_a, h0, reset), reverse)
 
 
-def scan_decayed(
-  x: jax.Array, a: jax.Array, h0: jax.Array, reverse: bool
-) -> tuple[jax.Array, jax.Array]:
-  """Solves `h_t = a_t h_{t-1} + x_t` for float32 decays a [B, T, R] and h0 [B, R]."""
-  return _scan(x, a, h0, reverse)
+def _run(x, log_a, h0, reset, reverse):
+  def step(start, h, x, log_a, reset):
+    del start
+    out, h = recur(x, decay(log_a, reset), h, reverse)
+    return h, (out,)
+
+  h_last, (h,) = over_chunks(step, h0, (x, log_a, reset), (x.dtype,), reverse=reverse)
+  return h, h_last
 
 
-def _run(x, a, h0, reverse):
-  """The loop itself; what it carries from step to step is h."""
+def _forward(x, log_a, h0, reset, reverse):
+  h, h_last = _run(x, log_a, h0, reset, reverse)
+  return (h, h_last), (log_a, h0, reset, h)
+
+
+def _backward(reverse, residuals, cotangents):
+  log_a, h0, reset, h = residuals
+  dh, dh_last = cotangents
+
+  def step(start, carried, log_a, reset, h_here, dh):
+    a = decay(log_a, reset)
+    g, carried = adjoint(a, dh, carried, reverse)
+    return carried, (g, g * a * states_before(h, h_here, start, h0, reverse))
+
+  dh0, (dx, dlog_a) = over_chunks(
+    step, dh_last, (log_a, reset, h, dh), (h.dtype, log_a.dtype), reverse=not reverse
+  )
+  return dx, dlog_a, dh0, None
+
+
+_scan = jax.custom_vjp(_run, nondiff_argnums=(4,))
+_scan.defvjp(_forward, _backward)
+
+
+def over_chunks(step, carry, inputs, dtypes, *, reverse):
+  """Runs `carry, outputs = step(start, carry, *inputs)` over CHUNK steps at a time.
+
+  Args:
+    step: gets the index of the chunk's first step, the carry, and the chunk of each input.
+    carry: pytree.
+    inputs: arrays [B, T, ...] or None; the first is [B, T, R].
+    dtypes: of the outputs, which are [B, T, R].
+    reverse: start with the last chunk.
+
+  Returns:
+    the last carry, and the outputs.
+  """
+  length = inputs[0].shape[1]
+  if length <= CHUNK:
+    carry, outputs = step(0, carry, *inputs)
+    return carry, tuple(o.astype(dtype) for o, dtype in zip(outputs, dtypes, strict=True))
+
+  def run(start, size, state):
+    carry, outputs = state
+    chunks = [
+      None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in inputs
+    ]
+    # Else XLA slices again inside every elementwise loop, which it then does not vectorise.
+    chunks = jax.lax.optimization_barrier(chunks)
+    carry, results = step(start, carry, *chunks)
+    outputs = tuple(
+      jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), start, axis=1)
+      for whole, part in zip(outputs, results, strict=True)
+    )
+    return carry, outputs
+
+  count, rest = divmod(length, CHUNK)
+  state = carry, tuple(jnp.zeros_like(inputs[0], dtype) for dtype in dtypes)
+  if rest and reverse:
+    state = run(count * CHUNK, rest, state)
+  state = jax.lax.fori_loop(
+    0, count, lambda i, state: run((count - 1 - i if reverse else i) * CHUNK, CHUNK, state), state
+  )
+  if rest and not reverse:
+    state = run(count * CHUNK, rest, state)
+  return state
+
+
+def recur(x: jax.Array, a: jax.Array, h0: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
+  """Solves `h_t = a_t h_{t-1} + x_t` for float32 decays a [B, T, R] and h0 [B, R]: the loop itself.
+
+  Without a gradient: what calls it has its own.
+  """
   if x.shape[1] == 1:
     h = a[:, 0] * h0 + x[:, 0].astype(a.dtype)
     return h[:, None].astype(x.dtype), h
@@ -101,22 +179,24 @@ def adjoint(
   return loop_over_time(step, (a, dh), dh_last, a.dtype, not reverse)
 
 
-def previous_states(h: jax.Array, h0: jax.Array, reverse: bool) -> jax.Array:
-  """The state before each step: h [B, T, R] shifted by one, h0 [B, R] first."""
-  h, first = h.astype(h0.dtype), h0[:, None]
-  return jnp.concatenate([h[:, 1:], first] if reverse else [first, h[:, :-1]], axis=1)
+def states_before(
+  h: jax.Array, here: jax.Array, start: int | jax.Array, h0: jax.Array, reverse: bool
+) -> jax.Array:
+  """The state before each step of a chunk.
 
+  Args:
+    h: [B, T, R] all states.
+    here: [B, C, R] those of the chunk.
+    start: index of the chunk's first step.
+    h0: [B, R] state before the first step.
+    reverse: the direction of the recurrence.
 
-def _forward(x, a, h0, reverse):
-  h, h_last = _run(x, a, h0, reverse)
-  return (h, h_last), (a, h, h0)
-
-
-def _backward(reverse, residuals, cotangents):
-  a, h, h0 = residuals
-  g, dh0 = adjoint(a, *cotangents, reverse)
-  return g.astype(h.dtype), g * previous_states(h, h0, reverse), dh0
-
-
-_scan = jax.custom_vjp(_run, nondiff_argnums=(3,))
-_scan.defvjp(_forward, _backward)
+  Returns:
+    [B, C, R] in h0's dtype.
+  """
+  length = h.shape[1]
+  edge = start + here.shape[1] if reverse else start - 1
+  first = jax.lax.dynamic_index_in_dim(h, jnp.clip(edge, 0, length - 1), axis=1, keepdims=False)
+  first = jnp.where(edge == (length if reverse else -1), h0, first.astype(h0.dtype))[:, None]
+  here = here.astype(h0.dtype)
+  return jnp.concatenate([here[:, 1:], first] if reverse else [first, here[:, :-1]], axis=1)

@@ -147,7 +147,7 @@ def test_a_long_row_without_resets_and_initial_state(op, implementation):
 
 
 @each_implementation
-@pytest.mark.parametrize("steps", [1, 13])
+@pytest.mark.parametrize("steps", [1, 13, 130])
 def test_reverse_equals_float64(implementation, steps):
   check("linear_scan", implementation, problem("linear_scan", (2, steps, 5)), reverse=True)
 
@@ -176,6 +176,20 @@ def test_bfloat16_errs_by_the_rounding_of_its_results(op, implementation):
   # At most 2^-9 for each rounding to bfloat16, 1.1e-3 on average: of the result, and in the gradient
   # of the decay of the h it is multiplied with. float64 starts from the same bfloat16 inputs.
   check(op, implementation, problem(op, (3, 13, 5), dtype=jnp.bfloat16), 3e-3)
+
+
+@each_op
+def test_the_default_keeps_only_inputs_and_h_for_the_gradient(op):
+  given = problem(op, (2, 130, 8))
+  _, vjp = jax.eval_shape(
+    lambda *a: jax.vjp(lambda *b: OPS[op](*b, reset=given.reset, implementation="cpu"), *a),
+    *given.arguments,
+  )
+  saved = sum(leaf.size for leaf in jax.tree.leaves(vjp))
+  tiles = sum(a.ndim == 3 for a in given.arguments)
+  # linear_scan's x is not needed: its gradient is the adjoint itself.
+  tiles += 1 if op == "rg_lru" else 0
+  assert saved <= tiles * given.dh.size + given.reset.size + 3 * given.dh_last.size
 
 
 @each_op
