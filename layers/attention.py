@@ -12,6 +12,7 @@ from kernels.local_attention import local_attention
 from layers.linear import Linear
 from layers.rotary import rotate
 from layers.segments import Segments
+from parallel import shards
 
 
 class AttentionState(NamedTuple):
@@ -71,13 +72,23 @@ class SelfAttention(nn.Module):
     batch, length, width = x.shape
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-    def project(name: str, heads: int, axis: str) -> jax.Array:
-      y = Linear(heads * self.head_dim, ("embed", axis), name=name, **kinds)(x)
-      return y.reshape(batch, length, heads, self.head_dim)
+    def project(name: str, x: jax.Array, heads: int, axis: str) -> jax.Array:
+      return Linear(heads * self.head_dim, ("embed", axis), name=name, **kinds)(x)
 
-    q = self._rotate(project("query", self.heads, "heads"), segments)
-    k = self._rotate(project("key", self.kv_heads, "kv_heads"), segments)
-    v = project("value", self.kv_heads, "kv_heads")
+    def cut(x: jax.Array) -> jax.Array:
+      return x.reshape(batch, length, -1, self.head_dim)
+
+    if self._shares_kv_heads():
+      # Every shard computes the same keys and values: their gradients join that of x.
+      k = project("key", x, self.kv_heads, "kv_heads")
+      v = project("value", x, self.kv_heads, "kv_heads")
+      x, k, v = shards.enter_together((x, k, v), "heads")
+    else:
+      x = shards.enter(x, "heads")
+      k = project("key", x, self.kv_heads, "kv_heads")
+      v = project("value", x, self.kv_heads, "kv_heads")
+    q = self._rotate(cut(project("query", x, self.heads, "heads")), segments)
+    k, v = self._rotate(cut(k), segments), cut(v)
 
     if state is None:
       mixed = self._attend(q, k, v, segments.ids, segments.ids)
@@ -99,7 +110,18 @@ class SelfAttention(nn.Module):
     output = Linear(
       width, ("heads", "embed"), self.output_scale, self.use_output_bias, name="output", **kinds
     )
-    return output(mixed.reshape(batch, length, self.heads * self.head_dim)), new_state
+    return output(mixed.reshape(batch, length, -1)), new_state
+
+  def _shares_kv_heads(self) -> bool:
+    """Whether the query heads are split over devices and the key/value heads are not."""
+    if shards.mesh_axes("kv_heads") == shards.mesh_axes("heads"):
+      return False
+    if self.kv_heads > 1:
+      raise ValueError(
+        f"kv_heads={self.kv_heads} must be split as the {self.heads} query heads are: give the "
+        "logical axis kv_heads the rule of heads."
+      )
+    return True
 
   def _rotate(self, x: jax.Array, segments: Segments) -> jax.Array:
     return rotate(x, segments.positions, fraction=self.rotary_fraction, base=self.rotary_base)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from layers.linear import scaled_normal
+from layers.parameter import parameter
 
 
 class CausalConv1D(nn.Module):
@@ -39,18 +40,11 @@ class CausalConv1D(nn.Module):
       y: [B, T, R], and the history after the last token: [B, taps - 1, R].
     """
     batch, length, channels = x.shape
-    kernel = self.param(
-      "kernel",
-      nn.with_logical_partitioning(scaled_normal(1.0), ("conv", "rnn")),
-      (self.taps, channels),
-      self.param_dtype,
-    ).astype(self.dtype)
-    bias = self.param(
-      "bias",
-      nn.with_logical_partitioning(nn.initializers.zeros, ("rnn",)),
-      (channels,),
-      self.param_dtype,
-    ).astype(self.dtype)
+    kinds = self.param_dtype, self.dtype
+    kernel = parameter(
+      self, "kernel", scaled_normal(1.0), ("conv", "rnn"), (self.taps, channels), *kinds
+    )
+    bias = parameter(self, "bias", nn.initializers.zeros, ("rnn",), (channels,), *kinds)
     x = x.astype(self.dtype)
     if history is None:
       history = jnp.zeros((batch, self.taps - 1, channels), self.dtype)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from kernels.matmul import matmul
+from layers.parameter import parameter
+from parallel import shards, vocabulary
 
 
 class Embedding(nn.Module):
@@ -25,23 +27,23 @@ class Embedding(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    self.embedding = self.param(
+    self.embedding = parameter(
+      self,
       "embedding",
-      nn.with_logical_partitioning(
-        # Variance 1/D: the normalised last hidden state then gives logits of variance 1.
-        nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0),
-        ("vocab", "embed"),
-      ),
-      (self.vocab_size, self.width),
+      # Variance 1/D: the normalised last hidden state then gives logits of variance 1.
+      nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0),
+      ("vocab", "embed"),
+      (shards.local(self.vocab_size, "vocab"), self.width),
       self.param_dtype,
+      self.dtype,
     )
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """Maps tokens [B, T] to [B, T, D]."""
-    x = jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
+    x = vocabulary.take_row(self.embedding, tokens)
     return x if self.scale == 1.0 else x * jnp.asarray(self.scale, self.dtype)
 
   def logits(self, x: jax.Array) -> jax.Array:
-    """Maps [B, T, D] to float32 logits [B, T, V]."""
-    matrix = self.embedding.astype(self.dtype).T
-    return matmul(x.astype(self.dtype), matrix, jnp.float32)
+    """Maps [B, T, D] to float32 logits [B, T, V]; to a shard of them where the vocabulary is split."""
+    x = shards.enter(x.astype(self.dtype), "vocab")
+    return matmul(x, self.embedding.T, jnp.float32)

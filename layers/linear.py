@@ -7,14 +7,17 @@ import jax
 import jax.numpy as jnp
 
 from kernels.matmul import matmul
+from layers.parameter import parameter
+from parallel import shards
 
 
 class Linear(nn.Module):
   """A linear map over the last axis.
 
   Attributes:
-    features: size of the last axis of the result.
-    axes: logical axes of the kernel [in, out].
+    features: size of the last axis of the result, over all shards.
+    axes: logical axes of the kernel [in, out]. Where the first is split, the shards' products are
+      summed; where the second is, each shard gives its part of the result.
     scale: variance of a kernel entry times the fan-in at initialisation (1 is LeCun's).
     use_bias: adds a bias of size `features`.
     dtype: type of the arithmetic and the result.
@@ -30,21 +33,13 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.param(
-      "kernel",
-      nn.with_logical_partitioning(scaled_normal(self.scale), self.axes),
-      (x.shape[-1], self.features),
-      self.param_dtype,
-    )
-    y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
+    features = shards.local(self.features, self.axes[1])
+    kinds = self.param_dtype, self.dtype
+    shape = (x.shape[-1], features)
+    kernel = parameter(self, "kernel", scaled_normal(self.scale), self.axes, shape, *kinds)
+    y = shards.leave(matmul(x.astype(self.dtype), kernel), self.axes[0])
     if self.use_bias:
-      bias = self.param(
-        "bias",
-        nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
-        (self.features,),
-        self.param_dtype,
-      )
-      y = y + bias.astype(self.dtype)
+      y = y + parameter(self, "bias", nn.initializers.zeros, self.axes[1:], (features,), *kinds)
     return y
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from layers.linear import Linear
+from parallel import shards
 
 
 class GatedMLP(nn.Module):
@@ -29,6 +30,7 @@ class GatedMLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     kinds = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
+    x = shards.enter(x, "mlp")
     gate = Linear(self.hidden, ("embed", "mlp"), name="gate", **kinds)(x)
     up = Linear(self.hidden, ("embed", "mlp"), name="up", **kinds)(x)
     down = Linear(x.shape[-1], ("mlp", "embed"), self.output_scale, name="down", **kinds)

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.parameter import parameter
+
 
 class RMSNorm(nn.Module):
   """Divides by the root mean square over the last axis and scales each channel.
@@ -29,12 +31,9 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     initializer = nn.initializers.zeros if self.zero_centered else nn.initializers.ones
-    scale = self.param(
-      "scale",
-      nn.with_logical_partitioning(initializer, ("embed",)),
-      (x.shape[-1],),
-      self.param_dtype,
-    ).astype(jnp.float32)
+    scale = parameter(
+      self, "scale", initializer, ("embed",), x.shape[-1:], self.param_dtype, jnp.float32
+    )
     if self.zero_centered:
       scale = 1.0 + scale
     return _normalize(x, scale, self.epsilon).astype(self.dtype)

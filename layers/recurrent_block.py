@@ -13,6 +13,7 @@ from layers.linear import Linear
 from layers.mlp import gelu_gated
 from layers.rg_lru import RGLRU
 from layers.segments import Segments
+from parallel import shards
 
 
 class RecurrentState(NamedTuple):
@@ -60,6 +61,7 @@ class RecurrentBlock(nn.Module):
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     linear = {"use_bias": self.use_bias, **kinds}
     history, h0 = state if state is not None else (None, None)
+    x = shards.enter(x, "rnn")
     y = Linear(self.rnn_width, ("embed", "rnn"), name="linear_y", **linear)(x)
     u = Linear(self.rnn_width, ("embed", "rnn"), name="linear_x", **linear)(x)
     u, history = CausalConv1D(self.taps, name="conv1d", **kinds)(u, segments.positions, history)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from kernels.matmul import block_diagonal_linear
 from kernels.rg_lru import rg_lru
 from layers.linear import scaled_normal
+from layers.parameter import parameter
+from parallel import shards
 
 DECAY_EXPONENT = 8.0  # c of equation 4; the paper fixes it.
 
@@ -46,11 +48,8 @@ class RGLRU(nn.Module):
     width = x.shape[-1]
     # softplus of this parameter is -log sigmoid(Lambda): RecurrentGemma's sign. Always float32:
     # bfloat16 would round a^c = 0.999 and 0.995 to the same decay.
-    a_param = self.param(
-      "a_param",
-      nn.with_logical_partitioning(uniform_decay(0.9, 0.999), ("rnn",)),
-      (width,),
-      jnp.float32,
+    a_param = parameter(
+      self, "a_param", uniform_decay(0.9, 0.999), ("rnn",), (width,), jnp.float32, jnp.float32
     )
     log_decay = -DECAY_EXPONENT * jax.nn.softplus(a_param)
     gate_a = BlockDiagonal(self.blocks, self.dtype, self.param_dtype, name="gate_a")(x)
@@ -72,27 +71,23 @@ class BlockDiagonal(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, T, R] to [B, T, R]."""
-    width = x.shape[-1]
-    if width % self.blocks:
+    width, blocks = x.shape[-1], shards.local(self.blocks, "rnn_blocks")
+    if width % blocks:
       raise ValueError(
-        f"{self.blocks} gate blocks do not divide the RNN width {width}. "
+        f"{blocks} gate blocks do not divide the RNN width {width}. "
         "Choose a number of blocks that divides it."
       )
-    size = width // self.blocks
-    kernel = self.param(
+    size = width // blocks
+    kinds = self.param_dtype, self.dtype
+    kernel = parameter(
+      self,
       "kernel",
-      nn.with_logical_partitioning(
-        scaled_normal(1.0, batch_axis=(0,)), ("rnn_blocks", "block_in", "block_out")
-      ),
-      (self.blocks, size, size),
-      self.param_dtype,
-    ).astype(self.dtype)
-    bias = self.param(
-      "bias",
-      nn.with_logical_partitioning(nn.initializers.zeros, ("rnn",)),
-      (width,),
-      self.param_dtype,
-    ).astype(self.dtype)
+      scaled_normal(1.0, batch_axis=(0,)),
+      ("rnn_blocks", "block_in", "block_out"),
+      (blocks, size, size),
+      *kinds,
+    )
+    bias = parameter(self, "bias", nn.initializers.zeros, ("rnn",), (width,), *kinds)
     return block_diagonal_linear(x.astype(self.dtype), kernel, bias)
 
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 
+from parallel.layout import Layout
 from training import step as step_lib
 from training.checkpoint import Checkpoints, abstract_like
 from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
@@ -105,8 +106,7 @@ def train(
   bytes_per_token: float,
   evaluate: Callable[[Any], dict[str, float]] | None = None,
   identity: dict[str, Any] | None = None,
-  shardings: Callable[[Any], Any] | None = None,
-  batch_sharding: jax.sharding.Sharding | None = None,
+  layout: Layout | None = None,
   after_first_step: Callable[[], None] | None = None,
 ) -> Summary:
   """Trains, or goes on training what the run directory holds.
@@ -121,8 +121,7 @@ def train(
     bytes_per_token: mean bytes of text per target, for bits per byte.
     evaluate: parameters to held-out figures; 'heldout_loss' chooses the best checkpoint.
     identity: JSON values kept in each checkpoint (the configuration).
-    shardings: abstract train state to a tree of shardings; None is one device.
-    batch_sharding: of every batch array; None is one device.
+    layout: where everything lies; None is one device.
     after_first_step: called once the first step is compiled and done.
 
   Raises:
@@ -133,7 +132,7 @@ def train(
   create = jax.jit(
     lambda: step_lib.initial_state(model, optimizer, options.step, seed), out_shardings=None
   )
-  abstract = abstract_like(jax.eval_shape(create), shardings)
+  abstract = abstract_like(jax.eval_shape(create), layout and layout.state)
   checkpoints = Checkpoints(run_dir, keep=options.keep)
   restored = checkpoints.restore(abstract)
   if restored is None:
@@ -161,7 +160,9 @@ def train(
     pending=position.get("pending", []),
     heldout=position.get("heldout", {}),
   )
-  take_step = jax.jit(step_lib.make_train_step(model, optimizer, options.step), donate_argnums=0)
+  take_step = jax.jit(
+    step_lib.make_train_step(model, optimizer, options.step, layout), donate_argnums=0
+  )
 
   def save(state):
     checkpoints.save(
@@ -183,7 +184,7 @@ def train(
   try:
     with _Interruption() as interruption:
       for step in range(start_step, options.steps):
-        batch = jax.device_put(next(batches), batch_sharding)
+        batch = jax.device_put(next(batches), layout and layout.batch)
         state, new_metrics = take_step(state, batch)
         # One step late: the device works on this one while the last one's numbers are told.
         if last_metrics is not None:

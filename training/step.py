@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
+from parallel import shards, vocabulary
+from parallel.layout import TOKENS, Layout
 
 Batch = dict[str, jax.Array]
 # Logits of more bytes than this are computed in pieces, and again in the backward pass.
@@ -94,33 +98,44 @@ def initial_state(
 
 
 def make_train_step(
-  model: nn.Module, optimizer: optax.GradientTransformation, options: Options
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  options: Options,
+  layout: Layout | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns `step(state, batch) -> (state, metrics)`.
+  """Returns `step(state, batch) -> (state, metrics)`, on one device or laid out over many.
 
   A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing but the
   counters. Metrics are float32 scalars: loss (nats per target), grad_norm, targets, skipped (total)
   and skipped_in_a_row.
   """
 
+  loss_and_gradient = functools.partial(_loss_and_gradient, model, options)
+  if layout is not None:
+    loss_and_gradient = layout.gradient(loss_and_gradient)
+
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    loss, targets, gradient = _loss_and_gradient(model, options, state.params, batch, rng)
+    (loss, targets), gradient = loss_and_gradient(state.params, batch, jax.random.key_data(rng))
+    params = state.params
+    if layout is not None:
+      gradient, params = layout.split_for_update(gradient), layout.split_for_update(params)
     norm = optax.global_norm(gradient)
     take, guard = _decide(state.guard, loss, norm, options)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(state.params))
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
 
     def choose(new, old):
       return jnp.where(take, new, old)
 
     new_state = TrainState(
       step=state.step + 1,
-      params=jax.tree.map(choose, params, state.params),
+      params=jax.tree.map(choose, optax.apply_updates(params, updates), params),
       opt_state=jax.tree.map(choose, opt_state, state.opt_state),
       guard=guard,
       rng=state.rng,
     )
+    if layout is not None:
+      new_state = jax.lax.with_sharding_constraint(new_state, layout.state(new_state))
     metrics = {
       "loss": loss,
       "grad_norm": norm,
@@ -149,8 +164,13 @@ def _decide(
   )
 
 
-def _loss_and_gradient(model, options, params, batch, rng):
-  """Mean loss over the batch's targets, their number, and the float32 gradient."""
+def _loss_and_gradient(model, options, params, batch, rng_data):
+  """((mean loss over the batch's targets, their number), float32 gradient).
+
+  Run per device, the numbers are of the whole batch and the gradient is the share of this device's
+  tokens in it.
+  """
+  rng = jax.random.wrap_key_data(rng_data)
   pieces = options.accumulate
   size = batch["inputs"].shape[0]
   if size % pieces:
@@ -160,7 +180,7 @@ def _loss_and_gradient(model, options, params, batch, rng):
     )
   # The sum over all microbatches is divided once, so that a microbatch with much padding does not
   # weigh more than its targets.
-  targets = jnp.sum(batch["loss_weights"])
+  targets = shards.total(jnp.sum(batch["loss_weights"]), *TOKENS)
   divisor = jnp.maximum(targets, 1)
 
   def loss_of(params, piece):
@@ -170,7 +190,7 @@ def _loss_and_gradient(model, options, params, batch, rng):
   gradient_of = jax.value_and_grad(loss_of, has_aux=True)
   if pieces == 1:
     (_, loss), gradient = gradient_of(params, batch)
-    return loss, targets, _float32(gradient)
+    return (shards.total(loss, *TOKENS), targets), _float32(gradient)
 
   def accumulate(carry, piece):
     (_, loss), gradient = gradient_of(params, piece)
@@ -180,7 +200,7 @@ def _loss_and_gradient(model, options, params, batch, rng):
   zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
   split = jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), batch)
   (loss, gradient), _ = jax.lax.scan(accumulate, (jnp.zeros(()), zeros), split)
-  return loss, targets, gradient
+  return (shards.total(loss, *TOKENS), targets), gradient
 
 
 def token_losses(
@@ -211,12 +231,12 @@ def token_losses(
 
   def losses(hidden, targets, weights):
     logits = model.apply(variables, hidden, method="logits")
-    log_total = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    log_total = vocabulary.logsumexp(logits)
+    chosen = vocabulary.pick(logits, targets)
     return (log_total - chosen) * weights, jnp.square(log_total) * weights
 
   length = hidden.shape[1]
-  logit_bytes = hidden.shape[0] * length * model.vocab_size * 4
+  logit_bytes = hidden.shape[0] * length * shards.local(model.vocab_size, "vocab") * 4
   pieces = _divisor_at_least(length, math.ceil(logit_bytes / MAX_LOGIT_BYTES))
   arguments = (hidden, batch["targets"], batch["loss_weights"])
   if pieces == 1:

@@ -1,0 +1,38 @@
+"""Parameters with logical axes."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from parallel import shards
+
+
+def parameter(
+  module: nn.Module,
+  name: str,
+  initializer: nn.initializers.Initializer,
+  axes: tuple[str, ...],
+  shape: tuple[int, ...],
+  param_dtype: jnp.dtype,
+  dtype: jnp.dtype,
+) -> jax.Array:
+  """Declares a parameter of a module and returns what this device uses of it.
+
+  Args:
+    module: the module, inside `setup` or a compact method.
+    name: the parameter's.
+    initializer: called where the parameter is whole.
+    axes: a logical axis per dimension.
+    shape: of what this device uses: the whole parameter, unless the program runs per device.
+    param_dtype: type of the stored array.
+    dtype: type of the result. The cast comes before ZeRO gathers the parameter: half the bytes.
+  """
+  stored = module.param(
+    name,
+    nn.with_logical_partitioning(initializer, axes),
+    shards.stored_shape(axes, shape),
+    param_dtype,
+  )
+  return shards.gather_parameter(stored.astype(dtype), axes, shape)

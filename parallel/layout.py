@@ -1,0 +1,195 @@
+"""Where everything of a training step lies: rules and ZeRO applied to one model on one mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from parallel import shards, zero
+from parallel.mesh import MeshSpec
+from parallel.rules import Parameter, Rules, check_replication
+
+# Logical axes along which devices see different tokens: gradients are summed over them.
+TOKENS = ("batch", "time")
+# The mesh axes that ZeRO splits over.
+_OVER = ("data",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parallelism:
+  """What a mesh file chooses.
+
+  Attributes:
+    mesh: sizes of the mesh axes.
+    rules: logical axis to mesh axis.
+    zero: ZeRO stage over the data axis, 0 to 3; see `parallel.zero`.
+  """
+
+  mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
+  rules: Rules = dataclasses.field(default_factory=Rules)
+  zero: int = 0
+
+  def __post_init__(self):
+    zero.check_stage(self.zero)
+
+  def layout(
+    self, parameters: Iterable[Parameter], devices: Sequence[jax.Device] | None = None
+  ) -> Layout:
+    """Places a model's parameters on devices; None takes all that are visible.
+
+    Raises:
+      ValueError: mesh and devices, or rules and parameters, do not fit; see `Rules.spec`.
+    """
+    return Layout(self.mesh.build(devices), self.rules, self.zero, tuple(parameters))
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where one parameter lies.
+
+  Attributes:
+    used: the part that a device computes with.
+    stored, gradient, optimizer: the part that it holds of the parameter, of its gradient, and of each
+      of the optimizer's copies.
+  """
+
+  used: PartitionSpec
+  stored: PartitionSpec
+  gradient: PartitionSpec
+  optimizer: PartitionSpec
+
+
+class Layout:
+  """Placements of the parameters, gradients, optimizer state and batches of one model."""
+
+  def __init__(self, mesh: Mesh, rules: Rules, stage: int, parameters: tuple[Parameter, ...]):
+    """Computes all placements; see `Parallelism.layout`."""
+    self.mesh = mesh
+    self.stage = stage
+    self.sizes = dict(mesh.shape)
+    self.parameters = parameters
+    self._rules = rules
+    over = tuple(name for name in _OVER if self.sizes[name] > 1)
+    self.places: dict[str, Place] = {}
+    for parameter in parameters:
+      axes, shape = parameter.axes, parameter.shape
+      used = rules.spec(axes, shape, self.sizes, parameter.path)
+      split = zero.placement(used, axes, shape, self.sizes, over)
+      self.places[parameter.path] = Place(
+        used,
+        *(
+          split if stage >= first else used
+          for first in (zero.PARAMETERS, zero.GRADIENTS, zero.OPTIMIZER)
+        ),
+      )
+    used = {path: place.stored for path, place in self.places.items()}
+    holding = ("model", *(over if stage >= zero.PARAMETERS else ()))
+    check_replication(rules, parameters, used, self.sizes, holding)
+    self.region = shards.Region(
+      table=tuple((axis, rules.mesh_axes(axis, "rules", self.sizes)) for axis in rules.table),
+      sizes=tuple(self.sizes.items()),
+      stored_over=over if stage >= zero.PARAMETERS else (),
+    )
+    self._over = over
+
+  def check_batch(self, batch_size: int, length: int) -> None:
+    """Raises ValueError if rows or tokens cannot be split evenly."""
+    self._rules.spec(TOKENS, (batch_size, length), self.sizes, "batch")
+
+  @property
+  def batch(self) -> NamedSharding:
+    """Of every array of a batch, [B, T]."""
+    names = (self._rules.mesh_axes(axis, "batch", self.sizes) for axis in TOKENS)
+    return NamedSharding(self.mesh, PartitionSpec(*(n or None for n in names)))
+
+  def tree(self, params: Any, kind: str) -> Any:
+    """A tree of PartitionSpecs like that of the parameters; `kind` is an attribute of Place."""
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: getattr(self.places[_joined(path)], kind), params
+    )
+
+  def state(self, state: Any) -> Any:
+    """Shardings of a train state: a tree that holds parameters in `params`, and copies elsewhere.
+
+    An array outside of `params` whose path ends in a parameter's path is a copy of it for the
+    optimizer; everything else is small and lies on every device.
+    """
+
+    def sharding(path, leaf):
+      names = [_name(key) for key in path]
+      for start in range(len(names)):
+        place = self.places.get("/".join(names[start:]))
+        if place is not None:
+          spec = place.stored if names[0] == "params" else place.optimizer
+          return NamedSharding(self.mesh, spec)
+      return NamedSharding(self.mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+  def split_for_update(self, tree: Any) -> Any:
+    """Cuts parameters or gradients down to the part whose optimizer state a device holds."""
+    return jax.tree.map(
+      lambda x, spec: lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec)),
+      tree,
+      self.tree(tree, "optimizer"),
+    )
+
+  def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs `function(params, batch, *others) -> (scalars, gradient)` once per device.
+
+    Inside, params and batch are this device's parts, and the scalars must be the same on all devices.
+    The gradients that devices return are of their own tokens: their sum is the result.
+    """
+
+    def per_device(params, batch, *others):
+      with shards.per_device(self.region):
+        scalars, gradient = function(params, batch, *others)
+        return scalars, self._sum(gradient)
+
+    def call(params, batch, *others):
+      run = jax.shard_map(
+        per_device,
+        mesh=self.mesh,
+        in_specs=(self.tree(params, "stored"), self.batch.spec, *(PartitionSpec() for _ in others)),
+        out_specs=(PartitionSpec(), self.tree(params, "gradient")),
+        check_vma=False,
+      )
+      return run(params, batch, *others)
+
+    return call
+
+  def _sum(self, gradient: Any) -> Any:
+    """Sums gradients over the devices that saw other tokens, as the ZeRO stage says."""
+    everywhere = tuple(n for axis in TOKENS for n in shards.mesh_axes(axis))
+
+    def scatter(path, leaf):
+      place = self.places[_joined(path)]
+      if place.gradient == place.used:
+        return leaf, everywhere
+      if place.stored == place.used:
+        leaf = lax.psum_scatter(leaf, self._over, scatter_dimension=_further(place), tiled=True)
+      return leaf, tuple(name for name in everywhere if name not in self._over)
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(gradient)
+    scattered = [scatter(path, leaf) for path, leaf in leaves]
+    summed = [lax.psum(leaf, names) if names else leaf for leaf, names in scattered]
+    return jax.tree.unflatten(structure, summed)
+
+
+def _further(place: Place) -> int:
+  """The dimension that ZeRO splits."""
+  used = [*place.used] + [None] * (len(place.gradient) - len(place.used))
+  return next(i for i, (a, b) in enumerate(zip(used, place.gradient, strict=True)) if a != b)
+
+
+def _joined(path: Any) -> str:
+  return "/".join(_name(key) for key in path)
+
+
+def _name(key: Any) -> str:
+  return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))

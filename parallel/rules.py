@@ -1,0 +1,189 @@
+"""Which mesh axis each logical axis of an array is split over."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from jax.sharding import PartitionSpec
+
+MeshAxes = str | tuple[str, ...] | None
+
+# Section 4.1 of the Griffin paper. The key/value head of MQA serves all heads and is replicated.
+MEGATRON: Mapping[str, MeshAxes] = {
+  # activations
+  "batch": "data",
+  "time": "seq",
+  # parameters and activations
+  "vocab": "model",
+  "mlp": "model",
+  "heads": "model",
+  "rnn": "model",
+  "rnn_blocks": "model",
+  "kv_heads": None,
+  "embed": None,
+  # parameters
+  "layers": None,
+  "conv": None,
+  "block_in": None,
+  "block_out": None,
+}
+# The option that sets an axis's size, for the way out of an error.
+_OPTIONS = {
+  "rnn_blocks": "gate_blocks",
+  "vocab": "vocab_size",
+  "rnn": "rnn_width",
+  "mlp": "width",
+  "heads": "heads",
+  "batch": "batch_size",
+  "time": "sequence_length",
+}
+
+
+class Parameter(Protocol):
+  """What a rule needs to know of a parameter: see `models.accounting.Parameter`."""
+
+  path: str
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Rules:
+  """The table, and what it may leave whole.
+
+  Attributes:
+    table: logical axis to mesh axis, to several, or to None for whole on every device.
+    replicated: logical axes of parameters that may be replicated over the model axis, whatever their
+      share of the bytes.
+    max_replicated: largest share of the bytes of all other parameters that may be replicated over an
+      axis that is there to hold parameters.
+  """
+
+  table: Mapping[str, MeshAxes] = dataclasses.field(default_factory=lambda: dict(MEGATRON))
+  replicated: tuple[str, ...] = ("kv_heads",)
+  max_replicated: float = 0.01
+
+  def mesh_axes(self, axis: str | None, name: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes, of more than one device, that a logical axis is split over.
+
+    Args:
+      axis: a logical axis; None is never split.
+      name: the array's, for errors.
+      sizes: of the mesh axes.
+
+    Raises:
+      ValueError: the table lacks the axis, or names a mesh axis that does not exist.
+    """
+    if axis is None:
+      return ()
+    if axis not in self.table:
+      raise ValueError(
+        f"{name}: no rule for its logical axis {axis!r}; there are rules for "
+        f"{', '.join(self.table)}. Add it to rules.Rules.table, with None to keep it whole."
+      )
+    found = self.table[axis]
+    names = (found,) if isinstance(found, str) else tuple(found or ())
+    for mesh_axis in names:
+      if mesh_axis not in sizes:
+        raise ValueError(
+          f"{name}: the rule {axis!r} -> {mesh_axis!r} names no axis of the mesh; it has "
+          f"{', '.join(sizes)}. Correct rules.Rules.table."
+        )
+    return tuple(mesh_axis for mesh_axis in names if sizes[mesh_axis] > 1)
+
+  def spec(
+    self,
+    axes: Iterable[str | None],
+    shape: tuple[int, ...],
+    sizes: Mapping[str, int],
+    name: str = "array",
+  ) -> PartitionSpec:
+    """Where an array lies.
+
+    Args:
+      axes: one logical axis per dimension.
+      shape: the array's; a dimension of one is not split.
+      sizes: of the mesh axes.
+      name: the array's, for errors.
+
+    Raises:
+      ValueError: an axis is unknown, does not divide, or two dimensions claim one mesh axis.
+    """
+    axes = tuple(axes)
+    if len(axes) != len(shape):
+      raise ValueError(f"{name} has shape {shape}, and {len(axes)} logical axes: {axes}.")
+    owner: dict[str, str] = {}
+    entries: list[MeshAxes] = []
+    for axis, size in zip(axes, shape, strict=True):
+      names = self.mesh_axes(axis, name, sizes) if size > 1 else ()
+      shards = math.prod(sizes[n] for n in names)
+      if size % shards:
+        raise ValueError(_does_not_divide(name, axis, size, names, shards))
+      for mesh_axis in names:
+        if mesh_axis in owner:
+          raise ValueError(
+            f"{name}: logical axes {owner[mesh_axis]!r} and {axis!r} are both split over mesh axis "
+            f"{mesh_axis!r}, which can split one dimension of an array. "
+            "Set one of them to None in rules.Rules.table."
+          )
+        owner[mesh_axis] = axis
+      entries.append(names[0] if len(names) == 1 else names or None)
+    return PartitionSpec(*entries)
+
+
+def _does_not_divide(name, axis, size, names, shards) -> str:
+  mesh_axes = " x ".join(names)
+  divisors = ", ".join(str(d) for d in range(1, size + 1) if size % d == 0 and d <= 4096)
+  option = _OPTIONS.get(axis, axis)
+  whole = " (the gates need no communication only if a shard holds whole blocks)"
+  return (
+    f"{name}: {size} {axis} cannot be split evenly over {mesh_axes}={shards}"
+    f"{whole if axis == 'rnn_blocks' else ''}. "
+    f"Make {option} a multiple of {shards}, or set mesh.{names[-1]} to a divisor of {size}: "
+    f"{divisors}."
+  )
+
+
+def check_replication(
+  rules: Rules,
+  parameters: Iterable[Parameter],
+  specs: Mapping[str, PartitionSpec],
+  sizes: Mapping[str, int],
+  axes: Iterable[str],
+) -> None:
+  """Raises ValueError if too many bytes of parameters are whole over an axis that should split them.
+
+  Args:
+    rules: says how many are too many.
+    parameters: the model's.
+    specs: parameter path to placement.
+    sizes: of the mesh axes.
+    axes: mesh axes that are there to hold parameters: model, and data in ZeRO stage 3.
+  """
+  counted = [p for p in parameters if not set(p.axes) & set(rules.replicated)]
+  total = sum(p.bytes for p in counted)
+  for axis in axes:
+    if sizes[axis] == 1:
+      continue
+    whole = [p for p in counted if axis not in named_axes(specs[p.path])]
+    share = sum(p.bytes for p in whole) / total
+    if share > rules.max_replicated:
+      largest = max(whole, key=lambda p: p.bytes)
+      raise ValueError(
+        f"{share:.1%} of the parameter bytes are replicated over mesh axis {axis}={sizes[axis]}, and "
+        f"{rules.max_replicated:.1%} may be; the largest is {largest.path} {largest.shape} with "
+        f"logical axes {largest.axes}. Split one of its axes in rules.Rules.table, list an axis in "
+        "rules.Rules.replicated, or raise rules.Rules.max_replicated."
+      )
+
+
+def named_axes(spec: PartitionSpec) -> tuple[str, ...]:
+  """The mesh axes that a placement uses, in order of the dimensions."""
+  names: list[str] = []
+  for entry in spec:
+    names += [entry] if isinstance(entry, str) else list(entry or ())
+  return tuple(names)

@@ -1,0 +1,140 @@
+"""What code that runs once per device does about its neighbours.
+
+A sharded step is written per device (`jax.shard_map` with every mesh axis manual), so that each
+collective in the compiled program stands in this file. Layers name logical axes; which mesh axes those
+are split over is a context that `per_device` sets. Outside of it nothing is split, and every function
+here is the identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from parallel import zero
+
+
+class Region(NamedTuple):
+  """How the arrays of a per-device program are split.
+
+  Attributes:
+    table: (logical axis, mesh axes) pairs; only mesh axes of more than one device.
+    sizes: (mesh axis, devices) pairs.
+    stored_over: mesh axes that parameters are split over besides, and gathered from before use (ZeRO
+      stage 3).
+  """
+
+  table: tuple[tuple[str, tuple[str, ...]], ...]
+  sizes: tuple[tuple[str, int], ...]
+  stored_over: tuple[str, ...] = ()
+
+
+_region = jax.make_user_context(default_value=None)  # part of the keys of JAX's caches
+
+
+@contextlib.contextmanager
+def per_device(region: Region) -> Iterator[None]:
+  """Traces a per-device program: to be entered inside the function that shard_map is given."""
+  with _region(region):
+    yield
+
+
+def mesh_axes(axis: str) -> tuple[str, ...]:
+  """The mesh axes that a logical axis is split over here; none outside of `per_device`."""
+  region = _region.value
+  return () if region is None else dict(region.table).get(axis, ())
+
+
+def count(axis: str) -> int:
+  """Number of shards of a logical axis."""
+  names = mesh_axes(axis)
+  sizes = dict(_region.value.sizes) if names else {}
+  return math.prod(sizes[name] for name in names)
+
+
+def local(size: int, axis: str) -> int:
+  """Size of one shard of a logical axis."""
+  return size // count(axis)
+
+
+def enter(x: jax.Array, axis: str) -> jax.Array:
+  """What all shards of an axis read whole: the identity, whose gradient is summed over the shards.
+
+  With `leave` the two ends of tensor parallelism: f and g of Shoeybi et al. 2019 (Megatron-LM).
+  """
+  names = mesh_axes(axis)
+  return _sum_gradient(x, names) if names else x
+
+
+def enter_together(arrays: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array, ...]:
+  """`enter` for several arrays that agree in all but their last dimension, in one collective."""
+  if not mesh_axes(axis):
+    return arrays
+  ends = itertools.accumulate(array.shape[-1] for array in arrays[:-1])
+  return tuple(jnp.split(enter(jnp.concatenate(arrays, axis=-1), axis), list(ends), axis=-1))
+
+
+def leave(x: jax.Array, axis: str) -> jax.Array:
+  """The sum of what the shards of an axis contribute; its gradient goes to each of them as it is."""
+  names = mesh_axes(axis)
+  return _sum(x, names) if names else x
+
+
+def total(x: jax.Array, *axes: str) -> jax.Array:
+  """The sum over the shards of several axes of what is not differentiated."""
+  names = tuple(name for axis in axes for name in mesh_axes(axis))
+  return lax.psum(x, names) if names else x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum_gradient(x, names):
+  del names
+  return x
+
+
+_sum_gradient.defvjp(lambda x, names: (x, None), lambda names, _, g: (lax.psum(g, names),))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _sum(x, names):
+  return lax.psum(x, names)
+
+
+_sum.defvjp(lambda x, names: (lax.psum(x, names), None), lambda names, _, g: (g,))
+
+
+def stored_shape(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+  """What this device stores of a parameter of which it uses an array of this shape."""
+  dimension, shards = _storage(axes, shape)
+  return tuple(n // shards if index == dimension else n for index, n in enumerate(shape))
+
+
+def gather_parameter(
+  stored: jax.Array, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> jax.Array:
+  """What this device uses of a parameter, from what it stores.
+
+  The gradient of this all-gather is the reduce-scatter that ZeRO stage 3 promises.
+  """
+  dimension, _ = _storage(axes, shape)
+  if dimension is None:
+    return stored
+  return lax.all_gather(stored, _region.value.stored_over, axis=dimension, tiled=True)
+
+
+def _storage(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int | None, int]:
+  """The dimension in which storage and use of a parameter differ, and into how many parts."""
+  region = _region.value
+  if region is None or not region.stored_over:
+    return None, 1
+  shards = math.prod(dict(region.sizes)[name] for name in region.stored_over)
+  split = tuple(axis is not None and count(axis) > 1 for axis in axes)
+  return zero.split_dimension(axes, shape, split, shards), shards

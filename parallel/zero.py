@@ -1,0 +1,81 @@
+"""ZeRO: the train state split over the devices that would hold copies of it (Rajbhandari et al. 2020).
+
+A transformation of placements. Stage 1 splits the optimizer's state, stage 2 the gradients too (they are
+reduced and scattered in one collective), stage 3 the parameters too (each layer gathers its own just
+before use). No layer knows the stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from jax.sharding import PartitionSpec
+
+from parallel.rules import named_axes
+
+# The first stage that splits each kind of array.
+OPTIMIZER, GRADIENTS, PARAMETERS = 1, 2, 3
+# The scan over layers walks along this axis: split, every step would fetch its layer from one device.
+_SCANNED = "layers"
+
+
+def check_stage(stage: int) -> None:
+  """Raises ValueError unless the stage exists."""
+  if stage not in range(4):
+    raise ValueError(
+      f"ZeRO stage {stage} does not exist. Choose 0 (nothing split over data), 1 (optimizer state), "
+      "2 (gradients too) or 3 (parameters too)."
+    )
+
+
+def split_dimension(
+  axes: tuple[str | None, ...], shape: tuple[int, ...], split: tuple[bool, ...], shards: int
+) -> int | None:
+  """The dimension of a parameter that ZeRO splits.
+
+  Args:
+    axes: its logical axes.
+    shape: what the rules leave on a device.
+    split: whether the rules have split the dimension.
+    shards: number of shards.
+
+  Returns:
+    the largest dimension that divides, one that the rules left whole if there is one; None for vectors,
+    which are far below 0.1% of a model and would cost a collective each, and where nothing divides.
+  """
+  dimensions = [index for index, axis in enumerate(axes) if axis != _SCANNED]
+  if len(dimensions) < 2 or shards == 1:
+    return None
+  fit = [index for index in dimensions if shape[index] % shards == 0]
+  return max(fit, key=lambda index: (not split[index], shape[index]), default=None)
+
+
+def placement(
+  spec: PartitionSpec,
+  axes: tuple[str | None, ...],
+  shape: tuple[int, ...],
+  sizes: Mapping[str, int],
+  over: tuple[str, ...],
+) -> PartitionSpec:
+  """Splits a parameter's placement further.
+
+  Args:
+    spec: where the rules put it.
+    axes: its logical axes.
+    shape: its whole shape.
+    sizes: of the mesh axes.
+    over: the mesh axes to split over.
+  """
+  entries = [*spec] + [None] * (len(shape) - len(spec))
+  held = tuple(
+    size // math.prod(sizes[name] for name in named_axes((entry,)))
+    for size, entry in zip(shape, entries, strict=True)
+  )
+  split = tuple(entry is not None for entry in entries)
+  shards = math.prod(sizes[name] for name in over)
+  dimension = split_dimension(axes, held, split, shards)
+  if dimension is not None:
+    names = (*named_axes((entries[dimension],)), *over)
+    entries[dimension] = names[0] if len(names) == 1 else names
+  return PartitionSpec(*entries)

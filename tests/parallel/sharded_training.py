@@ -1,0 +1,120 @@
+"""Trains small models on meshes of eight CPU devices and on one, and compares.
+
+    python -m tests.parallel.sharded_training griffin:data=8 hawk:model=8,zero=3 ...
+
+Prints one JSON line per case. The devices must exist before JAX is imported, hence the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import functools
+
+import jax
+import numpy as np
+import optax
+
+from data.loader import batch_of_rows
+from models.accounting import list_parameters
+from models.backbone import Backbone
+from models.griffin import griffin
+from models.hawk import hawk
+from models.transformer import transformer
+from parallel.layout import Parallelism
+from parallel.mesh import MeshSpec
+from parallel.rules import Rules
+from training import optimizer as optimizer_lib
+from training import step as step_lib
+
+STEPS = 5
+ROWS, LENGTH = 8, 64
+BACKBONE = Backbone(vocab_size=64, width=32, depth=4, use_bias=True)
+MODELS = {
+  "griffin": functools.partial(griffin, BACKBONE, rnn_width=64, heads=8, window=13, gate_blocks=8),
+  "hawk": functools.partial(hawk, BACKBONE, rnn_width=64, gate_blocks=8),
+  "transformer": functools.partial(transformer, BACKBONE, heads=8),
+}
+# Adam divides by the gradient's own size: with a small epsilon the rounding of a gradient near zero
+# would become a step of full size.
+OPTIMIZER = optimizer_lib.AdamW(
+  learning_rate=optax.constant_schedule(1e-2), clip_norm=0.5, epsilon=1e-2
+).transformation()
+
+
+def batches() -> list[dict[str, np.ndarray]]:
+  """Rows of packed documents of random lengths, with padding at the end of some."""
+  random = np.random.default_rng(0)
+  result = []
+  for _ in range(STEPS):
+    tokens = random.integers(0, 64, (ROWS, LENGTH))
+    ids = np.cumsum(random.uniform(size=(ROWS, LENGTH)) < 0.08, axis=1) + 1
+    ids[np.arange(LENGTH) >= LENGTH - 3 * np.arange(ROWS)[:, None]] = 0
+    result.append(batch_of_rows(tokens, ids, bos_id=0))
+  return result
+
+
+def train(name: str, parallelism: Parallelism | None, options: step_lib.Options):
+  """(losses, parameters) after a few steps."""
+  model = MODELS[name]()
+  layout = parallelism and parallelism.layout(list_parameters(model))
+  create = functools.partial(step_lib.initial_state, model, OPTIMIZER, options, 0)
+  shardings = layout and layout.state(jax.eval_shape(create))
+  state = jax.jit(create, out_shardings=shardings)()
+  step = jax.jit(step_lib.make_train_step(model, OPTIMIZER, options, layout), donate_argnums=0)
+  losses = []
+  for batch in batches():
+    state, metrics = step(state, jax.device_put(batch, layout and layout.batch))
+    losses.append(float(metrics["loss"]))
+  if layout:
+    expected = jax.tree.map(lambda s: s.spec, layout.state(state))
+    found = jax.tree.map(lambda x: x.sharding.spec, state)
+    jax.tree.map(_assert_placed, found, expected)
+  return losses, jax.device_get(state.params)
+
+
+def _assert_placed(found, expected) -> None:
+  trimmed = [list(spec) for spec in (found, expected)]
+  for entries in trimmed:
+    while entries and entries[-1] is None:
+      entries.pop()
+  assert trimmed[0] == trimmed[1], (found, expected)
+
+
+@functools.cache
+def unsharded(name: str, accumulate: int):
+  return train(name, None, step_lib.Options(accumulate=accumulate, z_loss=1e-3))
+
+
+def compare(case: str) -> dict:
+  """Largest relative differences of losses and parameters from those of one device."""
+  name, _, settings = case.partition(":")
+  values = dict(pair.split("=") for pair in settings.split(","))
+  stage, accumulate = int(values.pop("zero", 0)), int(values.pop("accumulate", 1))
+  mesh = MeshSpec(**{axis: int(size) for axis, size in ({"data": 1} | values).items()})
+  losses, params = train(
+    name,
+    # In a model this small, vectors are more than 1% of it.
+    Parallelism(mesh=mesh, zero=stage, rules=Rules(max_replicated=1.0)),
+    step_lib.Options(accumulate=accumulate, z_loss=1e-3),
+  )
+  expected_losses, expected = unsharded(name, accumulate)
+  differences = jax.tree.map(
+    lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), params, expected
+  )
+  worst = max(jax.tree.leaves_with_path(differences), key=lambda item: item[1])
+  return {
+    "case": case,
+    "losses": float(np.max(np.abs(np.divide(losses, expected_losses) - 1))),
+    "parameters": worst[1],
+    "worst": jax.tree_util.keystr(worst[0]),
+  }
+
+
+if __name__ == "__main__":
+  for argument in sys.argv[1:]:
+    print(json.dumps(compare(argument)), flush=True)

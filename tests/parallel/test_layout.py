@@ -1,0 +1,148 @@
+"""Placements follow the rules, and what does not fit is told with the way out."""
+
+import types
+
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from models.accounting import list_parameters
+from models.backbone import Backbone
+from models.griffin import griffin
+from parallel.layout import Layout, Parallelism
+from parallel.mesh import MeshSpec
+from parallel.rules import Rules
+
+
+def model(**options):
+  sizes = {"rnn_width": 2560, "heads": 16, "gate_blocks": 16} | options
+  return griffin(Backbone(vocab_size=32_000, width=2048, depth=24), **sizes)
+
+
+def layout(stage: int = 0, rules: Rules | None = None, built=None, **sizes) -> Layout:
+  mesh = AbstractMesh(
+    (sizes.get("data", 1), sizes.get("seq", 1), sizes.get("model", 1)), ("data", "seq", "model")
+  )
+  return Layout(mesh, rules or Rules(), stage, list_parameters(built or model()))
+
+
+def held(found: Layout, kind: str) -> int:
+  """Bytes of all parameters on one device, were they placed as a kind of array is."""
+  total = 0
+  for parameter in found.parameters:
+    shards = 1
+    for entry in getattr(found.places[parameter.path], kind):
+      for name in (entry,) if isinstance(entry, str) else entry or ():
+        shards *= found.sizes[name]
+    total += parameter.bytes // shards
+  return total
+
+
+def test_megatron_splits_columns_then_rows_and_leaves_the_shared_head_whole():
+  places = layout(model=16).places
+  block = "stack/repeats/block_0/"
+  expected = {
+    block + "mixer/linear_x/kernel": P(None, None, "model"),
+    block + "mixer/linear_out/kernel": P(None, "model", None),
+    block + "mixer/rg_lru/gate_a/kernel": P(None, "model", None, None),
+    block + "mixer/conv1d/kernel": P(None, None, "model"),
+    block + "mlp/down/kernel": P(None, "model", None),
+    "stack/repeats/block_2/mixer/query/kernel": P(None, None, "model"),
+    "stack/repeats/block_2/mixer/key/kernel": P(None, None, None),
+    "embedding/embedding": P("model", None),
+  }
+  assert {path: places[path].used for path in expected} == expected
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_each_zero_stage_divides_what_it_promises(stage):
+  found, whole = layout(stage, data=32), layout(0).parameters
+  total = sum(parameter.bytes for parameter in whole)
+  for kind, first in (("optimizer", 1), ("gradient", 2), ("stored", 3)):
+    share = held(found, kind) / total
+    # Vectors stay whole: less than a thousandth of the bytes.
+    assert share == 1 if stage < first else 1 / 32 <= share < 1 / 32 + 1e-3
+  assert held(found, "used") == total
+
+
+def test_zero_and_megatron_divide_together():
+  found = layout(3, data=16, model=16)
+  total = sum(parameter.bytes for parameter in found.parameters)
+  shared_heads = sum(p.bytes for p in found.parameters if "kv_heads" in p.axes)
+  assert held(found, "stored") < total / 256 + shared_heads / 16 + 1e-3 * total
+
+
+@pytest.mark.parametrize(
+  ("sizes", "options", "message"),
+  [
+    (
+      {"model": 16},
+      {"gate_blocks": 10},
+      r"gate_a/kernel: 10 rnn_blocks cannot be split evenly over model=16 \(the gates need no "
+      r"communication .*Make gate_blocks a multiple of 16, or set mesh\.model to a divisor of 10",
+    ),
+    ({"model": 32}, {}, r"16 rnn_blocks cannot be split evenly over model=32"),
+    ({"model": 3}, {"gate_blocks": 1}, r"cannot be split evenly over model=3"),
+  ],
+)
+def test_a_dimension_that_does_not_divide_is_named_with_the_way_out(sizes, options, message):
+  with pytest.raises(ValueError, match=message):
+    layout(built=model(**options), **sizes)
+
+
+def test_an_axis_without_a_rule_and_a_rule_without_an_axis_are_named():
+  table = dict(Rules().table)
+  with pytest.raises(ValueError, match="no rule for its logical axis 'mlp'"):
+    layout(rules=Rules(table={k: v for k, v in table.items() if k != "mlp"}), model=2)
+  with pytest.raises(ValueError, match="'mlp' -> 'tensor' names no axis of the mesh; it has data"):
+    layout(rules=Rules(table=table | {"mlp": "tensor"}), model=2)
+
+
+def test_parameters_replicated_by_oversight_are_an_error():
+  rules = Rules(table=dict(Rules().table) | {"mlp": None})
+  with pytest.raises(
+    ValueError, match=r"of the parameter bytes are replicated over mesh axis model"
+  ):
+    layout(rules=rules, model=4)
+  layout(rules=Rules(table=rules.table, replicated=("mlp", "kv_heads")), model=4)
+
+
+def test_rows_that_cannot_be_split_are_named():
+  found = layout(data=4, seq=2)
+  found.check_batch(8, 512)
+  with pytest.raises(ValueError, match=r"batch: 6 batch cannot be split evenly over data=4"):
+    found.check_batch(6, 512)
+  with pytest.raises(ValueError, match=r"batch: 511 time cannot be split evenly over seq=2"):
+    found.check_batch(8, 511)
+
+
+@pytest.mark.parametrize(
+  ("spec", "devices", "message"),
+  [
+    (
+      {"data": 3, "model": 4},
+      8,
+      r"data=3 x model=4 need 12 devices, 8 are visible\. Set mesh\.data=2, or launch on 12",
+    ),
+    ({"model": 3}, 8, r"need a multiple of 3 devices, 8 are visible"),
+    ({"data": 4, "slices": 3}, 4, r"mesh\.slices=3 does not divide data=4"),
+  ],
+)
+def test_an_impossible_mesh_is_told_with_the_way_out(spec, devices, message):
+  with pytest.raises(ValueError, match=message):
+    MeshSpec(**spec).sizes(devices)
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+  assert MeshSpec(data=-1, model=4).sizes(32) == {"data": 8, "seq": 1, "model": 4}
+  with pytest.raises(ValueError, match="both -1"):
+    MeshSpec(data=-1, model=-1)
+  devices = [types.SimpleNamespace(platform="cpu", id=i) for i in range(4)]
+  arranged = MeshSpec(data=2, model=2)._arrange(devices, (2, 1, 2))
+  assert np.array_equal([[d.id for d in row] for row in arranged[:, 0]], [[0, 1], [2, 3]])
+
+
+def test_an_unknown_zero_stage_is_refused():
+  with pytest.raises(ValueError, match="ZeRO stage 4 does not exist"):
+    Parallelism(zero=4)
