@@ -7,6 +7,7 @@ so cost is O(T * window) here too, forward and backward.
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,8 @@ def _kernel(length, keys, offset, window, heads, is_mqa, interpret):
     block_kv_dq=block_kv,
   )
   make = splash.make_splash_mqa if is_mqa else splash.make_splash_mha
-  with jax.ensure_compile_time_eval():
+
+  def build():
     kernel = make(
       splash.MultiHeadMask([mask] * heads),
       block_sizes=sizes,
@@ -121,6 +123,11 @@ def _kernel(length, keys, offset, window, heads, is_mqa, interpret):
     )
     # NumPy arrays belong to no trace and no device, so that they can be kept.
     return jax.tree.map(np.asarray, kernel)
+
+  # In a thread of its own, because traces are per thread: `jax.ensure_compile_time_eval` does not get
+  # out of the trace of a Flax scan.
+  with ThreadPoolExecutor(1) as pool:
+    return pool.submit(build).result()
 
 
 def _needs_float32() -> bool:
