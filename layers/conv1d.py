@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kernels.causal_conv import causal_conv
 from layers.linear import scaled_normal
 from layers.parameter import parameter
 
@@ -49,18 +48,4 @@ class CausalConv1D(nn.Module):
     if history is None:
       history = jnp.zeros((batch, self.taps - 1, channels), self.dtype)
     extended = jnp.concatenate([history.astype(self.dtype), x], axis=1)
-    return _convolve(extended, positions, kernel, bias), extended[:, length:]
-
-
-@partial(jax.checkpoint, prevent_cse=False)
-def _convolve(
-  extended: jax.Array, positions: jax.Array, kernel: jax.Array, bias: jax.Array
-) -> jax.Array:
-  """The sum over taps; the backward pass keeps the inputs, not one product per tap."""
-  length, taps = positions.shape[1], kernel.shape[0]
-  y = bias
-  for lag in range(taps):
-    start = taps - 1 - lag
-    inside = (positions >= lag)[..., None]
-    y = y + jnp.where(inside, extended[:, start : start + length], 0) * kernel[lag]
-  return y
+    return causal_conv(extended, positions, kernel, bias), extended[:, length:]
