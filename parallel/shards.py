@@ -136,5 +136,4 @@ def _storage(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int 
   if region is None or not region.stored_over:
     return None, 1
   shards = math.prod(dict(region.sizes)[name] for name in region.stored_over)
-  split = tuple(axis is not None and count(axis) > 1 for axis in axes)
-  return zero.split_dimension(axes, shape, split, shards), shards
+  return zero.split_dimension(axes, shape, shards), shards

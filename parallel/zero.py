@@ -30,25 +30,24 @@ def check_stage(stage: int) -> None:
 
 
 def split_dimension(
-  axes: tuple[str | None, ...], shape: tuple[int, ...], split: tuple[bool, ...], shards: int
+  axes: tuple[str | None, ...], shape: tuple[int, ...], shards: int
 ) -> int | None:
   """The dimension of a parameter that ZeRO splits.
 
   Args:
     axes: its logical axes.
     shape: what the rules leave on a device.
-    split: whether the rules have split the dimension.
     shards: number of shards.
 
   Returns:
-    the largest dimension that divides, one that the rules left whole if there is one; None for vectors,
-    which are far below 0.1% of a model and would cost a collective each, and where nothing divides.
+    the first dimension that divides; None for vectors, which are far below 0.1% of a model and would
+    cost a collective each, and where nothing divides. The first, because TPUs scatter a sum along the
+    last one only by making the whole sum on every device.
   """
   dimensions = [index for index, axis in enumerate(axes) if axis != _SCANNED]
   if len(dimensions) < 2 or shards == 1:
     return None
-  fit = [index for index in dimensions if shape[index] % shards == 0]
-  return max(fit, key=lambda index: (not split[index], shape[index]), default=None)
+  return next((index for index in dimensions if shape[index] % shards == 0), None)
 
 
 def placement(
@@ -72,9 +71,8 @@ def placement(
     size // math.prod(sizes[name] for name in named_axes((entry,)))
     for size, entry in zip(shape, entries, strict=True)
   )
-  split = tuple(entry is not None for entry in entries)
   shards = math.prod(sizes[name] for name in over)
-  dimension = split_dimension(axes, held, split, shards)
+  dimension = split_dimension(axes, held, shards)
   if dimension is not None:
     names = (*named_axes((entries[dimension],)), *over)
     entries[dimension] = names[0] if len(names) == 1 else names

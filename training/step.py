@@ -135,6 +135,8 @@ def make_train_step(
       rng=state.rng,
     )
     if layout is not None:
+      # Whole parameters are gathered once, from what was chosen.
+      new_state = new_state._replace(params=layout.split_for_update(new_state.params))
       new_state = jax.lax.with_sharding_constraint(new_state, layout.state(new_state))
     metrics = {
       "loss": loss,
