@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from models.language_model import LanguageModel
+from parallel.layout import Layout
 from training.step import token_losses
 
 
@@ -78,9 +79,14 @@ class Bucket:
 class Scorer:
   """Scores text with one model; compiled once for every shape of batch."""
 
-  def __init__(self, model: LanguageModel, byte_lengths: np.ndarray):
-    """Takes the model and the bytes of text that each token stands for, [V]."""
-    self._losses = jax.jit(lambda params, batch: token_losses(model, params, batch)[0])
+  def __init__(self, model: LanguageModel, byte_lengths: np.ndarray, layout: Layout | None = None):
+    """Takes the model, the bytes of text that each token stands for, [V], and where parameters lie."""
+
+    def losses(params, batch):
+      return token_losses(model, params, batch)[0]
+
+    self._losses = jax.jit(losses if layout is None else layout.losses(losses))
+    self._placement = layout and layout.batch
     self._byte_lengths = byte_lengths
 
   def __call__(
@@ -110,7 +116,8 @@ class Scorer:
 
   def _one(self, params: Any, batch: Mapping[str, np.ndarray]) -> Score:
     # Summed on the host, in float64.
-    losses = np.asarray(self._losses(params, dict(batch)), np.float64)
+    placed = jax.device_put(dict(batch), self._placement)
+    losses = np.asarray(self._losses(params, placed), np.float64)
     counted = batch["loss_weights"] > 0
     positions, length = batch["positions"][counted], counted.shape[1]
     return Score(

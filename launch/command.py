@@ -58,6 +58,9 @@ def parse(
 def run(main: Callable[[Sequence[str]], int]) -> None:
   """Runs a command; what the user can put right is one line on stderr and exit status 2."""
   _leave_absent_tpu_alone()
+  if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
+    os.environ.setdefault("NPROC", "64")
   # Beside the rows: a run that goes on, or its evaluation, need not wait for the compiler again.
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(COMPILATION_CACHE))
   try:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from launch.experiment import Experiment
 from models.accounting import Account, account
 from training import step as step_lib
+from training.checkpoint import abstract_like
 
 
 def description(experiment: Experiment) -> str:
@@ -32,6 +33,37 @@ def description(experiment: Experiment) -> str:
   return "\n".join([_table(rows), "", _table(_costs(counted), right=(1,))])
 
 
+def sharding(experiment: Experiment) -> str:
+  """Where every parameter lies on the mesh, and what a device holds, as text."""
+  layout = experiment.layout()
+  if layout is None:
+    return "one device: nothing is split (choose a file of gin/mesh/)"
+  rows = [("parameter", "axes", "used", "stored", "optimizer state", "bytes per device")]
+  for parameter in layout.parameters:
+    place = layout.places[parameter.path]
+    rows.append(
+      (
+        parameter.path,
+        ", ".join(axis or "-" for axis in parameter.axes),
+        *(_placement(spec) for spec in (place.used, place.stored, place.optimizer)),
+        _bytes(layout.held_bytes(parameter, place.stored)),
+      )
+    )
+  state = abstract_like(abstract_state(experiment), layout.state)
+  mesh = " x ".join(f"{name}={size}" for name, size in layout.sizes.items())
+  totals = [
+    ("mesh", f"{mesh}, ZeRO stage {layout.stage}"),
+    ("parameters per device", _bytes(_device_bytes(state.params))),
+    ("optimizer state per device", _bytes(_device_bytes(state.opt_state))),
+  ]
+  return "\n".join([_table(rows, right=(5,)), "", _table(totals, right=(1,))])
+
+
+def _placement(spec: jax.sharding.PartitionSpec) -> str:
+  names = ["+".join((n,) if isinstance(n, str) else n) if n else "-" for n in spec]
+  return ", ".join(names)
+
+
 def _costs(counted: Account) -> list[tuple[str, str]]:
   tokens = counted.batch_size * counted.length
   return [
@@ -47,7 +79,7 @@ def _costs(counted: Account) -> list[tuple[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-  """A training step that was compiled and not run.
+  """A training step that was compiled and not run; bytes are those of one device.
 
   Attributes:
     state_bytes: parameters, optimizer state and counters.
@@ -76,15 +108,19 @@ class DryRun:
 def dry_run(experiment: Experiment) -> DryRun:
   """Compiles a training step from shapes alone."""
   start = time.monotonic()
+  layout = experiment.layout()
   state, batch = abstract_state(experiment), abstract_batch(experiment)
+  if layout is not None:
+    state = abstract_like(state, layout.state)
+    batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
   step = step_lib.make_train_step(
-    experiment.model, experiment.optimizer.transformation(), experiment.options.step
+    experiment.model, experiment.optimizer.transformation(), experiment.options.step, layout
   )
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
   memory = compiled.memory_analysis()
   return DryRun(
-    state_bytes=_tree_bytes(state),
-    batch_bytes=_tree_bytes(batch),
+    state_bytes=_device_bytes(state),
+    batch_bytes=_device_bytes(batch),
     temporary_bytes=memory.temp_size_in_bytes if memory else 0,
     seconds=time.monotonic() - start,
   )
@@ -100,16 +136,18 @@ def abstract_state(experiment: Experiment) -> step_lib.TrainState:
   )
 
 
-def abstract_batch(experiment: Experiment) -> dict[str, Any]:
+def abstract_batch(experiment: Experiment) -> step_lib.Batch:
   """Shapes and types of a batch."""
-  shape = experiment.batch_size, experiment.sequence_length
-  kinds = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), jnp.int32)
-  kinds["loss_weights"] = jnp.float32
-  return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+  return step_lib.abstract_batch(experiment.batch_size, experiment.sequence_length)
 
 
-def _tree_bytes(tree: Any) -> int:
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def _device_bytes(tree: Any) -> int:
+  """Bytes of a tree of abstract arrays that lie on one device."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
+    * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
 
 
 def _table(rows: list[tuple[str, ...]], right: tuple[int, ...] = (4,)) -> str:

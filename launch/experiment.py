@@ -7,6 +7,9 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import flax.linen as nn
+import jax
+
 from data import preparation
 from data.dataset import Mixture, TextDataset
 from data.mixture import MixedRows
@@ -14,9 +17,12 @@ from data.rows import RowFiles
 from data.vocabularies import Vocabulary
 from launch import config, gin_source
 from launch.config import Config, ConfigError
+from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
+from parallel.layout import Layout, Parallelism
 from training import loop
 from training.optimizer import AdamW
+from training.step import abstract_batch, token_losses
 
 
 class Dataset(Protocol):
@@ -39,7 +45,7 @@ class Experiment:
     eval_batches: batches of held-out text that an evaluation reads; None reads all.
     seed: of the parameters, the order of the rows and the samples.
     samples: prompts that the finished model continues; '' starts a document.
-    mesh: None trains on one device.
+    mesh: the devices and what is split over them; None trains on one device.
   """
 
   model: LanguageModel
@@ -51,7 +57,7 @@ class Experiment:
   eval_batches: int | None = None
   seed: int = 0
   samples: Sequence[str] = ("",)
-  mesh: None = None
+  mesh: Parallelism | None = None
 
   def __post_init__(self):
     if self.batch_size < 1:
@@ -77,6 +83,28 @@ class Experiment:
   def vocabulary(self) -> Vocabulary:
     """The vocabulary of the text."""
     return first_part(self.train_data).vocabulary
+
+  def layout(self, devices: Sequence[jax.Device] | None = None) -> Layout | None:
+    """Where everything lies on these devices (None: all that are visible); None for one device.
+
+    Raises:
+      ConfigError: mesh, devices, rules, model and batch do not fit; it says what would.
+    """
+    if self.mesh is None:
+      return None
+    try:
+      layout = self.mesh.layout(list_parameters(self.model), devices)
+      rows = self.batch_size // self.options.step.accumulate
+      layout.check_batch(rows, self.sequence_length)
+      # What only a layer knows, such as its number of heads: a trace, without arrays.
+      jax.eval_shape(
+        layout.losses(lambda params, batch: token_losses(self.model, params, batch)[0]),
+        nn.unbox(abstract_parameters(self.model)),
+        abstract_batch(rows, self.sequence_length),
+      )
+    except ValueError as error:
+      raise ConfigError(str(error)) from None
+    return layout
 
   def rows(self) -> tuple[RowFiles | MixedRows, RowFiles | MixedRows]:
     """Opens the training rows and the held-out rows, and makes what is missing of both at once."""

@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
     "--describe", action="store_true", help="print parameters, FLOPs and bytes per token, and stop"
   )
   result.add_argument(
+    "--describe_sharding", action="store_true", help="print where each parameter lies, and stop"
+  )
+  result.add_argument(
     "--print_config",
     action="store_true",
     help="print every value with the file and line it came from, and stop",
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
   began = time.monotonic()
   options = parser()
   args, bindings = command.parse(options, arguments)
-  looks = args.describe or args.print_config or args.dry_run
+  looks = args.describe or args.describe_sharding or args.print_config or args.dry_run
   if args.run_dir is None and not looks:
     options.error("--run_dir is needed, such as --run_dir=runs/first")
   if args.config is None and args.run_dir is None:
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
   experiment = experiment_lib.build(config)
   if looks:
-    _look(experiment, args.describe, args.dry_run)
+    _look(experiment, args)
     return 0
   return _train(experiment, config, run, args.resume, list(arguments), began)
 
@@ -91,15 +94,15 @@ def _warn(config: Config) -> None:
       print(f"  {warning}", file=sys.stderr)
 
 
-def _look(experiment: Experiment, describe: bool, dry_run: bool) -> None:
-  from launch import describe as describe_lib
+def _look(experiment: Experiment, args: argparse.Namespace) -> None:
+  from launch import describe
 
-  if describe:
-    print(describe_lib.description(experiment))
-  if describe and dry_run:
-    print()
-  if dry_run:
-    print(describe_lib.dry_run(experiment))
+  asked = {
+    describe.description: args.describe,
+    describe.sharding: args.describe_sharding,
+    describe.dry_run: args.dry_run,
+  }
+  print("\n\n".join(str(look(experiment)) for look, wanted in asked.items() if wanted))
 
 
 def _train(
@@ -118,6 +121,7 @@ def _train(
   from training import loop
 
   experiment.check_vocabulary()
+  layout = experiment.layout()
   different = run.differences(config) if run.holds_run() else []
   if resume != "force":
     _require_same(different, run)
@@ -130,7 +134,7 @@ def _train(
     run.write_config(config, shlex.join(["python", "-m", "launch.train", *arguments]))
   run.write_data(data, experiment.vocabulary)
 
-  scorer = Scorer(experiment.model, experiment.vocabulary.byte_lengths())
+  scorer = Scorer(experiment.model, experiment.vocabulary.byte_lengths(), layout)
 
   def evaluate(params: Any) -> dict[str, float]:
     batches = loader.batches(eval_rows, experiment.batch_size, shuffle=False, repeat=False)
@@ -143,7 +147,8 @@ def _train(
     print(f"first step done {time.monotonic() - began:.1f} s after launch", file=sys.stderr)
 
   batches = loader.batches(train_rows, experiment.batch_size, seed=experiment.seed)
-  _introduce(experiment, run, len(train_rows), jax.default_backend())
+  devices = "" if layout is None else f"{layout.mesh.size} devices of "
+  _introduce(experiment, run, len(train_rows), devices + jax.default_backend())
   try:
     summary = loop.train(
       model=experiment.model,
@@ -156,6 +161,7 @@ def _train(
       bytes_per_token=train_rows.bytes_per_token,
       evaluate=evaluate,
       identity={"config": config.text(), "data": data},
+      layout=layout,
       after_first_step=first_step_done,
     )
   finally:
@@ -163,7 +169,8 @@ def _train(
   if summary.interrupted:
     print(f"stopped at step {summary.step} and saved; the same command goes on from there")
     return 0
-  _tell_samples(experiment, summary.state.params)
+  if layout is None:
+    _tell_samples(experiment, summary.state.params)
   _tell_end(summary, run)
   return 0
 

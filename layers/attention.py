@@ -72,6 +72,12 @@ class SelfAttention(nn.Module):
     batch, length, width = x.shape
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
+    if self.heads % shards.count("heads"):
+      raise ValueError(
+        f"{self.heads} heads cannot be split over {shards.count('heads')} devices: a head stays whole. "
+        "Make heads a multiple of the model axis, or set mesh.model to a divisor of heads."
+      )
+
     def project(name: str, x: jax.Array, heads: int, axis: str) -> jax.Array:
       return Linear(heads * self.head_dim, ("embed", axis), name=name, **kinds)(x)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from parallel import shards, zero
 from parallel.mesh import MeshSpec
-from parallel.rules import Parameter, Rules, check_replication
+from parallel.rules import Parameter, Rules, check_replication, named_axes
 
 # Logical axes along which devices see different tokens: gradients are summed over them.
 TOKENS = ("batch", "time")
@@ -101,6 +102,10 @@ class Layout:
     """Raises ValueError if rows or tokens cannot be split evenly."""
     self._rules.spec(TOKENS, (batch_size, length), self.sizes, "batch")
 
+  def held_bytes(self, parameter: Parameter, spec: PartitionSpec) -> int:
+    """Bytes of one parameter on one device, placed by `spec`."""
+    return parameter.bytes // math.prod(self.sizes[name] for name in named_axes(spec))
+
   @property
   def batch(self) -> NamedSharding:
     """Of every array of a batch, [B, T]."""
@@ -139,6 +144,15 @@ class Layout:
       self.tree(tree, "optimizer"),
     )
 
+  def losses(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs `function(params, batch) -> [B, T]` once per device, on its parameters and its tokens."""
+
+    def per_device(params, batch):
+      with shards.per_device(self.region):
+        return function(params, batch)
+
+    return lambda params, batch: self._map(per_device, params, self.batch.spec)(params, batch)
+
   def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
     """Runs `function(params, batch, *others) -> (scalars, gradient)` once per device.
 
@@ -152,16 +166,17 @@ class Layout:
         return scalars, self._sum(gradient)
 
     def call(params, batch, *others):
-      run = jax.shard_map(
-        per_device,
-        mesh=self.mesh,
-        in_specs=(self.tree(params, "stored"), self.batch.spec, *(PartitionSpec() for _ in others)),
-        out_specs=(PartitionSpec(), self.tree(params, "gradient")),
-        check_vma=False,
-      )
-      return run(params, batch, *others)
+      out_specs = (PartitionSpec(), self.tree(params, "gradient"))
+      return self._map(per_device, params, out_specs, len(others))(params, batch, *others)
 
     return call
+
+  def _map(self, function, params, out_specs, others: int = 0):
+    in_specs = (self.tree(params, "stored"), self.batch.spec, *(PartitionSpec(),) * others)
+    # Unchecked: JAX's splash attention does not say what its results vary along.
+    return jax.shard_map(
+      function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
 
   def _sum(self, gradient: Any) -> Any:
     """Sums gradients over the devices that saw other tokens, as the ZeRO stage says."""

@@ -81,6 +81,13 @@ class TrainState(NamedTuple):
   rng: jax.Array
 
 
+def abstract_batch(batch_size: int, length: int) -> Batch:
+  """Shapes and types of a batch; see `data.loader.batch_of_rows`."""
+  kinds = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), jnp.int32)
+  kinds["loss_weights"] = jnp.float32
+  return {name: jax.ShapeDtypeStruct((batch_size, length), kind) for name, kind in kinds.items()}
+
+
 def initial_state(
   model: nn.Module, optimizer: optax.GradientTransformation, options: Options, seed: int
 ) -> TrainState:

@@ -29,14 +29,8 @@ def layout(stage: int = 0, rules: Rules | None = None, built=None, **sizes) -> L
 
 def held(found: Layout, kind: str) -> int:
   """Bytes of all parameters on one device, were they placed as a kind of array is."""
-  total = 0
-  for parameter in found.parameters:
-    shards = 1
-    for entry in getattr(found.places[parameter.path], kind):
-      for name in (entry,) if isinstance(entry, str) else entry or ():
-        shards *= found.sizes[name]
-    total += parameter.bytes // shards
-  return total
+  places = found.places
+  return sum(found.held_bytes(p, getattr(places[p.path], kind)) for p in found.parameters)
 
 
 def test_megatron_splits_columns_then_rows_and_leaves_the_shared_head_whole():
