@@ -1,0 +1,210 @@
+"""One network, three libraries: this one, `recurrentgemma` (Flax) and `transformers` (PyTorch).
+
+Each function returns a thunk that does the work and waits for it. A process imports one library only,
+so that its peak memory is that library's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+# RecurrentGemma's options at the quickstart's size: r, r, a, r, r, a.
+CONFIG = {
+  "vocab_size": 256,
+  "hidden_size": 256,
+  "lru_width": 256,
+  "intermediate_size": 1536,  # both branches of the gated MLP
+  "num_hidden_layers": 6,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 1,
+  "attention_window_size": 128,
+  "logits_soft_cap": 30.0,
+}
+OURS = "ours"
+PEERS = ("recurrentgemma linear", "recurrentgemma associative", "transformers")
+
+
+def training_step(name: str, dtype: str, batch: int, length: int) -> Callable[[], None]:
+  """Loss and gradient of all parameters for a batch of random tokens."""
+  tokens = np.random.default_rng(0).integers(0, CONFIG["vocab_size"], (batch, length + 1))
+  if name == OURS:
+    return _our_training_step(dtype, tokens)
+  if name == "transformers":
+    return _torch_training_step(dtype, tokens)
+  return _recurrentgemma_training_step(name.split()[1], dtype, tokens)
+
+
+def decoding(name: str, dtype: str, batch: int, prompt: int) -> Callable[[int], None]:
+  """Reads a prompt; the thunk continues it greedily by so many tokens, from where it left off."""
+  tokens = np.random.default_rng(0).integers(0, CONFIG["vocab_size"], (batch, prompt))
+  if name == OURS:
+    return _our_decoding(dtype, tokens)
+  if name == "transformers":
+    return _torch_decoding(dtype, tokens)
+  return _recurrentgemma_decoding(name.split()[1], dtype, tokens)
+
+
+def _ours(dtype: str):
+  import jax
+  import jax.numpy as jnp
+  from flax import linen as nn
+
+  from models import recurrent_gemma
+
+  model = recurrent_gemma.model_from_hugging_face(CONFIG, dtype=dtype, param_dtype=dtype)
+  init = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+  return model, nn.unbox(init())
+
+
+def _our_training_step(dtype, tokens):
+  import jax
+  import jax.numpy as jnp
+
+  from data.loader import batch_of_rows
+  from training.step import token_losses
+
+  model, params = _ours(dtype)
+  batch = batch_of_rows(tokens[:, 1:], np.ones_like(tokens[:, 1:]), bos_id=0)
+
+  @jax.jit
+  def step(params, batch):
+    return jax.value_and_grad(lambda p: jnp.mean(token_losses(model, p, batch)[0]))(params)
+
+  return lambda: jax.block_until_ready(step(params, batch))
+
+
+def _our_decoding(dtype, tokens):
+  from inference.decoder import Decoder
+  from inference.sampling import Sampler
+
+  model, params = _ours(dtype)
+  endless = Decoder(model, Sampler(temperature=0)).generate(
+    params, tokens.tolist(), max_tokens=2**20, chunk=32
+  )
+
+  def run(steps: int) -> None:
+    for _ in range(steps // 32):
+      next(endless)
+
+  return run
+
+
+def _recurrentgemma(scan: str, dtype: str):
+  import jax
+  import jax.numpy as jnp
+  from recurrentgemma import common
+  from recurrentgemma import jax as recurrentgemma
+
+  kinds = common.TemporalBlockType
+  config = common.GriffinConfig(
+    vocab_size=CONFIG["vocab_size"],
+    width=CONFIG["hidden_size"],
+    mlp_expanded_width=CONFIG["intermediate_size"] // 2,
+    num_heads=CONFIG["num_attention_heads"],
+    block_types=(kinds.RECURRENT, kinds.RECURRENT, kinds.ATTENTION) * 2,
+    embeddings_scale_by_sqrt_dim=True,
+    attention_window_size=CONFIG["attention_window_size"],
+    logits_soft_cap=CONFIG["logits_soft_cap"],
+    lru_width=CONFIG["lru_width"],
+    scan_type=common.ScanType[f"{scan.upper()}_NATIVE"],
+  )
+  model = recurrentgemma.Griffin(config, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
+  one = jnp.zeros((1, 1), jnp.int32)
+  return model, jax.jit(lambda: model.init(jax.random.key(0), one, one))()
+
+
+def _recurrentgemma_training_step(scan, dtype, tokens):
+  import jax
+  import jax.numpy as jnp
+
+  model, variables = _recurrentgemma(scan, dtype)
+  tokens = jnp.asarray(tokens, jnp.int32)
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1] - 1), tokens[:, 1:].shape)
+
+  @jax.jit
+  def step(variables, tokens, positions):
+    def loss(variables):
+      logits, _ = model.apply(variables, tokens[:, :-1], positions, None, True, False)
+      chosen = jax.nn.log_softmax(logits.astype(jnp.float32))
+      return -jnp.mean(jnp.take_along_axis(chosen, tokens[:, 1:, None], axis=-1))
+
+    return jax.value_and_grad(loss)(variables)
+
+  return lambda: jax.block_until_ready(step(variables, tokens, positions))
+
+
+def _recurrentgemma_decoding(scan, dtype, tokens):
+  import jax
+  import jax.numpy as jnp
+
+  model, variables = _recurrentgemma(scan, dtype)
+  tokens = jnp.asarray(tokens, jnp.int32)
+  batch, prompt = tokens.shape
+  positions = jnp.broadcast_to(jnp.arange(prompt), tokens.shape)
+
+  # Its own sampler needs a SentencePiece file; this is the loop in it, compiled as a whole.
+  @jax.jit
+  def advance(variables, carry):
+    def step(_, carry):
+      token, time, cache = carry
+      logits, cache = model.apply(variables, token, time, cache)
+      return jnp.argmax(logits, axis=-1).astype(jnp.int32), time + 1, cache
+
+    return jax.lax.fori_loop(0, 32, step, carry)
+
+  logits, cache = jax.jit(model.apply)(variables, tokens, positions)
+  token = jnp.argmax(logits[:, -1:], axis=-1).astype(jnp.int32)
+  carry = [(token, jnp.full((batch, 1), prompt), cache)]
+
+  def run(steps: int) -> None:
+    for _ in range(steps // 32):
+      carry[0] = jax.block_until_ready(advance(variables, carry[0]))
+
+  return run
+
+
+def _torch_model(dtype: str):
+  import torch
+  from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+  torch.manual_seed(0)
+  config = RecurrentGemmaConfig(**CONFIG, pad_token_id=None)
+  return torch, config, RecurrentGemmaForCausalLM(config).to(getattr(torch, dtype))
+
+
+def _torch_training_step(dtype, tokens):
+  torch, _, model = _torch_model(dtype)
+  tokens = torch.tensor(tokens)
+
+  def step():
+    model.zero_grad()
+    logits = model(tokens[:, :-1], use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(
+      logits.float().reshape(-1, CONFIG["vocab_size"]), tokens[:, 1:].reshape(-1)
+    )
+    loss.backward()
+
+  return step
+
+
+def _torch_decoding(dtype, tokens):
+  from transformers import DynamicCache
+
+  torch, config, model = _torch_model(dtype)
+  model.eval()
+  cache = DynamicCache(config=config)
+
+  def read(tokens):
+    with torch.inference_mode():
+      logits = model(tokens, use_cache=True, past_key_values=cache).logits
+    return logits[:, -1:].argmax(-1)
+
+  last = [read(torch.tensor(tokens))]
+
+  def run(steps: int) -> None:
+    for _ in range(steps):
+      last[0] = read(last[0])
+
+  return run

@@ -1,0 +1,272 @@
+"""This library beside `recurrentgemma` and `transformers`, on the CPU.
+
+    python -m benchmarks.peers train     # loss and gradient: tokens/s, peak memory, first step
+    python -m benchmarks.peers decode    # tokens/s after a prompt of 128 tokens; after 10,000
+    python -m benchmarks.peers lengths   # time per token from 512 to 8192 tokens: Griffin, Hawk, baseline
+
+Each side runs in a process of its own; the processes take turns, a step each, and medians are told. The
+network is the same for all (see `benchmarks.peer_models`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+from benchmarks import peer_models
+
+BATCH = 4
+PROMPT = 128
+DECODE_STEPS = 64
+# Fresh memory is slow to get from the kernel: without these glibc gives every large array back to it.
+# All sides run with them; --plain leaves them out.
+MALLOC = (
+  "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824"
+  ":glibc.malloc.trim_threshold=10737418240"
+)
+
+
+class Side:
+  """One library at work in a process of its own."""
+
+  def __init__(self, *what: str, plain: bool):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(os.cpu_count())}
+    # Compilation is part of what is measured.
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if not plain:
+      environment["GLIBC_TUNABLES"] = MALLOC
+    self._process = subprocess.Popen(
+      [sys.executable, "-m", "benchmarks.peers", "work", *what],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      text=True,
+      env=environment,
+    )
+    self.seconds: list[float] = []
+    self.cpu_seconds: list[float] = []
+    self.first = self._answer()["seconds"]
+
+  def turn(self) -> None:
+    """Works once and keeps the time."""
+    answer = self._ask("turn")
+    self.seconds.append(answer["seconds"])
+    self.cpu_seconds.append(answer["cpu_seconds"])
+
+  def skip(self, tokens: int) -> None:
+    """Goes on without being timed."""
+    self._ask(str(tokens))
+
+  def end(self) -> float:
+    """Ends the process; returns its peak memory in GB."""
+    gigabytes = self._ask("end")["gigabytes"]
+    self._process.wait()
+    return gigabytes
+
+  @property
+  def median(self) -> float:
+    return statistics.median(self.seconds)
+
+  def _ask(self, question: str) -> dict:
+    print(question, file=self._process.stdin, flush=True)
+    return self._answer()
+
+  def _answer(self) -> dict:
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError(f"{self._process.args} ended with status {self._process.wait()}.")
+    return json.loads(line)
+
+
+def work(kind: str, name: str, dtype: str, batch: int, length: int) -> None:
+  """What the process of one side does: the first step, then what it is asked for."""
+  started = time.perf_counter()
+  if kind == "train":
+    step = peer_models.training_step(name, dtype, batch, length)
+
+    def turn(_: int) -> None:
+      step()
+
+    turn(1)
+  else:
+    turn = peer_models.decoding(name, dtype, batch, length)
+    turn(DECODE_STEPS)
+  print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+  for line in sys.stdin:
+    if line.strip() == "end":
+      break
+    if line.strip() == "turn":
+      turn(
+        DECODE_STEPS
+      )  # while a process waits for its turn, its memory may leave the cores' caches
+    started, cpu_started = time.perf_counter(), time.process_time()
+    turn(DECODE_STEPS if line.strip() == "turn" else int(line))
+    seconds = {
+      "seconds": time.perf_counter() - started,
+      "cpu_seconds": time.process_time() - cpu_started,
+    }
+    print(json.dumps(seconds), flush=True)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+  print(json.dumps({"gigabytes": peak}), flush=True)
+
+
+def compare(kind: str, dtype: str, batch: int, length: int, turns: int, plain: bool) -> list[dict]:
+  """All sides at one problem, in turns."""
+  names = (peer_models.OURS, *peer_models.PEERS)
+  if kind == "decode":  # without a prompt to scan, one of its scans is as good as the other
+    names = tuple(name for name in names if name != "recurrentgemma associative")
+  sides = {n: Side(kind, n, dtype, str(batch), str(length), plain=plain) for n in names}
+  for _ in range(turns):
+    for side in sides.values():
+      side.turn()
+  tokens = batch * (length if kind == "train" else DECODE_STEPS)
+  return [
+    {
+      "kind": kind,
+      "name": name,
+      "dtype": dtype,
+      "batch": batch,
+      "length": length,
+      "first_seconds": side.first,
+      "tokens_per_second": tokens / side.median,
+      "tokens_per_cpu_second": tokens / statistics.median(side.cpu_seconds),
+      "gigabytes": side.end(),
+    }
+    for name, side in sides.items()
+  ]
+
+
+def show(records: list[dict]) -> None:
+  """A line per side, and ours relative to the best of the others."""
+  ours, *peers = records
+  head = f"{ours['kind']} {ours['dtype']}, batch {ours['batch']}, {ours['length']} tokens"
+  print(head)
+  for r in records:
+    print(
+      f"  {r['name']:27} {r['tokens_per_second']:9,.0f} tokens/s  {r['tokens_per_cpu_second']:7,.0f} per CPU s  "
+      f"{r['gigabytes']:5.2f} GB  "
+      f"first {r['first_seconds']:5.1f} s"
+    )
+  best = max(r["tokens_per_second"] for r in peers)
+  least = min(r["gigabytes"] for r in peers)
+  print(
+    f"  ours is {ours['tokens_per_second'] / best:.2f} x the fastest peer, with "
+    f"{ours['gigabytes'] / least:.2f} x the memory of the leanest",
+    flush=True,
+  )
+
+
+def compare_lengths(turns: int) -> list[dict]:
+  """Time per token of a training step at 8192 tokens per batch, for the three models."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from flax import linen as nn
+
+  from data.loader import batch_of_rows
+  from models.backbone import Backbone
+  from models.griffin import griffin
+  from models.hawk import hawk
+  from models.transformer import transformer
+  from training.step import token_losses
+
+  backbone = Backbone(vocab_size=256, width=256, depth=6)
+  models = {
+    "Griffin": griffin(backbone, rnn_width=256, heads=4, window=128),
+    "Hawk": hawk(backbone, rnn_width=256),
+    "MQA Transformer": transformer(backbone, heads=4),
+  }
+  total = 8192
+  lengths = (512, 2048, 8192)
+  steps = {}
+  for name, model in models.items():
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
+    gradient = jax.jit(
+      lambda p, b, model=model: jax.value_and_grad(
+        lambda p: jnp.mean(token_losses(model, p["params"], b)[0])
+      )(p)
+    )
+    for length in lengths:
+      tokens = np.random.default_rng(0).integers(0, 256, (total // length, length))
+      batch = batch_of_rows(tokens, np.ones_like(tokens), bos_id=0)
+      program = gradient.lower(params, batch).compile()
+      steps[name, length] = lambda f=program, p=params, b=batch: jax.block_until_ready(f(p, b))
+  seconds = {key: [] for key in steps}
+  for turn in range(turns + 1):
+    for key, step in steps.items():
+      started = time.perf_counter()
+      step()
+      if turn:
+        seconds[key].append(time.perf_counter() - started)
+  medians = {key: statistics.median(values) for key, values in seconds.items()}
+  print(f"microseconds per token of a training step, {total} tokens, relative to {lengths[0]}")
+  for name in models:
+    cells = [
+      f"{n}: {1e6 * medians[name, n] / total:6.1f} ({medians[name, n] / medians[name, 512]:.2f})"
+      for n in lengths
+    ]
+    print(f"  {name:16}", "  ".join(cells))
+  return [
+    {"name": name, "length": length, "seconds_per_token": value / total}
+    for (name, length), value in medians.items()
+  ]
+
+
+def compare_decoding(dtype: str, turns: int, plain: bool) -> list[dict]:
+  """Speed at two batch sizes, and ours after 100 and after 10,000 tokens."""
+  records = []
+  for batch in (1, 16):
+    found = compare("decode", dtype, batch, PROMPT, turns, plain)
+    show(found)
+    records += found
+  early, late = (
+    Side("decode", peer_models.OURS, dtype, "1", str(PROMPT), plain=plain) for _ in range(2)
+  )
+  late.skip(9984)
+  for _ in range(turns):
+    early.turn()
+    late.turn()
+  ratio = late.median / early.median
+  print(f"  ours: time per token after 10,000 tokens is {ratio:.2f} x that after 100", flush=True)
+  early.end()
+  late.end()
+  return [*records, {"kind": "decode", "late_over_early": ratio}]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("what", choices=("train", "decode", "lengths"))
+  parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"))
+  parser.add_argument("--lengths", nargs="+", type=int, default=(512, 2048))
+  parser.add_argument("--turns", type=int, default=5)
+  parser.add_argument("--plain", action="store_true", help="leave glibc as it is")
+  parser.add_argument("--output", type=pathlib.Path, help="write the records as JSON")
+  options = parser.parse_args()
+  records = []
+  if options.what == "lengths":
+    records = compare_lengths(options.turns)
+  for dtype in options.dtypes if options.what != "lengths" else ():
+    if options.what == "decode":
+      records += compare_decoding(dtype, options.turns, options.plain)
+      continue
+    for length in options.lengths:
+      found = compare("train", dtype, BATCH, length, options.turns, options.plain)
+      show(found)
+      records += found
+  if options.output:
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(records, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  if sys.argv[1:2] == ["work"]:
+    work(*sys.argv[2:5], *map(int, sys.argv[5:7]))
+  else:
+    main()

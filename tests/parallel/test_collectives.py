@@ -1,0 +1,103 @@
+"""The programs compiled for a TPU hold the collectives that section 4.1 promises, and no others."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import optax
+import pytest
+
+from benchmarks import absent_tpu
+from kernels import platform
+from models.accounting import list_parameters
+from models.backbone import Backbone
+from models.griffin import griffin
+from models.hawk import hawk
+from models.transformer import transformer
+from parallel.audit import collectives
+from parallel.layout import Parallelism
+from parallel.mesh import MeshSpec
+from parallel.rules import Rules
+from training import step as step_lib
+from training.checkpoint import abstract_like
+from training.optimizer import AdamW
+
+ROWS, LENGTH, WIDTH = 8, 256, 1024
+# The kernels do not matter here, and these compile faster.
+RECURRENCE = {"recurrence": "reference"}
+ATTENTION = {"heads": 8, "attention": "reference"}
+MODELS = {
+  "griffin": (functools.partial(griffin, **RECURRENCE, **ATTENTION, window=64), 3),
+  "hawk": (functools.partial(hawk, **RECURRENCE), 1),
+  "transformer": (functools.partial(transformer, **ATTENTION), 1),
+}
+
+
+def compiled_step(name: str, zero: int = 0, **mesh: int) -> str:
+  """The text of a training step with two repeats of the model's pattern, for eight v5e chips."""
+  build, pattern = MODELS[name]
+  options = {} if name == "transformer" else {"rnn_width": WIDTH, "gate_blocks": 8}
+  backbone = Backbone(vocab_size=4096, width=WIDTH, depth=2 * pattern, dtype="bfloat16")
+  model = build(backbone, **options)
+  layout = Parallelism(
+    mesh=MeshSpec(**{"data": 1} | mesh), zero=zero, rules=Rules(max_replicated=0.02)
+  ).layout(list_parameters(model), absent_tpu.devices("v5e"))
+  optimizer = AdamW(learning_rate=optax.constant_schedule(1e-3)).transformation()
+  create = functools.partial(step_lib.initial_state, model, optimizer, step_lib.Options(), 0)
+  state = abstract_like(jax.eval_shape(create), layout.state)
+  batch = abstract_like(
+    step_lib.abstract_batch(ROWS, LENGTH), lambda tree: jax.tree.map(lambda _: layout.batch, tree)
+  )
+  step = step_lib.make_train_step(model, optimizer, step_lib.Options(), layout)
+  with platform.targeting("tpu"):
+    return jax.jit(step, donate_argnums=0).lower(state, batch).compile().as_text()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_sub_block_costs_one_all_reduce_forward_and_one_backward(name):
+  _, pattern = MODELS[name]
+  found = collectives(compiled_step(name, model=8))
+  assert {collective.kind for collective in found} == {"all-reduce"}
+  # Of the activations: [B, T, D], and D with key and value beside it where heads are split.
+  large = [
+    c
+    for c in found
+    if any(shape[:2] == (ROWS, LENGTH) and len(shape) == 3 for _, shape in c.arrays)
+  ]
+  sub_blocks = 2 * pattern  # of one repeat: the loop's body stands in the program once
+  embedding_and_logits = 2
+  assert len(large) == 2 * sub_blocks + embedding_and_logits
+  assert all(dtype == "bf16" for c in large for dtype, _ in c.arrays)
+  # The rest: a few numbers per token for the loss, and the gradient's norm.
+  rest = [shape for c in found if c not in large for _, shape in c.arrays]
+  assert all(shape in ((), (ROWS, LENGTH)) for shape in rest)
+
+
+def matrices(found, kind: str) -> set[tuple[int, ...]]:
+  """Shapes of the collectives of one kind on whole or split weights; vectors are left out."""
+  return {
+    tuple(size for size in shape if size not in (1, 2))
+    for c in found
+    if c.kind == kind
+    for _, shape in c.arrays
+    if sum(size > 8 for size in shape) > 1
+  }
+
+
+def test_zero_3_gathers_parameters_and_scatters_gradients():
+  found = collectives(compiled_step("hawk", zero=3, data=8))
+  # linear_x, linear_y and linear_out; the MLP's gate and up, and down; the two gates.
+  assert matrices(found, "all-gather") >= {(WIDTH, WIDTH), (WIDTH, 3 * WIDTH), (3 * WIDTH, WIDTH)}
+  assert matrices(found, "reduce-scatter") >= {
+    (WIDTH // 8, WIDTH),
+    (WIDTH // 8, 3 * WIDTH),
+    (3 * WIDTH // 8, WIDTH),
+  }
+  # Only the convolution's four taps, which eight devices cannot share, are summed whole.
+  assert not {s for s in matrices(found, "all-reduce") if 4 not in s and 4096 not in s}
+
+
+def test_zero_0_gathers_nothing():
+  found = collectives(compiled_step("hawk", data=8))
+  assert {collective.kind for collective in found} == {"all-reduce"}
