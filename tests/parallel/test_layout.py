@@ -103,12 +103,15 @@ def test_parameters_replicated_by_oversight_are_an_error():
 
 
 def test_rows_that_cannot_be_split_are_named():
-  found = layout(data=4, seq=2)
-  found.check_batch(8, 512)
+  found = layout(data=4)
+  found.check_batch(8, 511)
   with pytest.raises(ValueError, match=r"batch: 6 batch cannot be split evenly over data=4"):
     found.check_batch(6, 512)
-  with pytest.raises(ValueError, match=r"batch: 511 time cannot be split evenly over seq=2"):
-    found.check_batch(8, 511)
+
+
+def test_time_is_not_split_in_silence():
+  with pytest.raises(ValueError, match=r"seq=2 would split the tokens of a row.*Set mesh\.seq=1"):
+    layout(seq=2)
 
 
 @pytest.mark.parametrize(
