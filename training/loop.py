@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import signal
 import time
@@ -129,9 +130,7 @@ def train(
     training.checkpoint.CheckpointError: what the run directory holds cannot be continued.
   """
   began = time.monotonic()
-  create = jax.jit(
-    lambda: step_lib.initial_state(model, optimizer, options.step, seed), out_shardings=None
-  )
+  create = functools.partial(step_lib.initial_state, model, optimizer, options.step, seed)
   abstract = abstract_like(jax.eval_shape(create), layout and layout.state)
   checkpoints = Checkpoints(run_dir, keep=options.keep)
   restored = checkpoints.restore(abstract)
