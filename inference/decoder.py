@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from inference.sampling import Sampler
+from layers.stack import unstack
 from models.language_model import DecodeState, LanguageModel
 
 # What stands in a row after its end.
@@ -144,11 +145,12 @@ class Decoder:
     keys = row_keys(seed, batch.identities)
     capacity = _round_up(batch.tokens.shape[1] + max_tokens)
     progress = _prefill(self._model, params, batch.tokens, batch.segment_ids, capacity=capacity)
+    model, params, progress = self._model.clone(scan=False), *_unstack(params, progress)
     done = 0
     while done < max_tokens:
       steps = min(chunk, max_tokens - done)
       tokens, progress = _advance(
-        self._model, self._sampler, params, progress, self._choices, keys, steps, size=chunk
+        model, self._sampler, params, progress, self._choices, keys, steps, size=chunk
       )
       done += steps
       tokens = np.asarray(tokens)[:, :steps]
@@ -169,6 +171,12 @@ def _prefill(model: LanguageModel, params, tokens, segment_ids, *, capacity: int
   )
   ended = jnp.zeros(tokens.shape[0], bool)
   return Progress(state, logits[:, 0], ended, jnp.zeros((), jnp.int32))
+
+
+@jax.jit
+def _unstack(params: Any, progress: Progress) -> tuple[Any, Progress]:
+  state = progress.state._replace(stack=unstack(progress.state.stack))
+  return {**params, "stack": unstack(params["stack"])}, progress._replace(state=state)
 
 
 @functools.partial(

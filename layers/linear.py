@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.matmul import matmul
+from layers import remat
 from layers.parameter import parameter
 from parallel import shards
 
@@ -40,7 +41,7 @@ class Linear(nn.Module):
     y = shards.leave(matmul(x.astype(self.dtype), kernel), self.axes[0])
     if self.use_bias:
       y = y + parameter(self, "bias", nn.initializers.zeros, self.axes[1:], (features,), *kinds)
-    return y
+    return remat.product(y)
 
 
 def scaled_normal(scale: float, *, batch_axis: tuple[int, ...] = ()) -> nn.initializers.Initializer:

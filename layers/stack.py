@@ -9,14 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers import remat
 from layers.residual_block import MixerFactory, ModuleFactory, ResidualBlock, State
 from layers.segments import Segments
-
-REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
-  "none": None,  # save what automatic differentiation wants
-  "full": jax.checkpoint_policies.nothing_saveable,  # save only each block's input
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # and the weights' products
-}
 
 
 class Group(nn.Module):
@@ -39,8 +34,9 @@ class Group(nn.Module):
   ) -> tuple[jax.Array, tuple[State, ...] | None]:
     """Maps [B, T, D] to [B, T, D], with one state per block."""
     block = ResidualBlock
-    if self.remat != "none":
-      block = nn.remat(block, policy=REMAT_POLICIES[self.remat])
+    policy = remat.policy(self.remat)
+    if policy is not None:
+      block = nn.remat(block, policy=policy)
     states = []
     for index, mixer in enumerate(self.pattern):
       before = None if state is None else state[index]
@@ -61,8 +57,10 @@ class Stack(nn.Module):
     pattern: the mixers of one repetition.
     depth: number of blocks.
     mlp, norm: factories of the other parts of a block.
-    remat: a name from REMAT_POLICIES.
+    remat: a name from `layers.remat.POLICIES`.
     unroll: repetitions per scan iteration; larger is faster to run and slower to compile.
+    scan: False runs the repetitions without a scan, each with parameters and state of its own, which
+      `unstack` makes of the scanned ones.
   """
 
   pattern: tuple[MixerFactory, ...]
@@ -71,6 +69,7 @@ class Stack(nn.Module):
   norm: ModuleFactory
   remat: str = "none"
   unroll: int = 1
+  scan: bool = True
 
   @nn.compact
   def __call__(
@@ -81,46 +80,65 @@ class Stack(nn.Module):
     capacity: int | None = None,
   ) -> tuple[jax.Array, dict[str, State] | None]:
     """Maps [B, T, D] to [B, T, D]; see `layers.residual_block.Mixer` for state and capacity."""
-    if self.remat not in REMAT_POLICIES:
-      raise ValueError(
-        f"remat policy {self.remat!r} is unknown: use one of {list(REMAT_POLICIES)}."
-      )
     options = {"mlp": self.mlp, "norm": self.norm, "remat": self.remat, "capacity": capacity}
-    repeats, rest = divmod(self.depth, len(self.pattern))
     after = {}
-    if repeats:
-      scanned = nn.scan(
-        Group,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
-        out_axes=0,
-        length=repeats,
-        unroll=min(self.unroll, repeats),
-        metadata_params={nn.PARTITION_NAME: "layers"},
-      )
-      x, after["repeats"] = scanned(pattern=self.pattern, name="repeats", **options)(
-        x, state and state["repeats"], segments
-      )
-    if rest:
-      x, after["remainder"] = Group(pattern=self.pattern[:rest], name="remainder", **options)(
-        x, state and state["remainder"], segments
+    for name, pattern, repeats in self._groups():
+      group = self._scanned(repeats) if repeats else Group
+      x, after[name] = group(pattern=pattern, name=name, **options)(
+        x, state and state[name], segments
       )
     return x, None if state is None and capacity is None else after
 
-  def initial_state(self, batch_size: int, capacity: int) -> dict[str, State]:
-    """The states of all blocks before the first token; the repeats' have a leading axis."""
-    states = tuple(mixer(parent=None).initial_state(batch_size, capacity) for mixer in self.pattern)
+  def _groups(self) -> list[tuple[str, tuple[MixerFactory, ...], int]]:
+    """Name, pattern and number of scanned repetitions (0: no scan) of each part, in order."""
     repeats, rest = divmod(self.depth, len(self.pattern))
-    result = {}
-    if repeats:
-      result["repeats"] = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (repeats, *leaf.shape)), states
-      )
+    groups = []
+    if repeats and self.scan:
+      groups.append(("repeats", self.pattern, repeats))
+    elif repeats:
+      groups += [(_name_of_repeat(index), self.pattern, 0) for index in range(repeats)]
     if rest:
-      result["remainder"] = states[:rest]
+      groups.append(("remainder", self.pattern[:rest], 0))
+    return groups
+
+  def _scanned(self, repeats: int) -> Callable[..., nn.Module]:
+    return nn.scan(
+      Group,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast),
+      out_axes=0,
+      length=repeats,
+      unroll=min(self.unroll, repeats),
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+  def initial_state(self, batch_size: int, capacity: int) -> dict[str, State]:
+    """The states of all blocks before the first token; the scanned ones have a leading axis."""
+    result = {}
+    for name, pattern, repeats in self._groups():
+      states = tuple(mixer(parent=None).initial_state(batch_size, capacity) for mixer in pattern)
+      if repeats:
+        states = jax.tree.map(
+          lambda leaf, n=repeats: jnp.broadcast_to(leaf, (n, *leaf.shape)), states
+        )
+      result[name] = states
     return result
 
   def mixers(self) -> list[Any]:
     """The unbound mixer of every block, in order."""
     return [self.pattern[index % len(self.pattern)](parent=None) for index in range(self.depth)]
+
+
+def unstack(stacked: dict[str, Any]) -> dict[str, Any]:
+  """Cuts the parameters, or the states, of a scanned stack into those of one with `scan=False`."""
+  cut = {name: group for name, group in stacked.items() if name != "repeats"}
+  repeats = stacked.get("repeats")
+  count = jax.tree.leaves(repeats)[0].shape[0] if repeats is not None else 0
+  for index in range(count):
+    cut[_name_of_repeat(index)] = jax.tree.map(lambda leaf, i=index: leaf[i], repeats)
+  return cut
+
+
+def _name_of_repeat(index: int) -> str:
+  return f"repeat_{index}"

@@ -30,7 +30,7 @@ class Backbone:
     logit_cap: bound on the logits (RecurrentGemma: 30).
     dtype: type of the activations.
     param_dtype: type of the stored parameters.
-    remat: what the backward pass recomputes; a name from `layers.stack.REMAT_POLICIES`.
+    remat: what the backward pass recomputes; a name from `layers.remat.POLICIES`.
     unroll: repetitions of the pattern per scan iteration.
   """
 

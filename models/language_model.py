@@ -39,8 +39,9 @@ class LanguageModel(nn.Module):
     mlp, norm: factories of the other parts of a block.
     embedding_scale: factor on the embedded tokens.
     logit_cap: logits are bounded to +-cap by a tanh (RecurrentGemma: 30); None leaves them.
-    remat: what the backward pass recomputes; a name from `layers.stack.REMAT_POLICIES`.
+    remat: what the backward pass recomputes; a name from `layers.remat.POLICIES`.
     unroll: repetitions of the pattern per scan iteration.
+    scan: whether the repetitions are scanned; see `unstacked`.
     dtype: type of the activations.
     param_dtype: type of the stored parameters.
   """
@@ -55,6 +56,7 @@ class LanguageModel(nn.Module):
   logit_cap: float | None = None
   remat: str = "none"
   unroll: int = 1
+  scan: bool = True
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -66,7 +68,8 @@ class LanguageModel(nn.Module):
     self.final_norm = self.norm()
 
   def _stack(self, **kwargs) -> Stack:
-    return Stack(self.pattern, self.depth, self.mlp, self.norm, self.remat, self.unroll, **kwargs)
+    options = self.remat, self.unroll, self.scan
+    return Stack(self.pattern, self.depth, self.mlp, self.norm, *options, **kwargs)
 
   def __call__(
     self,

@@ -10,7 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import manual_axes, mosaic_gpu_scan
+from kernels import costly, manual_axes, mosaic_gpu_scan
 from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
 from kernels.mosaic_gpu_scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
@@ -56,7 +56,7 @@ def _linear_scan(interpret, x, log_a, h0, mask):
 
 
 def _vjp_forward(interpret, x, log_a, h0, mask):
-  h, h_last = _linear_scan(interpret, x, log_a, h0, mask)
+  h, h_last = costly.recurrence(*_linear_scan(interpret, x, log_a, h0, mask))
   return (h, h_last), (log_a, h0, mask, h)
 
 

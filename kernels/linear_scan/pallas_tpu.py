@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import manual_axes, pallas_tpu_scan
+from kernels import costly, manual_axes, pallas_tpu_scan
 from kernels import pallas_tpu_blocks as tpu_blocks
 from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
@@ -85,6 +85,7 @@ def _forward(plan, interpret, x, log_a, h0, mask, *, save_entries):
 
 def _vjp_forward(plan, interpret, x, log_a, h0, mask):
   h, h_last, entries = _forward(plan, interpret, x, log_a, h0, mask, save_entries=True)
+  h, h_last, entries = costly.recurrence(h, h_last, entries)
   return (h, h_last), (log_a, mask, h, entries)
 
 

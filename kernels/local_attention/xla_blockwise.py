@@ -13,6 +13,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from kernels import costly
+
 MAX_GLOBAL_BLOCKS = 16  # of unrolled code, when there is no window
 MIN_GLOBAL_BLOCK = 256
 MIN_LOCAL_BLOCK = 16
@@ -114,7 +116,8 @@ def _attend_forward(q, k, v, visible, scale):
     "...gthl,...lgk->...tghk", weights.astype(v.dtype), v, preferred_element_type=scores.dtype
   )
   mixed = (mixed / jnp.moveaxis(total, -4, -3)).astype(q.dtype)
-  return mixed, (q, k, v, visible, mixed, largest + jnp.log(total))
+  mixed, log_total = costly.attention(mixed, largest + jnp.log(total))
+  return mixed, (q, k, v, visible, mixed, log_total)
 
 
 def _attend_backward(scale, residuals, g):

@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import manual_axes, mosaic_gpu_scan
+from kernels import costly, manual_axes, mosaic_gpu_scan
 from kernels.mosaic_gpu_scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
 from kernels.rg_lru import reference, tile_math
 
@@ -63,7 +63,9 @@ def _rg_lru(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
 
 
 def _vjp_forward(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
-  h, h_last = _rg_lru(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask)
+  h, h_last = costly.recurrence(
+    *_rg_lru(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask)
+  )
   return (h, h_last), (x, gate_a, gate_x, log_decay, h0, mask, h)
 
 

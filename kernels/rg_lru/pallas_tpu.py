@@ -12,7 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import manual_axes, pallas_tpu_scan
+from kernels import costly, manual_axes, pallas_tpu_scan
 from kernels import pallas_tpu_blocks as tpu_blocks
 from kernels.rg_lru import reference, tile_math
 
@@ -90,6 +90,7 @@ def _vjp_forward(plan, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, 
   h, h_last, entries = _forward(
     plan, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask, save_entries=True
   )
+  h, h_last, entries = costly.recurrence(h, h_last, entries)
   return (h, h_last), (x, gate_a, gate_x, log_decay, mask, h, entries)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from layers.stack import unstack
 from models.accounting import tree_bytes
 from tests.small_models import VOCAB_SIZE, WINDOW, build, initialize
 
@@ -138,7 +139,9 @@ def loss_and_gradient(model, params, tokens):
   return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 2}])
+@pytest.mark.parametrize(
+  "options", [{"remat": "products"}, {"remat": "mixers"}, {"remat": "full"}, {"unroll": 2}]
+)
 def test_remat_and_unroll_change_no_gradient(name, model, params, options):
   tokens = random_tokens(10)
   expected = loss_and_gradient(model, params, tokens)
@@ -147,20 +150,10 @@ def test_remat_and_unroll_change_no_gradient(name, model, params, options):
 
 
 def test_scanned_repeats_equal_unrolled_blocks(model, params):
-  """Rebuilds the stack as one long pattern that repeats once: no scan carries anything over."""
-  unrolled = model.clone(
-    pattern=tuple(model.pattern[i % len(model.pattern)] for i in range(model.depth))
-  )
-  repeats = model.depth // len(model.pattern)
-  blocks = [
-    jax.tree.map(lambda x, r=r: x[r], block)
-    for r in range(repeats)
-    for block in params["stack"]["repeats"].values()
-  ] + list(params["stack"].get("remainder", {}).values())
-  stacked = jax.tree.map(lambda x: x[None], {f"block_{i}": b for i, b in enumerate(blocks)})
   tokens = random_tokens(11)
+  cut = {**params, "stack": unstack(params["stack"])}
   expected, _ = model.apply({"params": params}, tokens)
-  found, _ = unrolled.apply({"params": {**params, "stack": {"repeats": stacked}}}, tokens)
+  found, _ = model.clone(scan=False).apply({"params": cut}, tokens)
   np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
@@ -185,7 +178,10 @@ def test_bfloat16_parameters_train(name):
 
 
 def test_unknown_remat_policy_names_the_known_ones():
-  with pytest.raises(ValueError, match=r"'ful' is unknown: use one of \['none', 'full', 'dots'\]"):
+  with pytest.raises(
+    ValueError,
+    match=r"'ful' is unknown: use one of \['none', 'products', 'mixers', 'full', 'offload'\]",
+  ):
     initialize(build("hawk", remat="ful"))
 
 
