@@ -12,7 +12,7 @@ from kernels.local_attention import local_attention
 from layers.linear import Linear
 from layers.rotary import rotate
 from layers.segments import Segments
-from parallel import shards
+from parallel import sequence, shards
 
 
 class AttentionState(NamedTuple):
@@ -97,7 +97,7 @@ class SelfAttention(nn.Module):
     k, v = self._rotate(cut(k), segments), cut(v)
 
     if state is None:
-      mixed = self._attend(q, k, v, segments.ids, segments.ids)
+      mixed = self._attend(q, *self._seen(k, v, segments.ids), segments.ids)
       new_state = None
       if capacity is not None:
         empty = self.initial_state(batch, capacity)
@@ -110,7 +110,7 @@ class SelfAttention(nn.Module):
       k = jnp.concatenate([past.keys, k.astype(past.keys.dtype)], axis=1)
       v = jnp.concatenate([past.values, v.astype(past.values.dtype)], axis=1)
       ids = jnp.concatenate([past.segment_ids, segments.ids], axis=1)
-      mixed = self._attend(q, k, v, segments.ids, ids)
+      mixed = self._attend(q, k, v, ids, segments.ids)
       new_state = _remember(state, k, v, ids, state.length + length)
 
     output = Linear(
@@ -132,7 +132,20 @@ class SelfAttention(nn.Module):
   def _rotate(self, x: jax.Array, segments: Segments) -> jax.Array:
     return rotate(x, segments.positions, fraction=self.rotary_fraction, base=self.rotary_base)
 
-  def _attend(self, q, k, v, q_segment_ids, kv_segment_ids) -> jax.Array:
+  def _seen(self, k: jax.Array, v: jax.Array, ids: jax.Array) -> tuple[jax.Array, ...]:
+    """The keys and values that this shard of the time axis sees, its own last, and their segments."""
+    if not sequence.is_split():
+      return k, v, ids
+    both = jnp.concatenate([k, v], axis=-1)
+    if self.window is None:
+      both, ids = sequence.all_until_here(both, ids)
+    elif self.window > 1:
+      reach = self.window - 1
+      both = jnp.concatenate([sequence.before(both, reach), both], axis=1)
+      ids = jnp.concatenate([sequence.ids_before(ids, reach), ids], axis=1)
+    return *jnp.split(both, 2, axis=-1), ids
+
+  def _attend(self, q, k, v, kv_segment_ids, q_segment_ids) -> jax.Array:
     return local_attention(
       q,
       k,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from kernels.causal_conv import causal_conv
 from layers.linear import scaled_normal
 from layers.parameter import parameter
+from parallel import sequence
 
 
 class CausalConv1D(nn.Module):
@@ -33,7 +34,7 @@ class CausalConv1D(nn.Module):
     Args:
       x: [B, T, R].
       positions: [B, T] int32; a tap that reaches before position 0 contributes nothing.
-      history: [B, taps - 1, R] inputs before x, oldest first; zeros if None.
+      history: [B, taps - 1, R] inputs before x, oldest first; None: those of the shards before, or zeros.
 
     Returns:
       y: [B, T, R], and the history after the last token: [B, taps - 1, R].
@@ -45,7 +46,9 @@ class CausalConv1D(nn.Module):
     )
     bias = parameter(self, "bias", nn.initializers.zeros, ("rnn",), (channels,), *kinds)
     x = x.astype(self.dtype)
-    if history is None:
+    if history is None and sequence.is_split():
+      history = sequence.before(x, self.taps - 1)
+    elif history is None:
       history = jnp.zeros((batch, self.taps - 1, channels), self.dtype)
     extended = jnp.concatenate([history.astype(self.dtype), x], axis=1)
     return causal_conv(extended, positions, kernel, bias), extended[:, length:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from kernels.matmul import block_diagonal_linear
 from kernels.rg_lru import rg_lru
 from layers.linear import scaled_normal
 from layers.parameter import parameter
-from parallel import shards
+from parallel import sequence, shards
 
 DECAY_EXPONENT = 8.0  # c of equation 4; the paper fixes it.
 
@@ -54,11 +56,26 @@ class RGLRU(nn.Module):
     log_decay = -DECAY_EXPONENT * jax.nn.softplus(a_param)
     gate_a = BlockDiagonal(self.blocks, self.dtype, self.param_dtype, name="gate_a")(x)
     gate_x = BlockDiagonal(self.blocks, self.dtype, self.param_dtype, name="gate_x")(x)
-    return rg_lru(x, gate_a, gate_x, log_decay, h0, reset=reset, implementation=self.implementation)
+    run = functools.partial(rg_lru, implementation=self.implementation)
+    if h0 is None and sequence.is_split():
+      arrays = x, gate_a, gate_x, log_decay
+      h = sequence.recur(functools.partial(_run, run), _log_decay_of_shard, arrays, reset)
+      return h, h[:, -1].astype(jnp.float32)
+    return run(x, gate_a, gate_x, log_decay, h0, reset=reset)
 
   def matmul_flops(self, rnn_width: int) -> int:
     """Floating-point operations of the two gates' products per token, forward."""
     return 2 * 2 * rnn_width * rnn_width // self.blocks
+
+
+def _run(run, arrays, reset, h0):
+  return run(*arrays, h0, reset=reset)
+
+
+def _log_decay_of_shard(x, gate_a, gate_x, log_decay):
+  """log of the product of all a_t: [B, R] float32 (equation 3)."""
+  del x, gate_x
+  return log_decay * jnp.sum(jax.nn.sigmoid(gate_a.astype(jnp.float32)), axis=1)
 
 
 class BlockDiagonal(nn.Module):

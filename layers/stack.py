@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from layers import remat
 from layers.residual_block import MixerFactory, ModuleFactory, ResidualBlock, State
 from layers.segments import Segments
+from parallel import sequence
 
 
 class Group(nn.Module):
@@ -80,6 +81,10 @@ class Stack(nn.Module):
     capacity: int | None = None,
   ) -> tuple[jax.Array, dict[str, State] | None]:
     """Maps [B, T, D] to [B, T, D]; see `layers.residual_block.Mixer` for state and capacity."""
+    if capacity is not None and sequence.is_split():
+      raise ValueError(
+        "a decode state cannot be made where mesh axes split the tokens of a row. Prefill with mesh.seq=1."
+      )
     options = {"mlp": self.mlp, "norm": self.norm, "remat": self.remat, "capacity": capacity}
     after = {}
     for name, pattern, repeats in self._groups():

@@ -75,12 +75,6 @@ class Layout:
     self.sizes = dict(mesh.shape)
     self.parameters = parameters
     self._rules = rules
-    if split := rules.mesh_axes("time", "rules", self.sizes):
-      axes = ", ".join(f"{name}={self.sizes[name]}" for name in split)
-      raise ValueError(
-        f"mesh axis {axes} would split the tokens of a row, and the mixers do not pass their states "
-        f"from device to device. Set mesh.{split[0]}=1."
-      )
     over = tuple(name for name in _OVER if self.sizes[name] > 1)
     self.places: dict[str, Place] = {}
     for parameter in parameters:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import functools
+import math
 
 import jax
 import optax
@@ -34,7 +36,7 @@ MODELS = {
 }
 
 
-def compiled_step(name: str, zero: int = 0, **mesh: int) -> str:
+def compiled_step(name: str, zero: int = 0, length: int = LENGTH, **mesh: int) -> str:
   """The text of a training step with two repeats of the model's pattern, for eight v5e chips."""
   build, pattern = MODELS[name]
   options = {} if name == "transformer" else {"rnn_width": WIDTH, "gate_blocks": 8}
@@ -47,7 +49,7 @@ def compiled_step(name: str, zero: int = 0, **mesh: int) -> str:
   create = functools.partial(step_lib.initial_state, model, optimizer, step_lib.Options(), 0)
   state = abstract_like(jax.eval_shape(create), layout.state)
   batch = abstract_like(
-    step_lib.abstract_batch(ROWS, LENGTH), lambda tree: jax.tree.map(lambda _: layout.batch, tree)
+    step_lib.abstract_batch(ROWS, length), lambda tree: jax.tree.map(lambda _: layout.batch, tree)
   )
   step = step_lib.make_train_step(model, optimizer, step_lib.Options(), layout)
   with platform.targeting("tpu"):
@@ -101,3 +103,21 @@ def test_zero_3_gathers_parameters_and_scatters_gradients():
 def test_zero_0_gathers_nothing():
   found = collectives(compiled_step("hawk", data=8))
   assert {collective.kind for collective in found} == {"all-reduce"}
+
+
+def test_the_price_of_sharded_time_does_not_depend_on_the_length():
+  """A convolution's halo, a window's halo, and log2(8) exchanges of two states: forward and backward."""
+
+  def exchanged(length: int) -> collections.Counter:
+    found = collectives(compiled_step("griffin", length=length, seq=8))
+    assert {c.kind for c in found} == {"all-reduce", "collective-permute"}
+    shapes = (
+      shape for c in found for _, shape in c.arrays if c.kind == "collective-permute" and shape
+    )
+    return collections.Counter(math.prod(shape) for shape in shapes)
+
+  short, long = exchanged(1024), exchanged(4096)
+  assert short == long
+  taps_before, window_before, head_dim = 3, 63, WIDTH // 8
+  states, halo = ROWS * WIDTH, ROWS * window_before * 2 * head_dim
+  assert set(long) == {states, ROWS * taps_before * WIDTH, halo, ROWS * window_before}

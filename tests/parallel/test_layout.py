@@ -109,26 +109,9 @@ def test_rows_that_cannot_be_split_are_named():
     found.check_batch(6, 512)
 
 
-def test_time_is_not_split_in_silence():
-  with pytest.raises(ValueError, match=r"seq=2 would split the tokens of a row.*Set mesh\.seq=1"):
-    layout(seq=2)
-
-
-@pytest.mark.parametrize(
-  ("spec", "devices", "message"),
-  [
-    (
-      {"data": 3, "model": 4},
-      8,
-      r"data=3 x model=4 need 12 devices, 8 are visible\. Set mesh\.data=2, or launch on 12",
-    ),
-    ({"model": 3}, 8, r"need a multiple of 3 devices, 8 are visible"),
-    ({"data": 4, "slices": 3}, 4, r"mesh\.slices=3 does not divide data=4"),
-  ],
-)
-def test_an_impossible_mesh_is_told_with_the_way_out(spec, devices, message):
-  with pytest.raises(ValueError, match=message):
-    MeshSpec(**spec).sizes(devices)
+def test_a_row_that_the_time_axis_does_not_divide_is_refused():
+  with pytest.raises(ValueError, match=r"batch: 65 time cannot be split evenly over seq=2"):
+    layout(seq=2).check_batch(8, 65)
 
 
 def test_minus_one_takes_the_devices_that_are_left():

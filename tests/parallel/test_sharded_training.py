@@ -18,6 +18,10 @@ CASES = (
   "griffin:data=2,model=4,zero=3",
   "hawk:data=4,model=2,zero=2,accumulate=2",
   "transformer:data=2,model=4,zero=1",
+  "griffin:seq=8",
+  "griffin:data=2,seq=2,model=2,zero=3",
+  "hawk:seq=4,model=2",
+  "transformer:data=2,seq=4,zero=2",
 )
 
 

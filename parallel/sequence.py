@@ -1,0 +1,155 @@
+"""What the shards of the time axis tell each other.
+
+A row's tokens lie on several devices, the earliest on the first. Three things cross from device to
+device, all of a size that does not depend on the length of the row: the tokens before a shard that a
+convolution or a local attention looks back to, the state that enters a recurrence, and in the backward
+pass the adjoint that enters it from the right. Only global attention moves all keys and values.
+
+Outside of `shards.per_device`, or where time is not split, nothing here is called for: ask `is_split`.
+Section 4 of the Griffin paper does not split time; the exchange is the scan over affine maps of
+Blelloch 1990, one map per shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from parallel import shards
+
+AXIS = "time"
+# Of a segment id that no token has.
+NOWHERE = -1
+
+Run = Callable[..., tuple[jax.Array, jax.Array]]
+LogDecay = Callable[..., jax.Array]
+
+
+def is_split() -> bool:
+  """Whether the tokens of a row lie on several devices here."""
+  return shards.count(AXIS) > 1
+
+
+def before(x: jax.Array, count: int) -> jax.Array:
+  """The tokens before this shard.
+
+  Args:
+    x: [B, T, ...] this shard's tokens.
+    count: how many; if more than T, they come from several shards.
+
+  Returns:
+    [B, count, ...]; zeros where the row has not begun. Of the bytes, each shard sends what the next
+    ones need and no more; the gradient goes back the same way.
+  """
+  length, parts = x.shape[1], []
+  for distance in range(1, -(-count // length) + 1):
+    needed = min(length, count - (distance - 1) * length)
+    parts.append(_shift(x[:, length - needed :], distance))
+  return jnp.concatenate(parts[::-1], axis=1)
+
+
+def ids_before(ids: jax.Array, count: int) -> jax.Array:
+  """`before` for segment ids [B, T]: `NOWHERE` where the row has not begun."""
+  return before(ids - NOWHERE, count) + NOWHERE
+
+
+def all_until_here(x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """All shards' tokens, turned so that this shard's are the last.
+
+  Args:
+    x: [B, T, ...]; ids: [B, T] segment ids.
+
+  Returns:
+    [B, n T, ...], and the ids [B, n T], `NOWHERE` for the shards that come later in the row.
+  """
+  names, count, length = shards.mesh_axes(AXIS), shards.count(AXIS), x.shape[1]
+  here = lax.axis_index(names)
+
+  def gather(x):
+    everything = lax.all_gather(x, names, axis=1, tiled=True)
+    return jnp.roll(everything, -(here + 1) * length, axis=1)
+
+  # After the turn the first count - 1 - here shards are the later ones.
+  later = jnp.arange(count * length) < (count - 1 - here) * length
+  return gather(x), jnp.where(later, NOWHERE, gather(ids))
+
+
+def recur(
+  run: Run, log_decay: LogDecay, arrays: tuple[jax.Array, ...], reset: jax.Array | None
+) -> jax.Array:
+  """A diagonal linear recurrence over all shards of the time axis.
+
+  Each shard runs from a state of zero, and sums up what it does to a state: (product of its decays,
+  last state). A scan of these pairs over the shards gives the state that enters each, and the shard
+  runs again from there. The backward pass does the same with the adjoint, from the last shard to the
+  first.
+
+  Args:
+    run: `(arrays, reset, h0 [B, R] float32) -> (h [B, T, R], h_last [B, R])`, differentiable in arrays
+      and h0.
+    log_decay: `arrays -> [B, R]` float32, the logarithm of the product of the decays.
+    arrays: what the recurrence reads.
+    reset: [B, T] bool, True where a segment starts; None if none does.
+
+  Returns:
+    h: [B, T, R].
+  """
+  return _recur(run, log_decay, arrays, reset)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _recur(run, log_decay, arrays, reset):
+  return _forward(run, log_decay, arrays, reset)[0]
+
+
+def _forward(run, log_decay, arrays, reset):
+  product = jnp.exp(log_decay(*arrays))
+  if reset is not None:
+    product = jnp.where(jnp.any(reset, axis=1)[:, None], 0, product)
+  _, last = run(arrays, reset, jnp.zeros_like(product))
+  entering = _scan_shards(product, last, reverse=False)
+  (h, _), pull = jax.vjp(lambda arrays, h0: run(arrays, reset, h0), arrays, entering)
+  return h, (product, pull)
+
+
+def _backward(run, log_decay, residuals, dh):
+  del run, log_decay
+  product, pull = residuals
+  nothing = jnp.zeros_like(product)
+  _, leaving = pull((dh, nothing))
+  dlast = _scan_shards(product, leaving, reverse=True)
+  darrays, _ = pull((dh, dlast))
+  return darrays, None
+
+
+_recur.defvjp(_forward, _backward)
+
+
+def _scan_shards(product: jax.Array, value: jax.Array, *, reverse: bool) -> jax.Array:
+  """What enters each shard if each maps a state s to `product * s + value`; the first gets zero.
+
+  One exchange with the neighbour and then log2(shards) exchanges with shards twice as far each
+  (Kogge and Stone 1973). A shard that has no such neighbour receives zeros: the map of a row that has
+  not begun.
+  """
+  direction = -1 if reverse else 1
+  product, value = _shift((product, value), direction)
+  distance = 1
+  while distance < shards.count(AXIS) - 1:
+    product_before, value_before = _shift((product, value), direction * distance)
+    value = product * value_before + value
+    product = product * product_before
+    distance *= 2
+  return value
+
+
+def _shift(tree: Any, distance: int) -> Any:
+  """Sends to the shard `distance` later (earlier if negative); zeros where nothing comes from."""
+  count = shards.count(AXIS)
+  pairs = [(i, i + distance) for i in range(count) if 0 <= i + distance < count]
+  return jax.tree.map(lambda x: lax.ppermute(x, shards.mesh_axes(AXIS), pairs), tree)
