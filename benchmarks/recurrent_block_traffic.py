@@ -12,10 +12,8 @@ of all weights.
 from __future__ import annotations
 
 import argparse
-import collections
 import json
 import math
-import re
 
 from benchmarks import absent_tpu
 
@@ -25,12 +23,10 @@ import jax.numpy as jnp
 from kernels import platform
 from layers.recurrent_block import RecurrentBlock
 from layers.segments import Segments
+from parallel import hlo
 
 SHAPE = (8, 2048, 2560)
 HEADS = 10
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-# Operations that touch no memory, or whose traffic belongs to the operation that ends them.
-FREE = {"parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all"}
 
 
 def compiled(generation: str, shape=SHAPE, heads=HEADS, implementation="pallas_tpu"):
@@ -68,66 +64,6 @@ def traffic(program) -> float:
   return (analysis[0] if isinstance(analysis, list) else analysis)["bytes accessed"]
 
 
-def operations(program) -> dict[str, int]:
-  """Bytes by what the operations come from, the largest first.
-
-  An estimate of what the cost model sums up: operands and results of each operation, of slices only the
-  slice, and of updates in place only the update.
-  """
-  computations = _computations(program.as_text())
-  by_source = collections.Counter()
-  for name, (kind, result, operands, line) in computations.pop("ENTRY").items():
-    if kind in FREE or kind.endswith("-done"):
-      continue
-    called = re.search(r"calls=%([\w.\-]+)", line)
-    body = computations.get(called[1]) if called else None
-    if body:
-      moved = _fusion_size(body)
-    else:
-      moved = result + sum(size for size in operands.values())
-    source = re.search(r'op_name="([^"]*)"', line)
-    by_source[f"{kind}: {source[1] if source else name}"] += moved
-  return dict(by_source.most_common())
-
-
-def _computations(text: str) -> dict[str, dict]:
-  """{computation: {instruction: (kind, size of result, {operand: size}, line)}}."""
-  found, current, sizes = {}, {}, {}
-  for line in text.splitlines():
-    header = re.match(r"(ENTRY )?%(\S+) \(.*\{$", line)
-    if header:
-      current, sizes = found.setdefault("ENTRY" if header[1] else header[2], {}), {}
-    match = re.match(r"\s*(?:ROOT )?%(\S+) = (.*?) ([a-z\-]+)\((.*?)\)(?:,|$)", line)
-    if match:
-      name, result, kind, operands = match.groups()
-      sizes[name] = _size(result)
-      read = {o: sizes.get(o, 0) for o in re.findall(r"%([\w.\-]+)", operands)}
-      current[name] = (kind, sizes[name], read, line)
-  return found
-
-
-def _fusion_size(body: dict) -> int:
-  """Bytes that a fused computation reads and writes."""
-  updates = [o for o in body.values() if o[0] == "dynamic-update-slice"]
-  total, in_place = 0, {next(iter(update[2])) for update in updates}
-  for name, (kind, size, _, line) in body.items():
-    if kind == "parameter" and name not in in_place:
-      uses = [o for o in body.values() if name in o[2]]
-      # A fusion inside a fusion that has one argument is a slice or a change of layout.
-      sliced = uses and all(o[0] in ("slice", "dynamic-slice", "fusion") for o in uses)
-      total += min(size, sum(o[1] for o in uses)) if sliced else size
-    if line.lstrip().startswith("ROOT") and not updates:
-      total += size
-  return total + sum(list(update[2].values())[1] for update in updates)
-
-
-def _size(shapes: str) -> int:
-  total = 0
-  for kind, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
-    total += BYTES.get(kind, 0) * math.prod(int(d) for d in dimensions.split(",") if d)
-  return total
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("generation", nargs="?", default="v5e", choices=absent_tpu.GENERATIONS)
@@ -147,7 +83,7 @@ def main() -> None:
       f"{name}: {moved / 1e9:.2f} GB, {moved / math.prod(shape):.1f} bytes per element, "
       f"{memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries"
     )
-    for source, size in operations(program).items():
+    for source, size in hlo.Program(program.as_text()).traffic().items():
       if size > 0.01 * moved:
         print(f"  {size / 1e9:6.3f} GB  {source[:150]}")
 

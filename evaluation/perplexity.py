@@ -85,8 +85,13 @@ class Scorer:
     def losses(params, batch):
       return token_losses(model, params, batch)[0]
 
-    self._losses = jax.jit(losses if layout is None else layout.losses(losses))
-    self._placement = layout and layout.batch
+    # Every process reads all of them, whatever devices computed them.
+    self._losses = (
+      jax.jit(losses)
+      if layout is None
+      else jax.jit(layout.losses(losses), out_shardings=layout.everywhere)
+    )
+    self._layout = layout
     self._byte_lengths = byte_lengths
 
   def __call__(
@@ -116,7 +121,9 @@ class Scorer:
 
   def _one(self, params: Any, batch: Mapping[str, np.ndarray]) -> Score:
     # Summed on the host, in float64.
-    placed = jax.device_put(dict(batch), self._placement)
+    placed = dict(batch)
+    if self._layout is not None:
+      placed = self._layout.place(placed, len(batch["inputs"]))
     losses = np.asarray(self._losses(params, placed), np.float64)
     counted = batch["loss_weights"] > 0
     positions, length = batch["positions"][counted], counted.shape[1]

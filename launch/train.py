@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import command
+from launch import command, hosts
 
 # What takes seconds to import is imported where it is used: --help and mistakes answer at once.
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     action="store_true",
     help="compile a step from shapes alone, print the memory it would take, and stop",
   )
+  hosts.add_arguments(result)
   return result
 
 
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
   if args.config is None and args.run_dir is None:
     options.error("a gin file is needed, or a --run_dir that holds a run")
 
+  hosts.join(args)
   from launch import experiment as experiment_lib
   from launch.run_directory import RunDirectory
 
@@ -118,10 +120,16 @@ def _train(
 
   from data import loader
   from evaluation.perplexity import Scorer
+  from parallel import processes
   from training import loop
 
+  _require_agreement(config)
   experiment.check_vocabulary()
   layout = experiment.layout()
+  if layout is None and processes.count() > 1:
+    raise command.UserError(
+      f"{processes.count()} processes need a mesh to share: include a file of gin/mesh/ but single.gin."
+    )
   different = run.differences(config) if run.holds_run() else []
   if resume != "force":
     _require_same(different, run)
@@ -130,9 +138,11 @@ def _train(
   data = {"training rows": train_rows.fingerprint, "held-out rows": eval_rows.fingerprint}
   if run.holds_run() and resume != "force":
     _require_same(run.data_differences(data), run)
-  if different or not run.holds_run():
-    run.write_config(config, shlex.join(["python", "-m", "launch.train", *arguments]))
-  run.write_data(data, experiment.vocabulary)
+  processes.wait_for_all("compared with the run")
+  if processes.is_first():
+    if different or not run.holds_run():
+      run.write_config(config, shlex.join(["python", "-m", "launch.train", *arguments]))
+    run.write_data(data, experiment.vocabulary)
 
   scorer = Scorer(experiment.model, experiment.vocabulary.byte_lengths(), layout)
 
@@ -144,17 +154,29 @@ def _train(
     return {"heldout_loss": score.loss, "heldout_bits_per_byte": score.bits_per_byte}
 
   def first_step_done() -> None:
-    print(f"first step done {time.monotonic() - began:.1f} s after launch", file=sys.stderr)
+    if processes.is_first():
+      print(f"first step done {time.monotonic() - began:.1f} s after launch", file=sys.stderr)
 
-  batches = loader.batches(train_rows, experiment.batch_size, seed=experiment.seed)
+  first, end = 0, experiment.batch_size
+  if layout is not None:
+    first, end = layout.rows_here(experiment.batch_size, experiment.sequence_length)
+  batches = loader.batches(
+    train_rows,
+    experiment.batch_size,
+    seed=experiment.seed,
+    shard_index=first // (end - first),
+    shard_count=experiment.batch_size // (end - first),
+  )
   devices = "" if layout is None else f"{layout.mesh.size} devices of "
-  _introduce(experiment, run, len(train_rows), devices + jax.default_backend())
+  if processes.is_first():
+    _introduce(experiment, run, len(train_rows), devices + jax.default_backend())
   try:
     summary = loop.train(
       model=experiment.model,
       optimizer=experiment.optimizer.transformation(),
       learning_rate=experiment.optimizer.learning_rate,
       batches=batches,
+      batch_size=experiment.batch_size,
       options=experiment.options,
       run_dir=run.path,
       seed=experiment.seed,
@@ -164,8 +186,13 @@ def _train(
       layout=layout,
       after_first_step=first_step_done,
     )
+  except jax.errors.JaxRuntimeError:
+    hosts.wait_for_name_of_dead()
+    raise
   finally:
     batches.close()
+  if not processes.is_first():
+    return 0
   if summary.interrupted:
     print(f"stopped at step {summary.step} and saved; the same command goes on from there")
     return 0
@@ -173,6 +200,16 @@ def _train(
     _tell_samples(experiment, summary.state.params)
   _tell_end(summary, run)
   return 0
+
+
+def _require_agreement(config: Config) -> None:
+  """Ends every process if one was started with another configuration."""
+  from parallel import processes
+
+  try:
+    processes.require_same(config.text(), "the configuration")
+  except ValueError as error:
+    raise command.UserError(str(error)) from None
 
 
 def _require_same(different: list[Difference], run: RunDirectory) -> None:

@@ -1,35 +1,104 @@
-"""Which collectives a compiled program holds."""
+"""Which collectives a compiled program runs, over which mesh axes, and what they send."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
+from parallel import hlo
+
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-_OPERATION = re.compile(rf"= (?P<result>.*?) (?P<kind>{'|'.join(_KINDS)})(-start)?\(")
-_ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<sizes>[\d,]*)\]")
+# A TPU's fusion of an all-reduce with the slice that each device keeps of it.
+_SCATTERING = "all-reduce-scatter"
 
 
 class Collective(NamedTuple):
-  """One collective operation; inside a loop it runs once per iteration.
+  """One collective operation.
 
   Attributes:
     kind: such as 'all-reduce'.
     arrays: (type, shape) of each array of its result.
+    times: how often it runs, loops counted out.
+    axes: names of the mesh axes that it goes along; empty if no mesh was given.
+    members: devices that take part together.
+    sent: bytes that each device sends, all times together, by an algorithm that sends the least (a
+      ring's).
   """
 
   kind: str
-  arrays: tuple[tuple[str, tuple[int, ...]], ...]
+  arrays: tuple[hlo.Array, ...]
+  times: int
+  axes: tuple[str, ...]
+  members: int
+  sent: float
 
 
-def collectives(program: str) -> list[Collective]:
-  """The collectives in the text of a compiled program (`compiled.as_text()`), in its order."""
+def collectives(
+  program: hlo.Program | str, mesh: Mapping[str, int] | None = None
+) -> list[Collective]:
+  """The collectives of a compiled program, in its order.
+
+  Args:
+    program: parsed, or as text.
+    mesh: sizes of the mesh axes in the order of the program's devices.
+  """
+  program = hlo.Program(program) if isinstance(program, str) else program
   found = []
-  for line in program.splitlines():
-    if match := _OPERATION.search(line):
-      arrays = tuple(
-        (array["dtype"], tuple(int(size) for size in array["sizes"].split(",") if size))
-        for array in _ARRAY.finditer(match["result"])
+  for name, times in program.runs.items():
+    for operation in program.computations[name].values():
+      kind = operation.kind.removesuffix("-start")
+      if kind not in _KINDS:
+        continue
+      result = operation.result
+      if name.startswith(_SCATTERING):
+        kind = "reduce-scatter"
+        result = next(o.result for o in program.computations[name].values() if o.is_root)
+      group = _group(operation.rest)
+      # An asynchronous one names its arguments before its results, and words to synchronize with.
+      results = [(dtype, shape) for dtype, shape in hlo.arrays(result) if shape]
+      if operation.kind.endswith("-start") and len(results) > 1:
+        results = results[len(results) // 2 :]
+      whole = sum(hlo.size(f"{dtype}[{','.join(map(str, shape))}]") for dtype, shape in results)
+      sent = times * whole * _share_sent(kind, len(group))
+      axes = _axes(group, mesh) if mesh else ()
+      found.append(
+        Collective(kind, tuple(results or hlo.arrays(result)), times, axes, len(group), sent)
       )
-      found.append(Collective(match["kind"], arrays))
   return found
+
+
+def _share_sent(kind: str, members: int) -> float:
+  """Bytes that a device sends per byte of the result."""
+  if kind == "collective-permute":
+    return 1
+  if kind == "reduce-scatter":
+    return members - 1
+  return (2 if kind == "all-reduce" else 1) * (members - 1) / members
+
+
+def _group(attributes: str) -> tuple[int, ...]:
+  """The devices of the first group, or of the first pair, that exchange something."""
+  if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
+    return int(pairs[1]), int(pairs[2])
+  if groups := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+    return tuple(int(n) for n in groups[1].split(","))
+  listed = re.search(
+    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+  )  # an iota, reshaped and transposed
+  if not listed:
+    return (0,)
+  shape, sizes = ([int(n) for n in listed[i].split(",")] for i in (1, 2))
+  devices = np.arange(np.prod(sizes)).reshape(sizes)
+  if listed[3]:
+    devices = devices.transpose([int(n) for n in listed[3].split(",")])
+  return tuple(int(n) for n in devices.reshape(shape)[0])
+
+
+def _axes(group: tuple[int, ...], mesh: Mapping[str, int]) -> tuple[str, ...]:
+  places = np.array(np.unravel_index(group, tuple(mesh.values())))
+  return tuple(
+    name for name, along in zip(mesh, places, strict=True) if len(set(along.tolist())) > 1
+  )

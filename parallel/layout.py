@@ -112,6 +112,37 @@ class Layout:
     names = (self._rules.mesh_axes(axis, "batch", self.sizes) for axis in TOKENS)
     return NamedSharding(self.mesh, PartitionSpec(*(n or None for n in names)))
 
+  @property
+  def everywhere(self) -> NamedSharding:
+    """Of an array that lies whole on every device."""
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  def rows_here(self, batch_size: int, length: int) -> tuple[int, int]:
+    """The rows of a batch that this process's devices need, as (first, end)."""
+    placed = self.batch.addressable_devices_indices_map((batch_size, length)).values()
+    bounds = [rows.indices(batch_size)[:2] for rows, _ in placed]
+    return min(first for first, _ in bounds), max(end for _, end in bounds)
+
+  def place(self, batch: dict[str, Any], batch_size: int) -> dict[str, jax.Array]:
+    """Makes arrays on all devices of all processes from the rows that this process has.
+
+    Args:
+      batch: [rows, T] arrays: the whole batch, or the rows that `rows_here` names.
+      batch_size: rows of the whole batch.
+    """
+
+    def make(rows):
+      shape = (batch_size, rows.shape[1])
+      first = 0 if len(rows) == batch_size else self.rows_here(*shape)[0]
+
+      def part(index):
+        start, stop, _ = index[0].indices(batch_size)
+        return rows[start - first : stop - first, index[1]]
+
+      return jax.make_array_from_callback(shape, self.batch, part)
+
+    return {name: make(rows) for name, rows in batch.items()}
+
   def tree(self, params: Any, kind: str) -> Any:
     """A tree of PartitionSpecs like that of the parameters; `kind` is an attribute of Place."""
     return jax.tree_util.tree_map_with_path(

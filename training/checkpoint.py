@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from parallel import processes
 from training.checksum import checksums, seal, unseal
 from training.step import TrainState
 
@@ -91,7 +92,9 @@ class Checkpoints:
       ocp = _orbax()
       policies = ocp.training.preservation_policies
       folder = (self._run_dir / FOLDER).absolute()
-      _drop_unreadable_losses(folder)
+      if processes.is_first():
+        _drop_unreadable_losses(folder)
+      processes.wait_for_all("opened the checkpoints")
       self._writer = ocp.training.Checkpointer(
         folder,
         preservation_policy=policies.AnyPreservationPolicy(
@@ -153,7 +156,11 @@ class Checkpoints:
     while target.exists():
       count += 1
       target = folder / f"{step}_{count}"
-    return (self._run_dir / FOLDER / str(step)).rename(target)
+    processes.wait_for_all(f"found checkpoint {step} damaged")
+    if processes.is_first():
+      (self._run_dir / FOLDER / str(step)).rename(target)
+    processes.wait_for_all(f"set checkpoint {step} aside")
+    return target
 
   def wait(self) -> None:
     """Waits until what was started is on disk."""

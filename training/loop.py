@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import jax
 import numpy as np
 import optax
 
+from parallel import processes
 from parallel.layout import Layout
 from training import step as step_lib
 from training.checkpoint import Checkpoints, abstract_like
@@ -101,6 +103,7 @@ def train(
   optimizer: optax.GradientTransformation,
   learning_rate: optax.Schedule,
   batches: Batches,
+  batch_size: int,
   options: Options,
   run_dir: Path,
   seed: int,
@@ -115,7 +118,9 @@ def train(
   Args:
     model: a language model of the zoo.
     optimizer: the transformation; learning_rate: its schedule, for the metrics.
-    batches: training data; moved to where the checkpoint stood.
+    batches: training data, the rows that this process's devices need; moved to where the checkpoint
+      stood.
+    batch_size: rows per step, of all processes.
     options: see `Options`.
     run_dir: gets metrics, checkpoints and the loss picture.
     seed: of the parameters.
@@ -143,7 +148,8 @@ def train(
     batches.restore(position["data"])
 
   start_step = int(state.step)
-  progress = Progress(options.steps, start_step)
+  speaks = processes.is_first()
+  progress = Progress(options.steps, start_step, None if speaks else _silence())
   if restored is not None:
     for text in restored.passed_over:
       progress.say(f"passed over {text}")
@@ -154,7 +160,9 @@ def train(
     bytes_per_token=bytes_per_token,
     metrics=MetricsFile(
       run_dir / METRICS_FILE, position.get("metrics", 0), tensorboard=options.tensorboard
-    ),
+    )
+    if speaks
+    else MetricsFile(Path(os.devnull), None),
     progress=progress,
     pending=position.get("pending", []),
     heldout=position.get("heldout", {}),
@@ -183,7 +191,7 @@ def train(
   try:
     with _Interruption() as interruption:
       for step in range(start_step, options.steps):
-        batch = jax.device_put(next(batches), layout and layout.batch)
+        batch = _place(next(batches), layout, batch_size)
         state, new_metrics = take_step(state, batch)
         # One step late: the device works on this one while the last one's numbers are told.
         if last_metrics is not None:
@@ -197,7 +205,8 @@ def train(
           if after_first_step:
             after_first_step()
         evaluates = evaluate is not None and _due(done, options.evaluate_every, options.steps)
-        saves = _due(done, options.checkpoint_every, options.steps) or interruption.requested
+        stops = interruption.requested_at(done)
+        saves = _due(done, options.checkpoint_every, options.steps) or stops
         if evaluates or saves:
           run.record(done, last_metrics)
           last_metrics = None
@@ -206,7 +215,7 @@ def train(
         if saves:
           save(state)
           saved_step = done
-        if interruption.requested:
+        if stops:
           break
     # A run that stops early, with nothing new to save, has saved already.
     checkpoints.wait()
@@ -215,7 +224,8 @@ def train(
     checkpoints.close()
 
   step = int(state.step)
-  plot_losses(read_metrics(run_dir / METRICS_FILE), run_dir / LOSS_PICTURE, run_dir.name)
+  if speaks:
+    plot_losses(read_metrics(run_dir / METRICS_FILE), run_dir / LOSS_PICTURE, run_dir.name)
   assert saved_step == step
   return Summary(
     step=step,
@@ -226,6 +236,15 @@ def train(
     seconds_to_first_step=seconds_to_first_step,
     tokens_per_second=float(np.median(run.rates)) if run.rates else math.nan,
   )
+
+
+def _place(batch: dict[str, np.ndarray], layout: Layout | None, batch_size: int) -> step_lib.Batch:
+  return jax.device_put(batch) if layout is None else layout.place(batch, batch_size)
+
+
+def _silence() -> TextIO:
+  """For the processes that leave the talking to the first."""
+  return open(os.devnull, "w")
 
 
 def _due(done: int, every: int, steps: int) -> bool:
@@ -315,17 +334,29 @@ class _Run:
 
 
 class _Interruption:
-  """Turns SIGTERM and SIGINT into a request to stop after the step in progress."""
+  """Turns SIGTERM and SIGINT into a request to stop after the step in progress.
+
+  Of several processes one may be told; JAX's preemption service, which listens to SIGTERM itself, then
+  names a step at which all stop.
+  """
 
   def __enter__(self) -> _Interruption:
     self.requested = False
     self._before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT) if processes.count() == 1 else ():
       try:
         self._before[number] = signal.signal(number, self._request)
       except ValueError:  # not the main thread: signals are somebody else's business
         break
     return self
+
+  def requested_at(self, step: int) -> bool:
+    """Whether to stop after this step; the same answer on every process."""
+    if processes.count() == 1:
+      return self.requested
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
 
   def _request(self, number: int, frame: Any) -> None:
     del frame

@@ -44,6 +44,7 @@ def main(run_dir: Path, steps: int) -> None:
     optimizer=optimizer.AdamW(learning_rate=schedule).transformation(),
     learning_rate=schedule,
     batches=Sequences(),
+    batch_size=4,
     options=loop.Options(steps=steps, log_every=7, evaluate_every=25, checkpoint_every=10),
     run_dir=run_dir,
     seed=0,
