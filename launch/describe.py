@@ -30,7 +30,7 @@ def description(experiment: Experiment) -> str:
     )
     for parameter in counted.parameters
   ]
-  return "\n".join([_table(rows), "", _table(_costs(counted), right=(1,))])
+  return "\n".join([table(rows), "", table(_costs(counted), right=(1,))])
 
 
 def sharding(experiment: Experiment) -> str:
@@ -46,17 +46,17 @@ def sharding(experiment: Experiment) -> str:
         parameter.path,
         ", ".join(axis or "-" for axis in parameter.axes),
         *(_placement(spec) for spec in (place.used, place.stored, place.optimizer)),
-        _bytes(layout.held_bytes(parameter, place.stored)),
+        show_bytes(layout.held_bytes(parameter, place.stored)),
       )
     )
   state = abstract_like(abstract_state(experiment), layout.state)
   mesh = " x ".join(f"{name}={size}" for name, size in layout.sizes.items())
   totals = [
     ("mesh", f"{mesh}, ZeRO stage {layout.stage}"),
-    ("parameters per device", _bytes(_device_bytes(state.params))),
-    ("optimizer state per device", _bytes(_device_bytes(state.opt_state))),
+    ("parameters per device", show_bytes(device_bytes(state.params))),
+    ("optimizer state per device", show_bytes(device_bytes(state.opt_state))),
   ]
-  return "\n".join([_table(rows, right=(5,)), "", _table(totals, right=(1,))])
+  return "\n".join([table(rows, right=(5,)), "", table(totals, right=(1,))])
 
 
 def _placement(spec: jax.sharding.PartitionSpec) -> str:
@@ -67,13 +67,13 @@ def _placement(spec: jax.sharding.PartitionSpec) -> str:
 def _costs(counted: Account) -> list[tuple[str, str]]:
   tokens = counted.batch_size * counted.length
   return [
-    ("parameters", f"{counted.parameter_count:,} ({_bytes(counted.parameter_bytes)})"),
+    ("parameters", f"{counted.parameter_count:,} ({show_bytes(counted.parameter_bytes)})"),
     ("tokens per row, rows per step", f"{counted.length:,}, {counted.batch_size:,}"),
     ("FLOPs per token, forward", _si(counted.forward_flops)),
     ("FLOPs per token, forward and backward", _si(counted.training_flops)),
     ("FLOPs per step", _si(counted.training_flops * tokens)),
-    ("bytes per token, forward, at least", _bytes(counted.forward_bytes)),
-    (f"decode state per sequence of {counted.length:,} tokens", _bytes(counted.state_bytes)),
+    ("bytes per token, forward, at least", show_bytes(counted.forward_bytes)),
+    (f"decode state per sequence of {counted.length:,} tokens", show_bytes(counted.state_bytes)),
   ]
 
 
@@ -96,13 +96,13 @@ class DryRun:
   def __str__(self) -> str:
     total = self.state_bytes + self.batch_bytes + self.temporary_bytes
     rows = [
-      ("parameters and optimizer state", _bytes(self.state_bytes)),
-      ("one batch", _bytes(self.batch_bytes)),
-      ("temporary memory of a step", _bytes(self.temporary_bytes)),
-      ("in all", _bytes(total)),
+      ("parameters and optimizer state", show_bytes(self.state_bytes)),
+      ("one batch", show_bytes(self.batch_bytes)),
+      ("temporary memory of a step", show_bytes(self.temporary_bytes)),
+      ("in all", show_bytes(total)),
       ("compilation", f"{self.seconds:.1f} s"),
     ]
-    return _table(rows, right=(1,))
+    return table(rows, right=(1,))
 
 
 def dry_run(experiment: Experiment) -> DryRun:
@@ -119,8 +119,8 @@ def dry_run(experiment: Experiment) -> DryRun:
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
   memory = compiled.memory_analysis()
   return DryRun(
-    state_bytes=_device_bytes(state),
-    batch_bytes=_device_bytes(batch),
+    state_bytes=device_bytes(state),
+    batch_bytes=device_bytes(batch),
     temporary_bytes=memory.temp_size_in_bytes if memory else 0,
     seconds=time.monotonic() - start,
   )
@@ -141,7 +141,7 @@ def abstract_batch(experiment: Experiment) -> step_lib.Batch:
   return step_lib.abstract_batch(experiment.batch_size, experiment.sequence_length)
 
 
-def _device_bytes(tree: Any) -> int:
+def device_bytes(tree: Any) -> int:
   """Bytes of a tree of abstract arrays that lie on one device."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
@@ -150,7 +150,7 @@ def _device_bytes(tree: Any) -> int:
   )
 
 
-def _table(rows: list[tuple[str, ...]], right: tuple[int, ...] = (4,)) -> str:
+def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = (4,)) -> str:
   """Aligned columns; those in `right` on the right."""
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   return "\n".join(
@@ -170,7 +170,8 @@ def _si(value: float) -> str:
   return f"{value:.3g} E"
 
 
-def _bytes(value: float) -> str:
+def show_bytes(value: float) -> str:
+  """A number of bytes, in the unit that suits it."""
   for prefix in ("", "ki", "Mi", "Gi", "Ti"):
     if value < 1024:
       return f"{value:.4g} {prefix}B"
