@@ -62,7 +62,6 @@ class Plan:
     compute_seconds, hbm_seconds, interconnect_seconds: the least time for each alone; collectives count
       as rings along one axis of the torus.
     compile_seconds: time to trace and compile.
-    optimal_seconds: XLA's own estimate, which counts the body of a loop once; None if it makes none.
   """
 
   hardware: str
@@ -86,7 +85,6 @@ class Plan:
   hbm_seconds: float
   interconnect_seconds: float
   compile_seconds: float
-  optimal_seconds: float | None
 
   @property
   def bytes(self) -> int:
@@ -154,9 +152,10 @@ def plan(experiment: Experiment, slice_: Slice) -> Plan:
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      raise MemoryError(str(error).splitlines()[0]) from None
+      what = str(error).splitlines()[0]
+      if "RESOURCE_EXHAUSTED" in what:
+        raise MemoryError(what) from None
+      raise ConfigError(f"the TPU compiler fails on this step: {what}") from None
   return _measured(experiment, slice_, layout, state, batch, compiled, time.monotonic() - began)
 
 
@@ -174,8 +173,6 @@ def _measured(experiment, slice_, layout: Layout, state, batch, compiled, second
   flops, traffic = program.flops(), sum(program.traffic().values())
   sent = sum(size for _, size in along.values())
   model_flops = counted.training_flops * tokens / slice_.device_count
-  costs = compiled.cost_analysis()
-  costs = costs[0] if isinstance(costs, list) else costs
   return Plan(
     hardware=slice_.name,
     devices=slice_.device_count,
@@ -200,7 +197,6 @@ def _measured(experiment, slice_, layout: Layout, state, batch, compiled, second
     hbm_seconds=traffic / chip.bandwidth,
     interconnect_seconds=sent / chip.link,
     compile_seconds=seconds,
-    optimal_seconds=(costs or {}).get("optimal_seconds"),
   )
 
 

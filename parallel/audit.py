@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,6 +86,8 @@ def _group(attributes: str) -> tuple[int, ...]:
     return int(pairs[1]), int(pairs[2])
   if groups := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
     return tuple(int(n) for n in groups[1].split(","))
+  if along := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+    return _group_of_mesh(along[1], along[2])
   listed = re.search(
     r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
   )  # an iota, reshaped and transposed
@@ -95,6 +98,19 @@ def _group(attributes: str) -> tuple[int, ...]:
   if listed[3]:
     devices = devices.transpose([int(n) for n in listed[3].split(",")])
   return tuple(int(n) for n in devices.reshape(shape)[0])
+
+
+def _group_of_mesh(sizes: str, along: str) -> tuple[int, ...]:
+  """The first group of `mesh['a'=2,'b'=8] {'a','b':(2)4}`: whole axes, or (before)size of a part of one."""
+  mesh = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
+  devices = np.arange(math.prod(mesh.values())).reshape(tuple(mesh.values()))
+  index: list[Any] = [np.array([0])] * len(mesh)
+  for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along):
+    part = int(size or mesh[name])
+    stride = mesh[name] // (int(before or 1) * part)
+    place = list(mesh).index(name)
+    index[place] = np.add.outer(index[place], np.arange(part) * stride).reshape(-1)
+  return tuple(int(n) for n in devices[np.ix_(*index)].reshape(-1))
 
 
 def _axes(group: tuple[int, ...], mesh: Mapping[str, int]) -> tuple[str, ...]:

@@ -203,6 +203,9 @@ def _loss_and_gradient(model, options, params, batch, rng_data):
 
   def accumulate(carry, piece):
     (_, loss), gradient = gradient_of(params, piece)
+    # The TPU compiler fails (libtpu 0.0.52) when it tries to move the sum over devices of a bfloat16
+    # gradient out of this loop, behind the conversion below.
+    gradient = jax.lax.optimization_barrier(gradient)
     total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), carry[1], gradient)
     return (carry[0] + loss, total), None
 
@@ -227,19 +230,15 @@ def token_losses(
     two float32 arrays [B, T], multiplied by the loss weights. Logits are never all in memory at once
     if they are large: pieces of the time axis are computed one after the other.
   """
-  variables = {"params": params}
-  rngs = None if rng is None else {"dropout": rng}
-  hidden = model.apply(
-    variables,
-    batch["inputs"],
-    segment_ids=batch["segment_ids"],
-    positions=batch["positions"],
-    method="hidden",
-    rngs=rngs,
+  # Bound once, so that ZeRO stage 3 gathers the embedding once for both of its uses, outside of the
+  # loop over pieces, and scatters its gradient once.
+  bound = model.bind({"params": params}, rngs=None if rng is None else {"dropout": rng})
+  hidden = bound.hidden(
+    batch["inputs"], segment_ids=batch["segment_ids"], positions=batch["positions"]
   )
 
   def losses(hidden, targets, weights):
-    logits = model.apply(variables, hidden, method="logits")
+    logits = bound.logits(hidden)
     log_total = vocabulary.logsumexp(logits)
     chosen = vocabulary.pick(logits, targets)
     return (log_total - chosen) * weights, jnp.square(log_total) * weights

@@ -1,0 +1,81 @@
+"""What is read out of the text of a compiled program, against programs whose numbers are known."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from parallel import audit, hlo, topology
+
+MESH = {"data": 2, "seq": 1, "model": 4}
+PROGRAM = """
+HloModule jit_f
+
+%body (arg: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {{
+  %arg = (s32[], f32[8,128]{{1,0}}) parameter(0)
+  %x = f32[8,128]{{1,0}} get-tuple-element(%arg), index=1
+  %i = s32[] get-tuple-element(%arg), index=0
+  %all-reduce.1 = f32[8,128]{{1,0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add
+  ROOT %out = (s32[], f32[8,128]{{1,0}}) tuple(%i, %all-reduce.1)
+}}
+
+ENTRY %main (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {{
+  %p = (s32[], f32[8,128]{{1,0}}) parameter(0)
+  ROOT %while.1 = (s32[], f32[8,128]{{1,0}}) while(%p), condition=%cond, body=%body, backend_config={{"known_trip_count":{{"n":"6"}}}}
+}}
+"""
+
+
+@pytest.mark.parametrize(
+  ("groups", "axes", "members"),
+  [
+    ("{{0,1,2,3},{4,5,6,7}}", ("model",), 4),
+    ("{{0,4},{1,5},{2,6},{3,7}}", ("data",), 2),
+    ("[4,2]<=[2,4]T(1,0)", ("data",), 2),
+    ("[1,8]<=[8]", ("data", "model"), 8),
+    ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", ("data",), 2),
+    ("mesh['axis_0'=2,'axis_1'=4] {'axis_1','axis_0'}", ("data", "model"), 8),
+    ("mesh['axis_0'=8] {'axis_0':(1)2}", ("data",), 2),
+    ("mesh['axis_0'=8] {'axis_0':(2)4}", ("model",), 4),
+  ],
+)
+def test_devices_that_sum_in_a_loop(groups, axes, members):
+  (found,) = audit.collectives(PROGRAM.format(groups=groups), MESH)
+  assert (found.kind, found.times, found.axes, found.members) == ("all-reduce", 6, axes, members)
+  assert found.arrays == (("f32", (8, 128)),)
+  assert found.sent == 6 * 2 * 8 * 128 * 4 * (members - 1) / members
+
+
+def test_operations_in_loops_are_counted_as_often_as_they_run():
+  def f(x, weights):
+    return jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0]
+
+  shapes = (
+    jax.ShapeDtypeStruct((16, 32), jnp.float32),
+    jax.ShapeDtypeStruct((5, 32, 32), jnp.float32),
+  )
+  program = hlo.Program(jax.jit(f).lower(*shapes).compile().as_text())
+  assert program.flops() == 5 * 2 * 16 * 32 * 32
+
+
+@pytest.mark.parametrize(
+  ("name", "shape", "devices"),
+  [
+    ("v5e-256", "v5e:16x16", 256),
+    ("v5e-16", "v5e:4x4", 16),
+    ("v5p-128", "v5p:4x4x4", 64),
+    ("v4-64", "v4:2x4x4", 32),
+    ("v6e:2x4", "v6e:2x4", 8),
+    ("v3-32", "v3:4x4", 32),
+  ],
+)
+def test_names_of_slices(name, shape, devices):
+  found = topology.slice_of(name)
+  assert (found.topology, found.device_count) == (shape, devices)
+
+
+@pytest.mark.parametrize("name", ["h100", "v5e-100", "v5p-7", "v5p:4x4", "v9-8"])
+def test_what_is_no_slice(name):
+  with pytest.raises(ValueError, match="hardware '"):
+    topology.slice_of(name)
