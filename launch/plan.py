@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     help="find mesh, ZeRO stage, remat policy and microbatches for the batch size",
   )
   result.add_argument(
-    "--compiles", type=int, default=8, help="most steps that a search compiles (%(default)s)"
+    "--compiles", type=int, default=16, help="most steps that a search compiles (%(default)s)"
   )
   result.add_argument("--json", type=Path, help="write the plans to this file too")
   return result
@@ -156,6 +156,11 @@ def text(found: Plan, slice_: Slice) -> str:
     ("FLOPs per device, compiled products", f"{found.counted_flops:.4g}"),
     ("compilation", f"{found.compile_seconds:.1f} s"),
   ]
+  if found.xla_flops is not None:
+    counts = f"{found.once_flops:.4g} / {found.xla_flops:.4g}"
+    times.append(("the same, loops once / XLA's count, all operations", counts))
+  if found.optimal_seconds is not None:
+    times.append(("XLA's optimal_seconds, loops once", f"{found.optimal_seconds:.4f} s"))
   return "\n\n".join(
     [
       table(head, right=()),

@@ -62,6 +62,9 @@ class Plan:
     compute_seconds, hbm_seconds, interconnect_seconds: the least time for each alone; collectives count
       as rings along one axis of the torus.
     compile_seconds: time to trace and compile.
+    once_flops, xla_flops: `counted_flops` with the body of each loop counted once, and XLA's own count,
+      which does that and adds elementwise operations; None if it makes none.
+    optimal_seconds: XLA's own estimate of the time, loops counted once; None if it makes none.
   """
 
   hardware: str
@@ -85,6 +88,9 @@ class Plan:
   hbm_seconds: float
   interconnect_seconds: float
   compile_seconds: float
+  once_flops: float
+  xla_flops: float | None
+  optimal_seconds: float | None
 
   @property
   def bytes(self) -> int:
@@ -173,6 +179,10 @@ def _measured(experiment, slice_, layout: Layout, state, batch, compiled, second
   flops, traffic = program.flops(), sum(program.traffic().values())
   sent = sum(size for _, size in along.values())
   model_flops = counted.training_flops * tokens / slice_.device_count
+  costs = compiled.cost_analysis() or {}
+  costs = costs[0] if isinstance(costs, list) else costs
+  # A negative number is XLA's way to say that it does not know.
+  xla = {name: value for name, value in costs.items() if value >= 0}
   return Plan(
     hardware=slice_.name,
     devices=slice_.device_count,
@@ -197,6 +207,9 @@ def _measured(experiment, slice_, layout: Layout, state, batch, compiled, second
     hbm_seconds=traffic / chip.bandwidth,
     interconnect_seconds=sent / chip.link,
     compile_seconds=seconds,
+    once_flops=program.flops(loops=False),
+    xla_flops=xla.get("flops"),
+    optimal_seconds=xla.get("optimal_seconds"),
   )
 
 

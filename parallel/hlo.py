@@ -161,10 +161,14 @@ class Program:
       return max(read, size(operation.result) - read) + min(read, size(operation.result) - read)
     return read + size(operation.result)
 
-  def flops(self) -> int:
-    """Floating-point operations of all matrix products and convolutions, loops counted out."""
+  def flops(self, loops: bool = True) -> int:
+    """Floating-point operations of all matrix products and convolutions.
+
+    Args:
+      loops: whether a loop's body counts as often as it runs; else once.
+    """
     return sum(
-      times * self._product(operation, self.computations[name])
+      (times if loops else 1) * self._product(operation, self.computations[name])
       for name, times in self.runs.items()
       for operation in self.computations[name].values()
       if operation.kind in ("dot", "convolution")
