@@ -16,11 +16,15 @@ import numpy as np
 from inference.sampling import Sampler
 from layers.stack import unstack
 from models.language_model import DecodeState, LanguageModel
+from parallel import shards
+from parallel.rows import OneDevice, Rows
+from parallel.vocabulary import whole
 
 # What stands in a row after its end.
 ENDED = -1
 # Lengths of prompts and caches are multiples of this, so that few of them get compiled.
 _MULTIPLE = 64
+_ONE_DEVICE = OneDevice()
 
 
 class Progress(NamedTuple):
@@ -95,6 +99,7 @@ class Decoder:
     *,
     stop_ids: Sequence[int] = (),
     forbidden_ids: Sequence[int] = (),
+    where: Rows | None = None,
   ):
     """Sets what all calls share.
 
@@ -103,6 +108,7 @@ class Decoder:
       sampler: how tokens are drawn.
       stop_ids: a row ends before the first of these.
       forbidden_ids: never drawn; ids of padding, say.
+      where: the devices; one if None.
 
     Raises:
       ValueError: every token is forbidden.
@@ -116,6 +122,7 @@ class Decoder:
     self._model = model
     self._sampler = sampler
     self._choices = choices
+    self._where = where or _ONE_DEVICE
 
   def generate(
     self,
@@ -141,20 +148,24 @@ class Decoder:
     Yields:
       [B, n] int32, n <= chunk: the next tokens; `ENDED` from a row's stop token on.
     """
-    batch = Prompts.pad(prompts)
+    # Devices have equally many rows: some are decoded twice, and shown once.
+    surplus = -len(prompts) % self._where.shards
+    batch = Prompts.pad([*prompts, *prompts[-1:] * surplus])
     keys = row_keys(seed, batch.identities)
     capacity = _round_up(batch.tokens.shape[1] + max_tokens)
-    progress = _prefill(self._model, params, batch.tokens, batch.segment_ids, capacity=capacity)
-    model, params, progress = self._model.clone(scan=False), *_unstack(params, progress)
-    done = 0
+    rows = batch.tokens, batch.segment_ids
+    params = self._where.place(params)
+    carried = _prefill(self._where, self._model, params, rows, capacity=capacity)
+    model, done = self._model.clone(scan=False), 0
     while done < max_tokens:
       steps = min(chunk, max_tokens - done)
-      tokens, progress = _advance(
-        model, self._sampler, params, progress, self._choices, keys, steps, size=chunk
+      shared = self._choices, np.int32(steps)
+      (tokens, ended), carried = _advance(
+        self._where, model, self._sampler, carried, keys, shared, size=chunk
       )
       done += steps
-      tokens = np.asarray(tokens)[:, :steps]
-      ended = np.asarray(progress.ended).all()
+      tokens = np.asarray(tokens)[: len(prompts), :steps]
+      ended = np.asarray(ended).all()
       if ended:
         tokens = tokens[:, (tokens != ENDED).any(axis=0)]
       if tokens.shape[1]:
@@ -163,58 +174,66 @@ class Decoder:
         return
 
 
-@functools.partial(jax.jit, static_argnames=("model", "capacity"))
-def _prefill(model: LanguageModel, params, tokens, segment_ids, *, capacity: int) -> Progress:
-  """Reads the prompts."""
-  logits, state = model.apply(
-    {"params": params}, tokens, segment_ids=segment_ids, capacity=capacity, last_only=True
-  )
-  ended = jnp.zeros(tokens.shape[0], bool)
-  return Progress(state, logits[:, 0], ended, jnp.zeros((), jnp.int32))
+@functools.partial(jax.jit, static_argnames=("where", "model", "capacity"))
+def _prefill(where: Rows, model: LanguageModel, params, rows, *, capacity: int):
+  """Reads the prompts; cuts parameters and state into layers, once for all tokens to come."""
 
+  def read(params, rows):
+    tokens, segment_ids = rows
+    logits, state = model.apply(
+      {"params": params}, tokens, segment_ids=segment_ids, capacity=capacity, last_only=True
+    )
+    ended = jnp.zeros(tokens.shape[0], bool)
+    state = state._replace(stack=unstack(state.stack))
+    progress = Progress(state, whole(logits[:, 0]), ended, jnp.zeros((), jnp.int32))
+    return {**params, "stack": unstack(params["stack"])}, progress
 
-@jax.jit
-def _unstack(params: Any, progress: Progress) -> tuple[Any, Progress]:
-  state = progress.state._replace(stack=unstack(progress.state.stack))
-  return {**params, "stack": unstack(params["stack"])}, progress._replace(state=state)
+  return where.start(read, params, rows)
 
 
 @functools.partial(
-  jax.jit, static_argnames=("model", "sampler", "size"), donate_argnames="progress"
+  jax.jit, static_argnames=("where", "model", "sampler", "size"), donate_argnames="carried"
 )
 def _advance(
+  where: Rows,
   model: LanguageModel,
   sampler: Sampler,
-  params: Any,
-  progress: Progress,
-  choices: Choices,
+  carried: tuple[Any, Progress],
   keys: jax.Array,
-  steps: jax.Array,
+  shared: tuple[Choices, jax.Array],
   *,
   size: int,
-) -> tuple[jax.Array, Progress]:
+):
   """Generates up to `steps` <= `size` tokens; stops early once all rows have ended."""
-  first, rows = progress.step, progress.ended.shape[0]
 
-  def unfinished(carry):
-    _, progress = carry
-    return (progress.step < first + steps) & ~progress.ended.all()
+  def advance(carried, keys, shared):
+    (params, progress), (choices, steps) = carried, shared
+    first, rows = progress.step, progress.ended.shape[0]
 
-  def step(carry):
-    tokens, progress = carry
-    column = progress.step - first
-    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, progress.step)
-    token = sampler(jnp.where(choices.allowed, progress.logits, -jnp.inf), step_keys)
-    ended = progress.ended | choices.stops[token]
-    logits, state = model.apply(
-      {"params": params}, token[:, None], state=progress.state, last_only=True
-    )
-    shown = jnp.where(ended, ENDED, token)
-    tokens = jax.lax.dynamic_update_slice(tokens, shown[:, None], (0, column))
-    return tokens, Progress(state, logits[:, 0], ended, progress.step + 1)
+    def unfinished(carry):
+      _, progress = carry
+      # Of all devices, so that they leave the loop together.
+      going = shards.total(jnp.sum(~progress.ended), "batch")
+      return (progress.step < first + steps) & (going > 0)
 
-  tokens = jnp.full((rows, size), ENDED, jnp.int32)
-  return jax.lax.while_loop(unfinished, step, (tokens, progress))
+    def step(carry):
+      tokens, progress = carry
+      column = progress.step - first
+      step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, progress.step)
+      token = sampler(jnp.where(choices.allowed, progress.logits, -jnp.inf), step_keys)
+      ended = progress.ended | choices.stops[token]
+      logits, state = model.apply(
+        {"params": params}, token[:, None], state=progress.state, last_only=True
+      )
+      shown = jnp.where(ended, ENDED, token)
+      tokens = jax.lax.dynamic_update_slice(tokens, shown[:, None], (0, column))
+      return tokens, Progress(state, whole(logits[:, 0]), ended, progress.step + 1)
+
+    tokens = jnp.full((rows, size), ENDED, jnp.int32)
+    tokens, progress = jax.lax.while_loop(unfinished, step, (tokens, progress))
+    return (tokens, progress.ended), (params, progress)
+
+  return where.go_on(advance, carried, keys, shared)
 
 
 def _round_up(length: int) -> int:

@@ -10,17 +10,29 @@ from inference.decoder import ENDED, Decoder, rows_of
 from inference.sampling import Sampler
 from inference.text_stream import TextStream
 from models.language_model import LanguageModel
+from parallel.rows import Rows
 
 
 class TextGenerator:
   """Continues texts with one model and one way to sample."""
 
-  def __init__(self, model: LanguageModel, params: Any, vocabulary: Vocabulary, sampler: Sampler):
+  def __init__(
+    self,
+    model: LanguageModel,
+    params: Any,
+    vocabulary: Vocabulary,
+    sampler: Sampler,
+    where: Rows | None = None,
+  ):
     """Ids that stand for no text are never drawn; the end of a document ends a row."""
     beyond = range(vocabulary.size, model.vocab_size)
     special = {vocabulary.pad_id, vocabulary.bos_id, vocabulary.unk_id} - {vocabulary.eos_id}
     self._decoder = Decoder(
-      model, sampler, stop_ids=[vocabulary.eos_id], forbidden_ids=[*special, *beyond]
+      model,
+      sampler,
+      stop_ids=[vocabulary.eos_id],
+      forbidden_ids=[*special, *beyond],
+      where=where,
     )
     self._params = params
     self._vocabulary = vocabulary

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
   from launch.config import Config
   from launch.experiment import Experiment
   from launch.run_directory import Difference, RunDirectory
+  from parallel.layout import Layout
 
 DESCRIPTION = """\
 Trains a model as a gin file says, or goes on training what the run directory holds.
@@ -191,14 +192,14 @@ def _train(
     raise
   finally:
     batches.close()
-  if not processes.is_first():
-    return 0
   if summary.interrupted:
-    print(f"stopped at step {summary.step} and saved; the same command goes on from there")
+    if processes.is_first():
+      print(f"stopped at step {summary.step} and saved; the same command goes on from there")
     return 0
-  if layout is None:
-    _tell_samples(experiment, summary.state.params)
-  _tell_end(summary, run)
+  texts = _samples(experiment, summary.state.params, layout)
+  if processes.is_first():
+    _tell_samples(experiment.samples, texts)
+    _tell_end(summary, run)
   return 0
 
 
@@ -233,14 +234,25 @@ def _introduce(experiment: Experiment, run: RunDirectory, rows: int, backend: st
   )
 
 
-def _tell_samples(experiment: Experiment, params: Any) -> None:
+def _samples(experiment: Experiment, params: Any, layout: Layout | None) -> list[str]:
   from inference.sampling import Sampler
   from launch.generation import TextGenerator
+  from parallel.rows import OneDevice, OverMesh
 
-  sampler = Sampler(temperature=0.8, top_p=0.95)
-  generator = TextGenerator(experiment.model, params, experiment.vocabulary, sampler)
-  texts = generator.texts(experiment.samples, max_tokens=200, seed=experiment.seed)
-  for prompt, text in zip(experiment.samples, texts, strict=True):
+  generator = TextGenerator(
+    experiment.model,
+    params,
+    experiment.vocabulary,
+    Sampler(temperature=0.8, top_p=0.95),
+    OneDevice() if layout is None else OverMesh(layout),
+  )
+  if not experiment.samples:
+    return []
+  return generator.texts(experiment.samples, max_tokens=200, seed=experiment.seed)
+
+
+def _tell_samples(prompts: Sequence[str], texts: Sequence[str]) -> None:
+  for prompt, text in zip(prompts, texts, strict=True):
     print(f"--- sample (temperature 0.8, top-p 0.95), prompt {prompt!r}")
     print(prompt + text)
   print("---")

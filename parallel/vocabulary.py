@@ -1,7 +1,7 @@
 """Reading rows of a table, and scoring targets, where the vocabulary is split over devices.
 
-Section 4.1 of the Griffin paper. Logits are never gathered: what crosses between devices is one number
-per token and reduction.
+Section 4.1 of the Griffin paper. In training logits are never gathered: what crosses between devices is
+one number per token and reduction.
 """
 
 from __future__ import annotations
@@ -47,6 +47,13 @@ def pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
   column, here = _place(targets, logits.shape[-1])
   found = jnp.take_along_axis(logits, column[..., None], axis=-1)[..., 0]
   return shards.leave(jnp.where(here, found, 0), AXIS)
+
+
+def whole(logits: jax.Array) -> jax.Array:
+  """All logits of a few tokens, to sample from: this device's part of [..., V] to [..., V]."""
+  if shards.count(AXIS) == 1:
+    return logits
+  return lax.all_gather(logits, shards.mesh_axes(AXIS), axis=logits.ndim - 1, tiled=True)
 
 
 def _place(ids: jax.Array, held: int) -> tuple[jax.Array, jax.Array]:

@@ -7,11 +7,16 @@ import concurrent.futures
 import functools
 import math
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from benchmarks import absent_tpu
+from inference import decoder
+from inference.sampling import Sampler
 from kernels import platform
 from models.accounting import list_parameters
 from models.backbone import Backbone
@@ -21,6 +26,7 @@ from models.transformer import transformer
 from parallel.audit import collectives
 from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
+from parallel.rows import OverMesh
 from parallel.rules import Rules
 from training import step as step_lib
 from training.checkpoint import abstract_like
@@ -125,3 +131,48 @@ def test_the_price_of_sharded_time_does_not_depend_on_the_length():
   taps_before, window_before, head_dim = 3, 63, WIDTH // 8
   states, halo = ROWS * WIDTH, ROWS * window_before * 2 * head_dim
   assert set(long) == {states, ROWS * taps_before * WIDTH, halo, ROWS * window_before}
+
+
+def test_a_decoded_token_costs_one_all_reduce_per_sub_block():
+  """And one for the embedding; its logits alone are gathered, for the sampler."""
+  build, pattern = MODELS["griffin"]
+  backbone = Backbone(vocab_size=4096, width=WIDTH, depth=pattern, dtype="bfloat16")
+  model = build(backbone, rnn_width=WIDTH, gate_blocks=8)
+  layout = Parallelism(mesh=MeshSpec(data=1, model=8)).layout(
+    list_parameters(model), absent_tpu.devices("v5e")
+  )
+  where = OverMesh(layout)
+
+  def placed(tree, spec):
+    sharding = jax.sharding.NamedSharding(layout.mesh, spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+  whole, owned = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(tuple(layout.sizes))
+  create = functools.partial(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  params = nn.unbox(jax.eval_shape(create)["params"])
+  params = abstract_like({"params": params}, layout.state)["params"]
+  rows = placed((jnp.zeros((ROWS, LENGTH), jnp.int32),) * 2, whole)
+  choices = decoder.Choices(allowed=np.ones(4096, bool), stops=np.zeros(4096, bool))
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ROWS))
+  with platform.targeting("tpu"):
+    prefill = decoder._prefill.lower(where, model, params, rows, capacity=320)
+    carried = placed(
+      jax.eval_shape(decoder._prefill, where, model, params, rows, capacity=320), owned
+    )
+    step = decoder._advance.lower(
+      where,
+      model.clone(scan=False),
+      Sampler(temperature=0.0),
+      carried,
+      placed(keys, whole),
+      placed((choices, jnp.zeros((), jnp.int32)), whole),
+      size=64,
+    )
+  assert prefill.compile().memory_analysis().temp_size_in_bytes < 2**28
+  found = collectives(step.compile().as_text())
+  summed = [c for c in found if c.kind == "all-reduce"]
+  assert len(summed) == 2 * pattern + 1
+  assert all(shape == (ROWS, 1, WIDTH) for c in summed for _, shape in c.arrays)
+  gathered = [c for c in found if c.kind != "all-reduce"]
+  assert {c.kind for c in gathered} == {"all-gather"}
+  assert {math.prod(shape) for c in gathered for _, shape in c.arrays} == {ROWS * 4096}

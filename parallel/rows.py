@@ -1,0 +1,116 @@
+"""Programs that carry a state of their own from call to call, and read and give rows: generation.
+
+On a mesh, rows lie over the data axes, and channels, heads and vocabulary over the model axes, as in
+training. What a program carries is opaque here: each device keeps its own part, whatever its shape, under
+a leading axis with an entry per device. So the state of any model can be carried, by no rule of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from parallel import shards
+from parallel.layout import Layout
+
+Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+class Rows(Protocol):
+  """Where such programs run. All methods but `place` are to be called under `jax.jit`."""
+
+  shards: int
+
+  def place(self, params: Any) -> Any:
+    """Brings parameters to where `start` wants them."""
+
+  def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
+    """What `function(params, rows)` gives, to be carried; `rows` are arrays [B, ...]."""
+
+  def go_on(self, function: Step, carried: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
+    """Runs `function(carried, rows, shared) -> (arrays [B, ...], carried)`; all see all of the arrays."""
+
+
+class OneDevice:
+  """Everything on one device."""
+
+  shards = 1
+
+  def place(self, params: Any) -> Any:
+    """The parameters."""
+    return params
+
+  def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
+    """See `Rows`."""
+    return function(params, rows)
+
+  def go_on(self, function: Step, carried: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
+    """See `Rows`."""
+    return function(carried, rows, shared)
+
+
+class OverMesh:
+  """On the mesh of a layout.
+
+  Parameters are split over the model axes alone, whatever the ZeRO stage: a token takes too little time
+  to gather them for each. Devices along `seq` do the same work.
+  """
+
+  def __init__(self, layout: Layout):
+    """Takes over the layout's mesh and rules."""
+    self._layout = layout
+    table = tuple((axis, names) for axis, names in layout.region.table if axis != "time")
+    self._region = layout.region._replace(table=table, stored_over=())
+    self._over = dict(table)["batch"]
+    self._all = PartitionSpec(tuple(layout.sizes))
+    self._rows = PartitionSpec(self._over or None)
+    with shards.per_device(self._region):
+      self.shards = shards.count("batch")
+
+  def place(self, params: Any) -> Any:
+    """Gathers what ZeRO has split."""
+    used = self._layout.tree(params, "used")
+    shardings = jax.tree.map(lambda spec: NamedSharding(self._layout.mesh, spec), used)
+    return jax.jit(lambda tree: tree, out_shardings=shardings)(params)
+
+  def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
+    """See `Rows`."""
+
+    def per_device(params, rows):
+      with shards.per_device(self._region):
+        return _owned(function(params, rows))
+
+    specs = self._layout.tree(params, "used"), self._rows
+    return self._map(per_device, specs, self._all)(params, rows)
+
+  def go_on(self, function: Step, carried: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
+    """See `Rows`."""
+
+    def per_device(carried, rows, shared):
+      with shards.per_device(self._region):
+        found, carried = function(jax.tree.map(lambda x: x[0], carried), rows, shared)
+        return jax.tree.map(self._gather, found), _owned(carried)
+
+    specs = self._all, self._rows, PartitionSpec()
+    return self._map(per_device, specs, (PartitionSpec(), self._all))(carried, rows, shared)
+
+  def _gather(self, x: jax.Array) -> jax.Array:
+    return lax.all_gather(x, self._over, axis=0, tiled=True) if self._over else x
+
+  def _map(self, function, in_specs, out_specs):
+    return jax.shard_map(
+      function,
+      mesh=self._layout.mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      check_vma=False,
+    )
+
+
+def _owned(tree: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.asarray(x)[None], tree)

@@ -1,0 +1,39 @@
+"""Prefill and decode on eight devices give the tokens of one device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CASES = (
+  "griffin:data=2,model=4",
+  "griffin:data=2,seq=2,model=2,zero=3",
+  "hawk:model=8",
+  "transformer:data=4,model=2,zero=3",
+)
+
+
+@pytest.fixture(scope="module")
+def found():
+  process = subprocess.run(
+    [sys.executable, "-m", "tests.parallel.sharded_decoding", *CASES],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr
+  return {one["case"]: one for one in map(json.loads, process.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_equal_those_of_one_device(found, case):
+  rows = found[case]["one"]
+  assert found[case]["mesh"] == rows
+  assert len({len(row) for row in rows}) > 1  # they met the stop token at different times
+  assert len({token for row in rows for token in row}) > 10  # else a constant would pass
