@@ -55,11 +55,11 @@ def block_diagonal_linear(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Ar
 
   Args:
     x: [B, T, R].
-    w: [N, R / N, R / N] the diagonal blocks, in x's dtype.
-    bias: [R] in x's dtype.
+    w: [N, R / N, S / N] the diagonal blocks, in x's dtype.
+    bias: [S] in x's dtype.
 
   Returns:
-    [B, T, R].
+    [B, T, S].
   """
   return _block_product(x, w, 0, bias)
 
@@ -84,14 +84,14 @@ block_diagonal_linear.defvjp(_block_forward, _block_backward)
 
 def _block_product(x, w, axis, bias=None):
   """Each block of x times its block of w, over that axis of the latter's matrix, plus the bias."""
-  biases = [None] * w.shape[0] if bias is None else bias.reshape(w.shape[:2])
+  biases = [None] * w.shape[0] if bias is None else bias.reshape(w.shape[0], -1)
   if _cuts_blocks(w):
     parts = zip(_cut(x, w), w, biases, strict=True)
     y = [_dot(part, m, ((2,), (axis,)), x.dtype, bias=b) for part, m, b in parts]
     return jnp.concatenate(y, axis=2)
   bias = None if bias is None else biases[:, None, None]
   y = _dot(_in_blocks(x, w), w, ((3,), (axis + 1,)), x.dtype, batch=((2,), (0,)), bias=bias)
-  return jnp.moveaxis(y, 0, 2).reshape(x.shape)
+  return jnp.moveaxis(y, 0, 2).reshape(*x.shape[:-1], -1)
 
 
 def _cuts_blocks(w: jax.Array) -> bool:
@@ -101,7 +101,7 @@ def _cuts_blocks(w: jax.Array) -> bool:
   the array per product. Slices at multiples of 128 channels are free, and the products write into
   their part of the result.
   """
-  return platform.target() == "tpu" and w.shape[1] % 128 == 0
+  return platform.target() == "tpu" and all(size % 128 == 0 for size in w.shape[1:])
 
 
 def _cut(x: jax.Array, w: jax.Array) -> list[jax.Array]:
@@ -109,7 +109,7 @@ def _cut(x: jax.Array, w: jax.Array) -> list[jax.Array]:
 
 
 def _in_blocks(x: jax.Array, w: jax.Array) -> jax.Array:
-  return x.reshape(*x.shape[:-1], w.shape[0], w.shape[1])
+  return x.reshape(*x.shape[:-1], w.shape[0], -1)
 
 
 def _dot(x, y, contracting, dtype, batch=((), ()), bias=None) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from layers.conv1d import CausalConv1D
 from layers.linear import Linear
 from layers.mlp import gelu_gated
+from layers.residual_block import ModuleFactory
 from layers.rg_lru import RGLRU
 from layers.segments import Segments
 from parallel import shards
@@ -29,7 +31,7 @@ class RecurrentState(NamedTuple):
 
 
 class RecurrentBlock(nn.Module):
-  """`out(gelu(y(x)) * rg_lru(conv(x(x))))`, section 2.3 of the Griffin paper.
+  """`out(gelu(y(x)) * unit(conv(x(x))))`, section 2.3 of the Griffin paper.
 
   Attributes:
     rnn_width: channels R of the recurrence.
@@ -37,6 +39,7 @@ class RecurrentBlock(nn.Module):
     taps: taps of the convolution.
     use_bias: biases on the three linear maps (RecurrentGemma has them).
     output_scale: initialisation scale of the output map.
+    unit: factory of the recurrence, a module like `RGLRU`.
     implementation: a recurrence kernel's name; None picks by backend.
   """
 
@@ -45,6 +48,7 @@ class RecurrentBlock(nn.Module):
   taps: int = 4
   use_bias: bool = False
   output_scale: float = 1.0
+  unit: ModuleFactory = partial(RGLRU, name="rg_lru")
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
@@ -65,9 +69,8 @@ class RecurrentBlock(nn.Module):
     y = Linear(self.rnn_width, ("embed", "rnn"), name="linear_y", **linear)(x)
     u = Linear(self.rnn_width, ("embed", "rnn"), name="linear_x", **linear)(x)
     u, history = CausalConv1D(self.taps, name="conv1d", **kinds)(u, segments.positions, history)
-    h, h_last = RGLRU(self.gate_blocks, implementation=self.implementation, name="rg_lru", **kinds)(
-      u, segments.positions == 0, h0
-    )
+    unit = self.unit(self.gate_blocks, implementation=self.implementation, **kinds)
+    h, h_last = unit(u, segments.positions == 0, h0)
     out = Linear(x.shape[-1], ("rnn", "embed"), self.output_scale, name="linear_out", **linear)
     result = out(gelu_gated(y, h))
     if state is None and capacity is None:
@@ -85,5 +88,5 @@ class RecurrentBlock(nn.Module):
   def matmul_flops(self, width: int, length: int) -> int:
     """Floating-point operations of the matrix products per token, forward."""
     del length
-    gates = RGLRU(self.gate_blocks, parent=None).matmul_flops(self.rnn_width)
+    gates = self.unit(self.gate_blocks, parent=None).matmul_flops(self.rnn_width)
     return 2 * 3 * width * self.rnn_width + gates

@@ -48,14 +48,15 @@ class RGLRU(nn.Module):
       h: [B, T, R], and the state after the last token: [B, R] float32.
     """
     width = x.shape[-1]
+    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     # softplus of this parameter is -log sigmoid(Lambda): RecurrentGemma's sign. Always float32:
     # bfloat16 would round a^c = 0.999 and 0.995 to the same decay.
     a_param = parameter(
       self, "a_param", uniform_decay(0.9, 0.999), ("rnn",), (width,), jnp.float32, jnp.float32
     )
     log_decay = -DECAY_EXPONENT * jax.nn.softplus(a_param)
-    gate_a = BlockDiagonal(self.blocks, self.dtype, self.param_dtype, name="gate_a")(x)
-    gate_x = BlockDiagonal(self.blocks, self.dtype, self.param_dtype, name="gate_x")(x)
+    gate_a = BlockDiagonal(self.blocks, name="gate_a", **kinds)(x)
+    gate_x = BlockDiagonal(self.blocks, name="gate_x", **kinds)(x)
     run = functools.partial(rg_lru, implementation=self.implementation)
     if h0 is None and sequence.is_split():
       arrays = x, gate_a, gate_x, log_decay
@@ -79,32 +80,38 @@ def _log_decay_of_shard(x, gate_a, gate_x, log_decay):
 
 
 class BlockDiagonal(nn.Module):
-  """A linear map, with bias, whose weight is block-diagonal."""
+  """A linear map, with bias, whose weight is block-diagonal.
+
+  Attributes:
+    blocks: number N of diagonal blocks.
+    reduction: input channels per output channel.
+  """
 
   blocks: int
+  reduction: int = 1
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, T, R] to [B, T, R]."""
+    """Maps [B, T, R] to [B, T, R / reduction]."""
     width, blocks = x.shape[-1], shards.local(self.blocks, "rnn_blocks")
     if width % blocks:
       raise ValueError(
         f"{blocks} gate blocks do not divide the RNN width {width}. "
         "Choose a number of blocks that divides it."
       )
-    size = width // blocks
+    size, outputs = width // blocks, width // self.reduction
     kinds = self.param_dtype, self.dtype
     kernel = parameter(
       self,
       "kernel",
       scaled_normal(1.0, batch_axis=(0,)),
       ("rnn_blocks", "block_in", "block_out"),
-      (blocks, size, size),
+      (blocks, size, outputs // blocks),
       *kinds,
     )
-    bias = parameter(self, "bias", nn.initializers.zeros, ("rnn",), (width,), *kinds)
+    bias = parameter(self, "bias", nn.initializers.zeros, ("rnn",), (outputs,), *kinds)
     return block_diagonal_linear(x.astype(self.dtype), kernel, bias)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kernels.linear_scan.rotation import complex_scan
 from kernels.platform import Implementation, resolve
 
 IMPLEMENTATIONS = {
@@ -21,16 +22,22 @@ def linear_scan(
   log_a: jax.Array,
   h0: jax.Array | None = None,
   *,
+  phase: jax.Array | None = None,
   reset: jax.Array | None = None,
   reverse: bool = False,
   implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Solves `h_t = exp(log_a_t) h_{t-1} + x_t` along time.
 
+  With `phase` the recurrence is complex, `h_t = exp(log_a_t + i phase_t) h_{t-1} + x_t`, and the first
+  half of the channels of x, h0 and h are real parts, the second half imaginary parts.
+
   Args:
     x: [B, T, R] inputs, float32 or bfloat16.
-    log_a: [B, T, R] logarithms of the decays, <= 0 (a itself would lose its digits in bfloat16).
+    log_a: [B, T, R] logarithms of the decays, <= 0 (a itself would lose its digits in bfloat16);
+      [B, T, R / 2] with `phase`.
     h0: [B, R] float32 state before the first step; zeros if None.
+    phase: [B, T, R / 2] float32, radians; None for a real recurrence.
     reset: [B, T] bool; True where a segment starts: the state before that step is zero.
     reverse: run from the last step to the first.
     implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
@@ -42,9 +49,29 @@ def linear_scan(
   Raises:
     ValueError: shapes or types disagree, or the implementation cannot run here.
   """
-  check_scan_arguments("linear_scan", x, {"log_a": log_a}, h0, reset)
+  check_scan_arguments("linear_scan", x, {} if phase is not None else {"log_a": log_a}, h0, reset)
+  if phase is not None:
+    _check_complex(x, log_a, phase)
   run = resolve("linear_scan", implementation, IMPLEMENTATIONS)
+  if phase is not None:
+    return complex_scan(run, x, log_a, phase, h0, reset, reverse)
   return run(x, log_a, h0, reset, reverse)
+
+
+def _check_complex(x: jax.Array, log_a: jax.Array, phase: jax.Array) -> None:
+  """Raises ValueError unless modulus and phase of complex decays fit x [B, T, R]."""
+  if x.shape[2] % 2:
+    raise ValueError(
+      f"linear_scan: x of shape {x.shape} cannot hold real and imaginary parts: R must be even."
+    )
+  half = (*x.shape[:2], x.shape[2] // 2)
+  for name, array in {"log_a": log_a, "phase": phase}.items():
+    if array.shape != half:
+      raise ValueError(
+        f"linear_scan: {name} has shape {array.shape}; complex x of shape {x.shape} needs {half}."
+      )
+  if phase.dtype not in (jnp.float32, jnp.float64):
+    raise ValueError(f"linear_scan: phase must be float32, got {phase.dtype}.")
 
 
 def check_scan_arguments(

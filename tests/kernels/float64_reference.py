@@ -83,6 +83,47 @@ def rg_lru(x, gate_a, gate_x, log_decay, h0=None, reset=None, dh=None, dh_last=N
   )
 
 
+def complex_scan(
+  x, log_a, phase, h0=None, reset=None, reverse=False, dh=None, dh_last=None
+) -> Result:
+  """`h_t = exp(log_a_t + i phase_t) h_{t-1} + x_t` in complex128.
+
+  Args:
+    x: [B, T, 2C], h0: [B, 2C] or None: real, then imaginary parts; log_a, phase: [B, T, C].
+    reset: [B, T] bool or None.
+    reverse: run from the last step to the first.
+    dh, dh_last: cotangents of h and of the last state; zero if None.
+
+  Returns:
+    float64 values with real parts first, and gradients for x, log_a, phase, h0.
+  """
+  a = np.exp(wide(log_a) + 1j * wide(phase))
+  if reset is not None:
+    a = np.where(np.asarray(reset)[..., None], 0, a)
+  x = _complex(x)
+  state = np.zeros_like(x[:, 0]) if h0 is None else _complex(h0)
+  h, before, h_last = _run(x, a, state, reverse)
+  dh = np.zeros_like(h) if dh is None else _complex(dh)
+  dh_last = np.zeros_like(h_last) if dh_last is None else _complex(dh_last)
+  # With real inner products, the adjoint of a product with a is a product with its conjugate.
+  g, dh0 = _adjoint(a.conj(), dh, dh_last, reverse)
+  slope = g.conj() * a * before
+  return Result(
+    _parts(h),
+    _parts(h_last),
+    {"x": _parts(g), "log_a": slope.real, "phase": -slope.imag, "h0": _parts(dh0)},
+  )
+
+
+def _complex(parts):
+  real, imag = np.split(wide(parts), 2, axis=-1)
+  return real + 1j * imag
+
+
+def _parts(z):
+  return np.concatenate([z.real, z.imag], axis=-1)
+
+
 def relative_error(got: Any, expected: np.ndarray, at_least: float = 1e-30) -> float:
   """Euclidean norm of the difference over that of the expected array; inf unless got is finite.
 

@@ -1,0 +1,101 @@
+"""The recurrence with complex decays, by any implementation of the real one.
+
+In a frame that turns with the decays' phases the decay is real: with `phi_t` the sum of the phases up to
+t, `h_t = e^{i phi_t} g_t` turns `h_t = |a_t| e^{i phase_t} h_{t-1} + x_t` into
+`g_t = |a_t| g_{t-1} + e^{-i phi_t} x_t`, whose real and imaginary parts are two channels of the real
+recurrence. The gradient of a phase is local there: with mu_t the cotangent of the turned input, it is
+the real inner product of mu_t with `i |a_t| g_{t-1}`. So no sum over time is taken of terms that cancel.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from kernels import manual_axes
+from kernels.linear_scan.reference import decay
+
+Run = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def complex_scan(
+  run: Run,
+  x: jax.Array,
+  log_a: jax.Array,
+  phase: jax.Array,
+  h0: jax.Array | None,
+  reset: jax.Array | None,
+  reverse: bool,
+) -> tuple[jax.Array, jax.Array]:
+  """See `kernels.linear_scan.linear_scan`; `run` is an implementation of the real recurrence."""
+  if h0 is None:
+    h0 = jnp.zeros_like(x[:, 0], phase.dtype)
+  arrays = manual_axes.vary_together(x, log_a, phase, h0.astype(phase.dtype), reset)
+  return _scan(run, reverse, *arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _scan(run, reverse, *arrays):
+  return _forward(run, reverse, *arrays)[0]
+
+
+def _forward(run, reverse, x, log_a, phase, h0, reset):
+  turns = _summed(phase, reverse)
+  angle = _angle(turns, phase.dtype)
+  last = 0 if reverse else -1
+
+  def scan(v, log_a, h0):
+    return run(v, jnp.concatenate([log_a, log_a], axis=-1), h0, reset, reverse)
+
+  (g, g_last), pull = jax.vjp(scan, _turned(x, -angle), log_a, h0)
+  results = _turned(g, angle), _turned(g_last, angle[:, last])
+  return results, (log_a, turns, h0, reset, g, pull)
+
+
+def _backward(run, reverse, residuals, cotangents):
+  del run
+  log_a, turns, h0, reset, g, pull = residuals
+  dh, dh_last = cotangents
+  wide = h0.dtype
+  angle = _angle(turns, wide)
+  first, last = (-1, 0) if reverse else (0, -1)
+  mu, dlog_a, dh0 = pull((_turned(dh, -angle), _turned(dh_last, -angle[:, last])))
+  before = jnp.roll(g, -1 if reverse else 1, axis=1).astype(wide).at[:, first].set(h0)
+  (mu_real, mu_imag), (g_real, g_imag) = (
+    jnp.split(z.astype(wide), 2, axis=-1) for z in (mu, before)
+  )
+  dphase = decay(log_a, reset) * (mu_imag * g_real - mu_real * g_imag)
+  return _turned(mu, angle), dlog_a, dphase.astype(wide), dh0, None
+
+
+_scan.defvjp(_forward, _backward)
+
+
+def _summed(phase: jax.Array, reverse: bool) -> jax.Array:
+  """Running sums of phases [B, T, C], in turns of 2^32 (2^64 for float64) units.
+
+  Integers wrap where a turn is full, so that the sum is exact whatever the length: a float32 sum of 2000
+  radians would have an error of 1e-4 in every step.
+  """
+  bits, integer = (64, jnp.int64) if phase.dtype == jnp.float64 else (32, jnp.int32)
+  turns = phase / (2 * math.pi)
+  fraction = turns - jnp.round(turns)
+  return jax.lax.cumsum((fraction * 2.0**bits).astype(integer), axis=1, reverse=reverse)
+
+
+def _angle(turns: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """Angles in [-pi, pi] from integer parts of a turn."""
+  return turns.astype(dtype) * (2 * math.pi / 2.0 ** (8 * turns.dtype.itemsize))
+
+
+def _turned(z: jax.Array, angle: jax.Array) -> jax.Array:
+  """Multiplies by `e^{i angle}`; z [..., 2C] holds real, then imaginary parts, angle is [..., C]."""
+  real, imag = jnp.split(z.astype(angle.dtype), 2, axis=-1)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  return jnp.concatenate([real * cos - imag * sin, real * sin + imag * cos], axis=-1).astype(
+    z.dtype
+  )

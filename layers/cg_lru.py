@@ -1,0 +1,122 @@
+"""The complex-gated linear recurrent unit."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kernels.linear_scan import linear_scan
+from kernels.rg_lru.gates import input_scale
+from layers.parameter import parameter
+from layers.rg_lru import DECAY_EXPONENT, BlockDiagonal, uniform_decay
+from parallel import sequence, shards
+
+
+class CGLRU(nn.Module):
+  """`h_t = a_t h_{t-1} + sqrt(1 - |a_t|^2) (i_t x_t)` with complex a, x, h: appendix B of the Griffin paper.
+
+  `a_t = a^(c r_t)` and `a = sigmoid(Lambda) e^(i theta)`. Half of the R channels are real parts and half
+  imaginary parts, of the input as of the output; gates and decays have R / 2 channels. The paper's halves
+  are those of the channels of each gate block here: another order of the channels, in which a shard that
+  holds whole blocks has both parts of its numbers.
+
+  Attributes:
+    blocks: number of diagonal blocks of each gate's weight; R is a multiple of twice that.
+    implementation: a recurrence kernel's name; None picks by backend.
+  """
+
+  blocks: int
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  implementation: str | None = None
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, reset: jax.Array, h0: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """Runs the recurrence.
+
+    Args:
+      x: [B, T, R].
+      reset: [B, T] bool, True where a segment starts.
+      h0: [B, R] float32 state before the first token, real parts first; zeros if None.
+
+    Returns:
+      h: [B, T, R], and the state after the last token: [B, R] float32.
+    """
+    width, blocks = x.shape[-1], shards.local(self.blocks, "rnn_blocks")
+    if width % (2 * blocks):
+      raise ValueError(
+        f"{width} channels in {blocks} gate blocks cannot hold real and imaginary parts. "
+        "Make rnn_width a multiple of twice gate_blocks."
+      )
+    # Both float32 whatever the other parameters are, as the real unit's decay.
+    per_number = {"axes": ("rnn",), "shape": (width // 2,)}
+    wide = {"param_dtype": jnp.float32, "dtype": jnp.float32}
+    a_param = parameter(self, "a_param", uniform_decay(0.9, 0.999), **per_number, **wide)
+    theta = parameter(self, "theta", _uniform_phase, **per_number, **wide)
+    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    gate_a = BlockDiagonal(self.blocks, reduction=2, name="gate_a", **kinds)(x)
+    gate_x = BlockDiagonal(self.blocks, reduction=2, name="gate_x", **kinds)(x)
+    decay = -DECAY_EXPONENT * jax.nn.softplus(a_param), DECAY_EXPONENT * theta
+    inputs, log_a, phase = _gated(_parts_first(x, blocks), gate_a, gate_x, *decay, reset[..., None])
+    run = functools.partial(_run, self.implementation)
+    if h0 is None and sequence.is_split():
+      h = sequence.recur(run, _log_decay_of_shard, (inputs, log_a, phase), reset)
+      h_last = h[:, -1].astype(jnp.float32)
+    else:
+      h, h_last = linear_scan(
+        inputs, log_a, h0, phase=phase, reset=reset, implementation=self.implementation
+      )
+    return _blocks_first(h, blocks), h_last
+
+  def matmul_flops(self, rnn_width: int) -> int:
+    """Floating-point operations of the two gates' products per token, forward."""
+    return 2 * rnn_width * rnn_width // self.blocks
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gated(x, gate_a, gate_x, log_decay, turn, reset):
+  """The scaled input, log |a_t| and the phase of a_t; the backward pass keeps the arguments alone."""
+  wide = log_decay.dtype
+  r = jax.nn.sigmoid(gate_a.astype(wide))
+  log_a = r * log_decay
+  gain = jnp.where(reset, 1, input_scale(log_a)) * jax.nn.sigmoid(gate_x.astype(wide))
+  return (jnp.concatenate([gain, gain], axis=-1) * x).astype(x.dtype), log_a, r * turn
+
+
+def _run(implementation, arrays, reset, h0):
+  """The recurrence with complex states [B, R / 2]."""
+  inputs, log_a, phase = arrays
+  h0 = jnp.concatenate([h0.real, h0.imag], axis=-1)
+  h, h_last = linear_scan(
+    inputs, log_a, h0, phase=phase, reset=reset, implementation=implementation
+  )
+  return h, jax.lax.complex(*jnp.split(h_last, 2, axis=-1))
+
+
+def _log_decay_of_shard(inputs, log_a, phase):
+  """Complex logarithm of the product of all a_t: [B, R / 2]."""
+  del inputs
+  return jax.lax.complex(jnp.sum(log_a, axis=1), jnp.sum(phase, axis=1))
+
+
+def _parts_first(x: jax.Array, blocks: int) -> jax.Array:
+  """Brings [B, T, R] from (block, part, number) to (part, block, number)."""
+  cut = x.reshape(*x.shape[:-1], blocks, 2, -1)
+  return cut.swapaxes(-2, -3).reshape(x.shape)
+
+
+def _blocks_first(x: jax.Array, blocks: int) -> jax.Array:
+  """The inverse of `_parts_first`."""
+  cut = x.reshape(*x.shape[:-1], 2, blocks, -1)
+  return cut.swapaxes(-2, -3).reshape(x.shape)
+
+
+def _uniform_phase(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+  """c theta uniform in [0, pi / 10], as in RecurrentGemma's code; the paper does not say."""
+  return jax.random.uniform(key, shape, dtype, 0.0, math.pi / 10 / DECAY_EXPONENT)
