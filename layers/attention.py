@@ -72,11 +72,13 @@ class SelfAttention(nn.Module):
     batch, length, width = x.shape
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
-    if self.heads % shards.count("heads"):
-      raise ValueError(
-        f"{self.heads} heads cannot be split over {shards.count('heads')} devices: a head stays whole. "
-        "Make heads a multiple of the model axis, or set mesh.model to a divisor of heads."
-      )
+    for name, heads in {"heads": self.heads, "kv_heads": self.kv_heads}.items():
+      split = shards.count("heads" if name == "heads" else self._kv_axis)
+      if heads % split:
+        raise ValueError(
+          f"{heads} {name} cannot be split over {split} devices: a head stays whole. "
+          f"Make {name} a multiple of the model axis, or set mesh.model to a divisor of {name}."
+        )
 
     def project(name: str, x: jax.Array, heads: int, axis: str) -> jax.Array:
       return Linear(heads * self.head_dim, ("embed", axis), name=name, **kinds)(x)
@@ -86,13 +88,13 @@ class SelfAttention(nn.Module):
 
     if self._shares_kv_heads():
       # Every shard computes the same keys and values: their gradients join that of x.
-      k = project("key", x, self.kv_heads, "kv_heads")
-      v = project("value", x, self.kv_heads, "kv_heads")
+      k = project("key", x, self.kv_heads, self._kv_axis)
+      v = project("value", x, self.kv_heads, self._kv_axis)
       x, k, v = shards.enter_together((x, k, v), "heads")
     else:
       x = shards.enter(x, "heads")
-      k = project("key", x, self.kv_heads, "kv_heads")
-      v = project("value", x, self.kv_heads, "kv_heads")
+      k = project("key", x, self.kv_heads, self._kv_axis)
+      v = project("value", x, self.kv_heads, self._kv_axis)
     q = self._rotate(cut(project("query", x, self.heads, "heads")), segments)
     k, v = self._rotate(cut(k), segments), cut(v)
 
@@ -118,16 +120,14 @@ class SelfAttention(nn.Module):
     )
     return output(mixed.reshape(batch, length, -1)), new_state
 
+  @property
+  def _kv_axis(self) -> str:
+    """One key/value head serves all query heads; several are split as the heads that they serve."""
+    return "kv_heads" if self.kv_heads == 1 else "heads"
+
   def _shares_kv_heads(self) -> bool:
     """Whether the query heads are split over devices and the key/value heads are not."""
-    if shards.mesh_axes("kv_heads") == shards.mesh_axes("heads"):
-      return False
-    if self.kv_heads > 1:
-      raise ValueError(
-        f"kv_heads={self.kv_heads} must be split as the {self.heads} query heads are: give the "
-        "logical axis kv_heads the rule of heads."
-      )
-    return True
+    return shards.mesh_axes(self._kv_axis) != shards.mesh_axes("heads")
 
   def _rotate(self, x: jax.Array, segments: Segments) -> jax.Array:
     return rotate(x, segments.positions, fraction=self.rotary_fraction, base=self.rotary_base)

@@ -1,4 +1,4 @@
-"""Token embedding, shared with the output."""
+"""Token embedding, shared with the output or not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.matmul import matmul
+from layers.linear import scaled_normal
 from layers.parameter import parameter
 from parallel import shards, vocabulary
 
@@ -47,3 +48,25 @@ class Embedding(nn.Module):
     """Maps [B, T, D] to float32 logits [B, T, V]; to a shard of them where the vocabulary is split."""
     x = shards.enter(x.astype(self.dtype), "vocab")
     return matmul(x, self.embedding.T, jnp.float32)
+
+
+class OutputHead(nn.Module):
+  """A matrix [D, V] of its own that gives the logits, where the embedding's does not.
+
+  Attributes:
+    vocab_size: V.
+    dtype: type of the matrix product's operands.
+  """
+
+  vocab_size: int
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """As `Embedding.logits`."""
+    x = shards.enter(x.astype(self.dtype), "vocab")
+    shape = (x.shape[-1], shards.local(self.vocab_size, "vocab"))
+    kinds = self.param_dtype, self.dtype
+    kernel = parameter(self, "kernel", scaled_normal(1.0), ("embed", "vocab"), shape, *kinds)
+    return matmul(x, kernel, jnp.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -12,18 +13,34 @@ from layers.linear import Linear
 from parallel import shards
 
 
+@partial(jax.checkpoint, prevent_cse=False)
+def gelu_gated(gate: jax.Array, x: jax.Array) -> jax.Array:
+  """`gelu(gate) * x`; the backward pass keeps the two inputs, not the steps of the GeLU."""
+  return jax.nn.gelu(gate, approximate=True) * x
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def silu_gated(gate: jax.Array, x: jax.Array) -> jax.Array:
+  """`silu(gate) * x`, as `gelu_gated`."""
+  return jax.nn.silu(gate) * x
+
+
 class GatedMLP(nn.Module):
   """`down(gelu(gate(x)) * up(x))`, section 2.2 of the Griffin paper.
+
+  With `silu_gated` it is SwiGLU (Shazeer 2020), the MLP of Llama.
 
   Attributes:
     hidden: size F of the two branches (3 times the width in the paper).
     output_scale: initialisation scale of the output map.
     use_bias: biases on the three maps (RecurrentGemma has them).
+    gated: joins the two branches.
   """
 
   hidden: int
   output_scale: float = 1.0
   use_bias: bool = False
+  gated: Callable[[jax.Array, jax.Array], jax.Array] = gelu_gated
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -34,14 +51,8 @@ class GatedMLP(nn.Module):
     gate = Linear(self.hidden, ("embed", "mlp"), name="gate", **kinds)(x)
     up = Linear(self.hidden, ("embed", "mlp"), name="up", **kinds)(x)
     down = Linear(x.shape[-1], ("mlp", "embed"), self.output_scale, name="down", **kinds)
-    return down(gelu_gated(gate, up))
+    return down(self.gated(gate, up))
 
   def matmul_flops(self, width: int) -> int:
     """Floating-point operations of the matrix products per token, forward."""
     return 2 * 3 * width * self.hidden
-
-
-@partial(jax.checkpoint, prevent_cse=False)
-def gelu_gated(gate: jax.Array, x: jax.Array) -> jax.Array:
-  """`gelu(gate) * x`; the backward pass keeps the two inputs, not the steps of the GeLU."""
-  return jax.nn.gelu(gate, approximate=True) * x

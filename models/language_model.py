@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from layers.embedding import Embedding
+from layers.embedding import Embedding, OutputHead
 from layers.residual_block import MixerFactory, ModuleFactory, State
 from layers.segments import Segments, positions_in_segments
 from layers.stack import Stack
@@ -29,7 +29,7 @@ class DecodeState(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-  """Embedding, a stack of residual blocks, a last norm, and logits with the embedding's matrix.
+  """Embedding, a stack of residual blocks, a last norm, and logits.
 
   Section 2.1 of the Griffin paper. Architectures differ only in `pattern`.
 
@@ -38,6 +38,7 @@ class LanguageModel(nn.Module):
     pattern: mixer factories, repeated and cut to depth.
     mlp, norm: factories of the other parts of a block.
     embedding_scale: factor on the embedded tokens.
+    tied: whether the embedding's matrix gives the logits; else one of its own does.
     logit_cap: logits are bounded to +-cap by a tanh (RecurrentGemma: 30); None leaves them.
     remat: what the backward pass recomputes; a name from `layers.remat.POLICIES`.
     unroll: repetitions of the pattern per scan iteration.
@@ -53,6 +54,7 @@ class LanguageModel(nn.Module):
   mlp: ModuleFactory
   norm: ModuleFactory
   embedding_scale: float = 1.0
+  tied: bool = True
   logit_cap: float | None = None
   remat: str = "none"
   unroll: int = 1
@@ -64,6 +66,8 @@ class LanguageModel(nn.Module):
     self.embedding = Embedding(
       self.vocab_size, self.width, self.embedding_scale, self.dtype, self.param_dtype
     )
+    if not self.tied:
+      self.head = OutputHead(self.vocab_size, self.dtype, self.param_dtype)
     self.stack = self._stack()
     self.final_norm = self.norm()
 
@@ -106,7 +110,7 @@ class LanguageModel(nn.Module):
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Maps normalised hidden states [B, T, D] to float32 logits [B, T, V]."""
-    logits = self.embedding.logits(x)
+    logits = self.embedding.logits(x) if self.tied else self.head(x)
     if self.logit_cap is not None:
       logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
     return logits
