@@ -1,0 +1,91 @@
+"""State-space duality: a linear recurrence of matrix-valued states with one decay per head.
+
+Source: Dao and Gu 2024, "Transformers are SSMs" (Mamba-2).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kernels.platform import PLATFORMS, Implementation, resolve
+
+IMPLEMENTATIONS = {
+  "chunked": Implementation("kernels.ssd.chunked", default_on=PLATFORMS),
+  "reference": Implementation("kernels.ssd.reference"),
+}
+
+
+def ssd(
+  x: jax.Array,
+  log_a: jax.Array,
+  b: jax.Array,
+  c: jax.Array,
+  h0: jax.Array | None = None,
+  *,
+  reset: jax.Array | None = None,
+  chunk: int = 128,
+  implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Solves `h_t = exp(log_a_t) h_{t-1} + b_t x_t^T` along time and reads `y_t = h_t^T c_t`, per head.
+
+  Args:
+    x: [B, T, H, P] inputs, float32 or bfloat16.
+    log_a: [B, T, H] float32 <= 0, logarithms of the decays.
+    b, c: [B, T, G, N] in x's type, which write and read the state; each group serves H / G heads, in
+      order.
+    h0: [B, H, N, P] float32 state before the first step; zeros if None.
+    reset: [B, T] bool, True where a segment starts: the state before that step is zero.
+    chunk: steps that the chunked form multiplies as one matrix.
+    implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
+
+  Returns:
+    y: [B, T, H, P] in x's type, and the state after the last step: [B, H, N, P] float32. Decays,
+    states and sums are float32.
+
+  Raises:
+    ValueError: shapes or types disagree.
+  """
+  _check(x, log_a, b, c, h0, reset, chunk)
+  run = resolve("ssd", implementation, IMPLEMENTATIONS)
+  if h0 is None:
+    batch, _, heads, head_dim = x.shape
+    h0 = jnp.zeros((batch, heads, b.shape[3], head_dim), log_a.dtype)
+  return run(x, log_a, b, c, h0, reset, chunk)
+
+
+def matmul_flops(
+  *, heads: int, head_dim: int, groups: int, state_size: int, chunk: int, length: int
+) -> float:
+  """Floating-point operations of the chunked form's products per token of a row, forward."""
+  states = 2 * heads * head_dim * state_size
+  if length == 1:
+    return states
+  chunk = min(chunk, length)
+  within = 2 * chunk * (groups * state_size + heads * head_dim)
+  return (within + 2 * states) * (-(-length // chunk) * chunk) / length
+
+
+def _check(x, log_a, b, c, h0, reset, chunk) -> None:
+  if x.ndim != 4 or 0 in x.shape:
+    raise ValueError(f"ssd: x must be [B, T, H, P] and not empty, got shape {x.shape}.")
+  if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float64):
+    raise ValueError(f"ssd: x must be float32 or bfloat16, got {x.dtype}.")
+  batch, length, heads, head_dim = x.shape
+  if log_a.shape != x.shape[:3] or log_a.dtype not in (jnp.float32, jnp.float64):
+    raise ValueError(f"ssd: log_a must be float32 {x.shape[:3]}, got {log_a.dtype} {log_a.shape}.")
+  if b.shape != c.shape or b.ndim != 4 or b.shape[:2] != (batch, length):
+    raise ValueError(
+      f"ssd: b and c must both be [{batch}, {length}, G, N], got {b.shape} and {c.shape}."
+    )
+  if heads % b.shape[2]:
+    raise ValueError(
+      f"ssd: {b.shape[2]} groups of b and c do not divide {heads} heads; choose a number that does."
+    )
+  state = (batch, heads, b.shape[3], head_dim)
+  if h0 is not None and h0.shape != state:
+    raise ValueError(f"ssd: h0 has shape {h0.shape}; x and b need {state}.")
+  if reset is not None and (reset.shape != x.shape[:2] or reset.dtype != jnp.bool_):
+    raise ValueError(f"ssd: reset must be bool {x.shape[:2]}, got {reset.dtype} {reset.shape}.")
+  if chunk < 1:
+    raise ValueError(f"ssd: chunk={chunk} must be at least 1.")
