@@ -19,9 +19,11 @@ class CausalConv1D(nn.Module):
 
   Attributes:
     taps: number of tokens that one output sees.
+    axis: logical axis of the channels.
   """
 
   taps: int = 4
+  axis: str = "rnn"
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -42,9 +44,9 @@ class CausalConv1D(nn.Module):
     batch, length, channels = x.shape
     kinds = self.param_dtype, self.dtype
     kernel = parameter(
-      self, "kernel", scaled_normal(1.0), ("conv", "rnn"), (self.taps, channels), *kinds
+      self, "kernel", scaled_normal(1.0), ("conv", self.axis), (self.taps, channels), *kinds
     )
-    bias = parameter(self, "bias", nn.initializers.zeros, ("rnn",), (channels,), *kinds)
+    bias = parameter(self, "bias", nn.initializers.zeros, (self.axis,), (channels,), *kinds)
     x = x.astype(self.dtype)
     if history is None and sequence.is_split():
       history = sequence.before(x, self.taps - 1)

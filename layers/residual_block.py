@@ -54,12 +54,13 @@ class ResidualBlock(nn.Module):
   """`x = x + mixer(norm(x))`, then `x = x + mlp(norm(x))` (section 2.1 of the Griffin paper).
 
   Attributes:
-    mixer, mlp, norm: factories that take the module's `name`.
+    mixer, mlp, norm: factories that take the module's `name`; without an MLP (None) the block ends with
+      the mixer.
     capacity: handed to the mixer.
   """
 
   mixer: MixerFactory
-  mlp: ModuleFactory
+  mlp: ModuleFactory | None
   norm: ModuleFactory
   capacity: int | None = None
 
@@ -72,4 +73,6 @@ class ResidualBlock(nn.Module):
       self.norm(name="mixer_norm")(x), segments, state, self.capacity
     )
     x = x + mixed
+    if self.mlp is None:
+      return x, state
     return x + self.mlp(name="mlp")(self.norm(name="mlp_norm")(x)), state

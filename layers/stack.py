@@ -24,7 +24,7 @@ class Group(nn.Module):
   """
 
   pattern: tuple[MixerFactory, ...]
-  mlp: ModuleFactory
+  mlp: ModuleFactory | None
   norm: ModuleFactory
   remat: str = "none"
   capacity: int | None = None
@@ -66,7 +66,7 @@ class Stack(nn.Module):
 
   pattern: tuple[MixerFactory, ...]
   depth: int
-  mlp: ModuleFactory
+  mlp: ModuleFactory | None
   norm: ModuleFactory
   remat: str = "none"
   unroll: int = 1

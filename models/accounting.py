@@ -50,7 +50,7 @@ class Account:
     forward_flops: operations of the matrix products per token, forward.
     training_flops: the same for forward and backward, without recomputation (3 times forward).
     forward_bytes: bytes read and written per token by a forward pass that reads each parameter once
-      per batch and each residual block's input and output once: a lower bound.
+      per batch and the input and output of each mixer and MLP once: a lower bound.
     state_bytes: bytes of the decode state per sequence.
     length: tokens per row that the figures hold for.
     batch_size: rows that share one reading of the parameters.
@@ -85,7 +85,8 @@ def account(model: LanguageModel, *, batch_size: int, length: int) -> Account:
   """
   parameters = list_parameters(model)
   forward = model.matmul_flops(length)
-  activation = 2 * 2 * model.depth * model.width * jnp.dtype(model.dtype).itemsize
+  sub_blocks = model.depth * (1 if model.mlp is None else 2)
+  activation = 2 * sub_blocks * model.width * jnp.dtype(model.dtype).itemsize
   parameter_bytes = sum(parameter.bytes for parameter in parameters)
   state = jax.eval_shape(lambda: model.initial_state(1, length))
   return Account(

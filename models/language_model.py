@@ -36,7 +36,7 @@ class LanguageModel(nn.Module):
   Attributes:
     vocab_size, width, depth: V, D and the number of blocks.
     pattern: mixer factories, repeated and cut to depth.
-    mlp, norm: factories of the other parts of a block.
+    mlp, norm: factories of the other parts of a block; an MLP of None is left out.
     embedding_scale: factor on the embedded tokens.
     tied: whether the embedding's matrix gives the logits; else one of its own does.
     logit_cap: logits are bounded to +-cap by a tanh (RecurrentGemma: 30); None leaves them.
@@ -51,7 +51,7 @@ class LanguageModel(nn.Module):
   width: int
   depth: int
   pattern: tuple[MixerFactory, ...]
-  mlp: ModuleFactory
+  mlp: ModuleFactory | None
   norm: ModuleFactory
   embedding_scale: float = 1.0
   tied: bool = True
@@ -155,7 +155,7 @@ class LanguageModel(nn.Module):
 
   def matmul_flops(self, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
-    mlp = self.mlp(parent=None).matmul_flops(self.width)
+    mlp = self.mlp(parent=None).matmul_flops(self.width) if self.mlp else 0
     blocks = self._stack(parent=None).mixers()
     mixing = sum(mixer.matmul_flops(self.width, length) for mixer in blocks)
     return mixing + self.depth * mlp + 2 * self.vocab_size * self.width

@@ -102,4 +102,5 @@ def is_decayed(path: tuple[str, ...]) -> bool:
 
   By name and not by rank, because parameters of scanned repeats have an axis more.
   """
-  return path[-1] in ("kernel", "embedding") and "conv1d" not in path
+  taps = any(name.startswith("conv1d") for name in path)
+  return path[-1] in ("kernel", "embedding") and not taps
