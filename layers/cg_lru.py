@@ -64,14 +64,13 @@ class CGLRU(nn.Module):
     gate_x = BlockDiagonal(self.blocks, reduction=2, name="gate_x", **kinds)(x)
     decay = -DECAY_EXPONENT * jax.nn.softplus(a_param), DECAY_EXPONENT * theta
     inputs, log_a, phase = _gated(_parts_first(x, blocks), gate_a, gate_x, *decay, reset[..., None])
-    run = functools.partial(_run, self.implementation)
+    run = functools.partial(linear_scan, implementation=self.implementation)
     if h0 is None and sequence.is_split():
-      h = sequence.recur(run, _log_decay_of_shard, (inputs, log_a, phase), reset)
+      arrays = inputs, log_a, phase
+      h = sequence.recur(functools.partial(_complex_run, run), _log_decay_of_shard, arrays, reset)
       h_last = h[:, -1].astype(jnp.float32)
     else:
-      h, h_last = linear_scan(
-        inputs, log_a, h0, phase=phase, reset=reset, implementation=self.implementation
-      )
+      h, h_last = run(inputs, log_a, h0, phase=phase, reset=reset)
     return _blocks_first(h, blocks), h_last
 
   def matmul_flops(self, rnn_width: int) -> int:
@@ -89,13 +88,10 @@ def _gated(x, gate_a, gate_x, log_decay, turn, reset):
   return (jnp.concatenate([gain, gain], axis=-1) * x).astype(x.dtype), log_a, r * turn
 
 
-def _run(implementation, arrays, reset, h0):
-  """The recurrence with complex states [B, R / 2]."""
-  inputs, log_a, phase = arrays
-  h0 = jnp.concatenate([h0.real, h0.imag], axis=-1)
-  h, h_last = linear_scan(
-    inputs, log_a, h0, phase=phase, reset=reset, implementation=implementation
-  )
+def _complex_run(run, x, log_a, phase, h0, *, reset):
+  """The recurrence with complex states [B, R / 2], which is how shards exchange them."""
+  h0 = None if h0 is None else jnp.concatenate([h0.real, h0.imag], axis=-1)
+  h, h_last = run(x, log_a, h0, phase=phase, reset=reset)
   return h, jax.lax.complex(*jnp.split(h_last, 2, axis=-1))
 
 

@@ -13,37 +13,31 @@ import jax.numpy as jnp
 from kernels.ssd import matmul_flops, ssd
 from layers.conv1d import CausalConv1D
 from layers.linear import Linear
+from layers.norm import GatedRMSNorm
 from layers.parameter import parameter
 from layers.segments import Segments
 from parallel import sequence, shards
 
 
 class Mamba2State(NamedTuple):
-  """What the mixer remembers of the tokens before: its size does not depend on their number.
+  """The convolutions' last inputs, oldest first, and the heads' states."""
 
-  Attributes:
-    x_history: [B, taps - 1, H P] the last inputs of the convolution of x, oldest first.
-    bc_history: [B, taps - 1, 2 G N] those of the convolution of b and c.
-    h: [B, H, N, P] float32 states of the heads.
-  """
-
-  x_history: jax.Array
-  bc_history: jax.Array
-  h: jax.Array
+  x_history: jax.Array  # [B, taps - 1, H P]
+  bc_history: jax.Array  # [B, taps - 1, 2 G N]
+  h: jax.Array  # [B, H, N, P] float32
 
 
 class Mamba2Mixer(nn.Module):
   """Heads of state-space duality between a short convolution and a gated norm.
 
   `dt = softplus(dt(x) + bias)` per head, `h_t = exp(-A dt) h_{t-1} + dt b_t x_t^T`,
-  `y_t = h_t^T c_t + D x_t`, then `out(norm(y * silu(z)))`. b and c serve a group of heads, as the key/value
-  heads of attention do, and lie on devices as those.
+  `y_t = h_t^T c_t + D x_t`, then `out(norm(y * silu(z)))`. b and c serve a group of heads, as key/value heads
+  do in attention, and lie on devices as those.
 
   Attributes:
-    heads: heads H, of which each stays whole on a device.
-    head_dim: channels P of a head.
+    heads, head_dim: H and P; their product is the mixer's width.
     state_size: N.
-    groups: groups G of heads that share b and c, and the root mean square of the norm.
+    groups: G, groups of heads that share b, c and a root mean square.
     taps: taps of the convolutions.
     chunk: steps that are multiplied as one matrix.
     output_scale: initialisation scale of the output map.
@@ -61,10 +55,7 @@ class Mamba2Mixer(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
 
-  @property
-  def constant_state(self) -> bool:
-    """The state is the convolutions' last inputs and one matrix per head."""
-    return True
+  constant_state = True
 
   @nn.compact
   def __call__(
@@ -75,134 +66,86 @@ class Mamba2Mixer(nn.Module):
     capacity: int | None = None,
   ) -> tuple[jax.Array, Mamba2State | None]:
     """Mixes [B, T, D] over time; see `layers.residual_block` for the contract of a mixer."""
-    split = shards.count("heads")
-    # One group serves all heads, on whatever device they lie; several are split with their heads.
-    group_axis = "kv_heads" if self.groups == 1 else "heads"
-    for name, count in {"heads": self.heads, "groups": self.groups}.items():
-      if count % split and (name, count) != ("groups", 1):
-        raise ValueError(
-          f"{count} {name} of Mamba-2 cannot be split over {split} devices: each stays whole. Make "
-          f"{name} a multiple of the model axis, or set mesh.model to a divisor of {name}."
-        )
+    if self.groups > 1 and self.groups % shards.count("heads"):
+      raise ValueError(
+        f"{self.groups} groups of Mamba-2's heads cannot be split over {shards.count('heads')} devices. "
+        "Make groups a multiple of the model axis, or 1, or set mesh.model to a divisor of groups."
+      )
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x_history, bc_history, h0 = state if state is not None else (None, None, None)
 
-    def project(name, x, features, axis):
+    def project(x, name, features, axis="heads"):
       return Linear(features, ("embed", axis), name=name, **kinds)(x)
 
-    def convolve(name, x, axis, history):
+    def convolved(x, name, features, history, axis="heads"):
       conv = CausalConv1D(self.taps, axis, name=f"conv1d_{name}", **kinds)
-      y, history = conv(x, segments.positions, history)
+      y, history = conv(project(x, name, features, axis), segments.positions, history)
       return jax.nn.silu(y), history
 
-    def project_bc(x):
-      features = 2 * self.groups * self.state_size
-      return convolve("bc", project("bc", x, features, group_axis), group_axis, bc_history)
-
+    channels, features = self.heads * self.head_dim, 2 * self.groups * self.state_size
     if self.groups == 1:
-      # Every device computes the same b and c: their gradients join that of x.
-      bc, bc_history = project_bc(x)
+      # Every shard computes the same b and c: their gradients join that of x.
+      bc, bc_history = convolved(x, "bc", features, bc_history, "kv_heads")
       x, bc = shards.enter_together((x, bc), "heads")
     else:
       x = shards.enter(x, "heads")
-      bc, bc_history = project_bc(x)
-    channels = self.heads * self.head_dim
-    z = project("z", x, channels, "heads")
-    u, x_history = convolve("x", project("x", x, channels, "heads"), "heads", x_history)
-    dt = project("dt", x, self.heads, "heads")
-    y, h = self._mix(dt, u, bc, segments.positions == 0, h0)
-    y = self._normalize(y.reshape(u.shape), z)
+      bc, bc_history = convolved(x, "bc", features, bc_history)
+    u, x_history = convolved(x, "x", channels, x_history)
+    z, dt = project(x, "z", channels), project(x, "dt", self.heads)
+    y, h = self._recur(u, dt, bc, segments.positions == 0, h0)
+    y = GatedRMSNorm(channels, "heads", self.groups, name="norm", **kinds)(y, z)
     out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **kinds)
-    return out(y), None if state is None and capacity is None else Mamba2State(
-      x_history, bc_history, h
-    )
+    kept = state is not None or capacity is not None
+    return out(y), Mamba2State(x_history, bc_history, h) if kept else None
 
-  def _mix(self, dt, u, bc, reset, h0) -> tuple[jax.Array, jax.Array]:
-    """y [B, T, H, P] and the last state, from dt [B, T, H], u [B, T, H P] and bc [B, T, 2 G N]."""
-    heads, rows = dt.shape[-1], u.shape[:2]
+  def _recur(self, u, dt, bc, reset, h0) -> tuple[jax.Array, jax.Array | None]:
+    """y [B, T, H P] and the last state, from u like y, dt [B, T, H] and bc [B, T, 2 G N]."""
     # Float32 always, as every parameter that makes a decay.
-    per_head = {"axes": ("heads",), "shape": (heads,), "param_dtype": jnp.float32}
-    log_rate = parameter(self, "a_log", _log_uniform_rate, **per_head, dtype=jnp.float32)
-    dt_bias = parameter(self, "dt_bias", _log_uniform_step, **per_head, dtype=jnp.float32)
-    skip = parameter(self, "skip", nn.initializers.ones, **per_head, dtype=jnp.float32)
-    u = u.reshape(*rows, heads, self.head_dim)
-    b, c = jnp.moveaxis(bc.reshape(*rows, -1, 2, self.state_size), 3, 0)
+    per_head = {"axes": ("heads",), "shape": dt.shape[-1:], "param_dtype": jnp.float32}
+    a_log, dt_bias, skip = (
+      parameter(self, *each, **per_head, dtype=jnp.float32) for each in _PER_HEAD.items()
+    )
+    x = u.reshape(*dt.shape, self.head_dim)
+    b, c = jnp.moveaxis(bc.reshape(*dt.shape[:2], -1, 2, self.state_size), 3, 0)
     dt = jax.nn.softplus(dt.astype(jnp.float32) + dt_bias)
-    arrays = (u * dt[..., None]).astype(u.dtype), -jnp.exp(log_rate) * dt, b, c
+    arrays = (x * dt[..., None]).astype(x.dtype), -jnp.exp(a_log) * dt, b, c
     run = functools.partial(ssd, chunk=self.chunk, implementation=self.implementation)
     if h0 is None and sequence.is_split():
-      shape = (rows[0], heads, self.state_size, self.head_dim)
-      y, h = (
-        sequence.recur(
-          functools.partial(_run, run, shape), functools.partial(_log_decay, shape), arrays, reset
-        ),
-        None,
-      )
+      y, h = sequence.recur(run, _log_decay_of_shard, arrays, reset), None
     else:
       y, h = run(*arrays, h0, reset=reset)
-    return y + (skip[:, None] * u).astype(u.dtype), h
-
-  def _normalize(self, y: jax.Array, z: jax.Array) -> jax.Array:
-    """`y * silu(z)`, divided by its root mean square over the channels of a group."""
-    axes = {"axes": ("heads",), "shape": y.shape[-1:]}
-    scale = parameter(
-      self, "norm", nn.initializers.ones, **axes, param_dtype=self.param_dtype, dtype=jnp.float32
-    )
-    gated = _gated(y, z)
-    squares = jnp.square(gated)
-    if self.groups == 1:
-      total = jnp.sum(squares, axis=-1, keepdims=True)
-      # Each device reads the sum over all.
-      total = shards.enter(shards.leave(total, "heads"), "heads")
-    else:
-      size = self.heads * self.head_dim // self.groups
-      total = jnp.sum(squares.reshape(*y.shape[:-1], -1, size), axis=-1)
-      total = jnp.repeat(total, size, axis=-1)
-    mean = total * (self.groups / (self.heads * self.head_dim))
-    return (gated * jax.lax.rsqrt(mean + 1e-6) * scale).astype(self.dtype)
+    return (y + (skip[:, None] * x).astype(x.dtype)).reshape(u.shape), h
 
   def initial_state(self, batch_size: int, capacity: int) -> Mamba2State:
     """The state before the first token; `capacity` does not matter here."""
     del capacity
-    before = batch_size, self.taps - 1
-    return Mamba2State(
-      x_history=jnp.zeros((*before, self.heads * self.head_dim), self.dtype),
-      bc_history=jnp.zeros((*before, 2 * self.groups * self.state_size), self.dtype),
-      h=jnp.zeros((batch_size, self.heads, self.state_size, self.head_dim), jnp.float32),
-    )
+    taps, bc = (batch_size, self.taps - 1), 2 * self.groups * self.state_size
+    h = jnp.zeros((batch_size, self.heads, self.state_size, self.head_dim), jnp.float32)
+    history = jnp.zeros((*taps, self.heads * self.head_dim), self.dtype)
+    return Mamba2State(history, jnp.zeros((*taps, bc), self.dtype), h)
 
   def matmul_flops(self, width: int, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
     sizes = {name: getattr(self, name) for name in ("heads", "head_dim", "groups", "state_size")}
-    channels = 3 * self.heads * self.head_dim + 2 * self.groups * self.state_size + self.heads
-    return 2 * width * channels + matmul_flops(**sizes, chunk=self.chunk, length=length)
+    linear = (3 * self.head_dim + 1) * self.heads + 2 * self.groups * self.state_size
+    return 2 * width * linear + matmul_flops(**sizes, chunk=self.chunk, length=length)
 
 
-def _run(run, shape, arrays, reset, h0):
-  """The op with its state as one vector per row, which is what shards exchange."""
-  y, h_last = run(*arrays, h0.reshape(shape), reset=reset)
-  return y, h_last.reshape(h0.shape)
-
-
-def _log_decay(shape, x, log_a, b, c):
-  """log of the product of the decays, for each entry of the state: [B, H N P]."""
+def _log_decay_of_shard(x, log_a, b, c):
+  """log of the product of the decays, [B, H, 1, 1]."""
   del x, b, c
-  total = jnp.sum(log_a, axis=1)[..., None, None]
-  return jnp.broadcast_to(total, shape).reshape(shape[0], -1)
+  return jnp.sum(log_a, axis=1)[..., None, None]
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _gated(y: jax.Array, z: jax.Array) -> jax.Array:
-  """`y * silu(z)` in float32; the backward pass keeps the two inputs."""
-  return y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
-
-
-def _log_uniform_rate(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+def _rate(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
   """log A for A uniform in [1, 16], as in Mamba-2's code."""
   return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
 
 
-def _log_uniform_step(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-  """The bias whose softplus is log-uniform in [0.001, 0.1] (section 3.6 of Gu and Dao 2023)."""
+def _step(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+  """The bias whose softplus is log-uniform in [0.001, 0.1], as in Mamba's code."""
   step = jnp.exp(jax.random.uniform(key, shape, dtype, math.log(1e-3), math.log(1e-1)))
   return step + jnp.log(-jnp.expm1(-step))
+
+
+_PER_HEAD = {"a_log": _rate, "dt_bias": _step, "skip": nn.initializers.ones}

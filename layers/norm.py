@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from layers.parameter import parameter
+from parallel import shards
 
 
 class RMSNorm(nn.Module):
@@ -45,3 +46,45 @@ def _normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
   x = x.astype(jnp.float32)
   inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
   return x * inverse_rms * scale
+
+
+class GatedRMSNorm(nn.Module):
+  """RMSNorm of `y * silu(z)` over each group of channels, which may lie on several devices.
+
+  Source: section 7 of Dao and Gu 2024 (Mamba-2).
+
+  Attributes:
+    features: channels, over all shards.
+    axis: their logical axis.
+    groups: groups of channels; several stay whole on a device, one is summed over the devices.
+    epsilon, dtype, param_dtype: as in `RMSNorm`.
+  """
+
+  features: int
+  axis: str
+  groups: int = 1
+  epsilon: float = 1e-6
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, y: jax.Array, z: jax.Array) -> jax.Array:
+    """Maps two [B, T, channels of this shard] to one."""
+    shape, size = y.shape, self.features // self.groups
+    kinds = self.param_dtype, jnp.float32
+    scale = parameter(self, "scale", nn.initializers.ones, (self.axis,), shape[-1:], *kinds)
+    gated = _silu_gated(y, z)
+    if self.groups > 1:
+      gated = gated.reshape(*shape[:-1], -1, size)
+    total = jnp.sum(jnp.square(gated), axis=-1, keepdims=True)
+    if self.groups == 1:
+      # Each device reads the sum over all.
+      total = shards.enter(shards.leave(total, self.axis), self.axis)
+    normed = gated * jax.lax.rsqrt(total / size + self.epsilon)
+    return (normed.reshape(shape) * scale).astype(self.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def _silu_gated(y: jax.Array, z: jax.Array) -> jax.Array:
+  """`y * silu(z)` in float32; the backward pass keeps the two inputs in their own type."""
+  return y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))

@@ -60,17 +60,13 @@ class RGLRU(nn.Module):
     run = functools.partial(rg_lru, implementation=self.implementation)
     if h0 is None and sequence.is_split():
       arrays = x, gate_a, gate_x, log_decay
-      h = sequence.recur(functools.partial(_run, run), _log_decay_of_shard, arrays, reset)
+      h = sequence.recur(run, _log_decay_of_shard, arrays, reset)
       return h, h[:, -1].astype(jnp.float32)
     return run(x, gate_a, gate_x, log_decay, h0, reset=reset)
 
   def matmul_flops(self, rnn_width: int) -> int:
     """Floating-point operations of the two gates' products per token, forward."""
     return 2 * 2 * rnn_width * rnn_width // self.blocks
-
-
-def _run(run, arrays, reset, h0):
-  return run(*arrays, h0, reset=reset)
 
 
 def _log_decay_of_shard(x, gate_a, gate_x, log_decay):

@@ -1,10 +1,8 @@
-"""Mamba-2 (Dao and Gu 2024): mixers alone, without MLPs."""
+"""Mamba-2 (Dao and Gu 2024): mixers without MLPs, and twice as many layers."""
 
 from __future__ import annotations
 
 from functools import partial
-
-import jax.numpy as jnp
 
 from layers.mamba2 import Mamba2Mixer
 from models.backbone import Backbone
@@ -15,42 +13,36 @@ def mamba2(
   backbone: Backbone,
   *,
   heads: int,
-  expand: int = 2,
   state_size: int = 128,
   groups: int = 1,
   chunk: int = 128,
   ssd: str | None = None,
 ) -> LanguageModel:
-  """Builds Mamba-2.
-
-  A mixer and an MLP of the other models are two layers here, so that there are twice `backbone.depth`.
+  """Builds Mamba-2; a mixer and an MLP of the other models are two layers here.
 
   Args:
-    backbone: what all models share; what concerns MLPs and biases has no meaning here.
-    heads: attention heads of this size. A head of Mamba-2 has half the channels: 64 where those have
-      128, as in the paper.
-    expand: channels of the mixer over D.
-    state_size: N, rows of a head's state.
-    groups: groups of heads that share what writes and reads the state.
-    chunk: steps that are multiplied as one matrix.
+    backbone: what all models share; MLPs and biases have no meaning here.
+    heads: attention heads of this size. Mamba-2 has four for each, of half the channels: 64 where those
+      have 128, as in the paper, and 2D together.
+    state_size, groups, chunk: see `layers.mamba2.Mamba2Mixer`.
     ssd: a name of `kernels.ssd.IMPLEMENTATIONS`; None picks by backend.
   """
   if backbone.width % (2 * heads):
     raise ValueError(
-      f"heads={heads} does not halve width={backbone.width} evenly: a head of Mamba-2 has "
-      "width / (2 heads) channels. Choose a number of heads whose double divides the width."
+      f"heads={heads}: Mamba-2's heads have width / (2 heads) channels, and {2 * heads} does not divide "
+      f"width={backbone.width}. Choose a number of heads whose double does."
     )
-  depth = 2 * backbone.depth
+  model, depth = backbone.model(()), 2 * backbone.depth
   mixer = partial(
     Mamba2Mixer,
-    heads=2 * expand * heads,
+    heads=4 * heads,
     head_dim=backbone.width // (2 * heads),
     state_size=state_size,
     groups=groups,
     chunk=chunk,
     output_scale=1 / depth,
     implementation=ssd,
-    dtype=jnp.dtype(backbone.dtype),
-    param_dtype=jnp.dtype(backbone.param_dtype),
+    dtype=model.dtype,
+    param_dtype=model.param_dtype,
   )
-  return backbone.model((mixer,)).clone(depth=depth, mlp=None)
+  return model.clone(pattern=(mixer,), depth=depth, mlp=None)

@@ -90,14 +90,15 @@ def recur(
   first.
 
   Args:
-    run: `(arrays, reset, h0 [B, R] float32) -> (h [B, T, R], h_last [B, R])`, differentiable in arrays
-      and h0.
-    log_decay: `arrays -> [B, R]` float32, the logarithm of the product of the decays.
+    run: `run(*arrays, h0, reset=reset) -> (h, h_last)`, differentiable in arrays and h0; h is [B, T, ...],
+      h0 (or None, for zeros) and h_last are [B, ...] float32 or complex64.
+    log_decay: `log_decay(*arrays)`, the logarithm of the product of the decays, of a shape and type that
+      broadcast against h_last.
     arrays: what the recurrence reads.
     reset: [B, T] bool, True where a segment starts; None if none does.
 
   Returns:
-    h: [B, T, R].
+    h: [B, T, ...].
   """
   return _recur(run, log_decay, arrays, reset)
 
@@ -110,17 +111,17 @@ def _recur(run, log_decay, arrays, reset):
 def _forward(run, log_decay, arrays, reset):
   product = jnp.exp(log_decay(*arrays))
   if reset is not None:
-    product = jnp.where(jnp.any(reset, axis=1)[:, None], 0, product)
-  _, last = run(arrays, reset, jnp.zeros_like(product))
+    some = jnp.any(reset, axis=1)
+    product = jnp.where(some.reshape(-1, *[1] * (product.ndim - 1)), 0, product)
+  _, last = run(*arrays, None, reset=reset)
   entering = _scan_shards(product, last, reverse=False)
-  (h, _), pull = jax.vjp(lambda arrays, h0: run(arrays, reset, h0), arrays, entering)
-  return h, (product, pull)
+  (h, _), pull = jax.vjp(lambda arrays, h0: run(*arrays, h0, reset=reset), arrays, entering)
+  return h, (product, jnp.zeros_like(last), pull)
 
 
 def _backward(run, log_decay, residuals, dh):
   del run, log_decay
-  product, pull = residuals
-  nothing = jnp.zeros_like(product)
+  product, nothing, pull = residuals
   _, leaving = pull((dh, nothing))
   dlast = _scan_shards(product, leaving, reverse=True)
   darrays, _ = pull((dh, dlast))
