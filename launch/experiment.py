@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from data import preparation
 from data.dataset import Mixture, TextDataset
@@ -64,6 +65,11 @@ class Experiment:
       raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
     if self.eval_batches is not None and self.eval_batches < 1:
       raise ValueError(f"eval_batches={self.eval_batches} must be at least 1, or None for all.")
+    if self.optimizer.master_copy and self.model.param_dtype == jnp.float32:
+      raise ValueError(
+        "master_copy keeps the parameters in float32, which they are already: drop it, or set "
+        "Backbone.param_dtype = 'bfloat16'."
+      )
     lengths = (
       first_part(self.train_data).sequence_length,
       first_part(self.eval_data).sequence_length,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -70,6 +71,7 @@ class AdamW:
     b1, b2, epsilon: moments of the gradient.
     weight_decay: per unit of learning rate.
     clip_norm: largest global norm of a gradient; None for no bound.
+    master_copy: keep a float32 copy of the parameters in the state, for parameters of fewer bits.
   """
 
   learning_rate: optax.Schedule
@@ -78,16 +80,50 @@ class AdamW:
   epsilon: float = 1e-8
   weight_decay: float = 0.1
   clip_norm: float | None = 1.0
+  master_copy: bool = False
 
   def transformation(self) -> optax.GradientTransformation:
     """The optax transformation; its state and arithmetic have the type of what it is given."""
     clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
-    return optax.chain(
+    adamw = optax.chain(
       *clip,
       optax.scale_by_adam(self.b1, self.b2, self.epsilon),
       optax.add_decayed_weights(self.weight_decay, mask=decay_mask),
       optax.scale_by_learning_rate(self.learning_rate),
     )
+    return with_master_copy(adamw) if self.master_copy else adamw
+
+
+class WithMasterCopy(NamedTuple):
+  """The state of `with_master_copy`.
+
+  Attributes:
+    inner: the optimizer's own.
+    master: the parameters in float32, of which the model has roundings.
+  """
+
+  inner: Any
+  master: Any
+
+
+def with_master_copy(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Lets an optimizer work on a float32 copy of parameters that are stored in fewer bits.
+
+  Micikevicius et al. 2018, section 3.1: updates below a parameter's last bit add up in the copy. What is
+  returned as updates leads from the rounded parameters to the copy's new values, so that whoever adds
+  them in float32 and rounds gets the rounded copy.
+  """
+
+  def init(params):
+    # Copied, because an array that is float32 already would lie in two places of a donated state.
+    return WithMasterCopy(inner.init(params), jax.tree.map(jnp.copy, params))
+
+  def update(gradient, state, params):
+    updates, inner_state = inner.update(gradient, state.inner, state.master)
+    master = optax.apply_updates(state.master, updates)
+    return jax.tree.map(jnp.subtract, master, params), WithMasterCopy(inner_state, master)
+
+  return optax.GradientTransformation(init, update)
 
 
 def decay_mask(params: Any) -> Any:

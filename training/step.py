@@ -15,10 +15,13 @@ import optax
 
 from parallel import shards, vocabulary
 from parallel.layout import TOKENS, Layout
+from training import rounding
 
 Batch = dict[str, jax.Array]
 # Logits of more bytes than this are computed in pieces, and again in the backward pass.
 MAX_LOGIT_BYTES = 2**28
+# Tells the key of the rounding from what models draw.
+_ROUNDING = 0x524E44
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Options:
     spike_factor: a step whose gradient norm exceeds this many medians of recent norms is skipped.
     spike_window: recent norms that the median is taken of; none is skipped before it is full.
     max_skips: steps skipped in a row after which the run stops.
+    rounding: how bfloat16 parameters take an update, 'nearest' or 'stochastic'; see
+      `training.rounding`.
   """
 
   accumulate: int = 1
@@ -38,8 +43,10 @@ class Options:
   spike_factor: float = 10.0
   spike_window: int = 64
   max_skips: int = 20
+  rounding: str = "nearest"
 
   def __post_init__(self):
+    rounding.check(self.rounding)
     for name in ("accumulate", "spike_window", "max_skips"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -131,12 +138,17 @@ def make_train_step(
     take, guard = _decide(state.guard, loss, norm, options)
     updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
 
+    # The run's own key plus the number of the step: a resumed run rounds as it would have.
+    new_params = rounding.apply_updates(
+      params, updates, mode=options.rounding, key=jax.random.fold_in(rng, _ROUNDING)
+    )
+
     def choose(new, old):
       return jnp.where(take, new, old)
 
     new_state = TrainState(
       step=state.step + 1,
-      params=jax.tree.map(choose, optax.apply_updates(params, updates), params),
+      params=jax.tree.map(choose, new_params, params),
       opt_state=jax.tree.map(choose, opt_state, state.opt_state),
       guard=guard,
       rng=state.rng,

@@ -19,6 +19,7 @@ PARTS = {
   "kernels": "kernels/auto.gin",
   "data": "data/python_bytes.gin",
   "train": "train/adamw.gin",
+  "precision": "precision/float32.gin",
 }
 # Included by others, and nothing alone.
 FRAGMENTS = {

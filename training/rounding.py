@@ -1,0 +1,66 @@
+"""How parameters of fewer bits than float32 take updates that are smaller than their last bit.
+
+Rounded to nearest, a bfloat16 parameter ignores every update below 1/512 of it, and training stops while
+its gradient does not. Rounded stochastically it takes the update in the mean (Gupta et al. 2015); a copy in
+float32 takes it exactly (Micikevicius et al. 2018, section 3.1; see `training.optimizer.with_master_copy`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+MODES = ("nearest", "stochastic")
+_DROPPED_BITS = 16  # of a float32 that bfloat16 lacks
+
+
+def check(mode: str) -> None:
+  """Raises ValueError unless there is such a way to round."""
+  if mode not in MODES:
+    raise ValueError(f"rounding={mode!r} is unknown: use one of {', '.join(MODES)}.")
+
+
+def apply_updates(params: Any, updates: Any, *, mode: str, key: jax.Array) -> Any:
+  """Adds updates to parameters, each in its parameter's type.
+
+  Args:
+    params: the parameters.
+    updates: float32, a tree like theirs.
+    mode: one of `MODES`; parameters that are not bfloat16 are rounded to nearest always.
+    key: for the stochastic one. The same draws are made however the arrays are split over devices.
+  """
+  leaves, structure = jax.tree.flatten(params)
+  summed = [
+    p.astype(jnp.float32) + u for p, u in zip(leaves, jax.tree.leaves(updates), strict=True)
+  ]
+  return jax.tree.unflatten(
+    structure,
+    [
+      stochastic(new, jax.random.fold_in(key, index))
+      if mode == "stochastic" and old.dtype == jnp.bfloat16
+      else new.astype(old.dtype)
+      for index, (old, new) in enumerate(zip(leaves, summed, strict=True))
+    ],
+  )
+
+
+def stochastic(x: jax.Array, key: jax.Array) -> jax.Array:
+  """Rounds float32 to one of its two neighbours in bfloat16, so that the mean is x.
+
+  Args:
+    x: float32, of any shape.
+    key: a random key.
+
+  Returns:
+    bfloat16; what bfloat16 can hold, infinities and NaNs stay as they are.
+  """
+  # The bits that are dropped are the distance to the neighbour nearer to zero: adding a uniform number
+  # carries into the bits that stay as often as that distance says.
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  draw = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+  rounded = jax.lax.bitcast_convert_type(
+    ((bits + draw) >> _DROPPED_BITS).astype(jnp.uint16), jnp.bfloat16
+  )
+  return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
