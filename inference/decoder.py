@@ -55,6 +55,20 @@ class Choices(NamedTuple):
   stops: np.ndarray
 
 
+class Lowered(NamedTuple):
+  """The programs of a decoder, before they are compiled.
+
+  Attributes:
+    prefill: reads the prompts.
+    advance: generates a chunk of tokens; its loop's body is one token.
+    carried: shapes of what goes from one to the other, (parameters cut into layers, `Progress`).
+  """
+
+  prefill: jax.stages.Lowered
+  advance: jax.stages.Lowered
+  carried: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Prompts:
   """Prompts of different lengths as one batch, padded on the left.
@@ -172,6 +186,35 @@ class Decoder:
         yield tokens
       if ended:
         return
+
+  def lower(
+    self, params: Any, *, rows: int, length: int, max_tokens: int, chunk: int = 64
+  ) -> Lowered:
+    """The programs of `generate`, to be compiled for devices that need not be here.
+
+    Args:
+      params: shapes, types and shardings of the parameters, where `Rows.place` puts them.
+      rows: prompts at a time, a multiple of the shards.
+      length: tokens per prompt.
+      max_tokens, chunk: as in `generate`.
+    """
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    prompts = self._where.abstract((tokens, tokens), "rows")
+    options = self._where, self._model, params, prompts
+    capacity = _round_up(length + max_tokens)
+    carried = jax.eval_shape(functools.partial(_prefill, capacity=capacity), *options)
+    carried = self._where.abstract(carried, "carried")
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    advance = _advance.lower(
+      self._where,
+      self._model.clone(scan=False),
+      self._sampler,
+      carried,
+      self._where.abstract(keys, "rows"),
+      self._where.abstract((self._choices, np.int32(0)), "shared"),
+      size=chunk,
+    )
+    return Lowered(_prefill.lower(*options, capacity=capacity), advance, carried)
 
 
 @functools.partial(jax.jit, static_argnames=("where", "model", "capacity"))

@@ -162,13 +162,18 @@ def read_as(data: Dataset, **changes: Any) -> Dataset:
 
 
 def load(
-  paths: str | os.PathLike | Sequence[str | os.PathLike], arguments: Iterable[str] = ()
+  paths: str | os.PathLike | Sequence[str | os.PathLike],
+  arguments: Iterable[str] = (),
+  *,
+  shared: bool = False,
 ) -> Config:
   """Reads and checks the configuration of an experiment.
 
   Args:
     paths: a gin file, or several: the bindings of a later one replace those of an earlier one.
     arguments: bindings from the command line.
+    shared: whether the arguments serve other configurations too, so that one without effect is a
+      warning and no error.
 
   Raises:
     ConfigError: see `launch.config.load`.
@@ -176,7 +181,8 @@ def load(
   if isinstance(paths, str | os.PathLike):
     paths = [paths]
   source = sum(map(gin_source.read_file, paths), gin_source.Source())
-  return config.resolve(source + gin_source.read_arguments(arguments), Experiment, str(paths[0]))
+  given = gin_source.read_arguments(arguments, shared=shared)
+  return config.resolve(source + given, Experiment, str(paths[0]))
 
 
 def build(configuration: Config) -> Experiment:

@@ -203,6 +203,6 @@ class Checks:
         reason = "" if key.configurable in configurables else f"{key.configurable.name} is not used"
         unused.append((key.name + (f" ({reason})" if reason else ""), setting))
     for name, setting in unused:
-      if setting.place.is_argument:
+      if setting.place.is_argument and not setting.place.shared:
         raise setting.place.error(f"no effect: nothing in this configuration uses {name}")
     return [f"{setting.place}: {name} has no effect here" for name, setting in unused]

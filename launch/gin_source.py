@@ -31,10 +31,12 @@ class Place:
   Attributes:
     source: a file's path, or the command-line argument.
     line: 1 for a file's first line; 0 for an argument.
+    shared: whether the statement serves several configurations: one of them may have no use for it.
   """
 
   source: str
   line: int = 0
+  shared: bool = False
 
   @property
   def is_argument(self) -> bool:
@@ -164,15 +166,19 @@ def read_text(text: str, name: str = "text") -> Source:
   return _statements(text, Path(name), ())
 
 
-def read_arguments(arguments: Iterable[str]) -> Source:
+def read_arguments(arguments: Iterable[str], *, shared: bool = False) -> Source:
   """Reads command-line bindings such as `--gin.griffin.griffin.window=512` or `--gin.STEPS=100`.
 
   The right side is a gin value; what is none is a string, which spares the quotes.
 
+  Args:
+    arguments: the bindings.
+    shared: whether they serve several configurations; see `Place`.
+
   Raises:
     ConfigError: an argument is not of that form.
   """
-  return Source([_read_argument(argument) for argument in arguments])
+  return Source([_read_argument(Place(argument, shared=shared)) for argument in arguments])
 
 
 def macros_mentioned(root: Path = GIN_ROOT) -> set[str]:
@@ -184,9 +190,8 @@ def macros_mentioned(root: Path = GIN_ROOT) -> set[str]:
   }
 
 
-def _read_argument(argument: str) -> Statement:
-  place = Place(argument)
-  left, equals, right = argument.removeprefix(OVERRIDE_PREFIX).partition("=")
+def _read_argument(place: Place) -> Statement:
+  left, equals, right = place.source.removeprefix(OVERRIDE_PREFIX).partition("=")
   form = re.fullmatch(r"(?:(?P<scope>[\w/]+)/)?(?:(?P<selector>[\w.]+)\.)?(?P<last>\w+)", left)
   if not equals or not form:
     raise place.error(

@@ -1,8 +1,9 @@
-"""Plans a training run on TPUs that are not here: `python -m launch.plan gin/runs/x.gin --hardware=v5e-256`."""
+"""Plans a run on hardware that is not here: `python -m launch.plan gin/runs/x.gin --hardware=v5e-256`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -13,15 +14,22 @@ from typing import TYPE_CHECKING
 from launch import command
 
 if TYPE_CHECKING:
+  from launch.config import Config
+  from launch.experiment import Experiment
   from launch.planning import Plan
-  from parallel.topology import Slice
+  from parallel.chip import Hardware
 
 DESCRIPTION = """\
-Compiles the training step of a gin file for TPUs that are not here, and says whether it fits, what it
-sends, and the least time that a step can take. Later gin files replace bindings of earlier ones:
+Compiles the training step of a gin file, or its prefill or decoding, for TPUs or GPUs that are not here,
+and says whether it fits, what it sends, and the least time that it can take. Later gin files replace
+bindings of earlier ones:
 
   python -m launch.plan gin/runs/griffin_quickstart.gin gin/sizes/7b.gin gin/mesh/megatron8_zero1.gin \\
-    --hardware=v5e-256 --gin.BATCH_SIZE=512 --gin.SEQUENCE_LENGTH=2048"""
+    --hardware=v5e-256 --gin.BATCH_SIZE=512 --gin.SEQUENCE_LENGTH=2048
+
+Several models in one table:
+
+  python -m launch.plan ... --models=griffin,hawk,transformer"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +39,19 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--hardware",
     required=True,
-    help="a TPU slice: v3-32, v4-64, v5e-256, v5p-128, v6e-64, v5p:4x4x8",
+    help="a TPU slice or GPUs: v3-32, v4-64, v5e-256, v5p-128, v6e-64, v5p:4x4x8, h100-64, h200-8",
+  )
+  result.add_argument(
+    "--step",
+    choices=("train", "prefill", "decode"),
+    default="train",
+    help="a training step, reading a batch of prompts of the rows' length, or one token after them "
+    "(%(default)s)",
+  )
+  result.add_argument(
+    "--models",
+    type=lambda names: names.split(","),
+    help="files of gin/models/ to read after the others, one plan each: griffin,hawk,transformer",
   )
   result.add_argument(
     "--search",
@@ -41,134 +61,106 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--compiles", type=int, default=16, help="most steps that a search compiles (%(default)s)"
   )
-  result.add_argument("--json", type=Path, help="write the plans to this file too")
+  result.add_argument("--json", type=Path, help="write all plans to this file too")
   return result
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Runs the command; returns its exit status: 1 if nothing fits."""
-  args, bindings = command.parse(parser(), arguments)
-  # The TPU compiler is asked by name; the program itself runs on the CPU.
-  os.environ["JAX_PLATFORMS"] = "cpu"
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  # Where libtpu finds neither, it prints half a page; compiling needs neither.
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else a lock file admits one process
+  """Runs the command; returns its exit status: 1 if a model does not fit."""
+  options = parser()
+  args, bindings = command.parse(options, arguments)
+  if args.search and args.step != "train":
+    options.error("--search is for --step=train: the others have no ZeRO stage and no remat policy")
 
-  from launch import experiment as experiment_lib
-  from launch import planning
   from parallel import topology
 
   try:
-    slice_ = topology.slice_of(args.hardware)
-    slice_.devices  # noqa: B018 - a slice that the compiler does not know is refused here
+    hardware = topology.hardware(args.hardware)
   except ValueError as error:
     raise command.UserError(str(error)) from None
-  experiment = experiment_lib.build(experiment_lib.load(args.config, bindings))
+  # The compiler is asked by name; the program itself runs on the CPU.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  flags = [os.environ.get("XLA_FLAGS", ""), hardware.environment.get("XLA_FLAGS", "")]
+  os.environ.update({**hardware.environment, **os.environ, "XLA_FLAGS": " ".join(flags).strip()})
+  try:
+    hardware.devices  # noqa: B018 - what the compiler does not know is refused here
+  except ValueError as error:
+    raise command.UserError(str(error)) from None
+
+  from launch import experiment as experiment_lib
+  from launch import plan_tables
+
+  plans: list[Plan] = []
+  best: list[Plan | None] = []
+  for name, configuration in _configurations(args, bindings):
+    experiment = experiment_lib.build(configuration)
+    found = _plans(args, experiment, hardware, name)
+    plans += found
+    best.append(min((p for p in found if p.fits), key=lambda p: p.seconds, default=None))
+    if best[-1] is None and found and not args.search:
+      best[-1] = found[0]
+    if best[-1] is None:
+      print(f"{name}: nothing of what was compiled fits {args.hardware}", file=sys.stderr)
+  if args.json:
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps([found.record() for found in plans], indent=2) + "\n")
+  shown = [found for found in best if found is not None]
+  if len(best) > 1 and shown:
+    print(plan_tables.side_by_side(shown))
+  elif shown:
+    print(plan_tables.one(shown[0]))
+  return 0 if all(found is not None and found.fits for found in best) else 1
+
+
+def _configurations(args: argparse.Namespace, bindings: Sequence[str]) -> list[tuple[str, Config]]:
+  """The name of each model, and its configuration."""
+  from launch import experiment as experiment_lib
+
+  if not args.models:
+    return [(Path(args.config[0]).stem, experiment_lib.load(args.config, bindings))]
+  found = [
+    (name, experiment_lib.load([*args.config, f"models/{name}.gin"], bindings, shared=True))
+    for name in args.models
+  ]
+  useless = set.intersection(*(set(configuration.warnings) for _, configuration in found))
+  for warning in sorted(useless):
+    if warning.startswith("--gin."):
+      raise command.UserError(f"{warning}: no model uses it")
+  return found
+
+
+def _plans(
+  args: argparse.Namespace, experiment: Experiment, hardware: Hardware, name: str
+) -> list[Plan]:
+  """The plan of an experiment, or of what a search tries until something fits."""
+  from launch import plan_search, plan_tables, planning
+
   plans = []
-  candidates = planning.variants(experiment, slice_) if args.search else [experiment]
+  candidates = plan_search.variants(experiment, hardware) if args.search else [experiment]
   for _, candidate in zip(range(args.compiles), candidates, strict=False):
     try:
-      plans.append(planning.plan(candidate, slice_))
+      plans.append(planning.plan(candidate, hardware, step=args.step, model=name))
     except MemoryError as error:
-      print(f"{_choices(candidate)}: does not fit: {error}", file=sys.stderr, flush=True)
+      plan_tables.tell(f"{name}: {_choices(candidate)}: does not fit: {error}")
       continue
     except planning.ConfigError as error:
       if not args.search:
         raise
-      print(f"{_choices(candidate)}: {error}", file=sys.stderr, flush=True)
+      plan_tables.tell(f"{name}: {_choices(candidate)}: {error}")
       continue
     if args.search:
-      _tell_candidate(plans[-1])
-    if args.search and plans[-1].fits:
-      break  # candidates come in the order of their cost
-  if args.json:
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    records = [found.record(slice_.chip.flops) for found in plans]
-    args.json.write_text(json.dumps(records, indent=2) + "\n")
-  fitting = [found for found in plans if found.fits]
-  if not plans or (args.search and not fitting):
-    print(f"nothing of what was compiled fits {args.hardware}", file=sys.stderr)
-    return 1
-  best = min(fitting or plans, key=lambda found: found.seconds)
-  print(text(best, slice_))
-  return 0 if best.fits else 1
+      plan_tables.tell(f"{name}: {plan_tables.line(plans[-1])}")
+      if plans[-1].fits:
+        break  # candidates come in the order of their cost
+  return plans
 
 
-def _choices(experiment) -> str:
-  mesh = experiment.mesh.mesh if experiment.mesh else None
-  sizes = f"data={mesh.data} seq={mesh.seq} model={mesh.model}" if mesh else "data=-1"
+def _choices(experiment: Experiment) -> str:
+  mesh = dataclasses.asdict(experiment.mesh.mesh) if experiment.mesh else {"data": -1}
+  sizes = " ".join(f"{name}={size}" for name, size in mesh.items() if size != 1)
   stage = experiment.mesh.zero if experiment.mesh else 0
   accumulate = experiment.options.step.accumulate
   return f"{sizes}, ZeRO {stage}, remat {experiment.model.remat}, {accumulate} microbatches"
-
-
-def _tell_candidate(found: Plan) -> None:
-  mesh = " ".join(f"{name}={size}" for name, size in found.mesh.items())
-  print(
-    f"{mesh}, ZeRO {found.zero}, remat {found.remat}, {found.accumulate} microbatches: "
-    f"{found.bytes / 2**30:.2f} of {found.memory / 2**30:.0f} GiB, {found.seconds:.3f} s "
-    f"({found.bound})",
-    file=sys.stderr,
-    flush=True,
-  )
-
-
-def text(found: Plan, slice_: Slice) -> str:
-  """A plan as tables."""
-  from launch.describe import show_bytes, table
-
-  mesh = " x ".join(f"{name}={size}" for name, size in found.mesh.items())
-  over = found.memory - found.bytes
-  head = [
-    ("hardware", f"{found.hardware} ({slice_.topology}), {found.devices} devices"),
-    ("mesh", f"{mesh}, ZeRO stage {found.zero}"),
-    (
-      "batch",
-      f"{found.batch_size:,} rows of {found.length:,} tokens, {found.accumulate} microbatches",
-    ),
-    ("remat", found.remat),
-  ]
-  memory = [
-    ("parameters", show_bytes(found.parameter_bytes)),
-    ("optimizer state", show_bytes(found.optimizer_bytes)),
-    ("batch", show_bytes(found.batch_bytes)),
-    ("gradients, activations, temporaries", show_bytes(found.temporary_bytes)),
-    ("in all, per device", f"{show_bytes(found.bytes)} of {show_bytes(found.memory)}"),
-    (
-      "fits" if found.fits else "DOES NOT FIT",
-      f"{show_bytes(abs(over))} {'left' if over >= 0 else 'too much'}",
-    ),
-  ]
-  sent = [("collective", "mesh axis", "count", "bytes sent per device")]
-  sent += [
-    (one.kind, one.axes or "-", f"{one.count:,}", show_bytes(one.sent)) for one in found.collectives
-  ]
-  times = [
-    ("compute", f"{found.compute_seconds:.4f} s"),
-    ("HBM", f"{found.hbm_seconds:.4f} s ({show_bytes(found.hbm_bytes)})"),
-    ("interconnect", f"{found.interconnect_seconds:.4f} s"),
-    ("bound by", f"{found.bound}: {found.seconds:.4f} s a step"),
-    ("tokens per second", f"{found.tokens_per_second:,.0f}"),
-    ("model-FLOPs utilisation at that bound", f"{found.utilisation(slice_.chip.flops):.1%}"),
-    ("FLOPs per device, model's own", f"{found.model_flops:.4g}"),
-    ("FLOPs per device, compiled products", f"{found.counted_flops:.4g}"),
-    ("compilation", f"{found.compile_seconds:.1f} s"),
-  ]
-  if found.xla_flops is not None:
-    counts = f"{found.once_flops:.4g} / {found.xla_flops:.4g}"
-    times.append(("the same, loops once / XLA's count, all operations", counts))
-  if found.optimal_seconds is not None:
-    times.append(("XLA's optimal_seconds, loops once", f"{found.optimal_seconds:.4f} s"))
-  return "\n\n".join(
-    [
-      table(head, right=()),
-      table(memory, right=(1,)),
-      table(sent, right=(2, 3)),
-      table(times, right=()),
-    ]
-  )
 
 
 if __name__ == "__main__":

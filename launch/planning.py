@@ -1,4 +1,4 @@
-"""Compiles a training step for devices that are not here, and estimates what it would take there."""
+"""Compiles a program for devices that are not here, and estimates what it would take there."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import collections
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from kernels import platform
-from launch import describe
 from launch.config import ConfigError
+from launch.describe import device_bytes
 from launch.experiment import Experiment
-from models.accounting import account
+from launch.programs import PROGRAMS, Program
 from parallel import audit, hlo
+from parallel.chip import Hardware
 from parallel.layout import Layout, Parallelism
 from parallel.mesh import MeshSpec
-from parallel.topology import Slice
-from training import step as step_lib
-from training.checkpoint import abstract_like
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-  """All collectives of one kind along the same mesh axes, in one step.
+  """All collectives of one kind along the same mesh axes, in one run of the program.
 
   Attributes:
     kind: such as 'all-reduce'.
@@ -43,42 +40,62 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """One training step on one slice; bytes and operations are those of one device.
+  """One program on some hardware; bytes and operations are those of one device.
 
   Attributes:
-    hardware: name of the slice.
-    devices: its number of JAX devices.
+    step: 'train' (a step), 'prefill' (a batch of prompts) or 'decode' (a token for each of them).
+    hardware, topology: its name, and how its devices are joined.
+    devices: their number.
+    model: the name of the model's file, or of the run.
+    parameters: their number.
     mesh: sizes of the mesh axes.
-    zero: ZeRO stage.
-    remat, accumulate: as configured.
-    batch_size, length: rows per step and tokens per row.
-    parameter_bytes, optimizer_bytes, batch_bytes: what is held between steps.
-    temporary_bytes: what the compiled step needs besides, at its peak.
+    zero: ZeRO stage; prefill and decode split parameters over `model` alone.
+    remat, accumulate: as configured; None but in training.
+    batch_size, length: rows, and tokens per row.
+    parameter_bytes, optimizer_bytes, state_bytes, batch_bytes: what the program is given: parameters, the
+      optimizer's state, the decode state, tokens.
+    result_bytes: what it gives that does not take the place of what it was given.
+    twice_bytes: what it replaces without taking its place, so that both are in memory: 0 if donation works.
+    temporary_bytes: what the compiled program needs besides, at its peak.
+    activation_bytes, gradient_bytes: the largest parts of that, in training: what autodiff keeps for
+      the backward pass, and gradients in float32. XLA may need less of either, for not all are alive at the
+      peak.
     memory: of a device.
     collectives: what is sent.
     model_flops: of the model's matrix products, forward and backward, without what is computed twice.
     counted_flops: of the products in the compiled program; those inside Pallas kernels are not seen.
     hbm_bytes: that the operations of the compiled program read and write.
-    compute_seconds, hbm_seconds, interconnect_seconds: the least time for each alone; collectives count
-      as rings along one axis of the torus.
+    compute_seconds, hbm_seconds, interconnect_seconds: the least time for each alone.
+    peak_flops: of a device, per second.
+    tokens: read, or made, on all devices.
     compile_seconds: time to trace and compile.
     once_flops, xla_flops: `counted_flops` with the body of each loop counted once, and XLA's own count,
       which does that and adds elementwise operations; None if it makes none.
+    once_bytes, xla_bytes: the same for `hbm_bytes`.
     optimal_seconds: XLA's own estimate of the time, loops counted once; None if it makes none.
   """
 
+  step: str
   hardware: str
+  topology: str
   devices: int
+  model: str
+  parameters: int
   mesh: dict[str, int]
   zero: int
-  remat: str
-  accumulate: int
+  remat: str | None
+  accumulate: int | None
   batch_size: int
   length: int
   parameter_bytes: int
   optimizer_bytes: int
+  state_bytes: int
   batch_bytes: int
+  result_bytes: int
+  twice_bytes: int
   temporary_bytes: int
+  activation_bytes: int
+  gradient_bytes: int
   memory: float
   collectives: tuple[Traffic, ...]
   model_flops: float
@@ -87,25 +104,29 @@ class Plan:
   compute_seconds: float
   hbm_seconds: float
   interconnect_seconds: float
+  peak_flops: float
+  tokens: int
   compile_seconds: float
   once_flops: float
   xla_flops: float | None
+  once_bytes: float
+  xla_bytes: float | None
   optimal_seconds: float | None
 
   @property
   def bytes(self) -> int:
     """What a device has to hold at the peak."""
-    held = self.parameter_bytes + self.optimizer_bytes + self.batch_bytes
-    return held + self.temporary_bytes
+    held = self.parameter_bytes + self.optimizer_bytes + self.state_bytes + self.batch_bytes
+    return held + self.result_bytes + self.temporary_bytes
 
   @property
   def fits(self) -> bool:
-    """Whether that is less than a device has."""
+    """Whether that is not more than a device has."""
     return self.bytes <= self.memory
 
   @property
   def seconds(self) -> float:
-    """The least time of a step, if computing, memory and network overlap perfectly."""
+    """The least time of the program, if computing, memory and network overlap perfectly."""
     return max(self.compute_seconds, self.hbm_seconds, self.interconnect_seconds)
 
   @property
@@ -121,81 +142,109 @@ class Plan:
   @property
   def tokens_per_second(self) -> float:
     """Of all devices, at that bound."""
-    return self.batch_size * self.length / self.seconds
+    return self.tokens / self.seconds
 
-  def utilisation(self, peak: float) -> float:
+  @property
+  def utilisation(self) -> float:
     """Share of the peak rate that the model's own operations take, at that bound."""
-    return self.model_flops / (peak * self.seconds)
+    return self.model_flops / (self.peak_flops * self.seconds)
 
-  def record(self, peak: float) -> dict[str, Any]:
+  def record(self) -> dict[str, Any]:
     """Everything as plain values."""
-    found = dataclasses.asdict(self)
-    names = ("bytes", "fits", "seconds", "bound", "tokens_per_second")
-    return found | {name: getattr(self, name) for name in names} | {"mfu": self.utilisation(peak)}
+    names = ("bytes", "fits", "seconds", "bound", "tokens_per_second", "utilisation")
+    return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
 
 
-def plan(experiment: Experiment, slice_: Slice) -> Plan:
-  """Compiles a training step for a slice; nothing is allocated or run.
+def plan(
+  experiment: Experiment, hardware: Hardware, *, step: str = "train", model: str = ""
+) -> Plan:
+  """Compiles a program for hardware that need not be here; nothing is allocated or run.
+
+  Args:
+    experiment: model, mesh, rows and optimizer.
+    hardware: what to compile for.
+    step: a name of `launch.programs.PROGRAMS`.
+    model: its name, for the plan.
 
   Raises:
-    ConfigError: model, mesh and slice do not fit; it says what would.
-    MemoryError: the compiler says that the step does not fit; the message is its own.
+    ConfigError: model, mesh and hardware do not fit; it says what would.
+    MemoryError: the compiler says that the program does not fit; the message is its own.
   """
   if experiment.mesh is None:
     experiment = dataclasses.replace(experiment, mesh=Parallelism(mesh=MeshSpec(data=-1)))
+  if step != "train":
+    # No row waits for others to be accumulated with.
+    options = dataclasses.replace(experiment.options.step, accumulate=1)
+    experiment = dataclasses.replace(
+      experiment, options=dataclasses.replace(experiment.options, step=options)
+    )
   began = time.monotonic()
-  with platform.targeting("tpu"):
-    layout = experiment.layout(slice_.devices)
-    state = abstract_like(describe.abstract_state(experiment), layout.state)
-    batch = abstract_like(
-      describe.abstract_batch(experiment),
-      lambda tree: jax.tree.map(lambda _: layout.batch, tree),
-    )
-    step = step_lib.make_train_step(
-      experiment.model, experiment.optimizer.transformation(), experiment.options.step, layout
-    )
-    lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
+  with platform.targeting(hardware.platform):
+    layout = experiment.layout(hardware.devices)
     try:
-      compiled = lowered.compile()
+      program = PROGRAMS[step](experiment, layout)
+    except ValueError as error:
+      raise ConfigError(str(error)) from None
+    try:
+      compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
       what = str(error).splitlines()[0]
       if "RESOURCE_EXHAUSTED" in what:
         raise MemoryError(what) from None
-      raise ConfigError(f"the TPU compiler fails on this step: {what}") from None
-  return _measured(experiment, slice_, layout, state, batch, compiled, time.monotonic() - began)
+      raise ConfigError(f"the compiler for {hardware.name} fails on this: {what}") from None
+  seconds = time.monotonic() - began
+  return _measured(experiment, hardware, layout, program, compiled, seconds, step, model)
 
 
-def _measured(experiment, slice_, layout: Layout, state, batch, compiled, seconds) -> Plan:
-  program, chip = hlo.Program(compiled.as_text()), slice_.chip
+def _measured(
+  experiment: Experiment,
+  hardware: Hardware,
+  layout: Layout,
+  program: Program,
+  compiled: jax.stages.Compiled,
+  seconds: float,
+  step: str,
+  model: str,
+) -> Plan:
+  text, chip, training = hlo.Program(compiled.as_text()), hardware.chip, step == "train"
   along = collections.defaultdict(lambda: [0, 0.0])
-  for found in audit.collectives(program, layout.sizes):
+  exchanging = 0.0
+  for found in audit.collectives(text, layout.sizes):
+    if found.members == 1:
+      continue  # XLA for GPUs leaves sums over one device in
     entry = along[found.kind, "+".join(found.axes)]
     entry[0] += found.times
     entry[1] += found.sent
-  counted = account(
-    experiment.model, batch_size=experiment.batch_size, length=experiment.sequence_length
-  )
-  tokens = experiment.batch_size * experiment.sequence_length
-  flops, traffic = program.flops(), sum(program.traffic().values())
-  sent = sum(size for _, size in along.values())
-  model_flops = counted.training_flops * tokens / slice_.device_count
+    exchanging += found.sent / hardware.link(found.group)
+  flops, traffic = text.flops(), sum(text.traffic().values())
+  model_flops = program.model_flops / hardware.device_count
   costs = compiled.cost_analysis() or {}
   costs = costs[0] if isinstance(costs, list) else costs
   # A negative number is XLA's way to say that it does not know.
   xla = {name: value for name, value in costs.items() if value >= 0}
+  memory = compiled.memory_analysis()
   return Plan(
-    hardware=slice_.name,
-    devices=slice_.device_count,
+    step=step,
+    hardware=hardware.name,
+    topology=hardware.topology,
+    devices=hardware.device_count,
+    model=model,
+    parameters=sum(math.prod(p.shape) for p in layout.parameters),
     mesh=layout.sizes,
     zero=layout.stage,
-    remat=experiment.model.remat,
-    accumulate=experiment.options.step.accumulate,
+    remat=experiment.model.remat if training else None,
+    accumulate=experiment.options.step.accumulate if training else None,
     batch_size=experiment.batch_size,
     length=experiment.sequence_length,
-    parameter_bytes=describe.device_bytes(state.params),
-    optimizer_bytes=describe.device_bytes(state.opt_state),
-    batch_bytes=describe.device_bytes(batch),
-    temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
+    parameter_bytes=program.parameters,
+    optimizer_bytes=program.optimizer,
+    state_bytes=program.state,
+    batch_bytes=program.batch,
+    result_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    twice_bytes=_twice(program, text),
+    temporary_bytes=memory.temp_size_in_bytes,
+    activation_bytes=program.activations,
+    gradient_bytes=program.gradients,
     memory=chip.memory,
     collectives=tuple(
       Traffic(kind, axes, count, size) for (kind, axes), (count, size) in sorted(along.items())
@@ -205,63 +254,22 @@ def _measured(experiment, slice_, layout: Layout, state, batch, compiled, second
     hbm_bytes=traffic,
     compute_seconds=max(flops, model_flops) / chip.flops,
     hbm_seconds=traffic / chip.bandwidth,
-    interconnect_seconds=sent / chip.link,
+    interconnect_seconds=exchanging,
+    peak_flops=chip.flops,
+    tokens=program.tokens,
     compile_seconds=seconds,
-    once_flops=program.flops(loops=False),
+    once_flops=text.flops(loops=False),
     xla_flops=xla.get("flops"),
+    once_bytes=sum(text.traffic(loops=False).values()),
+    xla_bytes=xla.get("bytes accessed"),
     optimal_seconds=xla.get("optimal_seconds"),
   )
 
 
-def variants(experiment: Experiment, slice_: Slice) -> Iterator[Experiment]:
-  """The same training with other meshes, ZeRO stages, remat policies and microbatches.
-
-  The cheapest first, by what each adds to the model's own arithmetic: what tensor parallelism and
-  ZeRO stage 3 send, and what is computed twice. Left out is what cannot fit: whose parameters, gradients
-  and optimizer state alone are more than a device holds.
-  """
-  count = sum(p.count for p in account(experiment.model, batch_size=1, length=1).parameters)
-  tokens = experiment.batch_size * experiment.sequence_length
-  chip, found = slice_.chip, []
-  flops = account(
-    experiment.model, batch_size=experiment.batch_size, length=experiment.sequence_length
-  ).training_flops
-  for model in _divisors(slice_.device_count):
-    data = slice_.device_count // model
-    for accumulate in (1, 2, 4, 8):
-      if experiment.batch_size % (accumulate * data):
-        continue
-      for stage in (1, 3) if data > 1 else (0,):
-        stored = count / model / (data if stage == 3 else 1)
-        held = stored * 4 + count * 8 / slice_.device_count + stored * 4
-        if held > chip.memory:
-          continue
-        rows = tokens / data * experiment.model.width * 2
-        exchanged = 4 * experiment.model.depth * 2 * rows * (model - 1) / model
-        exchanged += accumulate * 3 * 2 * count / model if stage == 3 else 8 * count / model
-        for remat, again in (("none", 1.0), ("products", 1.03), ("mixers", 1.25), ("full", 1.33)):
-          compute = flops * tokens * again / slice_.device_count / chip.flops
-          cost = max(compute, exchanged / chip.link) + 0.1 * min(compute, exchanged / chip.link)
-          found.append((cost * (1 + 0.01 * math.log2(accumulate)), model, accumulate, stage, remat))
-  for _, model, accumulate, stage, remat in sorted(found):
-    mesh = Parallelism(
-      mesh=MeshSpec(data=-1, model=model),
-      rules=experiment.mesh.rules if experiment.mesh else Parallelism().rules,
-      zero=stage,
-    )
-    options = dataclasses.replace(
-      experiment.options,
-      step=dataclasses.replace(experiment.options.step, accumulate=accumulate),
-    )
-    changed = dataclasses.replace(
-      experiment, model=experiment.model.clone(remat=remat), mesh=mesh, options=options
-    )
-    try:
-      changed.layout(slice_.devices)
-    except ConfigError:
-      continue
-    yield changed
-
-
-def _divisors(number: int) -> list[int]:
-  return [n for n in range(1, number + 1) if number % n == 0]
+def _twice(program: Program, text: hlo.Program) -> int:
+  """Bytes of updated arguments whose new values lie elsewhere in the compiled program."""
+  return sum(
+    device_bytes(leaf)
+    for index, leaf in enumerate(jax.tree.leaves(program.updated), program.first_updated)
+    if (index,) not in text.in_place
+  )

@@ -24,7 +24,7 @@ class Collective(NamedTuple):
     arrays: (type, shape) of each array of its result.
     times: how often it runs, loops counted out.
     axes: names of the mesh axes that it goes along; empty if no mesh was given.
-    members: devices that take part together.
+    group: the devices of the first group that takes part together, by their place in the mesh.
     sent: bytes that each device sends, all times together, by an algorithm that sends the least (a
       ring's).
   """
@@ -33,8 +33,13 @@ class Collective(NamedTuple):
   arrays: tuple[hlo.Array, ...]
   times: int
   axes: tuple[str, ...]
-  members: int
+  group: tuple[int, ...]
   sent: float
+
+  @property
+  def members(self) -> int:
+    """How many devices take part together."""
+    return len(self.group)
 
 
 def collectives(
@@ -65,9 +70,7 @@ def collectives(
       whole = sum(hlo.size(f"{dtype}[{','.join(map(str, shape))}]") for dtype, shape in results)
       sent = times * whole * _share_sent(kind, len(group))
       axes = _axes(group, mesh) if mesh else ()
-      found.append(
-        Collective(kind, tuple(results or hlo.arrays(result)), times, axes, len(group), sent)
-      )
+      found.append(Collective(kind, tuple(results or hlo.arrays(result)), times, axes, group, sent))
   return found
 
 

@@ -13,9 +13,13 @@ _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _HEADER = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
 _OPERATION = re.compile(r"\s*(ROOT )?%(\S+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
+# Of a dot, and of a library's product in its configuration.
+_CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s(?:=|":)[{\[]([\d,"]*)[}\]]')
 # Operations that touch no memory, or whose traffic belongs to the operation that begins or ends them.
 _FREE = {"parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all", "iota"}
 _FREE |= {"while", "conditional", "call", "partition-id", "replica-id"}
+# Matrix products that XLA hands to a library on GPUs.
+_LIBRARY_PRODUCTS = ("__cublas$gemm", "__cublas$lt$matmul")
 
 Array = tuple[str, tuple[int, ...]]
 
@@ -84,9 +88,13 @@ class Program:
   def __init__(self, text: str):
     self.computations: dict[str, dict[str, Operation]] = {}
     self.entry = ""
+    # The results, as paths into a tuple, that are written where an argument was.
+    self.in_place: set[tuple[int, ...]] = set()
     current: dict[str, Operation] = {}
     for line in text.splitlines():
-      if header := _HEADER.match(line):
+      if line.startswith("HloModule"):
+        self.in_place = _aliases(line)
+      elif header := _HEADER.match(line):
         current = self.computations.setdefault(header[2], {})
         self.entry = header[2] if header[1] else self.entry
       elif match := _OPERATION.match(line):
@@ -132,11 +140,14 @@ class Program:
     }
     return [(name, times) for name, times in self.runs.items() if name not in fused]
 
-  def traffic(self) -> dict[str, int]:
+  def traffic(self, loops: bool = True) -> dict[str, int]:
     """Bytes of main memory that operations read and write, by source, the largest first.
 
     Operands and results of each operation; of slices only the slice, of updates in place only the
     update. A Pallas kernel counts each of its arrays once.
+
+    Args:
+      loops: whether a loop's body counts as often as it runs; else once.
     """
     by_source: collections.Counter[str] = collections.Counter()
     for name, times in self.in_sequence():
@@ -144,7 +155,7 @@ class Program:
       for operation in operations.values():
         if operation.kind in _FREE or operation.kind.endswith("-done"):
           continue
-        moved = times * self._moved(operation, operations)
+        moved = (times if loops else 1) * self._moved(operation, operations)
         by_source[f"{operation.kind}: {operation.source}"] += moved
     return dict(by_source.most_common())
 
@@ -157,6 +168,8 @@ class Program:
       return 2 * size(operation.result)
     if operation.kind == "dynamic-update-slice":
       return 2 * size(operations[operation.operands[1]].result)
+    if _is_library_product(operation):  # what it gives stands before its workspace
+      return read + size(operation.result.split(", s8[")[0])
     if operation.kind == "copy-start":  # its result names the array that it reads once more
       return max(read, size(operation.result) - read) + min(read, size(operation.result) - read)
     return read + size(operation.result)
@@ -171,16 +184,31 @@ class Program:
       (times if loops else 1) * self._product(operation, self.computations[name])
       for name, times in self.runs.items()
       for operation in self.computations[name].values()
-      if operation.kind in ("dot", "convolution")
+      if operation.kind in ("dot", "convolution") or _is_library_product(operation)
     )
 
   def _product(self, operation: Operation, operations: dict[str, Operation]) -> int:
-    ((_, result),) = arrays(operation.result)
+    _, result = arrays(operation.result)[0]  # a library's product has its workspace beside it
     left, right = (arrays(operations[name].result)[0][1] for name in operation.operands[:2])
-    if operation.kind == "dot":
-      contracting = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", operation.rest)[1]
+    if operation.kind != "convolution":
+      contracting = _CONTRACTED.search(operation.rest)[1].replace('"', "")
       return 2 * math.prod(result) * math.prod(left[int(d)] for d in contracting.split(",") if d)
     return _convolution_flops(operation.rest, left, right, result)
+
+
+def _is_library_product(operation: Operation) -> bool:
+  target = re.search(r'custom_call_target="([^"]*)"', operation.rest)
+  return target is not None and target[1] in _LIBRARY_PRODUCTS
+
+
+def _aliases(header: str) -> set[tuple[int, ...]]:
+  """The paths of results in `input_output_alias={ {0}: (0, {}, may-alias), {1,2}: ... }`."""
+  _, _, listed = header.partition("input_output_alias={")
+  listed = listed.partition(" }")[0]
+  return {
+    tuple(int(n) for n in path.split(",") if n.strip())
+    for path in re.findall(r"\{([\d, ]*)\}: \(", listed)
+  }
 
 
 def _moved_by_fusion(body: dict[str, Operation]) -> int:

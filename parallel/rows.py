@@ -35,6 +35,9 @@ class Rows(Protocol):
   def go_on(self, function: Step, carried: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
     """Runs `function(carried, rows, shared) -> (arrays [B, ...], carried)`; all see all of the arrays."""
 
+  def abstract(self, tree: Any, kind: str) -> Any:
+    """Shapes, with where the arrays lie between calls: 'rows', what is 'carried', or 'shared' by all."""
+
 
 class OneDevice:
   """Everything on one device."""
@@ -52,6 +55,11 @@ class OneDevice:
   def go_on(self, function: Step, carried: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
     """See `Rows`."""
     return function(carried, rows, shared)
+
+  def abstract(self, tree: Any, kind: str) -> Any:
+    """See `Rows`."""
+    del kind
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 class OverMesh:
@@ -98,6 +106,12 @@ class OverMesh:
 
     specs = self._all, self._rows, PartitionSpec()
     return self._map(per_device, specs, (PartitionSpec(), self._all))(carried, rows, shared)
+
+  def abstract(self, tree: Any, kind: str) -> Any:
+    """See `Rows`."""
+    spec = {"rows": self._rows, "carried": self._all, "shared": PartitionSpec()}[kind]
+    sharding = NamedSharding(self._layout.mesh, spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
   def _gather(self, x: jax.Array) -> jax.Array:
     return lax.all_gather(x, self._over, axis=0, tiled=True) if self._over else x

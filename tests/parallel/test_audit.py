@@ -71,11 +71,11 @@ def test_operations_in_loops_are_counted_as_often_as_they_run():
   ],
 )
 def test_names_of_slices(name, shape, devices):
-  found = topology.slice_of(name)
+  found = topology.hardware(name)
   assert (found.topology, found.device_count) == (shape, devices)
 
 
 @pytest.mark.parametrize("name", ["h100", "v5e-100", "v5p-7", "v5p:4x4", "v9-8"])
 def test_what_is_no_slice(name):
   with pytest.raises(ValueError, match="hardware '"):
-    topology.slice_of(name)
+    topology.hardware(name)

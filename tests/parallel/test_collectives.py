@@ -9,8 +9,6 @@ import math
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
@@ -18,7 +16,7 @@ from benchmarks import absent_tpu
 from inference import decoder
 from inference.sampling import Sampler
 from kernels import platform
-from models.accounting import list_parameters
+from models.accounting import abstract_parameters, list_parameters
 from models.backbone import Backbone
 from models.griffin import griffin
 from models.hawk import hawk
@@ -141,33 +139,11 @@ def test_a_decoded_token_costs_one_all_reduce_per_sub_block():
   layout = Parallelism(mesh=MeshSpec(data=1, model=8)).layout(
     list_parameters(model), absent_tpu.devices("v5e")
   )
-  where = OverMesh(layout)
-
-  def placed(tree, spec):
-    sharding = jax.sharding.NamedSharding(layout.mesh, spec)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-  whole, owned = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(tuple(layout.sizes))
-  create = functools.partial(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-  params = nn.unbox(jax.eval_shape(create)["params"])
-  params = abstract_like({"params": params}, layout.state)["params"]
-  rows = placed((jnp.zeros((ROWS, LENGTH), jnp.int32),) * 2, whole)
-  choices = decoder.Choices(allowed=np.ones(4096, bool), stops=np.zeros(4096, bool))
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ROWS))
+  params = abstract_like({"params": nn.unbox(abstract_parameters(model))}, layout.state)["params"]
   with platform.targeting("tpu"):
-    prefill = decoder._prefill.lower(where, model, params, rows, capacity=320)
-    carried = placed(
-      jax.eval_shape(decoder._prefill, where, model, params, rows, capacity=320), owned
-    )
-    step = decoder._advance.lower(
-      where,
-      model.clone(scan=False),
-      Sampler(temperature=0.0),
-      carried,
-      placed(keys, whole),
-      placed((choices, jnp.zeros((), jnp.int32)), whole),
-      size=64,
-    )
+    prefill, step, _ = decoder.Decoder(
+      model, Sampler(temperature=0.0), where=OverMesh(layout)
+    ).lower(params, rows=ROWS, length=LENGTH, max_tokens=64)
   assert prefill.compile().memory_analysis().temp_size_in_bytes < 2**28
   found = collectives(step.compile().as_text())
   summed = [c for c in found if c.kind == "all-reduce"]

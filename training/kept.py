@@ -1,0 +1,39 @@
+"""What the backward pass keeps of the forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from models.accounting import abstract_parameters
+from parallel.layout import Layout
+from training.step import abstract_batch, token_losses
+
+
+def activation_bytes(model: nn.Module, layout: Layout, *, rows: int, length: int) -> int:
+  """Bytes per device of all that automatic differentiation keeps, by the model's remat policy.
+
+  Counted from a trace, without arrays: XLA may keep less, where it computes something again or
+  finds that two arrays are one.
+
+  Args:
+    model: a language model of the zoo.
+    layout: the mesh and where parameters lie on it.
+    rows: rows of a microbatch, on all devices together.
+    length: tokens per row.
+  """
+  found = 0
+
+  def forward(params: Any, batch: Any) -> jax.Array:
+    nonlocal found
+    losses, pull = jax.vjp(lambda params: token_losses(model, params, batch)[0], params)
+    held = {id(leaf) for leaf in jax.tree.leaves((params, batch))}
+    kept = {id(leaf): leaf for leaf in jax.tree.leaves(pull)}
+    found = sum(leaf.nbytes for key, leaf in kept.items() if key not in held)
+    return losses
+
+  params = nn.unbox(abstract_parameters(model))
+  jax.eval_shape(layout.losses(forward), params, abstract_batch(rows, length))
+  return found
