@@ -330,12 +330,27 @@ class RegisteredTask:
     module: the module that registers it when imported.
     features: output features to join, in this order, into one document.
     seed: for tasks whose preprocessing is random; seqio takes none for a source without one.
+    loss_on: the features whose tokens the loss is on, such as ('targets',) of prompts and responses;
+      None is all.
   """
 
   task: str
   module: str | None = None
   features: Sequence[str] = ("targets",)
   seed: int | None = None
+  loss_on: Sequence[str] | None = None
+
+  def __post_init__(self):
+    unknown = [name for name in self.loss_on or () if name not in self.features]
+    if unknown or self.loss_on == ():
+      raise CorpusError(
+        f"loss_on={list(self.loss_on)} must be some of features={list(self.features)}, or None for all."
+      )
+
+  @property
+  def has_loss_mask(self) -> bool:
+    """Whether the loss is on some of the tokens alone."""
+    return self.loss_on is not None
 
   @property
   def name(self) -> str:
@@ -350,4 +365,5 @@ class RegisteredTask:
       "module": self.module,
       "features": list(self.features),
       "seed": self.seed,
+      **({} if self.loss_on is None else {"loss_on": list(self.loss_on)}),
     }

@@ -30,6 +30,7 @@ class TextDataset:
     sequence_length: tokens per row.
     split: 'train', 'heldout' or 'all' (a registered task or TFDS data set: its own splits' names).
     cache_dir: holds one directory per distinct content; relative to the working directory.
+    whole_documents: no document that a row can hold lies in two of them, at the price of padding.
   """
 
   corpus: Corpus
@@ -37,6 +38,7 @@ class TextDataset:
   sequence_length: int
   split: str = "train"
   cache_dir: str = "cache"
+  whole_documents: bool = False
 
   @property
   def what(self) -> str:
@@ -45,7 +47,8 @@ class TextDataset:
 
   def source(self) -> dict[str, Any]:
     """Returns what decides the documents, as JSON values."""
-    return self.corpus.describe() | {"split": self.split}
+    whole = {"whole_documents": True} if self.whole_documents else {}
+    return self.corpus.describe() | {"split": self.split} | whole
 
   @property
   def cache_path(self) -> Path:
@@ -116,6 +119,7 @@ class RegisteredMixture:
     module: the module that registers it when imported.
     features: output features to join, in this order, into one document.
     seed: for tasks whose preprocessing is random; seqio takes none for a source without one.
+    loss_on: the features whose tokens the loss is on; None is all.
     cache_dir: holds one directory per task; relative to the working directory.
   """
 
@@ -126,6 +130,7 @@ class RegisteredMixture:
   module: str | None = None
   features: Sequence[str] = ("targets",)
   seed: int | None = None
+  loss_on: Sequence[str] | None = None
   cache_dir: str = "cache"
 
   def rows(
@@ -151,7 +156,7 @@ class RegisteredMixture:
     """Returns a dataset for each task of `rates`."""
     return [
       TextDataset(
-        corpus=RegisteredTask(task, self.module, self.features, self.seed),
+        corpus=RegisteredTask(task, self.module, self.features, self.seed, self.loss_on),
         vocabulary=self.vocabulary,
         sequence_length=self.sequence_length,
         split=self.split,

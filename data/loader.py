@@ -56,7 +56,7 @@ class Batches:
 
 
 class _Rows:
-  """A random-access source of (tokens, segment ids); past the last row there is padding."""
+  """A random-access source of (tokens, segment ids, loss mask); past the last row there is padding."""
 
   def __init__(self, rows: rows_lib.RowFiles, length: int | None = None):
     self._rows = rows
@@ -65,10 +65,14 @@ class _Rows:
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-    if index < len(self._rows):
-      return self._rows.tokens[index], self._rows.segment_ids[index]
-    return np.zeros_like(self._rows.tokens[0]), np.zeros_like(self._rows.segment_ids[0])
+  def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows = self._rows
+    if index >= len(rows):
+      tokens, segment_ids = np.zeros_like(rows.tokens[0]), np.zeros_like(rows.segment_ids[0])
+      return tokens, segment_ids, segment_ids > 0
+    tokens, segment_ids = rows.tokens[index], rows.segment_ids[index]
+    mask = segment_ids > 0 if rows.loss_mask is None else rows.loss_mask[index] > 0
+    return tokens, segment_ids, mask
 
 
 def _training_rows(rows: Any, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -95,13 +99,14 @@ def _single_pass(rows: Any, batch_size: int, seed: int, shuffle: bool) -> grain.
 
 
 def batch_of_rows(
-  tokens: np.ndarray, segment_ids: np.ndarray, bos_id: int
+  tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None = None, *, bos_id: int
 ) -> dict[str, np.ndarray]:
   """Derives what a model reads from what a row file stores.
 
   Args:
     tokens: [B, T] integers, the targets.
     segment_ids: [B, T] integers from 1 within a row, in contiguous runs; 0 is padding.
+    loss_mask: [B, T] bool, the targets that the loss is on; None is all text.
     bos_id: the input at each segment's first token.
 
   Returns:
@@ -121,7 +126,7 @@ def batch_of_rows(
     "targets": targets,
     "segment_ids": segment_ids,
     "positions": np.where(is_text, positions, 0),
-    "loss_weights": is_text.astype(np.float32),
+    "loss_weights": (is_text if loss_mask is None else is_text & loss_mask).astype(np.float32),
   }
 
 
@@ -172,12 +177,12 @@ def batches(
   bos_id = rows.vocabulary.bos_id
   # Batch n of the smaller batches holds slots of step n // shard_count, so a stride gives one shard.
   dataset = dataset.batch(batch_size // shard_count, batch_fn=_stack)[shard_index::shard_count]
-  dataset = dataset.map(lambda pair: batch_of_rows(*pair, bos_id=bos_id))
+  dataset = dataset.map(lambda rows: batch_of_rows(*rows, bos_id=bos_id))
   return Batches(dataset, start_step)
 
 
-def _stack(pairs: Any) -> tuple[np.ndarray, np.ndarray]:
-  return np.stack([tokens for tokens, _ in pairs]), np.stack([ids for _, ids in pairs])
+def _stack(rows: Any) -> tuple[np.ndarray, ...]:
+  return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
 
 def steps_per_pass(rows: rows_lib.RowFiles | MixedRows, batch_size: int) -> int:

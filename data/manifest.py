@@ -35,7 +35,9 @@ class Counts:
     text_bytes: bytes of the packed documents as UTF-8.
     tokens: targets, one EOS per document included.
     unknown_tokens: targets that are the vocabulary's unknown id.
-    padding_tokens: places at the end of the last row that hold no text.
+    padding_tokens: places at the ends of rows that hold no text.
+    unscored_tokens: targets that a loss mask leaves out of the loss.
+    unscored_bytes: bytes of text that those stand for.
   """
 
   documents: int = 0
@@ -46,6 +48,8 @@ class Counts:
   tokens: int = 0
   unknown_tokens: int = 0
   padding_tokens: int = 0
+  unscored_tokens: int = 0
+  unscored_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

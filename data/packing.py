@@ -1,4 +1,4 @@
-"""Cuts long documents and joins short ones, so that every row but the last is full."""
+"""Cuts long documents and joins short ones, so that every row but the last is full, or keeps them whole."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ class Rows(NamedTuple):
   Attributes:
     tokens: [rows, T] int32; 0 where there is no text.
     segment_ids: [rows, T] int32, from 1 within a row; 0 where there is no text.
-    row_bytes: [rows] int64 bytes of text.
+    row_bytes: [rows] int64 bytes of the text that the loss is on.
+    loss_mask: [rows, T] bool, True on the targets that the loss is on.
   """
 
   tokens: np.ndarray
   segment_ids: np.ndarray
   row_bytes: np.ndarray
+  loss_mask: np.ndarray
 
 
 class Packer:
@@ -38,8 +40,15 @@ class Packer:
   from text by the segment ids alone, so id 0 is a token like any other.
   """
 
-  def __init__(self, vocabulary: Vocabulary, sequence_length: int):
-    """Packs ids of `vocabulary` into rows of `sequence_length` tokens."""
+  def __init__(self, vocabulary: Vocabulary, sequence_length: int, *, whole: bool = False):
+    """Packs ids of `vocabulary` into rows of `sequence_length` tokens.
+
+    Args:
+      vocabulary: of the ids.
+      sequence_length: tokens per row.
+      whole: a document that the current row cannot hold begins the next one, after padding; only one
+        that is longer than a row is cut.
+    """
     if sequence_length < 1:
       raise ValueError(f"sequence_length={sequence_length} must be at least 1.")
     self._size = vocabulary.size
@@ -47,6 +56,7 @@ class Packer:
     self._unk_id = vocabulary.unk_id
     self._byte_lengths = vocabulary.byte_lengths().astype(np.int64)
     self._length = sequence_length
+    self._whole = whole
     self._counts = Counts()
     self._start_block()
 
@@ -55,6 +65,7 @@ class Packer:
     self._tokens = np.zeros(shape, np.int32)
     self._segment_ids = np.zeros(shape, np.int32)
     self._row_bytes = np.zeros(_ROWS_AT_ONCE, np.int64)
+    self._loss_mask = np.zeros(shape, bool)
     self._row = 0
     self._column = 0
     self._segment = 1
@@ -64,17 +75,31 @@ class Packer:
     """What became of the documents so far."""
     return self._counts
 
-  def add(self, tokens: np.ndarray, text_bytes: int, invalid_utf8: bool = False) -> Iterator[Rows]:
+  def add(
+    self,
+    tokens: np.ndarray,
+    text_bytes: int,
+    invalid_utf8: bool = False,
+    loss_mask: np.ndarray | None = None,
+  ) -> Iterator[Rows]:
     """Packs one document and yields the rows that became full, in blocks.
 
     Args:
-      tokens: [n] integer ids; an EOS is added if the last is none.
+      tokens: [n] integer ids; an EOS is added if the last is none, in the loss if the last is.
       text_bytes: UTF-8 bytes of the document's text, spread over its tokens by what each spells.
       invalid_utf8: some of its bytes were replaced.
+      loss_mask: [n] bool, True on the tokens that the loss is on; None is all of them.
 
     Raises:
-      ValueError: an id is not in the vocabulary.
+      ValueError: an id is not in the vocabulary, or the mask has another length.
     """
+    if loss_mask is None:
+      loss_mask = np.ones(len(tokens), bool)
+    elif len(loss_mask) != len(tokens):
+      raise ValueError(
+        f"Document {self._counts.documents + 1} has {len(tokens)} tokens and a loss mask of"
+        f" {len(loss_mask)}. Give one value per token, or None."
+      )
     self._count(invalid_utf8_documents=int(invalid_utf8))
     if not len(tokens) or (len(tokens) == 1 and tokens[0] == self._eos_id):
       self._count(empty_documents=1)
@@ -86,30 +111,38 @@ class Packer:
         f" {self._size - 1}. The task was tokenized under another vocabulary."
       )
     if tokens[-1] != self._eos_id:
-      tokens = np.append(tokens, self._eos_id)
+      tokens, loss_mask = np.append(tokens, self._eos_id), np.append(loss_mask, loss_mask[-1])
+    if self._whole and self._column and self._column + len(tokens) > self._length:
+      self._count(padding_tokens=self._length - self._column)
+      yield from self._end_row()
     self._count(
       documents=1,
       cut_documents=int(self._column + len(tokens) > self._length),
       text_bytes=text_bytes,
       tokens=len(tokens),
       unknown_tokens=int((tokens == self._unk_id).sum()),
+      unscored_tokens=int((~loss_mask).sum()),
     )
     self._segment = self._segment + 1 if self._column else 1
-    for piece, ends in self._pieces(tokens, text_bytes):
+    for start, ends in self._pieces(tokens, text_bytes):
+      piece = slice(start, start + len(ends) - 1)
+      # Bytes of the tokens outside of the loss are nobody's.
+      spelled = np.where(loss_mask[piece], np.diff(ends), 0)
+      self._count(unscored_bytes=int(ends[-1] - ends[0] - spelled.sum()))
       done = 0
-      while done < len(piece):
-        done += self._fill(piece, ends, done)
-        if self._row == _ROWS_AT_ONCE:
-          block = Rows(self._tokens, self._segment_ids, self._row_bytes)
-          self._start_block()
-          yield block
+      while done < len(spelled):
+        done += self._fill(tokens[piece], loss_mask[piece], spelled, done)
+        if self._column == self._length:
+          yield from self._end_row()
 
   def finish(self) -> Rows:
     """Returns the rows left over; the last may end in padding."""
     rows = self._row + (self._column > 0)
     if self._column:
       self._count(padding_tokens=self._length - self._column)
-    left = Rows(self._tokens[:rows], self._segment_ids[:rows], self._row_bytes[:rows])
+    left = Rows(
+      self._tokens[:rows], self._segment_ids[:rows], self._row_bytes[:rows], self._loss_mask[:rows]
+    )
     self._start_block()
     return left
 
@@ -117,14 +150,23 @@ class Packer:
     values = {name: getattr(self._counts, name) + n for name, n in more.items()}
     self._counts = dataclasses.replace(self._counts, **values)
 
-  def _pieces(self, tokens: np.ndarray, text_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  def _end_row(self) -> Iterator[Rows]:
+    """Goes on to the next row; yields the block if that was its last."""
+    self._row, self._column, self._segment = self._row + 1, 0, 1
+    if self._row == _ROWS_AT_ONCE:
+      block = Rows(self._tokens, self._segment_ids, self._row_bytes, self._loss_mask)
+      self._start_block()
+      yield block
+
+  def _pieces(self, tokens: np.ndarray, text_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yields a document in pieces of a bounded size, with the text's size up to each token.
 
     A byte vocabulary spells exactly `text_bytes`. One that normalises the text may spell fewer or more;
     its lengths are then proportions, and if it spells nothing, all tokens count alike.
 
     Yields:
-      piece: [n] tokens; ends: [n + 1] int64, the bytes of text before each token and after the last.
+      start: where the piece begins; ends: [n + 1] int64, the bytes of text before each of its n tokens
+        and after the last.
     """
     starts = range(0, len(tokens), _PIECE)
     spelled = sum(int(self._byte_lengths[tokens[i : i + _PIECE]].sum()) for i in starts)
@@ -136,16 +178,17 @@ class Packer:
       before = int(ends[-1])
       if spelled != text_bytes:
         ends = ends * text_bytes // (spelled or len(tokens))
-      yield piece, ends
+      yield i, ends
 
-  def _fill(self, tokens: np.ndarray, ends: np.ndarray, start: int) -> int:
+  def _fill(
+    self, tokens: np.ndarray, loss_mask: np.ndarray, spelled: np.ndarray, start: int
+  ) -> int:
     """Puts tokens from `start` on into the current row; returns how many."""
     count = min(self._length - self._column, len(tokens) - start)
     place = slice(self._column, self._column + count)
     self._tokens[self._row, place] = tokens[start : start + count]
     self._segment_ids[self._row, place] = self._segment
-    self._row_bytes[self._row] += ends[start + count] - ends[start]
+    self._loss_mask[self._row, place] = loss_mask[start : start + count]
+    self._row_bytes[self._row] += spelled[start : start + count].sum()
     self._column += count
-    if self._column == self._length:
-      self._row, self._column, self._segment = self._row + 1, 0, 1
     return count

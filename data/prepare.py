@@ -90,8 +90,9 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
   corpus = dataset.corpus
   total = corpus.total_bytes() if hasattr(corpus, "total_bytes") else 0
   total = int(total * _expected_share(corpus, dataset.split))
-  packer = Packer(dataset.vocabulary, dataset.sequence_length)
-  writer = RowWriter(directory, dataset.vocabulary, dataset.sequence_length)
+  packer = Packer(dataset.vocabulary, dataset.sequence_length, whole=dataset.whole_documents)
+  masked = getattr(corpus, "has_loss_mask", False)
+  writer = RowWriter(directory, dataset.vocabulary, dataset.sequence_length, masked=masked)
   last_report = 0.0
   for example in tasks.examples(corpus, dataset.vocabulary, dataset.split):
     for rows in packer.add(*example):
@@ -101,6 +102,10 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
       report(_event(dataset, packer.counts, total))
   writer.write(*packer.finish())
   counts = packer.counts
+  if counts.documents and counts.tokens == counts.unscored_tokens:
+    raise corpora.CorpusError(
+      f"{dataset.what} leaves the loss on none of its {counts.tokens} tokens. Correct the corpus."
+    )
   if not counts.documents:
     raise corpora.CorpusError(
       f"{dataset.what} holds no text: it has no documents"

@@ -15,6 +15,8 @@ from data.vocabularies import Vocabulary
 TOKENS = "tokens.bin"
 SEGMENT_IDS = "segment_ids.bin"
 ROW_BYTES = "row_bytes.bin"
+# Only where the loss is not on every token.
+LOSS_MASK = "loss_mask.bin"
 
 
 def token_dtype(vocabulary_size: int) -> str:
@@ -36,7 +38,8 @@ class RowFiles:
     vocabulary: read from the directory alone.
     tokens: [N, T] the targets, memory-mapped.
     segment_ids: [N, T] from 1 within a row, in contiguous runs; 0 is padding.
-    row_bytes: [N] bytes of UTF-8 text that the row's targets stand for.
+    row_bytes: [N] bytes of UTF-8 text that the row's targets in the loss stand for.
+    loss_mask: [N, T] uint8, memory-mapped: 1 on the targets that the loss is on; None if it is on all.
   """
 
   def __init__(self, directory: str | Path, *, verify: bool = False):
@@ -57,6 +60,8 @@ class RowFiles:
       SEGMENT_IDS: (self.manifest.rows, length),
       ROW_BYTES: (self.manifest.rows,),
     }
+    if LOSS_MASK in self.manifest.files:
+      expected[LOSS_MASK] = (self.manifest.rows, length)
     arrays = {}
     for name, shape in expected.items():
       file = self.manifest.files.get(name)
@@ -70,6 +75,7 @@ class RowFiles:
     self.tokens = arrays[TOKENS]
     self.segment_ids = arrays[SEGMENT_IDS]
     self.row_bytes = arrays[ROW_BYTES]
+    self.loss_mask = arrays.get(LOSS_MASK)
 
   @functools.cached_property
   def vocabulary(self) -> Vocabulary:
@@ -94,11 +100,12 @@ class RowFiles:
 
   @property
   def bytes_per_token(self) -> float:
-    """Mean bytes of text per target: bits per byte = nats per target / ln 2 / this."""
-    return self.counts.text_bytes / self.counts.tokens
+    """Mean bytes of text per target in the loss: bits per byte = nats per target / ln 2 / this."""
+    counts = self.counts
+    return (counts.text_bytes - counts.unscored_bytes) / (counts.tokens - counts.unscored_tokens)
 
   def text_bytes(self, rows: int | None = None) -> int:
-    """Returns the bytes of text in the first `rows` rows (all by default)."""
+    """Returns the bytes of text in the loss in the first `rows` rows (all by default)."""
     return int(self.row_bytes[:rows].sum(dtype=np.int64))
 
   @property
@@ -153,8 +160,10 @@ class _ArrayWriter:
 class RowWriter:
   """Writes row files; complete only after `finish`."""
 
-  def __init__(self, directory: Path, vocabulary: Vocabulary, sequence_length: int):
-    """Starts the files in `directory`, which exists and is empty."""
+  def __init__(
+    self, directory: Path, vocabulary: Vocabulary, sequence_length: int, *, masked: bool = False
+  ):
+    """Starts the files in `directory`, which exists and is empty; `masked` ones keep the loss mask."""
     self._directory = directory
     self._vocabulary = vocabulary
     self._sequence_length = sequence_length
@@ -165,9 +174,28 @@ class RowWriter:
       SEGMENT_IDS: _ArrayWriter(directory / SEGMENT_IDS, segments, row),
       ROW_BYTES: _ArrayWriter(directory / ROW_BYTES, "uint32", ()),
     }
+    if masked:
+      self._writers[LOSS_MASK] = _ArrayWriter(directory / LOSS_MASK, "uint8", row)
 
-  def write(self, tokens: np.ndarray, segment_ids: np.ndarray, row_bytes: np.ndarray) -> None:
-    """Appends rows: tokens and segment_ids [rows, T], row_bytes [rows]."""
+  def write(
+    self,
+    tokens: np.ndarray,
+    segment_ids: np.ndarray,
+    row_bytes: np.ndarray,
+    loss_mask: np.ndarray,
+  ) -> None:
+    """Appends rows: tokens, segment_ids and loss_mask [rows, T], row_bytes [rows].
+
+    Raises:
+      ValueError: text is outside of the loss, and the files keep no mask.
+    """
+    if LOSS_MASK in self._writers:
+      self._writers[LOSS_MASK].write(loss_mask)
+    elif not np.array_equal(loss_mask, segment_ids > 0):
+      raise ValueError(
+        f"{self._directory}: documents have loss masks, which these row files do not keep."
+        " Open the writer with masked=True."
+      )
     self._writers[TOKENS].write(tokens)
     self._writers[SEGMENT_IDS].write(segment_ids)
     self._writers[ROW_BYTES].write(row_bytes)

@@ -26,11 +26,13 @@ class Example(NamedTuple):
     tokens: [n] ids.
     text_bytes: bytes of its text as UTF-8.
     invalid_utf8: its raw bytes were no UTF-8.
+    loss_mask: [n] bool, the tokens that the loss is on; None is all.
   """
 
   tokens: np.ndarray
   text_bytes: int
   invalid_utf8: bool
+  loss_mask: np.ndarray | None = None
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
@@ -240,13 +242,17 @@ def _registered_example(
   corpus: corpora.RegisteredTask, vocabulary: Vocabulary, values: dict[str, Any]
 ) -> Example:
   """Joins the features; text sizes are the pretokenized text's, else what the ids spell."""
-  tokens = np.concatenate([values[name].reshape(-1) for name in corpus.features])
+  parts = [values[name].reshape(-1) for name in corpus.features]
+  tokens, mask = np.concatenate(parts), None
+  if corpus.loss_on is not None:
+    scored = [name in corpus.loss_on for name in corpus.features]
+    mask = np.repeat(scored, [len(part) for part in parts])
   raw = [values.get(name + "_pretokenized") for name in corpus.features]
   if all(isinstance(text, bytes) for text in raw):
     text = b"".join(raw)
-    return Example(tokens, len(text), not _is_utf8(text))
+    return Example(tokens, len(text), not _is_utf8(text), mask)
   in_range = tokens[(tokens >= 0) & (tokens < vocabulary.size)]
-  return Example(tokens, int(vocabulary.byte_lengths()[in_range].sum()), False)
+  return Example(tokens, int(vocabulary.byte_lengths()[in_range].sum()), False, mask)
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -52,11 +52,12 @@ def prepared_case(spec):
   events = []
   prepare.prepare(spec, events.append)
   opened = rows.RowFiles(spec.cache_path, verify=True)
-  return {"counts": vars(opened.counts), "events": events, "rows": len(opened)}
+  mask = None if opened.loss_mask is None else opened.loss_mask.tolist()
+  return {"counts": vars(opened.counts), "events": events, "rows": len(opened), "mask": mask}
 
 
-def registered(task, features=("targets",), module="tests.data.registered_tasks"):
-  return corpora.RegisteredTask(task, module, features)
+def registered(task, features=("targets",), module="tests.data.registered_tasks", loss_on=None):
+  return corpora.RegisteredTask(task, module, features, loss_on=loss_on)
 
 
 def store_tfds(folder):
@@ -112,6 +113,9 @@ def main(folder: Path, output: Path):
     "with_inputs": example_case(registered("with_inputs", ("inputs", "targets")), byte, "train"),
     "long_documents": example_case(registered("long_documents"), byte, "train")[:1],
     "texts_prepared": prepared_case(spec(texts)),
+    "targets_prepared": prepared_case(
+      spec(registered("with_inputs", ("inputs", "targets"), loss_on=("targets",)), "train")
+    ),
     "failures": {
       "bad_line": failure_case(prepares(bad_lines, "train")),
       "empty": failure_case(prepares(empty, "train")),

@@ -53,6 +53,25 @@ def test_a_batch_is_derived_from_tokens_and_segments():
   assert types == dict.fromkeys(NAMES, "int32") | {"loss_weights": "float32"}
 
 
+def test_the_loss_is_on_what_the_mask_says(tmp_path, twenty):
+  vocabulary = vocabularies.Bytes()
+  packer = packing.Packer(vocabulary, LENGTH)
+  writer = rows.RowWriter(tmp_path, vocabulary, LENGTH, masked=True)
+  assert not list(packer.add(np.array([5, 6, 7, 8, 1]), 4, loss_mask=np.array([0, 0, 1, 1, 0]) > 0))
+  writer.write(*packer.finish())
+  writer.finish({}, packer.counts)
+  masked = rows.RowFiles(tmp_path)
+  batch = next(loader.batches(masked, 2, shuffle=False, repeat=False))
+  assert batch["loss_weights"].dtype == np.float32
+  assert batch["loss_weights"].tolist() == [[0, 0, 1, 1, 0, 0, 0, 0], [0] * 8]
+  assert batch["segment_ids"][0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+  # Rows with and without a mask mix.
+  mixed = loader.batches(
+    mixture.MixedRows([twenty, masked], [1, 1]), 21, shuffle=False, repeat=False
+  )
+  assert next(mixed)["loss_weights"].sum(axis=1).tolist() == [8] * 20 + [2]
+
+
 def test_every_epoch_has_every_row_once_in_its_own_order(twenty):
   batches = loader.batches(twenty, 5, seed=1)
   epochs = [

@@ -137,3 +137,51 @@ def test_bytes_of_a_normalised_text_add_up_to_the_original():
   assert rows.row_bytes.sum() == counts.text_bytes == 27
   # In proportion to what each row's tokens spell: 4, 4 and 2 of 10 letters, and the unknown one.
   assert rows.row_bytes.tolist() == [9, 9, 5 + 2, 2]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+  st.lists(st.tuples(st.text(max_size=40), st.integers(0, 50)), max_size=10), st.integers(1, 30)
+)
+def test_a_loss_mask_stays_on_its_tokens(texts, length):
+  documents, expected = [], []
+  for text, prompt in texts:
+    tokens, size = from_text(text)
+    mask = np.arange(len(tokens)) >= prompt
+    documents.append((tokens, size, False, mask))
+    expected += [*zip(tokens, mask, strict=True)] if text else []
+  rows, counts = pack(documents, length)
+  is_text = rows.segment_ids > 0
+  found = zip(rows.tokens[is_text], rows.loss_mask[is_text], strict=True)
+  assert [*found] == expected
+  assert not rows.loss_mask[~is_text].any()
+  assert counts.unscored_tokens == sum(not scored for _, scored in expected)
+  assert counts.unscored_bytes == sum(not scored and token != EOS for token, scored in expected)
+  assert rows.row_bytes.sum() == counts.text_bytes - counts.unscored_bytes
+
+
+def test_an_added_end_is_in_the_loss_if_the_last_token_is():
+  for last in (True, False):
+    rows, _ = pack([(np.array([5, 6]), 2, False, np.array([True, last]))], 3)
+    assert rows.loss_mask.tolist() == [[True, last, last]]
+
+
+def test_a_mask_of_another_length_is_refused():
+  with pytest.raises(ValueError, match="Document 1 has 2 tokens and a loss mask of 3"):
+    pack([(np.array([5, 6]), 2, False, np.ones(3, bool))], 4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text(max_size=20), max_size=12), st.integers(1, 30))
+def test_whole_documents_are_cut_only_if_longer_than_a_row(texts, length):
+  packer = packing.Packer(vocabularies.Bytes(), length, whole=True)
+  blocks = [rows for text in texts for rows in packer.add(*from_text(text))]
+  rows = packing.Rows(*map(np.concatenate, zip(*blocks, packer.finish(), strict=True)))
+  expected = []
+  for text in filter(None, texts):
+    tokens = from_text(text)[0].tolist()
+    expected += [tokens[i : i + length] for i in range(0, len(tokens), length)]
+  assert segments(rows) == expected
+  counts = packer.counts
+  assert counts.padding_tokens == (rows.segment_ids == 0).sum()
+  assert counts.cut_documents == sum(len(from_text(t)[0]) > length for t in texts)

@@ -1,5 +1,6 @@
 """Row files come back as written, and say what is wrong with them when they are not as written."""
 
+import itertools
 import json
 
 import numpy as np
@@ -20,6 +21,22 @@ def write(
   writer = rows.RowWriter(directory, vocabulary, length)
   for text in texts:
     for block in packer.add(np.array(vocabulary.encode(text)), len(text.encode())):
+      writer.write(*block)
+  writer.write(*packer.finish())
+  writer.finish({"corpus": "test"}, packer.counts)
+  return directory
+
+
+def write_masked(directory, documents, length=LENGTH):
+  """Packs (text, characters of it that are a prompt) into row files with a loss mask."""
+  vocabulary = vocabularies.Bytes()
+  directory.mkdir(exist_ok=True)
+  packer = packing.Packer(vocabulary, length)
+  writer = rows.RowWriter(directory, vocabulary, length, masked=True)
+  for text, prompt in documents:
+    tokens = np.array(vocabulary.encode(text))
+    mask = np.arange(len(tokens)) >= prompt
+    for block in packer.add(tokens, len(text), loss_mask=mask):
       writer.write(*block)
   writer.write(*packer.finish())
   writer.finish({"corpus": "test"}, packer.counts)
@@ -116,6 +133,38 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path):
     manifest.RowFileError, match=r"entry for tokens\.bin .* expected shape \(4, 16\)"
   ):
     rows.RowFiles(tmp_path / "a")
+
+
+def test_a_loss_mask_comes_back_and_bytes_are_counted_in_the_loss_alone(tmp_path):
+  documents = [("question: answer", 10), ("what? so", 6)]
+  opened = rows.RowFiles(write_masked(tmp_path / "a", documents), verify=True)
+  text = opened.tokens[opened.loss_mask > 0]
+  ends = np.flatnonzero(text == 1)
+  parts = [text[a:b] for a, b in itertools.pairwise([0, *(ends + 1)])]
+  assert [opened.vocabulary.decode(part) for part in parts] == ["answer", "so"]
+  assert opened.text_bytes() == 8
+  assert opened.counts.text_bytes == 24
+  assert opened.counts.unscored_tokens == opened.counts.unscored_bytes == 16
+  assert opened.bytes_per_token == 8 / 10
+
+
+def test_row_files_without_a_mask_read_as_before(tmp_path):
+  opened = rows.RowFiles(write(tmp_path / "a"))
+  assert opened.loss_mask is None
+  assert rows.LOSS_MASK not in opened.manifest.files
+  path = tmp_path / "a" / "manifest.json"
+  values = json.loads(path.read_text())
+  del values["counts"]["unscored_tokens"], values["counts"]["unscored_bytes"]
+  path.write_text(json.dumps(values))
+  assert rows.RowFiles(tmp_path / "a").bytes_per_token == opened.bytes_per_token
+
+
+def test_a_mask_is_not_dropped_by_files_that_keep_none(tmp_path):
+  packer = packing.Packer(vocabularies.Bytes(), LENGTH)
+  assert not list(packer.add(np.array([5, 6]), 2, loss_mask=np.array([False, True])))
+  writer = rows.RowWriter(tmp_path, vocabularies.Bytes(), LENGTH)
+  with pytest.raises(ValueError, match=r"documents have loss masks.*masked=True"):
+    writer.write(*packer.finish())
 
 
 def test_a_directory_without_rows_is_named(tmp_path):

@@ -99,6 +99,13 @@ def test_registered_tasks_keep_their_own_preprocessing(found):
   assert found["rates"] == {"long_documents": 1.0, "short_documents": 3.0}
 
 
+def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
+  # 'q\xff' before 'q\xff' EOS, and 'r' before 'r' EOS, in one row of 8.
+  assert found["targets_prepared"]["mask"] == [[0, 0, 1, 1, 1, 0, 1, 1]]
+  assert found["targets_prepared"]["counts"]["unscored_tokens"] == 3
+  assert found["texts_prepared"]["mask"] is None
+
+
 @pytest.mark.parametrize(
   ("case", "message"),
   [
