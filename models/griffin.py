@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from models.backbone import Backbone
 from models.language_model import LanguageModel
 
@@ -15,6 +17,7 @@ def griffin(
   window: int = 1024,
   gate_blocks: int = 16,
   rotary_fraction: float = 1.0,
+  pattern: Sequence[str] = ("recurrent", "recurrent", "attention"),
   recurrence: str | None = None,
   attention: str | None = None,
 ) -> LanguageModel:
@@ -28,7 +31,12 @@ def griffin(
     window: tokens that local attention sees.
     gate_blocks: diagonal blocks of the gates' weights.
     rotary_fraction: share of each head that carries positions (RecurrentGemma: 0.5).
+    pattern: the mixers of successive blocks, repeated and cut to depth; the networks of appendix H have
+      attention in the third of five blocks alone.
     recurrence, attention: kernel names; None picks by backend.
+
+  Raises:
+    ValueError: the pattern names another mixer.
   """
   recurrent = backbone.recurrent(
     rnn_width=rnn_width, gate_blocks=gate_blocks, implementation=recurrence
@@ -40,4 +48,10 @@ def griffin(
     rotary_fraction=rotary_fraction,
     implementation=attention,
   )
-  return backbone.model((recurrent, recurrent, local))
+  mixers = {"recurrent": recurrent, "attention": local}
+  unknown = [name for name in pattern if name not in mixers]
+  if unknown:
+    raise ValueError(
+      f"pattern={tuple(pattern)} names {unknown[0]!r}: a block of Griffin is 'recurrent' or 'attention'."
+    )
+  return backbone.model(tuple(mixers[name] for name in pattern))
