@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data import corpora, tasks
+from data import corpora, recall, tasks
 from data.dataset import TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
@@ -97,6 +97,12 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
   for example in tasks.examples(corpus, dataset.vocabulary, dataset.split):
     for rows in packer.add(*example):
       writer.write(*rows)
+    if packer.counts.cut_documents and isinstance(corpus, recall.RecallTask):
+      raise corpora.CorpusError(
+        f"{dataset.what}: an example of {len(example.tokens)} tokens lies in two rows of"
+        f" {dataset.sequence_length}, so that its answer cannot be known. Set whole_documents=True and a"
+        f" sequence_length of at least {len(example.tokens)}."
+      )
     if time.monotonic() - last_report >= _SECONDS_BETWEEN_EVENTS:
       last_report = time.monotonic()
       report(_event(dataset, packer.counts, total))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import corpora, vocabularies
+from data import corpora, recall, vocabularies
 from data.vocabularies import Vocabulary
 
 # Documents that cross between Python and TensorFlow at once.
@@ -43,7 +44,11 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
     return seqio.ByteVocabulary(extra_ids=vocabulary.extra_ids)
   if isinstance(vocabulary, vocabularies.SentencePiece):
     return seqio.SentencePieceVocabulary(vocabulary.path, extra_ids=vocabulary.extra_ids)
-  raise TypeError(f"vocabulary={vocabulary!r} must be vocabularies.Bytes or .SentencePiece.")
+  if isinstance(vocabulary, vocabularies.Symbols):
+    return seqio.PassThroughVocabulary(vocabulary.size, eos_id=vocabulary.eos_id)
+  raise TypeError(
+    f"vocabulary={vocabulary!r} must be vocabularies.Bytes, .SentencePiece or .Symbols."
+  )
 
 
 def _own_vocabulary(task: str, vocabulary: Any) -> Vocabulary:
@@ -126,6 +131,41 @@ def _source(corpus: corpora.Corpus, failure: _Failure) -> Any:
   return seqio.FunctionDataSource(read, splits=corpora.SPLITS)
 
 
+def _batched(examples: Iterable[recall.Example]) -> Iterator[Sequence[recall.Example]]:
+  examples = iter(examples)
+  while group := list(itertools.islice(examples, _GROUP)):
+    yield group
+
+
+def _recall_source(task: recall.RecallTask, vocabulary: Vocabulary, failure: _Failure) -> Any:
+  """Returns a seqio data source of a recall task's examples: ids, and 1 where the loss is."""
+  import seqio
+  import tensorflow as tf
+
+  def read(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    def generate() -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
+      try:
+        for group in _batched(task.drawn(vocabulary, split)):
+          tokens = np.concatenate([example.tokens for example in group])
+          mask = np.concatenate([example.loss_mask for example in group])
+          yield tokens, mask.astype(np.int32), [len(example.tokens) for example in group]
+      except Exception as error:
+        failure.error = error
+        raise
+
+    def ragged(tokens: Any, mask: Any, lengths: Any) -> dict[str, Any]:
+      return {
+        "targets": tf.RaggedTensor.from_row_lengths(tokens, lengths),
+        "loss_mask": tf.RaggedTensor.from_row_lengths(mask, lengths),
+      }
+
+    signature = (tf.TensorSpec((None,), tf.int32),) * 3
+    groups = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return groups.map(ragged).unbatch()
+
+  return seqio.FunctionDataSource(read, splits=recall.SPLITS)
+
+
 def task(corpus: corpora.Corpus, vocabulary: Vocabulary, failure: _Failure | None = None) -> Any:
   """Returns the seqio task of a corpus, registering it unless it is.
 
@@ -136,13 +176,21 @@ def task(corpus: corpora.Corpus, vocabulary: Vocabulary, failure: _Failure | Non
 
   if isinstance(corpus, corpora.RegisteredTask):
     return _registered(corpus, vocabulary)
-  field = corpus.field if isinstance(corpus, corpora.Tfds) else "text"
   identity = json.dumps([corpus.describe(), vocabulary.describe()], sort_keys=True)
   digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
   name = "".join(c if c.isalnum() else "_" for c in corpus.name) + "_" + digest
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
   feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
+  if isinstance(corpus, recall.RecallTask):
+    mask = seqio.Feature(seqio.PassThroughVocabulary(2), add_eos=False)
+    return seqio.TaskRegistry.add(
+      name,
+      source=_recall_source(corpus, vocabulary, failure or _Failure()),
+      preprocessors=[],
+      output_features={"targets": feature, "loss_mask": mask},
+    )
+  field = corpus.field if isinstance(corpus, corpora.Tfds) else "text"
   return seqio.TaskRegistry.add(
     name,
     source=_source(corpus, failure or _Failure()),
@@ -217,6 +265,8 @@ def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iter
     if registered:
       for values in dataset.as_numpy_iterator():
         yield _registered_example(corpus, vocabulary, values)
+    elif isinstance(corpus, recall.RecallTask):
+      yield from _recall_examples(dataset.ragged_batch(_GROUP), vocabulary)
     else:
       yield from _ungrouped(dataset.ragged_batch(_group_size(corpus)))
   except Exception as error:
@@ -236,6 +286,16 @@ def _ungrouped(groups: Any) -> Iterator[Example]:
     sizes, flags = group["text_bytes"].numpy(), group["invalid_utf8"].numpy()
     for ids, size, flag in zip(np.split(tokens, ends), sizes, flags, strict=True):
       yield Example(ids, int(size), bool(flag))
+
+
+def _recall_examples(groups: Any, vocabulary: Vocabulary) -> Iterator[Example]:
+  byte_lengths = vocabulary.byte_lengths()
+  for group in groups:
+    tokens = group["targets"].values.numpy()
+    mask = group["loss_mask"].values.numpy() > 0
+    ends = group["targets"].row_splits.numpy()[1:-1]
+    for ids, scored in zip(np.split(tokens, ends), np.split(mask, ends), strict=True):
+      yield Example(ids, int(byte_lengths[ids].sum()), False, scored)
 
 
 def _registered_example(

@@ -100,6 +100,55 @@ class Bytes:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+  """Symbols without a spelling, for synthetic tasks: 0 padding (and BOS), 1 EOS, 2 unknown, then symbols.
+
+  As text, symbols are their numbers with spaces between: '3 0 15'. Each counts as one byte, so that bits
+  per byte are bits per symbol.
+
+  Attributes:
+    count: number of symbols; symbol k has the id 3 + k.
+  """
+
+  count: int
+
+  SPECIAL = 3
+
+  pad_id = 0
+  bos_id = 0
+  eos_id = 1
+  unk_id = 2
+
+  @property
+  def size(self) -> int:
+    """The symbols and the three special ids."""
+    return self.SPECIAL + self.count
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of numbers with spaces between; what is no symbol is unknown."""
+    numbers = [int(word) if word.isdecimal() else -1 for word in text.split()]
+    return [self.SPECIAL + n if 0 <= n < self.count else self.unk_id for n in numbers]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the numbers of the symbols; special ids are left out."""
+    numbers = (i - self.SPECIAL for i in _up_to_eos(ids, self.eos_id))
+    return " ".join(str(n) for n in numbers if 0 <= n < self.count)
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [size] int32: 1 for each symbol, 0 for special ids."""
+    return (np.arange(self.size) >= self.SPECIAL).astype(np.int32)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the kind, the size and the special ids."""
+    return {
+      "kind": "symbols",
+      "size": self.size,
+      "bos_id": self.bos_id,
+      "eos_id": self.eos_id,
+    }
+
+
 @functools.cache
 def _model_bytes(path: str) -> bytes:
   if not Path(path).is_file():
@@ -231,12 +280,14 @@ def load(directory: str | Path) -> Vocabulary:
   described = json.loads(file.read_text(encoding="utf-8"))
   if described["kind"] == "bytes":
     vocabulary = Bytes(extra_ids=described["extra_ids"])
+  elif described["kind"] == "symbols":
+    vocabulary = Symbols(described["size"] - Symbols.SPECIAL)
   elif described["kind"] == "sentencepiece":
     vocabulary = SentencePiece(str(directory / MODEL_FILE), extra_ids=described["extra_ids"])
   else:
     raise ValueError(
       f"{file} describes a vocabulary of kind {described['kind']!r};"
-      " this version reads 'bytes' and 'sentencepiece'."
+      " this version reads 'bytes', 'symbols' and 'sentencepiece'."
     )
   if vocabulary.describe() != described:
     raise ValueError(

@@ -12,7 +12,17 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data import corpora, dataset, prepare, rows, tasks, vocabularies, vocabulary_training
+from data import (
+  corpora,
+  dataset,
+  prepare,
+  recall,
+  recall_text,
+  rows,
+  tasks,
+  vocabularies,
+  vocabulary_training,
+)
 from tests.data import hostile
 
 
@@ -56,6 +66,14 @@ def prepared_case(spec):
   return {"counts": vars(opened.counts), "events": events, "rows": len(opened), "mask": mask}
 
 
+def recall_case(task, vocabulary, length, folder):
+  """Prepares a recall task; returns its rows' tokens, segments and loss mask."""
+  spec = dataset.TextDataset(task, vocabulary, length, "train", str(folder), whole_documents=True)
+  prepare.prepare(spec, lambda event: None)
+  opened = rows.RowFiles(spec.cache_path, verify=True).check(vocabulary, length)
+  return [opened.tokens.tolist(), opened.segment_ids.tolist(), opened.loss_mask.tolist()]
+
+
 def registered(task, features=("targets",), module="tests.data.registered_tasks", loss_on=None):
   return corpora.RegisteredTask(task, module, features, loss_on=loss_on)
 
@@ -96,7 +114,12 @@ def main(folder: Path, output: Path):
   def prepares(*arguments):
     return lambda: prepare.prepare(spec(*arguments), lambda event: None)
 
+  copying = recall.SelectiveCopying(length=8, data_tokens=3, examples=70)
+  phonebook = recall_text.Phonebook(length=3, examples=5)
+  cache = folder / "cache"
   found = {
+    "copying": recall_case(copying, vocabularies.Symbols(16), 30, cache),
+    "phonebook": recall_case(phonebook, byte, 160, cache),
     "bytes": vocabulary_case(vocabularies.Bytes(extra_ids=3)),
     "pieces": vocabulary_case(pieces),
     "pieces_extra": vocabulary_case(vocabularies.SentencePiece(str(model), extra_ids=3)),
@@ -121,6 +144,8 @@ def main(folder: Path, output: Path):
       "empty": failure_case(prepares(empty, "train")),
       "no_heldout": failure_case(prepares(empty, "heldout")),
       "split": failure_case(prepares(texts, "validation")),
+      "cut_recall": failure_case(lambda: recall_case(copying, vocabularies.Symbols(16), 12, cache)),
+      "few_symbols": failure_case(lambda: recall_case(copying, vocabularies.Symbols(9), 30, cache)),
       "tfds_split": failure_case(prepares(small, "heldout")),
       "unknown_task": failure_case(prepares(registered("short_document"), "train")),
       "task_is_mixture": failure_case(prepares(registered("short_and_long"), "train")),

@@ -10,7 +10,9 @@ import pytest
 import gin
 
 FOLDER = Path(__file__).parents[2] / "gin"
-FILES = sorted(p.name for p in (FOLDER / "data").glob("*.gin") if p.name != "text_dataset.gin")
+FRAGMENTS = ("text_dataset.gin", "recall.gin")
+FILES = sorted(p.name for p in (FOLDER / "data").glob("*.gin") if p.name not in FRAGMENTS)
+RECALL = ("selective_copying.gin", "induction_heads.gin", "mqar.gin", "phonebook.gin", "needle.gin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,17 @@ def test_training_and_heldout_text_differ_only_where_they_should(name):
   assert any(dataclasses.replace(found.heldout, split="train") == part for part in parts)
 
 
-@pytest.mark.parametrize("name", [n for n in FILES if n.endswith("_bytes.gin")])
+@pytest.mark.parametrize("name", RECALL)
+def test_rows_of_recall_tasks_hold_an_example_with_little_left_over(name):
+  found = configured(name)
+  assert found.train.whole_documents
+  longest = max(
+    len(e.tokens) for e in found.heldout.corpus.drawn(found.train.vocabulary, "heldout")
+  )
+  assert 0.75 * found.sequence_length < longest <= found.sequence_length
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.endswith("_bytes.gin") or n in RECALL])
 def test_a_byte_vocabulary_has_the_size_that_models_are_told(name):
   found = configured(name)
   assert found.heldout.vocabulary.size == found.vocab_size

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import vocabularies
+from data import recall, recall_text, vocabularies
 from tests.data import hostile
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +99,31 @@ def test_registered_tasks_keep_their_own_preprocessing(found):
   assert found["rates"] == {"long_documents": 1.0, "short_documents": 3.0}
 
 
+@pytest.mark.parametrize(
+  ("case", "task", "vocabulary"),
+  [
+    (
+      "copying",
+      recall.SelectiveCopying(length=8, data_tokens=3, examples=70),
+      vocabularies.Symbols(16),
+    ),
+    ("phonebook", recall_text.Phonebook(length=3, examples=5), vocabularies.Bytes()),
+  ],
+)
+def test_recall_tasks_pass_through_seqio_whole_with_the_loss_on_their_answers(
+  found, case, task, vocabulary
+):
+  tokens, segments, mask = map(np.array, found[case])
+  texts = [
+    (row[ids == i].tolist(), scored[ids == i].tolist())
+    for row, ids, scored in zip(tokens, segments, mask, strict=True)
+    for i in range(1, ids.max() + 1)
+  ]
+  examples = list(task.drawn(vocabulary, "train"))
+  assert len(texts) == len(examples) == task.examples
+  assert texts == [(e.tokens.tolist(), e.loss_mask.tolist()) for e in examples]
+
+
 def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
   # 'q\xff' before 'q\xff' EOS, and 'r' before 'r' EOS, in one row of 8.
   assert found["targets_prepared"]["mask"] == [[0, 0, 1, 1, 1, 0, 1, 1]]
@@ -113,6 +138,9 @@ def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
     ("empty", "text-files (train) holds no text: it has no documents (1 empty ones were left out)"),
     ("no_heldout", "text-files (heldout) holds no text"),
     ("split", "split='validation' does not exist in text-files; there are train, heldout, all."),
+    ("cut_recall", "an example of 13 tokens lies in two rows of 12"),
+    ("cut_recall", "whole_documents=True and a sequence_length of at least 13"),
+    ("few_symbols", "The task has 16 symbols, the vocabulary is Symbols(count=9)"),
     ("tfds_split", "split='heldout' does not exist in tfds-small_texts:1.0.0"),
     ("unknown_task", "No seqio task 'short_document' is registered"),
     ("unknown_task", "Did you mean 'short_documents'?"),

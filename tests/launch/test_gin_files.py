@@ -25,6 +25,7 @@ PARTS = {
 FRAGMENTS = {
   "models/backbone.gin": "models/griffin.gin",
   "data/text_dataset.gin": "data/python_bytes.gin",
+  "data/recall.gin": "data/induction_heads.gin",
 }
 
 
@@ -46,7 +47,9 @@ def test_file_is_read_built_and_shaped(file):
       describe.abstract_state(built)
     return
   state = describe.abstract_state(built)
-  assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) > 1e6
+  count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  # The appendix's networks for recall have about 250 thousand, all others millions.
+  assert 2e5 < count < 3e5 if "recall" in file and "sizes" in file else count > 1e6
 
 
 @pytest.mark.parametrize("file", RUNS)

@@ -1,0 +1,283 @@
+"""Recall tasks: look-ups in the context whose every answer is known, generated from a seed.
+
+Each is a corpus, so that `data.dataset.TextDataset` reads it like any text; the loss is on the answers
+alone. Symbols are written as the tasks' authors number them: of a `Symbols` vocabulary, or, to mix with
+text, as the bytes from '0' on of a `Bytes` vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data import vocabularies
+from data.corpora import CorpusError
+from data.vocabularies import Vocabulary
+
+SPLITS = ("train", "heldout")
+# Examples that share one random generator, so that large numbers of them are drawn at once.
+_BLOCK = 64
+# The generators' revision: examples change with it, and so do the names of caches.
+_REVISION = 1
+
+
+class Example(NamedTuple):
+  """One document with its answers.
+
+  Attributes:
+    tokens: [n] int32 ids, an EOS at the end.
+    answers: [A] indices of the answers' tokens, rising.
+    sources: [A] indices of the tokens that they repeat.
+  """
+
+  tokens: np.ndarray
+  answers: np.ndarray
+  sources: np.ndarray
+
+  @property
+  def loss_mask(self) -> np.ndarray:
+    """[n] bool, True on the answers."""
+    mask = np.zeros(len(self.tokens), bool)
+    mask[self.answers] = True
+    return mask
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecallTask:
+  """What all recall tasks have in common.
+
+  Attributes:
+    length: size of the context, in the task's `unit`.
+    examples, heldout_examples: numbers in the splits 'train' and 'heldout'.
+    seed: of all examples; no two splits share a generator.
+  """
+
+  length: int
+  examples: int = 65_536
+  heldout_examples: int = 1024
+  seed: int = 0
+
+  # A corpus without a class attribute of this name has its loss on every token.
+  has_loss_mask = True
+  # What `length` counts.
+  unit = "tokens"
+  # The published score is of text that the model generates; otherwise of its likeliest token after the
+  # true tokens before.
+  generates = False
+
+  def __post_init__(self):
+    for name in ("examples", "heldout_examples"):
+      if getattr(self, name) < 1:
+        raise CorpusError(f"{name}={getattr(self, name)} must be at least 1.")
+
+  @property
+  def name(self) -> str:
+    """A short name for directories."""
+    raise NotImplementedError
+
+  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+    """Draws examples.
+
+    Raises:
+      CorpusError: the vocabulary cannot spell them.
+    """
+    raise NotImplementedError
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the name and all fields."""
+    return {"corpus": self.name, "revision": _REVISION} | dataclasses.asdict(self)
+
+  def with_length(self, length: int) -> RecallTask:
+    """The same task with another size of the context."""
+    return dataclasses.replace(self, length=length)
+
+  def drawn(self, vocabulary: Vocabulary, split: str) -> Iterator[Example]:
+    """Yields the examples of a split, always the same ones.
+
+    Raises:
+      CorpusError: there is no such split, or the vocabulary cannot spell them.
+    """
+    if split not in SPLITS:
+      raise CorpusError(
+        f"split={split!r} does not exist in {self.name}; there are {', '.join(SPLITS)}."
+      )
+    left = self.examples if split == "train" else self.heldout_examples
+    for block in range(-(-left // _BLOCK)):
+      rng = np.random.default_rng([self.seed, SPLITS.index(split), block])
+      yield from self.draw(vocabulary, rng, _BLOCK)[: left - block * _BLOCK]
+
+
+def symbol_ids(vocabulary: Vocabulary, count: int) -> np.ndarray:
+  """[count] int32, the ids of symbols 0 to count - 1.
+
+  Raises:
+    CorpusError: the vocabulary has no symbols, or too few.
+  """
+  if isinstance(vocabulary, vocabularies.Symbols) and count <= vocabulary.count:
+    return vocabularies.Symbols.SPECIAL + np.arange(count, dtype=np.int32)
+  first = ord("0")
+  if isinstance(vocabulary, vocabularies.Bytes) and first + count <= 256:
+    return vocabularies.Bytes().encode("\0")[0] + first + np.arange(count, dtype=np.int32)
+  raise CorpusError(
+    f"The task has {count} symbols, the vocabulary is {vocabulary!r}. Give vocabularies.Symbols"
+    f" with count={count} or more, or vocabularies.Bytes for up to {256 - first} symbols."
+  )
+
+
+def _as_examples(
+  vocabulary: Vocabulary, count: int, symbols: np.ndarray, answers: np.ndarray, sources: np.ndarray
+) -> list[Example]:
+  """Spells symbols [N, n] of `count` kinds, with answers and sources [N, A], and ends each in EOS."""
+  tokens = np.full((len(symbols), symbols.shape[1] + 1), vocabulary.eos_id, np.int32)
+  tokens[:, :-1] = symbol_ids(vocabulary, count)[symbols]
+  answers, sources = np.broadcast_arrays(answers, sources)
+  return [Example(*values) for values in zip(tokens, answers, sources, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectiveCopying(RecallTask):
+  """Data tokens at random places among noise, to be written again in order.
+
+  Jing et al. 2019, as Gu and Dao 2023 (Mamba, section 4.1.1 and appendix E.1) and appendix H of the
+  Griffin paper use it: vocabulary 16, 16 data tokens; the context has 4096 tokens in Mamba and 1024 in
+  Griffin. Symbol 0 is the noise, the last one asks for the answer, the data are uniform over the rest.
+  A language model reads its answer so far where the original, which is no language model, reads the
+  asking symbol again.
+
+  Attributes:
+    length: tokens of the context, data included.
+    data_tokens: how many of them are data.
+    symbols: size of the vocabulary, noise and asking symbol included.
+  """
+
+  length: int = 1024
+  data_tokens: int = 16
+  symbols: int = 16
+
+  name = "selective-copying"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 1 <= self.data_tokens <= self.length or self.symbols < 3:
+      raise CorpusError(
+        f"selective copying of data_tokens={self.data_tokens} among length={self.length} tokens with"
+        f" symbols={self.symbols}: give 1 to {self.length} data tokens and at least 3 symbols."
+      )
+
+  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+    """Draws examples of length + 1 + data_tokens symbols."""
+    chances = rng.random((count, self.length))
+    places = np.sort(np.argpartition(chances, self.data_tokens - 1)[:, : self.data_tokens])
+    data = rng.integers(1, self.symbols - 1, (count, self.data_tokens))
+    symbols = np.zeros((count, self.length + 1 + self.data_tokens), np.int64)
+    np.put_along_axis(symbols, places, data, axis=1)
+    symbols[:, self.length] = self.symbols - 1
+    symbols[:, self.length + 1 :] = data
+    answers = self.length + 1 + np.arange(self.data_tokens)
+    return _as_examples(vocabulary, self.symbols, symbols, answers, places)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InductionHeads(RecallTask):
+  """A special token stands once in the context and again at its end: what followed it the first time?
+
+  Olsson et al. 2022, as Gu and Dao 2023 (Mamba, section 4.1.2 and appendix E.1) and appendix H of the
+  Griffin paper use it: vocabulary 16, trained at 256 tokens, tested up to many times that. The last
+  symbol is the special one; the others are uniform.
+
+  Attributes:
+    length: tokens of the context, with the special token at its end.
+    symbols: size of the vocabulary, the special one included.
+  """
+
+  length: int = 256
+  symbols: int = 16
+
+  name = "induction-heads"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.length < 3 or self.symbols < 3:
+      raise CorpusError(
+        f"induction heads with length={self.length} and symbols={self.symbols}: give at least 3 of each."
+      )
+
+  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+    """Draws examples of length + 1 symbols."""
+    special = self.symbols - 1
+    symbols = rng.integers(0, special, (count, self.length + 1))
+    first = rng.integers(0, self.length - 2, (count, 1))
+    np.put_along_axis(symbols, first, special, axis=1)
+    symbols[:, self.length - 1] = special
+    symbols[:, self.length :] = np.take_along_axis(symbols, first + 1, axis=1)
+    return _as_examples(vocabulary, self.symbols, symbols, np.array([self.length]), first + 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiQueryRecall(RecallTask):
+  """Multi-query associative recall (MQAR): pairs of key and value, then the keys again.
+
+  Arora et al. 2023 (Zoology, arXiv 2312.04927, section 4 and appendix; their repository's generator):
+  `pairs` different keys with different values stand at the beginning. Each key comes again once, at
+  twice a gap that is drawn without replacement with probability proportional to (gap + 1)^(power - 1),
+  so that most come soon; its value is the answer. All other places hold random symbols. Keys are
+  symbols 1 to symbols/2 - 1, values those from symbols/2 on. The published sizes are 8,192 symbols and 64 to 512
+  tokens with 4 to 64 pairs. After a key the true value stands (a language model's own text), where the
+  original has a random symbol.
+
+  Attributes:
+    length: tokens in all, even.
+    pairs: how many, at most a quarter of the length.
+    symbols: size of the vocabulary.
+    power: exponent of the gaps' distribution; 1 is uniform.
+  """
+
+  length: int = 64
+  pairs: int = 4
+  symbols: int = 8192
+  power: float = 0.01
+
+  name = "multi-query-recall"
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.length % 2 or not 1 <= self.pairs <= self.length // 4:
+      raise CorpusError(
+        f"multi-query recall of pairs={self.pairs} in length={self.length} tokens: the length must be"
+        f" even, and the pairs 1 to {self.length // 4}, a quarter of it."
+      )
+    if self.symbols // 2 <= self.pairs:
+      raise CorpusError(
+        f"multi-query recall of pairs={self.pairs} needs more than {2 * self.pairs + 1} symbols, not"
+        f" symbols={self.symbols}."
+      )
+
+  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+    """Draws examples of `length` symbols."""
+    half, context = self.symbols // 2, 2 * self.pairs
+    keys = 1 + _draw_distinct(rng, np.zeros(half - 1), count, self.pairs)
+    values = half + _draw_distinct(rng, np.zeros(self.symbols - half), count, self.pairs)
+    places = np.arange((self.length - context) // 2)
+    gaps = _draw_distinct(rng, (self.power - 1) * np.log(places + 1), count, self.pairs)
+    symbols = rng.integers(0, self.symbols, (count, self.length))
+    symbols[:, 0:context:2], symbols[:, 1:context:2] = keys, values
+    np.put_along_axis(symbols, context + 2 * gaps, keys, axis=1)
+    np.put_along_axis(symbols, context + 2 * gaps + 1, values, axis=1)
+    # As they are asked for.
+    order = np.argsort(gaps, axis=1)
+    answers = context + 2 * np.take_along_axis(gaps, order, axis=1) + 1
+    return _as_examples(vocabulary, self.symbols, symbols, answers, 2 * order + 1)
+
+
+def _draw_distinct(
+  rng: np.random.Generator, log_weights: np.ndarray, count: int, size: int
+) -> np.ndarray:
+  """[count, size] indices drawn without replacement by weight, in the order of the draws.
+
+  The largest of log-weights plus Gumbel noise are such draws (Yellott 1977).
+  """
+  scores = log_weights + rng.gumbel(size=(count, len(log_weights)))
+  return np.argsort(-scores, axis=1)[:, :size]
