@@ -1,0 +1,214 @@
+"""Scores recall tasks: how often a model answers rightly, and where it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data.loader import batch_of_rows
+from data.recall import Example, RecallTask
+from data.vocabularies import Vocabulary
+from inference.decoder import Decoder, rows_of
+from inference.sampling import Sampler
+from models.language_model import LanguageModel
+
+# Rows are padded to a multiple of this, so that texts of many lengths make few programs.
+_MULTIPLE = 64
+# Tokens per batch, unless one row has more.
+_TOKENS_AT_ONCE = 2**15
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """The answers of one kind: of one distance, depth, place or length.
+
+  Attributes:
+    start, stop: the kind is start <= value < stop.
+    correct: share of them that is right.
+    count: how many there are.
+  """
+
+  start: float
+  stop: float
+  correct: float
+  count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recalled:
+  """Every token of every answer that was asked for.
+
+  Attributes:
+    correct: [N] bool, whether the model gave it.
+    example: [N] int64, the number of the example it belongs to.
+    position: [N] int64, its place in the answer, from 0.
+    distance: [N] int64, tokens between it and the token that it repeats.
+    depth: [N] float64, where that token stands: 0 at the beginning of the context, 1 at its end.
+    length: [N] int64, size of the context in the task's unit.
+  """
+
+  correct: np.ndarray
+  example: np.ndarray
+  position: np.ndarray
+  distance: np.ndarray
+  depth: np.ndarray
+  length: np.ndarray
+
+  @classmethod
+  def of(cls, examples: Sequence[Example], correct: Sequence[np.ndarray], length: int) -> Recalled:
+    """Joins what was given for each example: [A] bool."""
+    counts = [len(example.answers) for example in examples]
+    contexts = np.array([example.answers[0] for example in examples])
+    sources = np.concatenate([example.sources for example in examples])
+    return cls(
+      correct=np.concatenate(correct).astype(bool),
+      example=np.repeat(np.arange(len(examples)), counts),
+      position=np.concatenate([np.arange(count) for count in counts]),
+      distance=np.concatenate([example.answers for example in examples]) - sources,
+      depth=sources / np.repeat(contexts, counts),
+      length=np.full(sum(counts), length),
+    )
+
+  def __add__(self, other: Recalled) -> Recalled:
+    """Both together, their examples kept apart."""
+    shifted = dataclasses.replace(other, example=other.example + self.example.max() + 1)
+    fields = [field.name for field in dataclasses.fields(self)]
+    return Recalled(
+      **{name: np.concatenate([getattr(self, name), getattr(shifted, name)]) for name in fields}
+    )
+
+  @property
+  def accuracy(self) -> float:
+    """Share of the answers' tokens that is right."""
+    return float(self.correct.mean())
+
+  @property
+  def exact(self) -> float:
+    """Share of the examples whose every answer token is right."""
+    wrong = np.bincount(self.example, ~self.correct) > 0
+    return float(1 - wrong.mean())
+
+  def by(self, kind: str, edges: Sequence[float] | None = None) -> list[Share]:
+    """The accuracy apart by 'position', 'distance', 'depth' or 'length'; empty kinds are left out.
+
+    Args:
+      kind: what to tell apart by.
+      edges: between kinds, rising; by default powers of two for distances, tenths for depths, and each
+        value for itself otherwise.
+    """
+    values = getattr(self, kind)
+    if edges is None:
+      edges = self._edges(kind, values)
+    shares = []
+    for start, stop in itertools.pairwise(edges):
+      chosen = self.correct[(values >= start) & (values < stop)]
+      if len(chosen):
+        shares.append(Share(start, stop, float(chosen.mean()), len(chosen)))
+    return shares
+
+  @staticmethod
+  def _edges(kind: str, values: np.ndarray) -> Sequence[float]:
+    if kind == "depth":
+      return [tenth / 10 for tenth in range(11)]
+    if kind == "distance":
+      return [2**n for n in range(int(values.max()).bit_length() + 1)]
+    different = np.unique(values).tolist()
+    return [*different, different[-1] + 1]
+
+
+class RecallScorer:
+  """Asks one model; compiled once for every shape of batch."""
+
+  def __init__(self, model: LanguageModel, vocabulary: Vocabulary):
+    """Takes the model and the vocabulary of its ids."""
+
+    def likeliest(params, batch, columns):
+      hidden = model.apply(
+        {"params": params},
+        batch["inputs"],
+        segment_ids=batch["segment_ids"],
+        positions=batch["positions"],
+        method="hidden",
+      )
+      # Logits of the answers alone.
+      asked = jnp.take_along_axis(hidden, columns[..., None], axis=1)
+      logits = model.apply({"params": params}, asked, method="logits")
+      return jnp.argmax(logits, axis=-1)
+
+    self._likeliest = jax.jit(likeliest)
+    self._decoder = Decoder(model, Sampler(temperature=0))
+    self._vocabulary = vocabulary
+
+  def __call__(
+    self, params: Any, task: RecallTask, examples: int | None = None, batch_size: int | None = None
+  ) -> Recalled:
+    """Asks for the answers of the task's held-out examples, in the way that its definition scores.
+
+    Args:
+      params: the model's parameters.
+      task: the task at the length to test.
+      examples: how many; by default the task's number of held-out examples.
+      batch_size: examples at a time; by default about 32,768 tokens.
+
+    Raises:
+      CorpusError: the vocabulary cannot spell the task.
+    """
+    if examples is not None:
+      task = dataclasses.replace(task, heldout_examples=examples)
+    asked = list(task.drawn(self._vocabulary, "heldout"))
+    longest = max(len(example.tokens) for example in asked)
+    rows = batch_size or max(1, min(len(asked), _TOKENS_AT_ONCE // longest))
+    answer = self.generated if task.generates else self.teacher_forced
+    correct = [
+      given
+      for start in range(0, len(asked), rows)
+      for given in answer(params, asked[start : start + rows], rows)
+    ]
+    return Recalled.of(asked, correct, task.length)
+
+  def teacher_forced(
+    self, params: Any, examples: Sequence[Example], rows: int
+  ) -> Iterator[np.ndarray]:
+    """Yields [A] bool per example: whether the likeliest token after the true ones is the answer's.
+
+    Args:
+      params: the model's parameters.
+      examples: at most `rows` of them.
+      rows: of the batch; those left over are padding.
+    """
+    length = -(-max(len(example.tokens) for example in examples) // _MULTIPLE) * _MULTIPLE
+    tokens = np.zeros((rows, length), np.int32)
+    segment_ids = np.zeros((rows, length), np.int32)
+    columns = np.zeros((rows, max(len(example.answers) for example in examples)), np.int32)
+    for row, example in enumerate(examples):
+      tokens[row, : len(example.tokens)] = example.tokens
+      segment_ids[row, : len(example.tokens)] = 1
+      columns[row, : len(example.answers)] = example.answers
+    batch = batch_of_rows(tokens, segment_ids, bos_id=self._vocabulary.bos_id)
+    given = np.asarray(self._likeliest(params, batch, columns))
+    for row, example in enumerate(examples):
+      yield given[row, : len(example.answers)] == example.tokens[example.answers]
+
+  def generated(self, params: Any, examples: Sequence[Example], rows: int) -> Iterator[np.ndarray]:
+    """Yields [A] bool per example: whether the greedily generated token is the answer's.
+
+    Args:
+      params: the model's parameters.
+      examples: at most `rows` of them; the answer of each ends it.
+      rows: of the batch; the last example is asked again in those left over.
+    """
+    padded = [*examples, *[examples[-1]] * (rows - len(examples))]
+    prompts = [[self._vocabulary.bos_id, *e.tokens[: e.answers[0]].tolist()] for e in padded]
+    most = max(len(example.answers) for example in examples)
+    given = rows_of(self._decoder.generate(params, prompts, max_tokens=most), rows)
+    for example, ids in zip(examples, given, strict=False):
+      expected = example.tokens[example.answers]
+      found = np.full(len(expected), -1)
+      found[: len(ids)] = ids[: len(expected)]
+      yield found == expected

@@ -1,0 +1,126 @@
+"""Recall scores are those of the model itself, and say of each answer where it stood."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data import recall, recall_text, vocabularies
+from evaluation import recall_learning
+from evaluation.recall import Recalled, RecallScorer
+from models.backbone import Backbone
+from models.griffin import griffin
+from models.hawk import hawk
+from tests import small_models
+
+SYMBOLS = vocabularies.Symbols(16)
+COPYING = recall.SelectiveCopying(length=12, data_tokens=3, heldout_examples=7)
+
+
+def byte_model():
+  backbone = Backbone(vocab_size=259, width=32, depth=3)
+  return griffin(backbone, rnn_width=48, heads=2, window=8, gate_blocks=4)
+
+
+def greedy(model, params, prompt, steps):
+  """Continues one prompt, computing everything anew for each token."""
+  tokens = list(prompt)
+  for _ in range(steps):
+    logits, _ = model.apply({"params": params}, jnp.array([tokens]))
+    tokens.append(int(jnp.argmax(logits[0, -1])))
+  return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_teacher_forced_answers_are_the_likeliest_after_the_true_tokens(batch_size):
+  model = small_models.build("griffin")
+  params = small_models.initialize(model)
+  found = RecallScorer(model, SYMBOLS)(params, COPYING, batch_size=batch_size)
+  expected = []
+  for example in COPYING.drawn(SYMBOLS, "heldout"):
+    inputs = jnp.array([[SYMBOLS.bos_id, *example.tokens[:-1]]])
+    logits, _ = model.apply({"params": params}, inputs)
+    likeliest = np.asarray(jnp.argmax(logits[0], axis=-1))
+    expected += (likeliest == example.tokens)[example.answers].tolist()
+  assert found.correct.tolist() == expected
+
+
+def test_generated_answers_are_those_of_greedy_decoding():
+  model = byte_model()
+  params = small_models.initialize(model)
+  vocabulary = vocabularies.Bytes()
+  task = recall_text.Phonebook(length=3, shots=1, digits=2, heldout_examples=3)
+  examples = list(task.drawn(vocabulary, "heldout"))
+  # What the model says is made the truth of the first two: an answer that is right can be told too.
+  truths = []
+  for example in examples:
+    start = example.answers[0]
+    prompt = [vocabulary.bos_id, *example.tokens[:start].tolist()]
+    truths.append(greedy(model, params, prompt, len(example.answers)))
+  told = []
+  for number, (example, truth) in enumerate(zip(examples, truths, strict=True)):
+    tokens = example.tokens.copy()
+    tokens[example.answers] = truth if number < 2 else np.asarray(truth) + 1
+    told.append(example._replace(tokens=tokens))
+  scorer = RecallScorer(model, vocabulary)
+  given = list(scorer.generated(params, told, rows=4))
+  assert [g.tolist() for g in given] == [[True] * 3, [True] * 3, [False] * 3]
+
+
+def recalled():
+  examples = [
+    recall.Example(np.zeros(12, np.int32), np.array([8, 9]), np.array([0, 7])),
+    recall.Example(np.zeros(12, np.int32), np.array([8, 9]), np.array([4, 5])),
+  ]
+  return Recalled.of(examples, [np.array([True, False]), np.array([True, True])], length=8)
+
+
+def test_failures_are_told_by_place():
+  found = recalled()
+  assert found.accuracy == 0.75
+  assert found.exact == 0.5
+  assert [(s.start, s.correct, s.count) for s in found.by("position")] == [(0, 1, 2), (1, 0.5, 2)]
+  assert [(s.start, s.stop, s.correct, s.count) for s in found.by("distance")] == [
+    (2, 4, 0, 1),
+    (4, 8, 1, 2),
+    (8, 16, 1, 1),
+  ]
+  assert [(s.start, s.correct) for s in found.by("depth")] == [(0, 1), (0.5, 1), (0.6, 1), (0.8, 0)]
+  assert [(s.correct, s.count) for s in found.by("length")] == [(0.75, 4)]
+
+
+def test_scores_of_two_lengths_join():
+  found = recalled()
+  longer = dataclasses.replace(found, length=np.full(4, 16), correct=np.zeros(4, bool))
+  both = found + longer
+  assert both.exact == 0.25
+  assert [(s.start, s.correct) for s in both.by("length")] == [(8, 0.75), (16, 0)]
+
+
+def test_fresh_batches_put_the_loss_on_the_answers_and_depend_on_the_seed():
+  first, again, other = (
+    next(recall_learning.batches(COPYING, SYMBOLS, 5, seed)) for seed in (0, 0, 1)
+  )
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert (first["targets"] != other["targets"]).any()
+  assert (first["loss_weights"].sum(axis=1) == 3).all()
+  asked = first["targets"][first["loss_weights"] > 0].reshape(5, 3)
+  np.testing.assert_array_equal(asked, first["targets"][:, 13:16])
+
+
+def test_a_model_learns_a_small_task_and_the_score_says_so():
+  task = recall.SelectiveCopying(length=4, data_tokens=1, symbols=5, heldout_examples=64)
+  vocabulary = vocabularies.Symbols(5)
+  model = hawk(Backbone(vocab_size=8, width=32, depth=2), rnn_width=32, gate_blocks=4)
+  schedule = recall_learning.Schedule(
+    steps=150, batch_size=32, learning_rate=1e-2, warmup_steps=10, look_every=150
+  )
+  scorer = RecallScorer(model, vocabulary)
+  before = scorer(small_models.initialize(model), task)
+  [(step, params)] = recall_learning.learn(model, task, vocabulary, schedule, seed=0)
+  assert step == 150
+  # Three symbols are possible: 64 guesses are right 21 times.
+  assert before.accuracy < 0.8
+  assert scorer(params, task).accuracy > 0.95
