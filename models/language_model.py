@@ -153,6 +153,11 @@ class LanguageModel(nn.Module):
       segment_id=jnp.ones(batch_size, jnp.int32),
     )
 
+  def trains(self, path: str) -> bool:
+    """Whether training changes the parameter at this path (names joined by slashes)."""
+    del path
+    return True
+
   def matmul_flops(self, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
     mlp = self.mlp(parent=None).matmul_flops(self.width) if self.mlp else 0

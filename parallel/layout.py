@@ -184,11 +184,14 @@ class Layout:
 
     return lambda params, batch: self._map(per_device, params, self.batch.spec)(params, batch)
 
-  def gradient(self, function: Callable[..., Any]) -> Callable[..., Any]:
+  def gradient(
+    self, function: Callable[..., Any], trained: Callable[[Any], Any]
+  ) -> Callable[..., Any]:
     """Runs `function(params, batch, *others) -> (scalars, gradient)` once per device.
 
     Inside, params and batch are this device's parts, and the scalars must be the same on all devices.
-    The gradients that devices return are of their own tokens: their sum is the result.
+    The gradients that devices return are of their own tokens: their sum is the result. They are of
+    `trained(params)`, a part of the parameters' tree.
     """
 
     def per_device(params, batch, *others):
@@ -197,7 +200,7 @@ class Layout:
         return scalars, self._sum(gradient)
 
     def call(params, batch, *others):
-      out_specs = (PartitionSpec(), self.tree(params, "gradient"))
+      out_specs = (PartitionSpec(), self.tree(trained(params), "gradient"))
       return self._map(per_device, params, out_specs, len(others))(params, batch, *others)
 
     return call

@@ -29,6 +29,7 @@ MEGATRON: Mapping[str, MeshAxes] = {
   "conv": None,
   "block_in": None,
   "block_out": None,
+  "lora": None,
 }
 # The option that sets an axis's size, for the way out of an error.
 _OPTIONS = {
@@ -64,7 +65,7 @@ class Rules:
   """
 
   table: Mapping[str, MeshAxes] = dataclasses.field(default_factory=lambda: dict(MEGATRON))
-  replicated: tuple[str, ...] = ("kv_heads",)
+  replicated: tuple[str, ...] = ("kv_heads", "lora")
   max_replicated: float = 0.01
 
   def mesh_axes(self, axis: str | None, name: str, sizes: Mapping[str, int]) -> tuple[str, ...]:

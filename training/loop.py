@@ -109,6 +109,7 @@ def train(
   seed: int,
   bytes_per_token: float,
   evaluate: Callable[[Any], dict[str, float]] | None = None,
+  start: Callable[[Any], Any] | None = None,
   identity: dict[str, Any] | None = None,
   layout: Layout | None = None,
   after_first_step: Callable[[], None] | None = None,
@@ -126,6 +127,7 @@ def train(
     seed: of the parameters.
     bytes_per_token: mean bytes of text per target, for bits per byte.
     evaluate: parameters to held-out figures; 'heldout_loss' chooses the best checkpoint.
+    start: abstract parameters to those that a new run starts from; what they lack is drawn.
     identity: JSON values kept in each checkpoint (the configuration).
     layout: where everything lies; None is one device.
     after_first_step: called once the first step is compiled and done.
@@ -141,7 +143,9 @@ def train(
   restored = checkpoints.restore(abstract)
   if restored is None:
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = jax.jit(create, out_shardings=where)()
+    given = start(abstract.params) if start else {}
+    state = jax.jit(lambda given: create(given=given), out_shardings=where, donate_argnums=0)(given)
+    del given
     position: dict[str, Any] = {}
   else:
     state, position = restored.state, restored.position

@@ -96,19 +96,53 @@ def abstract_batch(batch_size: int, length: int) -> Batch:
 
 
 def initial_state(
-  model: nn.Module, optimizer: optax.GradientTransformation, options: Options, seed: int
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  options: Options,
+  seed: int,
+  given: Any = None,
 ) -> TrainState:
-  """The state before the first step."""
+  """The state before the first step.
+
+  Args:
+    model: a language model of the zoo.
+    optimizer, options, seed: of the run.
+    given: parameters to start from; those that it lacks are drawn.
+  """
   init_key, run_key = jax.random.split(jax.random.key(seed))
   params = nn.unbox(model.init(init_key, jnp.zeros((1, 1), jnp.int32))["params"])
+  found = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
+  params = jax.tree_util.tree_map_with_path(lambda path, x: found.get(_joined(path), x), params)
   zero = jnp.zeros((), jnp.int32)
   return TrainState(
     step=zero,
     params=params,
-    opt_state=optimizer.init(_float32(params)),
+    opt_state=optimizer.init(_float32(split(model, params)[0])),
     guard=Guard(jnp.zeros(options.spike_window, jnp.float32), zero, zero, zero),
     rng=jax.random.key_data(run_key),
   )
+
+
+def split(model: nn.Module, params: Any) -> tuple[Any, Any]:
+  """The parameters that training changes and the others: two trees with None in the other's places."""
+
+  def part(trained: bool) -> Any:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, leaf: leaf if model.trains(_joined(path)) == trained else None, params
+    )
+
+  return part(True), part(False)
+
+
+def join(trained: Any, frozen: Any) -> Any:
+  """The whole of what `split` gave."""
+  return jax.tree.map(
+    lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None
+  )
+
+
+def _joined(path: Any) -> str:
+  return "/".join(str(key.key) for key in path)
 
 
 def make_train_step(
@@ -126,12 +160,14 @@ def make_train_step(
 
   loss_and_gradient = functools.partial(_loss_and_gradient, model, options)
   if layout is not None:
-    loss_and_gradient = layout.gradient(loss_and_gradient)
+    loss_and_gradient = layout.gradient(
+      loss_and_gradient, trained=lambda params: split(model, params)[0]
+    )
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     (loss, targets), gradient = loss_and_gradient(state.params, batch, jax.random.key_data(rng))
-    params = state.params
+    params, frozen = split(model, state.params)
     if layout is not None:
       gradient, params = layout.split_for_update(gradient), layout.split_for_update(params)
     norm = optax.global_norm(gradient)
@@ -156,6 +192,8 @@ def make_train_step(
     if layout is not None:
       # Whole parameters are gathered once, from what was chosen.
       new_state = new_state._replace(params=layout.split_for_update(new_state.params))
+    new_state = new_state._replace(params=join(new_state.params, frozen))
+    if layout is not None:
       new_state = jax.lax.with_sharding_constraint(new_state, layout.state(new_state))
     metrics = {
       "loss": loss,
@@ -186,7 +224,7 @@ def _decide(
 
 
 def _loss_and_gradient(model, options, params, batch, rng_data):
-  """((mean loss over the batch's targets, their number), float32 gradient).
+  """((mean loss over the batch's targets, their number), float32 gradient of what is trained).
 
   Run per device, the numbers are of the whole batch and the gradient is the share of this device's
   tokens in it.
@@ -203,27 +241,28 @@ def _loss_and_gradient(model, options, params, batch, rng_data):
   # weigh more than its targets.
   targets = shards.total(jnp.sum(batch["loss_weights"]), *TOKENS)
   divisor = jnp.maximum(targets, 1)
+  trained, frozen = split(model, params)
 
-  def loss_of(params, piece):
-    nll, z = token_losses(model, params, piece, rng)
+  def loss_of(trained, piece):
+    nll, z = token_losses(model, join(trained, frozen), piece, rng)
     return (jnp.sum(nll) + options.z_loss * jnp.sum(z)) / divisor, jnp.sum(nll) / divisor
 
   gradient_of = jax.value_and_grad(loss_of, has_aux=True)
   if pieces == 1:
-    (_, loss), gradient = gradient_of(params, batch)
+    (_, loss), gradient = gradient_of(trained, batch)
     return (shards.total(loss, *TOKENS), targets), _float32(gradient)
 
   def accumulate(carry, piece):
-    (_, loss), gradient = gradient_of(params, piece)
+    (_, loss), gradient = gradient_of(trained, piece)
     # The TPU compiler fails (libtpu 0.0.52) when it tries to move the sum over devices of a bfloat16
     # gradient out of this loop, behind the conversion below.
     gradient = jax.lax.optimization_barrier(gradient)
     total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), carry[1], gradient)
     return (carry[0] + loss, total), None
 
-  zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-  split = jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), batch)
-  (loss, gradient), _ = jax.lax.scan(accumulate, (jnp.zeros(()), zeros), split)
+  zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trained)
+  cut = jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), batch)
+  (loss, gradient), _ = jax.lax.scan(accumulate, (jnp.zeros(()), zeros), cut)
   return (shards.total(loss, *TOKENS), targets), gradient
 
 

@@ -28,6 +28,7 @@ from models.accounting import list_parameters
 from models.backbone import Backbone
 from models.griffin import griffin
 from models.hawk import hawk
+from models.lora import adapted
 from models.transformer import transformer
 from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
@@ -43,6 +44,7 @@ MODELS = {
   "hawk": functools.partial(hawk, BACKBONE, rnn_width=64, gate_blocks=8),
   "transformer": functools.partial(transformer, BACKBONE, heads=8),
 }
+MODELS["adapted_griffin"] = lambda: adapted(MODELS["griffin"](), rank=4)
 # Adam divides by the gradient's own size: with a small epsilon the rounding of a gradient near zero
 # would become a step of full size.
 OPTIMIZER = optimizer_lib.AdamW(
@@ -108,7 +110,7 @@ def compare(case: str) -> dict:
   )
   expected_losses, expected = unsharded(name, accumulate)
   differences = jax.tree.map(
-    lambda a, b: float(np.linalg.norm(a - b) / np.linalg.norm(b)), params, expected
+    lambda a, b: float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0)), params, expected
   )
   worst = max(jax.tree.leaves_with_path(differences), key=lambda item: item[1])
   return {

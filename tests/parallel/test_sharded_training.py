@@ -22,6 +22,7 @@ CASES = (
   "griffin:data=2,seq=2,model=2,zero=3",
   "hawk:seq=4,model=2",
   "transformer:data=2,seq=4,zero=2",
+  "adapted_griffin:data=2,seq=2,model=2,zero=3",
 )
 
 
