@@ -47,6 +47,7 @@ class Experiment:
     seed: of the parameters, the order of the rows and the samples.
     samples: prompts that the finished model continues; '' starts a document.
     mesh: the devices and what is split over them; None trains on one device.
+    init_from: a run directory whose newest parameters training starts from; None draws them.
   """
 
   model: LanguageModel
@@ -59,6 +60,7 @@ class Experiment:
   seed: int = 0
   samples: Sequence[str] = ("",)
   mesh: Parallelism | None = None
+  init_from: str | None = None
 
   def __post_init__(self):
     if self.batch_size < 1:

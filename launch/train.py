@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,15 @@ def parser() -> argparse.ArgumentParser:
   result = command.parser("train", DESCRIPTION)
   result.add_argument(
     "config",
-    nargs="?",
-    help="a gin file, such as gin/runs/griffin_quickstart.gin; by default that of the run",
+    nargs="*",
+    help="gin files, such as gin/runs/griffin_quickstart.gin; a later one wins; by default that of the run",
   )
   result.add_argument("--run_dir", type=Path, help="the folder of the run; made if missing")
+  result.add_argument(
+    "--init_from",
+    type=Path,
+    help="a run directory: start from its parameters and its configuration, which the gin files change",
+  )
   result.add_argument(
     "--resume",
     choices=("same", "force"),
@@ -68,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
   looks = args.describe or args.describe_sharding or args.print_config or args.dry_run
   if args.run_dir is None and not looks:
     options.error("--run_dir is needed, such as --run_dir=runs/first")
-  if args.config is None and args.run_dir is None:
+  if not args.config and args.run_dir is None:
     options.error("a gin file is needed, or a --run_dir that holds a run")
 
   hosts.join(args)
@@ -76,9 +81,14 @@ def main(arguments: Sequence[str]) -> int:
   from launch.run_directory import RunDirectory
 
   run = RunDirectory(args.run_dir) if args.run_dir else None
-  if args.config is None:
+  files = list(args.config)
+  if args.init_from is not None:
+    RunDirectory(args.init_from).require_run()
+    files.insert(0, RunDirectory(args.init_from).config_file)
+    bindings.append(f"--gin.launch.experiment.Experiment.init_from={str(args.init_from)!r}")
+  elif not files:
     run.require_run()
-  config = experiment_lib.load(args.config or run.config_file, bindings)
+  config = experiment_lib.load(files or run.config_file, bindings)
   _warn(config)
   if args.print_config:
     print(config.text(), end="")
@@ -122,9 +132,14 @@ def _train(
   from data import loader
   from evaluation.perplexity import Scorer
   from parallel import processes
-  from training import loop
+  from training import checkpoint, loop
 
   _require_agreement(config)
+  if checkpoint.is_parameters_alone(run.path):
+    raise command.UserError(
+      f"{run.path} holds imported weights, and no run to go on with. "
+      f"Train in another directory: --init_from={run.path} --run_dir=..."
+    )
   experiment.check_vocabulary()
   layout = experiment.layout()
   if layout is None and processes.count() > 1:
@@ -183,6 +198,7 @@ def _train(
       seed=experiment.seed,
       bytes_per_token=train_rows.bytes_per_token,
       evaluate=evaluate,
+      start=_start(experiment),
       identity={"config": config.text(), "data": data},
       layout=layout,
       after_first_step=first_step_done,
@@ -201,6 +217,15 @@ def _train(
     _tell_samples(experiment.samples, texts)
     _tell_end(summary, run)
   return 0
+
+
+def _start(experiment: Experiment) -> Callable[[Any], Any] | None:
+  """Reads the parameters that a new run starts from; None if they are drawn."""
+  if experiment.init_from is None:
+    return None
+  from launch import trained
+
+  return lambda abstract: trained.start(experiment, abstract)
 
 
 def _require_agreement(config: Config) -> None:
@@ -225,10 +250,13 @@ def _require_same(different: list[Difference], run: RunDirectory) -> None:
 def _introduce(experiment: Experiment, run: RunDirectory, rows: int, backend: str) -> None:
   from models.accounting import list_parameters
 
-  count = sum(parameter.count for parameter in list_parameters(experiment.model))
+  parameters = list_parameters(experiment.model)
+  count = sum(parameter.count for parameter in parameters)
+  trained = sum(p.count for p in parameters if experiment.model.trains(p.path))
+  of_which = "" if trained == count else f" ({trained / 1e6:.3g} M trained)"
   tokens = experiment.batch_size * experiment.sequence_length
   print(
-    f"{run.path}: {count / 1e6:.2f} M parameters, {experiment.options.steps} steps of {tokens:,} "
+    f"{run.path}: {count / 1e6:.2f} M parameters{of_which}, {experiment.options.steps} steps of {tokens:,} "
     f"tokens, {rows:,} rows of {experiment.sequence_length}, on {backend}",
     file=sys.stderr,
   )

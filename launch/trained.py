@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from data.vocabularies import Vocabulary
 from launch import experiment as experiment_lib
+from launch.command import UserError
 from launch.experiment import Experiment
 from launch.run_directory import RunDirectory
 from models.accounting import abstract_parameters
 from training import checkpoint
+from training.step import split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +28,14 @@ class Trained:
     params: the parameters of one checkpoint.
     step: the checkpoint's step.
     vocabulary: that of the text it was trained on.
+    run_dir: the run's directory.
   """
 
   experiment: Experiment
   params: Any
   step: int
   vocabulary: Vocabulary
+  run_dir: Path
 
 
 def load(run: RunDirectory, which: str) -> Trained:
@@ -44,4 +50,40 @@ def load(run: RunDirectory, which: str) -> Trained:
   abstract = nn.unbox(abstract_parameters(experiment.model))
   number = int(which) if which.isdigit() else which
   params, step = checkpoint.load_parameters(run.path, checkpoint.abstract_like(abstract), number)
-  return Trained(experiment, params, step, run.vocabulary())
+  return Trained(experiment, params, step, run.vocabulary(), run.path)
+
+
+def start(experiment: Experiment, abstract: Any) -> Any:
+  """The parameters of `experiment.init_from` that a model has use for.
+
+  Args:
+    experiment: the experiment that starts from another run.
+    abstract: shapes, types and shardings of its model's parameters.
+
+  Returns:
+    their tree; adapters, which the other run has not, are left out.
+
+  Raises:
+    UserError: there is no such run, or its vocabulary is another.
+    CheckpointError: the run's parameters are of another model.
+  """
+  run = RunDirectory(Path(experiment.init_from))
+  run.require_run()
+  theirs, ours = run.vocabulary().describe(), experiment.vocabulary.describe()
+  if theirs != ours:
+    raise UserError(
+      f"the parameters in {run.path} are for a vocabulary of {theirs['size']} ids ({theirs['kind']}), the "
+      f"text is read under another one of {ours['size']} ({ours['kind']}). Read it under the vocabulary in "
+      f"{run.path}."
+    )
+  wanted, frozen = split(experiment.model, abstract)
+  if jax.tree.leaves(frozen):
+    wanted = frozen
+  return checkpoint.load_parameters(run.path, _without_none(wanted))[0]
+
+
+def _without_none(tree: Any) -> Any:
+  if not isinstance(tree, dict):
+    return tree
+  parts = {name: _without_none(part) for name, part in tree.items()}
+  return {name: part for name, part in parts.items() if part is not None and part != {}}

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from layers.attention import SelfAttention
 from layers.recurrent_block import RecurrentBlock
+from models import counterparts
 from models.accounting import list_parameters
 from models.backbone import Backbone
+from models.counterparts import Counterpart
 from models.griffin import griffin
 from models.language_model import LanguageModel
 
+MODEL_TYPE = "recurrent_gemma"
 # Tied to the embedding: files leave it out, state dicts repeat it.
-_TIED = "lm_head.weight"
+TIED = "lm_head.weight"
+_EMBEDDING = "embedding/embedding"
 _PATTERN = ("recurrent", "recurrent", "attention")
 # Settings that Griffin fixes; anything else would give other logits.
 _FIXED = {
@@ -32,11 +36,10 @@ _FIXED = {
   "tie_word_embeddings": True,
 }
 
-# Our path within a block -> Hugging Face's, and how the array lies there:
-#   same        as ours
-#   transposed  [out, in] for our [in, out]
-#   blocks      [N, R / N] for our [R]
-#   taps        [R, 1, taps], the current token last, for our [taps, R], the current token first
+_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
+_NEEDED += ("num_attention_heads", "attention_window_size", "logits_soft_cap")
+
+# Our path within a block -> Hugging Face's, and how the array lies there (see `Counterpart`).
 _BLOCK = {
   "mixer_norm/scale": ("temporal_pre_norm.weight", "same"),
   "mixer/linear_x/kernel": ("temporal_block.linear_x.weight", "transposed"),
@@ -71,44 +74,37 @@ _OUTSIDE = {
 }
 
 
-class Counterpart(NamedTuple):
-  """One tensor of Hugging Face's and where it lies in our parameters.
+def options_from_hugging_face(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The options of `Backbone` and of `griffin` that a Hugging Face configuration describes.
 
-  Attributes:
-    name: Hugging Face's name.
-    shape: its shape there.
-    path: our parameter's path, joined by slashes.
-    repeat: the row of the stacked parameter that it fills; None where nothing is stacked.
-    layout: how its axes relate to ours (see the table of this file).
+  Args:
+    config: the contents of a config.json, or `RecurrentGemmaConfig.to_dict()`.
+
+  Raises:
+    ValueError: it is the configuration of another architecture, or asks for what Griffin does not have.
   """
-
-  name: str
-  shape: tuple[int, ...]
-  path: str
-  repeat: int | None
-  layout: str
-
-  def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-    """Lays a tensor out as our parameter (or one row of it)."""
-    match self.layout:
-      case "transposed":
-        return tensor.T
-      case "blocks":
-        return tensor.reshape(-1)
-      case "taps":
-        return tensor[:, 0, ::-1].T
-    return tensor
-
-  def to_hugging_face(self, parameter: np.ndarray) -> np.ndarray:
-    """Lays our parameter (or one row of it) out as the tensor."""
-    match self.layout:
-      case "transposed":
-        return parameter.T
-      case "blocks":
-        return parameter.reshape(self.shape)
-      case "taps":
-        return parameter[::-1].T[:, None]
-    return parameter
+  _check_config(config)
+  width, heads = config["hidden_size"], config["num_attention_heads"]
+  backbone = {
+    "vocab_size": config["vocab_size"],
+    "width": width,
+    "depth": config["num_hidden_layers"],
+    # Hugging Face counts both branches of the gated MLP.
+    "mlp_expansion": config["intermediate_size"] // 2 // width,
+    "use_bias": True,
+    "zero_centered_norm": True,
+    "scale_embedding": True,
+    "logit_cap": config["logits_soft_cap"],
+  }
+  mixers = {
+    "rnn_width": config.get("lru_width") or width,
+    "heads": heads,
+    "kv_heads": config.get("num_key_value_heads") or heads,
+    "window": config["attention_window_size"],
+    "gate_blocks": heads,
+    "rotary_fraction": _rope(config)["partial_rotary_factor"],
+  }
+  return backbone, mixers
 
 
 def model_from_hugging_face(
@@ -117,37 +113,57 @@ def model_from_hugging_face(
   """Builds the model that a Hugging Face configuration describes.
 
   Args:
-    config: the contents of a config.json, or `RecurrentGemmaConfig.to_dict()`.
+    config: see `options_from_hugging_face`.
     dtype, param_dtype: types of the activations and of the stored parameters.
 
   Raises:
-    ValueError: the configuration asks for what Griffin does not have.
+    ValueError: see `options_from_hugging_face`.
   """
-  _check_config(config)
-  width, heads = config["hidden_size"], config["num_attention_heads"]
-  rope = _rope(config)
-  backbone = Backbone(
-    vocab_size=config["vocab_size"],
-    width=width,
-    depth=config["num_hidden_layers"],
-    # Hugging Face counts both branches of the gated MLP.
-    mlp_expansion=config["intermediate_size"] // 2 // width,
-    use_bias=True,
-    zero_centered_norm=True,
-    scale_embedding=True,
-    logit_cap=config["logits_soft_cap"],
-    dtype=dtype,
-    param_dtype=param_dtype,
-  )
-  return griffin(
-    backbone,
-    rnn_width=config.get("lru_width") or width,
-    heads=heads,
-    kv_heads=config.get("num_key_value_heads") or heads,
-    window=config["attention_window_size"],
-    gate_blocks=heads,
-    rotary_fraction=rope["partial_rotary_factor"],
-  )
+  backbone, mixers = options_from_hugging_face(config)
+  return griffin(Backbone(**backbone, dtype=dtype, param_dtype=param_dtype), **mixers)
+
+
+def hugging_face_config(model: LanguageModel, **tokens: int) -> dict[str, Any]:
+  """The contents of a config.json that describes a model: the inverse of the function above.
+
+  Args:
+    model: a RecurrentGemma.
+    tokens: bos_token_id, eos_token_id and pad_token_id of its vocabulary.
+
+  Raises:
+    ValueError: the model is no RecurrentGemma.
+  """
+  check_options(model)
+  mixers = [mixer(parent=None) for mixer in model.pattern]
+  recurrent, attention = mixers[0], mixers[2]
+  hidden = model.mlp(parent=None).hidden
+  return {
+    "architectures": ["RecurrentGemmaForCausalLM"],
+    "model_type": MODEL_TYPE,
+    **_FIXED,
+    "vocab_size": model.vocab_size,
+    "hidden_size": model.width,
+    "num_hidden_layers": model.depth,
+    "intermediate_size": 2 * hidden,
+    "num_attention_heads": attention.heads,
+    "num_key_value_heads": attention.kv_heads,
+    "head_dim": attention.head_dim,
+    "lru_width": recurrent.rnn_width,
+    "attention_window_size": attention.window,
+    "logits_soft_cap": model.logit_cap,
+    "block_types": list(_PATTERN),
+    # Both ways of writing it: a table of its own since transformers 5, plain keys before.
+    "rope_theta": attention.rotary_base,
+    "partial_rotary_factor": attention.rotary_fraction,
+    "rope_parameters": {
+      "rope_type": "default",
+      "rope_theta": attention.rotary_base,
+      "partial_rotary_factor": attention.rotary_fraction,
+    },
+    "dtype": str(np.dtype(model.param_dtype)),
+    "torch_dtype": str(np.dtype(model.param_dtype)),
+    **tokens,
+  }
 
 
 def name_table(model: LanguageModel) -> tuple[Counterpart, ...]:
@@ -156,7 +172,7 @@ def name_table(model: LanguageModel) -> tuple[Counterpart, ...]:
   Raises:
     ValueError: the model is no RecurrentGemma: its tensors would mean something else there.
   """
-  _check_options(model)
+  check_options(model)
   parameters = {parameter.path: parameter.shape for parameter in list_parameters(model)}
   pattern = len(model.pattern)
   repeats = model.depth // pattern
@@ -184,36 +200,44 @@ def name_table(model: LanguageModel) -> tuple[Counterpart, ...]:
   return tuple(table)
 
 
-def parameters_from_hugging_face(
-  tensors: Mapping[str, np.ndarray], model: LanguageModel
-) -> dict[str, Any]:
-  """Our parameters from Hugging Face's tensors.
+def stream_from_hugging_face(
+  tensors: Mapping[str, np.ndarray],
+  shapes: Mapping[str, tuple[int, ...]],
+  model: LanguageModel,
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Our parameters from Hugging Face's tensors, one after the other in tree order.
 
   Args:
     tensors: name -> array. Each is looked up once and not kept, so that the mapping may read files.
+    shapes: name -> shape, of the same names.
     model: as `model_from_hugging_face` builds it.
 
-  Returns:
-    the parameter tree, as numpy arrays in the model's types.
+  Yields:
+    path and numpy array, in the model's types.
 
   Raises:
-    ValueError: tensors are missing, left over or of a wrong shape; it names them.
+    ValueError: tensors are missing, left over or of a wrong shape, or the output matrix is not the
+      embedding's; it names them.
   """
   table = name_table(model)
-  _check_names(table, tensors)
-  flat = {p.path: np.empty(p.shape, p.dtype) for p in list_parameters(model)}
-  for entry in table:
-    tensor = _checked(entry.name, tensors[entry.name], entry.shape)
-    target = flat[entry.path] if entry.repeat is None else flat[entry.path][entry.repeat]
-    target[...] = entry.to_ours(tensor)
-  if _TIED in tensors and not np.array_equal(
-    np.asarray(tensors[_TIED], flat["embedding/embedding"].dtype), flat["embedding/embedding"]
-  ):
+  counterparts.check(table, shapes, optional=(TIED,))
+  digests = {_EMBEDDING: b""} if TIED in shapes else {}
+  yield from counterparts.parameters(tensors, table, model, digests)
+  # Last, so that only one of the two largest tensors is in memory at a time.
+  kind = np.dtype(model.param_dtype)
+  if digests and digests[_EMBEDDING] != counterparts.digest(tensors[TIED].astype(kind, copy=False)):
     raise ValueError(
-      f"{_TIED} differs from model.embed_tokens.weight, but RecurrentGemma ties the two: "
+      f"{TIED} differs from model.embed_tokens.weight, but RecurrentGemma ties the two: "
       "these weights are of another model."
     )
-  return _nest(flat)
+
+
+def parameters_from_hugging_face(
+  tensors: Mapping[str, np.ndarray], model: LanguageModel
+) -> dict[str, Any]:
+  """The whole tree of `stream_from_hugging_face`, from tensors that are in memory."""
+  shapes = {name: np.shape(tensor) for name, tensor in tensors.items()}
+  return counterparts.nest(stream_from_hugging_face(tensors, shapes, model))
 
 
 def hugging_face_from_parameters(
@@ -234,14 +258,9 @@ def hugging_face_from_parameters(
   """
   shapes = {parameter.path: parameter.shape for parameter in list_parameters(model)}
   for entry in name_table(model):
-    leaf = params
-    for key in entry.path.split("/"):
-      if key not in leaf:
-        raise ValueError(f"parameter {entry.path} {shapes[entry.path]} is missing.")
-      leaf = leaf[key]
-    leaf = _checked(entry.path, leaf, shapes[entry.path])
-    row = leaf if entry.repeat is None else leaf[entry.repeat]
-    yield entry.name, np.ascontiguousarray(entry.to_hugging_face(row))
+    array = counterparts.leaf(params, entry.path, shapes[entry.path])
+    row = array if entry.repeat is None else array[entry.repeat]
+    yield entry.name, np.ascontiguousarray(entry.to_theirs(row))
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,6 +271,15 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
+  if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+    raise ValueError(
+      f"this is a configuration of {config['model_type']!r}; read are those of {MODEL_TYPE!r} alone."
+    )
+  absent = [name for name in _NEEDED if name not in config]
+  if absent:
+    raise ValueError(
+      f"this is no whole RecurrentGemma configuration: it lacks {', '.join(absent)}."
+    )
   rope = _rope(config)
   depth, width = config["num_hidden_layers"], config["hidden_size"]
   blocks = tuple(itertools.islice(itertools.cycle(config.get("block_types") or _PATTERN), depth))
@@ -291,7 +319,8 @@ def _check_config(config: Mapping[str, Any]) -> None:
     )
 
 
-def _check_options(model: LanguageModel) -> None:
+def check_options(model: LanguageModel) -> None:
+  """Raises ValueError unless a model is a RecurrentGemma."""
   mixers = [mixer(parent=None) for mixer in model.pattern]
   if (
     [type(mixer) for mixer in mixers] != [RecurrentBlock, RecurrentBlock, SelfAttention]
@@ -306,46 +335,3 @@ def _check_options(model: LanguageModel) -> None:
       "one gate block per head, zero-centred norms, a scaled embedding and capped logits. Build the model with "
       "gin/models/recurrent_gemma.gin or model_from_hugging_face."
     )
-
-
-def _check_names(table: tuple[Counterpart, ...], tensors: Mapping[str, np.ndarray]) -> None:
-  expected = {entry.name: entry.shape for entry in table}
-  missing = [f"{name} {shape}" for name, shape in expected.items() if name not in tensors]
-  extra = [name for name in tensors if name not in expected and name != _TIED]
-  problems = []
-  if missing:
-    problems.append(f"{len(missing)} missing ({_listed(missing)})")
-  if extra:
-    shown = [f"{name} {np.shape(tensors[name])}" for name in extra[:_SHOWN]]
-    problems.append(f"{len(extra)} without a place ({_listed(shown, len(extra))})")
-  if problems:
-    raise ValueError(
-      f"these tensors are not this model's: {' and '.join(problems)}. Build the model from the "
-      "configuration that the tensors came with."
-    )
-
-
-_SHOWN = 4
-
-
-def _listed(items: list[str], total: int | None = None) -> str:
-  rest = (total or len(items)) - len(items[:_SHOWN])
-  return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest else "")
-
-
-def _checked(name: str, array: Any, shape: tuple[int, ...]) -> np.ndarray:
-  array = np.asarray(array)
-  if array.shape != shape:
-    raise ValueError(f"{name} has shape {array.shape}, this model needs {shape}.")
-  return array
-
-
-def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  tree: dict[str, Any] = {}
-  for path, leaf in flat.items():
-    *parents, last = path.split("/")
-    node = tree
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[last] = leaf
-  return tree

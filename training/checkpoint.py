@@ -1,4 +1,4 @@
-"""Checkpoints of a run; the only file that knows Orbax."""
+"""Checkpoints of a run; with `streamed_checkpoint` the only file that knows Orbax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from training.step import TrainState
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
-_PARAMS, _REST = "params", "rest"
+PARAMS = "params"
+_REST = "rest"
 _HELDOUT = "heldout_loss"
 
 
@@ -76,7 +77,7 @@ class Checkpoints:
     writer = self._open()
     if any(saved.step == step for saved in writer.checkpoints):
       return
-    parts = {_PARAMS: state.params, _REST: _rest(state)}
+    parts = {PARAMS: state.params, _REST: _rest(state)}
     # Orbax notices files that are cut short, but not a changed byte inside an array.
     sums = {name: checksums(part) for name, part in parts.items()}
     writer.save_checkpointables_async(
@@ -89,7 +90,7 @@ class Checkpoints:
 
   def _open(self) -> Any:
     if self._writer is None:
-      ocp = _orbax()
+      ocp = orbax()
       policies = ocp.training.preservation_policies
       folder = (self._run_dir / FOLDER).absolute()
       if processes.is_first():
@@ -127,7 +128,7 @@ class Checkpoints:
       try:
         loaded, position = _load(
           self._run_dir / FOLDER / str(step),
-          {_PARAMS: abstract.params, _REST: _rest(abstract)},
+          {PARAMS: abstract.params, _REST: _rest(abstract)},
           f"checkpoint {step}",
         )
       except _Damage as error:
@@ -138,7 +139,7 @@ class Checkpoints:
         for step, reason in damaged.items()
       ]
       return Restored(
-        step, _with_rest(abstract, loaded[_PARAMS], loaded[_REST]), position, passed_over
+        step, _with_rest(abstract, loaded[PARAMS], loaded[_REST]), position, passed_over
       )
     if damaged:
       reasons = "; ".join(f"checkpoint {step}: {reason}" for step, reason in damaged.items())
@@ -182,8 +183,8 @@ def _load(
     CheckpointError: it is of another model or optimizer.
     _Damage: it cannot be read, or is not what was saved.
   """
-  ocp = _orbax()
-  with _quiet():
+  ocp = orbax()
+  with quiet():
     try:
       metadata = ocp.checkpointables_metadata(folder)
     except Exception as error:  # Orbax, TensorStore and the file system each have their own
@@ -194,6 +195,11 @@ def _load(
       raise _Damage(f"its position in the data {error}") from error
     found = {name: metadata.metadata.get(name) for name in abstract}
     for name, part in found.items():
+      if part is None and name not in contents["checksums"]:
+        raise CheckpointError(
+          f"{where} holds parameters alone, no optimizer state: they were not trained here. "
+          "Train in another directory that starts from this one (--init_from)."
+        )
       if part is None:
         raise _Damage(f"the description of its {_called(name)} cannot be read")
       check_shapes(abstract[name], part, where, _called(name))
@@ -227,7 +233,7 @@ def _with_types_of(abstract: Any, found: Any) -> Any:
 
 
 def _called(part: str) -> str:
-  return "parameters" if part == _PARAMS else "optimizer state"
+  return "parameters" if part == PARAMS else "optimizer state"
 
 
 def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters") -> None:
@@ -256,6 +262,12 @@ def available_steps(run_dir: Path) -> list[int]:
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
+def is_parameters_alone(run_dir: Path) -> bool:
+  """Whether a run directory has checkpoints, and none with an optimizer's state: nothing was trained there."""
+  folder, steps = run_dir / FOLDER, available_steps(run_dir)
+  return bool(steps) and not any((folder / str(step) / _REST).exists() for step in steps)
+
+
 def load_parameters(
   run_dir: Path, abstract_params: Any, which: str | int = "latest"
 ) -> tuple[Any, int]:
@@ -278,17 +290,19 @@ def load_parameters(
   step = _choose(run_dir, steps, which)
   where = f"{run_dir}, checkpoint {step}"
   try:
-    loaded, _ = _load(run_dir / FOLDER / str(step), {_PARAMS: abstract_params}, where)
+    loaded, _ = _load(run_dir / FOLDER / str(step), {PARAMS: abstract_params}, where)
   except _Damage as error:
     raise CheckpointError(
       f"{where} cannot be read: {error}. Others: {[s for s in steps if s != step]}."
     ) from error
-  return loaded[_PARAMS], step
+  return loaded[PARAMS], step
 
 
 def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
   if which == "latest":
     return steps[-1]
+  if which == "best" and len(steps) == 1:
+    return steps[0]
   if which == "best":
     losses = {step: _heldout_loss(_loss_file(run_dir / FOLDER / str(step))) for step in steps}
     scored = {step: loss for step, loss in losses.items() if loss is not None}
@@ -364,7 +378,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
   """Keeps to itself what Orbax logs about damage that we tell in one line."""
   loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
   levels = [logger.level for logger in loggers]
@@ -377,7 +391,7 @@ def _quiet() -> Iterator[None]:
       logger.setLevel(level)
 
 
-def _orbax() -> Any:
+def orbax() -> Any:
   """Orbax takes two seconds to import, which `--help` and the data's errors need not wait for."""
   from orbax.checkpoint import v1
 

@@ -1,0 +1,289 @@
+"""Weights of other libraries to run directories, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data import vocabularies
+from data.vocabularies import Vocabulary
+from launch import experiment as experiment_lib
+from launch import trained as trained_lib
+from launch.command import UserError
+from launch.config import Config
+from launch.run_directory import RunDirectory
+from models import lora, recurrent_gemma, recurrent_gemma_flax
+from models.accounting import list_parameters
+from training import checkpoint, streamed_checkpoint, tensor_files
+from training.foreign_checkpoint import ForeignArrays
+from training.tensor_files import TensorFiles
+
+RUN, HUGGING_FACE, DEEPMIND = "run directory", "Hugging Face", "DeepMind"
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
+# What Hugging Face's files hold besides weights and configuration; kept, and given back on export.
+KEPT_FOLDER = "hugging_face"
+_KEPT = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*")
+# Files of Orbax's layouts, old and new.
+_ORBAX = ("_METADATA", "manifest.ocdbt", "_sharding", "checkpoint")
+_TYPES = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}
+_TYPES |= {"float32": "float32", "bfloat16": "bfloat16"}
+# The window that DeepMind's code calls 2048 does not count the token itself.
+_DEEPMIND_WINDOW = 2049
+# The configuration of a run with adapters, but for them.
+_WITHOUT_ADAPTERS = (
+  "--gin.launch.experiment.Experiment.model=%MODEL",
+  "--gin.launch.experiment.Experiment.init_from=None",
+)
+_GIN = ("experiment.gin", "models/recurrent_gemma.gin", "mesh/single.gin", "kernels/auto.gin")
+
+
+def kind_of(source: Path) -> str:
+  """What a folder holds: RUN, HUGGING_FACE or DEEPMIND.
+
+  Raises:
+    UserError: none of these.
+  """
+  if not source.is_dir():
+    raise UserError(f"there is no folder {source}.")
+  if RunDirectory(source).holds_run():
+    return RUN
+  if (source / CONFIG_FILE).is_file():
+    return HUGGING_FACE
+  if any((source / name).exists() for name in _ORBAX):
+    return DEEPMIND
+  raise UserError(
+    f"{source} is neither a run directory (config.gin), nor a Hugging Face folder ({CONFIG_FILE}), nor "
+    f"an Orbax checkpoint ({', '.join(_ORBAX)})."
+  )
+
+
+def take_in(
+  kind: str,
+  source: Path,
+  run_dir: Path,
+  vocabulary: str | None,
+  bindings: list[str],
+  words: str,
+) -> None:
+  """Makes a run directory of published weights, one tensor after the other.
+
+  Args:
+    kind: HUGGING_FACE or DEEPMIND.
+    source: the folder with the weights.
+    run_dir: appears whole or not at all.
+    vocabulary: a SentencePiece model or 'bytes'; None is the source's.
+    bindings: changes to the run's configuration.
+    words: the command, for the configuration's first line.
+
+  Raises:
+    UserError: the weights are of another architecture, not whole, or not of this vocabulary.
+  """
+  with _told(source):
+    if kind == HUGGING_FACE:
+      config = _json(source / CONFIG_FILE)
+      backbone, mixers = recurrent_gemma.options_from_hugging_face(config)
+      tensors: Any = TensorFiles(source)
+      stream = recurrent_gemma.stream_from_hugging_face
+      name = "model.embed_tokens.weight"
+    else:
+      tensors = ForeignArrays(source)
+      backbone, mixers = recurrent_gemma_flax.options_from_shapes(tensors.shapes)
+      mixers["window"] = _DEEPMIND_WINDOW
+      stream = recurrent_gemma_flax.stream_from_flax
+      name = "embedder/input_embedding"
+  found = _vocabulary(source, vocabulary)
+  if found.size != backbone["vocab_size"]:
+    raise UserError(
+      f"the vocabulary {vocabulary or source / TOKENIZER_FILE} has {found.size} ids, the weights in "
+      f"{source} are for {backbone['vocab_size']}. Give the tokenizer that they came with: --vocabulary=..."
+    )
+  stored = _TYPES.get(tensors.types.get(name, "F32"), "float32")
+  types = {"dtype": stored, "param_dtype": stored}
+  place = run_dir / vocabularies.MODEL_FILE
+  loaded = _configuration(backbone | types, mixers, found, place, bindings)
+  model = experiment_lib.build(loaded).model
+  with _appearing(run_dir) as partial:
+    run = RunDirectory(partial)
+    run.write_config(loaded, words)
+    vocabularies.save(found, partial)
+    if kind == HUGGING_FACE:
+      _copy(source, partial / KEPT_FOLDER, _KEPT)
+    paths = [parameter.path for parameter in list_parameters(model)]
+    with _told(source):
+      arrays = stream(tensors, tensors.shapes, model)
+      streamed_checkpoint.write_parameters(partial, 0, paths, arrays, {"source": str(source)})
+
+
+def export(run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes: int) -> None:
+  """Makes Hugging Face files of a run: what `RecurrentGemmaForCausalLM.from_pretrained` reads.
+
+  Args:
+    run_dir: the run.
+    target: the folder; appears whole or not at all.
+    which: the checkpoint: 'best', 'latest' or a step.
+    dtype: type of the tensors; None is that of the run's parameters.
+    max_bytes: of the tensors in a file.
+
+  Raises:
+    UserError: the run's model is no RecurrentGemma.
+    CheckpointError: there is no such checkpoint.
+  """
+  run = RunDirectory(run_dir)
+  trained = trained_lib.load(run, which)
+  # Adapters become part of the weights: Hugging Face's files have no place for them.
+  model, params = lora.merged(trained.experiment.model, trained.params)
+  vocabulary = trained.vocabulary
+  kind = np.dtype(dtype or model.param_dtype)
+  ids = {f"{name}_token_id": getattr(vocabulary, f"{name}_id") for name in ("bos", "eos", "pad")}
+  with _told(run_dir), _appearing(target) as partial:
+    config = recurrent_gemma.hugging_face_config(model, **ids)
+    config |= {"dtype": str(kind), "torch_dtype": str(kind)}
+    tensors = recurrent_gemma.hugging_face_from_parameters(params, model)
+    if dtype is not None:
+      tensors = ((name, array.astype(kind)) for name, array in tensors)
+    tensor_files.write(partial, tensors, max_bytes)
+    (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _copy(_kept(trained), partial, _KEPT)
+    own = run_dir / vocabularies.MODEL_FILE
+    if own.is_file():
+      shutil.copyfile(own, partial / TOKENIZER_FILE)
+
+
+def merge(run_dir: Path, target: Path, which: str, words: str) -> None:
+  """Makes a run directory in which a run's adapters are part of the weights.
+
+  Args:
+    run_dir: a run with adapters.
+    target: the folder; appears whole or not at all. It is to be generated from, evaluated and started
+      from, not to be trained on.
+    which: the checkpoint: 'best', 'latest' or a step.
+    words: the command, for the configuration's first line.
+
+  Raises:
+    UserError: the run has no adapters.
+    CheckpointError: there is no such checkpoint.
+  """
+  run = RunDirectory(run_dir)
+  trained = trained_lib.load(run, which)
+  model, params = lora.merged(trained.experiment.model, trained.params)
+  if model is trained.experiment.model:
+    raise UserError(f"{run_dir} has no adapters to merge.")
+  loaded = experiment_lib.load(run.config_file, _WITHOUT_ADAPTERS)
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  arrays = (("/".join(key.key for key in path), np.asarray(leaf)) for path, leaf in leaves)
+  paths = [parameter.path for parameter in list_parameters(model)]
+  with _appearing(target) as partial:
+    RunDirectory(partial).write_config(loaded, words)
+    vocabularies.save(trained.vocabulary, partial)
+    _copy(_kept(trained), partial / KEPT_FOLDER, _KEPT)
+    position = {"source": str(run_dir)}
+    streamed_checkpoint.write_parameters(partial, trained.step, paths, arrays, position)
+
+
+def _kept(trained: trained_lib.Trained) -> Path:
+  """The folder of Hugging Face's own files, of the run or of the one that it started from."""
+  own = trained.run_dir / KEPT_FOLDER
+  first = trained.experiment.init_from
+  return own if own.is_dir() or first is None else Path(first) / KEPT_FOLDER
+
+
+def _configuration(
+  backbone: Mapping[str, Any],
+  mixers: Mapping[str, Any],
+  vocabulary: Vocabulary,
+  model_file: Path,
+  bindings: list[str],
+) -> Config:
+  """The configuration of a run directory with imported weights; its text is what Python carries."""
+  macros = {
+    "WIDTH": backbone["width"],
+    "DEPTH": backbone["depth"],
+    "VOCAB_SIZE": backbone["vocab_size"],
+    "RNN_WIDTH": mixers["rnn_width"],
+    "HEADS": mixers["heads"],
+    "WINDOW": mixers["window"],
+  }
+  data = "data/python_bytes.gin"
+  if isinstance(vocabulary, vocabularies.SentencePiece):
+    data = "data/python_sentencepiece.gin"
+    macros["VOCABULARY_MODEL"] = str(model_file)
+  of_macros = ("width", "depth", "vocab_size", "rnn_width", "heads", "window", "gate_blocks")
+  options = {f"models.backbone.Backbone.{name}": value for name, value in backbone.items()}
+  options |= {f"models.griffin.griffin.{name}": value for name, value in mixers.items()}
+  given = [
+    f"--gin.{name}={value!r}"
+    for name, value in (macros | options).items()
+    if name.rpartition(".")[2] not in of_macros
+  ]
+  return experiment_lib.load([*_GIN, data, "train/adamw.gin"], [*given, *bindings])
+
+
+def _vocabulary(source: Path, given: str | None) -> Vocabulary:
+  if given == "bytes":
+    return vocabularies.Bytes()
+  places = [source / TOKENIZER_FILE, source.absolute().parent / TOKENIZER_FILE]
+  path = Path(given) if given else next((p for p in places if p.is_file()), None)
+  if path is None:
+    raise UserError(
+      f"{source} has no {TOKENIZER_FILE}: give the SentencePiece model that the weights were trained with, "
+      "--vocabulary=FILE (or --vocabulary=bytes)."
+    )
+  with _told(path):
+    if not path.is_file():
+      raise UserError(f"there is no vocabulary {path}.")
+    result = vocabularies.SentencePiece(str(path))
+    try:
+      result.size  # noqa: B018 - read now, and told if it cannot be
+    except (RuntimeError, OSError) as error:
+      raise UserError(f"{path} is no SentencePiece model ({error}).") from None
+    return result
+
+
+def _json(file: Path) -> dict[str, Any]:
+  try:
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+  except (ValueError, TypeError) as error:
+    raise UserError(f"{file} is no JSON object ({error}).") from None
+
+
+def _copy(source: Path, target: Path, patterns: Iterable[str]) -> None:
+  """Copies the files of a folder that match, if there are any."""
+  for pattern in patterns:
+    for file in sorted(source.glob(pattern)):
+      target.mkdir(exist_ok=True)
+      if file.is_file():
+        shutil.copyfile(file, target / file.name)
+
+
+@contextlib.contextmanager
+def _told(source: Path) -> Iterator[None]:
+  """Turns what is wrong with a folder's content into an error for the user."""
+  try:
+    yield
+  except (ValueError, checkpoint.CheckpointError) as error:
+    raise UserError(f"{source}: {error}") from error
+
+
+@contextlib.contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+  """A folder to fill, which becomes `target` if all goes well and is removed if not."""
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise UserError(f"{target} exists and is not empty: name another folder, or remove it.")
+  partial = target.absolute().parent / f".{target.name}.partial"
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    if target.exists():
+      target.rmdir()
+    partial.rename(target)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,193 @@
+"""Parameters of other libraries: which of their tensors is which part of ours, and how it lies there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from models.accounting import list_parameters
+from models.language_model import LanguageModel
+
+_SHOWN = 4
+
+
+class Counterpart(NamedTuple):
+  """One tensor of another library, or one part of it, and where it lies in our parameters.
+
+  Attributes:
+    name: its name there.
+    shape: its shape there.
+    path: our parameter's path, joined by slashes.
+    repeat: the row of the stacked parameter that it fills; None where nothing is stacked.
+    layout: how its axes relate to ours:
+      same        as ours
+      transposed  [out, in] for our [in, out]
+      blocks      [N, R / N] for our [R]
+      taps        [R, 1, taps], the current token last, for our [taps, R], the current token first
+      reversed    [taps, R], the current token last, for our [taps, R], the current token first
+      part_0, part_1: one of two parameters that lie along the first axis, as ours (but for ones)
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  path: str
+  repeat: int | None
+  layout: str
+
+  def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+    """Lays a tensor out as our parameter (or one row of it)."""
+    match self.layout:
+      case "transposed":
+        return tensor.T
+      case "blocks":
+        return tensor.reshape(-1)
+      case "taps":
+        return tensor[:, 0, ::-1].T
+      case "reversed":
+        return tensor[::-1]
+      case "part_0" | "part_1":
+        part = tensor[int(self.layout[-1])]
+        return part.reshape([size for size in part.shape if size > 1] or [1])
+    return tensor
+
+  def to_theirs(self, parameter: np.ndarray) -> np.ndarray:
+    """Lays our parameter (or one row of it) out as the tensor; not for parts of one."""
+    match self.layout:
+      case "transposed":
+        return parameter.T
+      case "blocks":
+        return parameter.reshape(self.shape)
+      case "taps":
+        return parameter[::-1].T[:, None]
+    return parameter
+
+
+def check(
+  table: Iterable[Counterpart],
+  shapes: Mapping[str, tuple[int, ...]],
+  optional: Iterable[str] = (),
+) -> None:
+  """Compares what a model needs with what there is, before anything is read.
+
+  Args:
+    table: all tensors of the model.
+    shapes: name to shape of what there is.
+    optional: names that may be there and have no place.
+
+  Raises:
+    ValueError: tensors are missing, left over or of a wrong shape; it names them with their shapes.
+  """
+  expected = {entry.name: entry.shape for entry in table}
+  missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
+  extra = [
+    f"{name} {tuple(shape)}"
+    for name, shape in shapes.items()
+    if name not in expected and name not in optional
+  ]
+  wrong = [
+    f"{name} has shape {tuple(shapes[name])}, this model needs {shape}"
+    for name, shape in expected.items()
+    if name in shapes and tuple(shapes[name]) != shape
+  ]
+  problems = [
+    f"{len(found)} {what} ({_listed(found)})"
+    for found, what in (
+      (missing, "missing"),
+      (extra, "without a place"),
+      (wrong, "of another shape"),
+    )
+    if found
+  ]
+  if problems:
+    raise ValueError(
+      f"these tensors are not this model's: {' and '.join(problems)}. Build the model from the "
+      "configuration that the tensors came with."
+    )
+
+
+def parameters(
+  tensors: Mapping[str, np.ndarray],
+  table: Iterable[Counterpart],
+  model: LanguageModel,
+  digests: dict[str, bytes] | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Our parameters, one after the other in tree order, from tensors that `check` has passed.
+
+  At any time one parameter and one tensor are in memory (a stacked parameter is filled from one tensor
+  after the other).
+
+  Args:
+    tensors: name to array. None is kept, so that the mapping may read files.
+    table: all tensors of the model, those of one parameter together.
+    model: the model.
+    digests: gets the sha256 of the parameters whose paths it has, in the model's type.
+
+  Yields:
+    path and array, in the model's types.
+  """
+  entries: dict[str, list[Counterpart]] = {}
+  for entry in table:
+    entries.setdefault(entry.path, []).append(entry)
+  for parameter in list_parameters(model):
+    # No name holds the array while the next one is read.
+    yield parameter.path, _filled(parameter, entries[parameter.path], tensors, digests)
+
+
+def _filled(parameter, entries, tensors, digests) -> np.ndarray:
+  if entries[0].repeat is None:
+    (entry,) = entries
+    array = np.asarray(entry.to_ours(tensors[entry.name]), parameter.dtype)
+    if array.shape != parameter.shape:
+      raise ValueError(
+        f"{parameter.path} would have shape {array.shape} from {entry.name}, this model needs "
+        f"{parameter.shape}."
+      )
+  else:
+    array = np.empty(parameter.shape, parameter.dtype)
+    for entry in entries:
+      array[entry.repeat] = entry.to_ours(tensors[entry.name])
+  if digests is not None and parameter.path in digests:
+    digests[parameter.path] = digest(array)
+  return array
+
+
+def digest(array: np.ndarray) -> bytes:
+  """The sha256 of an array's bytes."""
+  return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).digest()
+
+
+def nest(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+  """A tree from paths that are joined by slashes."""
+  tree: dict[str, Any] = {}
+  for path, leaf in flat:
+    *parents, last = path.split("/")
+    node = tree
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[last] = leaf
+  return tree
+
+
+def leaf(tree: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> np.ndarray:
+  """The array of a parameter tree at a path.
+
+  Raises:
+    ValueError: it is missing or of another shape; it names it.
+  """
+  node: Any = tree
+  for key in path.split("/"):
+    if key not in node:
+      raise ValueError(f"parameter {path} {shape} is missing.")
+    node = node[key]
+  array = np.asarray(node)
+  if array.shape != shape:
+    raise ValueError(f"{path} has shape {array.shape}, this model needs {shape}.")
+  return array
+
+
+def _listed(items: list[str]) -> str:
+  rest = len(items) - _SHOWN
+  return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,77 @@
+"""Reads checkpoints that other programs wrote with Orbax, an array at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from training import checkpoint
+from training.checkpoint import CheckpointError
+
+
+class ForeignArrays(Mapping[str, np.ndarray]):
+  """The arrays of a checkpoint by name; each is read when it is looked up, and not kept.
+
+  Names are paths joined by slashes, without a leading 'params'.
+
+  Attributes:
+    shapes: by name.
+    types: by name, as numpy writes them.
+  """
+
+  def __init__(self, folder: Path):
+    """Reads what the checkpoint says of its arrays.
+
+    Raises:
+      CheckpointError: Orbax cannot read it.
+    """
+    import orbax.checkpoint as ocp
+
+    self._folder = folder.absolute()
+    self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    try:
+      with checkpoint.quiet():
+        tree = _tree(self._reader.metadata(self._folder))
+    except Exception as error:  # Orbax, TensorStore and the file system each have their own
+      raise CheckpointError(f"{folder} is no checkpoint that Orbax reads ({error}).") from error
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    self._paths = {}
+    for path, leaf in leaves:
+      keys = tuple(str(getattr(key, "key", key)) for key in path)
+      name = "/".join(keys[1:] if keys[0] == "params" else keys)
+      self._paths[name] = keys, leaf
+    self.shapes = {name: tuple(leaf.shape) for name, (_, leaf) in self._paths.items()}
+    self.types = {name: str(np.dtype(leaf.dtype)) for name, (_, leaf) in self._paths.items()}
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    import orbax.checkpoint as ocp
+
+    keys, _ = self._paths[name]
+    wanted, how = np.zeros(0), ocp.RestoreArgs(restore_type=np.ndarray)
+    for key in reversed(keys):
+      wanted, how = {key: wanted}, {key: how}
+    with checkpoint.quiet():
+      found: Any = self._reader.restore(
+        self._folder,
+        args=ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True),
+      )
+    for key in keys:
+      found = found[key]
+    return np.asarray(found)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._paths)
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+
+def _tree(metadata: Any) -> Any:
+  """The tree of array descriptions, which newer versions of Orbax wrap."""
+  for attribute in ("item_metadata", "tree"):
+    metadata = getattr(metadata, attribute, metadata)
+  return metadata

@@ -1,0 +1,68 @@
+"""Writes a checkpoint of parameters alone, one array after the other: for weights that come from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from training import checkpoint
+from training.checksum import checksums, seal
+
+# What Orbax calls the tree of a checkpoint that it writes in parts.
+_PARTIAL = "state"
+# Smaller arrays are written together: each part costs a third of a second.
+_PART_BYTES = 2**26
+
+
+def write_parameters(
+  run_dir: Path,
+  step: int,
+  paths: Sequence[str],
+  arrays: Iterable[tuple[str, np.ndarray]],
+  position: dict[str, Any],
+) -> None:
+  """Writes parameters as a checkpoint that `training.checkpoint.load_parameters` reads.
+
+  Args:
+    run_dir: the run's directory; the checkpoint is finished or absent.
+    step: what the checkpoint is called.
+    paths: of all arrays, joined by slashes, in tree order.
+    arrays: path and array, in the same order. None is kept: a large one is in memory alone.
+    position: JSON values to keep with it.
+  """
+  ocp = checkpoint.orbax()
+  folder = (run_dir / checkpoint.FOLDER / str(step)).absolute()
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  sums: list[int] = []
+  part: dict[str, Any] = {}
+  with checkpoint.quiet():
+    for expected, (path, array) in zip(paths, arrays, strict=True):
+      assert path == expected
+      # A function of its own, and no name here: the array is gone before the next one is read.
+      _put(part, path, array, sums)
+      del array
+      is_last = len(sums) == len(paths)
+      if is_last or _bytes(part) >= _PART_BYTES:
+        contents = {"position": position, "checksums": {checkpoint.PARAMS: sums}}
+        # What belongs to the whole goes with the last part.
+        ocp.partial.save(folder, part, custom_metadata=seal(contents) if is_last else None)
+        part = {}
+    ocp.partial.finalize(folder)
+  (folder / _PARTIAL).rename(folder / checkpoint.PARAMS)
+
+
+def _put(part: dict[str, Any], path: str, array: np.ndarray, sums: list[int]) -> None:
+  leaf = jax.device_put(array)
+  sums += checksums(leaf)
+  *parents, last = path.split("/")
+  for key in parents:
+    part = part.setdefault(key, {})
+  part[last] = leaf
+
+
+def _bytes(part: dict[str, Any]) -> int:
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(part))
