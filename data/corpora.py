@@ -52,13 +52,15 @@ def _is_heldout(key: bytes, fraction: float) -> bool:
   return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < fraction * 2**64
 
 
-def _in_split(key: bytes, split: str, fraction: float) -> bool:
+def in_split(key: bytes, split: str, fraction: float) -> bool:
+  """Whether what `key` identifies belongs to a split of 'train', 'heldout' or 'all'."""
   if split not in SPLITS:
     raise CorpusError(f"split={split!r} does not exist here; there are {', '.join(SPLITS)}.")
   return split == "all" or _is_heldout(key, fraction) == (split == "heldout")
 
 
-def _check_fraction(fraction: float) -> None:
+def check_fraction(fraction: float) -> None:
+  """Raises CorpusError unless a share is between 0 and 1."""
   if not 0 <= fraction <= 1:
     raise CorpusError(f"heldout_fraction={fraction} must be between 0 and 1.")
 
@@ -89,7 +91,7 @@ class PythonLibrary:
   name = "python-library"
 
   def __post_init__(self):
-    _check_fraction(self.heldout_fraction)
+    check_fraction(self.heldout_fraction)
 
   def _files(self) -> list[tuple[str, Path]]:
     root = sysconfig.get_paths()["stdlib"]
@@ -117,10 +119,10 @@ class PythonLibrary:
     from pydoc_data.topics import topics
 
     for topic in sorted(topics):
-      if _in_split(f"topics/{topic}".encode(), split, self.heldout_fraction):
+      if in_split(f"topics/{topic}".encode(), split, self.heldout_fraction):
         yield topics[topic].encode("utf-8")
     for name, path in self._files():
-      if _in_split(name.encode(), split, self.heldout_fraction):
+      if in_split(name.encode(), split, self.heldout_fraction):
         yield path.read_bytes()
 
   def total_bytes(self) -> int:
@@ -132,7 +134,7 @@ class PythonLibrary:
     return max(path.stat().st_size for _, path in self._files())
 
 
-def _matching_files(patterns: str | Sequence[str]) -> list[Path]:
+def matching_files(patterns: str | Sequence[str]) -> list[Path]:
   """Returns the files that match, by path, each once."""
   patterns = [patterns] if isinstance(patterns, str) else list(patterns)
   found = set()
@@ -144,7 +146,7 @@ def _matching_files(patterns: str | Sequence[str]) -> list[Path]:
   return [Path(p) for p in sorted(found)]
 
 
-def _describe_files(paths: Sequence[Path]) -> str:
+def describe_files(paths: Sequence[Path]) -> str:
   """Returns a digest of names, sizes and times: an edited file makes another cache."""
   stats = [(p.as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
   return hashlib.sha256(repr(stats).encode()).hexdigest()
@@ -169,7 +171,7 @@ class TextFiles:
   name = "text-files"
 
   def __post_init__(self):
-    _check_fraction(self.heldout_fraction)
+    check_fraction(self.heldout_fraction)
     if self.separator == "":
       raise CorpusError("separator='' separates nothing. Set None for a document per file.")
 
@@ -179,15 +181,15 @@ class TextFiles:
       "corpus": self.name,
       "patterns": self.files if isinstance(self.files, str) else list(self.files),
       "separator": self.separator,
-      "files": _describe_files(_matching_files(self.files)),
+      "files": describe_files(matching_files(self.files)),
       "heldout_fraction": self.heldout_fraction,
     }
 
   def documents(self, split: str) -> Iterator[bytes]:
     """Yields the documents by path, and in a file from its beginning."""
-    for path in _matching_files(self.files):
+    for path in matching_files(self.files):
       for text in self._parts(path):
-        if _in_split(text, split, self.heldout_fraction):
+        if in_split(text, split, self.heldout_fraction):
           yield text
 
   def _parts(self, path: Path) -> Iterator[bytes]:
@@ -206,13 +208,40 @@ class TextFiles:
 
   def total_bytes(self) -> int:
     """Returns the size of the files."""
-    return sum(path.stat().st_size for path in _matching_files(self.files))
+    return sum(path.stat().st_size for path in matching_files(self.files))
 
   def largest_document(self) -> int | None:
     """Returns the size of the largest file if files are documents."""
     if self.separator is not None:
       return None
-    return max(path.stat().st_size for path in _matching_files(self.files))
+    return max(path.stat().st_size for path in matching_files(self.files))
+
+
+def json_lines(files: str | Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
+  """Yields the objects of files with one JSON object per line, and where each stands ('file:line').
+
+  Raises:
+    CorpusError: a line that is not blank is no JSON object.
+  """
+  for path in matching_files(files):
+    with path.open("rb") as file:
+      for number, line in enumerate(file, start=1):
+        if line.strip():
+          place = f"{path}:{number}"
+          yield _json_object(line, place), place
+
+
+def _json_object(line: bytes, place: str) -> dict[str, Any]:
+  try:
+    # Bytes that are no UTF-8 pass through as surrogates, to be replaced and counted with the rest.
+    value = json.loads(line.decode("utf-8", errors="surrogateescape"))
+  except ValueError as error:
+    raise CorpusError(
+      f"{place}: not a JSON object ({error}). Correct or remove the line."
+    ) from None
+  if not isinstance(value, dict):
+    raise CorpusError(f"{place}: a {type(value).__name__}, not a JSON object. Correct the line.")
+  return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +262,7 @@ class JsonLines:
   name = "json-lines"
 
   def __post_init__(self):
-    _check_fraction(self.heldout_fraction)
+    check_fraction(self.heldout_fraction)
 
   def describe(self) -> dict[str, Any]:
     """Returns the patterns, the field and a digest of the files' names, sizes and times."""
@@ -241,7 +270,7 @@ class JsonLines:
       "corpus": self.name,
       "patterns": self.files if isinstance(self.files, str) else list(self.files),
       "field": self.field,
-      "files": _describe_files(_matching_files(self.files)),
+      "files": describe_files(matching_files(self.files)),
       "heldout_fraction": self.heldout_fraction,
     }
 
@@ -251,43 +280,32 @@ class JsonLines:
     Raises:
       CorpusError: a line is no JSON object, or has no string under the field; it names the line.
     """
-    for path in _matching_files(self.files):
-      with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-          if line.strip():
-            text = self._text(line, f"{path}:{number}")
-            if _in_split(text, split, self.heldout_fraction):
-              yield text
+    for values, place in json_lines(self.files):
+      text = self._text(values, place)
+      if in_split(text, split, self.heldout_fraction):
+        yield text
 
-  def _text(self, line: bytes, place: str) -> bytes:
-    try:
-      # Bytes that are no UTF-8 pass through as surrogates, to be replaced and counted with the rest.
-      value = json.loads(line.decode("utf-8", errors="surrogateescape"))
-    except ValueError as error:
+  def _text(self, values: dict[str, Any], place: str) -> bytes:
+    if self.field not in values:
       raise CorpusError(
-        f"{place}: not a JSON object ({error}). Correct or remove the line."
-      ) from None
-    if not isinstance(value, dict):
-      raise CorpusError(f"{place}: a {type(value).__name__}, not a JSON object. Correct the line.")
-    if self.field not in value:
-      raise CorpusError(
-        f"{place}: no {self.field!r}, only {', '.join(map(repr, value))}. Set JsonLines.field."
+        f"{place}: no {self.field!r}, only {', '.join(map(repr, values))}. Set JsonLines.field."
       )
-    if not isinstance(value[self.field], str):
-      found = type(value[self.field]).__name__
+    if not isinstance(values[self.field], str):
+      found = type(values[self.field]).__name__
       raise CorpusError(f"{place}: {self.field!r} is a {found}, not a string. Correct the line.")
-    return _to_bytes(value[self.field])
+    return to_bytes(values[self.field])
 
   def total_bytes(self) -> int:
     """Returns the size of the files."""
-    return sum(path.stat().st_size for path in _matching_files(self.files))
+    return sum(path.stat().st_size for path in matching_files(self.files))
 
   def largest_document(self) -> int | None:
     """Returns None: lines are not known before they are read."""
     return None
 
 
-def _to_bytes(text: str) -> bytes:
+def to_bytes(text: str) -> bytes:
+  """The UTF-8 of a text in which bytes that were none passed as surrogates."""
   try:
     return text.encode("utf-8", errors="surrogateescape")
   except UnicodeEncodeError:

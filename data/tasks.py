@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import corpora, recall, vocabularies
+from data.instructions import Instructions
 from data.vocabularies import Vocabulary
 
 # Documents that cross between Python and TensorFlow at once.
@@ -245,6 +246,9 @@ def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iter
   Raises:
     CorpusError: the corpus cannot be read, or has no such split.
   """
+  if isinstance(corpus, Instructions):
+    yield from _instruction_examples(corpus, vocabulary, split)
+    return
   failure = _Failure()
   found = task(corpus, vocabulary, failure)
   # TFDS also takes parts of a split: 'train[:1%]'.
@@ -271,6 +275,26 @@ def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iter
       yield from _ungrouped(dataset.ragged_batch(_group_size(corpus)))
   except Exception as error:
     raise (failure.error or error) from None
+
+
+def _instruction_examples(
+  corpus: Instructions, vocabulary: Vocabulary, split: str
+) -> Iterator[Example]:
+  """Tokenizes each piece alone: a prompt then has the ids that it has before its response is known.
+
+  Without seqio: such a task would only carry ids and masks that are known here from one process to TensorFlow
+  and back.
+  """
+  for pieces in corpus.examples(split):
+    texts = [corpora.to_bytes(piece.text) for piece in pieces]
+    clean = [text.decode("utf-8", errors="replace") for text in texts]
+    ids = [vocabulary.encode(text) for text in clean]
+    yield Example(
+      np.asarray([i for part in ids for i in part], np.int32),
+      sum(len(text.encode()) for text in clean),
+      any(not _is_utf8(text) for text in texts),
+      np.repeat([piece.scored for piece in pieces], [len(part) for part in ids]),
+    )
 
 
 def _group_size(corpus: corpora.Corpus) -> int:

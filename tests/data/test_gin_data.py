@@ -10,8 +10,14 @@ import pytest
 import gin
 
 FOLDER = Path(__file__).parents[2] / "gin"
-FRAGMENTS = ("text_dataset.gin", "recall.gin")
-FILES = sorted(p.name for p in (FOLDER / "data").glob("*.gin") if p.name not in FRAGMENTS)
+# The others name no vocabulary.
+FRAGMENTS = {
+  "text_dataset.gin",
+  "recall.gin",
+  "instructions.gin",
+  "instructions_gemma_turns.gin",
+}
+FILES = sorted({p.name for p in (FOLDER / "data").glob("*.gin")} - FRAGMENTS)
 RECALL = ("selective_copying.gin", "induction_heads.gin", "mqar.gin", "phonebook.gin", "needle.gin")
 
 

@@ -1,0 +1,209 @@
+"""Prompts and responses in JSON lines, written out by a template; the loss is on the responses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from data.corpora import (
+  CorpusError,
+  check_fraction,
+  describe_files,
+  in_split,
+  json_lines,
+  matching_files,
+)
+
+
+class Piece(NamedTuple):
+  """Part of an example: text, and whether the loss is on it."""
+
+  text: str
+  scored: bool
+
+
+class Template(Protocol):
+  """Writes an object of a JSON line out as text."""
+
+  def pieces(self, values: dict[str, Any], place: str) -> list[Piece]:
+    """Returns the example's parts in order; `place` is the file and line, for errors."""
+
+  def describe(self) -> dict[str, Any]:
+    """Returns what decides the text, as JSON values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptResponse:
+  """Two texts with fields of the JSON object in braces: `{question}`; a brace is doubled.
+
+  Attributes:
+    prompt: what is read.
+    response: what is learnt, and an end of the document after it.
+  """
+
+  prompt: str = "{prompt}\n"
+  response: str = "{response}"
+
+  def __post_init__(self):
+    for template in (self.prompt, self.response):
+      try:
+        parts = list(string.Formatter().parse(template))
+      except ValueError as error:
+        raise CorpusError(f"template {template!r}: {error}. Write {{{{ for a brace.") from None
+      for _, name, kind, conversion in parts:
+        if name is not None and (not name.isidentifier() or kind or conversion):
+          raise CorpusError(
+            f"template {template!r}: {{{name}}} must be the plain name of a field, such as {{prompt}}."
+          )
+
+  def pieces(self, values: dict[str, Any], place: str) -> list[Piece]:
+    """Returns prompt and response.
+
+    Raises:
+      CorpusError: the object lacks a field that the template names, or holds no string under it.
+    """
+    return [
+      Piece(_filled(self.prompt, values, place), False),
+      Piece(_filled(self.response, values, place), True),
+    ]
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the two texts."""
+    return {"prompt": self.prompt, "response": self.response}
+
+
+def _filled(template: str, values: dict[str, Any], place: str) -> str:
+  for _, name, _, _ in string.Formatter().parse(template):
+    if name is None:
+      continue
+    if name not in values:
+      raise CorpusError(
+        f"{place}: no {name!r}, which the template {template!r} names; the line has "
+        f"{', '.join(map(repr, values)) or 'nothing'}. Correct the template, or the line."
+      )
+    _check_string(values[name], repr(name), place)
+  return template.format_map(values)
+
+
+# What Gemma's instruction-tuned models were trained with; see its model card.
+_START, _END = "<start_of_turn>", "<end_of_turn>\n"
+_ROLES = {"user": "user", "assistant": "model", "model": "model"}
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaTurns:
+  """A conversation in Gemma's turn format; the loss is on what the model says, to the end of its turn.
+
+  The object holds a list of messages, each with a role ('user', 'assistant' or 'model'; 'system' in front of
+  the first user's) and a content.
+
+  Attributes:
+    messages: the object's key that holds the list.
+  """
+
+  messages: str = "messages"
+
+  def pieces(self, values: dict[str, Any], place: str) -> list[Piece]:
+    """Returns the turns, those of the model with the loss on them.
+
+    Raises:
+      CorpusError: there is no such list, a role does not exist, or the roles do not alternate.
+    """
+    if self.messages not in values:
+      raise CorpusError(
+        f"{place}: no {self.messages!r}, only {', '.join(map(repr, values)) or 'nothing'}. "
+        "Set GemmaTurns.messages, or use PromptResponse."
+      )
+    turns = self._turns(values[self.messages], place)
+    result = []
+    for number, (role, content) in enumerate(turns):
+      expected = ("user", "model")[number % 2]
+      if role != expected:
+        raise CorpusError(f"{place}: message {number + 1} is the {role}'s, not the {expected}'s.")
+      result.append(Piece(f"{_START}{role}\n", False))
+      result.append(Piece(f"{content}{_END}", role == "model"))
+    if len(turns) < 2:
+      raise CorpusError(f"{place}: {self.messages!r} holds nothing that the model says.")
+    return result
+
+  def _turns(self, messages: Any, place: str) -> list[tuple[str, str]]:
+    if not isinstance(messages, list):
+      raise CorpusError(f"{place}: {self.messages!r} is a {type(messages).__name__}, not a list.")
+    system, turns = "", []
+    for number, message in enumerate(messages, start=1):
+      named = f"message {number} of {self.messages!r}"
+      if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise CorpusError(f"{place}: {named} is no object with 'role' and 'content'.")
+      role, content = message["role"], message["content"]
+      _check_string(content, f"the content of {named}", place)
+      if role == "system" and number == 1:
+        system = content.strip() + "\n\n"
+        continue
+      if role not in _ROLES:
+        raise CorpusError(
+          f"{place}: {named} has the role {role!r}; there are {', '.join(_ROLES)}, and 'system' first."
+        )
+      turns.append((_ROLES[role], system + content.strip()))
+      system = ""
+    return turns
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the format and the key."""
+    return {"turns": "gemma", "messages": self.messages}
+
+
+def _check_string(value: Any, named: str, place: str) -> None:
+  if not isinstance(value, str):
+    raise CorpusError(
+      f"{place}: {named} is a {type(value).__name__}, not a string. Correct the line."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructions:
+  """Files with one JSON object per line, an example each, written out by a template.
+
+  Attributes:
+    files: a path or glob pattern (`**` crosses folders), or several.
+    template: how an object becomes text, and on which of it the loss is.
+    heldout_fraction: expected share of the examples that is held out, decided by a hash of the text.
+  """
+
+  files: str | Sequence[str]
+  template: Template = dataclasses.field(default_factory=PromptResponse)
+  heldout_fraction: float = 0.05
+
+  name = "instructions"
+  has_loss_mask = True
+
+  def __post_init__(self):
+    check_fraction(self.heldout_fraction)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the patterns, the template and a digest of the files' names, sizes and times."""
+    return {
+      "corpus": self.name,
+      "patterns": self.files if isinstance(self.files, str) else list(self.files),
+      "template": self.template.describe(),
+      "files": describe_files(matching_files(self.files)),
+      "heldout_fraction": self.heldout_fraction,
+    }
+
+  def examples(self, split: str) -> Iterator[list[Piece]]:
+    """Yields the examples of 'train', 'heldout' or 'all' in the order of files and lines.
+
+    Raises:
+      CorpusError: a line is no JSON object, or the template cannot write it out; it names the line.
+    """
+    for values, place in json_lines(self.files):
+      pieces = self.template.pieces(values, place)
+      key = json.dumps(pieces).encode()
+      if in_split(key, split, self.heldout_fraction):
+        yield pieces
+
+  def total_bytes(self) -> int:
+    """Returns the size of the files."""
+    return sum(path.stat().st_size for path in matching_files(self.files))
