@@ -49,7 +49,7 @@ class Place:
 
   def __str__(self) -> str:
     if self.is_argument:
-      return self.source
+      return self.source.replace("\n", "\\n")  # it stands in comments of one line
     path = os.path.relpath(self.source)
     return f"{self.source if path.startswith('..') else path}:{self.line}"
 

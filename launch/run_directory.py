@@ -86,7 +86,8 @@ class RunDirectory:
   def write_config(self, config: Config, command: str) -> None:
     """Writes the configuration and the values in force; `command` is what asked for them."""
     self.path.mkdir(parents=True, exist_ok=True)
-    _write(self.config_file, f"# {command}\n{config.text()}")
+    first = command.replace("\n", "\\n")  # one line, whatever a value holds
+    _write(self.config_file, f"# {first}\n{config.text()}")
     _write(self.path / OPERATIVE_FILE, config.operative_text())
 
   def write_data(self, data: dict[str, Any], vocabulary: Vocabulary) -> None:

@@ -400,14 +400,14 @@ def orbax() -> Any:
 
 def abstract_like(tree: Any, sharding_of: Callable[[Any], Any] | None = None) -> Any:
   """Shapes and types of a tree of (abstract) arrays, with shardings if a function gives them."""
-  shardings = jax.tree.map(lambda _: None, tree) if sharding_of is None else sharding_of(tree)
+  if sharding_of is None:
+    shardings = jax.tree.map(lambda _: _default_sharding(), tree)
+  else:
+    shardings = sharding_of(tree)
   return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      np.shape(leaf), leaf.dtype, sharding=sharding or _default_sharding()
-    ),
+    lambda leaf, sharding: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding),
     tree,
     shardings,
-    is_leaf=lambda leaf: leaf is None,
   )
 
 
