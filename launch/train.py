@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from launch import command, hosts
 if TYPE_CHECKING:
   from launch.config import Config
   from launch.experiment import Experiment
-  from launch.run_directory import Difference, RunDirectory
+  from launch.run_directory import RunDirectory
   from parallel.layout import Layout
 
 DESCRIPTION = """\
@@ -129,85 +129,28 @@ def _train(
   """Trains, and tells how it ended."""
   import jax
 
-  from data import loader
-  from evaluation.perplexity import Scorer
+  from launch import running
   from parallel import processes
-  from training import checkpoint, loop
-
-  _require_agreement(config)
-  if checkpoint.is_parameters_alone(run.path):
-    raise command.UserError(
-      f"{run.path} holds imported weights, and no run to go on with. "
-      f"Train in another directory: --init_from={run.path} --run_dir=..."
-    )
-  experiment.check_vocabulary()
-  layout = experiment.layout()
-  if layout is None and processes.count() > 1:
-    raise command.UserError(
-      f"{processes.count()} processes need a mesh to share: include a file of gin/mesh/ but single.gin."
-    )
-  different = run.differences(config) if run.holds_run() else []
-  if resume != "force":
-    _require_same(different, run)
-  # Made now if missing: before anything is written into the run directory.
-  train_rows, eval_rows = experiment.rows()
-  data = {"training rows": train_rows.fingerprint, "held-out rows": eval_rows.fingerprint}
-  if run.holds_run() and resume != "force":
-    _require_same(run.data_differences(data), run)
-  processes.wait_for_all("compared with the run")
-  if processes.is_first():
-    if different or not run.holds_run():
-      run.write_config(config, shlex.join(["python", "-m", "launch.train", *arguments]))
-    run.write_data(data, experiment.vocabulary)
-
-  scorer = Scorer(experiment.model, experiment.vocabulary.byte_lengths(), layout)
-
-  def evaluate(params: Any) -> dict[str, float]:
-    batches = loader.batches(eval_rows, experiment.batch_size, shuffle=False, repeat=False)
-    count = min(experiment.eval_batches or len(batches), len(batches))
-    score = scorer(params, (next(batches) for _ in range(count)))
-    batches.close()
-    return {"heldout_loss": score.loss, "heldout_bits_per_byte": score.bits_per_byte}
 
   def first_step_done() -> None:
     if processes.is_first():
       print(f"first step done {time.monotonic() - began:.1f} s after launch", file=sys.stderr)
 
-  first, end = 0, experiment.batch_size
-  if layout is not None:
-    first, end = layout.rows_here(experiment.batch_size, experiment.sequence_length)
-  batches = loader.batches(
-    train_rows,
-    experiment.batch_size,
-    seed=experiment.seed,
-    shard_index=first // (end - first),
-    shard_count=experiment.batch_size // (end - first),
-  )
-  devices = "" if layout is None else f"{layout.mesh.size} devices of "
-  if processes.is_first():
-    _introduce(experiment, run, len(train_rows), devices + jax.default_backend())
+  layout = experiment.layout()
   try:
-    summary = loop.train(
-      model=experiment.model,
-      optimizer=experiment.optimizer.transformation(),
-      learning_rate=experiment.optimizer.learning_rate,
-      batches=batches,
-      batch_size=experiment.batch_size,
-      options=experiment.options,
-      run_dir=run.path,
-      seed=experiment.seed,
-      bytes_per_token=train_rows.bytes_per_token,
-      evaluate=evaluate,
-      start=_start(experiment),
-      identity={"config": config.text(), "data": data},
-      layout=layout,
+    summary = running.train(
+      experiment,
+      config,
+      run,
+      layout,
+      asked_by=shlex.join(["python", "-m", "launch.train", *arguments]),
+      resume=resume,
+      introduce=lambda rows: _introduce(experiment, run, layout, rows),
       after_first_step=first_step_done,
     )
   except jax.errors.JaxRuntimeError:
     hosts.wait_for_name_of_dead()
     raise
-  finally:
-    batches.close()
   if summary.interrupted:
     if processes.is_first():
       print(f"stopped at step {summary.step} and saved; the same command goes on from there")
@@ -219,37 +162,12 @@ def _train(
   return 0
 
 
-def _start(experiment: Experiment) -> Callable[[Any], Any] | None:
-  """Reads the parameters that a new run starts from; None if they are drawn."""
-  if experiment.init_from is None:
-    return None
-  from launch import trained
+def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout | None, rows: int) -> None:
+  import jax
 
-  return lambda abstract: trained.start(experiment, abstract)
-
-
-def _require_agreement(config: Config) -> None:
-  """Ends every process if one was started with another configuration."""
-  from parallel import processes
-
-  try:
-    processes.require_same(config.text(), "the configuration")
-  except ValueError as error:
-    raise command.UserError(str(error)) from None
-
-
-def _require_same(different: list[Difference], run: RunDirectory) -> None:
-  if different:
-    lines = "\n".join(map(str, different))
-    raise command.UserError(
-      f"{run.path} holds a run that differs from this one:\n{lines}\n"
-      "Give --resume=force to go on with the new values, or another --run_dir."
-    )
-
-
-def _introduce(experiment: Experiment, run: RunDirectory, rows: int, backend: str) -> None:
   from models.accounting import list_parameters
 
+  devices = "" if layout is None else f"{layout.mesh.size} devices of "
   parameters = list_parameters(experiment.model)
   count = sum(parameter.count for parameter in parameters)
   trained = sum(p.count for p in parameters if experiment.model.trains(p.path))
@@ -257,7 +175,7 @@ def _introduce(experiment: Experiment, run: RunDirectory, rows: int, backend: st
   tokens = experiment.batch_size * experiment.sequence_length
   print(
     f"{run.path}: {count / 1e6:.2f} M parameters{of_which}, {experiment.options.steps} steps of {tokens:,} "
-    f"tokens, {rows:,} rows of {experiment.sequence_length}, on {backend}",
+    f"tokens, {rows:,} rows of {experiment.sequence_length}, on {devices}{jax.default_backend()}",
     file=sys.stderr,
   )
 

@@ -113,6 +113,7 @@ def train(
   identity: dict[str, Any] | None = None,
   layout: Layout | None = None,
   after_first_step: Callable[[], None] | None = None,
+  progress: Progress | None = None,
 ) -> Summary:
   """Trains, or goes on training what the run directory holds.
 
@@ -131,6 +132,7 @@ def train(
     identity: JSON values kept in each checkpoint (the configuration).
     layout: where everything lies; None is one device.
     after_first_step: called once the first step is compiled and done.
+    progress: is told the steps in place of a line on stderr.
 
   Raises:
     TrainingError: too many steps in a row were skipped; the last checkpoint stays as it is.
@@ -153,7 +155,8 @@ def train(
 
   start_step = int(state.step)
   speaks = processes.is_first()
-  progress = Progress(options.steps, start_step, None if speaks else _silence())
+  if progress is None:
+    progress = Progress(options.steps, start_step, None if speaks else _silence())
   if restored is not None:
     for text in restored.passed_over:
       progress.say(f"passed over {text}")
@@ -329,8 +332,7 @@ class _Run:
     """Takes the held-out figures after step `step`."""
     self.heldout, self.heldout_step = heldout, step
     self.metrics.write({"step": step, **heldout})
-    figures = "  ".join(f"{name.removeprefix('heldout_')} {v:.4f}" for name, v in heldout.items())
-    self.progress.say(f"held out at step {step}: {figures}")
+    self.progress.show_heldout(step, heldout)
     self.start_clock()
 
   def _bits_per_byte(self, loss: float) -> float:

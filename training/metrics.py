@@ -88,7 +88,12 @@ class Progress:
     left = (now - self._start) / done * (self._steps - step) if done else math.nan
     parts = [f"step {step}/{self._steps}"]
     parts += [f"{name} {_short(value)}" for name, value in values.items()]
-    self._print("  ".join([*parts, f"ETA {_duration(left)}"]))
+    self._print("  ".join([*parts, f"ETA {show_duration(left)}"]))
+
+  def show_heldout(self, step: int, heldout: dict[str, float]) -> None:
+    """Shows what was measured on held-out text after a step."""
+    figures = "  ".join(f"{name.removeprefix('heldout_')} {v:.4f}" for name, v in heldout.items())
+    self.say(f"held out at step {step}: {figures}")
 
   def say(self, text: str) -> None:
     """Prints a line that stays."""
@@ -110,7 +115,8 @@ def _short(value: float) -> str:
   return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _duration(seconds: float) -> str:
+def show_duration(seconds: float) -> str:
+  """Seconds as minutes, or hours, and seconds."""
   if math.isnan(seconds):
     return "?"
   minutes, seconds = divmod(round(seconds), 60)

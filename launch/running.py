@@ -1,0 +1,138 @@
+"""Carries out one run: from a built experiment and its directory to a trained model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from data import loader
+from evaluation.perplexity import Scorer
+from launch import trained
+from launch.command import UserError
+from launch.config import Config
+from launch.experiment import Experiment
+from launch.run_directory import Difference, RunDirectory
+from parallel import processes
+from parallel.layout import Layout
+from training import checkpoint, loop
+from training.metrics import Progress
+
+
+def train(
+  experiment: Experiment,
+  config: Config,
+  run: RunDirectory,
+  layout: Layout | None,
+  *,
+  asked_by: str,
+  resume: str = "same",
+  introduce: Callable[[int], None] | None = None,
+  after_first_step: Callable[[], None] | None = None,
+  progress: Progress | None = None,
+) -> loop.Summary:
+  """Trains, or goes on training what the directory holds.
+
+  Args:
+    experiment, config: what to train, and what it was built from.
+    run: gets everything that is kept.
+    layout: the experiment's.
+    asked_by: the command, for the head of the kept configuration.
+    resume: 'force' goes on with a configuration that is not the run's.
+    introduce: called in the first process with the number of training rows, before the first step.
+    after_first_step: called once the first step is compiled and done.
+    progress: is told the steps; None is a line of its own.
+
+  Raises:
+    UserError: the directory holds another run; or the processes and the mesh do not fit.
+  """
+  _require_agreement(config)
+  if checkpoint.is_parameters_alone(run.path):
+    raise UserError(
+      f"{run.path} holds imported weights, and no run to go on with. "
+      f"Train in another directory: --init_from={run.path} --run_dir=..."
+    )
+  experiment.check_vocabulary()
+  if layout is None and processes.count() > 1:
+    raise UserError(
+      f"{processes.count()} processes need a mesh to share: include a file of gin/mesh/ but single.gin."
+    )
+  different = run.differences(config) if run.holds_run() else []
+  if resume != "force":
+    _require_same(different, run)
+  # Made now if missing: before anything is written into the run directory.
+  train_rows, eval_rows = experiment.rows()
+  data = {"training rows": train_rows.fingerprint, "held-out rows": eval_rows.fingerprint}
+  if run.holds_run() and resume != "force":
+    _require_same(run.data_differences(data), run)
+  processes.wait_for_all("compared with the run")
+  if processes.is_first():
+    if different or not run.holds_run():
+      run.write_config(config, asked_by)
+    run.write_data(data, experiment.vocabulary)
+
+  scorer = Scorer(experiment.model, experiment.vocabulary.byte_lengths(), layout)
+
+  def evaluate(params: Any) -> dict[str, float]:
+    batches = loader.batches(eval_rows, experiment.batch_size, shuffle=False, repeat=False)
+    count = min(experiment.eval_batches or len(batches), len(batches))
+    score = scorer(params, (next(batches) for _ in range(count)))
+    batches.close()
+    return {"heldout_loss": score.loss, "heldout_bits_per_byte": score.bits_per_byte}
+
+  first, end = 0, experiment.batch_size
+  if layout is not None:
+    first, end = layout.rows_here(experiment.batch_size, experiment.sequence_length)
+  batches = loader.batches(
+    train_rows,
+    experiment.batch_size,
+    seed=experiment.seed,
+    shard_index=first // (end - first),
+    shard_count=experiment.batch_size // (end - first),
+  )
+  if introduce and processes.is_first():
+    introduce(len(train_rows))
+  try:
+    return loop.train(
+      model=experiment.model,
+      optimizer=experiment.optimizer.transformation(),
+      learning_rate=experiment.optimizer.learning_rate,
+      batches=batches,
+      batch_size=experiment.batch_size,
+      options=experiment.options,
+      run_dir=run.path,
+      seed=experiment.seed,
+      bytes_per_token=train_rows.bytes_per_token,
+      evaluate=evaluate,
+      start=_start(experiment),
+      identity={"config": config.text(), "data": data},
+      layout=layout,
+      after_first_step=after_first_step,
+      progress=progress,
+    )
+  finally:
+    batches.close()
+
+
+def _start(experiment: Experiment) -> Callable[[Any], Any] | None:
+  """Reads the parameters that a new run starts from; None if they are drawn."""
+  if experiment.init_from is None:
+    return None
+  return functools.partial(trained.start, experiment)
+
+
+def _require_agreement(config: Config) -> None:
+  """Ends every process if one was started with another configuration."""
+  try:
+    processes.require_same(config.text(), "the configuration")
+  except ValueError as error:
+    raise UserError(str(error)) from None
+
+
+def _require_same(different: list[Difference], run: RunDirectory) -> None:
+  if different:
+    lines = "\n".join(map(str, different))
+    raise UserError(
+      f"{run.path} holds a run that differs from this one:\n{lines}\n"
+      "Give --resume=force to go on with the new values, or another --run_dir."
+    )
