@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 MEASURED = "measured"
 ESTIMATED = "estimated"
+FITTED = "fitted"
+KINDS = (MEASURED, ESTIMATED, FITTED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,8 @@ class Series:
     y: a value per place.
     low, high: ends of an interval around each value (the figure's `spread` says which); None if there
       is none.
-    kind: 'measured', or 'estimated' for what was computed for hardware that is not here.
+    kind: 'measured'; 'estimated' for what was computed for hardware that is not here; 'fitted' for a
+      curve through what was measured.
   """
 
   name: str
@@ -38,18 +42,23 @@ class Series:
       raise ValueError(f"series {self.name!r}: x, y, low and high differ in length: {lengths}.")
     if not all(math.isfinite(value) for value in self.y):
       raise ValueError(f"series {self.name!r} has a value that is not finite: {self.y}.")
-    if self.kind not in (MEASURED, ESTIMATED):
-      raise ValueError(
-        f"series {self.name!r}: kind={self.kind!r} is not {MEASURED} or {ESTIMATED}."
-      )
+    if self.kind not in KINDS:
+      raise ValueError(f"series {self.name!r}: kind={self.kind!r} is not {' or '.join(KINDS)}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axis:
-  """One axis of a figure: its label with the unit, and whether it is logarithmic."""
+  """One axis of a figure.
+
+  Attributes:
+    label: what it shows, with the unit.
+    log: whether it is logarithmic.
+    marks: places to point out with a line across the figure, such as the training length, and their names.
+  """
 
   label: str
   log: bool = False
+  marks: tuple[tuple[float, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +88,28 @@ class Figure:
   conditions: tuple[tuple[str, str], ...] = ()
   source: str = ""
 
+  def __post_init__(self):
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", self.name):
+      raise ValueError(
+        f"figure {self.name!r}: the name must be a word that can stand in an address."
+      )
+    names = [series.name for series in self.series]
+    if not names or len(set(names)) < len(names):
+      raise ValueError(f"figure {self.name!r} needs series of different names, not {names}.")
+    if len({isinstance(place, str) for series in self.series for place in series.x}) > 1:
+      raise ValueError(f"figure {self.name!r} mixes numbers and categories on its x axis.")
+    for axis, letter in ((self.x, "x"), (self.y, "y")):
+      values = [value for series in self.series for value in getattr(series, letter)]
+      if axis.log and any(isinstance(value, str) or value <= 0 for value in values):
+        raise ValueError(
+          f"figure {self.name!r}: the logarithmic axis {axis.label!r} has a value that is not positive."
+        )
+
+  @property
+  def is_categorical(self) -> bool:
+    """Whether places on the x axis are names."""
+    return any(isinstance(place, str) for series in self.series for place in series.x)
+
   def record(self) -> dict[str, Any]:
     """Everything as plain values, as `report/data.json` holds it."""
     return dataclasses.asdict(self)
@@ -87,10 +118,14 @@ class Figure:
   def of_record(cls, record: dict[str, Any]) -> Figure:
     """The inverse of `record`, also after a way through JSON, which has no tuples."""
     fields = dict(record)
-    fields["x"], fields["y"] = Axis(**record["x"]), Axis(**record["y"])
+    fields["x"], fields["y"] = _axis(record["x"]), _axis(record["y"])
     fields["series"] = tuple(_series(entry) for entry in record["series"])
     fields["conditions"] = tuple((name, value) for name, value in record["conditions"])
     return cls(**fields)
+
+
+def _axis(record: dict[str, Any]) -> Axis:
+  return Axis(**record | {"marks": tuple((place, name) for place, name in record["marks"])})
 
 
 def _series(record: dict[str, Any]) -> Series:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from evaluation.figure import Figure
@@ -32,7 +33,10 @@ class Part(Protocol):
   def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
     """The keys that a call will remember, in order, with what each costs in relation to the others.
 
-    For the progress and its ETA alone; costs need not be exact.
+    For the progress and its ETA alone; costs need not be exact. Called before anything is measured.
+
+    Raises:
+      ValueError: the options and the models do not fit; one line that says which and what would.
     """
 
   def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
@@ -42,29 +46,51 @@ class Part(Protocol):
       models: by the name that figures show, such as 'Griffin', in the order of the legend.
       remember: keeps each cell's value, see `Remember`.
 
-    Raises:
-      ValueError: the options and the models do not fit; one line that says which and what would.
     """
 
 
-class Trained(Protocol):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec:
+  """One training run of a comparison.
+
+  Attributes:
+    model, size: their names in the comparison.
+    seed: of parameters and data order; equal seeds see equal rows whatever the model.
+    length: tokens per row, with the rows per step changed so that a step has as many tokens; None is
+      the configuration's.
+    window: tokens that local attention sees; None is the configuration's.
+  """
+
+  model: str
+  size: str
+  seed: int
+  length: int | None = None
+  window: int | None = None
+
+  def __str__(self) -> str:
+    options = [f"{name} {value}" for name in _OPTIONS if (value := getattr(self, name)) is not None]
+    return ", ".join([self.model, self.size, *options, f"seed {self.seed}"])
+
+
+_OPTIONS = ("length", "window")
+
+
+class TrainedRun(Protocol):
   """A finished training run.
 
   Attributes:
     parameters: their number.
-    flops: operations of the whole training, from the formula of `models.accounting`.
+    flops: operations of the whole training, by the formula of `models.accounting`.
     tokens: tokens trained on.
-    tokens_per_step: tokens per optimizer step.
-    curve: held-out loss in nats per token by optimizer step, the last step's last.
-    bits_per_byte: of the held-out text at the end.
+    length: tokens per row.
+    curve: held-out loss in nats per token by tokens trained on; the last is that of the finished model.
   """
 
   parameters: int
   flops: float
   tokens: int
-  tokens_per_step: int
+  length: int
   curve: Mapping[int, float]
-  bits_per_byte: float
 
   def score(self, *, length: int, tokens: int) -> Score:
     """Scores held-out text with the finished model.
@@ -81,45 +107,34 @@ class Runs(Protocol):
   Attributes:
     models: names of the models, in the order of the legend.
     sizes: names of the sizes, from small to large.
-    seeds: seeds of parameters and data order; equal seeds see equal rows whatever the model.
+    seeds: for every model and size.
   """
 
   models: tuple[str, ...]
   sizes: tuple[str, ...]
   seeds: tuple[int, ...]
 
-  def train(
-    self,
-    model: str,
-    size: str,
-    seed: int,
-    *,
-    length: int | None = None,
-    window: int | None = None,
-  ) -> Trained:
+  def train(self, spec: RunSpec) -> TrainedRun:
     """Trains a model, goes on with its training, or opens what is finished.
 
-    Args:
-      model, size, seed: which.
-      length: tokens per row, with the rows per step changed so that a step has as many tokens; None is
-        the configuration's.
-      window: tokens that local attention sees; None is the configuration's.
-
     Raises:
-      ValueError: there is no such model or size; or no such length or window.
+      ValueError: there is no such model or size, or what `spec` changes has no meaning for it.
     """
-
-  def cost(
-    self, model: str, size: str, *, length: int | None = None, window: int | None = None
-  ) -> float:
-    """Operations of such a training: the same for every seed."""
 
 
 class TrainedPart(Protocol):
   """A measurement on trained models; otherwise as `Part`."""
 
-  def cells(self, runs: Runs) -> Mapping[str, float]:
-    """As in `Part`; costs are in floating-point operations, so that runs of several parts compare."""
+  def cells(self, runs: Runs) -> Mapping[str, RunSpec]:
+    """The keys that a call will remember, in order, with the run that each needs."""
 
   def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
     """As in `Part`."""
+
+
+def require_model(name: str, models: Collection[str]) -> None:
+  """Raises ValueError if a part's option names a model that is not there."""
+  if name not in models:
+    raise ValueError(
+      f"there is no model {name!r} in this comparison; there is {', '.join(models)}."
+    )
