@@ -1,0 +1,50 @@
+"""Names the machine and the versions that figures come from."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "libtpu")
+
+
+def hardware() -> dict[str, str]:
+  """Devices and host, by name."""
+  devices = jax.devices()
+  facts = {"devices": f"{len(devices)} x {devices[0].device_kind}"}
+  if devices[0].platform == "cpu":
+    facts["devices"] = f"{_cores()} cores of {_cpu_name()}"
+  else:
+    facts["host"] = f"{_cores()} cores of {_cpu_name()}"
+  if jax.process_count() > 1:
+    facts["processes"] = str(jax.process_count())
+  return facts
+
+
+def versions() -> dict[str, str]:
+  """Python and the packages that decide what runs."""
+  found = {"python": platform.python_version()}
+  for name in _PACKAGES:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+  """The processor's name as Linux tells it, or its architecture."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+  except OSError:
+    lines = []
+  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+  return names[0] if names else platform.machine()
