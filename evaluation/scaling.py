@@ -1,0 +1,248 @@
+"""Held-out loss over a ladder of sizes, against the baseline (section 3.1 of the Griffin paper)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from evaluation import part
+from evaluation.figure import FITTED, Axis, Figure
+from evaluation.part import Remember, Runs, RunSpec
+from evaluation.statistics import (
+  Interval,
+  PowerLaw,
+  interval,
+  paired_difference,
+  power_law,
+  says_difference,
+  series,
+  signed,
+  spread_text,
+)
+
+_LOSS = "held-out loss, nats per token"
+# Of the place where a fit is drawn.
+_FIT_POINTS = 25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaling:
+  """Trains every model at every size, and fits power laws.
+
+  Attributes:
+    baseline: the model that the others are compared with.
+  """
+
+  baseline: str
+
+  def cells(self, runs: Runs) -> dict[str, RunSpec]:
+    """A cell for each training run, small sizes first, models and seeds in turn."""
+    part.require_model(self.baseline, runs.models)
+    specs = [
+      RunSpec(model=model, size=size, seed=seed)
+      for size in runs.sizes
+      for seed in runs.seeds
+      for model in runs.models
+    ]
+    return {str(spec): spec for spec in specs}
+
+  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
+    """Trains what is not trained, and draws."""
+    found = {
+      spec: remember(key, lambda spec=spec: _measure(runs, spec))
+      for key, spec in self.cells(runs).items()
+    }
+    ladder = _Ladder(runs, found)
+    figures = [self._differences(ladder)]
+    if len(runs.sizes) > 1:
+      figures.append(self._fits(ladder, "flops", "Loss against training compute", "training FLOPs"))
+      if len({ladder.value(self.baseline, size, "tokens") for size in runs.sizes}) > 1:
+        figures.append(
+          self._fits(ladder, "tokens", "Loss against training tokens", "training tokens")
+        )
+    if all(len(one["curve"]) > 2 for one in found.values()):
+      figures.append(self._curves(ladder))
+    return tuple(figures)
+
+  def _differences(self, ladder: _Ladder) -> Figure:
+    others = [model for model in ladder.models if model != self.baseline]
+    differences = {
+      (model, size): paired_difference(
+        ladder.losses(model, size), ladder.losses(self.baseline, size)
+      )
+      for model in others
+      for size in ladder.sizes
+    }
+    largest = ladder.sizes[-1]
+    told = [
+      says_difference(
+        model,
+        self.baseline,
+        differences[model, largest],
+        lower="has a lower held-out loss than",
+        higher="has a higher held-out loss than",
+      )
+      for model in others
+    ]
+    return Figure(
+      name="scaling_difference",
+      title=f"Held-out loss beside the {self.baseline} at equal tokens",
+      finding=_sentence(f"At {largest}, in nats per token: {'; '.join(told)}"),
+      x=Axis(label="size"),
+      y=Axis(label=f"held-out loss less that of the {self.baseline}, nats per token"),
+      series=tuple(
+        series(model, ladder.sizes, [differences[model, size] for size in ladder.sizes])
+        for model in others
+      ),
+      spread=f"{spread_text(len(ladder.seeds))}, paired by seed",
+      conditions=ladder.conditions(self.baseline),
+      source="section 3.1",
+    )
+
+  def _fits(self, ladder: _Ladder, what: str, title: str, label: str) -> Figure:
+    drawn, laws = [], {}
+    for model in ladder.models:
+      x = [ladder.value(model, size, what) for size in ladder.sizes]
+      losses = [ladder.losses(model, size) for size in ladder.sizes]
+      laws[model] = power_law(x, np.transpose(losses))
+      drawn.append(series(model, x, [interval(values) for values in losses]))
+      places = np.geomspace(min(x), max(x), _FIT_POINTS).tolist()
+      fitted = [laws[model].at(place) for place in places]
+      drawn.append(series(f"{model}, power law", places, fitted, FITTED))
+    return Figure(
+      name=f"scaling_{what}",
+      title=title,
+      finding=self._says_exponents(laws, label),
+      x=Axis(label=label, log=True),
+      y=Axis(label=_LOSS, log=True),
+      series=tuple(drawn),
+      spread=spread_text(len(ladder.seeds)),
+      conditions=ladder.conditions(self.baseline),
+      source="section 3.1",
+    )
+
+  def _says_exponents(self, laws: Mapping[str, PowerLaw], label: str) -> str:
+    exponents = ", ".join(f"{model} {_exponent(law.exponent)}" for model, law in laws.items())
+    base = laws[self.baseline].exponents
+    steeper = [
+      says_difference(
+        model,
+        self.baseline,
+        paired_difference(law.exponents, base),
+        lower="falls more steeply than",
+        higher="falls less steeply than",
+        digits=4,
+      )
+      for model, law in laws.items()
+      if model != self.baseline
+    ]
+    return _sentence(f"Exponents of {label}: {exponents}; {'; '.join(steeper)}")
+
+  def _curves(self, ladder: _Ladder) -> Figure:
+    size = ladder.sizes[-1]
+    drawn = []
+    for model in ladder.models:
+      curves = ladder.of(model, size, "curve")
+      tokens = [place for place, _ in curves[0]]
+      at = [interval([dict(map(tuple, curve))[place] for curve in curves]) for place in tokens]
+      drawn.append(series(model, tokens, at))
+    halfway = len(drawn[0].x) // 2
+    place = drawn[0].x[halfway]
+    differences = [
+      says_difference(
+        model,
+        self.baseline,
+        paired_difference(
+          *(ladder.curve_at(name, size, halfway) for name in (model, self.baseline))
+        ),
+        lower="is below",
+        higher="is above",
+      )
+      for model in ladder.models
+      if model != self.baseline
+    ]
+    return Figure(
+      name="training_curves",
+      title=f"Held-out loss during training, at {size}",
+      finding=_sentence(f"After {place:,.0f} tokens, in nats per token: {'; '.join(differences)}"),
+      x=Axis(label="tokens trained on"),
+      y=Axis(label=_LOSS),
+      series=tuple(drawn),
+      spread=spread_text(len(ladder.seeds)),
+      conditions=ladder.conditions(self.baseline, [size]),
+      source="section 3.1",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ladder:
+  """What was found, by run."""
+
+  runs: Runs
+  found: Mapping[RunSpec, Mapping[str, Any]]
+
+  @property
+  def models(self) -> tuple[str, ...]:
+    return self.runs.models
+
+  @property
+  def sizes(self) -> tuple[str, ...]:
+    return self.runs.sizes
+
+  @property
+  def seeds(self) -> tuple[int, ...]:
+    return self.runs.seeds
+
+  def of(self, model: str, size: str, what: str) -> list[Any]:
+    """One value per seed."""
+    return [self.found[RunSpec(model=model, size=size, seed=seed)][what] for seed in self.seeds]
+
+  def value(self, model: str, size: str, what: str) -> float:
+    """What is the same for every seed."""
+    return self.of(model, size, what)[0]
+
+  def losses(self, model: str, size: str) -> list[float]:
+    """The finished models' losses."""
+    return [curve[-1][1] for curve in self.of(model, size, "curve")]
+
+  def curve_at(self, model: str, size: str, index: int) -> list[float]:
+    """The losses at one evaluation."""
+    return [curve[index][1] for curve in self.of(model, size, "curve")]
+
+  def conditions(
+    self, baseline: str, sizes: list[str] | None = None
+  ) -> tuple[tuple[str, str], ...]:
+    """Parameters and tokens by size, and the seeds."""
+    named = []
+    for size in sizes or self.sizes:
+      counts = {model: self.value(model, size, "parameters") for model in self.models}
+      base = counts[baseline]
+      others = ", ".join(
+        f"{model} {count / base - 1:+.1%}" for model, count in counts.items() if model != baseline
+      )
+      tokens = self.value(baseline, size, "tokens")
+      named.append((f"{size}:", f"{base:,} parameters ({others}), {tokens:,} tokens"))
+    return (*named, ("seeds", ", ".join(map(str, self.seeds))))
+
+
+def _measure(runs: Runs, spec: RunSpec) -> dict[str, Any]:
+  trained = runs.train(spec)
+  return {
+    "parameters": trained.parameters,
+    "flops": trained.flops,
+    "tokens": trained.tokens,
+    "curve": [[tokens, loss] for tokens, loss in trained.curve.items()],
+  }
+
+
+def _exponent(value: Interval) -> str:
+  if value.count < 2:
+    return signed(value.mean)
+  return f"{signed(value.mean)} ({signed(value.low)} to {signed(value.high)})"
+
+
+def _sentence(text: str) -> str:
+  return text + "."
