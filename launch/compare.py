@@ -1,0 +1,316 @@
+"""Compares models: `python -m launch.compare gin/compare/quick.gin --output=comparisons/quick`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import command, hosts
+
+if TYPE_CHECKING:
+  from evaluation.cells import Cells
+  from evaluation.figure import Figure
+  from evaluation.report import Report
+  from launch.comparison import Comparison
+  from launch.comparison_runs import TrainedRuns
+  from launch.config import Config
+
+DESCRIPTION = """\
+Trains and measures the models of a gin file, and shows in one page which is better, and where.
+
+The output gets report/index.html, report/data.json, the training runs and every measured cell. The same
+command continues what was interrupted, and measures anew only what was changed."""
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command's arguments."""
+  result = command.parser("compare", DESCRIPTION)
+  result.add_argument(
+    "config",
+    nargs="?",
+    help="a gin file, such as gin/compare/quick.gin; by default that of the output",
+  )
+  result.add_argument("--output", type=Path, help="the folder of the comparison; made if missing")
+  result.add_argument(
+    "--only", help="parts to measure, separated by commas, such as decode_speed,scaling"
+  )
+  result.add_argument(
+    "--resume",
+    choices=("same", "force"),
+    default="same",
+    help="force: go on with a configuration that is not the output's (%(default)s)",
+  )
+  result.add_argument(
+    "--describe", action="store_true", help="print models, runs and parts, and stop"
+  )
+  hosts.add_arguments(result)
+  return result
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit status."""
+  options = parser()
+  args, bindings = command.parse(options, arguments)
+  if args.output is None and not args.describe:
+    options.error("--output is needed, such as --output=comparisons/quick")
+  if args.config is None and args.output is None:
+    options.error("a gin file is needed, or an --output that holds a comparison")
+
+  hosts.join(args)
+  from launch import comparison as comparison_lib
+  from launch.run_directory import RunDirectory
+
+  directory = RunDirectory(args.output) if args.output else None
+  if args.config is None:
+    directory.require_run()
+  config = comparison_lib.load(args.config or directory.config_file, bindings)
+  comparison = config.build()
+  only = _chosen(args.only, comparison)
+  if args.describe:
+    print(_description(comparison))
+    return 0
+  asked_by = shlex.join(["python", "-m", "launch.compare", *arguments])
+  # Mistakes are found before the output is claimed.
+  comparing = _Comparing(comparison, config, args.output, asked_by)
+  _open(directory, config, args.resume, asked_by)
+  return comparing.run(only)
+
+
+def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:
+  """The parts that `--only` names, in the comparison's order.
+
+  Raises:
+    UserError: there is no such part.
+  """
+  from launch.gin_source import near
+
+  if only is None:
+    return tuple(comparison.parts)
+  names = [name.strip() for name in only.split(",") if name.strip()]
+  for name in names:
+    if name not in comparison.parts:
+      raise command.UserError(f"there is no part {name!r}{near(name, comparison.parts)}")
+  if not names:
+    raise command.UserError(f"--only names no part; there is {', '.join(comparison.parts)}")
+  return tuple(name for name in comparison.parts if name in names)
+
+
+def _open(directory: Any, config: Config, resume: str, asked_by: str) -> None:
+  """Claims the output for this configuration.
+
+  Raises:
+    UserError: it holds another one.
+  """
+  from parallel import processes
+
+  different = directory.differences(config) if directory.holds_run() else []
+  if different and resume != "force":
+    lines = "\n".join(map(str, different))
+    raise command.UserError(
+      f"{directory.path} holds a comparison that differs from this one:\n{lines}\n"
+      "Give --resume=force to go on with the new values (what they do not touch is kept), or another "
+      "--output."
+    )
+  processes.wait_for_all("compared with the output")
+  if processes.is_first() and (different or not directory.holds_run()):
+    directory.write_config(config, asked_by)
+
+
+def _description(comparison: Comparison) -> str:
+  """Models, sizes and parts as text, from shapes alone."""
+  import tempfile
+
+  from evaluation.part import RunSpec
+  from launch.comparison_progress import ComparisonProgress
+  from launch.comparison_runs import TrainedRuns
+  from launch.describe import table
+
+  with tempfile.TemporaryDirectory() as nowhere:
+    runs = TrainedRuns(comparison, Path(nowhere), ComparisonProgress(), "")
+    rows = [("size", "model", "parameters", "tokens", "FLOPs of a training")]
+    for size in comparison.sizes:
+      for model in comparison.models:
+        cost = runs.cost(RunSpec(model=model, size=size, seed=comparison.seeds[0]))
+        counts = f"{cost.parameters:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}"
+        rows.append((size, model, *counts))
+    works = _works(comparison, runs, None, lambda *_: None)
+    parts = [("part", "cells"), *((work.name, str(len(work.costs))) for work in works)]
+  seeds = ", ".join(map(str, comparison.seeds))
+  return "\n\n".join([table(rows, right=(2, 3, 4)), f"seeds {seeds}", table(parts, right=(1,))])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """One part, ready to be measured.
+
+  Attributes:
+    name: the part's.
+    costs: group and cost of every cell, by key.
+    cells: what is kept of it; None where nothing will be measured.
+    figures: measures, given a `Remember`.
+  """
+
+  name: str
+  costs: Mapping[str, tuple[str, float]]
+  cells: Cells | None
+  figures: Callable[[Any], tuple[Figure, ...]]
+
+
+def _works(
+  comparison: Comparison,
+  runs: TrainedRuns,
+  folder: Path | None,
+  on_cell: Callable[[str, str, float | None], None],
+) -> list[_Work]:
+  """All parts with their cells.
+
+  Raises:
+    UserError: a part's options do not fit the models.
+  """
+  from launch import comparison as comparison_lib
+
+  works = []
+  trained: set[str] = set()
+  for name, wrapped in comparison.parts.items():
+    try:
+      if isinstance(wrapped, comparison_lib.Trained):
+        given, depends, costs = _on_runs(wrapped, runs, trained)
+      else:
+        given, depends, costs = _on_models(wrapped, comparison, name)
+    except ValueError as error:
+      raise command.UserError(f"part {name}: {error}") from error
+    cells = folder and _cells(folder, name, wrapped.part, depends, on_cell)
+    works.append(_Work(name, costs, cells, functools.partial(wrapped.part, given)))
+  return works
+
+
+def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, Any, Any]:
+  """What a part on trained models is given, what its cells depend on, and their costs."""
+  specs = wrapped.part.cells(runs)
+  costs = {}
+  for key, spec in specs.items():
+    run = runs.identity(spec)
+    # Another part's cell has trained it already.
+    costs[key] = ("training", 0.0 if run in trained else runs.cost(spec).flops)
+    trained.add(run)
+  return runs, lambda key: {"run": runs.identity(specs[key])}, costs
+
+
+def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, Any, Any]:
+  """What a part on built models is given, what its cells depend on, and their costs."""
+  from launch import comparison_runs, experiment
+
+  configs = {model: comparison.model_config(model, wrapped.choices) for model in comparison.models}
+  models = {model: experiment.build(config).model for model, config in configs.items()}
+  identities = {model: comparison_runs.identity(config) for model, config in configs.items()}
+  costs = {key: (name, cost) for key, cost in wrapped.part.cells(models).items()}
+  return models, lambda key: {"models": identities}, costs
+
+
+def _cells(
+  folder: Path,
+  name: str,
+  part: Any,
+  depends: Callable[[str], dict[str, Any]],
+  on_cell: Callable[[str, str, float | None], None],
+) -> Cells:
+  from evaluation import cells, machine
+  from parallel import processes
+
+  everywhere = {"part": repr(part), "on": machine.hardware(), "versions": machine.versions()}
+  return cells.Cells(
+    folder,
+    name,
+    lambda key: depends(key) | everywhere,
+    writes=processes.is_first(),
+    on_cell=functools.partial(on_cell, name),
+  )
+
+
+class _Comparing:
+  """One launch of a comparison."""
+
+  def __init__(self, comparison: Comparison, config: Config, output: Path, asked_by: str):
+    from launch.comparison_progress import ComparisonProgress
+    from launch.comparison_runs import TrainedRuns
+
+    self._comparison, self._config = comparison, config
+    self._output, self._asked_by = output, asked_by
+    self._progress = ComparisonProgress()
+    runs = TrainedRuns(comparison, output / "runs", self._progress, asked_by)
+    self._works = _works(comparison, runs, output / "cells", self._progress.on_cell)
+
+  def run(self, only: Sequence[str]) -> int:
+    """Measures the parts of `only`, and shows all that are measured."""
+    from evaluation import report as report_lib
+    from launch.comparison_progress import Cell
+    from launch.comparison_runs import Stopped
+    from parallel import processes
+
+    for work in self._works:
+      if work.name in only:
+        seconds = work.cells.seconds(work.costs)
+        self._progress.plan(
+          Cell(work.name, key, group, cost, seconds.get(key))
+          for key, (group, cost) in work.costs.items()
+        )
+    # What is kept of the parts that are not asked for is shown too.
+    found = {work.name: figures for work in self._works if (figures := _kept(work)) is not None}
+    for work in self._works:
+      if work.name in only and work.name not in found:
+        try:
+          found[work.name] = work.figures(work.cells.remember)
+        except Stopped as stopped:
+          print(f"stopped in {work.name} ({stopped}); the same command continues", file=sys.stderr)
+          return 130
+        self._write(found)
+    report, page = self._write(found)
+    if processes.is_first():
+      print(f"{report_lib.summary(report)}\n\n{page}")
+    return 0
+
+  def _write(self, found: Mapping[str, tuple[Figure, ...]]) -> tuple[Report, Path]:
+    """Writes the page with what there is so far."""
+    from parallel import processes
+
+    report, folder = self._report(found), self._output / "report"
+    return report, report.write(folder) if processes.is_first() else folder
+
+  def _report(self, found: Mapping[str, tuple[Figure, ...]]) -> Report:
+    from evaluation import machine
+    from evaluation.report import Report, Section
+
+    return Report(
+      title=self._comparison.title,
+      sections=tuple(
+        Section(name=name, figures=found.get(name, ())) for name in self._comparison.parts
+      ),
+      models=tuple(self._comparison.models),
+      seeds=tuple(self._comparison.seeds),
+      hardware=machine.hardware(),
+      versions=machine.versions(),
+      config=self._config.text(),
+      command=self._asked_by,
+      made=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    )
+
+
+def _kept(work: _Work) -> tuple[Figure, ...] | None:
+  """The figures of a part whose cells are all kept."""
+  from evaluation.cells import NotMeasured
+
+  try:
+    return work.figures(work.cells.recall)
+  except NotMeasured:
+    return None
+
+
+if __name__ == "__main__":
+  command.run(main)

@@ -1,0 +1,169 @@
+"""Trains the runs of a comparison, each in a run directory of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data import loader
+from evaluation import cells
+from evaluation.part import RunSpec
+from evaluation.perplexity import Score, Scorer
+from launch import experiment as experiment_lib
+from launch import running
+from launch.comparison import Comparison
+from launch.comparison_progress import ComparisonProgress
+from launch.config import Config
+from launch.experiment import Experiment
+from launch.run_directory import RunDirectory
+from models.accounting import Account, account
+from parallel.layout import Layout
+from training import loop
+from training.metrics import read_metrics
+
+
+class Stopped(Exception):
+  """A signal ended a training run, which has saved where it stood."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a run takes, the same for every seed.
+
+  Attributes:
+    parameters: their number.
+    tokens: trained on.
+    flops: of the whole training.
+    tokens_per_step, length: the rows.
+  """
+
+  parameters: int
+  tokens: int
+  flops: float
+  tokens_per_step: int
+  length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+  """See `evaluation.part.TrainedRun`."""
+
+  experiment: Experiment
+  layout: Layout | None
+  params: Any
+  cost: Cost
+  curve: Mapping[int, float]
+
+  @property
+  def parameters(self) -> int:
+    """Number of parameters."""
+    return self.cost.parameters
+
+  @property
+  def flops(self) -> float:
+    """Operations of the whole training."""
+    return self.cost.flops
+
+  @property
+  def tokens(self) -> int:
+    """Tokens trained on."""
+    return self.cost.tokens
+
+  @property
+  def length(self) -> int:
+    """Tokens per row."""
+    return self.cost.length
+
+  def score(self, *, length: int, tokens: int) -> Score:
+    """Scores held-out text in rows of another length."""
+    data = experiment_lib.read_as(self.experiment.eval_data, sequence_length=length)
+    batch_size = max(1, self.cost.tokens_per_step // length)
+    batches = loader.batches(data.rows(), batch_size, shuffle=False, repeat=False)
+    count = min(len(batches), math.ceil(tokens / (batch_size * length)))
+    scorer = Scorer(self.experiment.model, self.experiment.vocabulary.byte_lengths(), self.layout)
+    score = scorer(self.params, (next(batches) for _ in range(count)))
+    batches.close()
+    return score
+
+
+class TrainedRuns:
+  """See `evaluation.part.Runs`. Runs lie under `folder`; another configuration is another run."""
+
+  def __init__(
+    self, comparison: Comparison, folder: Path, progress: ComparisonProgress, asked_by: str
+  ):
+    """Takes what is compared, where runs lie, who is told of their steps, and the command."""
+    self.models = tuple(comparison.models)
+    self.sizes = tuple(comparison.sizes)
+    self.seeds = tuple(comparison.seeds)
+    self._comparison = comparison
+    self._folder = folder
+    self._progress = progress
+    self._asked_by = asked_by
+    self._config = functools.cache(comparison.run_config)
+    self._account = functools.cache(self._account_of)
+
+  def cost(self, spec: RunSpec) -> Cost:
+    """What a run takes, from shapes alone."""
+    counted, steps, tokens = self._account(dataclasses.replace(spec, seed=self.seeds[0]))
+    return Cost(
+      parameters=counted.parameter_count,
+      tokens=steps * tokens,
+      flops=counted.training_flops * steps * tokens,
+      tokens_per_step=tokens,
+      length=counted.length,
+    )
+
+  def identity(self, spec: RunSpec) -> str:
+    """What stands for the run's configuration: equal if and only if all that was bound is."""
+    return identity(self._config(spec))
+
+  def directory(self, spec: RunSpec) -> Path:
+    """The run's folder."""
+    # Not the spec's own words: another spec may ask for the same run.
+    words = f"{spec.model} {spec.size} {self.cost(spec).length} tokens seed {spec.seed}"
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-").lower()
+    return self._folder / f"{words}-{self.identity(spec)[:8]}"
+
+  def train(self, spec: RunSpec) -> TrainedRun:
+    """See `evaluation.part.Runs`.
+
+    Raises:
+      Stopped: a signal ended it; it has saved.
+    """
+    config = self._config(spec)
+    built = experiment_lib.build(config)
+    layout = built.layout()
+    directory = RunDirectory(self.directory(spec))
+    self._progress.expect_steps(built.options.steps)
+    summary = running.train(
+      built, config, directory, layout, asked_by=self._asked_by, progress=self._progress
+    )
+    if summary.interrupted:
+      raise Stopped(f"{spec}, at step {summary.step}")
+    cost = self.cost(spec)
+    records = read_metrics(directory.path / loop.METRICS_FILE)
+    curve = {
+      record["step"] * cost.tokens_per_step: record["heldout_loss"]
+      for record in records
+      if "heldout_loss" in record
+    }
+    return TrainedRun(built, layout, summary.state.params, cost, curve)
+
+  def _account_of(self, spec: RunSpec) -> tuple[Account, int, int]:
+    built = experiment_lib.build(self._config(spec))
+    counted = account(built.model, batch_size=built.batch_size, length=built.sequence_length)
+    return counted, built.options.steps, built.batch_size * built.sequence_length
+
+
+def identity(config: Config) -> str:
+  """What stands for all that a configuration binds; defaults and places aside."""
+  bound = {
+    key.name: repr(item.value) for key, item in config.operative.items() if not item.is_default
+  }
+  return cells.digest(bound)
