@@ -53,20 +53,14 @@ def load(run: RunDirectory, which: str) -> Trained:
   return Trained(experiment, params, step, run.vocabulary(), run.path)
 
 
-def start(experiment: Experiment, abstract: Any) -> Any:
-  """The parameters of `experiment.init_from` that a model has use for.
-
-  Args:
-    experiment: the experiment that starts from another run.
-    abstract: shapes, types and shardings of its model's parameters.
-
-  Returns:
-    their tree; adapters, which the other run has not, are left out.
+def check_start(experiment: Experiment) -> None:
+  """Compares an experiment with the run whose parameters it starts from, if it does.
 
   Raises:
     UserError: there is no such run, or its vocabulary is another.
-    CheckpointError: the run's parameters are of another model.
   """
+  if experiment.init_from is None:
+    return
   run = RunDirectory(Path(experiment.init_from))
   run.require_run()
   theirs, ours = run.vocabulary().describe(), experiment.vocabulary.describe()
@@ -76,10 +70,25 @@ def start(experiment: Experiment, abstract: Any) -> Any:
       f"text is read under another one of {ours['size']} ({ours['kind']}). Read it under the vocabulary in "
       f"{run.path}."
     )
+
+
+def start(experiment: Experiment, abstract: Any) -> Any:
+  """The newest parameters of `experiment.init_from` that a model has use for.
+
+  Args:
+    experiment: the experiment that starts from another run.
+    abstract: shapes, types and shardings of its model's parameters.
+
+  Returns:
+    their tree; adapters, which the other run has not, are left out.
+
+  Raises:
+    CheckpointError: the run's parameters are of another model.
+  """
   wanted, frozen = split(experiment.model, abstract)
   if jax.tree.leaves(frozen):
     wanted = frozen
-  return checkpoint.load_parameters(run.path, _without_none(wanted))[0]
+  return checkpoint.load_parameters(Path(experiment.init_from), _without_none(wanted))[0]
 
 
 def _without_none(tree: Any) -> Any:

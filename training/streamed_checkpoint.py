@@ -16,6 +16,8 @@ from training.checksum import checksums, seal
 _PARTIAL = "state"
 # Smaller arrays are written together: each part costs a third of a second.
 _PART_BYTES = 2**26
+# What is compressed at once: whole, the largest array would be in memory twice more.
+_CHUNK_BYTES = 2**26
 
 
 def write_parameters(
@@ -39,9 +41,12 @@ def write_parameters(
   folder.parent.mkdir(parents=True, exist_ok=True)
   sums: list[int] = []
   part: dict[str, Any] = {}
-  with checkpoint.quiet():
-    for expected, (path, array) in zip(paths, arrays, strict=True):
-      assert path == expected
+  context = ocp.Context()
+  context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+  with checkpoint.quiet(), context:
+    expected = iter(paths)
+    for path, array in arrays:
+      assert path == next(expected)
       # A function of its own, and no name here: the array is gone before the next one is read.
       _put(part, path, array, sums)
       del array

@@ -11,8 +11,9 @@ import torch
 from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from data.vocabularies import Bytes
-from launch import command, convert, generate, train
+from launch import command, convert, describe, generate, train
 from launch import trained as trained_lib
+from launch.config import ConfigError
 from launch.run_directory import RunDirectory
 from models.lora import AdaptedModel
 from training.checkpoint import CheckpointError
@@ -80,7 +81,12 @@ def taught(request, folder):
 
 def greedy(run_dir, capsys):
   capsys.readouterr()
-  command_line = [f"--run_dir={run_dir}", f"--prompt={PROMPT}", "--temperature=0", "--max_tokens=20"]
+  command_line = [
+    f"--run_dir={run_dir}",
+    f"--prompt={PROMPT}",
+    "--temperature=0",
+    "--max_tokens=20",
+  ]
   assert generate.main(command_line) == 0
   return capsys.readouterr().out
 
@@ -94,3 +100,60 @@ def test_a_fact_is_learnt_and_exported(taught, folder, tmp_path, capsys):
   mask = torch.ones_like(prompt)
   found = model.generate(prompt, attention_mask=mask, max_new_tokens=20, do_sample=False)[0]
   assert found[prompt.shape[1] :].tolist() == [*BYTES.encode(f" {ANSWER}"), BYTES.eos_id]
+
+
+@pytest.fixture(scope="module")
+def adapted(taught, folder):
+  """What the run with adapters holds, and what it started from."""
+  if taught.name != "lora":
+    pytest.skip("has no adapters")
+  return tuple(
+    trained_lib.load(RunDirectory(path), "latest") for path in (taught, folder / "imported")
+  )
+
+
+def test_adapters_alone_are_trained(adapted):
+  after, before = adapted
+  flat = {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(after.params)}
+  for path, leaf in jax.tree.leaves_with_path(before.params):
+    np.testing.assert_array_equal(flat.pop(jax.tree_util.keystr(path)), leaf)
+  assert flat
+  assert all(np.abs(leaf).max() > 0 for leaf in flat.values())
+  # Adam's two moments, of adapters.
+  moments = describe.abstract_state(after.experiment).opt_state
+  sizes = sum(leaf.size for leaf in jax.tree.leaves(moments) if leaf.ndim)
+  assert sizes == 2 * sum(leaf.size for leaf in flat.values())
+
+
+def test_merged_weights_give_the_logits_of_the_adapters(adapted, tmp_path, capsys):
+  after, _ = adapted
+  assert convert.main([str(after.run_dir), str(tmp_path / "merged"), "--merge"]) == 0
+  merged = trained_lib.load(RunDirectory(tmp_path / "merged"), "best")
+  tokens = np.random.default_rng(0).integers(0, BYTES.size, (2, 30))
+
+  def logits(trained):
+    model = trained.experiment.model
+    return jax.jit(lambda p: model.apply({"params": p}, tokens)[0])(trained.params)
+
+  assert not isinstance(merged.experiment.model, AdaptedModel)
+  np.testing.assert_allclose(logits(merged), logits(after), rtol=0, atol=1e-4)
+  assert greedy(tmp_path / "merged", capsys) == f"{PROMPT} {ANSWER}\n"
+  with pytest.raises(command.UserError, match="has no adapters to merge"):
+    convert.main([str(tmp_path / "merged"), str(tmp_path / "again"), "--merge"])
+
+
+@pytest.mark.parametrize(
+  ("changes", "error", "message"),
+  [
+    (["--gin.LORA_TARGETS=['qery']"], ConfigError, "'qery' matches no linear map; there are down,"),
+    (
+      ["--gin.vocabularies.Bytes.extra_ids=1", "--gin.VOCAB_SIZE=260"],
+      command.UserError,
+      r"are for a vocabulary of 259 ids \(bytes\), the text is read under another one of 260",
+    ),
+    (["--gin.WIDTH=64"], CheckpointError, r"has shape .*, the model needs"),
+  ],
+)
+def test_what_does_not_fit_the_imported_weights_is_told(folder, tmp_path, changes, error, message):
+  with pytest.raises(error, match=message):
+    train.main([*arguments(folder, "lora"), f"--run_dir={tmp_path / 'run'}", *changes])
