@@ -1,4 +1,4 @@
-"""Checkpoints of a run; with `streamed_checkpoint` the only file that knows Orbax."""
+"""Checkpoints of a run; with `streamed_checkpoint` and `foreign_checkpoint` all that knows Orbax."""
 
 from __future__ import annotations
 
