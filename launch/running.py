@@ -53,7 +53,8 @@ def train(
       f"Train in another directory: --init_from={run.path} --run_dir=..."
     )
   experiment.check_vocabulary()
-  trained.check_start(experiment)
+  if not checkpoint.available_steps(run.path):
+    trained.check_start(experiment)
   if layout is None and processes.count() > 1:
     raise UserError(
       f"{processes.count()} processes need a mesh to share: include a file of gin/mesh/ but single.gin."
