@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from data import vocabularies
@@ -21,6 +20,7 @@ from launch.config import Config
 from launch.run_directory import RunDirectory
 from models import lora, recurrent_gemma, recurrent_gemma_flax
 from models.accounting import list_parameters
+from parallel.tree_paths import by_path
 from training import checkpoint, streamed_checkpoint, tensor_files
 from training.foreign_checkpoint import ForeignArrays
 from training.tensor_files import TensorFiles
@@ -177,8 +177,7 @@ def merge(run_dir: Path, target: Path, which: str, words: str) -> None:
   if model is trained.experiment.model:
     raise UserError(f"{run_dir} has no adapters to merge.")
   loaded = experiment_lib.load(run.config_file, _WITHOUT_ADAPTERS)
-  leaves = jax.tree_util.tree_leaves_with_path(params)
-  arrays = (("/".join(key.key for key in path), np.asarray(leaf)) for path, leaf in leaves)
+  arrays = ((path, np.asarray(leaf)) for path, leaf in by_path(params).items())
   paths = [parameter.path for parameter in list_parameters(model)]
   with _appearing(target) as partial:
     RunDirectory(partial).write_config(loaded, words)

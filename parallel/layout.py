@@ -11,9 +11,10 @@ import jax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from parallel import shards, zero
+from parallel import shards, tree_paths, zero
 from parallel.mesh import MeshSpec
 from parallel.rules import Parameter, Rules, check_replication, named_axes
+from parallel.tree_paths import joined
 
 # Logical axes along which devices see different tokens: gradients are summed over them.
 TOKENS = ("batch", "time")
@@ -146,7 +147,7 @@ class Layout:
   def tree(self, params: Any, kind: str) -> Any:
     """A tree of PartitionSpecs like that of the parameters; `kind` is an attribute of Place."""
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: getattr(self.places[_joined(path)], kind), params
+      lambda path, _: getattr(self.places[joined(path)], kind), params
     )
 
   def state(self, state: Any) -> Any:
@@ -157,7 +158,7 @@ class Layout:
     """
 
     def sharding(path, leaf):
-      names = [_name(key) for key in path]
+      names = [tree_paths.name(key) for key in path]
       for start in range(len(names)):
         place = self.places.get("/".join(names[start:]))
         if place is not None:
@@ -217,7 +218,7 @@ class Layout:
     everywhere = tuple(n for axis in TOKENS for n in shards.mesh_axes(axis))
 
     def scatter(path, leaf):
-      place = self.places[_joined(path)]
+      place = self.places[joined(path)]
       if place.gradient == place.used:
         return leaf, everywhere
       if place.stored == place.used:
@@ -234,11 +235,3 @@ def _further(place: Place) -> int:
   """The dimension that ZeRO splits."""
   used = [*place.used] + [None] * (len(place.gradient) - len(place.used))
   return next(i for i, (a, b) in enumerate(zip(used, place.gradient, strict=True)) if a != b)
-
-
-def _joined(path: Any) -> str:
-  return "/".join(_name(key) for key in path)
-
-
-def _name(key: Any) -> str:
-  return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))

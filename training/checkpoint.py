@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from parallel import processes
+from parallel.tree_paths import by_path, joined
 from training.checksum import checksums, seal, unseal
 from training.step import TrainState
 
@@ -214,7 +215,7 @@ def _load(
     leaves = jax.tree_util.tree_leaves_with_path(part)
     for (path, _), is_now, was in zip(leaves, checksums(part), expected, strict=True):
       if is_now != was:
-        raise _Damage(f"the values of {_joined(path)} are not those that were saved")
+        raise _Damage(f"the values of {joined(path)} are not those that were saved")
   return {
     name: jax.tree.map(lambda x, a: x.astype(a.dtype), loaded[name], abstract[name])
     for name in abstract
@@ -223,10 +224,10 @@ def _load(
 
 def _with_types_of(abstract: Any, found: Any) -> Any:
   """The abstract arrays with the types they were saved in: checksums are of those."""
-  types = _by_path(found)
+  types = by_path(found)
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: jax.ShapeDtypeStruct(
-      leaf.shape, types[_joined(path)].dtype, sharding=leaf.sharding
+      leaf.shape, types[joined(path)].dtype, sharding=leaf.sharding
     ),
     abstract,
   )
@@ -241,8 +242,8 @@ def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters"
   thing = "parameter" if kind == "parameters" else "optimizer state"
   owner = "model" if kind == "parameters" else "optimizer"
   remedy = f"It is of another {owner}: use the configuration it was trained with."
-  needed = {path: tuple(leaf.shape) for path, leaf in _by_path(expected).items()}
-  held = {path: tuple(leaf.shape) for path, leaf in _by_path(found).items()}
+  needed = {path: tuple(leaf.shape) for path, leaf in by_path(expected).items()}
+  held = {path: tuple(leaf.shape) for path, leaf in by_path(found).items()}
   for path, shape in needed.items():
     if path not in held:
       raise CheckpointError(f"{where} has no {thing} {path} {shape}. {remedy}")
@@ -345,29 +346,13 @@ def _drop_unreadable_losses(folder: Path) -> None:
 def _rest(state: TrainState) -> dict[str, Any]:
   """All but the parameters as a flat dict, so that the file does not depend on optax's types."""
   rest = state._replace(params=None)
-  return _by_path(rest, ".")
+  return by_path(rest, ".")
 
 
 def _with_rest(abstract: TrainState, params: Any, rest: dict[str, Any]) -> TrainState:
   structure = abstract._replace(params=None)
-  filled = jax.tree_util.tree_map_with_path(lambda path, _: rest[_joined(path, ".")], structure)
+  filled = jax.tree_util.tree_map_with_path(lambda path, _: rest[joined(path, ".")], structure)
   return filled._replace(params=params)
-
-
-def _by_path(tree: Any, separator: str = "/") -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {_joined(path, separator): leaf for path, leaf in leaves}
-
-
-def _joined(path: Any, separator: str = "/") -> str:
-  return separator.join(_name(key) for key in path)
-
-
-def _name(key: Any) -> str:
-  for attribute in ("key", "name", "idx"):
-    if hasattr(key, attribute):
-      return str(getattr(key, attribute))
-  return str(key)
 
 
 def _reason(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from parallel import tree_paths
 from training import checkpoint
 from training.checkpoint import CheckpointError
 
@@ -41,7 +42,7 @@ class ForeignArrays(Mapping[str, np.ndarray]):
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     self._paths = {}
     for path, leaf in leaves:
-      keys = tuple(str(getattr(key, "key", key)) for key in path)
+      keys = tuple(tree_paths.name(key) for key in path)
       name = "/".join(keys[1:] if keys[0] == "params" else keys)
       self._paths[name] = keys, leaf
     self.shapes = {name: tuple(leaf.shape) for name, (_, leaf) in self._paths.items()}

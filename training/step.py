@@ -15,6 +15,7 @@ import optax
 
 from parallel import shards, vocabulary
 from parallel.layout import TOKENS, Layout
+from parallel.tree_paths import by_path, joined
 from training import rounding
 
 Batch = dict[str, jax.Array]
@@ -111,8 +112,8 @@ def initial_state(
   """
   init_key, run_key = jax.random.split(jax.random.key(seed))
   params = nn.unbox(model.init(init_key, jnp.zeros((1, 1), jnp.int32))["params"])
-  found = {_joined(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(given)}
-  params = jax.tree_util.tree_map_with_path(lambda path, x: found.get(_joined(path), x), params)
+  found = by_path(given)
+  params = jax.tree_util.tree_map_with_path(lambda path, x: found.get(joined(path), x), params)
   zero = jnp.zeros((), jnp.int32)
   return TrainState(
     step=zero,
@@ -128,7 +129,7 @@ def split(model: nn.Module, params: Any) -> tuple[Any, Any]:
 
   def part(trained: bool) -> Any:
     return jax.tree_util.tree_map_with_path(
-      lambda path, leaf: leaf if model.trains(_joined(path)) == trained else None, params
+      lambda path, leaf: leaf if model.trains(joined(path)) == trained else None, params
     )
 
   return part(True), part(False)
@@ -139,10 +140,6 @@ def join(trained: Any, frozen: Any) -> Any:
   return jax.tree.map(
     lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None
   )
-
-
-def _joined(path: Any) -> str:
-  return "/".join(str(key.key) for key in path)
 
 
 def make_train_step(

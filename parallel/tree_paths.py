@@ -1,0 +1,26 @@
+"""Paths of a tree's leaves as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def joined(path: Any, separator: str = "/") -> str:
+  """A path of `jax.tree_util`, its names, fields and indices joined."""
+  return separator.join(name(key) for key in path)
+
+
+def name(key: Any) -> str:
+  """One step of a path: a key, a field's name or an index."""
+  for attribute in ("key", "name", "idx"):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def by_path(tree: Any, separator: str = "/") -> dict[str, Any]:
+  """The leaves of a tree by their joined paths."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {joined(path, separator): leaf for path, leaf in leaves}
