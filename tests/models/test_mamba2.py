@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
+from models.accounting import list_parameters
 from models.backbone import Backbone
 from models.mamba2 import mamba2
 from tests.small_models import initialize
+from training.optimizer import is_decayed
 
 VOCAB, WIDTH, LAYERS, HEADS, HEAD_DIM, STATE = 61, 16, 4, 8, 4, 6
 
@@ -93,6 +95,13 @@ def test_logits_equal_transformers(groups):
 def test_a_model_has_two_layers_for_each_mixer_and_mlp_of_the_others():
   backbone = Backbone(vocab_size=8, width=WIDTH, depth=3)
   assert mamba2(backbone, heads=2).depth == 6
+
+
+def test_weight_decay_acts_on_linear_maps_and_the_embedding_alone():
+  model = mamba2(Backbone(vocab_size=8, width=WIDTH, depth=1), heads=2)
+  paths = [tuple(parameter.path.split("/")) for parameter in list_parameters(model)]
+  linear = {"z", "x", "bc", "dt", "out", "embedding"}
+  assert {path[-2] for path in paths if is_decayed(path)} == linear
 
 
 def test_heads_whose_double_does_not_divide_the_width_are_refused():
