@@ -84,12 +84,12 @@ class Prompts:
   identities: np.ndarray
 
   @classmethod
-  def pad(cls, prompts: Sequence[Sequence[int]]) -> Prompts:
-    """Makes a batch of token sequences, each with at least one token (BOS)."""
+  def pad(cls, prompts: Sequence[Sequence[int]], least: int = 0) -> Prompts:
+    """Makes a batch, at least `least` long, of token sequences with at least one token (BOS) each."""
     if not prompts or not all(len(prompt) for prompt in prompts):
       raise ValueError("every prompt needs at least one token: begin with the vocabulary's BOS.")
     longest = max(len(prompt) for prompt in prompts)
-    length = _round_up(longest)
+    length = _round_up(max(longest, least))
     tokens = np.zeros((len(prompts), length), np.int32)
     segment_ids = np.zeros_like(tokens)
     identities = np.zeros((len(prompts), 2), np.uint32)
@@ -146,6 +146,7 @@ class Decoder:
     max_tokens: int,
     seed: int = 0,
     chunk: int = 64,
+    pad_to: int = 0,
   ) -> Iterator[np.ndarray]:
     """Continues prompts.
 
@@ -158,13 +159,14 @@ class Decoder:
       max_tokens: where rows end that met no stop token.
       seed: of the draws.
       chunk: tokens per compiled loop; the caller gets control in between.
+      pad_to: prompts are padded to this length at least, so that batches share compiled programs.
 
     Yields:
       [B, n] int32, n <= chunk: the next tokens; `ENDED` from a row's stop token on.
     """
     # Devices have equally many rows: some are decoded twice, and shown once.
     surplus = -len(prompts) % self._where.shards
-    batch = Prompts.pad([*prompts, *prompts[-1:] * surplus])
+    batch = Prompts.pad([*prompts, *prompts[-1:] * surplus], pad_to)
     keys = row_keys(seed, batch.identities)
     capacity = _round_up(batch.tokens.shape[1] + max_tokens)
     rows = batch.tokens, batch.segment_ids

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import command
+from launch import command, harness
 
 if TYPE_CHECKING:
   from data.vocabularies import Vocabulary
@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--by_position", action="store_true", help="also print and draw the loss by position"
   )
+  harness.add_arguments(result)
   return result
 
 
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit status."""
   options = parser()
   args, bindings = command.parse(options, arguments)
-  for name in ("length", "batch_size", "batches"):
+  for name in ("length", "batch_size", "batches", "limit"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
       options.error(f"--{name}={getattr(args, name)} must be at least 1")
 
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
 
   run = RunDirectory(args.run_dir)
   trained = trained_lib.load(run, args.checkpoint)
+  if args.harness:
+    return harness.run(args, run, trained)
   experiment = trained.experiment
   length = args.length or experiment.sequence_length
   data = _text(run, args.data, bindings, length, trained.vocabulary)

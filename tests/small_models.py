@@ -1,7 +1,10 @@
 """Small instances of every model of the zoo."""
 
+import functools
+
 import flax.linen as nn
 import jax
+import numpy as np
 
 from models.backbone import Backbone
 from models.griffin import griffin
@@ -26,3 +29,27 @@ def initialize(model, seed: int = 0):
   """Parameters without their logical axes."""
   tokens = jax.numpy.zeros((1, 1), jax.numpy.int32)
   return nn.unbox(jax.jit(model.init)(jax.random.key(seed), tokens)["params"])
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _apply(model, params, tokens):
+  return model.apply({"params": params}, tokens)[0]
+
+
+def logits(model, params, tokens, length: int = 64):
+  """[T, V] after each of the tokens, padded behind to `length`, so that one program serves all."""
+  padded = np.zeros((1, length), np.int32)
+  padded[0, : len(tokens)] = tokens
+  return np.asarray(_apply(model, params, padded))[0, : len(tokens)]
+
+
+def greedy(model, params, tokens, count, forbidden=(), eos_id=None, length: int = 64):
+  """The `count` likeliest next tokens, or those before the end, each computed from all before it."""
+  new = []
+  for _ in range(count):
+    last = logits(model, params, [*tokens, *new], length)[-1].copy()
+    last[list(forbidden)] = -np.inf
+    new.append(int(last.argmax()))
+    if new[-1] == eos_id:
+      return new[:-1]
+  return new

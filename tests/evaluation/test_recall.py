@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,15 +23,6 @@ def byte_model():
   return griffin(backbone, rnn_width=48, heads=2, window=8, gate_blocks=4)
 
 
-def greedy(model, params, prompt, steps):
-  """Continues one prompt, computing everything anew for each token."""
-  tokens = list(prompt)
-  for _ in range(steps):
-    logits, _ = model.apply({"params": params}, jnp.array([tokens]))
-    tokens.append(int(jnp.argmax(logits[0, -1])))
-  return tokens[len(prompt) :]
-
-
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_teacher_forced_answers_are_the_likeliest_after_the_true_tokens(batch_size):
   model = small_models.build("griffin")
@@ -40,9 +30,8 @@ def test_teacher_forced_answers_are_the_likeliest_after_the_true_tokens(batch_si
   found = RecallScorer(model, SYMBOLS)(params, COPYING, batch_size=batch_size)
   expected = []
   for example in COPYING.drawn(SYMBOLS, "heldout"):
-    inputs = jnp.array([[SYMBOLS.bos_id, *example.tokens[:-1]]])
-    logits, _ = model.apply({"params": params}, inputs)
-    likeliest = np.asarray(jnp.argmax(logits[0], axis=-1))
+    inputs = [SYMBOLS.bos_id, *example.tokens[:-1]]
+    likeliest = small_models.logits(model, params, inputs).argmax(axis=-1)
     expected += (likeliest == example.tokens)[example.answers].tolist()
   assert found.correct.tolist() == expected
 
@@ -58,7 +47,7 @@ def test_generated_answers_are_those_of_greedy_decoding():
   for example in examples:
     start = example.answers[0]
     prompt = [vocabulary.bos_id, *example.tokens[:start].tolist()]
-    truths.append(greedy(model, params, prompt, len(example.answers)))
+    truths.append(small_models.greedy(model, params, prompt, len(example.answers), length=128))
   told = []
   for number, (example, truth) in enumerate(zip(examples, truths, strict=True)):
     tokens = example.tokens.copy()

@@ -247,3 +247,49 @@ def test_arguments_of_gin_may_have_their_value_apart():
   )
   assert args.config == "x.gin"
   assert bindings == ["--gin.STEPS=5", "--gin.A=b c"]
+
+
+TASK = """
+task: {name}
+dataset_path: {data}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: [" hello", " 7"]
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path):
+  """A folder of lm-eval tasks: one whose data lies where it says, one whose data is elsewhere."""
+  data = tmp_path / "data"
+  data.mkdir()
+  lines = [{"question": f"Document {n}: é 🎉 says", "answer": 0} for n in range(5)]
+  (data / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  (tmp_path / "near.yaml").write_text(TASK.format(name="near", data=data))
+  (tmp_path / "far.yaml").write_text(TASK.format(name="far", data=tmp_path / "absent"))
+  return tmp_path
+
+
+def test_evaluate_runs_tasks_of_lm_eval_on_local_data(run_dir, tasks, capsys):
+  pytest.importorskip("lm_eval", reason="needs the extra harness")
+  asked = [f"--run_dir={run_dir}", f"--include_path={tasks}"]
+  copy = f"--harness_data=far={tasks / 'data'}"
+  assert evaluate.main([*asked, "--harness=near,far", copy, "--length=64", "--limit=4"]) == 0
+  output = capsys.readouterr().out
+  assert "near" in output
+  assert "acc" in output
+  (file,) = (run_dir / "evaluations").glob("6-harness-*.json")
+  kept = json.loads(file.read_text())
+  # The same questions, from two places.
+  assert kept["results"]["near"]["acc,none"] == kept["results"]["far"]["acc,none"]
+  assert kept["n-samples"]["far"]["effective"] == 4
+  with pytest.raises(command.UserError, match=r"no such task. Did you mean 'near'\?"):
+    evaluate.main([*asked, "--harness=nera"])
+  with pytest.raises(command.UserError, match=r"the data of far .* --harness_data=far=FOLDER"):
+    evaluate.main([*asked, "--harness=far"])
+  with pytest.raises(command.UserError, match="give TASK=FOLDER, with a task of --harness"):
+    evaluate.main([*asked, "--harness=near", copy])

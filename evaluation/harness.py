@@ -1,0 +1,219 @@
+"""A model of the zoo as EleutherAI's lm-eval sees one; needs the extra `harness`."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+  handle_stop_sequences,
+  normalize_gen_kwargs,
+  postprocess_generated_text,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from data.vocabularies import Vocabulary
+from evaluation.likelihood import Likelihood, LikelihoodScorer, Request, bucket
+from inference.decoder import ENDED, Decoder
+from inference.sampling import Sampler
+from models.language_model import LanguageModel
+
+Report = Callable[[str, int, int], None]
+_MAX_NEW_TOKENS = 256
+
+
+class HarnessModel(TemplateLM):
+  """Answers lm-eval's requests.
+
+  A context is a document's beginning, as in training: BOS stands before its first token. What does not
+  fit into `max_length` tokens loses its first tokens, BOS among them, as with lm-eval's own models.
+  """
+
+  def __init__(
+    self,
+    model: LanguageModel,
+    params: Any,
+    vocabulary: Vocabulary,
+    *,
+    max_length: int,
+    tokens_at_once: int = 2**14,
+    report: Report | None = None,
+  ):
+    """Takes what answers.
+
+    Args:
+      model: the model; params: its parameters; vocabulary: of its ids.
+      max_length: tokens that the model reads at most.
+      tokens_at_once: rows times length of a batch.
+      report: called with what is done ('loglikelihood', ...), how many requests, and of how many.
+    """
+    super().__init__()
+    self._scorer = LikelihoodScorer(model, max_length, tokens_at_once)
+    self._params = params
+    self._vocabulary = vocabulary
+    self._report = report or (lambda what, done, total: None)
+    special = {vocabulary.pad_id, vocabulary.bos_id, vocabulary.unk_id} - {vocabulary.eos_id}
+    self._forbidden = (*special, *range(vocabulary.size, model.vocab_size))
+
+  @property
+  def max_length(self) -> int:
+    """Tokens that the model reads at most."""
+    return self._scorer.max_length
+
+  @property
+  def eot_token_id(self) -> int:
+    """The id that ends a document."""
+    return self._vocabulary.eos_id
+
+  @property
+  def prefix_token_id(self) -> int:
+    """The id before a document's first token."""
+    return self._vocabulary.bos_id
+
+  @property
+  def tokenizer_name(self) -> str:
+    """Identifies the vocabulary, for lm-eval's caches of requests."""
+    return json.dumps(self._vocabulary.describe(), sort_keys=True)
+
+  def tok_encode(
+    self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+  ) -> list[int]:
+    """Returns the ids of a text, after BOS unless told otherwise."""
+    begin = [] if add_special_tokens is False else [self.prefix_token_id]
+    return [*begin, *self._vocabulary.encode(string)]
+
+  def loglikelihood(
+    self, requests: list[Instance], disable_tqdm: bool = False
+  ) -> list[tuple[float, bool]]:
+    """Log-likelihood of each continuation after its context, and whether greedy decoding gives it."""
+    pairs = [
+      (
+        request.args,
+        *(
+          self._encode_pair(*request.args)
+          if request.args[0]
+          else ([self.prefix_token_id], self.tok_encode(request.args[1], add_special_tokens=False))
+        ),
+      )
+      for request in requests
+    ]
+    return self._loglikelihood_tokens(pairs)
+
+  def _loglikelihood_tokens(
+    self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+  ) -> list[tuple[float, bool]]:
+    # An empty continuation is certain.
+    asked = [index for index, (_, _, continuation) in enumerate(requests) if continuation]
+    found = [Likelihood(0.0, True)] * len(requests)
+    scores = self._scorer(
+      self._params,
+      [Request(requests[index][1], requests[index][2]) for index in asked],
+      lambda done, total: self._report("loglikelihood", done, total),
+    )
+    for index, score in zip(asked, scores, strict=True):
+      found[index] = score
+    for (text, _, _), score in zip(requests, found, strict=True):
+      if text is not None:
+        self.cache_hook.add_partial("loglikelihood", text, tuple(score))
+    return [tuple(score) for score in found]
+
+  def loglikelihood_rolling(
+    self, requests: list[Instance], disable_tqdm: bool = False
+  ) -> list[float]:
+    """Log-likelihood of each whole text, every token once, in windows of max_length tokens."""
+    windows, owners = [], []
+    for index, (text,) in enumerate(request.args for request in requests):
+      for window in get_rolling_token_windows(
+        token_list=self.tok_encode(text, add_special_tokens=False),
+        prefix_token=self.prefix_token_id,
+        max_seq_len=self.max_length,
+        context_len=1,
+      ):
+        windows.append(Request(*make_disjoint_window(window)))
+        owners.append(index)
+    totals = [0.0] * len(requests)
+    scores = self._scorer(
+      self._params, windows, lambda done, total: self._report("rolling windows", done, total)
+    )
+    for owner, score in zip(owners, scores, strict=True):
+      totals[owner] += score.log_probability
+    for request, total in zip(requests, totals, strict=True):
+      self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+    return totals
+
+  def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    """Continues each context until one of its stop texts, the end of the document or the limit.
+
+    Raises:
+      ValueError: a request wants more tokens than max_length leaves room for.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, request in enumerate(requests):
+      groups[json.dumps(request.args[1], sort_keys=True)].append(index)
+    texts, done = [""] * len(requests), 0
+    for indices in groups.values():
+      options = normalize_gen_kwargs(
+        requests[indices[0]].args[1], min(_MAX_NEW_TOKENS, self.max_length // 2)
+      )
+      stops = [stop for stop in handle_stop_sequences(options.get("until"), eos=None) if stop]
+      limit = options["max_gen_toks"]
+      if limit >= self.max_length:
+        raise ValueError(
+          f"a request wants up to {limit} new tokens, max_length={self.max_length} leaves no room for"
+          " its context. Raise max_length, or set max_gen_toks in the task's generation_kwargs."
+        )
+      decoder = self._decoder(options)
+      room = self.max_length - limit
+      prompts = {index: self.tok_encode(requests[index].args[0])[-room:] for index in indices}
+      # Prompts of like lengths together, the longest first.
+      indices.sort(key=lambda index: -len(prompts[index]))
+      while indices:
+        longest = bucket(len(prompts[indices[0]]))
+        rows = max(1, self._scorer.tokens_at_once // (longest + limit))
+        chosen, indices = indices[:rows], indices[rows:]
+        asked = [prompts[index] for index in chosen]
+        asked += asked[-1:] * (min(rows, bucket(len(chosen), 2, 1)) - len(chosen))
+        given = self._generate(decoder, asked, limit, stops, longest)
+        for index, text in zip(chosen, given, strict=False):
+          texts[index] = text
+          self.cache_hook.add_partial("generate_until", requests[index].args, text)
+        done += len(chosen)
+        self._report("generate_until", done, len(requests))
+    return texts
+
+  def _decoder(self, options: dict[str, Any]) -> Decoder:
+    sampler = Sampler(temperature=0)
+    if options.get("do_sample"):
+      sampler = Sampler(
+        temperature=options.get("temperature") or 1.0,
+        top_k=options.get("top_k") or None,
+        top_p=options.get("top_p") or 1.0,
+      )
+    return Decoder(
+      self._scorer.model,
+      sampler,
+      stop_ids=[self.eot_token_id],
+      forbidden_ids=self._forbidden,
+    )
+
+  def _generate(
+    self, decoder: Decoder, prompts: list[list[int]], limit: int, stops: list[str], pad_to: int
+  ) -> list[str]:
+    ids: list[list[int]] = [[] for _ in prompts]
+    texts = [""] * len(prompts)
+    for tokens in decoder.generate(
+      self._params, prompts, max_tokens=limit, chunk=32, pad_to=pad_to
+    ):
+      for row, new in enumerate(tokens):
+        ids[row] += [int(token) for token in new if token != ENDED]
+        texts[row] = self._vocabulary.decode(ids[row])
+      ended = tokens[:, -1] == ENDED
+      if all(
+        end or any(stop in text for stop in stops) for end, text in zip(ended, texts, strict=True)
+      ):
+        break
+    return [postprocess_generated_text(text, stops, None) for text in texts]

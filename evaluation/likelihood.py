@@ -1,0 +1,177 @@
+"""Log-likelihoods of token sequences after others, in batches of few shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.language_model import LanguageModel
+
+# Logits of more bytes than this are computed in pieces.
+_MAX_LOGIT_BYTES = 2**28
+_SHORTEST = 32
+
+
+class Likelihood(NamedTuple):
+  """How likely a continuation is.
+
+  Attributes:
+    log_probability: natural logarithm, summed over its tokens.
+    greedy: every one of its tokens is the likeliest at its place.
+  """
+
+  log_probability: float
+  greedy: bool
+
+
+class Request(NamedTuple):
+  """What is asked: how likely `continuation` is after `context`; both are token ids, none empty."""
+
+  context: Sequence[int]
+  continuation: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodScorer:
+  """Scores continuations with one model.
+
+  Attributes:
+    model: the model.
+    max_length: tokens that the model reads at most; of a longer request the first are left out.
+    tokens_at_once: rows times length of a batch, unless one row has more.
+  """
+
+  model: LanguageModel
+  max_length: int
+  tokens_at_once: int = 2**14
+
+  def __post_init__(self):
+    for name in ("max_length", "tokens_at_once"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+  def __call__(
+    self,
+    params: Any,
+    requests: Sequence[Request],
+    report: Callable[[int, int], None] | None = None,
+  ) -> list[Likelihood]:
+    """Scores requests, in their order.
+
+    Args:
+      params: the model's parameters.
+      requests: what is asked. If context and continuation together have more than max_length + 1 tokens
+        (the last is read by nobody), the first tokens of the context are dropped.
+      report: called after every batch with the number of requests done and in all.
+
+    Raises:
+      ValueError: a context or continuation is empty, or a continuation alone is longer than max_length.
+    """
+    for request in requests:
+      self._check(request)
+    results: list[Likelihood] = [Likelihood(0.0, True)] * len(requests)
+    done = 0
+    for indices, length, places, rows in self._batches(requests):
+      found = self._batch(params, [requests[i] for i in indices], length, places, rows)
+      for index, likelihood in zip(indices, found, strict=True):
+        results[index] = likelihood
+      done += len(indices)
+      if report:
+        report(done, len(requests))
+    return results
+
+  def _check(self, request: Request) -> None:
+    if not len(request.context) or not len(request.continuation):
+      raise ValueError("a context and a continuation need at least one token each (BOS is one).")
+    if len(request.continuation) > self.max_length:
+      raise ValueError(
+        f"a continuation of {len(request.continuation)} tokens does not fit into"
+        f" max_length={self.max_length}. Raise it, or ask for a rolling likelihood."
+      )
+
+  def _batch(
+    self, params: Any, requests: Sequence[Request], length: int, places: int, rows: int
+  ) -> list[Likelihood]:
+    """Scores requests in one batch [rows, length], with at most `places` tokens to a continuation."""
+    tokens = np.zeros((rows, length + 1), np.int32)
+    segment_ids = np.zeros((rows, length), np.int32)
+    scored = np.zeros((rows, places), bool)
+    columns = np.zeros((rows, places), np.int32)
+    for row, (context, continuation) in enumerate(requests):
+      ids = [*context, *continuation][-(self.max_length + 1) :]
+      first = len(ids) - 1 - len(continuation)
+      tokens[row, : len(ids)] = ids
+      segment_ids[row, : len(ids) - 1] = 1
+      scored[row, : len(continuation)] = True
+      columns[row, : len(continuation)] = np.arange(first, len(ids) - 1)
+    targets = np.take_along_axis(tokens, columns + 1, axis=1)
+    pieces, logit_bytes = 1, 4 * rows * places * self.model.vocab_size
+    while logit_bytes // pieces > _MAX_LOGIT_BYTES and pieces < places:
+      pieces *= 2
+    logs, likeliest = _score(
+      self.model, params, tokens[:, :-1], segment_ids, columns, targets, pieces=pieces
+    )
+    # Summed on the host, in float64.
+    sums = np.sum(np.asarray(logs, np.float64), axis=1, where=scored)
+    greedy = np.all(np.asarray(likeliest), axis=1, where=scored)
+    answers = zip(sums.tolist(), greedy.tolist(), strict=True)
+    return [Likelihood(*answer) for answer in answers][: len(requests)]
+
+  def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], int, int, int]]:
+    """Yields (indices, length, places, rows): requests of like sizes, and the shape they are padded to."""
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for index, (context, continuation) in enumerate(requests):
+      length = min(len(context) + len(continuation) - 1, self.max_length)
+      shape = bucket(length), min(bucket(len(continuation), 4), bucket(length))
+      shapes.setdefault(shape, []).append(index)
+    for (length, places), indices in sorted(shapes.items(), reverse=True):
+      rows = max(1, self.tokens_at_once // length)
+      for start in range(0, len(indices), rows):
+        chosen = indices[start : start + rows]
+        yield chosen, length, places, min(rows, bucket(len(chosen), 2, 1))
+
+
+def bucket(size: int, factor: int = 2, least: int = _SHORTEST) -> int:
+  """The smallest of least, least * factor, least * factor^2, ... that is not below size."""
+  result = least
+  while result < size:
+    result *= factor
+  return result
+
+
+@functools.partial(jax.jit, static_argnames=("model", "pieces"))
+def _score(
+  model: LanguageModel,
+  params: Any,
+  inputs: jax.Array,
+  segment_ids: jax.Array,
+  columns: jax.Array,
+  targets: jax.Array,
+  *,
+  pieces: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probability of the targets [B, P] at columns [B, P], and whether each is the likeliest token.
+
+  Logits are computed in pieces of P, one after the other.
+  """
+  hidden = model.apply({"params": params}, inputs, segment_ids=segment_ids, method="hidden")
+  hidden = jnp.take_along_axis(hidden, columns[..., None], axis=1)
+
+  def piece(arguments):
+    hidden, targets = arguments
+    logits = model.apply({"params": params}, hidden, method="logits")
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == targets
+
+  rows, places = targets.shape
+  cut = [
+    jnp.moveaxis(x.reshape(rows, pieces, places // pieces, *x.shape[2:]), 1, 0)
+    for x in (hidden, targets)
+  ]
+  return tuple(jnp.moveaxis(x, 0, 1).reshape(rows, places) for x in jax.lax.map(piece, tuple(cut)))
