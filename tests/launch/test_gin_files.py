@@ -122,7 +122,7 @@ def test_every_run_and_every_model_of_a_comparison_is_built_and_shaped(file):
     # Builds the run and its model's shapes.
     cost = runs.cost(spec)
     sizes.setdefault((spec.size, cost.tokens), []).append(cost.parameters)
-  assert sizes
+  assert bool(sizes) == bool(specs)
   # What is compared at one size has equally many tokens, and about as many parameters.
   assert len({size for size, _ in sizes}) == len(sizes)
   assert all(max(counts) < LARGEST_RATIO[file] * min(counts) for counts in sizes.values())
