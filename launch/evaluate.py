@@ -22,7 +22,9 @@ DESCRIPTION = """\
 Scores the model of a run on held-out text: bits per byte, and the loss at each position.
 
 Needs the run directory alone. The text is that of the run, or of any file of gin/data/; it may be read
-in rows longer than those of the training. The vocabulary is always the run's."""
+in rows longer than those of the training. The vocabulary is always the run's.
+
+Of a recall task, such as gin/data/phonebook.gin, it says how many answers are right, and where not."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--by_position", action="store_true", help="also print and draw the loss by position"
   )
+  result.add_argument(
+    "--contexts", help="recall tasks: sizes of the context to ask about, such as 256,512,1024"
+  )
   harness.add_arguments(result)
   return result
 
@@ -51,8 +56,15 @@ def main(arguments: Sequence[str]) -> int:
     if getattr(args, name) is not None and getattr(args, name) < 1:
       options.error(f"--{name}={getattr(args, name)} must be at least 1")
 
+  try:
+    contexts = [int(word) for word in (args.contexts or "").split(",") if word]
+  except ValueError:
+    options.error(f"--contexts={args.contexts} must be numbers, such as 256,512")
+
   from data import loader
+  from data.recall import RecallTask
   from evaluation.perplexity import Scorer
+  from launch import recall_scores
   from launch import trained as trained_lib
   from launch.run_directory import RunDirectory
   from training.metrics import Progress
@@ -64,6 +76,11 @@ def main(arguments: Sequence[str]) -> int:
   experiment = trained.experiment
   length = args.length or experiment.sequence_length
   data = _text(run, args.data, bindings, length, trained.vocabulary)
+  task = getattr(data, "corpus", None)
+  if isinstance(task, RecallTask):
+    return recall_scores.run(run, trained, task, contexts, args.batch_size)
+  if contexts:
+    options.error(f"--contexts={args.contexts} is for recall tasks, {data} is none")
   rows = data.rows()
   batch_size = args.batch_size or max(
     1, experiment.batch_size * experiment.sequence_length // length

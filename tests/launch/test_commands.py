@@ -293,3 +293,18 @@ def test_evaluate_runs_tasks_of_lm_eval_on_local_data(run_dir, tasks, capsys):
     evaluate.main([*asked, "--harness=far"])
   with pytest.raises(command.UserError, match="give TASK=FOLDER, with a task of --harness"):
     evaluate.main([*asked, "--harness=near", copy])
+
+
+def test_evaluate_tells_how_much_is_recalled_and_where(run_dir, capsys):
+  asked = [f"--run_dir={run_dir}", "--gin.data.recall_text.Needle.heldout_examples=4"]
+  assert evaluate.main([*asked, "--data=data/needle.gin", "--contexts=20,90"]) == 0
+  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert ["characters", "right", "whole", "answers"] in lines
+  (file,) = (run_dir / "evaluations").glob("6-needle-20-90.json")
+  kept = json.loads(file.read_text())
+  assert [entry["length"] for entry in kept["lengths"]] == [20, 90]
+  # Four keys of five digits with a space before, at two lengths.
+  for kind in ("position", "distance", "depth"):
+    assert sum(share["count"] for share in kept[f"by_{kind}"]) == 2 * 4 * 6
+  with pytest.raises(SystemExit):
+    evaluate.main([f"--run_dir={run_dir}", "--contexts=20"])
