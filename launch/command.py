@@ -96,6 +96,7 @@ def _is_for_the_user(error: Exception) -> bool:
   kinds = {
     "launch.command": ("UserError",),
     "launch.gin_source": ("ConfigError",),
+    "layers.mixer": ("MixerError",),
     "data.corpora": ("CorpusError",),
     "data.manifest": ("RowFileError",),
     "data.preparation": ("PreparationError",),

@@ -159,10 +159,17 @@ def _import(module: str, place: Place) -> Any:
     return importlib.import_module(module)
   except ModuleNotFoundError as error:
     if error.name and f"{module}.".startswith(f"{error.name}."):
-      raise place.error(f"there is no module {module!r}{_near_module(module)}") from None
+      top = module.partition(".")[0]
+      remedy = "" if _exists(top) else _PATH_REMEDY.format(top)
+      raise place.error(f"there is no module {module!r}{_near_module(module)}{remedy}") from None
     raise place.error(_broken(module, error)) from error
   except Exception as error:
     raise place.error(_broken(module, error)) from error
+
+
+_PATH_REMEDY = (
+  "; if it is your own, start the command in the folder that holds {0}, or add that to PYTHONPATH"
+)
 
 
 def _broken(module: str, error: Exception) -> str:

@@ -60,6 +60,11 @@ class SelfAttention(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
 
+  @property
+  def constant_state(self) -> bool:
+    """The state is a window of keys and values, or all of them."""
+    return self.window is not None
+
   @nn.compact
   def __call__(
     self,
@@ -68,7 +73,7 @@ class SelfAttention(nn.Module):
     state: AttentionState | None = None,
     capacity: int | None = None,
   ) -> tuple[jax.Array, AttentionState | None]:
-    """Mixes [B, T, D] over time; see `layers.residual_block` for the contract of a mixer."""
+    """Mixes [B, T, D] over time; see `layers.mixer` for the contract of a mixer."""
     batch, length, width = x.shape
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 

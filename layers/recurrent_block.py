@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from layers.conv1d import CausalConv1D
 from layers.linear import Linear
+from layers.mixer import ModuleFactory
 from layers.mlp import gelu_gated
-from layers.residual_block import ModuleFactory
 from layers.rg_lru import RGLRU
 from layers.segments import Segments
 from parallel import shards
@@ -53,6 +53,11 @@ class RecurrentBlock(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
 
+  @property
+  def constant_state(self) -> bool:
+    """The state is the last inputs of the convolution and one vector."""
+    return True
+
   @nn.compact
   def __call__(
     self,
@@ -61,7 +66,7 @@ class RecurrentBlock(nn.Module):
     state: RecurrentState | None = None,
     capacity: int | None = None,
   ) -> tuple[jax.Array, RecurrentState | None]:
-    """Mixes [B, T, D] over time; see `layers.residual_block` for the contract of a mixer."""
+    """Mixes [B, T, D] over time; see `layers.mixer` for the contract of a mixer."""
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     linear = {"use_bias": self.use_bias, **kinds}
     history, h0 = state if state is not None else (None, None)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from layers import remat
-from layers.residual_block import MixerFactory, ModuleFactory, ResidualBlock, State
+from layers.mixer import MixerFactory, ModuleFactory, State
+from layers.residual_block import ResidualBlock
 from layers.segments import Segments
 from parallel import sequence
 
@@ -80,7 +81,7 @@ class Stack(nn.Module):
     state: dict[str, State] | None = None,
     capacity: int | None = None,
   ) -> tuple[jax.Array, dict[str, State] | None]:
-    """Maps [B, T, D] to [B, T, D]; see `layers.residual_block.Mixer` for state and capacity."""
+    """Maps [B, T, D] to [B, T, D]; see `layers.mixer.Mixer` for state and capacity."""
     if capacity is not None and sequence.is_split():
       raise ValueError(
         "a decode state cannot be made where mesh axes split the tokens of a row. Prefill with mesh.seq=1."

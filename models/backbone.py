@@ -8,10 +8,10 @@ from functools import partial
 import jax.numpy as jnp
 
 from layers.attention import SelfAttention
+from layers.mixer import MixerFactory
 from layers.mlp import GatedMLP
 from layers.norm import RMSNorm
 from layers.recurrent_block import RecurrentBlock
-from layers.residual_block import MixerFactory
 from models.language_model import LanguageModel
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from layers.cg_lru import CGLRU
-from layers.residual_block import MixerFactory
+from layers.mixer import MixerFactory
 from models.backbone import Backbone
 from models.language_model import LanguageModel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from layers.embedding import Embedding, OutputHead
-from layers.residual_block import MixerFactory, ModuleFactory, State
+from layers.mixer import Mixer, MixerFactory, ModuleFactory, State
 from layers.segments import Segments, positions_in_segments
 from layers.stack import Stack
 
@@ -158,9 +159,22 @@ class LanguageModel(nn.Module):
     del path
     return True
 
+  def with_types(self, dtype: jnp.dtype, param_dtype: jnp.dtype) -> LanguageModel:
+    """The same model with activations and parameters of other types."""
+    kinds = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
+    return self.clone(
+      pattern=tuple(partial(mixer, **kinds) for mixer in self.pattern),
+      mlp=self.mlp and partial(self.mlp, **kinds),
+      norm=partial(self.norm, **kinds),
+      **kinds,
+    )
+
+  def mixers(self) -> list[Mixer]:
+    """The unbound mixer of every block, in order."""
+    return self._stack(parent=None).mixers()
+
   def matmul_flops(self, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
     mlp = self.mlp(parent=None).matmul_flops(self.width) if self.mlp else 0
-    blocks = self._stack(parent=None).mixers()
-    mixing = sum(mixer.matmul_flops(self.width, length) for mixer in blocks)
+    mixing = sum(mixer.matmul_flops(self.width, length) for mixer in self.mixers())
     return mixing + self.depth * mlp + 2 * self.vocab_size * self.width

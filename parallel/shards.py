@@ -47,6 +47,11 @@ def per_device(region: Region) -> Iterator[None]:
     yield
 
 
+def is_per_device() -> bool:
+  """Whether what is traced here runs once per device."""
+  return _region.value is not None
+
+
 def mesh_axes(axis: str) -> tuple[str, ...]:
   """The mesh axes that a logical axis is split over here; none outside of `per_device`."""
   region = _region.value

@@ -1,6 +1,6 @@
-"""A step on eight devices equals the step on one.
+"""Training with AdamW and microbatches on eight devices equals that on one; arrays lie where they should.
 
-Slow because every mesh is a program to compile; each of these has found a mistake that the others miss.
+Every model, ZeRO stage and mesh axis, for two steps: tests/contracts.
 """
 
 import json
@@ -13,15 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CASES = (
-  "griffin:data=8",
-  "griffin:model=8",
-  "griffin:data=2,model=4,zero=3",
-  "hawk:data=4,model=2,zero=2,accumulate=2",
-  "transformer:data=2,model=4,zero=1",
-  "griffin:seq=8",
   "griffin:data=2,seq=2,model=2,zero=3",
-  "hawk:seq=4,model=2",
-  "transformer:data=2,seq=4,zero=2",
+  "hawk:data=4,model=2,zero=2,accumulate=2",
+  "transformer:data=2,seq=4,zero=1",
   "adapted_griffin:data=2,seq=2,model=2,zero=3",
 )
 

@@ -1,0 +1,108 @@
+"""Checks a model against the contract of the zoo: `python -m launch.check --model=griffin`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch import command
+
+if TYPE_CHECKING:
+  from evaluation.contract.finding import Finding
+
+DESCRIPTION = """\
+Checks that a model keeps the contract by which everything else works: causality, packing, decoding,
+recomputation, sharding, precision, costs, checkpoints, and the TPU compiler.
+
+The model is one of gin/models/, or one of your own that a gin file names by its Python path:
+
+  python -m launch.check --model=griffin
+  python -m launch.check my_model.gin --gin.MY_STATE_SIZE=16
+
+It is built at the size of gin/contract.gin; --gin. arguments change that, and whatever else its size
+depends on. Everything runs on eight devices that the CPU plays."""
+
+# Checks want numbers, not speed: half of their time would be the compiler's last optimizations.
+FLAGS = (
+  "--xla_force_host_platform_device_count=8",
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+)
+
+
+def parser() -> argparse.ArgumentParser:
+  """The command's arguments."""
+  result = command.parser("check", DESCRIPTION)
+  result.add_argument("config", nargs="*", help="gin files that set MODEL; a later one wins")
+  result.add_argument("--model", help="a model of gin/models/, such as hawk, or a gin file")
+  result.add_argument("--only", help="checks to run, joined by commas, such as causality,packing")
+  result.add_argument("--json", type=Path, help="write the findings to this file too")
+  return result
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Runs the command; returns its exit status: 1 if the contract is broken."""
+  options = parser()
+  args, bindings = command.parse(options, arguments)
+  if not args.config and not args.model:
+    options.error("a gin file is needed, or --model=NAME")
+  _play_devices()
+
+  from evaluation import contract
+  from launch import model_zoo
+
+  only = [name.strip() for name in args.only.split(",")] if args.only else list(contract.CHECKS)
+  if unknown := [name for name in only if name not in contract.CHECKS]:
+    options.error(f"there is no check {unknown[0]!r}; there is {', '.join(contract.CHECKS)}")
+  paths = [*args.config, *([model_zoo.file_of(args.model)] if args.model else [])]
+  model, macros = model_zoo.build(paths, bindings)
+  print(f"{', '.join(paths)} at {', '.join(f'{name}={size}' for name, size in macros.items())}")
+  began, records = time.monotonic(), []
+  for name, finding in contract.run(model, only):
+    print(line(name, finding), flush=True)
+    records.append({"check": name, **dataclasses.asdict(finding)})
+  if args.json:
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+  counts = {o: sum(r["outcome"] == o for r in records) for o in ("passed", "failed", "refused")}
+  counts["not run"] = len(records) - sum(counts.values())
+  shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+  print(f"{shown} in {time.monotonic() - began:.0f} s")
+  return 1 if counts["failed"] else 0
+
+
+def line(check: str, finding: Finding) -> str:
+  """One line of the table."""
+  sizes = ""
+  if finding.difference is not None:
+    sizes = f"{finding.difference:.1e} of {finding.allowed:.1e}"
+  why = finding.says if finding.outcome != "passed" else ""
+  notes = "; ".join(filter(None, (finding.where, why)))
+  row = f"{finding.outcome:8}  {check:12}  {finding.case:56}  {sizes:18}  {notes}"
+  return row.rstrip()
+
+
+def _play_devices() -> None:
+  """Before JAX is imported."""
+  if "jax" in sys.modules:
+    return  # the caller's devices are what there is
+  from parallel import topology
+
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+  # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
+  os.environ.setdefault("NPROC", "64")
+  # For the TPU compiler.
+  for name, value in topology.hardware("v5e-4").environment.items():
+    os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+  command.run(main)
