@@ -67,7 +67,7 @@ def test_python_library_splits_by_name_so_that_versions_agree():
   names = [name for name, _ in corpora.PythonLibrary()._files()]
   assert names == sorted(names)
   assert not any(name.startswith(("test/", "site-packages/", "encodings/")) for name in names)
-  heldout = [n for n in names if corpora._in_split(n.encode(), "heldout", 0.05)]
+  heldout = [n for n in names if corpora.in_split(n.encode(), "heldout", 0.05)]
   # Files of every version: were these to move, runs of two versions could not be compared.
   assert {"secrets.py", "traceback.py", "token.py"} <= set(heldout)
   assert {"bisect.py", "numbers.py", "typing.py"}.isdisjoint(heldout)

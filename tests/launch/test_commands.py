@@ -245,7 +245,7 @@ def test_arguments_of_gin_may_have_their_value_apart():
   args, bindings = command.parse(
     train.parser(), ["x.gin", "--gin.STEPS", "5", "--run_dir=r", "--gin.A=b c"]
   )
-  assert args.config == "x.gin"
+  assert args.config == ["x.gin"]
   assert bindings == ["--gin.STEPS=5", "--gin.A=b c"]
 
 
