@@ -92,13 +92,13 @@ class Mamba2Mixer(nn.Module):
       bc, bc_history = convolved(x, "bc", features, bc_history)
     u, x_history = convolved(x, "x", channels, x_history)
     z, dt = project(x, "z", channels), project(x, "dt", self.heads)
-    y, h = self._recur(u, dt, bc, segments.positions == 0, h0)
+    kept = state is not None or capacity is not None
+    y, h = self._recur(u, dt, bc, segments.positions == 0, h0, kept)
     y = GatedRMSNorm(channels, "heads", self.groups, name="norm", **kinds)(y, z)
     out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **kinds)
-    kept = state is not None or capacity is not None
     return out(y), Mamba2State(x_history, bc_history, h) if kept else None
 
-  def _recur(self, u, dt, bc, reset, h0) -> tuple[jax.Array, jax.Array | None]:
+  def _recur(self, u, dt, bc, reset, h0, last) -> tuple[jax.Array, jax.Array | None]:
     """y [B, T, H P] and the last state, from u like y, dt [B, T, H] and bc [B, T, 2 G N]."""
     # Float32 always, as every parameter that makes a decay.
     per_head = {"axes": ("heads",), "shape": dt.shape[-1:], "param_dtype": jnp.float32}
@@ -113,7 +113,7 @@ class Mamba2Mixer(nn.Module):
     if h0 is None and sequence.is_split():
       y, h = sequence.recur(run, _log_decay_of_shard, arrays, reset), None
     else:
-      y, h = run(*arrays, h0, reset=reset)
+      y, h = run(*arrays, h0, reset=reset, last=last)
     return (y + (skip[:, None] * x).astype(x.dtype)).reshape(u.shape), h
 
   def initial_state(self, batch_size: int, capacity: int) -> Mamba2State:

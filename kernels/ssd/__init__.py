@@ -24,9 +24,10 @@ def ssd(
   h0: jax.Array | None = None,
   *,
   reset: jax.Array | None = None,
+  last: bool = True,
   chunk: int = 128,
   implementation: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None]:
   """Solves `h_t = exp(log_a_t) h_{t-1} + b_t x_t^T` along time and reads `y_t = h_t^T c_t`, per head.
 
   Args:
@@ -36,11 +37,12 @@ def ssd(
       order.
     h0: [B, H, N, P] float32 state before the first step; zeros if None.
     reset: [B, T] bool, True where a segment starts: the state before that step is zero.
+    last: whether the last state is wanted; a training step has no use for it.
     chunk: steps that the chunked form multiplies as one matrix.
     implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
 
   Returns:
-    y: [B, T, H, P] in x's type, and the state after the last step: [B, H, N, P] float32. Decays,
+    y: [B, T, H, P] in x's type, and the state after the last step: [B, H, N, P] float32, or None. Decays,
     states and sums are float32.
 
   Raises:
@@ -48,22 +50,21 @@ def ssd(
   """
   _check(x, log_a, b, c, h0, reset, chunk)
   run = resolve("ssd", implementation, IMPLEMENTATIONS)
-  if h0 is None:
-    batch, _, heads, head_dim = x.shape
-    h0 = jnp.zeros((batch, heads, b.shape[3], head_dim), log_a.dtype)
-  return run(x, log_a, b, c, h0, reset, chunk)
+  return run(x, log_a, b, c, h0, reset, last, chunk)
 
 
 def matmul_flops(
   *, heads: int, head_dim: int, groups: int, state_size: int, chunk: int, length: int
 ) -> float:
-  """Floating-point operations of the chunked form's products per token of a row, forward."""
-  states = 2 * heads * head_dim * state_size
-  if length == 1:
-    return states
+  """Floating-point operations of the chunked form's products per token of a row, forward.
+
+  Of a row that begins and ends with nothing: the first chunk reads no state, the last writes none.
+  """
   chunk = min(chunk, length)
+  chunks = -(-length // chunk)
   within = 2 * chunk * (groups * state_size + heads * head_dim)
-  return (within + 2 * states) * (-(-length // chunk) * chunk) / length
+  state = 2 * heads * head_dim * state_size
+  return (chunks * within + (chunks - 1) * 2 * state) * chunk / length
 
 
 def _check(x, log_a, b, c, h0, reset, chunk) -> None:

@@ -20,14 +20,15 @@ def ssd(
   log_a: jax.Array,
   b: jax.Array,
   c: jax.Array,
-  h0: jax.Array,
+  h0: jax.Array | None,
   reset: jax.Array | None,
+  last: bool,
   chunk: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None]:
   """See `kernels.ssd.ssd`."""
   batch, length, heads, head_dim = x.shape
-  if length == 1:
-    return reference.ssd(x, log_a, b, c, h0, reset, chunk)
+  if length == 1 and h0 is not None:
+    return reference.ssd(x, log_a, b, c, h0, reset, last, chunk)
   groups, state_size = b.shape[2:]
   chunk = min(chunk, length)
   count = -(-length // chunk)
@@ -38,31 +39,37 @@ def ssd(
     v = jnp.pad(v, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (v.ndim - 2))
     return v.reshape(batch, count, chunk, *v.shape[2:])
 
+  if h0 is not None:
+    h0 = h0.astype(log_a.dtype).reshape(batch, groups, -1, state_size, head_dim)
   y, h_last = _chunks(
     cut(x.reshape(batch, length, groups, -1, head_dim)),
     jnp.moveaxis(cut(log_a.reshape(batch, length, groups, -1)), 2, -1),
     cut(b),
     cut(c),
-    h0.astype(log_a.dtype).reshape(batch, groups, -1, state_size, head_dim),
+    h0,
     jnp.cumsum(cut(starts).reshape(batch, -1), axis=1).reshape(batch, count, chunk),
+    last,
   )
   y = y.reshape(batch, count * chunk, heads, head_dim)[:, :length]
+  if not last:
+    return *costly.recurrence(y), None
   return costly.recurrence(y, h_last.reshape(batch, heads, state_size, head_dim))
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _chunks(x, log_a, b, c, h0, segment):
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=6)
+def _chunks(x, log_a, b, c, h0, segment, last):
   """All chunks; the backward pass keeps the arguments and makes the matrices again.
 
   Axes: B rows, C chunks, Q (t, s) steps, G groups, M heads of a group, N and P of the state.
 
   Args:
     x: [B, C, Q, G, M, P]; log_a: [B, C, G, M, Q]; b, c: [B, C, Q, G, N].
-    h0: [B, G, M, N, P].
+    h0: [B, G, M, N, P], or None: the first chunk then reads no state.
     segment: [B, C, Q] int32, one number per segment; 0 is the one that h0 belongs to.
+    last: whether the last chunk writes a state.
 
   Returns:
-    y like x, and the last state like h0.
+    y like x, and the state that was written last, [B, G, M, N, P].
   """
   dtype = x.dtype
   product = functools.partial(jnp.einsum, preferred_element_type=log_a.dtype)
@@ -87,18 +94,28 @@ def _chunks(x, log_a, b, c, h0, segment):
     """[B, C, G, M, Q] to the axes of x."""
     return jnp.moveaxis(weight, -1, 2)[..., None]
 
-  until_last = decay([u[..., -1:] - u for u in until], segment == leaving)
-  states = product("zcsgn,zcsgmp->zcgmnp", b, (x * along(until_last)).astype(dtype))
+  # The chunks that write a state, and those that read one.
+  writing = slice(None) if last else slice(None, -1)
+  reading = slice(None) if h0 is not None else slice(1, None)
   kept = decay([u[..., -1:] for u in until], leaving == entering)[..., None]
+  until_last = along(decay([u[..., -1:] - u for u in until], segment == leaving))
+  written = (x * until_last).astype(dtype)
+  states = product("zcsgn,zcsgmp->zcgmnp", b[:, writing], written[:, writing])
+  if h0 is None:
+    h0 = jnp.zeros_like(states, shape=(states.shape[0], *states.shape[2:]))
 
   def carry(h, inputs):
     kept, state = inputs
-    return kept * h + state, h
+    h = kept * h + state
+    return h, h
 
-  inputs = jnp.moveaxis(kept, 1, 0), jnp.moveaxis(states, 1, 0)
-  h_last, before = jax.lax.scan(carry, h0, inputs)
-  read = product("zctgn,czgmnp->zctgmp", c, before.astype(dtype))
-  y = y + read * along(decay(until, segment == entering))
+  inputs = jnp.moveaxis(kept[:, writing], 1, 0), jnp.moveaxis(states, 1, 0)
+  h_last, after = jax.lax.scan(carry, h0, inputs)
+  before = jnp.concatenate([h0[None], after])[: x.shape[1]][reading].astype(dtype)
+  read = product("zctgn,czgmnp->zctgmp", c[:, reading], before)
+  read *= along(decay(until, segment == entering))[:, reading]
+  unread = x.shape[1] - read.shape[1]
+  y += jnp.pad(read, ((0, 0), (unread, 0)) + ((0, 0),) * 4)
   return y.astype(dtype), h_last
 
 

@@ -11,10 +11,11 @@ def ssd(
   log_a: jax.Array,
   b: jax.Array,
   c: jax.Array,
-  h0: jax.Array,
+  h0: jax.Array | None,
   reset: jax.Array | None,
+  last: bool,
   chunk: int,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None]:
   """See `kernels.ssd.ssd`."""
   del chunk
   wide = log_a.dtype
@@ -30,5 +31,7 @@ def ssd(
     return h, jnp.einsum("bhn,bhnp->bhp", c_t, h).astype(x.dtype)
 
   inputs = [jnp.swapaxes(v, 0, 1) for v in (a, x, b, c)]
-  last, y = jax.lax.scan(step, h0.astype(wide), inputs)
-  return jnp.swapaxes(y, 0, 1), last
+  if h0 is None:
+    h0 = jnp.zeros((x.shape[0], x.shape[2], b.shape[3], x.shape[3]))
+  h_last, y = jax.lax.scan(step, h0.astype(wide), inputs)
+  return jnp.swapaxes(y, 0, 1), h_last if last else None

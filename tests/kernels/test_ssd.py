@@ -144,6 +144,18 @@ def test_steps_after_a_reset_do_not_depend_on_steps_before():
   np.testing.assert_array_equal(first["h_last"], second["h_last"])
 
 
+@pytest.mark.parametrize("steps", [1, 5, 35])
+def test_what_is_not_given_or_not_wanted_changes_nothing(steps):
+  (*arguments, h0), reset, *_ = problem(steps)
+  from_zeros, h_last = ssd(*arguments, 0 * h0, reset=reset, chunk=8)
+  y, h = ssd(*arguments, reset=reset, chunk=8)
+  np.testing.assert_allclose(y, from_zeros, atol=1e-5)
+  np.testing.assert_allclose(h, h_last, atol=1e-5)
+  y, nothing = ssd(*arguments, reset=reset, last=False, chunk=8)
+  np.testing.assert_allclose(y, from_zeros, atol=1e-5)
+  assert nothing is None
+
+
 def count_dots(jaxpr) -> int:
   """Operations of all dot products of a jaxpr."""
   total = 0
@@ -159,7 +171,8 @@ def count_dots(jaxpr) -> int:
 @pytest.mark.parametrize("steps", [1, 5, 8, 35])
 def test_declared_flops_equal_the_traced_products(steps):
   arguments, reset, *_ = problem(steps)
-  jaxpr = jax.make_jaxpr(lambda *a: ssd(*a, reset=reset, chunk=8))(*arguments)
+  run = functools.partial(ssd, reset=reset, last=False, chunk=8)
+  jaxpr = jax.make_jaxpr(run)(*arguments[:-1])
   sizes = {"heads": HEADS, "head_dim": HEAD_DIM, "groups": GROUPS, "state_size": STATE}
   declared = matmul_flops(**sizes, chunk=8, length=steps) * steps * 2
   assert count_dots(jaxpr.jaxpr) == pytest.approx(declared)
