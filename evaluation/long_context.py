@@ -56,8 +56,8 @@ class LongContext:
     specs = [
       RunSpec(model=model, size=self.size, seed=seed, length=length)
       for length in self.lengths
-      for seed in runs.seeds
       for model in runs.models
+      for seed in runs.seeds
     ]
     return {str(spec): spec for spec in specs}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -76,21 +77,26 @@ class Bucket:
   loss: float
 
 
+@functools.lru_cache(maxsize=4)
+def _losses(model: LanguageModel, layout: Layout | None) -> Callable[[Any, Any], jax.Array]:
+  """(parameters, batch) to the loss of every token, [B, T]; kept, so that a model is compiled once."""
+
+  def losses(params, batch):
+    return token_losses(model, params, batch)[0]
+
+  if layout is None:
+    return jax.jit(losses)
+  # Every process reads all of them, whatever devices computed them.
+  return jax.jit(layout.losses(losses), out_shardings=layout.everywhere)
+
+
 class Scorer:
   """Scores text with one model; compiled once for every shape of batch."""
 
   def __init__(self, model: LanguageModel, byte_lengths: np.ndarray, layout: Layout | None = None):
     """Takes the model, the bytes of text that each token stands for, [V], and where parameters lie."""
 
-    def losses(params, batch):
-      return token_losses(model, params, batch)[0]
-
-    # Every process reads all of them, whatever devices computed them.
-    self._losses = (
-      jax.jit(losses)
-      if layout is None
-      else jax.jit(layout.losses(losses), out_shardings=layout.everywhere)
-    )
+    self._losses = _losses(model, layout)
     self._layout = layout
     self._byte_lengths = byte_lengths
 

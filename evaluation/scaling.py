@@ -39,13 +39,15 @@ class Scaling:
   baseline: str
 
   def cells(self, runs: Runs) -> dict[str, RunSpec]:
-    """A cell for each training run, small sizes first, models and seeds in turn."""
+    """A cell for each training run, small sizes first, a model's seeds together: they are compiled once."""
     part.require_model(self.baseline, runs.models)
+    if len(runs.models) < 2:
+      raise ValueError(f"there is no model beside the baseline {self.baseline!r}: add one.")
     specs = [
       RunSpec(model=model, size=size, seed=seed)
       for size in runs.sizes
-      for seed in runs.seeds
       for model in runs.models
+      for seed in runs.seeds
     ]
     return {str(spec): spec for spec in specs}
 

@@ -106,6 +106,7 @@ class TrainedRuns:
     self._progress = progress
     self._asked_by = asked_by
     self._config = functools.cache(comparison.run_config)
+    self._built = functools.cache(lambda spec: experiment_lib.build(self._config(spec)))
     self._account = functools.cache(self._account_of)
 
   def cost(self, spec: RunSpec) -> Cost:
@@ -137,7 +138,7 @@ class TrainedRuns:
       Stopped: a signal ended it; it has saved.
     """
     config = self._config(spec)
-    built = experiment_lib.build(config)
+    built = self._experiment(spec)
     layout = built.layout()
     directory = RunDirectory(self.directory(spec))
     self._progress.expect_steps(built.options.steps)
@@ -155,15 +156,29 @@ class TrainedRuns:
     }
     return TrainedRun(built, layout, summary.state.params, cost, curve)
 
+  def _experiment(self, spec: RunSpec) -> Experiment:
+    """The run's experiment; runs that differ in the seed alone share model and optimizer.
+
+    They are then compiled once.
+    """
+    first = dataclasses.replace(spec, seed=self.seeds[0])
+    other, own = _bound(self._config(first)), _bound(self._config(spec))
+    if {name for name in own if own[name] != other.get(name)} <= {"experiment.Experiment.seed"}:
+      return dataclasses.replace(self._built(first), seed=spec.seed)
+    return self._built(spec)
+
   def _account_of(self, spec: RunSpec) -> tuple[Account, int, int]:
-    built = experiment_lib.build(self._config(spec))
+    built = self._built(spec)
     counted = account(built.model, batch_size=built.batch_size, length=built.sequence_length)
     return counted, built.options.steps, built.batch_size * built.sequence_length
 
 
 def identity(config: Config) -> str:
   """What stands for all that a configuration binds; defaults and places aside."""
-  bound = {
+  return cells.digest(_bound(config))
+
+
+def _bound(config: Config) -> dict[str, str]:
+  return {
     key.name: repr(item.value) for key, item in config.operative.items() if not item.is_default
   }
-  return cells.digest(bound)

@@ -139,14 +139,13 @@ def train(
     training.checkpoint.CheckpointError: what the run directory holds cannot be continued.
   """
   began = time.monotonic()
-  create = functools.partial(step_lib.initial_state, model, optimizer, options.step, seed)
-  abstract = abstract_like(jax.eval_shape(create), layout and layout.state)
+  abstract, create, take_step = _programs(model, optimizer, options.step, layout)
   checkpoints = Checkpoints(run_dir, keep=options.keep)
   restored = checkpoints.restore(abstract)
   if restored is None:
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     given = start(abstract.params) if start else {}
-    state = jax.jit(lambda given: create(given=given), out_shardings=where, donate_argnums=0)(given)
+    # Of a seed that is longer, JAX takes the last 32 bits too.
+    state = create(np.uint32(seed % 2**32), given)
     del given
     position: dict[str, Any] = {}
   else:
@@ -173,9 +172,6 @@ def train(
     progress=progress,
     pending=position.get("pending", []),
     heldout=position.get("heldout", {}),
-  )
-  take_step = jax.jit(
-    step_lib.make_train_step(model, optimizer, options.step, layout), donate_argnums=0
   )
 
   def save(state):
@@ -242,6 +238,30 @@ def train(
     heldout=run.heldout,
     seconds_to_first_step=seconds_to_first_step,
     tokens_per_second=float(np.median(run.rates)) if run.rates else math.nan,
+  )
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(
+  model: Any,
+  optimizer: optax.GradientTransformation,
+  options: step_lib.Options,
+  layout: Layout | None,
+) -> tuple[Any, Callable[..., step_lib.TrainState], Callable[..., Any]]:
+  """The train state's shapes, `create(seed, given)` and the step.
+
+  Kept, so that runs of one process that differ in their seed alone are compiled once.
+  """
+
+  def create(seed, given):
+    return step_lib.initial_state(model, optimizer, options, seed, given)
+
+  abstract = abstract_like(jax.eval_shape(create, np.uint32(0), {}), layout and layout.state)
+  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return (
+    abstract,
+    jax.jit(create, out_shardings=where, donate_argnums=1),
+    jax.jit(step_lib.make_train_step(model, optimizer, options, layout), donate_argnums=0),
   )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -82,6 +83,7 @@ class AdamW:
   clip_norm: float | None = 1.0
   master_copy: bool = False
 
+  @functools.cache  # noqa: B019 - equal optimizers are one transformation, so that a step is compiled once
   def transformation(self) -> optax.GradientTransformation:
     """The optax transformation; its state and arithmetic have the type of what it is given."""
     clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]

@@ -145,6 +145,7 @@ def test_windows_are_compared_with_each_other_and_with_the_baseline():
       "at least two",
     ),
     (lambda: Scaling(baseline="Mamba").cells(KnownRuns()), "no model 'Mamba'"),
+    (lambda: Scaling(baseline=BASE).cells(KnownRuns(models=(BASE,))), "no model beside"),
     (lambda: LongContext(size="9k", lengths=(64,)).cells(KnownRuns()), "no size '9k'"),
   ],
 )
