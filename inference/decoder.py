@@ -204,7 +204,7 @@ class Decoder:
     prompts = self._where.abstract((tokens, tokens), "rows")
     options = self._where, self._model, params, prompts
     capacity = _round_up(length + max_tokens)
-    carried = jax.eval_shape(functools.partial(_prefill, capacity=capacity), *options)
+    carried = _prefill.eval_shape(*options, capacity=capacity)
     carried = self._where.abstract(carried, "carried")
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     advance = _advance.lower(

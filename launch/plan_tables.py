@@ -92,7 +92,7 @@ def one(found: Plan) -> str:
   ]
   for name, ours, theirs in (
     ("the same, loops once / XLA's count, all operations", found.once_flops, found.xla_flops),
-    ("HBM bytes, loops once / XLA's count", found.once_bytes, found.xla_bytes),
+    ("bytes to and from any memory, loops once / XLA's count", found.once_bytes, found.xla_bytes),
   ):
     if theirs is not None:
       times.append((name, f"{ours:.4g} / {theirs:.4g}"))

@@ -71,7 +71,8 @@ class Plan:
     compile_seconds: time to trace and compile.
     once_flops, xla_flops: `counted_flops` with the body of each loop counted once, and XLA's own count,
       which does that and adds elementwise operations; None if it makes none.
-    once_bytes, xla_bytes: the same for `hbm_bytes`.
+    once_bytes, xla_bytes: what operations read and write, in a TPU's own memory too, with the body of each
+      loop counted once; and XLA's count of it.
     optimal_seconds: XLA's own estimate of the time, loops counted once; None if it makes none.
   """
 
@@ -260,7 +261,7 @@ def _measured(
     compile_seconds=seconds,
     once_flops=text.flops(loops=False),
     xla_flops=xla.get("flops"),
-    once_bytes=sum(text.traffic(loops=False).values()),
+    once_bytes=sum(text.traffic(loops=False, everywhere=True).values()),
     xla_bytes=xla.get("bytes accessed"),
     optimal_seconds=xla.get("optimal_seconds"),
   )

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Callable
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
@@ -32,11 +33,11 @@ def arrays(types: str) -> list[Array]:
   ]
 
 
-def size(types: str) -> int:
-  """Bytes of a type's arrays in main memory; those that a TPU keeps on the chip (`S(1)`) count nothing."""
+def size(types: str, everywhere: bool = False) -> int:
+  """Bytes of a type's arrays in main memory; those that a TPU keeps on the chip (`S(1)`) if `everywhere`."""
   total = 0
   for found in _ARRAY.finditer(types):
-    if "S(" not in (found["layout"] or ""):
+    if everywhere or "S(" not in (found["layout"] or ""):
       shape = [int(n) for n in found["sizes"].split(",") if n]
       total += _BYTES.get(found["dtype"], 0) * math.prod(shape)
   return total
@@ -128,7 +129,7 @@ class Program:
       for operation in condition.values()
       if operation.kind == "constant" and (found := re.match(r"(\d+)\)", operation.rest))
     ]
-    return bounds[0] if len(bounds) == 1 else 1
+    return (len(bounds) == 1 and bounds[0]) or 1
 
   def in_sequence(self) -> list[tuple[str, int]]:
     """The computations that are not inside of a fusion, and how often each runs."""
@@ -140,7 +141,7 @@ class Program:
     }
     return [(name, times) for name, times in self.runs.items() if name not in fused]
 
-  def traffic(self, loops: bool = True) -> dict[str, int]:
+  def traffic(self, loops: bool = True, everywhere: bool = False) -> dict[str, int]:
     """Bytes of main memory that operations read and write, by source, the largest first.
 
     Operands and results of each operation; of slices only the slice, of updates in place only the
@@ -148,6 +149,7 @@ class Program:
 
     Args:
       loops: whether a loop's body counts as often as it runs; else once.
+      everywhere: count what lies in a TPU's own memory too, as XLA does.
     """
     by_source: collections.Counter[str] = collections.Counter()
     for name, times in self.in_sequence():
@@ -155,24 +157,28 @@ class Program:
       for operation in operations.values():
         if operation.kind in _FREE or operation.kind.endswith("-done"):
           continue
-        moved = (times if loops else 1) * self._moved(operation, operations)
+        moved = (times if loops else 1) * self._moved(operation, operations, everywhere)
         by_source[f"{operation.kind}: {operation.source}"] += moved
     return dict(by_source.most_common())
 
-  def _moved(self, operation: Operation, operations: dict[str, Operation]) -> int:
+  def _moved(
+    self, operation: Operation, operations: dict[str, Operation], everywhere: bool
+  ) -> int:
+    measure = functools.partial(size, everywhere=everywhere)
     called = operation.attribute("calls")
     if operation.kind == "fusion" and called:
-      return _moved_by_fusion(self.computations[called])
-    read = sum(size(operations[o].result) for o in operation.operands if o in operations)
+      return _moved_by_fusion(self.computations[called], measure)
+    read = sum(measure(operations[o].result) for o in operation.operands if o in operations)
+    written = measure(operation.result)
     if operation.kind == "dynamic-slice":
-      return 2 * size(operation.result)
+      return 2 * written
     if operation.kind == "dynamic-update-slice":
-      return 2 * size(operations[operation.operands[1]].result)
+      return 2 * measure(operations[operation.operands[1]].result)
     if _is_library_product(operation):  # what it gives stands before its workspace
-      return read + size(operation.result.split(", s8[")[0])
+      return read + measure(operation.result.split(", s8[")[0])
     if operation.kind == "copy-start":  # its result names the array that it reads once more
-      return max(read, size(operation.result) - read) + min(read, size(operation.result) - read)
-    return read + size(operation.result)
+      return max(read, written - read) + min(read, written - read)
+    return read + written
 
   def flops(self, loops: bool = True) -> int:
     """Floating-point operations of all matrix products and convolutions.
@@ -211,19 +217,19 @@ def _aliases(header: str) -> set[tuple[int, ...]]:
   }
 
 
-def _moved_by_fusion(body: dict[str, Operation]) -> int:
+def _moved_by_fusion(body: dict[str, Operation], measure: Callable[[str], int]) -> int:
   updates = [o for o in body.values() if o.kind == "dynamic-update-slice"]
   in_place, total = {update.operands[0] for update in updates}, 0
   for operation in body.values():
-    whole = size(operation.result)
+    whole = measure(operation.result)
     if operation.kind == "parameter" and operation.name not in in_place:
       uses = [o for o in body.values() if operation.name in o.operands]
       # A fusion inside a fusion that has one argument is a slice or a change of layout.
       sliced = uses and all(o.kind in ("slice", "dynamic-slice", "fusion") for o in uses)
-      total += min(whole, sum(size(o.result) for o in uses)) if sliced else whole
+      total += min(whole, sum(measure(o.result) for o in uses)) if sliced else whole
     if operation.is_root and not updates:
       total += whole
-  return total + sum(2 * size(body[update.operands[1]].result) for update in updates)
+  return total + sum(2 * measure(body[update.operands[1]].result) for update in updates)
 
 
 def _convolution_flops(attributes: str, left, right, result) -> int:

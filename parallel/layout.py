@@ -18,8 +18,8 @@ from parallel.tree_paths import joined
 
 # Logical axes along which devices see different tokens: gradients are summed over them.
 TOKENS = ("batch", "time")
-# The mesh axes that ZeRO splits over.
-_OVER = ("data",)
+# The mesh axes that ZeRO splits over: devices along them would hold copies.
+_OVER = ("data", "seq")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Parallelism:
   Attributes:
     mesh: sizes of the mesh axes.
     rules: logical axis to mesh axis.
-    zero: ZeRO stage over the data axis, 0 to 3; see `parallel.zero`.
+    zero: ZeRO stage over the data and seq axes, 0 to 3; see `parallel.zero`.
   """
 
   mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)

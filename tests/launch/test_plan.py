@@ -1,4 +1,4 @@
-"""Plans for TPUs that are not here, by their real compiler."""
+"""Plans for hardware that is not here, by its real compiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launch import experiment, plan
 from launch.command import UserError
 from models.accounting import account
 
-pytestmark = pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
 )
 RUN = """
@@ -42,7 +42,8 @@ def run_file(tmp_path):
   return path
 
 
-def test_a_plan_agrees_with_arithmetic(run_file, tmp_path, capsys):
+@needs_libtpu
+def test_a_plan_agrees_with_arithmetic_and_with_xla(run_file, tmp_path, capsys):
   out = tmp_path / "plans" / "plan.json"
   assert plan.main([str(run_file), "--hardware=v5e-8", f"--json={out}"]) == 0
   shown = capsys.readouterr().out
@@ -71,12 +72,84 @@ def test_a_plan_agrees_with_arithmetic(run_file, tmp_path, capsys):
   half = held / 2
   assert sent["reduce-scatter", "data"] == pytest.approx(half, rel=0.05)
   assert sent["all-gather", "data"] == pytest.approx(half, rel=0.05)
-  for text in ("all-reduce", "bound by", "fits", f"{found['bytes'] / 2**20:.1f}"[:3]):
+
+  # XLA counts the body of a loop once, and elementwise operations too.
+  assert found["once_flops"] == pytest.approx(found["xla_flops"], rel=0.03)
+  # Of bytes it sees some of few kilobytes otherwise; with rows of 2,048 tokens they agree within 1%.
+  assert found["once_bytes"] == pytest.approx(found["xla_bytes"], rel=0.2)
+  # The new state lies where the old one was; metrics are all that comes beside it.
+  assert found["twice_bytes"] == 0
+  assert found["result_bytes"] < 2**13
+  assert found["gradient_bytes"] == pytest.approx(held, rel=0.01)
+  # At least each block's input, and what a block multiplies with its matrices.
+  assert found["activation_bytes"] > 3 * (4 * 256 * 512) * 4 * (1 + 3)
+  for text in ("all-reduce", "bound by", "fits", "all of it", f"{found['bytes'] / 2**20:.1f}"[:3]):
     assert text in shown
+
+
+@needs_libtpu
+def test_decoding_of_several_models_side_by_side(run_file, tmp_path, capsys):
+  out = tmp_path / "plans.json"
+  arguments = [str(run_file), "--hardware=v5e-8", "--step=decode", f"--json={out}"]
+  # Attention's window, of which Hawk has no use.
+  arguments += ["--models=hawk,griffin", "--gin.WINDOW=64", "--gin.SEQUENCE_LENGTH=512"]
+  assert plan.main(arguments) == 0
+  shown = capsys.readouterr().out
+  hawk, griffin = json.loads(out.read_text())
+  assert "hawk" in shown
+  assert "griffin" in shown
+  for found, sub_blocks in ((hawk, 6), (griffin, 6)):
+    assert (found["step"], found["tokens"], found["length"]) == ("decode", 8, 512)
+    sent = {(one["kind"], one["axes"]): one["count"] for one in found["collectives"]}
+    assert sent["all-reduce", "model"] == sub_blocks + 1
+    assert found["optimizer_bytes"] == found["gradient_bytes"] == 0
+    assert found["twice_bytes"] < 64  # counters
+    # Every weight meets every row once.
+    count = sum(p.count for p in account(build(run_file).model, batch_size=1, length=1).parameters)
+    assert found["model_flops"] == pytest.approx(2 * count * 8 / 8, rel=0.2)
+  # One head of 128, whole on each device, keys and values of 64 tokens for four rows in float32.
+  cache = 4 * 64 * 2 * 128 * 4
+  assert griffin["state_bytes"] == pytest.approx(
+    hawk["state_bytes"] + cache - 4 * 4 * 512 / 4 * 4, rel=0.05
+  )
+
+
+@needs_libtpu
+def test_prefill_leaves_a_state_and_the_last_token_s_logits(run_file, tmp_path):
+  out = tmp_path / "plan.json"
+  arguments = [str(run_file), "models/hawk.gin", "--hardware=v5e-8", "--step=prefill"]
+  assert plan.main([*arguments, f"--json={out}", "--gin.DEPTH=1"]) == 0
+  (found,) = json.loads(out.read_text())
+  hawk = build(run_file, "models/hawk.gin", "--gin.DEPTH=1").model
+  logits = 2 * 8 * 1024 * 512
+  expected = hawk.matmul_flops(256) * 8 * 256 - 255 / 256 * 256 * logits
+  assert found["model_flops"] == expected / 8
+  assert found["counted_flops"] == pytest.approx(found["model_flops"], rel=0.05)
+  # The parameters come back, cut into layers.
+  assert found["result_bytes"] == pytest.approx(found["parameter_bytes"], rel=0.1)
+
+
+def build(run_file, *more):
+  files = [file for file in more if not file.startswith("--")]
+  arguments = [argument for argument in more if argument.startswith("--")]
+  return experiment.build(experiment.load([str(run_file), *files], arguments))
+
+
+def test_an_argument_that_no_model_uses_is_refused(run_file):
+  with pytest.raises(UserError, match=r"--gin\.HEADS=8: .*HEADS has no effect.*no model uses it"):
+    plan.main([str(run_file), "--hardware=v5e-8", "--models=hawk", "--gin.HEADS=8"])
 
 
 def test_hardware_that_is_not_known(run_file):
   with pytest.raises(
-    UserError, match=r"hardware 'h100-8' is not known: name a slice of v3, v4, v5e"
+    UserError, match=r"hardware 'b200-8' is not known: name a slice of v3, v4, v5e.*h100 or h200"
   ):
-    plan.main([str(run_file), "--hardware=h100-8"])
+    plan.main([str(run_file), "--hardware=b200-8"])
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("jax_plugins") is not None, reason="the CUDA plugin is installed"
+)
+def test_gpus_without_their_compiler_name_the_extra_to_install(run_file):
+  with pytest.raises(UserError, match=r"'h200-8' needs the CUDA plugin .*make install EXTRAS=gpu"):
+    plan.main([str(run_file), "--hardware=h200-8"])

@@ -39,7 +39,7 @@ def compare(case: str) -> dict:
   name, _, settings = case.partition(":")
   values = {key: int(size) for key, size in (pair.split("=") for pair in settings.split(","))}
   stage = values.pop("zero", 0)
-  model = sharded_training.MODELS[name]()
+  model = sharded_training.MODELS[name](sharded_training.BACKBONE)
   tokens = jax.numpy.zeros((1, 1), jax.numpy.int32)
   params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
   # Else the embedding, which is tied, makes every token predict itself, whatever the state.

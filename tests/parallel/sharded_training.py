@@ -1,8 +1,10 @@
 """Trains small models on meshes of eight CPU devices and on one, and compares.
 
     python -m tests.parallel.sharded_training griffin:data=8 hawk:model=8,zero=3 ...
+    python -m tests.parallel.sharded_training hawk:data=8,zero=1,keep=master ...
 
-Prints one JSON line per case. The devices must exist before JAX is imported, hence the process.
+Prints one JSON line per case; `keep` trains parameters in bfloat16, with a master copy or rounded
+stochastically. The devices must exist before JAX is imported, hence the process.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ os.environ["XLA_FLAGS"] = (
 # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
 os.environ["NPROC"] = "64"
 
+import dataclasses
 import functools
 
 import jax
@@ -40,16 +43,16 @@ STEPS = 5
 ROWS, LENGTH = 8, 64
 BACKBONE = Backbone(vocab_size=64, width=32, depth=4, use_bias=True)
 MODELS = {
-  "griffin": functools.partial(griffin, BACKBONE, rnn_width=64, heads=8, window=13, gate_blocks=8),
-  "hawk": functools.partial(hawk, BACKBONE, rnn_width=64, gate_blocks=8),
-  "transformer": functools.partial(transformer, BACKBONE, heads=8),
+  "griffin": functools.partial(griffin, rnn_width=64, heads=8, window=13, gate_blocks=8),
+  "hawk": functools.partial(hawk, rnn_width=64, gate_blocks=8),
+  "transformer": functools.partial(transformer, heads=8),
 }
-MODELS["adapted_griffin"] = lambda: adapted(MODELS["griffin"](), rank=4)
+MODELS["adapted_griffin"] = lambda backbone: adapted(MODELS["griffin"](backbone), rank=4)
 # Adam divides by the gradient's own size: with a small epsilon the rounding of a gradient near zero
 # would become a step of full size.
 OPTIMIZER = optimizer_lib.AdamW(
   learning_rate=optax.constant_schedule(1e-2), clip_norm=0.5, epsilon=1e-2
-).transformation()
+)
 
 
 def batches() -> list[dict[str, np.ndarray]]:
@@ -64,14 +67,21 @@ def batches() -> list[dict[str, np.ndarray]]:
   return result
 
 
-def train(name: str, parallelism: Parallelism | None, options: step_lib.Options):
-  """(losses, parameters) after a few steps."""
-  model = MODELS[name]()
+def train(name: str, keep: str, parallelism: Parallelism | None, accumulate: int = 1):
+  """(losses, state) after a few steps."""
+  kind = "float32" if keep == "float32" else "bfloat16"
+  model = MODELS[name](dataclasses.replace(BACKBONE, param_dtype=kind))
+  optimizer = dataclasses.replace(OPTIMIZER, master_copy=keep == "master").transformation()
+  options = step_lib.Options(
+    accumulate=accumulate,
+    z_loss=1e-3,
+    rounding="stochastic" if keep == "stochastic" else "nearest",
+  )
   layout = parallelism and parallelism.layout(list_parameters(model))
-  create = functools.partial(step_lib.initial_state, model, OPTIMIZER, options, 0)
+  create = functools.partial(step_lib.initial_state, model, optimizer, options, 0)
   shardings = layout and layout.state(jax.eval_shape(create))
   state = jax.jit(create, out_shardings=shardings)()
-  step = jax.jit(step_lib.make_train_step(model, OPTIMIZER, options, layout), donate_argnums=0)
+  step = jax.jit(step_lib.make_train_step(model, optimizer, options, layout), donate_argnums=0)
   losses = []
   for batch in batches():
     state, metrics = step(state, jax.device_put(batch, layout and layout.batch))
@@ -80,7 +90,7 @@ def train(name: str, parallelism: Parallelism | None, options: step_lib.Options)
     expected = jax.tree.map(lambda s: s.spec, layout.state(state))
     found = jax.tree.map(lambda x: x.sharding.spec, state)
     jax.tree.map(_assert_placed, found, expected)
-  return losses, jax.device_get(state.params)
+  return losses, jax.device_get(state)
 
 
 def _assert_placed(found, expected) -> None:
@@ -91,34 +101,51 @@ def _assert_placed(found, expected) -> None:
   assert trimmed[0] == trimmed[1], (found, expected)
 
 
-@functools.cache
-def unsharded(name: str, accumulate: int):
-  return train(name, None, step_lib.Options(accumulate=accumulate, z_loss=1e-3))
+# Against whole batches, whatever the case accumulates: one program less to compile.
+unsharded = functools.cache(functools.partial(train, parallelism=None))
 
 
 def compare(case: str) -> dict:
-  """Largest relative differences of losses and parameters from those of one device."""
+  """Largest relative differences of losses and parameters from those of one device.
+
+  Of parameters in bfloat16 the share of numbers that differ; of a master copy as of float32.
+  """
   name, _, settings = case.partition(":")
   values = dict(pair.split("=") for pair in settings.split(","))
   stage, accumulate = int(values.pop("zero", 0)), int(values.pop("accumulate", 1))
+  keep = values.pop("keep", "float32")
   mesh = MeshSpec(**{axis: int(size) for axis, size in ({"data": 1} | values).items()})
-  losses, params = train(
-    name,
-    # In a model this small, vectors are more than 1% of it.
-    Parallelism(mesh=mesh, zero=stage, rules=Rules(max_replicated=1.0)),
-    step_lib.Options(accumulate=accumulate, z_loss=1e-3),
-  )
-  expected_losses, expected = unsharded(name, accumulate)
+  # In a model this small, vectors are more than 1% of it.
+  parallelism = Parallelism(mesh=mesh, zero=stage, rules=Rules(max_replicated=1.0))
+  losses, state = train(name, keep, parallelism, accumulate)
+  expected_losses, expected = unsharded(name, keep)
+  exact = (lambda state: state.opt_state.master) if keep == "master" else lambda state: state.params
   differences = jax.tree.map(
-    lambda a, b: float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0)), params, expected
+    _relative_difference,
+    exact(state),
+    exact(expected),
   )
   worst = max(jax.tree.leaves_with_path(differences), key=lambda item: item[1])
+  pairs = list(zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True))
   return {
     "case": case,
     "losses": float(np.max(np.abs(np.divide(losses, expected_losses) - 1))),
     "parameters": worst[1],
     "worst": jax.tree_util.keystr(worst[0]),
+    "different": sum(int((a != b).sum()) for a, b in pairs) / sum(a.size for a, _ in pairs),
+    "rounded": keep != "master" or _is_rounded(state.params, state.opt_state.master),
   }
+
+
+def _relative_difference(found, expected) -> float:
+  found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+  return float(np.linalg.norm(found - expected) / (np.linalg.norm(expected) or 1.0))
+
+
+def _is_rounded(params, master) -> bool:
+  """Whether parameters are the roundings of their master copy, to the bit."""
+  equal = jax.tree.map(lambda p, m: np.array_equal(p, m.astype(p.dtype)), params, master)
+  return all(jax.tree.leaves(equal))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from parallel import audit, hlo, topology
+from parallel import audit, gpu_nodes, hlo, topology
 
 MESH = {"data": 2, "seq": 1, "model": 4}
 PROGRAM = """
@@ -59,6 +59,25 @@ def test_operations_in_loops_are_counted_as_often_as_they_run():
   assert program.flops() == 5 * 2 * 16 * 32 * 32
 
 
+LIBRARY_PRODUCT = """
+HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (2, {}, may-alias), {1,2}: (0, {}, must-alias) }, entry_computation_layout={(bf16[512,1024]{1,0})->bf16[512,256]{1,0}}
+
+ENTRY %main (a: bf16[512,1024], b: bf16[1024,256]) -> bf16[512,256] {
+  %a = bf16[512,1024]{1,0} parameter(0)
+  %b = bf16[1024,256]{1,0} parameter(1)
+  %product = (bf16[512,256]{1,0}, s8[33554432]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  ROOT %out = bf16[512,256]{1,0} get-tuple-element(%product), index=0
+}
+"""
+
+
+def test_products_of_a_gpu_s_library_are_counted_without_their_workspace():
+  program = hlo.Program(LIBRARY_PRODUCT)
+  assert program.flops() == 2 * 512 * 1024 * 256
+  assert sum(program.traffic().values()) == 2 * (512 * 1024 + 1024 * 256 + 512 * 256)
+  assert program.in_place == {(0,), (1, 2)}
+
+
 @pytest.mark.parametrize(
   ("name", "shape", "devices"),
   [
@@ -75,7 +94,22 @@ def test_names_of_slices(name, shape, devices):
   assert (found.topology, found.device_count) == (shape, devices)
 
 
-@pytest.mark.parametrize("name", ["h100", "v5e-100", "v5p-7", "v5p:4x4", "v9-8"])
+@pytest.mark.parametrize(("name", "nodes"), [("h200-8", 1), ("h100-64", 8), ("h100-4", 1)])
+def test_names_of_gpus(name, nodes):
+  found = topology.hardware(name)
+  assert found.device_count == int(name.partition("-")[2])
+  assert found.topology.startswith(f"{nodes} node")
+
+
+def test_rings_that_leave_a_node_share_its_network_cards():
+  found = topology.hardware("h100-64")
+  inside, one_of_each, whole = tuple(range(8)), tuple(range(0, 64, 8)), tuple(range(64))
+  assert found.link(inside) == found.chip.link
+  assert found.link(one_of_each) == gpu_nodes.NETWORK
+  assert found.link(whole) == 8 * gpu_nodes.NETWORK
+
+
+@pytest.mark.parametrize("name", ["h100", "h200-12", "v5e-100", "v5p-7", "v5p:4x4", "v9-8"])
 def test_what_is_no_slice(name):
   with pytest.raises(ValueError, match="hardware '"):
     topology.hardware(name)
