@@ -123,6 +123,8 @@ def _memory(found: Plan) -> list[tuple[str, str]]:
   if found.step == "train":
     rows.append(("  activations kept for the backward pass", show_bytes(found.activation_bytes)))
     rows.append(("  gradients", show_bytes(found.gradient_bytes)))
+  if found.host_bytes:
+    rows.append(("in the host's memory", show_bytes(found.host_bytes)))
   rows += [
     ("in all, per device", f"{show_bytes(found.bytes)} of {show_bytes(found.memory)}"),
     (

@@ -60,6 +60,7 @@ class Plan:
     activation_bytes, gradient_bytes: the largest parts of that, in training: what autodiff keeps for
       the backward pass, and gradients in float32. XLA may need less of either, for not all are alive at the
       peak.
+    host_bytes: of the host's memory, which activations were offloaded to.
     memory: of a device.
     collectives: what is sent.
     model_flops: of the model's matrix products, forward and backward, without what is computed twice.
@@ -97,6 +98,7 @@ class Plan:
   temporary_bytes: int
   activation_bytes: int
   gradient_bytes: int
+  host_bytes: int
   memory: float
   collectives: tuple[Traffic, ...]
   model_flops: float
@@ -246,6 +248,7 @@ def _measured(
     temporary_bytes=memory.temp_size_in_bytes,
     activation_bytes=program.activations,
     gradient_bytes=program.gradients,
+    host_bytes=memory.host_temp_size_in_bytes,
     memory=chip.memory,
     collectives=tuple(
       Traffic(kind, axes, count, size) for (kind, axes), (count, size) in sorted(along.items())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch import command, evaluate, generate, train
+from launch.config import ConfigError
 from training.metrics import read_metrics
 
 ROOT = Path(train.__file__).parents[1]
@@ -201,6 +202,20 @@ def test_looking_makes_no_directory(folder, tmp_path, capsys):
   assert "FLOPs per token, forward" in printed
   assert "temporary memory of a step" in printed
   assert not (tmp_path / "none").exists()
+
+
+def test_fewer_devices_than_the_mesh_needs_are_told_before_anything_is_written(tmp_path):
+  run_file = tmp_path / "mesh.gin"
+  run_file.write_text(
+    f"include '{ROOT}/gin/runs/griffin_quickstart.gin'\ninclude 'mesh/data.gin'\nDATA_SHARDS = 3\n"
+  )
+  arguments = [str(run_file), f"--run_dir={tmp_path / 'run'}", "--gin.BATCH_SIZE=6"]
+  with pytest.raises(
+    ConfigError,
+    match=r"mesh axes data=3 need 3 devices, 1 are visible\. Set mesh\.data=1, or launch",
+  ):
+    train.main(arguments)
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 
 from launch import comparison, config, describe, experiment
 from launch.comparison_progress import ComparisonProgress
 from launch.comparison_runs import TrainedRuns
 from launch.gin_source import GIN_ROOT
+from models import accounting
+from parallel.layout import Layout
+from parallel.rules import Rules
 from training import step as step_lib
 
 
@@ -134,6 +138,30 @@ def test_every_file_of_a_comparison_is_part_of_one():
   for file in COMPARISONS:
     included |= {file, *re.findall(r"(?<=')compare/[\w/]+\.gin(?=')", read(file))}
   assert included == {file for file in FILES if file.startswith("compare/")}
+
+
+def test_described_sharding_says_where_every_parameter_lies(monkeypatch):
+  """On devices that exist in name alone."""
+  built = experiment.build(
+    experiment.load(
+      [RUNS[0], "mesh/zero3.gin"],
+      ["--gin.WIDTH=256", "--gin.RNN_WIDTH=256", "--gin.HEADS=4", "--gin.VOCAB_SIZE=264"],
+    )
+  )
+  mesh = AbstractMesh((2, 1, 4), ("data", "seq", "model"))
+  placed = Layout(mesh, Rules(max_replicated=1.0), 3, accounting.list_parameters(built.model))
+  monkeypatch.setattr(experiment.Experiment, "layout", lambda self: placed)
+  lines = [line.split("  ") for line in describe.sharding(built).splitlines()]
+  told = {parts[0]: [part.strip() for part in parts[1:] if part] for parts in lines}
+  assert {parameter.path for parameter in placed.parameters} <= set(told)
+  vocabulary = built.model.vocab_size
+  assert told["embedding/embedding"] == [
+    "vocab, embed", "model, -", "model+data, -", "model+data, -",
+    describe.show_bytes(vocabulary * 256 * 4 / 8),
+  ]  # fmt: skip
+  assert told["mesh"] == ["data=2 x seq=1 x model=4, ZeRO stage 3"]
+  held = sum(placed.held_bytes(p, placed.places[p.path].stored) for p in placed.parameters)
+  assert told["parameters per device"] == [describe.show_bytes(held)]
 
 
 def test_no_two_files_are_left_out():

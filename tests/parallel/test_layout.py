@@ -123,6 +123,42 @@ def test_minus_one_takes_the_devices_that_are_left():
   assert np.array_equal([[d.id for d in row] for row in arranged[:, 0]], [[0, 1], [2, 3]])
 
 
+@pytest.mark.parametrize(
+  ("spec", "devices", "message"),
+  [
+    (
+      {"data": 3, "model": 4},
+      8,
+      r"mesh axes data=3 x model=4 need 12 devices, 8 are visible\. Set mesh\.data=2, or launch on 12",
+    ),
+    ({"data": 2, "model": 3}, 8, r"need 6 devices, 8 are visible\. Launch on 6"),
+    (
+      {"model": 3},
+      8,
+      r"model=3 need a multiple of 3 devices, 8 are visible.*divides 8, or launch on 9",
+    ),
+    ({"data": 2, "slices": 4}, 2, r"mesh\.slices=4 does not divide data=2"),
+  ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_told_with_the_way_out(spec, devices, message):
+  with pytest.raises(ValueError, match=message):
+    MeshSpec(**spec).sizes(devices)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "message"), [({"model": 0}, r"mesh axis model=0 is no"), ({"slices": 0}, "slices=0")]
+)
+def test_a_mesh_that_cannot_exist_is_refused(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    MeshSpec(**sizes)
+
+
+def test_zero_splits_over_the_time_axis_too():
+  """Devices along it see other tokens of the same rows: they would hold copies."""
+  found, alone = layout(3, data=2, seq=8), layout(3, data=16)
+  assert held(found, "stored") == held(alone, "stored")
+
+
 def test_an_unknown_zero_stage_is_refused():
   with pytest.raises(ValueError, match="ZeRO stage 4 does not exist"):
     Parallelism(zero=4)

@@ -1,0 +1,149 @@
+"""What sharding sends beside the least that it could, and what depth costs to compile; no TPU is needed.
+
+    python -m benchmarks.sharding              # both tables, for a Griffin on eight v5e
+    python -m benchmarks.sharding traffic zero3 model
+
+First table: per strategy the bytes that a device sends in a training step, as the compiled program says,
+beside the arithmetic minimum for the strategy (a ring's). Second table: seconds to trace and compile a step
+of 12 and of 40 layers, the median of some runs, interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+from benchmarks import absent_tpu
+
+import jax  # isort: skip
+
+from kernels import platform
+from launch import experiment as experiment_lib
+from launch import planning
+from launch.describe import show_bytes, table
+from launch.programs import training_step
+from models.accounting import account
+from parallel import topology
+
+DEVICES = 8
+SIZES = {
+  "WIDTH": 1024,
+  "RNN_WIDTH": 1024,
+  "HEADS": 8,
+  "DEPTH": 6,
+  "VOCAB_SIZE": 8192,
+  "WINDOW": 128,
+  "SEQUENCE_LENGTH": 512,
+  "BATCH_SIZE": 8,
+  # What they are made of does not matter here, and these compile faster.
+  "RECURRENCE_KERNEL": "reference",
+  "ATTENTION_KERNEL": "reference",
+}
+FILES = ("runs/griffin_quickstart.gin", "mesh/data.gin", "precision/bfloat16.gin")
+STRATEGIES = {
+  "zero0": {"ZERO_STAGE": 0},
+  "zero1": {"ZERO_STAGE": 1},
+  "zero2": {"ZERO_STAGE": 2},
+  "zero3": {"ZERO_STAGE": 3},
+  "model": {"MODEL_SHARDS": DEVICES},
+  "seq": {"SEQUENCE_SHARDS": DEVICES},
+}
+
+
+def build(**settings) -> experiment_lib.Experiment:
+  """The experiment with other macros."""
+  arguments = [f"--gin.{name}={value}" for name, value in (SIZES | settings).items()]
+  return experiment_lib.build(experiment_lib.load(FILES, arguments))
+
+
+def minimum(strategy: str) -> float:
+  """The bytes that a device must send in a step, by arithmetic.
+
+  A ring sends (n - 1) / n of an array to gather or to scatter it, and twice that to sum it.
+  """
+  experiment = build(**STRATEGIES[strategy])
+  model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
+  parameters = account(model, batch_size=rows, length=length).parameters
+  ring, sub_blocks = (DEVICES - 1) / DEVICES, 2 * model.depth
+  matrices = sum(p.count for p in parameters if not _is_vector(p))
+  vectors = sum(p.count for p in parameters if _is_vector(p))
+  if strategy in ("zero0", "zero1", "zero2"):
+    # The gradient, in float32: summed, or scattered and the new parameters gathered.
+    return 2 * ring * 4 * (matrices + vectors)
+  if strategy == "zero3":
+    # Matrices in bfloat16, gathered for the forward and for the backward pass, the embedding once for
+    # both, and their gradients scattered.
+    embedding = model.vocab_size * model.width
+    return ring * 2 * (3 * matrices - embedding) + 2 * ring * 4 * vectors
+  if strategy == "model":
+    # A stream of [B, T, D] in bfloat16 per sub-block and direction, for the embedding and the logits; the
+    # gradient of key and value; three float32 per token for the loss; the shared head's gradient.
+    head, attentions = model.width // SIZES["HEADS"], model.depth // 3
+    stream = (2 * sub_blocks + 2) * model.width + attentions * 2 * head
+    return 2 * ring * rows * length * (2 * stream + 4 * 3)
+  # seq: gradients are summed. Forward and back, per recurrent block three tokens of the convolution and
+  # log2(n) times a pair of states; per attention the keys and values of a window, and its segments once.
+  attentions = model.depth // 3
+  recurrent = model.depth - attentions
+  width, head = SIZES["RNN_WIDTH"], model.width // SIZES["HEADS"]
+  states = 2 * 2 * width * 4 * (DEVICES.bit_length() - 1)
+  halo = 2 * 3 * width * 2
+  window = (SIZES["WINDOW"] - 1) * (2 * 2 * head * 2 + 4)
+  exchanged = rows * (recurrent * (states + halo) + attentions * window)
+  return exchanged + 2 * ring * 4 * (matrices + vectors)
+
+
+def _is_vector(parameter) -> bool:
+  """Whether ZeRO leaves it whole: norms, biases, and the four taps of a convolution."""
+  axes = [axis for axis in parameter.axes if axis != "layers"]
+  return len(axes) < 2
+
+
+def traffic(strategies: list[str]) -> None:
+  """Prints the first table."""
+  hardware = topology.hardware(f"v5e-{DEVICES}")
+  rows = [("strategy", "collectives", "sent per device", "arithmetic minimum", "ratio")]
+  for strategy in strategies:
+    found = planning.plan(build(**STRATEGIES[strategy]), hardware)
+    sent, least = sum(one.sent for one in found.collectives), minimum(strategy)
+    kinds = ", ".join(sorted({f"{one.count} {one.kind}" for one in found.collectives}))
+    rows.append((strategy, kinds, show_bytes(sent), show_bytes(least), f"{sent / least:.3f}"))
+  print(table(rows, right=(2, 3, 4)), flush=True)
+
+
+def depths(runs: int) -> None:
+  """Prints the second table."""
+  devices = absent_tpu.devices("v5e")
+  seconds: dict[int, list[float]] = {12: [], 40: []}
+  for _ in range(runs):
+    for depth, found in seconds.items():
+      experiment = build(
+        WIDTH=256, RNN_WIDTH=256, HEADS=4, VOCAB_SIZE=1024, DEPTH=depth, MODEL_SHARDS=2
+      )
+      jax.clear_caches()
+      began = time.process_time()
+      with platform.targeting("tpu"):
+        training_step(experiment, experiment.layout(devices)).lowered.compile()
+      found.append(time.process_time() - began)
+  middle = {depth: statistics.median(found) for depth, found in seconds.items()}
+  rows = [("layers", "seconds of CPU to trace and compile")]
+  rows += [(str(depth), f"{found:.1f}") for depth, found in middle.items()]
+  rows.append(("ratio", f"{middle[40] / middle[12]:.2f}"))
+  print(table(rows, right=(1,)))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("table", nargs="?", choices=("both", "traffic", "depths"), default="both")
+  parser.add_argument("strategies", nargs="*", default=list(STRATEGIES))
+  parser.add_argument("--runs", type=int, default=3, help="compilations per depth (%(default)s)")
+  args = parser.parse_args()
+  if args.table != "depths":
+    traffic(args.strategies)
+  if args.table != "traffic":
+    depths(args.runs)
+
+
+if __name__ == "__main__":
+  main()
