@@ -44,6 +44,11 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--max_tokens", type=int, default=256, help="tokens to add at most (%(default)s)"
   )
+  result.add_argument(
+    "--mesh",
+    help="a gin file, such as mesh/megatron8_zero1.gin: the devices to lay the model over; "
+    "--gin.MODEL_SHARDS=4 and the like set its macros. Without it, one device.",
+  )
   result.add_argument("--stream", action="store_true", help="print text as it is generated")
   return result
 
@@ -51,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit status."""
   options = parser()
-  args = options.parse_args(arguments)
+  args, bindings = command.parse(options, arguments)
+  if bindings and not args.mesh:
+    options.error(f"{bindings[0]} needs --mesh: a run is read as it was trained otherwise")
   if args.max_tokens < 1:
     options.error(f"--max_tokens={args.max_tokens} must be at least 1")
   prompts = _prompts(args.prompt, args.prompts_file)
@@ -60,13 +67,19 @@ def main(arguments: Sequence[str]) -> int:
   from launch import trained as trained_lib
   from launch.generation import TextGenerator
   from launch.run_directory import RunDirectory
+  from parallel.rows import OverMesh
 
   try:
     sampler = Sampler(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
   except ValueError as error:
     options.error(f"--{error}")
-  trained = trained_lib.load(RunDirectory(args.run_dir), args.checkpoint)
-  generator = TextGenerator(trained.experiment.model, trained.params, trained.vocabulary, sampler)
+  trained = trained_lib.load(
+    RunDirectory(args.run_dir), args.checkpoint, mesh=args.mesh, arguments=bindings
+  )
+  where = None if trained.layout is None else OverMesh(trained.layout)
+  generator = TextGenerator(
+    trained.experiment.model, trained.params, trained.vocabulary, sampler, where
+  )
   if args.stream:
     for number, prompt in enumerate(prompts):
       _head(number, prompts)

@@ -80,6 +80,8 @@ def main(arguments: Sequence[str]) -> int:
     raise command.UserError(str(error)) from None
   # The compiler is asked by name; the program itself runs on the CPU.
   os.environ["JAX_PLATFORMS"] = "cpu"
+  # What is compiled for devices that are not here cannot be read back without them.
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
   flags = [os.environ.get("XLA_FLAGS", ""), hardware.environment.get("XLA_FLAGS", "")]
   os.environ.update({**hardware.environment, **os.environ, "XLA_FLAGS": " ".join(flags).strip()})
   try:

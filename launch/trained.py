@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from launch.command import UserError
 from launch.experiment import Experiment
 from launch.run_directory import RunDirectory
 from models.accounting import abstract_parameters
+from parallel.layout import Layout
 from training import checkpoint
 from training.step import split
 
@@ -29,6 +31,7 @@ class Trained:
     step: the checkpoint's step.
     vocabulary: that of the text it was trained on.
     run_dir: the run's directory.
+    layout: the mesh that the parameters lie on; None for one device.
   """
 
   experiment: Experiment
@@ -36,21 +39,36 @@ class Trained:
   step: int
   vocabulary: Vocabulary
   run_dir: Path
+  layout: Layout | None = None
 
 
-def load(run: RunDirectory, which: str) -> Trained:
+def load(
+  run: RunDirectory, which: str, *, mesh: str | None = None, arguments: Sequence[str] = ()
+) -> Trained:
   """Reads a run's checkpoint: 'best', 'latest' or a step.
+
+  Args:
+    run: the run's directory.
+    which: the checkpoint.
+    mesh: a gin file of the mesh to read it onto; None reads it onto one device, whatever the run had.
+    arguments: bindings for that file's macros.
 
   Raises:
     UserError: the directory holds no run.
+    ConfigError: mesh, devices and model do not fit.
     CheckpointError: there is no such checkpoint, or it cannot be read.
   """
   run.require_run()
-  experiment = experiment_lib.build(experiment_lib.load(run.config_file))
-  abstract = nn.unbox(abstract_parameters(experiment.model))
+  files = [run.config_file, *([mesh] if mesh else ())]
+  experiment = experiment_lib.build(experiment_lib.load(files, arguments))
+  layout = experiment.layout() if mesh else None
+  abstract = checkpoint.abstract_like(
+    {checkpoint.PARAMS: nn.unbox(abstract_parameters(experiment.model))},
+    None if layout is None else layout.state,
+  )[checkpoint.PARAMS]
   number = int(which) if which.isdigit() else which
-  params, step = checkpoint.load_parameters(run.path, checkpoint.abstract_like(abstract), number)
-  return Trained(experiment, params, step, run.vocabulary(), run.path)
+  params, step = checkpoint.load_parameters(run.path, abstract, number)
+  return Trained(experiment, params, step, run.vocabulary(), run.path, layout)
 
 
 def check_start(experiment: Experiment) -> None:

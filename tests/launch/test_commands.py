@@ -134,6 +134,41 @@ def test_streamed_text_is_the_text(run_dir, capsys):
   assert capsys.readouterr().out != text
 
 
+def test_a_run_of_one_device_generates_the_same_on_a_mesh(run_dir, tmp_path, capsys):
+  mesh = tmp_path / "mesh.gin"
+  mesh.write_text("""
+from __gin__ import dynamic_registration
+from parallel import layout
+from parallel import rules
+include 'mesh/zero3.gin'
+rules.Rules.max_replicated = 1.0  # in a model this small, vectors are more than 1% of it
+layout.Parallelism.rules = @rules.Rules()
+""")
+  arguments = [f"--run_dir={run_dir}", "--prompt=Document", "--temperature=0", "--max_tokens=12"]
+  assert generate.main(arguments) == 0
+  expected = capsys.readouterr().out
+  found = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "launch.generate",
+      *arguments,
+      f"--mesh={mesh}",
+      "--gin.DATA_SHARDS=4",
+    ],
+    cwd=ROOT,
+    env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert found.returncode == 0, found.stderr
+  assert found.stdout == expected
+  with pytest.raises(SystemExit):
+    generate.main([*arguments, "--gin.MODEL_SHARDS=2"])
+  assert "--gin.MODEL_SHARDS=2 needs --mesh" in capsys.readouterr().err
+
+
 def test_a_prompt_of_a_file_is_continued_as_if_alone(run_dir, tmp_path, capsys):
   file = tmp_path / "prompts.txt"
   file.write_text("Document 1\nx\n")

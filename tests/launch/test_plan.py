@@ -129,6 +129,17 @@ def test_prefill_leaves_a_state_and_the_last_token_s_logits(run_file, tmp_path):
   assert found["result_bytes"] == pytest.approx(found["parameter_bytes"], rel=0.1)
 
 
+@needs_libtpu
+def test_offloaded_activations_lie_in_the_host_s_memory(run_file, tmp_path):
+  out = tmp_path / "plan.json"
+  arguments = [str(run_file), "models/hawk.gin", "--hardware=v5e-8", f"--json={out}"]
+  offload = "--gin.models.backbone.Backbone.remat=offload"
+  assert plan.main([*arguments, "--gin.DEPTH=2", offload]) == 0
+  (found,) = json.loads(out.read_text())
+  assert found["host_bytes"] > found["activation_bytes"] / 2
+  assert found["twice_bytes"] == 0
+
+
 def build(run_file, *more):
   files = [file for file in more if not file.startswith("--")]
   arguments = [argument for argument in more if argument.startswith("--")]
