@@ -1,0 +1,13 @@
+"""An H200 that is not here: XLA compiles for it all the same, with the `gpu` extra.
+
+Importing this module sets what XLA reads from the environment, so it must come before the first use of JAX.
+"""
+
+from __future__ import annotations
+
+import os
+
+from parallel import gpu_nodes
+
+H200 = gpu_nodes.nodes_of("h200-1")
+os.environ.update(H200.environment, JAX_PLATFORMS="cpu")
