@@ -161,9 +161,7 @@ class Program:
         by_source[f"{operation.kind}: {operation.source}"] += moved
     return dict(by_source.most_common())
 
-  def _moved(
-    self, operation: Operation, operations: dict[str, Operation], everywhere: bool
-  ) -> int:
+  def _moved(self, operation: Operation, operations: dict[str, Operation], everywhere: bool) -> int:
     measure = functools.partial(size, everywhere=everywhere)
     called = operation.attribute("calls")
     if operation.kind == "fusion" and called:
