@@ -224,7 +224,7 @@ def _cells(
   from evaluation import cells, machine
   from parallel import processes
 
-  everywhere = {"part": repr(part), "on": machine.hardware(), "versions": machine.versions()}
+  everywhere = {"part": _told(part), "on": machine.hardware(), "versions": machine.versions()}
   return cells.Cells(
     folder,
     name,
@@ -232,6 +232,20 @@ def _cells(
     writes=processes.is_first(),
     on_cell=functools.partial(on_cell, name),
   )
+
+
+def _told(part: Any) -> str:
+  """The part's class and fields as text, by which its cells are found again.
+
+  Raises:
+    TypeError: a field's text is another one in every process.
+  """
+  text = repr(part)
+  if " at 0x" in text:
+    raise TypeError(
+      f"{text}: a part's fields must be dataclasses or plain values, all the way down."
+    )
+  return text
 
 
 class _Comparing:

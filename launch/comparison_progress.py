@@ -76,9 +76,9 @@ class ComparisonProgress(Progress):
 
   def eta(self) -> str:
     """The time left, from what cells of the same group took."""
-    left, unknown = self._left()
-    if not left and not unknown:
+    if all(cell.seconds is not None for cell in self._cells.values()):
       return "done"
+    left, unknown = self._left()
     more = f" + {unknown} not yet timed" if unknown else ""
     return f"ETA {show_duration(left)}{more}"
 

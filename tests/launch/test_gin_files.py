@@ -40,7 +40,7 @@ PARTS = {
   "precision": "precision/float32.gin",
 }
 # Parameters of the largest model over those of the smallest at one size: the paper's sizes fix widths.
-LARGEST_RATIO = {"compare/quick.gin": 1.015, "compare/paper.gin": 1.21}
+LARGEST_RATIO = {"compare/quick.gin": 1.02, "compare/paper.gin": 1.21}
 # Included by others, and nothing alone.
 FRAGMENTS = {
   "models/backbone.gin": "models/griffin.gin",
@@ -134,9 +134,12 @@ def test_every_run_and_every_model_of_a_comparison_is_built_and_shaped(file):
 
 
 def test_every_file_of_a_comparison_is_part_of_one():
-  included = set()
-  for file in COMPARISONS:
-    included |= {file, *re.findall(r"(?<=')compare/[\w/]+\.gin(?=')", read(file))}
+  included, waiting = set(), list(COMPARISONS)
+  while waiting:
+    file = waiting.pop()
+    included.add(file)
+    named = set(re.findall(r"(?<=')compare/[\w/]+\.gin(?=')", read(file)))
+    waiting += named - included
   assert included == {file for file in FILES if file.startswith("compare/")}
 
 
