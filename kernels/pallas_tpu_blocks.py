@@ -32,7 +32,7 @@ from kernels import manual_axes
 
 LANES = 128  # channels in a vector register
 SUBLANES = 8  # its other axis: time steps in HBM's layout, slabs in the recurrence
-CHUNK = 32  # steps between turns; 16 and 64 cost within 6% of it, 64 in twice the code
+CHUNK = 32  # steps between turns; 16 and 64 cost within 10% of it, 64 in twice the code
 MAX_SLABS = 32  # four registers of state
 # Compilers before v6e give a kernel 16 MB of VMEM unless told otherwise; the rest is slack for spills.
 VMEM_BYTES = 14 << 20
@@ -47,7 +47,7 @@ class Blocks:
   batch: int  # rows; divides B
   time: int  # steps; a multiple of 128, since the reset mask travels in rows of 128 lanes
   groups: int  # groups of 128 channels; divides R / 128
-  chunk: int = CHUNK  # steps per turn; divides `time`
+  chunk: int = CHUNK  # steps per turn; a multiple of 8, divides `time`
 
   @property
   def slabs(self) -> int:
@@ -62,6 +62,11 @@ class Blocks:
     for slab in range(self.slabs):
       row, group = divmod(slab, self.groups)
       yield slab, row, slice(group * LANES, (group + 1) * LANES)
+
+  def registers(self):
+    """The slabs, eight at a time: those whose states share a vector register."""
+    slabs = list(self.each_slab())
+    return [slabs[i : i + SUBLANES] for i in range(0, len(slabs), SUBLANES)]
 
 
 def check_width(name: str, width: int) -> None:
@@ -149,9 +154,42 @@ def slab_rows(blocks: Blocks, slab: int) -> pl.Slice:
   return pl.ds(slab * blocks.stride, blocks.chunk)
 
 
-def step_rows(blocks: Blocks, step: int) -> pl.Slice:
-  """The rows of scratch that hold one time step of all slabs."""
-  return pl.ds(step, blocks.slabs, stride=blocks.stride)
+def step_rows(blocks: Blocks, step: int, register: int | None = None) -> pl.Slice:
+  """The rows of scratch that hold one time step of a register's slabs, or of all slabs."""
+  first = 0 if register is None else register * SUBLANES
+  count = blocks.slabs if register is None else min(SUBLANES, blocks.slabs - first)
+  return pl.ds(first * blocks.stride + step, count, stride=blocks.stride)
+
+
+def split_state(state: jax.Array) -> tuple[jax.Array, ...]:
+  """[slabs, 128] -> one array per register, the last perhaps shorter."""
+  return tuple(state[i : i + SUBLANES] for i in range(0, state.shape[0], SUBLANES))
+
+
+def stagger(blocks: Blocks, prepare, recur, finish) -> None:
+  """Emits the work on a chunk so that the compiler finds independent instructions side by side.
+
+  The recurrence waits for its own multiplication and addition; the mathematics before and after it
+  waits for nothing. So while the states of one register recur, the slabs of the next are prepared and
+  those of the one before are finished. Written stage after stage the compiler leaves them apart, which
+  costs v4 16.9 instead of 15.4 bundles per 1024 elements forward, and v5e 8.5 instead of 7.7.
+
+  Args:
+    blocks: what one grid step works on.
+    prepare: `(slab, row, lanes)`, the first stage of a slab.
+    recur: `(register, steps)`, a range of the chunk's steps for the slabs of a register.
+    finish: like `prepare`, the last stage.
+  """
+  registers = blocks.registers()
+  steps = blocks.chunk // SUBLANES
+  for stage in range(len(registers) + 2):
+    for turn in range(SUBLANES):
+      if stage < len(registers) and turn < len(registers[stage]):
+        prepare(*registers[stage][turn])
+      if 0 <= stage - 1 < len(registers):
+        recur(stage - 1, range(turn * steps, (turn + 1) * steps))
+      if stage - 2 >= 0 and turn < len(registers[stage - 2]):
+        finish(*registers[stage - 2][turn])
 
 
 def read_state(ref, blocks: Blocks) -> jax.Array:

@@ -77,27 +77,41 @@ def _forward_kernel(
 
   def one_chunk(index, carry):
     rows = pl.ds(pl.multiple_of(index * chunk, chunk), chunk)
-    for slab, row, lanes in blocks.each_slab():
+    carry = list(carry)
+
+    def prepare(slab, row, lanes):
       here = tpu_blocks.slab_rows(blocks, slab)
       decay[here, :], drive[here, :] = coefficients(
         _load(tiles, row, rows, lanes), _channels(channels, lanes), _mask(mask_rows, row, rows)
       )
-    for step in range(chunk):
-      carry = decay[step_rows(step), :] * carry + drive[step_rows(step), :]
-      drive[step_rows(step), :] = carry
-    for slab, row, lanes in blocks.each_slab():
+
+    def recur(register, steps):
+      for step in steps:
+        here = step_rows(step, register)
+        carry[register] = decay[here, :] * carry[register] + drive[here, :]
+        drive[here, :] = carry[register]
+
+    def finish(slab, row, lanes):
       h[row, rows, lanes] = drive[tpu_blocks.slab_rows(blocks, slab), :].astype(h.dtype)
-    return carry
+
+    tpu_blocks.stagger(blocks, prepare, recur, finish)
+    return tuple(carry)
 
   # The last block stops with the chunk that holds step T-1.
   in_last = pl.cdiv(steps - (blocks_in_time - 1) * blocks.time, chunk)
   chunks = _select_last(block == blocks_in_time - 1, in_last, blocks.time // chunk)
-  state[...] = jax.lax.fori_loop(0, chunks, one_chunk, state[...])
+  _loop(chunks, one_chunk, state)
 
   @pl.when(block == blocks_in_time - 1)
   def _():
     last = drive[step_rows((steps - 1) % chunk), :]
     tpu_blocks.write_state(h_last, last, blocks)
+
+
+def _loop(chunks, one_chunk, state) -> None:
+  """Runs `one_chunk(index, carry)`, with `state` as its first and last carry, split into registers."""
+  carry = jax.lax.fori_loop(0, chunks, one_chunk, tpu_blocks.split_state(state[...]))
+  state[...] = jnp.concatenate(carry, axis=0)
 
 
 def _select_last(is_last, in_last: int, in_others: int):
@@ -224,11 +238,13 @@ def _backward_kernel(
       return jnp.where(exists, tile, otherwise)
 
     rows = pl.ds(pl.multiple_of(index * chunk, chunk), chunk)
-    # The 8 rows before the chunk; at the block's start any rows, their last is replaced below.
+    # The 8 rows before the chunk; at the block's start any rows, their last is replaced.
     rows_before = pl.ds(
       pl.multiple_of(jnp.maximum(index * chunk - SUBLANES, 0), SUBLANES), SUBLANES
     )
-    for slab, row, lanes in blocks.each_slab():
+    carry = list(carry)
+
+    def prepare(slab, row, lanes):
       here = tpu_blocks.slab_rows(blocks, slab)
       values = decay(
         _load(tiles, row, rows, lanes), _channels(channels, lanes), _mask(mask_rows, row, rows)
@@ -236,21 +252,19 @@ def _backward_kernel(
       for ref, value in zip(kept, values, strict=True):
         ref[here, :] = real(value, 1.0)
       grad[here, :] = real(dh[row, rows, lanes].astype(F32), 0.0)
-      start = slab * (chunk + SUBLANES)
-      before[pl.ds(start, SUBLANES), :] = h[row, rows_before, lanes].astype(F32)
+      # Selected, not stored under a condition: a branch would cut the compiler's schedule in two.
+      before[pl.ds(slab * (chunk + SUBLANES), SUBLANES), :] = jnp.where(
+        index == 0, entries[row, 0, :, lanes], h[row, rows_before, lanes].astype(F32)
+      )
 
-    @pl.when(index == 0)
-    def _():
-      for slab, row, lanes in blocks.each_slab():
-        start = slab * (chunk + SUBLANES)
-        before[pl.ds(start + SUBLANES - 1, 1), :] = entries[row, 0, :, lanes]
+    def recur(register, steps):
+      for step in steps:
+        here = step_rows(chunk - 1 - step, register)
+        g = grad[here, :] + carry[register]
+        grad[here, :] = g
+        carry[register] = kept[0][here, :] * g
 
-    for step in reversed(range(chunk)):
-      g = grad[step_rows(step), :] + carry
-      grad[step_rows(step), :] = g
-      carry = kept[0][step_rows(step), :] * g
-
-    for slab, row, lanes in blocks.each_slab():
+    def finish(slab, row, lanes):
       here = tpu_blocks.slab_rows(blocks, slab)
       start = slab * (chunk + SUBLANES)
       before[pl.ds(start + SUBLANES, chunk), :] = h[row, rows, lanes].astype(F32)
@@ -265,7 +279,9 @@ def _backward_kernel(
         ref[row, rows, lanes] = value.astype(ref.dtype)
       for ref, value in zip(dchannels, per_channel, strict=True):
         ref[row, :, lanes] += _sum_registers(real(value, 0.0))
-    return carry
+
+    tpu_blocks.stagger(blocks, prepare, recur, finish)
+    return tuple(carry)
 
   # The first block visited is the last in time, and only there can a chunk hang over the end.
   in_last, hanging = divmod(steps - (blocks_in_time - 1) * blocks.time, chunk)
@@ -273,12 +289,12 @@ def _backward_kernel(
 
     @pl.when(block == 0)
     def _():
-      state[...] = one_chunk(jnp.int32(in_last), state[...], valid=hanging)
+      carry = tpu_blocks.split_state(state[...])
+      carry = one_chunk(jnp.int32(in_last), carry, valid=hanging)
+      state[...] = jnp.concatenate(carry, axis=0)
 
   chunks = _select_last(block == 0, in_last, blocks.time // chunk)
-  state[...] = jax.lax.fori_loop(
-    0, chunks, lambda i, carry: one_chunk(chunks - 1 - i, carry), state[...]
-  )
+  _loop(chunks, lambda i, carry: one_chunk(chunks - 1 - i, carry), state)
 
   @pl.when(block == blocks_in_time - 1)
   def _():

@@ -64,9 +64,9 @@ def _sigmoid(arithmetic, v):
 def _log2_decay(arithmetic, gate_a, rows, mask):
   if arithmetic.exact_sigmoid:
     log2_a = jnp.minimum(_sigmoid(arithmetic, gate_a) * rows[0], -SMALLEST)
-  else:
-    log2_a = jnp.tanh(0.5 * gate_a) * rows[0] + rows[1]
-  return log2_a if mask is None else log2_a + mask
+    return log2_a if mask is None else log2_a + mask
+  # The sum in brackets does not wait for the tanh.
+  return jnp.tanh(0.5 * gate_a) * rows[0] + (rows[1] if mask is None else rows[1] + mask)
 
 
 def _tanh_half(log2_a):
@@ -84,11 +84,13 @@ def _power(v, exponent):
 def coefficients(arithmetic, tiles, rows, mask):
   """a_t and u_t = sqrt(1 - a_t^2) * sigmoid(gate_x) * x."""
   x, gate_a, gate_x = tiles
+  ix = _sigmoid(arithmetic, gate_x) * x
   log2_a = _log2_decay(arithmetic, gate_a, rows, mask)
   a = jnp.exp2(log2_a)
   w = _tanh_half(log2_a)
   root = w * jax.lax.rsqrt(w) if arithmetic.native_rsqrt else _power(w, 0.5)
-  return a, ((1.0 + a) * root) * (_sigmoid(arithmetic, gate_x) * x)
+  # The root is ready last, and one product waits for it.
+  return a, (ix + a * ix) * root
 
 
 def decay(arithmetic, tiles, rows, mask):
