@@ -66,13 +66,17 @@ def reset_log(reset: jax.Array) -> jax.Array:
   return jnp.pad(mask, ((0, 0), (0, -steps % TILE_STEPS)))
 
 
-class _Block:
+def channels_per_block(width: int, itemsize: int) -> int:
+  """A row of 512 bytes: two bfloat16 or one float32 channel per thread."""
+  return 256 if width % 256 == 0 and itemsize == 2 else 128
+
+
+class Block:
   """Which part of the arrays a warpgroup works on, and how its pipeline reads them."""
 
   def __init__(self, shape, arrays: int, itemsize: int):
     self.batch, self.steps, self.width = shape
-    # A row of 512 bytes: two bfloat16 or one float32 channel per thread.
-    self.channels = 256 if self.width % 256 == 0 and itemsize == 2 else 128
+    self.channels = channels_per_block(self.width, itemsize)
     self.tiles = self.steps // TILE_STEPS  # whole ones; the rest is read without a pipeline
     tile_bytes = arrays * TILE_STEPS * self.channels * itemsize + TILE_STEPS * 4
     self.stages = max(1, min(6, self.tiles, SHARED_BYTES // tile_bytes))
@@ -97,7 +101,8 @@ class _Block:
     return [tile] * tiles + [mask] * has_mask
 
 
-def _call(body, inputs, outputs, block, *, flops, transcendentals, exact, interpret):
+def call(body, inputs, outputs, block, *, flops, transcendentals, exact, interpret):
+  """`plgpu.kernel` on a block's grid; `exact` keeps it from approximate tanh and exp."""
   moved = sum(a.size * jnp.dtype(a.dtype).itemsize for a in (*inputs, *outputs))
   options = {}
   if "cost_estimate" in inspect.signature(plgpu.kernel).parameters:  # since JAX 0.12
@@ -116,7 +121,8 @@ def _call(body, inputs, outputs, block, *, flops, transcendentals, exact, interp
   )(*inputs)
 
 
-def _load(refs, *index):
+def load(refs, *index):
+  """A row of channels of each, in float32."""
   return tuple(ref[index].astype(F32) for ref in refs)
 
 
@@ -137,11 +143,11 @@ def forward(coefficients, tiles, channels, mask, h0, *, flops, transcendentals, 
     h: [B, T, R] and h_last: [B, R] float32.
   """
   dtype = tiles[0].dtype
-  block = _Block(tiles[0].shape, len(tiles), max(t.dtype.itemsize for t in tiles))
+  block = Block(tiles[0].shape, len(tiles), max(t.dtype.itemsize for t in tiles))
   masks = () if mask is None else (mask,)
 
   def body(*refs):
-    tiles_g, channels_g, masks_g, (h0_g, h_g, h_last_g) = _split(
+    tiles_g, channels_g, masks_g, (h0_g, h_g, h_last_g) = split(
       refs, len(tiles), len(channels), len(masks)
     )
     row, lanes = block.here()
@@ -154,13 +160,13 @@ def forward(coefficients, tiles, channels, mask, h0, *, flops, transcendentals, 
       return h
 
     def tile(indices, *refs_and_h):
-      tiles_s, masks_s, (h,) = _split(refs_and_h, len(tiles), len(masks))
+      tiles_s, masks_s, (h,) = split(refs_and_h, len(tiles), len(masks))
       start = indices[0] * TILE_STEPS
 
       def group(k, h):
         for j in range(UNROLL):
           t = k * UNROLL + j
-          h = step(start + t, _load(tiles_s, t), _scalar(masks_s, t), h)
+          h = step(start + t, load(tiles_s, t), scalar(masks_s, t), h)
         return h
 
       h = lax.fori_loop(0, TILE_STEPS // UNROLL, group, h)
@@ -179,12 +185,12 @@ def forward(coefficients, tiles, channels, mask, h0, *, flops, transcendentals, 
     h_last_g[row, lanes] = lax.fori_loop(
       block.tiles * TILE_STEPS,
       block.steps,
-      lambda t, h: step(t, _load(tiles_g, row, t, lanes), _scalar(masks_g, row, t), h),
+      lambda t, h: step(t, load(tiles_g, row, t, lanes), scalar(masks_g, row, t), h),
       h,
     )
 
   elements = tiles[0].size
-  return _call(
+  return call(
     body,
     (*tiles, *channels, *masks, h0),
     (
@@ -199,7 +205,7 @@ def forward(coefficients, tiles, channels, mask, h0, *, flops, transcendentals, 
   )
 
 
-def _split(items, *counts):
+def split(items, *counts):
   """Cuts a sequence into tuples of these lengths and the rest."""
   parts = []
   for count in counts:
@@ -208,7 +214,8 @@ def _split(items, *counts):
   return (*parts, tuple(items))
 
 
-def _scalar(masks, *index):
+def scalar(masks, *index):
+  """What to add to log a at one step; None without resets."""
   return masks[0][index] if masks else None
 
 
@@ -245,11 +252,11 @@ def backward(
     dtiles: tuple of [B, T, R]; sums: tuple of [R] float32; dh0: [B, R] float32.
   """
   piped = (*tiles, h, dh)
-  block = _Block(h.shape, len(piped), max(t.dtype.itemsize for t in piped))
+  block = Block(h.shape, len(piped), max(t.dtype.itemsize for t in piped))
   masks = () if mask is None else (mask,)
 
   def body(*refs):
-    piped_g, channels_g, masks_g, (h0_g, dh_last_g), dtiles_g, sums_g, (dh0_g,) = _split(
+    piped_g, channels_g, masks_g, (h0_g, dh_last_g), dtiles_g, sums_g, (dh0_g,) = split(
       refs, len(piped), len(channels), len(masks), 2, len(dtypes), summed
     )
     tiles_g, h_g, dh_g = piped_g[:-2], piped_g[-2], piped_g[-1]
@@ -273,17 +280,17 @@ def backward(
 
     def rest(i, carry):
       t = block.steps - 1 - i
-      values, dh = _load(tiles_g, row, t, lanes), dh_g[row, t, lanes].astype(F32)
-      return step(t, values, _scalar(masks_g, row, t), dh, state_before(t), carry)
+      values, dh = load(tiles_g, row, t, lanes), dh_g[row, t, lanes].astype(F32)
+      return step(t, values, scalar(masks_g, row, t), dh, state_before(t), carry)
 
     def tile(indices, *refs_and_carry):
-      piped_s, masks_s, (carry,) = _split(refs_and_carry, len(piped), len(masks))
+      piped_s, masks_s, (carry,) = split(refs_and_carry, len(piped), len(masks))
       tiles_s, h_s, dh_s = piped_s[:-2], piped_s[-2], piped_s[-1]
       start = (block.tiles - 1 - indices[0]) * TILE_STEPS
 
       def at(t, carry, h_before):
-        values, dh = _load(tiles_s, t), dh_s[t].astype(F32)
-        return step(start + t, values, _scalar(masks_s, t), dh, h_before, carry)
+        values, dh = load(tiles_s, t), dh_s[t].astype(F32)
+        return step(start + t, values, scalar(masks_s, t), dh, h_before, carry)
 
       def group(k, carry):
         for j in range(UNROLL):
@@ -316,7 +323,7 @@ def backward(
 
   elements = h.size
   state = manual_axes.output(h0.shape, F32, h)
-  outputs = _call(
+  outputs = call(
     body,
     (*piped, *channels, *masks, h0, dh_last),
     (*(manual_axes.output(h.shape, d, h) for d in dtypes), *(state,) * summed, state),
@@ -326,5 +333,5 @@ def backward(
     exact=h.dtype == F32,
     interpret=interpret,
   )
-  dtiles, sums, (dh0,) = _split(outputs, len(dtypes), summed)
+  dtiles, sums, (dh0,) = split(outputs, len(dtypes), summed)
   return dtiles, tuple(s.sum(0) for s in sums), dh0

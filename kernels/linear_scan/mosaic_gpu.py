@@ -1,6 +1,7 @@
 """h_t = exp(log_a_t) * h_{t-1} + x_t as Mosaic GPU kernels, for Hopper and later.
 
-Traffic: 6 bytes per element forward and 10 backward, in bfloat16. exp is taken in float32 inside.
+Traffic: 6 bytes per element forward and 10 backward, in bfloat16, and 10 and 14 where there are too few
+rows and channels for the GPU (`mosaic_gpu_chunks`). exp is taken in float32 inside.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import costly, manual_axes, mosaic_gpu_scan
+from kernels import costly, manual_axes, mosaic_gpu_chunks, mosaic_gpu_scan
 from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
 from kernels.mosaic_gpu_scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
@@ -34,45 +35,72 @@ def linear_scan(
   return scan(x, log_a, h0, reset, reverse)
 
 
-def scan(x, log_a, h0, reset, reverse=False, *, interpret=None):
-  """As `linear_scan`, any T; `interpret=plgpu.InterpretGPUParams()` runs it without a GPU."""
+def scan(x, log_a, h0, reset, reverse=False, *, chunks=None, interpret=None):
+  """As `linear_scan`, any T, with what tests and benchmarks want to set.
+
+  Args:
+    x, log_a, h0, reset, reverse: see `kernels.linear_scan.linear_scan`.
+    chunks: of the time axis, which divide T; None chooses (`mosaic_gpu_chunks.choose`).
+    interpret: `plgpu.InterpretGPUParams()` to run without a GPU.
+  """
   mosaic_gpu_scan.check_width("linear_scan", x.shape[2])
   if reverse:
     # Flips are copies, 4 bytes per element and array: no layer here runs backward in time.
     x, log_a, reset = (None if v is None else jnp.flip(v, 1) for v in (x, log_a, reset))
-    h, h_last = scan(x, log_a, h0, reset, interpret=interpret)
+    h, h_last = scan(x, log_a, h0, reset, chunks=chunks, interpret=interpret)
     return jnp.flip(h, 1), h_last
   if h0 is None:
     h0 = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
-  mask = None if reset is None else mosaic_gpu_scan.reset_log(reset)
-  return _linear_scan(interpret, *manual_axes.vary_together(x, log_a, h0.astype(jnp.float32), mask))
+  if chunks is None:
+    chunks = mosaic_gpu_chunks.choose(x.shape, max(x.dtype.itemsize, log_a.dtype.itemsize))
+  mask = None
+  if reset is not None:
+    mask = mosaic_gpu_scan.reset_log(mosaic_gpu_chunks.split(reset, chunks))
+  tiles = [mosaic_gpu_chunks.split(v, chunks) for v in (x, log_a)]
+  arrays = manual_axes.vary_together(*tiles, h0.astype(jnp.float32), mask)
+  h, h_last = _linear_scan(chunks, interpret, *arrays)
+  return h.reshape(x.shape), h_last
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear_scan(interpret, x, log_a, h0, mask):
-  return mosaic_gpu_scan.forward(
-    coefficients, (x, log_a), (), mask, h0, flops=1, transcendentals=1, interpret=interpret
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _linear_scan(chunks, interpret, x, log_a, h0, mask):
+  return _forward(chunks, interpret, x, log_a, h0, mask)[:2]
+
+
+def _forward(chunks, interpret, x, log_a, h0, mask):
+  return mosaic_gpu_chunks.forward(
+    coefficients,
+    (x, log_a),
+    (),
+    mask,
+    h0,
+    chunks=chunks,
+    flops=1,
+    transcendentals=1,
+    interpret=interpret,
   )
 
 
-def _vjp_forward(interpret, x, log_a, h0, mask):
-  h, h_last = costly.recurrence(*_linear_scan(interpret, x, log_a, h0, mask))
-  return (h, h_last), (log_a, h0, mask, h)
+def _vjp_forward(chunks, interpret, x, log_a, h0, mask):
+  h, h_last, carried = costly.recurrence(*_forward(chunks, interpret, x, log_a, h0, mask))
+  return (h, h_last), (log_a, mask, h, carried)
 
 
-def _vjp_backward(interpret, saved, cotangents):
-  log_a, h0, mask, h = saved
+def _vjp_backward(chunks, interpret, saved, cotangents):
+  log_a, mask, h, carried = saved
   dh, dh_last = cotangents
-  (dx, dlog_a), _, dh0 = mosaic_gpu_scan.backward(
+  (dx, dlog_a), _, dh0 = mosaic_gpu_chunks.backward(
     decay,
     gradients,
     (log_a,),
     (),
     mask,
     h,
-    h0,
+    carried,
     dh,
     dh_last,
+    chunks=chunks,
+    decay_reads=0,
     dtypes=(h.dtype, log_a.dtype),
     summed=0,
     flops=4,

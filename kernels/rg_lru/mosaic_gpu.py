@@ -1,7 +1,7 @@
 """The fused RG-LRU (arXiv 2402.19427, equations 1-4) as Mosaic GPU kernels, for Hopper and later.
 
-Traffic as on the TPU: 8 bytes per element forward and 16 backward in bfloat16. Only h is saved for the
-gradient. bfloat16 inputs use the GPU's approximate tanh and exp (2^-11 relative), float32 ones do not.
+Traffic as on the TPU: 8 bytes per element forward and 16 backward in bfloat16, and 14 and 20 where there
+are too few rows and channels for the GPU (`mosaic_gpu_chunks`). Only h is saved for the gradient. bfloat16 inputs use the GPU's approximate tanh and exp (2^-11 relative), float32 ones do not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import costly, manual_axes, mosaic_gpu_scan
+from kernels import costly, manual_axes, mosaic_gpu_chunks, mosaic_gpu_scan
 from kernels.mosaic_gpu_scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
 from kernels.rg_lru import reference, tile_math
 
@@ -35,53 +35,72 @@ def rg_lru(
   return fused(x, gate_a, gate_x, log_decay, h0, reset)
 
 
-def fused(x, gate_a, gate_x, log_decay, h0, reset, *, interpret=None):
-  """As `rg_lru`, any T; `interpret=plgpu.InterpretGPUParams()` runs it without a GPU."""
+def fused(x, gate_a, gate_x, log_decay, h0, reset, *, chunks=None, interpret=None):
+  """As `rg_lru`, any T, with what tests and benchmarks want to set.
+
+  Args:
+    x, gate_a, gate_x, log_decay, h0, reset: see `kernels.rg_lru.rg_lru`.
+    chunks: of the time axis, which divide T; None chooses (`mosaic_gpu_chunks.choose`).
+    interpret: `plgpu.InterpretGPUParams()` to run without a GPU.
+  """
   mosaic_gpu_scan.check_width("rg_lru", x.shape[2])
   if h0 is None:
     h0 = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
-  mask = None if reset is None else mosaic_gpu_scan.reset_log(reset)
+  if chunks is None:
+    chunks = mosaic_gpu_chunks.choose(x.shape, x.dtype.itemsize)
+  tiles = [mosaic_gpu_chunks.split(v, chunks) for v in (x, gate_a, gate_x)]
+  mask = None
+  if reset is not None:
+    mask = mosaic_gpu_scan.reset_log(mosaic_gpu_chunks.split(reset, chunks))
   arithmetic = tile_math.Arithmetic(x.dtype == jnp.float32, False, True)
   arrays = manual_axes.vary_together(
-    x, gate_a, gate_x, log_decay.astype(jnp.float32), h0.astype(jnp.float32), mask
+    *tiles, log_decay.astype(jnp.float32), h0.astype(jnp.float32), mask
   )
-  return _rg_lru(arithmetic, interpret, *arrays)
+  h, h_last = _rg_lru(chunks, arithmetic, interpret, *arrays)
+  return h.reshape(x.shape), h_last
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _rg_lru(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
-  return mosaic_gpu_scan.forward(
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _rg_lru(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
+  return _forward(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask)[:2]
+
+
+def _forward(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
+  return mosaic_gpu_chunks.forward(
     functools.partial(tile_math.coefficients, arithmetic),
     (x, gate_a, gate_x),
     tile_math.channels(arithmetic, log_decay),
     mask,
     h0,
+    chunks=chunks,
     flops=18,
     transcendentals=5,
     interpret=interpret,
   )
 
 
-def _vjp_forward(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
-  h, h_last = costly.recurrence(
-    *_rg_lru(arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask)
+def _vjp_forward(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
+  h, h_last, carried = costly.recurrence(
+    *_forward(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask)
   )
-  return (h, h_last), (x, gate_a, gate_x, log_decay, h0, mask, h)
+  return (h, h_last), (x, gate_a, gate_x, log_decay, mask, h, carried)
 
 
-def _vjp_backward(arithmetic, interpret, saved, cotangents):
-  x, gate_a, gate_x, log_decay, h0, mask, h = saved
+def _vjp_backward(chunks, arithmetic, interpret, saved, cotangents):
+  x, gate_a, gate_x, log_decay, mask, h, carried = saved
   dh, dh_last = cotangents
-  (dx, dgate_a, dgate_x), (dlog_decay,), dh0 = mosaic_gpu_scan.backward(
+  (dx, dgate_a, dgate_x), (dlog_decay,), dh0 = mosaic_gpu_chunks.backward(
     functools.partial(tile_math.decay, arithmetic),
     functools.partial(tile_math.gradients, arithmetic),
     (x, gate_a, gate_x),
     tile_math.backward_channels(arithmetic, log_decay),
     mask,
     h,
-    h0,
+    carried,
     dh,
     dh_last,
+    chunks=chunks,
+    decay_reads=1,
     dtypes=(x.dtype, gate_a.dtype, gate_x.dtype),
     summed=1,
     flops=36,
