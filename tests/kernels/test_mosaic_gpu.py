@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels import mosaic_gpu_scan
+from kernels import mosaic_gpu_chunks, mosaic_gpu_scan, platform
+from kernels.linear_scan import IMPLEMENTATIONS as LINEAR_SCANS
 from kernels.linear_scan import mosaic_gpu as linear_scan_gpu
 from kernels.linear_scan import reference as linear_scan_reference
+from kernels.rg_lru import IMPLEMENTATIONS as RG_LRUS
 from kernels.rg_lru import mosaic_gpu as rg_lru_gpu
 from kernels.rg_lru import reference as rg_lru_reference
 
@@ -58,22 +60,24 @@ def values_and_gradients(f, arguments, cotangents):
 @needs_interpreter
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-  ("op", "steps", "resets"),
+  ("op", "steps", "resets", "chunks"),
   [
-    ("rg_lru", 7, True),  # less than a tile
-    ("rg_lru", 67, True),  # two tiles and three steps
-    ("rg_lru", 32, False),
-    ("linear_scan", 7, False),
-    ("linear_scan", 67, True),
+    ("rg_lru", 7, True, 1),  # less than a tile
+    ("rg_lru", 67, True, 1),  # two tiles and three steps
+    ("rg_lru", 32, False, 1),
+    ("linear_scan", 7, False, 1),
+    ("linear_scan", 67, True, 1),
+    ("rg_lru", 70, True, 2),  # each a tile and three steps
+    ("linear_scan", 9, True, 3),
   ],
 )
-def test_values_and_gradients_equal_float64(op, steps, resets, dtype):
+def test_values_and_gradients_equal_float64(op, steps, resets, chunks, dtype):
   run, reference = OPS[op]
   shape = (
     (2, steps, 256) if steps < 10 else (1, steps, 128)
   )  # several warpgroups, or one: it is slow
   arguments, reset, cotangents = problem(op, shape, dtype, resets=resets)
-  f = functools.partial(run, interpret=plgpu.InterpretGPUParams())
+  f = functools.partial(run, chunks=chunks, interpret=plgpu.InterpretGPUParams())
   got = values_and_gradients(lambda *a: f(*a, reset), arguments, cotangents)
   with jax.enable_x64(True):
     wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), (arguments, cotangents))
@@ -87,8 +91,10 @@ def test_values_and_gradients_equal_float64(op, steps, resets, dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("shape", [(2, 100, 128), (8, 2048, 4096)])
-def test_values_and_gradients_lower_for_cuda(op, shape, dtype):
+@pytest.mark.parametrize(
+  ("shape", "passes"), [((2, 100, 128), 1), ((8, 2048, 4096), 1), ((2, 32768, 2560), 2)]
+)
+def test_values_and_gradients_lower_for_cuda(op, shape, passes, dtype):
   run, _ = OPS[op]
   shapes = jax.eval_shape(lambda: problem(op, (1, 2, 128), dtype))
   arguments, _, cotangents = shapes
@@ -104,7 +110,21 @@ def test_values_and_gradients_lower_for_cuda(op, shape, dtype):
     return values_and_gradients(lambda *a: run(*a, reset), arguments, cotangents)
 
   lowered = jax.jit(both).trace(arguments, reset, cotangents).lower(lowering_platforms=("cuda",))
-  assert lowered.as_text().count("mosaic_gpu") >= 2  # one kernel forward, one backward
+  # A kernel for each pass, forward and backward.
+  assert lowered.as_text().count("custom_call @mosaic_gpu") == 2 * passes
+
+
+def test_time_is_cut_where_one_pass_leaves_the_gpu_idle_and_only_there():
+  choose = mosaic_gpu_chunks.choose
+  for batch, steps, width in ((8, 2048, 4096), (8, 2048, 5632), (16, 32768, 2560), (1, 101, 128)):
+    assert choose((batch, steps, width), 2) == 1
+  for batch, steps, width in ((2, 32768, 2560), (1, 2048, 1024), (1, 96 * 1024, 256)):
+    chunks = choose((batch, steps, width), 2)
+    assert steps % chunks == 0
+    assert steps // chunks >= mosaic_gpu_chunks.MIN_STEPS
+    # As many blocks as fit side by side, or no shorter chunks to make them of.
+    blocks = batch * width // 256 * chunks
+    assert blocks >= 0.9 * mosaic_gpu_chunks.MULTIPROCESSORS or steps // chunks < 256
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -127,3 +147,33 @@ def test_it_says_which_gpus_it_cannot_run_on(monkeypatch, device, reason):
   monkeypatch.setattr(jax, "devices", lambda platform: [types.SimpleNamespace(**device)])
   said = mosaic_gpu_scan.unavailable_reason()
   assert said is None if reason is None else reason in said
+
+
+@pytest.mark.parametrize(("op", "table"), [("rg_lru", RG_LRUS), ("linear_scan", LINEAR_SCANS)])
+def test_the_default_on_older_gpus_is_the_associative_scan_and_says_why_once(
+  monkeypatch, caplog, op, table
+):
+  old = types.SimpleNamespace(compute_capability="8.0", device_kind="NVIDIA A100")
+  monkeypatch.setattr(jax, "devices", lambda platform: [old])
+  platform._say_once.cache_clear()
+  with platform.targeting("gpu"), caplog.at_level("INFO"):
+    chosen = [platform.resolve(op, None, table) for _ in range(2)]
+    with pytest.raises(
+      ValueError, match=r"'mosaic_gpu' needs compute capability 9\.0 .* A100 has 8.0"
+    ):
+      platform.resolve(op, "mosaic_gpu", table)
+  assert {f.__module__ for f in chosen} == {f"kernels.{op}.associative"}
+  (record,) = caplog.records
+  assert record.levelname == "WARNING"
+  assert (
+    f"{op} on gpu: associative; 'mosaic_gpu' needs compute capability 9.0" in record.getMessage()
+  )
+
+
+def test_what_the_default_picks_is_said_once(caplog):
+  platform._say_once.cache_clear()
+  with caplog.at_level("INFO"):
+    for _ in range(3):
+      platform.resolve("rg_lru", "auto", RG_LRUS)
+      platform.resolve("rg_lru", None, RG_LRUS)
+  assert [r.getMessage() for r in caplog.records] == ["rg_lru on cpu: cpu"]
