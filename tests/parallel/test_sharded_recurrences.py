@@ -1,0 +1,46 @@
+"""Both recurrences with time split over eight devices, against the whole row in float64."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def found():
+  process = subprocess.run(
+    [sys.executable, "-m", "tests.parallel.sharded_recurrences"],
+    cwd=Path(__file__).parents[2],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr
+  return {line["op"]: line for line in map(json.loads, process.stdout.splitlines())}
+
+
+@pytest.mark.parametrize(
+  ("op", "results"),
+  [
+    ("rg_lru", {"h", "x", "gate_a", "gate_x", "log_decay"}),
+    ("linear_scan", {"h", "x", "log_a"}),
+  ],
+)
+def test_values_and_gradients_equal_float64(found, op, results):
+  assert set(found[op]["errors"]) == results
+  for name, error in found[op]["errors"].items():
+    assert error <= 4e-7, f"{name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("op", ["rg_lru", "linear_scan"])
+def test_devices_send_states_whatever_the_length(found, op):
+  short, long = found[op]["sent"]
+  assert short == long
+  assert set(short) == {"tensor<2x8xf32>"}  # [B, R]
+  # Forward and backward: to the neighbour, and to those 1, 2 and 4 away; a product and a state each,
+  # but the last time nobody needs the product.
+  assert len(short) == 2 * (2 * 4 - 1)
