@@ -46,7 +46,7 @@ def all_shapes():
 
 
 def distinct_shapes():
-  """Of those, one per kernel: the same blocks and the same tail compile to the same loops."""
+  """Of those, one per rg_lru kernel: the same blocks and the same tail compile to the same loops."""
   seen = set()
   shapes = [s for s in all_shapes() if s[0][0] == 1 and s[1] == jnp.bfloat16]
   shapes += [((8, 100, 128), jnp.bfloat16), ((8, 2048, 2560), jnp.float32)]
@@ -68,10 +68,14 @@ def recurrences(generation: str, distinct: bool):
   native = absent_tpu.GENERATIONS[generation].native_math
   rg_lru = functools.partial(_rg_lru, native)
   for shape, dtype in shapes:
+    # A tail is the scan's business, which both ops share: of the bare one's, the least and the most code.
+    tail_is_known = distinct and shape[1] == 100 and shape[2] not in (128, 8192)
     for op, run, arguments in (
       ("rg_lru", rg_lru, rg_lru_arguments),
       ("linear_scan", _linear_scan, linear_scan_arguments),
     ):
+      if op == "linear_scan" and tail_is_known:
+        continue
       given = (*arguments(shape, dtype), *cotangents(shape, dtype))
       name = f"{op} {list(shape)} {jnp.dtype(dtype).name}"
       yield name, functools.partial(absent_tpu.compile_for, generation, with_gradient(run), *given)

@@ -1,11 +1,12 @@
 """Times, bytes and errors of the recurrences, on whatever is here.
 
-    python -m benchmarks.kernels                           # a size that suits the backend
+    python -m benchmarks.kernels                           # sizes that suit the backend
     python -m benchmarks.kernels --shape 8 2048 4096 --dtype bfloat16 --output runs/kernels.json
 
-Per op, direction and implementation: milliseconds, the share of the floor (the bytes that must move,
-over the bandwidth of a copy measured in the same run), and the largest relative error against float64
-among h, h_last and all gradients. Without an accelerator it also prints the static table of the TPU
+Per op, direction and implementation: milliseconds, the bytes that must move at least, the share of the
+floor (these bytes over the bandwidth of a copy measured in the same run), and the largest relative error
+against float64 among h, h_last and all gradients. An accelerator gets two shapes: one with enough rows
+and channels to fill it, and a long one with few. Without an accelerator it also prints the static table of the TPU
 kernels (`benchmarks.tpu_bundles`), if the TPU compiler is installed.
 """
 
@@ -150,19 +151,22 @@ def main() -> None:
   on_cpu = jax.default_backend() == "cpu"
   if on_cpu:
     huge_pages.restart_with("benchmarks.kernels")
-  shape = tuple(options.shape or ((4, 2048, 1024) if on_cpu else (8, 2048, 4096)))
+  shapes = [(4, 2048, 1024)] if on_cpu else [(8, 2048, 4096), (2, 32768, 2560)]
+  shapes = [tuple(options.shape)] if options.shape else shapes
   dtype = jnp.dtype(options.dtype or ("float32" if on_cpu else "bfloat16"))
   device = jax.devices()[0].device_kind
-  print(f"{device}, {list(shape)} {dtype.name}, jax {jax.__version__}")
-  records = measure(shape, dtype, options.repeats)
-  gigabytes = records[0]["bytes"] / records[0]["milliseconds"] / 1e6
-  print(f"copy: {records[0]['milliseconds']} ms, {gigabytes:.0f} GB/s")
-  for r in records[1:]:
-    print(
-      f"{r['op']:12} {r['implementation']:12} {r['direction']:21} {r['milliseconds']:9.3f} ms "
-      f"{r['fraction_of_floor']:6.1%} of floor  error {r['max_error']:.1e}"
-    )
-  result = {"device": device, "shape": shape, "dtype": dtype.name, "records": records}
+  result = {"device": device, "jax": jax.__version__, "dtype": dtype.name, "measured": []}
+  for shape in shapes:
+    print(f"{device}, {list(shape)} {dtype.name}, jax {jax.__version__}")
+    records = measure(shape, dtype, options.repeats)
+    gigabytes = records[0]["bytes"] / records[0]["milliseconds"] / 1e6
+    print(f"copy: {records[0]['milliseconds']} ms, {gigabytes:.0f} GB/s")
+    for r in records[1:]:
+      print(
+        f"{r['op']:12} {r['implementation']:12} {r['direction']:21} {r['milliseconds']:9.3f} ms "
+        f"{r['bytes'] / 1e6:8.1f} MB {r['fraction_of_floor']:6.1%} of floor  error {r['max_error']:.1e}"
+      )
+    result["measured"].append({"shape": shape, "records": records})
   if on_cpu and not options.no_static and importlib.util.find_spec("libtpu"):
     from benchmarks import tpu_bundles
 

@@ -87,12 +87,12 @@ def check(op, shape, dtype, *, plan=SHORT, **options):
   assert_close(got, in_float64(reference, arguments, reset, cotangents), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("steps", [2, 7, 127, 128, 129, 300])
+@pytest.mark.parametrize("steps", [2, 7, 127, 128, 129, 300, 2048])
 def test_rg_lru_equals_float64_at_any_length(steps):
   check("rg_lru", (2, steps, 256), jnp.float32)
 
 
-@pytest.mark.parametrize("steps", [2, 128, 300])
+@pytest.mark.parametrize("steps", [2, 129, 2048])
 def test_linear_scan_equals_float64_at_any_length(steps):
   check("linear_scan", (2, steps, 256), jnp.float32)
 

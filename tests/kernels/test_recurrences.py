@@ -130,9 +130,19 @@ def test_the_float64_gradients_are_the_slopes_of_the_float64_values(op, reverse)
 
 @each_op
 @each_implementation
-@pytest.mark.parametrize("shape", [(2, 1, 5), (1, 2, 1), (3, 13, 5), (2, 129, 7)])
+@pytest.mark.parametrize("shape", [(2, 1, 5), (1, 2, 1), (3, 7, 5), (2, 129, 7)])
 def test_values_and_gradients_equal_float64(op, implementation, shape):
   check(op, implementation, problem(op, shape))
+
+
+@pytest.mark.parametrize(
+  ("op", "implementation"),
+  # An associative scan is long to compile, and rg_lru's is linear_scan's.
+  [(op, i) for op in OPS for i in IMPLEMENTATIONS if (op, i) != ("rg_lru", "associative")],
+)
+@pytest.mark.parametrize("steps", [127, 128])
+def test_lengths_around_a_power_of_two_equal_float64(op, implementation, steps):
+  check(op, implementation, problem(op, (2, steps, 7)))
 
 
 @pytest.mark.parametrize(
