@@ -157,7 +157,10 @@ layout.Parallelism.rules = @rules.Rules()
       "--gin.DATA_SHARDS=4",
     ],
     cwd=ROOT,
-    env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+    env={
+      **os.environ,
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
+    },
     capture_output=True,
     text=True,
     check=False,
