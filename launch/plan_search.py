@@ -8,20 +8,23 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 
+from kernels import platform
+from launch import describe
 from launch.config import ConfigError
 from launch.experiment import Experiment
 from models.accounting import account
 from parallel.chip import Hardware
 from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
+from training.checkpoint import abstract_like
+from training.kept import activation_bytes
 
 
 def variants(experiment: Experiment, hardware: Hardware) -> Iterator[Experiment]:
   """The same training with other meshes, ZeRO stages, remat policies and microbatches.
 
   The cheapest first, by what each adds to the model's own arithmetic: what tensor parallelism and
-  ZeRO stage 3 send, and what is computed twice. Left out is what cannot fit: whose parameters, gradients
-  and optimizer state alone are more than a device holds.
+  ZeRO stage 3 send, and what is computed twice. Left out is what cannot fit; see `least_bytes`.
   """
   count = sum(p.count for p in account(experiment.model, batch_size=1, length=1).parameters)
   tokens = experiment.batch_size * experiment.sequence_length
@@ -62,10 +65,35 @@ def variants(experiment: Experiment, hardware: Hardware) -> Iterator[Experiment]
       experiment, model=experiment.model.clone(remat=remat), mesh=mesh, options=options
     )
     try:
-      changed.layout(hardware.devices)
+      with platform.targeting(hardware.platform):
+        least = least_bytes(changed, hardware)
     except ConfigError:
       continue
-    yield changed
+    if least <= chip.memory:
+      yield changed
+
+
+def least_bytes(experiment: Experiment, hardware: Hardware) -> int:
+  """What a device has to hold at least: the train state, gradients, and what the backward pass keeps.
+
+  A trace tells, in a second where compiling takes a minute. XLA's temporaries come on top; that it computes
+  something again of its own accord, to save memory, is not counted on.
+
+  Raises:
+    ConfigError: mesh, hardware and model do not fit.
+  """
+  layout, options = experiment.layout(hardware.devices), experiment.options.step
+  state = abstract_like(describe.abstract_state(experiment), layout.state)
+  return (
+    describe.device_bytes(state)
+    + layout.gradient_bytes()
+    + activation_bytes(
+      experiment.model,
+      layout,
+      rows=experiment.batch_size // options.accumulate,
+      length=experiment.sequence_length,
+    )
+  )
 
 
 def _divisors(number: int) -> list[int]:

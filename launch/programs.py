@@ -70,10 +70,7 @@ def training_step(experiment: Experiment, layout: Layout) -> Program:
     updated=state,
     first_updated=0,
     activations=activation_bytes(model, layout, rows=rows // options.accumulate, length=length),
-    gradients=sum(
-      4 * p.count // math.prod(layout.sizes[n] for n in named_axes(layout.places[p.path].gradient))
-      for p in layout.parameters
-    ),
+    gradients=layout.gradient_bytes(),
     model_flops=counted.training_flops * rows * length,
     tokens=rows * length,
   )

@@ -107,6 +107,13 @@ class Layout:
     """Bytes of one parameter on one device, placed by `spec`."""
     return parameter.bytes // math.prod(self.sizes[name] for name in named_axes(spec))
 
+  def gradient_bytes(self) -> int:
+    """Bytes of all gradients on one device, in float32."""
+    return sum(
+      self.held_bytes(p, self.places[p.path].gradient) * 4 // p.dtype.itemsize
+      for p in self.parameters
+    )
+
   @property
   def batch(self) -> NamedSharding:
     """Of every array of a batch, [B, T]."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+import numpy as np
 from jax.sharding import PartitionSpec
 
 MeshAxes = str | tuple[str, ...] | None
@@ -49,6 +50,7 @@ class Parameter(Protocol):
   path: str
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
+  dtype: np.dtype
   bytes: int
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 
 import pytest
 
-from launch import experiment, plan
+from launch import experiment, plan, plan_search
 from launch.command import UserError
 from models.accounting import account
+from parallel import topology
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
@@ -138,6 +140,20 @@ def test_offloaded_activations_lie_in_the_host_s_memory(run_file, tmp_path):
   (found,) = json.loads(out.read_text())
   assert found["host_bytes"] > found["activation_bytes"] / 2
   assert found["twice_bytes"] == 0
+
+
+@needs_libtpu
+def test_a_search_begins_with_the_cheapest_that_can_fit(run_file):
+  built, slice_ = build(run_file), topology.hardware("v5e-8")
+  roomy = next(plan_search.variants(built, slice_))
+  assert (roomy.model.remat, roomy.options.step.accumulate) == ("none", 1)
+
+  needed = plan_search.least_bytes(roomy, slice_)
+  chip = dataclasses.replace(slice_.chip, memory=needed // 3)
+  small = dataclasses.replace(slice_, generation=dataclasses.replace(slice_.generation, chip=chip))
+  tight = next(plan_search.variants(built, small))
+  assert plan_search.least_bytes(tight, small) <= needed // 3
+  assert (tight.mesh.zero, tight.model.remat) != (roomy.mesh.zero, roomy.model.remat)
 
 
 def build(run_file, *more):
