@@ -14,6 +14,9 @@ from parallel import hlo
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 # A TPU's fusion of an all-reduce with the slice that each device keeps of it.
 _SCATTERING = "all-reduce-scatter"
+# Of a collective that a TPU runs beside other operations, these name it once more each: the fusions with
+# operations that it runs beside, and its end.
+_GOES_ON, _ENDS = "async_collective_fusion", "async-collective-done"
 
 
 class Collective(NamedTuple):
@@ -53,7 +56,16 @@ def collectives(
   """
   program = hlo.Program(program) if isinstance(program, str) else program
   found = []
+  ends = {
+    called
+    for operations in program.computations.values()
+    for operation in operations.values()
+    if operation.name.startswith(_ENDS)
+    for called in operation.called()
+  }
   for name, times in program.runs.items():
+    if name in ends or name.startswith(_GOES_ON):
+      continue
     for operation in program.computations[name].values():
       kind = operation.kind.removesuffix("-start")
       if kind not in _KINDS:

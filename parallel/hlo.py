@@ -155,8 +155,8 @@ class Program:
     for name, times in self.in_sequence():
       operations = self.computations[name]
       for operation in operations.values():
-        if operation.kind in _FREE or operation.kind.endswith("-done"):
-          continue
+        if operation.kind in _FREE or "-done" in f"{operation.kind} {operation.name}":
+          continue  # what was begun has been counted
         moved = (times if loops else 1) * self._moved(operation, operations, everywhere)
         by_source[f"{operation.kind}: {operation.source}"] += moved
     return dict(by_source.most_common())

@@ -59,6 +59,43 @@ def test_operations_in_loops_are_counted_as_often_as_they_run():
   assert program.flops() == 5 * 2 * 16 * 32 * 32
 
 
+BESIDE_OTHERS = """
+HloModule jit_f, is_scheduled=true
+
+%fused_computation.1 (p: bf16[64,512]) -> (bf16[64,512], bf16[512,512]) {
+  %p = bf16[64,512]{1,0} parameter(0)
+  %all-gather.1 = bf16[512,512]{1,0} all-gather(%p), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %begun = (bf16[64,512]{1,0}, bf16[512,512]{1,0}) custom-call(%p, %all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (q: bf16[64,512], x: bf16[8,128]) -> bf16[8,128] {
+  %q = bf16[64,512]{1,0} parameter(0)
+  %x = bf16[8,128]{1,0} parameter(1)
+  %all-gather.2 = bf16[512,512]{1,0} all-gather(%q), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %beside = bf16[8,128]{1,0} negate(%x)
+}
+
+%fused_computation.3 (r: bf16[64,512]) -> bf16[512,512] {
+  %r = bf16[64,512]{1,0} parameter(0)
+  ROOT %all-gather.3 = bf16[512,512]{1,0} all-gather(%r), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main (a: bf16[64,512], b: bf16[8,128]) -> bf16[512,512] {
+  %a = bf16[64,512]{1,0} parameter(0)
+  %b = bf16[8,128]{1,0} parameter(1)
+  %async-collective-start.1 = (bf16[64,512]{1,0}, bf16[512,512]{1,0}) fusion(%a), kind=kCustom, calls=%fused_computation.1
+  %fusion.2 = bf16[8,128]{1,0} fusion(%a, %b), kind=kCustom, calls=%async_collective_fusion.2
+  ROOT %async-collective-done.1 = bf16[512,512]{1,0} fusion(%a), kind=kCustom, calls=%fused_computation.3
+}
+"""
+
+
+def test_a_collective_that_runs_beside_others_is_counted_once():
+  (found,) = audit.collectives(BESIDE_OTHERS, {"data": 8, "seq": 1, "model": 1})
+  assert (found.kind, found.times, found.axes) == ("all-gather", 1, ("data",))
+  assert found.sent == 7 / 8 * 512 * 512 * 2
+
+
 LIBRARY_PRODUCT = """
 HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (2, {}, may-alias), {1,2}: (0, {}, must-alias) }, entry_computation_layout={(bf16[512,1024]{1,0})->bf16[512,256]{1,0}}
 
