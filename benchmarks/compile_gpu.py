@@ -24,8 +24,8 @@ from benchmarks.kernel_cases import (
   cotangents,
   linear_scan_arguments,
   rg_lru_arguments,
-  with_gradient,
 )
+from evaluation.speed.recurrences import with_gradient
 from kernels import platform
 from kernels.linear_scan import linear_scan
 from kernels.rg_lru import rg_lru

@@ -23,7 +23,6 @@ from benchmarks.kernel_cases import (
   linear_scan_arguments,
   rg_lru_arguments,
   shard_widths,
-  with_gradient,
 )
 
 import jax  # isort: skip
@@ -32,6 +31,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from evaluation.speed.recurrences import with_gradient
 from kernels import pallas_tpu_blocks
 from kernels.linear_scan import pallas_tpu as linear_scan_tpu
 from kernels.local_attention import splash

@@ -53,17 +53,6 @@ def cotangents(shape: tuple[int, int, int], dtype) -> tuple[jax.ShapeDtypeStruct
   )
 
 
-def with_gradient(op):
-  """op(*arguments, reset) -> a function (*arguments, reset, dh, dh_last) -> values and gradients."""
-
-  def both(*arguments):
-    *inputs, reset, dh, dh_last = arguments
-    values, vjp = jax.vjp(lambda *a: op(*a, reset), *inputs)
-    return values, vjp((dh, dh_last))
-
-  return both
-
-
 def attention_arguments(shape: tuple[int, int, int, int], kv_heads: int, dtype):
   """(q, k, v, segment ids, cotangent) for queries [B, T, H, K] and as many keys."""
   batch, steps, _, head_dim = shape

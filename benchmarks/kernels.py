@@ -13,67 +13,21 @@ kernels (`benchmarks.tpu_bundles`), if the TPU compiler is installed.
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 import json
 import pathlib
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import huge_pages
-from benchmarks.kernel_cases import BYTES_PER_ELEMENT, with_gradient
-from kernels import platform
-from kernels.linear_scan import IMPLEMENTATIONS as LINEAR_SCANS
-from kernels.linear_scan import linear_scan
-from kernels.rg_lru import IMPLEMENTATIONS as RG_LRUS
-from kernels.rg_lru import rg_lru
+from benchmarks.kernel_cases import BYTES_PER_ELEMENT
+from evaluation.speed import bandwidth, timing
+from evaluation.speed.recurrences import FORWARD, OPS, bind, problem, runs, with_gradient
 
-OPS = {"rg_lru": (rg_lru, RG_LRUS), "linear_scan": (linear_scan, LINEAR_SCANS)}
 # float64 on the CPU is slow and needs memory: errors are measured on a small problem.
 ERROR_SHAPE = (2, 300, 256)
-
-
-def problem(op: str, shape, dtype, seed=0):
-  """(differentiable arguments, reset, cotangents) with decays between 0.9 and 1 - 1e-6."""
-  rng = np.random.default_rng(seed)
-  batch, steps, width = shape
-
-  def normal(*size, dtype=jnp.float32):
-    return jnp.asarray(rng.standard_normal(size, np.float32)).astype(dtype)
-
-  log_decay = -(10.0 ** rng.uniform(-6, -1, width))
-  log_decay = jnp.asarray(log_decay, jnp.float32)
-  x, gate_a, gate_x = (normal(*shape, dtype=dtype) for _ in range(3))
-  h0 = normal(batch, width)
-  if op == "rg_lru":
-    arguments = (x, gate_a, gate_x, log_decay, h0)
-  else:
-    arguments = (x, (jax.nn.sigmoid(gate_a.astype(jnp.float32)) * log_decay).astype(dtype), h0)
-  reset = jnp.asarray(rng.uniform(size=(batch, steps)) < 0.01)
-  return arguments, reset, (normal(*shape, dtype=dtype), normal(batch, width))
-
-
-def bind(op: str, implementation: str):
-  """op(*arguments, reset) with a named implementation."""
-  function, _ = OPS[op]
-  return lambda *a: function(*a[:-1], reset=a[-1], implementation=implementation)
-
-
-def milliseconds(functions: dict, repeats: int) -> dict[str, float]:
-  """Median over interleaved rounds, so that a busy moment hits all alike."""
-  times = {name: [] for name in functions}
-  for run in functions.values():
-    jax.block_until_ready(run())
-  for _ in range(repeats):
-    for name, run in functions.items():
-      start = time.perf_counter()
-      jax.block_until_ready(run())
-      times[name].append(1e3 * (time.perf_counter() - start))
-  return {name: statistics.median(values) for name, values in times.items()}
 
 
 def errors(op: str, implementation: str, dtype) -> float:
@@ -91,39 +45,20 @@ def errors(op: str, implementation: str, dtype) -> float:
   return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
 
 
-def available(op: str) -> list[str]:
-  names = []
-  for name in OPS[op][1]:
-    try:
-      platform.resolve(op, name, OPS[op][1])
-    except ValueError:
-      continue
-    names.append(name)
-  return names
-
-
 def measure(shape, dtype, repeats: int) -> list[dict]:
   """One record per op, direction and implementation."""
   elements = int(np.prod(shape))
   scale = jnp.dtype(dtype).itemsize / 2  # BYTES_PER_ELEMENT is for bfloat16
   source = jnp.ones(shape, dtype)
-  copy = jax.jit(lambda a: a * 2)
-  copy_ms = milliseconds({"copy": lambda: copy(source)}, repeats)["copy"]
-  bandwidth = 2 * source.nbytes / copy_ms  # bytes per millisecond
+  rate = bandwidth.measured(repeats, source) / 1e3  # bytes per millisecond
+  copy_ms = 2 * source.nbytes / rate
   records = []
   for op in OPS:
-    arguments, reset, cotangents = problem(op, shape, dtype)
-    functions = {}
-    for name in available(op):
-      forward = jax.jit(bind(op, name))
-      both = jax.jit(with_gradient(bind(op, name)))
-      functions[name, "forward"] = functools.partial(forward, *arguments, reset)
-      functions[name, "forward and backward"] = functools.partial(
-        both, *arguments, reset, *cotangents
-      )
-    for (name, direction), ms in milliseconds(functions, repeats).items():
+    seconds = timing.medians(timing.interleaved(runs(op, shape, dtype), repeats))
+    for (name, direction), taken in seconds.items():
+      ms = 1e3 * taken
       moved = BYTES_PER_ELEMENT[f"{op}_forward"]
-      if direction != "forward":
+      if direction != FORWARD:
         moved += BYTES_PER_ELEMENT[f"{op}_backward"]
       moved *= scale * elements
       records.append(
@@ -133,7 +68,7 @@ def measure(shape, dtype, repeats: int) -> list[dict]:
           "direction": direction,
           "milliseconds": round(ms, 3),
           "bytes": int(moved),
-          "fraction_of_floor": round(moved / bandwidth / ms, 3),
+          "fraction_of_floor": round(moved / rate / ms, 3),
           "max_error": errors(op, name, dtype),
         }
       )

@@ -2,10 +2,10 @@
 
     python -m benchmarks.peers train     # loss and gradient: tokens/s, peak memory, first step
     python -m benchmarks.peers decode    # tokens/s after a prompt of 128 tokens; after 10,000
-    python -m benchmarks.peers lengths   # time per token from 512 to 8192 tokens: Griffin, Hawk, baseline
 
 Each side runs in a process of its own; the processes take turns, a step each, and medians are told. The
-network is the same for all (see `benchmarks.peer_models`).
+network is the same for all (see `benchmarks.peer_models`). All sides' glibc keeps large arrays in huge
+pages; --plain leaves it as it is.
 """
 
 from __future__ import annotations
@@ -20,17 +20,11 @@ import subprocess
 import sys
 import time
 
-from benchmarks import peer_models
+from benchmarks import huge_pages, peer_models
 
 BATCH = 4
 PROMPT = 128
 DECODE_STEPS = 64
-# Fresh memory is slow to get from the kernel: without these glibc gives every large array back to it.
-# All sides run with them; --plain leaves them out.
-MALLOC = (
-  "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824"
-  ":glibc.malloc.trim_threshold=10737418240"
-)
 
 
 class Side:
@@ -41,7 +35,7 @@ class Side:
     # Compilation is part of what is measured.
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     if not plain:
-      environment["GLIBC_TUNABLES"] = MALLOC
+      environment["GLIBC_TUNABLES"] = huge_pages.TUNABLES
     self._process = subprocess.Popen(
       [sys.executable, "-m", "benchmarks.peers", "work", *what],
       stdin=subprocess.PIPE,
@@ -163,62 +157,6 @@ def show(records: list[dict]) -> None:
   )
 
 
-def compare_lengths(turns: int) -> list[dict]:
-  """Time per token of a training step at 8192 tokens per batch, for the three models."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-  from flax import linen as nn
-
-  from data.loader import batch_of_rows
-  from models.backbone import Backbone
-  from models.griffin import griffin
-  from models.hawk import hawk
-  from models.transformer import transformer
-  from training.step import token_losses
-
-  backbone = Backbone(vocab_size=256, width=256, depth=6)
-  models = {
-    "Griffin": griffin(backbone, rnn_width=256, heads=4, window=128),
-    "Hawk": hawk(backbone, rnn_width=256),
-    "MQA Transformer": transformer(backbone, heads=4),
-  }
-  total = 8192
-  lengths = (512, 2048, 8192)
-  steps = {}
-  for name, model in models.items():
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32)))
-    gradient = jax.jit(
-      lambda p, b, model=model: jax.value_and_grad(
-        lambda p: jnp.mean(token_losses(model, p["params"], b)[0])
-      )(p)
-    )
-    for length in lengths:
-      tokens = np.random.default_rng(0).integers(0, 256, (total // length, length))
-      batch = batch_of_rows(tokens, np.ones_like(tokens), bos_id=0)
-      program = gradient.lower(params, batch).compile()
-      steps[name, length] = lambda f=program, p=params, b=batch: jax.block_until_ready(f(p, b))
-  seconds = {key: [] for key in steps}
-  for turn in range(turns + 1):
-    for key, step in steps.items():
-      started = time.perf_counter()
-      step()
-      if turn:
-        seconds[key].append(time.perf_counter() - started)
-  medians = {key: statistics.median(values) for key, values in seconds.items()}
-  print(f"microseconds per token of a training step, {total} tokens, relative to {lengths[0]}")
-  for name in models:
-    cells = [
-      f"{n}: {1e6 * medians[name, n] / total:6.1f} ({medians[name, n] / medians[name, 512]:.2f})"
-      for n in lengths
-    ]
-    print(f"  {name:16}", "  ".join(cells))
-  return [
-    {"name": name, "length": length, "seconds_per_token": value / total}
-    for (name, length), value in medians.items()
-  ]
-
-
 def compare_decoding(dtype: str, turns: int, plain: bool) -> list[dict]:
   """Speed at two batch sizes, and ours after 100 and after 10,000 tokens."""
   records = []
@@ -242,7 +180,7 @@ def compare_decoding(dtype: str, turns: int, plain: bool) -> list[dict]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("what", choices=("train", "decode", "lengths"))
+  parser.add_argument("what", choices=("train", "decode"))
   parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"))
   parser.add_argument("--lengths", nargs="+", type=int, default=(512, 2048))
   parser.add_argument("--turns", type=int, default=5)
@@ -250,9 +188,7 @@ def main() -> None:
   parser.add_argument("--output", type=pathlib.Path, help="write the records as JSON")
   options = parser.parse_args()
   records = []
-  if options.what == "lengths":
-    records = compare_lengths(options.turns)
-  for dtype in options.dtypes if options.what != "lengths" else ():
+  for dtype in options.dtypes:
     if options.what == "decode":
       records += compare_decoding(dtype, options.turns, options.plain)
       continue

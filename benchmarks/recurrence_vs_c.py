@@ -17,10 +17,8 @@ import json
 import os
 import pathlib
 import shutil
-import statistics
 import subprocess
 import tempfile
-import time
 
 import numpy as np
 
@@ -182,16 +180,16 @@ def compare(library, op: str, shape, rounds: int) -> list[dict]:
   """One record per direction."""
   import jax
 
-  from benchmarks.kernel_cases import with_gradient
-  from benchmarks.kernels import bind, problem
+  from evaluation.speed import timing
+  from evaluation.speed.recurrences import BOTH, FORWARD, bind, problem, with_gradient
 
   arguments, reset, cotangents = problem(op, shape, np.float32)
   loops = CLoops(library, op, *(jax.tree.map(np.asarray, (arguments, reset, cotangents))))
   forward = jax.jit(bind(op, "cpu"))
   both = jax.jit(with_gradient(bind(op, "cpu")))
   sides = {
-    "forward": (loops.forward, functools.partial(forward, *arguments, reset)),
-    "forward and backward": (
+    FORWARD: (loops.forward, functools.partial(forward, *arguments, reset)),
+    BOTH: (
       loops.forward_and_backward,
       functools.partial(both, *arguments, reset, *cotangents),
     ),
@@ -202,13 +200,8 @@ def compare(library, op: str, shape, rounds: int) -> list[dict]:
       a = a.sum(0) if a.ndim > b.ndim else a
       error = np.linalg.norm(a - b) / np.linalg.norm(b)
       assert error < 1e-4, f"{op}: the C loop differs from the kernel by {error:.1e}"
-    times = {"c": [], "jax": []}
-    for _ in range(rounds):
-      for name, run in (("c", in_c), ("jax", in_jax)):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times[name].append(1e3 * (time.perf_counter() - start))
-    c, kernel = (statistics.median(times[name]) for name in ("c", "jax"))
+    seconds = timing.medians(timing.interleaved({"c": in_c, "jax": in_jax}, rounds))
+    c, kernel = 1e3 * seconds["c"], 1e3 * seconds["jax"]
     records.append(
       {"op": op, "direction": direction, "c_ms": c, "jax_ms": kernel, "ratio": kernel / c}
     )

@@ -75,6 +75,7 @@ def _compile(absent_tpu, generation: str) -> list[tuple[str, int, int]]:
   import jax.numpy as jnp
 
   from benchmarks import kernel_cases as cases
+  from evaluation.speed.recurrences import with_gradient
   from kernels import pallas_tpu_blocks
   from kernels.linear_scan import pallas_tpu as linear_scan_tpu
   from kernels.rg_lru import pallas_tpu as rg_lru_tpu
@@ -87,7 +88,7 @@ def _compile(absent_tpu, generation: str) -> list[tuple[str, int, int]]:
     ("linear_scan", linear_scan_tpu.scan, cases.linear_scan_arguments, (3, 5)),
   ):
     given = (*arguments(SHAPE, jnp.bfloat16), *cases.cotangents(SHAPE, jnp.bfloat16))
-    absent_tpu.compile_for(generation, cases.with_gradient(op), *given)
+    absent_tpu.compile_for(generation, with_gradient(op), *given)
     plan = pallas_tpu_blocks.plan(SHAPE, 2, forward_arrays=arrays[0], backward_arrays=arrays[1])
     for direction in ("forward", "backward"):
       blocks = getattr(plan, direction)

@@ -88,16 +88,20 @@ def account(model: LanguageModel, *, batch_size: int, length: int) -> Account:
   sub_blocks = model.depth * (1 if model.mlp is None else 2)
   activation = 2 * sub_blocks * model.width * jnp.dtype(model.dtype).itemsize
   parameter_bytes = sum(parameter.bytes for parameter in parameters)
-  state = jax.eval_shape(lambda: model.initial_state(1, length))
   return Account(
     parameters=parameters,
     forward_flops=forward,
     training_flops=3 * forward,
     forward_bytes=parameter_bytes / (batch_size * length) + activation,
-    state_bytes=tree_bytes(state),
+    state_bytes=state_bytes(model, length),
     length=length,
     batch_size=batch_size,
   )
+
+
+def state_bytes(model: LanguageModel, length: int) -> int:
+  """Bytes of the decode state of one sequence that has room for `length` tokens."""
+  return tree_bytes(jax.eval_shape(lambda: model.initial_state(1, length)))
 
 
 def list_parameters(model: LanguageModel) -> tuple[Parameter, ...]:

@@ -1,0 +1,1 @@
+"""How fast models train and generate, and what that is spent on."""

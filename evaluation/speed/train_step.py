@@ -1,0 +1,66 @@
+"""Whole training steps of a model, to be timed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from data.loader import batch_of_rows
+from models.accounting import list_parameters
+from models.language_model import LanguageModel
+from parallel.layout import Parallelism
+from training.checkpoint import abstract_like
+from training.optimizer import AdamW
+from training.step import Options, initial_state, make_train_step
+
+_OPTIONS = Options()
+_ADAMW = AdamW(learning_rate=optax.constant_schedule(1e-4))
+
+
+class TrainingSteps:
+  """Steps that one after the other update the same parameters, which start at random."""
+
+  def __init__(self, model: LanguageModel, parallelism: Parallelism | None = None):
+    """Takes the model and what is split over the devices: nothing if None."""
+    self._model = model
+    self._optimizer = _ADAMW.transformation()
+    self._layout = parallelism and parallelism.layout(list_parameters(model))
+
+  @functools.cached_property
+  def _carried(self) -> list[Any]:
+    """The train state, in a list because every step replaces it; made when the first one runs."""
+    create = functools.partial(initial_state, self._model, self._optimizer, _OPTIONS, 0)
+    abstract = abstract_like(jax.eval_shape(create), self._layout and self._layout.state)
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return [jax.jit(create, out_shardings=where)()]
+
+  def of(
+    self, batch_size: int, length: int, model: LanguageModel | None = None
+  ) -> Callable[[], dict[str, jax.Array]]:
+    """A run of one step: loss, gradient and AdamW's update.
+
+    Args:
+      batch_size: rows of random tokens, the same in every step.
+      length: tokens per row, one document each.
+      model: computes the same with the same parameters in another way; the model itself if None.
+    """
+    tokens = np.random.default_rng(0).integers(0, self._model.vocab_size, (batch_size, length))
+    batch = batch_of_rows(tokens, np.ones_like(tokens), bos_id=0)
+    if self._layout is not None:
+      self._layout.check_batch(batch_size, length)
+      batch = self._layout.place(batch, batch_size)
+    step = jax.jit(
+      make_train_step(model or self._model, self._optimizer, _OPTIONS, self._layout),
+      donate_argnums=0,
+    )
+
+    def run() -> dict[str, jax.Array]:
+      self._carried[0], metrics = step(self._carried[0], batch)
+      return metrics
+
+    return run
