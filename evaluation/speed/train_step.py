@@ -30,6 +30,7 @@ class TrainingSteps:
     self._model = model
     self._optimizer = _ADAMW.transformation()
     self._layout = parallelism and parallelism.layout(list_parameters(model))
+    self._steps: dict[LanguageModel, Callable[..., Any]] = {}
 
   @functools.cached_property
   def _carried(self) -> list[Any]:
@@ -54,13 +55,17 @@ class TrainingSteps:
     if self._layout is not None:
       self._layout.check_batch(batch_size, length)
       batch = self._layout.place(batch, batch_size)
-    step = jax.jit(
-      make_train_step(model or self._model, self._optimizer, _OPTIONS, self._layout),
-      donate_argnums=0,
-    )
+    step = self._compiled(model or self._model)
 
     def run() -> dict[str, jax.Array]:
       self._carried[0], metrics = step(self._carried[0], batch)
       return metrics
 
     return run
+
+  def _compiled(self, model: LanguageModel) -> Callable[..., Any]:
+    """The same function for the same model, so that JAX compiles it once per shape."""
+    if model not in self._steps:
+      step = make_train_step(model, self._optimizer, _OPTIONS, self._layout)
+      self._steps[model] = jax.jit(step, donate_argnums=0)
+    return self._steps[model]
