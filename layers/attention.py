@@ -18,11 +18,13 @@ from parallel import sequence, shards
 class AttentionState(NamedTuple):
   """A ring buffer of the last C keys and values; token t lies in slot `t % C`.
 
-  C is the window of local attention, or the capacity of global attention.
+  C is the window of local attention, or the capacity of global attention. Heads and channels share an
+  axis: where writing a token and reading the ring need different shapes, XLA on the CPU fuses the write
+  with each reshape, and copies the ring for each of them at every token.
 
   Attributes:
-    keys: [B, C, G, K] rotated keys.
-    values: [B, C, G, K].
+    keys: [B, C, G K] rotated keys.
+    values: [B, C, G K].
     segment_ids: [B, C] int32; 0 in slots that hold nothing yet, and on padding.
     length: [] int32, tokens seen so far.
   """
@@ -89,7 +91,10 @@ class SelfAttention(nn.Module):
       return Linear(heads * self.head_dim, ("embed", axis), name=name, **kinds)(x)
 
     def cut(x: jax.Array) -> jax.Array:
-      return x.reshape(batch, length, -1, self.head_dim)
+      return x.reshape(*x.shape[:2], -1, self.head_dim)
+
+    def flat(x: jax.Array) -> jax.Array:
+      return x.reshape(*x.shape[:2], -1)
 
     if self._shares_kv_heads():
       # Every shard computes the same keys and values: their gradients join that of x.
@@ -108,16 +113,16 @@ class SelfAttention(nn.Module):
       new_state = None
       if capacity is not None:
         empty = self.initial_state(batch, capacity)
-        new_state = _remember(empty, k, v, segments.ids, length)
+        new_state = _remember(empty, flat(k), flat(v), segments.ids, length)
     elif length == 1:
-      new_state = _write_one(state, k, v, segments.ids)
+      new_state = _write_one(state, flat(k), flat(v), segments.ids)
       mixed = _attend_to_ring(q, new_state, segments.ids)
     else:
       past = _in_time_order(state)
-      k = jnp.concatenate([past.keys, k.astype(past.keys.dtype)], axis=1)
-      v = jnp.concatenate([past.values, v.astype(past.values.dtype)], axis=1)
+      k = jnp.concatenate([past.keys, flat(k).astype(past.keys.dtype)], axis=1)
+      v = jnp.concatenate([past.values, flat(v).astype(past.values.dtype)], axis=1)
       ids = jnp.concatenate([past.segment_ids, segments.ids], axis=1)
-      mixed = self._attend(q, k, v, ids, segments.ids)
+      mixed = self._attend(q, cut(k), cut(v), ids, segments.ids)
       new_state = _remember(state, k, v, ids, state.length + length)
 
     output = Linear(
@@ -164,7 +169,7 @@ class SelfAttention(nn.Module):
   def initial_state(self, batch_size: int, capacity: int) -> AttentionState:
     """An empty ring for `capacity` tokens, or for the window if that is smaller."""
     slots = capacity if self.window is None else min(self.window, capacity)
-    shape = (batch_size, slots, self.kv_heads, self.head_dim)
+    shape = (batch_size, slots, self.kv_heads * self.head_dim)
     return AttentionState(
       keys=jnp.zeros(shape, self.dtype),
       values=jnp.zeros(shape, self.dtype),
@@ -184,7 +189,7 @@ class SelfAttention(nn.Module):
 
 
 def _write_one(state: AttentionState, k, v, segment_ids) -> AttentionState:
-  """Overwrites the oldest slot with one token: k, v [B, 1, G, K]; segment_ids [B, 1]."""
+  """Overwrites the oldest slot with one token: k, v [B, 1, G K]; segment_ids [B, 1]."""
   slot = state.length % state.keys.shape[1]
 
   def write(ring, new):
@@ -201,15 +206,18 @@ def _write_one(state: AttentionState, k, v, segment_ids) -> AttentionState:
 def _attend_to_ring(q: jax.Array, state: AttentionState, q_segment_ids: jax.Array) -> jax.Array:
   """Attends from one token, already written, to all slots of its segment: q [B, 1, H, K]."""
   batch, _, heads, head_dim = q.shape
-  kv_heads = state.keys.shape[2]
-  q = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
-  scores = jnp.einsum("bghk,bcgk->bghc", q, state.keys, preferred_element_type=jnp.float32) * (
-    head_dim**-0.5
+  kv_heads = state.keys.shape[2] // head_dim
+  keys, values = (
+    ring.reshape(batch, -1, kv_heads, head_dim) for ring in (state.keys, state.values)
   )
+  q = q.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+  # In this order, and turned round afterwards: the other one turns the keys round on a CPU.
+  scores = jnp.einsum("bcgk,bghk->bgch", keys, q, preferred_element_type=jnp.float32)
+  scores = jnp.swapaxes(scores, 2, 3) * (head_dim**-0.5)
   visible = (state.segment_ids == q_segment_ids)[:, None, None, :]
   # The token sees at least itself, so the softmax never runs over nothing.
   weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
-  mixed = jnp.einsum("bghc,bcgk->bghk", weights.astype(state.values.dtype), state.values)
+  mixed = jnp.einsum("bghc,bcgk->bghk", weights.astype(values.dtype), values)
   return mixed.reshape(batch, 1, heads, head_dim)
 
 
@@ -220,7 +228,7 @@ def _in_time_order(state: AttentionState) -> AttentionState:
 
 
 def _remember(state: AttentionState, k, v, segment_ids, length) -> AttentionState:
-  """Stores the last tokens of k, v [B, S, G, K], which end at token `length`, in ring order."""
+  """Stores the last tokens of k, v [B, S, G K], which end at token `length`, in ring order."""
   slots = state.keys.shape[1]
 
   def store(ring, new):
