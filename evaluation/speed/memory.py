@@ -11,6 +11,8 @@ from evaluation.speed.description import check_baseline, conditions, listed
 from models.accounting import list_parameters, state_bytes
 from models.language_model import LanguageModel
 
+_CELL = "bytes"
+
 
 def decode_seconds(
   model: LanguageModel, *, batch_size: int, tokens: int, bandwidth: float
@@ -31,7 +33,7 @@ def decode_seconds(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheSize:
-  """Counts the bytes that a sequence's cache takes; nothing is run.
+  """Counts the bytes that a sequence's cache takes, from shapes alone.
 
   Attributes:
     lengths: tokens that the cache has room for.
@@ -44,16 +46,18 @@ class CacheSize:
   def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
     """See `evaluation.part.Part`."""
     del models
-    return {}
+    return {_CELL: 1.0}
 
   def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
     """See `evaluation.part.Part`."""
-    del remember
     check_baseline(self.baseline, models)
-    counts = {
-      name: [state_bytes(model, length) for length in self.lengths]
-      for name, model in models.items()
-    }
+    counts = remember(
+      _CELL,
+      lambda: {
+        name: [state_bytes(model, length) for length in self.lengths]
+        for name, model in models.items()
+      },
+    )
     baseline = counts[self.baseline][-1]
     parts = [
       f"{values[-1]:,} bytes for {name}"
