@@ -1,5 +1,8 @@
 """Generation against the models' teacher-forced logits, for every model of the zoo."""
 
+import re
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +102,24 @@ def test_an_empty_prompt_and_an_empty_choice_are_refused():
     next(decoder.generate({}, [[]], max_tokens=1))
   with pytest.raises(ValueError, match="all 61 tokens are forbidden"):
     Decoder(model, GREEDY, forbidden_ids=range(small_models.VOCAB_SIZE))
+
+
+def test_a_token_copies_no_keys_or_values_on_a_cpu():
+  model = small_models.build("griffin", depth=3).clone(scan=False)
+  params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  state = jax.eval_shape(lambda: model.initial_state(16, 100))
+
+  def generate(params, state):
+    def step(_, carry):
+      token, state = carry
+      logits, state = model.apply(params, token, state=state)
+      return jnp.argmax(logits, axis=-1).astype(jnp.int32), state
+
+    return jax.lax.fori_loop(0, 5, step, (jnp.zeros((16, 1), jnp.int32), state))
+
+  program = jax.jit(generate, donate_argnums=1).lower(nn.unbox(params), state).compile()
+  slots, channels = small_models.WINDOW, 16
+  ring = rf"f32\[16,(1,)?({slots},(1,)?{channels}|{channels},(1,)?{slots})\]"
+  found = re.findall(rf"%(\S+) = {ring}\S* (\w\S*)\(", program.as_text())
+  assert len([name for name, *_ in found if "dynamic-update-slice" in name]) >= 2
+  assert not [name for name, *_ in found if "copy" in name or "transpose" in name]
