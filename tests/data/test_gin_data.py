@@ -10,10 +10,12 @@ import pytest
 import gin
 
 FOLDER = Path(__file__).parents[2] / "gin"
-# The others name no vocabulary.
+# Included by others, and nothing alone.
 FRAGMENTS = {
   "text_dataset.gin",
   "recall.gin",
+  "bytes.gin",
+  "symbols.gin",
   "instructions.gin",
   "instructions_gemma_turns.gin",
 }

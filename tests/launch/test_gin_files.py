@@ -46,6 +46,8 @@ FRAGMENTS = {
   "models/backbone.gin": "models/griffin.gin",
   "data/text_dataset.gin": "data/python_bytes.gin",
   "data/recall.gin": "data/induction_heads.gin",
+  "data/bytes.gin": "data/python_bytes.gin",
+  "data/symbols.gin": "data/induction_heads.gin",
   # Of the vocabulary of what is trained on.
   "data/instructions.gin": "data/instructions_bytes.gin",
   "data/instructions_gemma_turns.gin": "data/instructions_bytes.gin",
