@@ -41,18 +41,20 @@ SIZES = {
   "ATTENTION_KERNEL": "reference",
 }
 FILES = ("runs/griffin_quickstart.gin", "mesh/data.gin", "precision/bfloat16.gin")
+SMALL = {"WIDTH": 256, "RNN_WIDTH": 256, "HEADS": 4, "VOCAB_SIZE": 1024, "MODEL_SHARDS": 2}
 STRATEGIES = {
   "zero0": {"ZERO_STAGE": 0},
   "zero1": {"ZERO_STAGE": 1},
   "zero2": {"ZERO_STAGE": 2},
   "zero3": {"ZERO_STAGE": 3},
-  "model": {"MODEL_SHARDS": DEVICES},
+  # "mixers", which computes products again, would sum the mixers' output again.
+  "model": {"MODEL_SHARDS": DEVICES, "models.backbone.Backbone.remat": "products"},
   "seq": {"SEQUENCE_SHARDS": DEVICES},
 }
 
 
-def build(**settings) -> experiment_lib.Experiment:
-  """The experiment with other macros."""
+def build(settings: dict[str, int | str]) -> experiment_lib.Experiment:
+  """The experiment with other macros or parameters."""
   arguments = [f"--gin.{name}={value}" for name, value in (SIZES | settings).items()]
   return experiment_lib.build(experiment_lib.load(FILES, arguments))
 
@@ -62,7 +64,7 @@ def minimum(strategy: str) -> float:
 
   A ring sends (n - 1) / n of an array to gather or to scatter it, and twice that to sum it.
   """
-  experiment = build(**STRATEGIES[strategy])
+  experiment = build(STRATEGIES[strategy])
   model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
   parameters = account(model, batch_size=rows, length=length).parameters
   ring, sub_blocks = (DEVICES - 1) / DEVICES, 2 * model.depth
@@ -105,7 +107,7 @@ def traffic(strategies: list[str]) -> None:
   hardware = topology.hardware(f"v5e-{DEVICES}")
   print("strategy  sent per device  arithmetic minimum  ratio  collectives")
   for strategy in strategies:
-    found = planning.plan(build(**STRATEGIES[strategy]), hardware)
+    found = planning.plan(build(STRATEGIES[strategy]), hardware)
     sent, least = sum(one.sent for one in found.collectives), minimum(strategy)
     kinds = ", ".join(f"{one.count} {one.kind} ({one.axes})" for one in found.collectives)
     print(
@@ -120,9 +122,7 @@ def depths(runs: int) -> None:
   seconds: dict[int, list[float]] = {12: [], 40: []}
   for _ in range(runs):
     for depth, found in seconds.items():
-      experiment = build(
-        WIDTH=256, RNN_WIDTH=256, HEADS=4, VOCAB_SIZE=1024, DEPTH=depth, MODEL_SHARDS=2
-      )
+      experiment = build(SMALL | {"DEPTH": depth})
       jax.clear_caches()
       began = time.process_time()
       with platform.targeting("tpu"):
