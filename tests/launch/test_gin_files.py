@@ -181,6 +181,14 @@ def test_rows_of_unequal_length_are_refused():
     )
 
 
+def test_a_float32_copy_of_float32_parameters_is_refused():
+  loaded = experiment.load([RUNS[0], "precision/bfloat16_master.gin", "precision/float32.gin"])
+  with pytest.raises(
+    config.ConfigError, match=r"master_copy keeps the parameters in float32.*bfloat16"
+  ):
+    experiment.build(loaded)
+
+
 def test_a_model_with_too_few_tokens_is_refused():
   built = experiment.build(experiment.load(RUNS[0], ["--gin.VOCAB_SIZE=200"]))
   with pytest.raises(config.ConfigError, match=r"has 259 ids.*set VOCAB_SIZE = 259"):
