@@ -61,9 +61,9 @@ class Backbone:
       rnn_width=rnn_width,
       gate_blocks=gate_blocks,
       use_bias=self.use_bias,
-      output_scale=self._output_scale,
+      output_scale=self.output_scale,
       implementation=implementation,
-      **self._kinds,
+      **self.kinds,
     )
 
   def attention(
@@ -92,9 +92,9 @@ class Backbone:
       window=window,
       rotary_fraction=rotary_fraction,
       use_output_bias=self.use_bias,
-      output_scale=self._output_scale,
+      output_scale=self.output_scale,
       implementation=implementation,
-      **self._kinds,
+      **self.kinds,
     )
 
   def model(self, pattern: tuple[MixerFactory, ...]) -> LanguageModel:
@@ -102,9 +102,9 @@ class Backbone:
     mlp = partial(
       GatedMLP,
       hidden=self.mlp_expansion * self.width,
-      output_scale=self._output_scale,
+      output_scale=self.output_scale,
       use_bias=self.use_bias,
-      **self._kinds,
+      **self.kinds,
     )
     scale = float(jnp.sqrt(self.width).astype(jnp.bfloat16)) if self.scale_embedding else 1.0
     return LanguageModel(
@@ -113,20 +113,22 @@ class Backbone:
       depth=self.depth,
       pattern=pattern,
       mlp=mlp,
-      norm=partial(RMSNorm, zero_centered=self.zero_centered_norm, **self._kinds),
+      norm=partial(RMSNorm, zero_centered=self.zero_centered_norm, **self.kinds),
       embedding_scale=scale,
       logit_cap=self.logit_cap,
       remat=self.remat,
       unroll=self.unroll,
-      **self._kinds,
+      **self.kinds,
     )
 
   @property
-  def _kinds(self) -> dict[str, jnp.dtype]:
+  def kinds(self) -> dict[str, jnp.dtype]:
+    """The types that every module takes by keyword."""
     return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
 
   @property
-  def _output_scale(self) -> float:
+  def output_scale(self) -> float:
+    """The scale at which the last map of a mixer or MLP is initialised."""
     # Each block adds two outputs to the residual stream: its variance at the last block is then
     # of order one whatever the depth.
     return 2.0 / self.depth

@@ -41,7 +41,7 @@ def parameters(subject: Subject) -> Iterator[Finding]:
 
 
 def flops(subject: Subject) -> Iterator[Finding]:
-  """Declared operations against those of the products that are traced, and these against XLA's program.
+  """Declared operations against those of the products that are traced, and these against XLA's count.
 
   A row of one token has nothing to mask: declared and traced must agree to the last operation. In a
   longer row a causal product may compute the half that is masked, or leave it out.
@@ -63,11 +63,12 @@ def flops(subject: Subject) -> Iterator[Finding]:
     f"{growth:,.0f} declared, {found:,.0f} traced; it may be 1 to 2 times the declared",
     "" if holds else f"matmul_flops(width, length={length})",
   )
-  # At one token XLA sees that a softmax over one key is 1, and drops the products before it.
+  # XLA drops products whose result it knows: those with a state of zeros, or, at one token, those
+  # before a softmax over one key.
   compiled = Program(_jitted(subject).lower(*_row(subject, length)).compile().as_text()).flops()
   yield stated(
     f"XLA's program for a row of {length}",
-    compiled == traced,
+    traced / 2 <= compiled <= traced,
     f"{traced:,.0f} traced, {compiled:,.0f} in the compiled program",
   )
 

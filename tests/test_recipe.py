@@ -1,0 +1,71 @@
+"""The page that says how to add an architecture, carried out as it stands with fewer steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "add_an_architecture.md"
+FEWER = (
+  ("--gin.STEPS=200", "--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=1"),
+  ("'STEPS = 160'", "'STEPS = 4', 'WARMUP_STEPS = 2'"),
+  ("SEEDS = (0, 1)", "SEEDS = (0,)"),
+)
+
+
+def script(page: str) -> str:
+  """All blocks of the page as one: files are written where they stand, commands are run."""
+  for long, short in FEWER:
+    assert page.count(long) == 1, f"the page no longer says {long}"
+    page = page.replace(long, short)
+  parts = ["set -euo pipefail"]
+  for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+    if language == "sh":
+      parts.append(block)
+    else:
+      name = re.match(r"# (\w+\.(?:py|gin))\n", block)
+      assert name, f"a block does not begin with its file's name: {block[:40]!r}"
+      parts.append(f"cat > {name[1]} <<'END OF FILE'\n{block}END OF FILE\n")
+  return "\n".join(parts)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  """The folder in which the page was carried out, and what it printed."""
+  folder = tmp_path_factory.mktemp("recipe")
+  path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+  process = subprocess.run(
+    ["bash", "-c", script(PAGE.read_text(encoding="utf-8"))],
+    cwd=folder,
+    env={**os.environ, "PATH": path, "GRIFFIN": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+  return folder / "architectures", process.stdout
+
+
+def test_the_new_architecture_keeps_the_contract_without_a_refusal(done):
+  _, shown = done
+  outcomes = [line.split("  ")[0] for line in shown.splitlines()]
+  assert outcomes.count("passed") > 50
+  assert not {"failed", "refused"} & set(outcomes)
+
+
+def test_it_is_trained_and_compared_with_griffin(done):
+  folder, _ = done
+  assert (folder / "runs" / "min_gru" / "checkpoints" / "4").is_dir()
+  data = json.loads((folder / "against_griffin" / "report" / "data.json").read_text())
+  (figure,) = [figure for figure in data["figures"] if figure["name"] == "scaling_difference"]
+  assert [series["name"] for series in figure["series"]] == ["minGRU"]
+  runs = {path.name.split("-")[0] for path in (folder / "against_griffin/runs").iterdir()}
+  assert runs == {"griffin", "mingru"}
+  assert (folder / "against_griffin" / "report" / "index.html").is_file()
