@@ -58,11 +58,12 @@ class CGLRU(nn.Module):
     per_number = {"axes": ("rnn",), "shape": (width // 2,)}
     wide = {"param_dtype": jnp.float32, "dtype": jnp.float32}
     a_param = parameter(self, "a_param", uniform_decay(0.9, 0.999), **per_number, **wide)
-    theta = parameter(self, "theta", _uniform_phase, **per_number, **wide)
+    # c theta, as RecurrentGemma stores it: theta itself would turn c times as far in a step of Adam.
+    phase_param = parameter(self, "phase_param", _uniform_phase, **per_number, **wide)
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     gate_a = BlockDiagonal(self.blocks, reduction=2, name="gate_a", **kinds)(x)
     gate_x = BlockDiagonal(self.blocks, reduction=2, name="gate_x", **kinds)(x)
-    decay = -DECAY_EXPONENT * jax.nn.softplus(a_param), DECAY_EXPONENT * theta
+    decay = -DECAY_EXPONENT * jax.nn.softplus(a_param), phase_param
     inputs, log_a, phase = _gated(_parts_first(x, blocks), gate_a, gate_x, *decay, reset[..., None])
     run = functools.partial(linear_scan, implementation=self.implementation)
     if h0 is None and sequence.is_split():
@@ -115,4 +116,4 @@ def _blocks_first(x: jax.Array, blocks: int) -> jax.Array:
 
 def _uniform_phase(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
   """c theta uniform in [0, pi / 10], as in RecurrentGemma's code; the paper does not say."""
-  return jax.random.uniform(key, shape, dtype, 0.0, math.pi / 10 / DECAY_EXPONENT)
+  return jax.random.uniform(key, shape, dtype, 0.0, math.pi / 10)

@@ -31,7 +31,7 @@ def test_it_equals_recurrentgemma_s_complex_unit():
     name: {"w": params[gate]["kernel"], "b": params[gate]["bias"][None]}
     for name, gate in (("a_gate", "gate_a"), ("input_gate", "gate_x"))
   }
-  decay = {"a_param": params["a_param"], "a_imag_param": 8 * params["theta"]}
+  decay = {"a_param": params["a_param"], "a_imag_param": params["phase_param"]}
   expected, expected_last = theirs.apply({"params": gates | decay}, x, positions)
   h, h_last = unit.apply({"params": params}, x, positions == 0)
   np.testing.assert_allclose(h, expected, atol=2e-6)
@@ -51,7 +51,7 @@ def test_it_equals_the_equations_of_appendix_b_in_complex128():
     return sigmoid(product + exact[name]["bias"].reshape(blocks, number))
 
   complex_x = cut[..., :number] + 1j * cut[..., number:]
-  decay = np.log(sigmoid(-exact["a_param"])) + 1j * exact["theta"]
+  decay = np.log(sigmoid(-exact["a_param"])) + 1j * exact["phase_param"] / 8
   a = np.exp(8 * gate("gate_a") * decay.reshape(blocks, number))
   scale = np.sqrt(1 - np.abs(a) ** 2)
   first = np.asarray(positions == 0)[..., None, None]
@@ -68,8 +68,8 @@ def test_decays_start_in_the_ring_and_the_sector_that_are_documented():
   _, params, *_ = case(blocks=1)
   decay = np.exp(-8 * jax.nn.softplus(params["a_param"]))
   assert (decay >= 0.9 - 1e-6).all() and (decay <= 0.999 + 1e-6).all()  # noqa: PT018
-  assert (params["theta"] >= 0).all()
-  assert (8 * params["theta"] <= np.pi / 10).all()
+  assert (params["phase_param"] >= 0).all()
+  assert (params["phase_param"] <= np.pi / 10).all()
 
 
 def test_blocks_that_cannot_hold_both_parts_are_refused():
