@@ -44,8 +44,7 @@ def _scan(run, reverse, *arrays):
 
 
 def _forward(run, reverse, x, log_a, phase, h0, reset):
-  turns = _summed(phase, reverse)
-  angle = _angle(turns, phase.dtype)
+  angle = _summed(phase, reverse)
   last = 0 if reverse else -1
 
   def scan(v, log_a, h0):
@@ -53,15 +52,14 @@ def _forward(run, reverse, x, log_a, phase, h0, reset):
 
   (g, g_last), pull = jax.vjp(scan, _turned(x, -angle), log_a, h0)
   results = _turned(g, angle), _turned(g_last, angle[:, last])
-  return results, (log_a, turns, h0, reset, g, pull)
+  return results, (log_a, angle, h0, reset, g, pull)
 
 
 def _backward(run, reverse, residuals, cotangents):
   del run
-  log_a, turns, h0, reset, g, pull = residuals
+  log_a, angle, h0, reset, g, pull = residuals
   dh, dh_last = cotangents
   wide = h0.dtype
-  angle = _angle(turns, wide)
   first, last = (-1, 0) if reverse else (0, -1)
   mu, dlog_a, dh0 = pull((_turned(dh, -angle), _turned(dh_last, -angle[:, last])))
   before = jnp.roll(g, -1 if reverse else 1, axis=1).astype(wide).at[:, first].set(h0)
@@ -76,20 +74,18 @@ _scan.defvjp(_forward, _backward)
 
 
 def _summed(phase: jax.Array, reverse: bool) -> jax.Array:
-  """Running sums of phases [B, T, C], in turns of 2^32 (2^64 for float64) units.
+  """Running sums of phases [B, T, C], modulo 2 pi.
 
-  Integers wrap where a turn is full, so that the sum is exact whatever the length: a float32 sum of 2000
-  radians would have an error of 1e-4 in every step.
+  Summed as parts of a turn, of which full turns are dropped at once: a float32 sum of 2000 radians would
+  have an error of 1e-4 in every step.
   """
-  bits, integer = (64, jnp.int64) if phase.dtype == jnp.float64 else (32, jnp.int32)
-  turns = phase / (2 * math.pi)
-  fraction = turns - jnp.round(turns)
-  return jax.lax.cumsum((fraction * 2.0**bits).astype(integer), axis=1, reverse=reverse)
 
+  def part(turns):
+    return turns - jnp.round(turns)
 
-def _angle(turns: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """Angles in [-pi, pi] from integer parts of a turn."""
-  return turns.astype(dtype) * (2 * math.pi / 2.0 ** (8 * turns.dtype.itemsize))
+  turns = part(phase / (2 * math.pi))
+  summed = jax.lax.associative_scan(lambda a, b: part(a + b), turns, axis=1, reverse=reverse)
+  return summed * (2 * math.pi)
 
 
 def _turned(z: jax.Array, angle: jax.Array) -> jax.Array:
