@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from training import checkpoint
-from training.checksum import checksums, seal
+from training.checksum import host_checksum, seal
 
 # What Orbax calls the tree of a checkpoint that it writes in parts.
 _PARTIAL = "state"
@@ -47,8 +47,9 @@ def write_parameters(
     expected = iter(paths)
     for path, array in arrays:
       assert path == next(expected)
-      # A function of its own, and no name here: the array is gone before the next one is read.
-      _put(part, path, array, sums)
+      sums.append(host_checksum(array))
+      _put(part, path, array)
+      # No name holds it while it is written, and the next one is read.
       del array
       is_last = len(sums) == len(paths)
       if is_last or _bytes(part) >= _PART_BYTES:
@@ -60,13 +61,11 @@ def write_parameters(
   (folder / _PARTIAL).rename(folder / checkpoint.PARAMS)
 
 
-def _put(part: dict[str, Any], path: str, array: np.ndarray, sums: list[int]) -> None:
-  leaf = jax.device_put(array)
-  sums += checksums(leaf)
+def _put(part: dict[str, Any], path: str, array: np.ndarray) -> None:
   *parents, last = path.split("/")
   for key in parents:
     part = part.setdefault(key, {})
-  part[last] = leaf
+  part[last] = jax.device_put(array)
 
 
 def _bytes(part: dict[str, Any]) -> int:

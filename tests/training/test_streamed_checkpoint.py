@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from training import checkpoint, streamed_checkpoint
+from training import checkpoint, checksum, streamed_checkpoint
 
 
 def arrays():
@@ -67,3 +67,11 @@ def test_what_ends_early_leaves_no_checkpoint(tmp_path):
   with pytest.raises(ValueError, match="damaged"):
     streamed_checkpoint.write_parameters(tmp_path, 0, PATHS, broken(), {})
   assert not checkpoint.available_steps(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(), (100,), (7, 13), (3, 5, 11)])
+@pytest.mark.parametrize("kind", [np.float32, ml_dtypes.bfloat16, np.uint8])
+def test_a_checksum_in_pieces_is_that_of_the_whole(monkeypatch, shape, kind):
+  monkeypatch.setattr(checksum, "_PIECE_BYTES", 64)
+  array = np.asarray(9 * np.random.default_rng(0).standard_normal(shape)).astype(kind)
+  assert checksum.host_checksum(array) == checksum.checksums(array)[0]
