@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -209,7 +211,8 @@ def _measured(
   step: str,
   model: str,
 ) -> Plan:
-  text, chip, training = hlo.Program(compiled.as_text()), hardware.chip, step == "train"
+  chip, training = hardware.chip, step == "train"
+  text = hlo.Program(program_text(program.lowered, compiled))
   along = collections.defaultdict(lambda: [0, 0.0])
   exchanging = 0.0
   for found in audit.collectives(text, layout.sizes):
@@ -268,6 +271,22 @@ def _measured(
     xla_bytes=xla.get("bytes accessed"),
     optimal_seconds=xla.get("optimal_seconds"),
   )
+
+
+def program_text(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> str:
+  """The text of a compiled program.
+
+  JAX reads it out of the compiler's result, and knows not all of what a newer libtpu writes there (0.0.52:
+  an asynchronous operation with several operands, met where time is split). The compiler then writes the
+  text itself, which takes a second compilation.
+  """
+  try:
+    return compiled.as_text()
+  except jax.errors.JaxRuntimeError:
+    with tempfile.TemporaryDirectory() as folder:
+      lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+      (file,) = Path(folder).glob("*.after_codegen.txt")
+      return file.read_text(encoding="utf-8")
 
 
 def _twice(program: Program, text: hlo.Program) -> int:

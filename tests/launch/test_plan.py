@@ -6,12 +6,14 @@ import dataclasses
 import importlib.util
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from launch import experiment, plan, plan_search
+from launch import experiment, plan, plan_search, planning
 from launch.command import UserError
 from models.accounting import account
-from parallel import topology
+from parallel import hlo, topology
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
@@ -140,6 +142,22 @@ def test_offloaded_activations_lie_in_the_host_s_memory(run_file, tmp_path):
   (found,) = json.loads(out.read_text())
   assert found["host_bytes"] > found["activation_bytes"] / 2
   assert found["twice_bytes"] == 0
+
+
+@needs_libtpu
+def test_a_program_that_jax_cannot_read_is_written_by_the_compiler():
+  class Unreadable:
+    def as_text(self):
+      raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction should have 1 operands")
+
+  device = topology.hardware("v5e-8").devices[0]
+  x = jax.ShapeDtypeStruct(
+    (256, 256), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(device)
+  )
+  lowered = jax.jit(lambda x: x @ x + 1, donate_argnums=0).lower(x)
+  program = hlo.Program(planning.program_text(lowered, Unreadable()))
+  assert program.flops() == 2 * 256**3
+  assert program.in_place == {()}
 
 
 @needs_libtpu
