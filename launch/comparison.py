@@ -55,6 +55,8 @@ class Comparison:
     seeds: of the training runs.
     parts: name, as in `--only`, to what is measured.
     title: of the page.
+    loaded: runs that are opened and not trained: 'Griffin, 158k, seed 0' to a run directory. Its model may be
+      configured otherwise; it must have the vocabulary of the comparison's text.
   """
 
   models: Mapping[str, Sequence[str]]
@@ -63,11 +65,21 @@ class Comparison:
   seeds: Sequence[int]
   parts: Mapping[str, Measured | Trained]
   title: str
+  loaded: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     for name in ("models", "sizes", "seeds", "parts"):
       if not getattr(self, name):
         raise ValueError(f"{name} is empty: a comparison needs at least one.")
+    specs = [
+      str(RunSpec(model=model, size=size, seed=seed))
+      for model in self.models
+      for size in self.sizes
+      for seed in self.seeds
+    ]
+    for name in self.loaded:
+      if name not in specs:
+        raise ValueError(f"loaded names a run {name!r} that is not compared{near(name, specs)}")
     for name, part in self.parts.items():
       if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"part {name!r}: a name has small letters, digits and _ alone.")

@@ -15,7 +15,8 @@ from evaluation import cells
 from evaluation.part import RunSpec
 from evaluation.perplexity import Score, Scorer
 from launch import experiment as experiment_lib
-from launch import running
+from launch import running, trained
+from launch.command import UserError
 from launch.comparison import Comparison
 from launch.comparison_progress import ComparisonProgress
 from launch.config import Config
@@ -110,7 +111,7 @@ class TrainedRuns:
     self._account = functools.cache(self._account_of)
 
   def cost(self, spec: RunSpec) -> Cost:
-    """What a run takes, from shapes alone."""
+    """What a run takes, from shapes alone; the operations of a loaded run are spent."""
     counted, steps, tokens = self._account(dataclasses.replace(spec, seed=self.seeds[0]))
     return Cost(
       parameters=counted.parameter_count,
@@ -122,7 +123,9 @@ class TrainedRuns:
 
   def identity(self, spec: RunSpec) -> str:
     """What stands for the run's configuration: equal if and only if all that was bound is."""
-    return identity(self._config(spec))
+    own = identity(self._config(spec))
+    loaded = self._loaded(spec)
+    return own if loaded is None else cells.digest([own, loaded.config_file.read_text("utf-8")])
 
   def directory(self, spec: RunSpec) -> Path:
     """The run's folder."""
@@ -137,6 +140,9 @@ class TrainedRuns:
     Raises:
       Stopped: a signal ended it; it has saved.
     """
+    loaded = self._loaded(spec)
+    if loaded is not None:
+      return self._open(spec, loaded)
     config = self._config(spec)
     built = self._experiment(spec)
     layout = built.layout()
@@ -155,6 +161,44 @@ class TrainedRuns:
       if "heldout_loss" in record
     }
     return TrainedRun(built, layout, summary.state.params, cost, curve)
+
+  def _loaded(self, spec: RunSpec) -> RunDirectory | None:
+    """The directory of a run that is not to be trained.
+
+    Raises:
+      UserError: it holds no run.
+    """
+    path = self._comparison.loaded.get(str(spec))
+    if path is None:
+      return None
+    directory = RunDirectory(Path(path))
+    directory.require_run()
+    return directory
+
+  def _open(self, spec: RunSpec, directory: RunDirectory) -> TrainedRun:
+    """Opens a finished run, and measures its loss on the comparison's text."""
+    found = trained.load(directory, "latest")
+    own = self._experiment(spec)
+    if found.vocabulary.describe() != own.vocabulary.describe():
+      raise UserError(
+        f"{directory.path}, loaded as {spec}, has another vocabulary than the comparison's text: "
+        "their losses per token cannot be compared."
+      )
+    length, batch_size = found.experiment.sequence_length, found.experiment.batch_size
+    counted = account(found.experiment.model, batch_size=batch_size, length=length)
+    tokens = found.step * batch_size * length
+    cost = Cost(
+      parameters=counted.parameter_count,
+      tokens=tokens,
+      flops=counted.training_flops * tokens,
+      tokens_per_step=own.batch_size * own.sequence_length,
+      length=length,
+    )
+    experiment = dataclasses.replace(own, model=found.experiment.model)
+    result = TrainedRun(experiment, None, found.params, cost, {})
+    batches = own.eval_batches or loader.steps_per_pass(experiment.rows()[1], own.batch_size)
+    score = result.score(length=own.sequence_length, tokens=batches * cost.tokens_per_step)
+    return dataclasses.replace(result, curve={tokens: score.loss})
 
   def _experiment(self, spec: RunSpec) -> Experiment:
     """The run's experiment; runs that differ in the seed alone share model and optimizer.

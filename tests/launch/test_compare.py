@@ -161,6 +161,8 @@ def test_a_part_alone_leaves_the_others_as_they_are(output, folder, capsys):
     ),
     (["--gin.CONTEXT_SIZE=big"], "part long_context: there is no size 'big'; there is tiny"),
     (["--gin.SEEDS=()"], "seeds is empty"),
+    (["--gin.LOADED={'Griffin, tiny, seed 7': 'x'}"], "seed 7' that is not compared; did you mean"),
+    (["--gin.LOADED={'Griffin, tiny, seed 1': 'nothing'}"], "nothing holds no run"),
     (["--gin.SHARED=['LENGTH']"], r"the shared choices.*LENGTH"),
     (["--gin.SHARED=['meshes/single.gin']"], r"no gin file 'meshes/single.gin'"),
     (["--gin.CONTEXT_LENGTHS=(48,)"], "rows of 48 tokens do not divide a step of 128"),
@@ -171,6 +173,20 @@ def test_mistakes_are_told_before_anything_is_trained(folder, tmp_path, argument
   with pytest.raises((command.UserError, ConfigError), match=told):
     compare.main([str(folder / "tiny.gin"), f"--output={output}", *arguments])
   assert not output.exists()
+
+
+def test_a_finished_run_is_loaded_in_place_of_a_training(output, folder, tmp_path):
+  (run,) = (output / "runs").glob("griffin*seed-1-*")
+  arguments = [
+    str(folder / "tiny.gin"),
+    f"--output={tmp_path}",
+    "--only=scaling",
+    f"--gin.LOADED={{'Griffin, tiny, seed 1': '{run}'}}",
+  ]
+  assert compare.main(arguments) == 0
+  assert len(list((tmp_path / "runs").iterdir())) == 3
+  # The same model on the same text.
+  assert figures(tmp_path)[0]["series"] == figures(output)[0]["series"]
 
 
 def test_an_output_of_another_comparison_needs_force(output, folder):
