@@ -98,6 +98,7 @@ def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_bytes: in
 
   def flush() -> None:
     save_file(waiting, _part(folder, len(parts)), metadata=_METADATA)
+    _part(folder, len(parts)).chmod(0o644)  # the library's files are for their owner alone
     parts.append(list(waiting))
     waiting.clear()
 
