@@ -21,13 +21,14 @@ from typing import Any
 
 MODELS = ("griffin", "hawk", "transformer")
 SIZES = {"1b": MODELS, "7b": MODELS, "14b": ("griffin",)}
-# Rows of 2,048 tokens, a million tokens a step. All parameters over all devices (ZeRO 3) needs no network
-# that computing does not hide; microbatches keep activations small where each device has many rows.
+# Rows of 2,048 tokens, a million tokens a step. Parameters over all devices (ZeRO 3); microbatches keep
+# activations small where a device has many rows. Model shards, where the shards of a width over all
+# devices would be too few rows for a TPU to scatter, and microbatches by size:
 HARDWARE = {
-  "v3-512": {"1b": 1, "7b": 1, "14b": 1},
-  "v5e-256": {"1b": 1, "7b": 1, "14b": 2},
-  "v5p-128": {"1b": 1, "7b": 1, "14b": 2},
-  "h200-8": {"1b": 8, "7b": 16, "14b": 16},
+  "v3-512": (4, {"1b": 1, "7b": 1, "14b": 2}),
+  "v5e-256": (4, {"1b": 1, "7b": 1, "14b": 2}),
+  "v5p-128": (1, {"1b": 1, "7b": 1, "14b": 2}),
+  "h200-8": (1, {"1b": 8, "7b": 16, "14b": 16}),
 }
 FILES = (
   "gin/runs/griffin_quickstart.gin",
@@ -38,13 +39,14 @@ FILES = (
 
 def commands() -> Iterator[tuple[str, list[str]]]:
   """The name and the arguments of each row."""
-  for hardware, sizes in HARDWARE.items():
+  for hardware, (shards, sizes) in HARDWARE.items():
     for size, microbatches in sizes.items():
       for model in SIZES[size]:
         settings = {
           "SEQUENCE_LENGTH": 2048,
           "BATCH_SIZE": 512,
           "MICROBATCHES": microbatches,
+          "MODEL_SHARDS": shards,
         }
         yield f"{hardware}_{size}_{model}", arguments(hardware, size, model, settings)
   # One row of a million tokens, over all devices.
