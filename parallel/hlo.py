@@ -18,7 +18,7 @@ _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<sizes>[\d,]*)\](?P<layout>\
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s(?:=|":)[{\[]([\d,"]*)[}\]]')
 # Operations that touch no memory, or whose traffic belongs to the operation that begins or ends them.
 _FREE = {"parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all", "iota"}
-_FREE |= {"while", "conditional", "call", "partition-id", "replica-id"}
+_FREE |= {"while", "conditional", "call", "partition-id", "replica-id", "async-update"}
 # Matrix products that XLA hands to a library on GPUs.
 _LIBRARY_PRODUCTS = ("__cublas$gemm", "__cublas$lt$matmul")
 
@@ -69,6 +69,8 @@ class Operation:
 
   def called(self) -> list[str]:
     """The computations that run once each time the operation does; of a conditional, all branches."""
+    if self.kind in ("async-update", "async-done"):
+      return []  # they go on with, and end, what async-start has called
     if self.kind == "conditional":
       branches = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
       named = branches[1] if branches else self.rest.split("), ", 1)[1]

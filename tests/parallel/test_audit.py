@@ -96,6 +96,28 @@ def test_a_collective_that_runs_beside_others_is_counted_once():
   assert found.sent == 7 / 8 * 512 * 512 * 2
 
 
+IN_STEPS = """
+HloModule jit_f, is_scheduled=true
+
+%async_computation (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  ROOT %sum = f32[8,128]{1,0} all-reduce(%p), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add
+}
+
+ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %begin = ((f32[8,128]{1,0}), f32[8,128]{1,0}, u32[]) async-start(%a), calls=%async_computation
+  %go-on = ((f32[8,128]{1,0}), f32[8,128]{1,0}, u32[]) async-update(%begin), calls=%async_computation
+  ROOT %end = f32[8,128]{1,0} async-done(%go-on), calls=%async_computation
+}
+"""
+
+
+def test_an_asynchronous_operation_runs_once():
+  (found,) = audit.collectives(IN_STEPS, {"data": 8, "seq": 1, "model": 1})
+  assert (found.kind, found.times) == ("all-reduce", 1)
+
+
 LIBRARY_PRODUCT = """
 HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (2, {}, may-alias), {1,2}: (0, {}, must-alias) }, entry_computation_layout={(bf16[512,1024]{1,0})->bf16[512,256]{1,0}}
 
