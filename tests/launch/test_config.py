@@ -228,7 +228,7 @@ def test_two_modules_of_one_name_keep_apart(parts, tmp_path):
     ("parts.Run.stesp = 5", "parts.Run has no parameter 'stesp'; did you mean steps?"),
     ("parts.Rum.steps = 5", "parts has no function or class 'Rum'; did you mean Run?"),
     ("parts.Run.model = @parts.modle()", "no function or class 'modle'; did you mean model?"),
-    ("part.Run.steps = 5", "does not import 'part'; did you mean parts?"),
+    ("prats.Run.steps = 5", "does not import 'prats'; did you mean parts?"),
     ("griffin.griffin.window = 5", "add the line: from models import griffin"),
     ("from models import grifin", "no module 'models.grifin'; did you mean griffin?"),
     ("from modles import griffin", "no module 'modles.griffin'; did you mean models?"),
