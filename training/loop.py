@@ -159,7 +159,8 @@ def train(
   if restored is not None:
     for text in restored.passed_over:
       progress.say(f"passed over {text}")
-    progress.say(f"continuing at step {start_step}")
+    if start_step < options.steps:
+      progress.say(f"continuing at step {start_step}")
   run = _Run(
     options=options,
     learning_rate=learning_rate,
