@@ -59,9 +59,7 @@ def load(file):
     return experiment.load(GIN_ROOT / file)
   folder = file.partition("/")[0]
   parts = PARTS | ({folder: FRAGMENTS.get(file, file)} if folder in PARTS else {})
-  # Whose width the default number of gate blocks does not divide.
-  narrow = ["compare/quick_models.gin"] if re.fullmatch(r"sizes/\d+k\.gin", file) else []
-  return experiment.load(["experiment.gin", *parts.values(), *narrow])
+  return experiment.load(["experiment.gin", *parts.values()])
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("compare/")])
@@ -75,14 +73,9 @@ def test_file_is_read_built_and_shaped(file):
     return
   state = describe.abstract_state(built)
   count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  # The appendix's networks for recall have about 250 thousand; what is called 45k has that many; all
-  # others have millions.
-  named = re.fullmatch(r"sizes/(\d+)k\.gin", file)
-  if named:
-    assert count == pytest.approx(int(named[1]) * 1000, rel=0.02)
-  else:
-    small = "sizes/recall.gin" in (file, *re.findall(r"'(.*)'", read(file)))
-    assert 2e5 < count < 3e5 if small else count > 1e6
+  # The appendix's networks for recall have about 250 thousand, all others millions.
+  small = "sizes/recall.gin" in (file, *re.findall(r"'(.*)'", read(file)))
+  assert 2e5 < count < 3e5 if small else count > 1e6
 
 
 @pytest.mark.parametrize("file", RUNS)
