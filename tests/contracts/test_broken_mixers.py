@@ -138,6 +138,20 @@ def test_a_split_that_is_neither_refused_nor_right_fails_the_command(tmp_path):
   assert all(row.startswith("failed") and "embedding/embedding" in row for row in wrong)
 
 
+def test_a_declared_refusal_is_made_and_all_else_is_right(tmp_path):
+  done = check_outside(tmp_path, "Averaging", "--only=sharding")
+  assert done.returncode == 0, done.stderr
+  rows = [line for line in done.stdout.splitlines() if "ZeRO" in line]
+  refused = [row for row in rows if row.startswith("refused")]
+  assert len(refused) == 2
+  assert all("seq=" in row and "mesh.seq=1" in row for row in refused)
+  # What is refused is checked on as many devices along the batch.
+  others = [row for row in rows if row not in refused]
+  assert {row.split()[0] for row in others} == {"passed"}
+  assert len(others) == 8
+  assert not any("seq=" in row for row in others)
+
+
 def test_a_module_that_cannot_be_imported_is_one_line_with_the_remedy(tmp_path):
   (tmp_path / "theirs.gin").write_text("from their_projct import mixers\nMODEL = @mixers.model()\n")
   done = subprocess.run(

@@ -135,21 +135,15 @@ def test_values_and_gradients_equal_float64(op, implementation, shape):
   check(op, implementation, problem(op, shape))
 
 
-@pytest.mark.parametrize(
-  ("op", "implementation"),
-  # An associative scan is long to compile, and rg_lru's is linear_scan's.
-  [(op, i) for op in OPS for i in IMPLEMENTATIONS if (op, i) != ("rg_lru", "associative")],
-)
+@each_op
+@each_implementation
 @pytest.mark.parametrize("steps", [127, 128])
 def test_lengths_around_a_power_of_two_equal_float64(op, implementation, steps):
   check(op, implementation, problem(op, (2, steps, 7)))
 
 
-@pytest.mark.parametrize(
-  ("op", "implementation"),
-  # rg_lru's associative scan is linear_scan's, and long to compile.
-  [(op, i) for op in OPS for i in IMPLEMENTATIONS if (op, i) != ("rg_lru", "associative")],
-)
+@each_op
+@each_implementation
 def test_a_long_row_without_resets_and_initial_state(op, implementation):
   # 2048 roundings of either sign, of a sum that forgets after 1000 steps or more.
   given = problem(op, (1, 2048, 3), resets=0, state=False)
