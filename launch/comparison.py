@@ -55,7 +55,7 @@ class Comparison:
     seeds: of the training runs.
     parts: name, as in `--only`, to what is measured.
     title: of the page.
-    loaded: runs that are opened and not trained: 'Griffin, 164k, seed 0' to a run directory. Its model may be
+    loaded: runs that are opened and not trained: 'Griffin, 158k, seed 0' to a run directory. Its model may be
       configured otherwise; it must have the vocabulary of the comparison's text.
   """
 
