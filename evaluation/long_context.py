@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evaluation import part
 from evaluation.figure import Axis, Figure
 from evaluation.part import Remember, Runs, RunSpec
 from evaluation.statistics import (
@@ -51,8 +52,7 @@ class LongContext:
 
   def cells(self, runs: Runs) -> dict[str, RunSpec]:
     """A cell for each run."""
-    if self.size not in runs.sizes:
-      raise ValueError(f"there is no size {self.size!r}; there is {', '.join(runs.sizes)}.")
+    part.require_size(self.size, runs.sizes)
     specs = [
       RunSpec(model=model, size=self.size, seed=seed, length=length)
       for length in self.lengths
@@ -63,10 +63,7 @@ class LongContext:
 
   def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
     """Trains what is not trained, scores, and draws a figure for each training length."""
-    found = {
-      spec: remember(key, lambda spec=spec: self._measure(runs, spec))
-      for key, spec in self.cells(runs).items()
-    }
+    found = part.remember_runs(self.cells(runs), remember, lambda spec: self._measure(runs, spec))
     return tuple(self._figure(runs, found, length) for length in self.lengths)
 
   def _measure(self, runs: Runs, spec: RunSpec) -> dict[str, Any]:

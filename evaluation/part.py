@@ -138,3 +138,16 @@ def require_model(name: str, models: Collection[str]) -> None:
     raise ValueError(
       f"there is no model {name!r} in this comparison; there is {', '.join(models)}."
     )
+
+
+def require_size(name: str, sizes: Collection[str]) -> None:
+  """Raises ValueError if a part's option names a size that is not there."""
+  if name not in sizes:
+    raise ValueError(f"there is no size {name!r}; there is {', '.join(sizes)}.")
+
+
+def remember_runs(
+  cells: Mapping[str, RunSpec], remember: Remember, measure: Callable[[RunSpec], Any]
+) -> dict[RunSpec, Any]:
+  """The value of every cell of a part on trained models, by its run."""
+  return {spec: remember(key, lambda spec=spec: measure(spec)) for key, spec in cells.items()}

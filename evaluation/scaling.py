@@ -53,10 +53,7 @@ class Scaling:
 
   def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
     """Trains what is not trained, and draws."""
-    found = {
-      spec: remember(key, lambda spec=spec: _measure(runs, spec))
-      for key, spec in self.cells(runs).items()
-    }
+    found = part.remember_runs(self.cells(runs), remember, lambda spec: _measure(runs, spec))
     ladder = _Ladder(runs, found)
     figures = [self._differences(ladder)]
     if len(runs.sizes) > 1:

@@ -44,17 +44,13 @@ class WindowSize:
     """A cell for each run."""
     for name in (self.model, self.baseline):
       part.require_model(name, runs.models)
-    if self.size not in runs.sizes:
-      raise ValueError(f"there is no size {self.size!r}; there is {', '.join(runs.sizes)}.")
+    part.require_size(self.size, runs.sizes)
     specs = [self._spec(seed, window) for window in (None, *self.windows) for seed in runs.seeds]
     return {str(spec): spec for spec in specs}
 
   def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
     """Trains what is not trained, and draws."""
-    found = {
-      spec: remember(key, lambda spec=spec: _measure(runs, spec))
-      for key, spec in self.cells(runs).items()
-    }
+    found = part.remember_runs(self.cells(runs), remember, lambda spec: _measure(runs, spec))
 
     def losses(window: int | None) -> list[float]:
       return [found[self._spec(seed, window)]["loss"] for seed in runs.seeds]
