@@ -75,21 +75,14 @@ class Scaling:
       for model in others
       for size in ladder.sizes
     }
-    largest = ladder.sizes[-1]
     told = [
-      says_difference(
-        model,
-        self.baseline,
-        differences[model, largest],
-        lower="has a lower held-out loss than",
-        higher="has a higher held-out loss than",
-      )
+      self._says_by_size(model, {size: differences[model, size] for size in ladder.sizes})
       for model in others
     ]
     return Figure(
       name="scaling_difference",
       title=f"Held-out loss beside the {self.baseline} at equal tokens",
-      finding=_sentence(f"At {largest}, in nats per token: {'; '.join(told)}"),
+      finding=_sentence(f"In nats per token: {'; '.join(told)}"),
       x=Axis(label="size"),
       y=Axis(label=f"held-out loss less that of the {self.baseline}, nats per token"),
       series=tuple(
@@ -100,6 +93,26 @@ class Scaling:
       conditions=ladder.conditions(self.baseline),
       source="section 3.1",
     )
+
+  def _says_by_size(self, model: str, differences: Mapping[str, Interval]) -> str:
+    """At which sizes a difference is seen, with it, and at which none is."""
+    if not all(one.supports_claim for one in differences.values()):
+      last = list(differences)[-1]
+      value = signed(differences[last].mean)
+      return f"{model} {value} at {last}, from too few seeds to claim a difference"
+    clauses = []
+    for verb, sign in (("is lower", -1), ("is higher", 1)):
+      seen = [
+        f"{size} ({signed(one.mean)})"
+        for size, one in differences.items()
+        if one.excludes_zero and one.mean * sign > 0
+      ]
+      if seen:
+        clauses.append(f"{verb} at {', '.join(seen)}")
+    unseen = [size for size, one in differences.items() if not one.excludes_zero]
+    if unseen:
+      clauses.append(f"no difference seen at {', '.join(unseen)}")
+    return f"{model} against {self.baseline}: {', '.join(clauses)}"
 
   def _fits(self, ladder: _Ladder, what: str, title: str, label: str) -> Figure:
     drawn, laws = [], {}
@@ -220,7 +233,9 @@ class _Ladder:
       counts = {model: self.value(model, size, "parameters") for model in self.models}
       base = counts[baseline]
       others = ", ".join(
-        f"{model} {count / base - 1:+.1%}" for model, count in counts.items() if model != baseline
+        f"{model} {signed(100 * (count / base - 1), 1)}%"
+        for model, count in counts.items()
+        if model != baseline
       )
       tokens = self.value(baseline, size, "tokens")
       named.append((f"{size}:", f"{base:,} parameters ({others}), {tokens:,} tokens"))

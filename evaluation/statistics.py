@@ -165,8 +165,8 @@ def spread_text(count: int) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-  """A number with its sign."""
-  return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+  """A number with its sign; what rounds to zero has a plus."""
+  return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:
