@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from evaluation.contract.finding import Finding, path_of, stated
 from evaluation.contract.subject import Subject
@@ -84,10 +85,11 @@ def _row(subject: Subject, length: int) -> tuple[Any, jax.ShapeDtypeStruct]:
 
 def _traced(subject: Subject, length: int) -> int:
   """Operations of all products for one row, loops included."""
-  return _dots(_jitted(subject).trace(*_row(subject, length)).jaxpr.jaxpr)
+  return product_flops(_jitted(subject).trace(*_row(subject, length)).jaxpr.jaxpr)
 
 
-def _dots(jaxpr: Any) -> int:
+def product_flops(jaxpr: core.Jaxpr) -> int:
+  """Floating-point operations of all products of a trace, the bodies of scans as often as they run."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
@@ -95,6 +97,14 @@ def _dots(jaxpr: Any) -> int:
       depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
       total += 2 * equation.outvars[0].aval.size * depth
     trips = equation.params["length"] if equation.primitive.name == "scan" else 1
-    for inner in jax.core.jaxprs_in_params(equation.params):
-      total += trips * _dots(inner)
+    total += trips * sum(map(product_flops, _inner(equation.params)))
   return total
+
+
+def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+  """The traces among an equation's parameters: bodies of loops, branches, called functions."""
+  for leaf in jax.tree.leaves(params):
+    if isinstance(leaf, core.ClosedJaxpr):
+      yield leaf.jaxpr
+    elif isinstance(leaf, core.Jaxpr):
+      yield leaf

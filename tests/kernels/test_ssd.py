@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from evaluation.contract.counts import product_flops
 from kernels.ssd import matmul_flops, ssd
 from tests.kernels.float64_reference import relative_error, wide
 
@@ -156,18 +157,6 @@ def test_what_is_not_given_or_not_wanted_changes_nothing(steps):
   assert nothing is None
 
 
-def count_dots(jaxpr) -> int:
-  """Operations of all dot products of a jaxpr."""
-  total = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == "dot_general":
-      (contract, _), _ = equation.params["dimension_numbers"]
-      depth = np.prod([equation.invars[0].aval.shape[axis] for axis in contract])
-      total += 2 * equation.outvars[0].aval.size * int(depth)
-    total += sum(count_dots(inner) for inner in jax.core.jaxprs_in_params(equation.params))
-  return total
-
-
 @pytest.mark.parametrize("steps", [1, 5, 8, 35])
 def test_declared_flops_equal_the_traced_products(steps):
   arguments, reset, *_ = problem(steps)
@@ -175,7 +164,7 @@ def test_declared_flops_equal_the_traced_products(steps):
   jaxpr = jax.make_jaxpr(run)(*arguments[:-1])
   sizes = {"heads": HEADS, "head_dim": HEAD_DIM, "groups": GROUPS, "state_size": STATE}
   declared = matmul_flops(**sizes, chunk=8, length=steps) * steps * 2
-  assert count_dots(jaxpr.jaxpr) == pytest.approx(declared)
+  assert product_flops(jaxpr.jaxpr) == pytest.approx(declared)
 
 
 @pytest.mark.parametrize(
