@@ -95,7 +95,7 @@ def _closed(inner: Any) -> Callable[..., list[Any]]:
 
 
 def _scan(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
-  consts, carried = params["num_consts"], params["num_carry"]
+  consts, carried = _operands(params)
   body = _closed(params["jaxpr"])
 
   def step(carry, x):
@@ -110,6 +110,15 @@ def _scan(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
     reverse=params["reverse"],
   )
   return [*carry, *ys]
+
+
+def _operands(params: dict[str, Any]) -> tuple[int, int]:
+  """How many of a scan's inputs are constants and how many are carried."""
+  if "num_consts" in params:
+    return params["num_consts"], params["num_carry"]
+  # JAX 0.12 keeps the inputs as a tree of three groups.
+  consts, carried, _ = params["ft_in"].unpack()
+  return len(consts), len(carried)
 
 
 def _while(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
