@@ -145,22 +145,12 @@ class RecallCurves:
       return f"{shares} at {self.lengths[place]:,} {self.task.unit}"
 
     places = sorted({trained, min(trained + 1, longest), longest})
-    differences = [
-      says_difference(
-        name,
-        f"the {self.baseline}",
-        paired_difference(at(name, longest), at(self.baseline, longest)),
-        lower="is below",
-        higher="is above",
-        digits=2,
-      )
-      for name in found
-      if name != self.baseline
-    ]
+    shares = {name: at(name, longest) for name in found}
+    differences = self._differences(shares, lower="is below", higher="is above")
     return self._figure(
       "by_length",
       title=f"{_title(self.task)}: right answers against the length of the context",
-      finding=f"Right answers: {'; '.join(map(told, places))}; there {'; '.join(differences)}.",
+      finding=f"Right answers: {'; '.join(map(told, places))}; there {differences}.",
       x=Axis(label=f"context, {self.task.unit}", log=True),
       y=Axis(label="share of right answer tokens"),
       series=tuple(
@@ -169,26 +159,33 @@ class RecallCurves:
       ),
     )
 
+  def _differences(self, shares: Mapping[str, list[float]], *, lower: str, higher: str) -> str:
+    """What the shares of each model, one per seed, say beside the baseline's."""
+    return "; ".join(
+      says_difference(
+        name,
+        f"the {self.baseline}",
+        paired_difference(values, shares[self.baseline]),
+        lower=lower,
+        higher=higher,
+        digits=2,
+      )
+      for name, values in shares.items()
+      if name != self.baseline
+    )
+
   def _learning(self, found: Mapping[str, Any]) -> Figure:
     def mean_share(name: str) -> list[float]:
       return [float(np.mean([share for _, share in run["curve"]])) for run in found[name]]
 
-    differences = [
-      says_difference(
-        name,
-        f"the {self.baseline}",
-        paired_difference(mean_share(name), mean_share(self.baseline)),
-        lower="learns more slowly than",
-        higher="learns faster than",
-        digits=2,
-      )
-      for name in found
-      if name != self.baseline
-    ]
+    shares = {name: mean_share(name) for name in found}
+    differences = self._differences(
+      shares, lower="learns more slowly than", higher="learns faster than"
+    )
     return self._figure(
       "learning",
       title=f"{_title(self.task)}: right answers at the training length while learning",
-      finding=f"By the share of right answers averaged over training, {'; '.join(differences)}.",
+      finding=f"By the share of right answers averaged over training, {differences}.",
       x=Axis(label="training step"),
       y=Axis(label="share of right answer tokens"),
       series=tuple(

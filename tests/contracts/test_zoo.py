@@ -47,8 +47,7 @@ def test_model_keeps_the_contract(name, check):
   assert found
   assert not [record for record in found if record["outcome"] == "failed"], shown
   missing = [record["says"] for record in found if record["outcome"] == "not run"]
-  if len(missing) == len(found):
-    pytest.skip(missing[0])
+  assert len(missing) < len(found), missing[0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,19 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
-
-from data import vocabularies
-from models.backbone import Backbone
-from models.griffin import griffin
-from tests import small_models
-
-pytest.importorskip("lm_eval", reason="needs the extra harness")
-
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from data import vocabularies
 from evaluation.harness import HarnessModel
+from models.backbone import Backbone
+from models.griffin import griffin
+from tests import small_models
 
 BYTES = vocabularies.Bytes()
 QUESTIONS = [

@@ -328,7 +328,6 @@ def tasks(tmp_path):
 
 
 def test_evaluate_runs_tasks_of_lm_eval_on_local_data(run_dir, tasks, capsys):
-  pytest.importorskip("lm_eval", reason="needs the extra harness")
   asked = [f"--run_dir={run_dir}", f"--include_path={tasks}"]
   copy = f"--harness_data=far={tasks / 'data'}"
   assert evaluate.main([*asked, "--harness=near,far", copy, "--length=64", "--limit=4"]) == 0
