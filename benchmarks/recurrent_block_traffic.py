@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from kernels import platform
 from layers.recurrent_block import RecurrentBlock
 from layers.segments import Segments
-from parallel import hlo
+from parallel import hlo, memory_traffic
 
 SHAPE = (8, 2048, 2560)
 HEADS = 10
@@ -83,7 +83,8 @@ def main() -> None:
       f"{name}: {moved / 1e9:.2f} GB, {moved / math.prod(shape):.1f} bytes per element, "
       f"{memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries"
     )
-    for source, size in hlo.Program(program.as_text()).traffic().items():
+    text = hlo.Program(program.as_text())
+    for source, size in memory_traffic.traffic(text).by_source.items():
       if size > 0.01 * moved:
         print(f"  {size / 1e9:6.3f} GB  {source[:150]}")
 

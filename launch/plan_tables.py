@@ -96,6 +96,12 @@ def one(found: Plan) -> str:
   ):
     if theirs is not None:
       times.append((name, f"{ours:.4g} / {theirs:.4g}"))
+  if found.xla_bytes is not None:
+    if found.again_bytes:
+      again = "  arrays in both that asynchronous operations name again at their end"
+      times.append((again, f"{found.again_bytes:.4g}"))
+    for name, size in found.unseen_bytes.items():
+      times.append((f"  XLA cannot count, and in neither: {name}", f"{size:.4g}"))
   if found.optimal_seconds is not None:
     times.append(("XLA's optimal_seconds, loops once", f"{found.optimal_seconds:.4f} s"))
   times.append(("compilation", f"{found.compile_seconds:.1f} s"))

@@ -17,7 +17,7 @@ from launch.config import ConfigError
 from launch.describe import device_bytes
 from launch.experiment import Experiment
 from launch.programs import PROGRAMS, Program
-from parallel import audit, hlo
+from parallel import audit, hlo, memory_traffic
 from parallel.chip import Hardware
 from parallel.layout import Layout, Parallelism
 from parallel.mesh import MeshSpec
@@ -75,7 +75,10 @@ class Plan:
     once_flops, xla_flops: `counted_flops` with the body of each loop counted once, and XLA's own count,
       which does that and adds elementwise operations; None if it makes none.
     once_bytes, xla_bytes: what operations read and write, in a TPU's own memory too, with the body of each
-      loop counted once; and XLA's count of it.
+      loop counted once, and what XLA counts besides (`again_bytes`) but not what it cannot
+      (`unseen_bytes`); and XLA's count of it.
+    again_bytes: arrays that XLA counts again at the ends of asynchronous operations.
+    unseen_bytes: by name, what kernels move that do not say so to XLA.
     optimal_seconds: XLA's own estimate of the time, loops counted once; None if it makes none.
   """
 
@@ -116,6 +119,8 @@ class Plan:
   xla_flops: float | None
   once_bytes: float
   xla_bytes: float | None
+  again_bytes: float
+  unseen_bytes: dict[str, int]
   optimal_seconds: float | None
 
   @property
@@ -191,14 +196,14 @@ def plan(
     except ValueError as error:
       raise ConfigError(str(error)) from None
     try:
-      compiled = program.lowered.compile()
+      compiled, text = compile_program(program.lowered, hardware.platform)
     except jax.errors.JaxRuntimeError as error:
       what = str(error).splitlines()[0]
       if "RESOURCE_EXHAUSTED" in what:
         raise MemoryError(what) from None
       raise ConfigError(f"the compiler for {hardware.name} fails on this: {what}") from None
   seconds = time.monotonic() - began
-  return _measured(experiment, hardware, layout, program, compiled, seconds, step, model)
+  return _measured(experiment, hardware, layout, program, compiled, text, seconds, step, model)
 
 
 def _measured(
@@ -207,12 +212,12 @@ def _measured(
   layout: Layout,
   program: Program,
   compiled: jax.stages.Compiled,
+  text: hlo.Program,
   seconds: float,
   step: str,
   model: str,
 ) -> Plan:
   chip, training = hardware.chip, step == "train"
-  text = hlo.Program(program_text(program.lowered, compiled))
   along = collections.defaultdict(lambda: [0, 0.0])
   exchanging = 0.0
   for found in audit.collectives(text, layout.sizes):
@@ -222,7 +227,8 @@ def _measured(
     entry[0] += found.times
     entry[1] += found.sent
     exchanging += found.sent / hardware.link(found.group)
-  flops, traffic = text.flops(), sum(text.traffic().values())
+  flops, traffic = text.flops(), memory_traffic.traffic(text).total
+  once = memory_traffic.traffic(text, loops=False, everywhere=True)
   model_flops = program.model_flops / hardware.device_count
   costs = compiled.cost_analysis() or {}
   costs = costs[0] if isinstance(costs, list) else costs
@@ -267,26 +273,30 @@ def _measured(
     compile_seconds=seconds,
     once_flops=text.flops(loops=False),
     xla_flops=xla.get("flops"),
-    once_bytes=sum(text.traffic(loops=False, everywhere=True).values()),
+    once_bytes=once.as_xla_counts,
     xla_bytes=xla.get("bytes accessed"),
+    again_bytes=once.again,
+    unseen_bytes=once.unseen,
     optimal_seconds=xla.get("optimal_seconds"),
   )
 
 
-def program_text(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled) -> str:
-  """The text of a compiled program.
+def compile_program(
+  lowered: jax.stages.Lowered, platform_name: str
+) -> tuple[jax.stages.Compiled, hlo.Program]:
+  """Compiles a program; returns it, and what its text says.
 
-  JAX reads it out of the compiler's result, and knows not all of what a newer libtpu writes there (0.0.52:
-  an asynchronous operation with several operands, met where time is split). The compiler then writes the
-  text itself, which takes a second compilation.
+  The compiler for TPUs writes the text itself: JAX knows not all of what a newer libtpu puts into its result
+  (0.0.52: an asynchronous operation with several operands, met on v5p and where time is split).
   """
-  try:
-    return compiled.as_text()
-  except jax.errors.JaxRuntimeError:
-    with tempfile.TemporaryDirectory() as folder:
-      lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-      (file,) = Path(folder).glob("*.after_codegen.txt")
-      return file.read_text(encoding="utf-8")
+  if platform_name != "tpu":
+    compiled = lowered.compile()
+    return compiled, hlo.Program(compiled.as_text())
+  with tempfile.TemporaryDirectory() as folder:
+    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    compiled = lowered.compile(compiler_options=options)
+    (file,) = Path(folder).glob("*.after_codegen.txt")
+    return compiled, hlo.Program(file.read_text(encoding="utf-8"))
 
 
 def _twice(program: Program, text: hlo.Program) -> int:

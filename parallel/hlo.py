@@ -7,20 +7,18 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _HEADER = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
 _OPERATION = re.compile(r"\s*(ROOT )?%(\S+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
+# Of a layout: its axes, the innermost first, and the tiles that they are cut into.
+_TILES = re.compile(r"\{(?P<order>[\d,]*):T(?P<tiles>(?:\([\d,]+\))+)")
 # Of a dot, and of a library's product in its configuration.
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s(?:=|":)[{\[]([\d,"]*)[}\]]')
-# Operations that touch no memory, or whose traffic belongs to the operation that begins or ends them.
-_FREE = {"parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all", "iota"}
-_FREE |= {"while", "conditional", "call", "partition-id", "replica-id", "async-update"}
 # Matrix products that XLA hands to a library on GPUs.
-_LIBRARY_PRODUCTS = ("__cublas$gemm", "__cublas$lt$matmul")
+LIBRARY_PRODUCTS = ("__cublas$gemm", "__cublas$lt$matmul")
 
 Array = tuple[str, tuple[int, ...]]
 
@@ -33,14 +31,41 @@ def arrays(types: str) -> list[Array]:
   ]
 
 
-def size(types: str, everywhere: bool = False) -> int:
-  """Bytes of a type's arrays in main memory; those that a TPU keeps on the chip (`S(1)`) if `everywhere`."""
-  total = 0
-  for found in _ARRAY.finditer(types):
-    if everywhere or "S(" not in (found["layout"] or ""):
-      shape = [int(n) for n in found["sizes"].split(",") if n]
-      total += _BYTES.get(found["dtype"], 0) * math.prod(shape)
-  return total
+def types(text: str) -> list[str]:
+  """The text of each array's type in a type's text, layouts included."""
+  return [found[0] for found in _ARRAY.finditer(text)]
+
+
+def layout(text: str) -> str:
+  """The layout of the first array in a type's text, in its braces; empty if there is none."""
+  return _ARRAY.search(text)["layout"] or ""
+
+
+def is_on_chip(text: str) -> bool:
+  """Whether an array lies elsewhere than in main memory: in a TPU's own (`S(1)`), or the host's."""
+  return "S(" in layout(text)
+
+
+def size(text: str) -> int:
+  """Bytes of a type's arrays with their padding: a TPU fills up the tiles of a layout such as T(8,128)."""
+  return sum(
+    _BYTES.get(found["dtype"], 0) * math.prod(_padded(found)) for found in _ARRAY.finditer(text)
+  )
+
+
+def _padded(array: re.Match[str]) -> list[int]:
+  sizes = [int(n) for n in array["sizes"].split(",") if n]
+  found = _TILES.match(array["layout"] or "")
+  if not found:
+    return sizes
+  sizes = [sizes[int(axis)] for axis in reversed(found["order"].split(",")) if axis]
+  for tile in re.findall(r"\(([\d,]+)\)", found["tiles"]):
+    inner = [int(n) for n in tile.split(",")]
+    sizes = [1] * (len(inner) - len(sizes)) + sizes
+    outer, sizes = sizes[: -len(inner)], sizes[-len(inner) :]
+    # A tile of a tile divides the last dimensions of the one before.
+    sizes = [*outer, *(-(-n // m) for n, m in zip(sizes, inner, strict=True)), *inner]
+  return sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +91,29 @@ class Operation:
     """The name of a computation that the operation calls as `name`, such as 'body'."""
     found = re.search(rf"\b{name}=%([\w.\-]+)", self.rest)
     return found and found[1]
+
+  def numbers(self, *names: str) -> list[int]:
+    """Those of attributes such as `slice_sizes={1,512}`, one after the other."""
+    listed = (re.search(rf"\b{name}=\{{([\d,]*)\}}", self.rest) for name in names)
+    return [int(n) for found in listed if found for n in found[1].split(",") if n]
+
+  @functools.cached_property
+  def target(self) -> str | None:
+    """What a custom call calls."""
+    found = re.search(r'custom_call_target="([^"]*)"', self.rest)
+    return found and found[1]
+
+  @property
+  def place(self) -> int:
+    """Of a parameter: its number."""
+    return int(self.rest.split(")")[0])
+
+  @property
+  def aliases(self) -> dict[int, int]:
+    """Which results lie where an operand does: the number of the operand by that of the result."""
+    found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", self.rest)
+    pairs = re.findall(r"\{(\d*)\}: \((\d+), ", found[1]) if found else ()
+    return {int(result or 0): int(operand) for result, operand in pairs}
 
   def called(self) -> list[str]:
     """The computations that run once each time the operation does; of a conditional, all branches."""
@@ -143,43 +191,6 @@ class Program:
     }
     return [(name, times) for name, times in self.runs.items() if name not in fused]
 
-  def traffic(self, loops: bool = True, everywhere: bool = False) -> dict[str, int]:
-    """Bytes of main memory that operations read and write, by source, the largest first.
-
-    Operands and results of each operation; of slices only the slice, of updates in place only the
-    update. A Pallas kernel counts each of its arrays once.
-
-    Args:
-      loops: whether a loop's body counts as often as it runs; else once.
-      everywhere: count what lies in a TPU's own memory too, as XLA does.
-    """
-    by_source: collections.Counter[str] = collections.Counter()
-    for name, times in self.in_sequence():
-      operations = self.computations[name]
-      for operation in operations.values():
-        if operation.kind in _FREE or "-done" in f"{operation.kind} {operation.name}":
-          continue  # what was begun has been counted
-        moved = (times if loops else 1) * self._moved(operation, operations, everywhere)
-        by_source[f"{operation.kind}: {operation.source}"] += moved
-    return dict(by_source.most_common())
-
-  def _moved(self, operation: Operation, operations: dict[str, Operation], everywhere: bool) -> int:
-    measure = functools.partial(size, everywhere=everywhere)
-    called = operation.attribute("calls")
-    if operation.kind == "fusion" and called:
-      return _moved_by_fusion(self.computations[called], measure)
-    read = sum(measure(operations[o].result) for o in operation.operands if o in operations)
-    written = measure(operation.result)
-    if operation.kind == "dynamic-slice":
-      return 2 * written
-    if operation.kind == "dynamic-update-slice":
-      return 2 * measure(operations[operation.operands[1]].result)
-    if _is_library_product(operation):  # what it gives stands before its workspace
-      return read + measure(operation.result.split(", s8[")[0])
-    if operation.kind == "copy-start":  # its result names the array that it reads once more
-      return max(read, written - read) + min(read, written - read)
-    return read + written
-
   def flops(self, loops: bool = True) -> int:
     """Floating-point operations of all matrix products and convolutions.
 
@@ -190,7 +201,7 @@ class Program:
       (times if loops else 1) * self._product(operation, self.computations[name])
       for name, times in self.runs.items()
       for operation in self.computations[name].values()
-      if operation.kind in ("dot", "convolution") or _is_library_product(operation)
+      if operation.kind in ("dot", "convolution") or operation.target in LIBRARY_PRODUCTS
     )
 
   def _product(self, operation: Operation, operations: dict[str, Operation]) -> int:
@@ -202,11 +213,6 @@ class Program:
     return _convolution_flops(operation.rest, left, right, result)
 
 
-def _is_library_product(operation: Operation) -> bool:
-  target = re.search(r'custom_call_target="([^"]*)"', operation.rest)
-  return target is not None and target[1] in _LIBRARY_PRODUCTS
-
-
 def _aliases(header: str) -> set[tuple[int, ...]]:
   """The paths of results in `input_output_alias={ {0}: (0, {}, may-alias), {1,2}: ... }`."""
   _, _, listed = header.partition("input_output_alias={")
@@ -215,21 +221,6 @@ def _aliases(header: str) -> set[tuple[int, ...]]:
     tuple(int(n) for n in path.split(",") if n.strip())
     for path in re.findall(r"\{([\d, ]*)\}: \(", listed)
   }
-
-
-def _moved_by_fusion(body: dict[str, Operation], measure: Callable[[str], int]) -> int:
-  updates = [o for o in body.values() if o.kind == "dynamic-update-slice"]
-  in_place, total = {update.operands[0] for update in updates}, 0
-  for operation in body.values():
-    whole = measure(operation.result)
-    if operation.kind == "parameter" and operation.name not in in_place:
-      uses = [o for o in body.values() if operation.name in o.operands]
-      # A fusion inside a fusion that has one argument is a slice or a change of layout.
-      sliced = uses and all(o.kind in ("slice", "dynamic-slice", "fusion") for o in uses)
-      total += min(whole, sum(measure(o.result) for o in uses)) if sliced else whole
-    if operation.is_root and not updates:
-      total += whole
-  return total + sum(2 * measure(body[update.operands[1]].result) for update in updates)
 
 
 def _convolution_flops(attributes: str, left, right, result) -> int:

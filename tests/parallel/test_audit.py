@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from parallel import audit, gpu_nodes, hlo, topology
+from parallel import audit, gpu_nodes, hlo, memory_traffic, topology
 
 MESH = {"data": 2, "seq": 1, "model": 4}
 PROGRAM = """
@@ -133,7 +133,7 @@ ENTRY %main (a: bf16[512,1024], b: bf16[1024,256]) -> bf16[512,256] {
 def test_products_of_a_gpu_s_library_are_counted_without_their_workspace():
   program = hlo.Program(LIBRARY_PRODUCT)
   assert program.flops() == 2 * 512 * 1024 * 256
-  assert sum(program.traffic().values()) == 2 * (512 * 1024 + 1024 * 256 + 512 * 256)
+  assert memory_traffic.traffic(program).total == 2 * (512 * 1024 + 1024 * 256 + 512 * 256)
   assert program.in_place == {(0,), (1, 2)}
 
 
