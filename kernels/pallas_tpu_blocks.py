@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import manual_axes
+from kernels import manual_axes, platform
 
 LANES = 128  # channels in a vector register
 SUBLANES = 8  # its other axis: time steps in HBM's layout, slabs in the recurrence
@@ -289,12 +289,11 @@ def call(kernel, *, name, grid, inputs, outputs, scratch, flops, transcendentals
 
 
 def has_native_math() -> bool:
-  """Whether the default device is a TPU with sigmoid and rsqrt as instructions: v6e and later.
+  """Whether programs are built for a TPU with sigmoid and rsqrt as instructions: v6e and later.
 
-  False where there is no TPU: the formulas for older chips are right on all of them.
+  False where its kind is not known: the formulas for older chips are right on all of them.
   """
-  device = jax.devices()[0]
-  if device.platform != "tpu":
+  kind = platform.device_kind().lower()
+  if platform.target() != "tpu" or not kind:
     return False
-  kind = device.device_kind.lower()
   return not any(old in kind for old in ("v2", "v3", "v4", "v5"))

@@ -33,22 +33,28 @@ class Implementation(NamedTuple):
 
 def target() -> str:
   """The platform that programs are being built for: 'cpu', 'gpu' or 'tpu'."""
-  return _target.value or jax.default_backend()
+  return _target.value[0] if _target.value else jax.default_backend()
+
+
+def device_kind() -> str:
+  """The kind of device that programs are being built for, such as 'TPU v5 lite'; empty if not known."""
+  return _target.value[1] if _target.value else jax.devices()[0].device_kind
 
 
 @contextlib.contextmanager
-def targeting(platform: str) -> Iterator[None]:
+def targeting(platform: str, kind: str = "") -> Iterator[None]:
   """Builds programs for a platform that this process may not have: ahead-of-time compilation.
 
-      with targeting("tpu"):
+      with targeting("tpu", devices[0].device_kind):
         program = jax.jit(step).lower(*arguments_on_a_topology).compile()
 
   Args:
     platform: 'cpu', 'gpu' or 'tpu': where what is traced inside will run.
+    kind: of its devices, as they call themselves; without it kernels are written for any of them.
   """
   if platform not in PLATFORMS:
     raise ValueError(f"platform {platform!r} is unknown; choose from {', '.join(PLATFORMS)}.")
-  with _target(platform):
+  with _target((platform, kind)):
     yield
 
 

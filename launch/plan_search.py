@@ -65,7 +65,7 @@ def variants(experiment: Experiment, hardware: Hardware) -> Iterator[Experiment]
       experiment, model=experiment.model.clone(remat=remat), mesh=mesh, options=options
     )
     try:
-      with platform.targeting(hardware.platform):
+      with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
         least = least_bytes(changed, hardware)
     except ConfigError:
       continue

@@ -189,7 +189,7 @@ def plan(
       experiment, options=dataclasses.replace(experiment.options, step=options)
     )
   began = time.monotonic()
-  with platform.targeting(hardware.platform):
+  with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
     layout = experiment.layout(hardware.devices)
     try:
       program = PROGRAMS[step](experiment, layout)

@@ -41,7 +41,7 @@ class Traffic(NamedTuple):
     by_source: bytes by operation, the largest first.
     again: bytes that XLA counts besides, because the end of an asynchronous operation names the arrays of
       its beginning once more.
-    unseen: of `by_source`, those of calls that XLA knows nothing of: custom calls without an estimate.
+    unseen: of `by_source`, what XLA leaves out, by the name of the operation.
   """
 
   by_source: dict[str, int]
@@ -78,8 +78,8 @@ def traffic(program: hlo.Program, *, loops: bool = True, everywhere: bool = Fals
       moved = times * count.moved(operation)
       by_source[f"{operation.kind}: {operation.source}"] += moved
       again += times * count.again(operation)
-      if _is_unseen(operation):
-        unseen[re.sub(r"[.\d]+$", "", operation.name)] += moved
+      if missed := times * count.unseen(operation):
+        unseen[re.sub(r"[.\d]+$", "", operation.name)] += missed
   return Traffic(dict(by_source.most_common()), again, dict(unseen.most_common()))
 
 
@@ -128,6 +128,24 @@ class _Count(NamedTuple):
       return operands
     return self.measure(operation.result) if _ends(operation) else 0
 
+  def unseen(self, operation: hlo.Operation) -> int:
+    """Bytes that XLA's analysis leaves out.
+
+    Those of a kernel that says nothing of its cost, and what a scatter reads that is fused with what makes
+    its updates.
+    """
+    if operation.kind == "custom-call" and '"bytes_accessed":' not in operation.rest:
+      return self.moved(operation)
+    if operation.kind == "fusion":
+      body = self.program.computations[operation.attribute("calls")].values()
+      root = next(inner for inner in body if inner.is_root)
+      if root.kind == "fusion" and any(
+        inner.kind == "scatter"
+        for inner in self.program.computations[root.attribute("calls")].values()
+      ):
+        return self.moved(operation) - self.measure(operation.result)
+    return 0
+
   def _operands(self, operation: hlo.Operation) -> list[str]:
     """The types of what it reads."""
     return [self.operations[o].result for o in operation.operands if o in self.operations]
@@ -149,8 +167,10 @@ class _Count(NamedTuple):
       missing = operation.numbers("inserted_window_dims", "input_batching_dims")
       window = [1 if axis in missing else next(sizes) for axis in range(len(shape))]
     windows = math.prod(picked) // max(math.prod(window), 1)
-    one = f"{dtype}[{','.join(map(str, window))}]{hlo.layout(whole)}"
-    return windows * self._part(one, of=whole)
+    tiles = f"{dtype}[{','.join(map(str, window))}]{hlo.layout(whole)}"
+    touched = windows * self._part(tiles, of=whole)
+    in_order = "indices_are_sorted=true" in operation.rest  # each tile comes once
+    return min(touched, self.measure(whole)) if in_order else touched
 
   def _moved_by_fusion(self, fusion: hlo.Operation) -> int:
     """What a fusion reads of its arguments, and what it writes: updates in place, of their arrays."""
@@ -221,12 +241,3 @@ def _in_main_memory(types: str) -> int:
 
 def _ends(operation: hlo.Operation) -> bool:
   return operation.kind.endswith("-done") or operation.name.startswith(_ENDS)
-
-
-def _is_unseen(operation: hlo.Operation) -> bool:
-  """Whether XLA's analysis counts it as nothing: a kernel that says nothing of its cost."""
-  return (
-    operation.kind == "custom-call"
-    and operation.target not in _FREE_TARGETS
-    and '"bytes_accessed":' not in operation.rest
-  )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from kernels import costly
+from kernels import costly, platform
 from kernels.local_attention import reference
 
 LANES = 128
@@ -133,10 +133,9 @@ def _kernel(length, keys, offset, window, heads, is_mqa, interpret):
 
 
 def _needs_float32() -> bool:
-  """Whether the default device is a TPU before v4; False where there is no TPU."""
-  device = jax.devices()[0]
-  kind = device.device_kind.lower()
-  return device.platform == "tpu" and ("v2" in kind or "v3" in kind)
+  """Whether programs are built for a TPU before v4; False where its kind is not known."""
+  kind = platform.device_kind().lower()
+  return platform.target() == "tpu" and ("v2" in kind or "v3" in kind)
 
 
 def _block(length: int) -> int:

@@ -200,6 +200,15 @@ def test_bytes_that_a_tpu_moves_for_one_operation_each():
 
 
 @needs_libtpu
+def test_kernels_are_those_of_the_chip_that_is_planned_for(run_file):
+  """TPU v3 multiplies no bfloat16 inside of a kernel: attention is widened, or its compiler refuses."""
+  files = ["models/transformer.gin", "precision/bfloat16.gin", "kernels/pallas_tpu.gin"]
+  built = build(run_file, *files, "mesh/data.gin", "--gin.DEPTH=1")
+  found = planning.plan(built, topology.hardware("v3-8"))
+  assert any(name.startswith("splash") for name in found.unseen_bytes)
+
+
+@needs_libtpu
 def test_a_search_begins_with_the_cheapest_that_can_fit(run_file):
   built, slice_ = build(run_file), topology.hardware("v5e-8")
   roomy = next(plan_search.variants(built, slice_))
