@@ -39,8 +39,8 @@ class Traffic(NamedTuple):
 
   Attributes:
     by_source: bytes by operation, the largest first.
-    again: bytes that XLA counts besides, because the end of an asynchronous operation names the arrays of
-      its beginning once more.
+    again: bytes that XLA counts besides, because what carries on or ends an asynchronous operation names its
+      arrays once more.
     unseen: of `by_source`, what XLA leaves out, by the name of the operation.
   """
 
@@ -118,7 +118,7 @@ class _Count(NamedTuple):
     return read + written
 
   def again(self, operation: hlo.Operation) -> int:
-    """Bytes that XLA counts at the end of an asynchronous operation, and in its result at its beginning."""
+    """Bytes that XLA counts besides, for an asynchronous operation: at its end, on its way, in its result."""
     operands = sum(map(self.measure, self._operands(operation)))
     if operation.name.startswith(_ENDS):
       return operands + self.measure(operation.result)
@@ -126,6 +126,8 @@ class _Count(NamedTuple):
       return operands
     if operation.kind == "copy-start":
       return operands
+    if operation.kind == "async-update":
+      return operands + self.measure(operation.result)
     return self.measure(operation.result) if _ends(operation) else 0
 
   def unseen(self, operation: hlo.Operation) -> int:

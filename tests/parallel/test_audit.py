@@ -116,6 +116,32 @@ ENTRY %main (a: f32[8,128]) -> f32[8,128] {
 def test_an_asynchronous_operation_runs_once():
   (found,) = audit.collectives(IN_STEPS, {"data": 8, "seq": 1, "model": 1})
   assert (found.kind, found.times) == ("all-reduce", 1)
+  moved = memory_traffic.traffic(hlo.Program(IN_STEPS))
+  assert moved.total == 2 * 8 * 128 * 4
+
+
+COPIES = """
+HloModule jit_f, is_scheduled=true
+
+ENTRY %main (a: bf16[3,100]) -> bf16[2,100] {
+  %a = bf16[3,100]{1,0:T(8,128)(2,1)} parameter(0)
+  %begin = (bf16[3,100]{1,0:T(8,128)(2,1)S(1)}, bf16[3,100]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%a)
+  %on-chip = bf16[3,100]{1,0:T(8,128)(2,1)S(1)} copy-done(%begin)
+  %cut = ((bf16[3,100]{1,0:T(8,128)(2,1)}), bf16[2,100]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) slice-start(%a), slice={[0:2], [0:100]}
+  %part = bf16[2,100]{1,0:T(8,128)(2,1)S(1)} slice-done(%cut)
+  ROOT %sum = bf16[2,100]{1,0:T(8,128)(2,1)} negate(%part)
+}
+"""
+
+
+def test_bytes_of_main_memory_are_those_of_the_arrays_that_lie_there_padding_included():
+  tile = 8 * 128 * 2  # what 3 or 2 rows of 100 fill
+  moved = memory_traffic.traffic(hlo.Program(COPIES))
+  assert moved.total == 3 * tile  # read once for each of two copies; the result is written
+  everywhere = memory_traffic.traffic(hlo.Program(COPIES), everywhere=True)
+  context = 4
+  assert everywhere.total == pytest.approx(6 * tile, abs=context)
+  assert everywhere.again == 3 * tile  # the copy's operand again, and both ends
 
 
 LIBRARY_PRODUCT = """
