@@ -4,14 +4,13 @@
     python -m benchmarks.sharding traffic zero3 model
 
 First table: per strategy the bytes that a device sends in a training step, as the compiled program says,
-beside the arithmetic minimum for the strategy (a ring's). Second table: seconds to trace and compile a step
-of 12 and of about 40 layers, per model; the median of some runs, interleaved.
+beside the arithmetic minimum for the strategy (a ring's). Second table: seconds of CPU to trace and compile a
+step of 12 and of about 40 layers, per model; the least of some runs, interleaved.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 
 from benchmarks import absent_tpu
@@ -41,7 +40,9 @@ SIZES = {
   "ATTENTION_KERNEL": "reference",
 }
 FILES = ("runs/griffin_quickstart.gin", "mesh/data.gin", "precision/bfloat16.gin")
-SMALL = {"WIDTH": 256, "RNN_WIDTH": 256, "HEADS": 4, "VOCAB_SIZE": 1024, "MODEL_SHARDS": 2}
+# The least at which 12 layers lie in main memory, as 40 do. Where they fit on the chip (v5e: 128 MiB) they take
+# less code, copies above all, and compile a quarter sooner.
+NARROW = {"VOCAB_SIZE": 1024, "MODEL_SHARDS": 2}
 # Blocks that fill no repetition of a model's pattern are compiled beside the loop: Griffin has one at 40.
 DEPTHS = {"griffin": (12, 39, 40), "hawk": (12, 40), "transformer": (12, 40)}
 STRATEGIES = {
@@ -128,16 +129,16 @@ def depths(runs: int) -> None:
   }
   for _ in range(runs):
     for (model, depth), found in seconds.items():
-      experiment = build(SMALL | {"DEPTH": depth}, model)
+      experiment = build(NARROW | {"DEPTH": depth}, model)
       jax.clear_caches()
       began = time.process_time()
       with platform.targeting("tpu"):
         training_step(experiment, experiment.layout(devices)).lowered.compile()
       found.append(time.process_time() - began)
-  middle = {key: statistics.median(found) for key, found in seconds.items()}
+  least = {key: min(found) for key, found in seconds.items()}
   rows = [("model", "layers", "seconds of CPU to trace and compile", "ratio")]
-  for (model, depth), found in middle.items():
-    rows.append((model, str(depth), f"{found:.1f}", f"{found / middle[model, 12]:.2f}"))
+  for (model, depth), found in least.items():
+    rows.append((model, str(depth), f"{found:.1f}", f"{found / least[model, 12]:.2f}"))
   print(table(rows, right=(1, 2, 3)))
 
 
