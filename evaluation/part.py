@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+from data.recall import RecallTask
 from evaluation.figure import Figure
 from evaluation.perplexity import Score
+from evaluation.recall import Recalled
 from models.language_model import LanguageModel
 
 # `remember(key, measure)` returns the value of one cell: what an earlier launch kept under this key,
@@ -98,6 +100,13 @@ class TrainedRun(Protocol):
     Args:
       length: tokens per row, which may be more than the training had.
       tokens: how much to read, rounded up to whole batches.
+    """
+
+  def recall(self, task: RecallTask, questions: int) -> Recalled:
+    """Asks the finished model so many questions of a recall task with generated answers.
+
+    Raises:
+      CorpusError: the run's vocabulary cannot spell the task.
     """
 
 

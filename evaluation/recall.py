@@ -17,6 +17,7 @@ from data.vocabularies import Vocabulary
 from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
 from models.language_model import LanguageModel
+from parallel.rows import Rows
 
 # Rows are padded to a multiple of this, so that texts of many lengths make few programs.
 _MULTIPLE = 64
@@ -125,8 +126,8 @@ class Recalled:
 class RecallScorer:
   """Asks one model; compiled once for every shape of batch."""
 
-  def __init__(self, model: LanguageModel, vocabulary: Vocabulary):
-    """Takes the model and the vocabulary of its ids."""
+  def __init__(self, model: LanguageModel, vocabulary: Vocabulary, where: Rows | None = None):
+    """Takes the model, the vocabulary of its ids, and the devices that generate; one if None."""
 
     def likeliest(params, batch, columns):
       hidden = model.apply(
@@ -142,7 +143,7 @@ class RecallScorer:
       return jnp.argmax(logits, axis=-1)
 
     self._likeliest = jax.jit(likeliest)
-    self._decoder = Decoder(model, Sampler(temperature=0))
+    self._decoder = Decoder(model, Sampler(temperature=0), where=where)
     self._vocabulary = vocabulary
 
   def __call__(

@@ -65,23 +65,27 @@ def batches(
     step += 1
 
 
-def learn(
-  model: LanguageModel, task: RecallTask, vocabulary: Vocabulary, schedule: Schedule, seed: int
-) -> Iterator[tuple[int, Any]]:
-  """Trains a model and yields (steps done, parameters) whenever it is time to look at it, and at the end.
+class Learner:
+  """Trains one model on a task, once per seed; compiled once for all of them."""
 
-  Args:
-    model: the model; its parameters and its data come from the seed.
-    task: what it learns.
-    vocabulary: of its ids.
-    schedule: how long.
-    seed: equal seeds see equal examples whatever the model.
-  """
-  optimizer, options = schedule.optimizer().transformation(), step_lib.Options()
-  state = jax.jit(lambda: step_lib.initial_state(model, optimizer, options, seed))()
-  take_step = jax.jit(step_lib.make_train_step(model, optimizer, options), donate_argnums=0)
-  data = batches(task, vocabulary, schedule.batch_size, seed)
-  for step in range(1, schedule.steps + 1):
-    state, _ = take_step(state, next(data))
-    if step % schedule.look_every == 0 or step == schedule.steps:
-      yield step, state.params
+  def __init__(
+    self, model: LanguageModel, task: RecallTask, vocabulary: Vocabulary, schedule: Schedule
+  ):
+    """Takes the model, what it learns, the vocabulary of its ids, and how long it learns."""
+    optimizer, options = schedule.optimizer().transformation(), step_lib.Options()
+    self._task, self._vocabulary, self._schedule = task, vocabulary, schedule
+    self._start = jax.jit(lambda seed: step_lib.initial_state(model, optimizer, options, seed))
+    self._step = jax.jit(step_lib.make_train_step(model, optimizer, options), donate_argnums=0)
+
+  def __call__(self, seed: int) -> Iterator[tuple[int, Any]]:
+    """Yields (steps done, parameters) whenever it is time to look at the model, and at the end.
+
+    Args:
+      seed: of parameters and examples; equal seeds see equal examples whatever the model.
+    """
+    schedule, state = self._schedule, self._start(seed)
+    data = batches(self._task, self._vocabulary, schedule.batch_size, seed)
+    for step in range(1, schedule.steps + 1):
+      state, _ = self._step(state, next(data))
+      if step % schedule.look_every == 0 or step == schedule.steps:
+        yield step, state.params

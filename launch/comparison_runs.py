@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from data import loader
+from data.recall import RecallTask
 from evaluation import cells
 from evaluation.part import RunSpec
 from evaluation.perplexity import Score, Scorer
+from evaluation.recall import Recalled, RecallScorer
 from launch import experiment as experiment_lib
 from launch import running, trained
 from launch.command import UserError
@@ -24,6 +26,7 @@ from launch.experiment import Experiment
 from launch.run_directory import RunDirectory
 from models.accounting import Account, account
 from parallel.layout import Layout
+from parallel.rows import OverMesh
 from training import loop
 from training.metrics import read_metrics
 
@@ -90,6 +93,12 @@ class TrainedRun:
     score = scorer(self.params, (next(batches) for _ in range(count)))
     batches.close()
     return score
+
+  def recall(self, task: RecallTask, questions: int) -> Recalled:
+    """Asks a recall task; see `evaluation.part.TrainedRun`."""
+    where = None if self.layout is None else OverMesh(self.layout)
+    scorer = RecallScorer(self.experiment.model, self.experiment.vocabulary, where)
+    return scorer(self.params, task, questions)
 
 
 class TrainedRuns:

@@ -8,9 +8,13 @@ import re
 import numpy as np
 import pytest
 
+from data.recall import InductionHeads
+from data.recall_text import Needle
 from evaluation.figure import FITTED, Figure
 from evaluation.long_context import LongContext
 from evaluation.perplexity import Score
+from evaluation.recall import Recalled
+from evaluation.recall_of_runs import RecallOfRuns
 from evaluation.scaling import Scaling
 from evaluation.window_size import WindowSize
 
@@ -34,6 +38,18 @@ class KnownRun:
     positions = np.arange(1, length + 1)
     losses = 3 + self.slope * np.log2(positions)
     return Score(losses * 7, np.full(length, 7), 7 * length)
+
+  def recall(self, task, questions):
+    """Answers are right in the last third of the context, a rising model's in the last sixth."""
+    depth = (np.arange(questions) + 0.5) / questions
+    return Recalled(
+      correct=depth > (2 / 3 if self.slope < 0 else 5 / 6),
+      example=np.arange(questions),
+      position=np.zeros(questions, np.int64),
+      distance=np.ones(questions, np.int64),
+      depth=depth,
+      length=np.full(questions, task.length),
+    )
 
 
 @dataclasses.dataclass
@@ -137,9 +153,36 @@ def test_windows_are_compared_with_each_other_and_with_the_baseline():
   assert len(set(figure.series[1].y)) == 1
 
 
+def test_recall_of_trained_models_tells_who_recalls_and_at_which_depth_they_fail():
+  part = RecallOfRuns(
+    task=Needle(), size="4k", lengths=(64, 128), baseline=BASE, questions=120, kind="depth"
+  )
+  runs = KnownRuns()
+  figures = measure(part, runs)
+  assert {(spec.size, spec.length) for spec in runs.trained} == {("4k", None)}
+  by_length = figures["needle_by_length"]
+  assert by_length.series[0].y == pytest.approx((1 / 3, 1 / 3))
+  assert "Griffin is above the MQA Transformer by 0.17" in by_length.finding
+  assert ("size", "4k (4,000 training tokens of text)") in by_length.conditions
+  by_depth = figures["needle_by_depth"]
+  assert by_depth.series[0].y[-3:] == (1, 1, 1)
+  assert by_depth.series[1].y[-3:] == (0, pytest.approx(2 / 3), 1)
+  assert "Griffin is worst (0%) at 0" in by_depth.finding
+
+
 @pytest.mark.parametrize(
   ("make", "told"),
   [
+    (
+      lambda: RecallOfRuns(task=InductionHeads(), size="4k", lengths=(64,), baseline=BASE),
+      "induction-heads is no task of generated answers",
+    ),
+    (
+      lambda: RecallOfRuns(task=Needle(), size="4k", lengths=(64,), baseline="Mamba").cells(
+        KnownRuns()
+      ),
+      "no model 'Mamba'",
+    ),
     (lambda: LongContext(size="4k", lengths=(64, 32)), "must rise"),
     (lambda: LongContext(size="4k", lengths=(64,), factor=1), "nothing would be beyond"),
     (

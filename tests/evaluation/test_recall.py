@@ -108,7 +108,7 @@ def test_a_model_learns_a_small_task_and_the_score_says_so():
   )
   scorer = RecallScorer(model, vocabulary)
   before = scorer(small_models.initialize(model), task)
-  [(step, params)] = recall_learning.learn(model, task, vocabulary, schedule, seed=0)
+  [(step, params)] = recall_learning.Learner(model, task, vocabulary, schedule)(seed=0)
   assert step == 150
   # Three symbols are possible: 64 guesses are right 21 times.
   assert before.accuracy < 0.8

@@ -106,7 +106,7 @@ def test_models_are_trained_and_asked_once():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"lengths": (12, 24)}, r"must rise and hold the training length 6"),
+    ({"lengths": (12, 24)}, r"must hold the training length 6"),
     ({"lengths": (12, 6)}, "must rise"),
     ({"kind": "place"}, "kind='place' must be one of distance, depth, position"),
     ({"questions": 0}, "give at least one"),
