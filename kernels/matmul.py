@@ -46,6 +46,25 @@ def _matmul_backward(out_dtype, residuals, g):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+def matmul_transposed(x: jax.Array, w: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
+  """`matmul` with the transpose of w: the logits of a tied embedding.
+
+  For a token at a time the weight comes first on a CPU, whose products would turn it round at each
+  token, if it came second; a few rows of x are turned instead.
+
+  Args:
+    x: [B, T, I].
+    w: [O, I] in x's dtype.
+    out_dtype: type of the result; x's if None.
+
+  Returns:
+    [B, T, O].
+  """
+  if platform.target() == "cpu" and x.shape[1] == 1:
+    return jnp.moveaxis(_dot(w, x, ((1,), (2,)), out_dtype or x.dtype), 0, 2)
+  return matmul(x, w.T, out_dtype)
+
+
 @jax.custom_vjp
 def block_diagonal_linear(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
   """Multiplies the last axis of x by a block-diagonal matrix and adds a bias, in float32.

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.matmul import matmul
+from kernels.matmul import matmul, matmul_transposed
 from layers.linear import scaled_normal
 from layers.parameter import parameter
 from parallel import shards, vocabulary
@@ -47,7 +47,7 @@ class Embedding(nn.Module):
   def logits(self, x: jax.Array) -> jax.Array:
     """Maps [B, T, D] to float32 logits [B, T, V]; to a shard of them where the vocabulary is split."""
     x = shards.enter(x.astype(self.dtype), "vocab")
-    return matmul(x, self.embedding.T, jnp.float32)
+    return matmul_transposed(x, self.embedding, jnp.float32)
 
 
 class OutputHead(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kernels import platform
-from kernels.matmul import block_diagonal_linear, matmul
+from kernels.matmul import block_diagonal_linear, matmul, matmul_transposed
 
 
 def normal(seed, shape, dtype=jnp.float32):
@@ -33,6 +33,27 @@ def test_matmul_and_gradients(dtype, rtol):
   x, w = normal(0, (3, 5, 24), dtype), normal(1, (24, 40), dtype)
   check(matmul, lambda x, w: x @ w, x, w, rtol=rtol)
   check(matmul, lambda x, w: x @ w, x[0, 0], w, rtol=rtol)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
+@pytest.mark.parametrize("target", ["cpu", "tpu"])
+@pytest.mark.parametrize("length", [1, 5])
+def test_matmul_transposed_and_gradients(dtype, rtol, target, length):
+  x, w = normal(0, (3, length, 24), dtype), normal(1, (40, 24), dtype)
+  with platform.targeting(target):
+    check(matmul_transposed, lambda x, w: x @ w.T, x, w, rtol=rtol)
+    wide = matmul_transposed(x, w, jnp.float32)
+  assert wide.dtype == jnp.float32
+
+
+def test_a_token_at_a_time_turns_no_weight_round_on_a_cpu():
+  x, w = jnp.zeros((16, 1, 24)), jnp.zeros((40, 24))
+  (product,) = (
+    equation
+    for equation in jax.make_jaxpr(matmul_transposed)(x, w).eqns
+    if equation.primitive.name == "dot_general"
+  )
+  assert [operand.aval.shape for operand in product.invars] == [w.shape, x.shape]
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
