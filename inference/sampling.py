@@ -44,10 +44,10 @@ class Sampler:
       [B] int32.
     """
     if self.temperature == 0:
-      return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+      return _largest(logits)
     logits = self._truncate(logits / self.temperature)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-    return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+    return _largest(logits + noise)
 
   def _truncate(self, logits: jax.Array) -> jax.Array:
     """Sets the logits of tokens that are not to be drawn to -inf."""
@@ -62,3 +62,13 @@ class Sampler:
       kept = jnp.where(before < self.top_p, descending, jnp.inf)
       logits = jnp.where(logits < kept.min(axis=-1, keepdims=True), -jnp.inf, logits)
     return logits
+
+
+def _largest(x: jax.Array) -> jax.Array:
+  """The first index of the largest value, or of NaN, per row: [B, V] to [B] int32.
+
+  As `argmax` does; but XLA's CPU compiler does not vectorise a search that carries value and index.
+  """
+  largest = jnp.max(x, axis=-1, keepdims=True)
+  index = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+  return jnp.min(jnp.where((x == largest) | jnp.isnan(x), index, x.shape[1]), axis=-1)

@@ -33,6 +33,15 @@ def test_temperature_zero_is_greedy(logits):
   assert set(draws(Sampler(temperature=0.0), logits, 10)) == {int(jnp.argmax(logits))}
 
 
+def test_greedy_takes_the_first_of_equals_as_argmax_does():
+  inf, nan = np.inf, np.nan
+  rows = [[1, 3, 3, 2], [-inf, -inf, 0, 0], [-inf] * 4, [1, nan, 5, nan], [inf, 0, inf, 1]]
+  logits = jnp.asarray(rows, jnp.float32)
+  found = Sampler(temperature=0.0)(logits, jax.random.split(jax.random.key(0), len(rows)))
+  np.testing.assert_array_equal(found, jnp.argmax(logits, axis=-1))
+  assert found.dtype == jnp.int32
+
+
 @pytest.mark.parametrize("k", [1, 2, 5, VOCAB, 100])
 def test_top_k_draws_only_and_all_of_the_k_likeliest(logits, k):
   likeliest = np.argsort(-np.asarray(logits[0]))[:k]
