@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import jax
+
+from kernels.platform import cores
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "libtpu")
 
@@ -17,9 +18,9 @@ def hardware() -> dict[str, str]:
   devices = jax.devices()
   facts = {"devices": f"{len(devices)} x {devices[0].device_kind}"}
   if devices[0].platform == "cpu":
-    facts["devices"] = f"{_cores()} cores of {_cpu_name()}"
+    facts["devices"] = f"{cores()} cores of {_cpu_name()}"
   else:
-    facts["host"] = f"{_cores()} cores of {_cpu_name()}"
+    facts["host"] = f"{cores()} cores of {_cpu_name()}"
   if jax.process_count() > 1:
     facts["processes"] = str(jax.process_count())
   return facts
@@ -34,10 +35,6 @@ def versions() -> dict[str, str]:
     except metadata.PackageNotFoundError:
       continue
   return found
-
-
-def _cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_name() -> str:

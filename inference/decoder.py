@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import zlib
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from inference.sampling import Sampler
+from kernels import platform
 from layers.stack import unstack
 from models.language_model import DecodeState, LanguageModel
 from parallel import shards
@@ -24,6 +26,10 @@ from parallel.vocabulary import whole
 ENDED = -1
 # Lengths of prompts and caches are multiples of this, so that few of them get compiled.
 _MULTIPLE = 64
+# Where a CPU's cores take rows each instead of sharing the products, each of them reads all weights at every
+# token: they must fit into the cache that the cores share, and serve some rows.
+_SHARED_CACHE_BYTES = 2**25
+_ROWS_PER_CORE = 4
 _ONE_DEVICE = OneDevice()
 
 
@@ -61,12 +67,14 @@ class Lowered(NamedTuple):
   Attributes:
     prefill: reads the prompts.
     advance: generates a chunk of tokens; its loop's body is one token.
-    carried: shapes of what goes from one to the other, (parameters cut into layers, `Progress`).
+    params: shapes of the parameters, cut into layers, that `advance` reads.
+    progress: shapes of the `Progress` that goes from one to the other.
   """
 
   prefill: jax.stages.Lowered
   advance: jax.stages.Lowered
-  carried: Any
+  params: Any
+  progress: Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,30 +172,61 @@ class Decoder:
     Yields:
       [B, n] int32, n <= chunk: the next tokens; `ENDED` from a row's stop token on.
     """
-    # Devices have equally many rows: some are decoded twice, and shown once.
-    surplus = -len(prompts) % self._where.shards
+    groups = self._groups(params, len(prompts))
+    # Devices, and groups, have equally many rows: some are decoded twice, and shown once.
+    surplus = -len(prompts) % (self._where.shards * groups)
     batch = Prompts.pad([*prompts, *prompts[-1:] * surplus], pad_to)
-    keys = row_keys(seed, batch.identities)
+    keys = jnp.split(row_keys(seed, batch.identities), groups)
     capacity = _round_up(batch.tokens.shape[1] + max_tokens)
-    rows = batch.tokens, batch.segment_ids
     params = self._where.place(params)
-    carried = _prefill(self._where, self._model, params, rows, capacity=capacity)
-    model, done = self._model.clone(scan=False), 0
-    while done < max_tokens:
-      steps = min(chunk, max_tokens - done)
-      shared = self._choices, np.int32(steps)
-      (tokens, ended), carried = _advance(
-        self._where, model, self._sampler, carried, keys, shared, size=chunk
-      )
-      done += steps
-      tokens = np.asarray(tokens)[: len(prompts), :steps]
-      ended = np.asarray(ended).all()
-      if ended:
-        tokens = tokens[:, (tokens != ENDED).any(axis=0)]
-      if tokens.shape[1]:
-        yield tokens
-      if ended:
-        return
+    prefill = functools.partial(_prefill, self._where, self._model, params, capacity=capacity)
+    rows = (np.split(array, groups) for array in (batch.tokens, batch.segment_ids))
+    progress = [prefill(group) for group in zip(*rows, strict=True)]
+    params = _cut(self._where, params)
+    # Compiled here, so that what is in force in the caller's thread holds for all.
+    advance = self._lower_advance(params, progress[0], keys[0], self._shared(0), chunk).compile()
+
+    def go_on(group: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+      found, progress[group] = advance(params, progress[group], keys[group], self._shared(steps))
+      return jax.device_get(found)
+
+    done = 0
+    threads = concurrent.futures.ThreadPoolExecutor(groups)
+    try:
+      while done < max_tokens:
+        steps = min(chunk, max_tokens - done)
+        found = threads.map(functools.partial(go_on, steps=steps), range(groups))
+        tokens, ended = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        done += steps
+        tokens = tokens[: len(prompts), :steps]
+        if ended.all():
+          tokens = tokens[:, (tokens != ENDED).any(axis=0)]
+        if tokens.shape[1]:
+          yield tokens
+        if ended.all():
+          return
+    finally:
+      # Without waiting: who leaves a generator in the middle may be leaving Python.
+      threads.shutdown(wait=False)
+
+  def _groups(self, params: Any, rows: int) -> int:
+    """Into how many groups the rows are cut, each of which a thread decodes by itself.
+
+    A small model's products of one token take too little time for a CPU's cores to share each.
+    """
+    if platform.target() != "cpu" or not self._where.concurrent:
+      return 1
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > _SHARED_CACHE_BYTES:
+      return 1
+    return max(1, min(platform.cores(), rows // _ROWS_PER_CORE))
+
+  def _shared(self, steps: int) -> tuple[Choices, np.int32]:
+    return self._choices, np.int32(steps)
+
+  def _lower_advance(self, params, progress, keys, shared, size: int) -> jax.stages.Lowered:
+    model = self._model.clone(scan=False)
+    options = self._where, model, self._sampler
+    return _advance.lower(*options, params, progress, keys, shared, size=size)
 
   def lower(
     self, params: Any, *, rows: int, length: int, max_tokens: int, chunk: int = 64
@@ -204,24 +243,34 @@ class Decoder:
     prompts = self._where.abstract((tokens, tokens), "rows")
     options = self._where, self._model, params, prompts
     capacity = _round_up(length + max_tokens)
-    carried = _prefill.eval_shape(*options, capacity=capacity)
-    carried = self._where.abstract(carried, "carried")
+    progress = self._where.abstract(_prefill.eval_shape(*options, capacity=capacity), "carried")
+    cut = self._where.abstract(_cut.eval_shape(self._where, params), "carried")
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    advance = _advance.lower(
-      self._where,
-      self._model.clone(scan=False),
-      self._sampler,
-      carried,
+    keys, shared = (
       self._where.abstract(keys, "rows"),
-      self._where.abstract((self._choices, np.int32(0)), "shared"),
-      size=chunk,
+      self._where.abstract(self._shared(0), "shared"),
     )
-    return Lowered(_prefill.lower(*options, capacity=capacity), advance, carried)
+    return Lowered(
+      prefill=_prefill.lower(*options, capacity=capacity),
+      advance=self._lower_advance(cut, progress, keys, shared, chunk),
+      params=cut,
+      progress=progress,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="where")
+def _cut(where: Rows, params):
+  """Cuts the parameters into layers, once for all tokens to come."""
+
+  def cut(params, _):
+    return {**params, "stack": unstack(params["stack"])}
+
+  return where.start(cut, params, ())
 
 
 @functools.partial(jax.jit, static_argnames=("where", "model", "capacity"))
 def _prefill(where: Rows, model: LanguageModel, params, rows, *, capacity: int):
-  """Reads the prompts; cuts parameters and state into layers, once for all tokens to come."""
+  """Reads the prompts."""
 
   def read(params, rows):
     tokens, segment_ids = rows
@@ -230,20 +279,20 @@ def _prefill(where: Rows, model: LanguageModel, params, rows, *, capacity: int):
     )
     ended = jnp.zeros(tokens.shape[0], bool)
     state = state._replace(stack=unstack(state.stack))
-    progress = Progress(state, whole(logits[:, 0]), ended, jnp.zeros((), jnp.int32))
-    return {**params, "stack": unstack(params["stack"])}, progress
+    return Progress(state, whole(logits[:, 0]), ended, jnp.zeros((), jnp.int32))
 
   return where.start(read, params, rows)
 
 
 @functools.partial(
-  jax.jit, static_argnames=("where", "model", "sampler", "size"), donate_argnames="carried"
+  jax.jit, static_argnames=("where", "model", "sampler", "size"), donate_argnames="progress"
 )
 def _advance(
   where: Rows,
   model: LanguageModel,
   sampler: Sampler,
-  carried: tuple[Any, Progress],
+  params: Any,
+  progress: Progress,
   keys: jax.Array,
   shared: tuple[Choices, jax.Array],
   *,
@@ -251,8 +300,8 @@ def _advance(
 ):
   """Generates up to `steps` <= `size` tokens; stops early once all rows have ended."""
 
-  def advance(carried, keys, shared):
-    (params, progress), (choices, steps) = carried, shared
+  def advance(params, progress, keys, shared):
+    choices, steps = shared
     first, rows = progress.step, progress.ended.shape[0]
 
     def unfinished(carry):
@@ -276,9 +325,9 @@ def _advance(
 
     tokens = jnp.full((rows, size), ENDED, jnp.int32)
     tokens, progress = jax.lax.while_loop(unfinished, step, (tokens, progress))
-    return (tokens, progress.ended), (params, progress)
+    return (tokens, progress.ended), progress
 
-  return where.go_on(advance, carried, keys, shared)
+  return where.go_on(advance, params, progress, keys, shared)
 
 
 def _round_up(length: int) -> int:

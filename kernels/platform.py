@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +40,11 @@ def target() -> str:
 def device_kind() -> str:
   """The kind of device that programs are being built for, such as 'TPU v5 lite'; empty if not known."""
   return _target.value[1] if _target.value else jax.devices()[0].device_kind
+
+
+def cores() -> int:
+  """The CPU's cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

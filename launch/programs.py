@@ -101,16 +101,15 @@ def decoding(experiment: Experiment, layout: Layout) -> Program:
   """One token more for each prompt of the rows' length."""
   model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
   _, found = _decoding(experiment, layout)
-  params, progress = found.carried
   # The cost of the last token of a row is what the row costs more than one that lacks it.
   last = model.matmul_flops(length) * length - model.matmul_flops(length - 1) * (length - 1)
   return Program(
     lowered=found.advance,
-    parameters=describe.device_bytes(params),
+    parameters=describe.device_bytes(found.params),
     optimizer=0,
-    state=describe.device_bytes(progress),
+    state=describe.device_bytes(found.progress),
     batch=0,
-    updated=found.carried,
+    updated=found.progress,
     first_updated=2,  # behind the tokens and which rows have ended
     activations=0,
     gradients=0,

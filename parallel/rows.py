@@ -18,31 +18,46 @@ from jax.sharding import NamedSharding, PartitionSpec
 from parallel import shards
 from parallel.layout import Layout
 
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
 class Rows(Protocol):
-  """Where such programs run. All methods but `place` are to be called under `jax.jit`."""
+  """Where such programs run. All methods but `place` are to be called under `jax.jit`.
+
+  Attributes:
+    shards: the rows of a call are a multiple of it.
+    concurrent: whether several threads may call programs at once.
+  """
 
   shards: int
+  concurrent: bool
 
   def place(self, params: Any) -> Any:
     """Brings parameters to where `start` wants them."""
 
   def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
-    """What `function(params, rows)` gives, to be carried; `rows` are arrays [B, ...]."""
+    """What `function(params, rows)` gives, to be held or carried; `rows` are arrays [B, ...]."""
 
-  def go_on(self, function: Step, carried: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
-    """Runs `function(carried, rows, shared) -> (arrays [B, ...], carried)`; all see all of the arrays."""
+  def go_on(
+    self, function: Step, held: Any, carried: Any, rows: Any, shared: Any
+  ) -> tuple[Any, Any]:
+    """`function(held, carried, rows, shared)`, which gives arrays [B, ...] and what is carried on.
+
+    All see all of the arrays.
+    """
 
   def abstract(self, tree: Any, kind: str) -> Any:
-    """Shapes, with where the arrays lie between calls: 'rows', what is 'carried', or 'shared' by all."""
+    """Shapes, with where the arrays lie between calls: 'rows', what is 'carried', or 'shared' by all.
+
+    What is held lies as what is carried.
+    """
 
 
 class OneDevice:
   """Everything on one device."""
 
   shards = 1
+  concurrent = True
 
   def place(self, params: Any) -> Any:
     """The parameters."""
@@ -52,9 +67,11 @@ class OneDevice:
     """See `Rows`."""
     return function(params, rows)
 
-  def go_on(self, function: Step, carried: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
+  def go_on(
+    self, function: Step, held: Any, carried: Any, rows: Any, shared: Any
+  ) -> tuple[Any, Any]:
     """See `Rows`."""
-    return function(carried, rows, shared)
+    return function(held, carried, rows, shared)
 
   def abstract(self, tree: Any, kind: str) -> Any:
     """See `Rows`."""
@@ -66,8 +83,11 @@ class OverMesh:
   """On the mesh of a layout.
 
   Parameters are split over the model axes alone, whatever the ZeRO stage: a token takes too little time
-  to gather them for each. Devices along `seq` do the same work.
+  to gather them for each. Devices along `seq` do the same work. Threads may not call programs at once: the
+  devices would meet in the collectives of different programs.
   """
+
+  concurrent = False
 
   def __init__(self, layout: Layout):
     """Takes over the layout's mesh and rules."""
@@ -96,16 +116,19 @@ class OverMesh:
     specs = self._layout.tree(params, "used"), self._rows
     return self._map(per_device, specs, self._all)(params, rows)
 
-  def go_on(self, function: Step, carried: Any, rows: Any, shared: Any) -> tuple[Any, Any]:
+  def go_on(
+    self, function: Step, held: Any, carried: Any, rows: Any, shared: Any
+  ) -> tuple[Any, Any]:
     """See `Rows`."""
 
-    def per_device(carried, rows, shared):
+    def per_device(held, carried, rows, shared):
       with shards.per_device(self._region):
-        found, carried = function(jax.tree.map(lambda x: x[0], carried), rows, shared)
+        held, carried = jax.tree.map(lambda x: x[0], (held, carried))
+        found, carried = function(held, carried, rows, shared)
         return jax.tree.map(self._gather, found), _owned(carried)
 
-    specs = self._all, self._rows, PartitionSpec()
-    return self._map(per_device, specs, (PartitionSpec(), self._all))(carried, rows, shared)
+    specs = self._all, self._all, self._rows, PartitionSpec()
+    return self._map(per_device, specs, (PartitionSpec(), self._all))(held, carried, rows, shared)
 
   def abstract(self, tree: Any, kind: str) -> Any:
     """See `Rows`."""

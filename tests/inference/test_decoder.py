@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from inference import decoder
 from inference.decoder import ENDED, Decoder, rows_of
 from inference.sampling import Sampler
 from tests import small_models
@@ -49,6 +50,34 @@ def test_a_prompt_gets_the_same_continuation_alone_and_in_any_batch(model_and_pa
   for prompt, row in zip(PROMPTS, together, strict=True):
     assert generate(model, params, [prompt], sampler, seed=3) == [row]
   assert generate(model, params, PROMPTS[::-1], sampler, seed=3) == together[::-1]
+
+
+def test_rows_that_cores_take_apart_get_what_they_get_together(monkeypatch):
+  model = small_models.build("griffin", depth=3)
+  params = small_models.initialize(model)
+  params = params | {"stack": jax.tree.map(lambda x: 4 * x, params["stack"])}
+  prompts = [[1, *range(2, 3 + row)] for row in range(9)]
+  found = {}
+  for cores in (1, 2):
+    monkeypatch.setattr(decoder.platform, "cores", lambda cores=cores: cores)
+    free = generate(model, params, prompts)
+    # One row ends early; copies have draws of their own, whichever group they are in.
+    ended = generate(model, params, prompts, stop_ids=[free[0][2]], chunk=5)
+    drawn = generate(model, params, [prompts[3]] * 8, Sampler(), max_tokens=6)
+    found[cores] = free, ended, drawn
+  assert found[1] == found[2]
+  assert len(found[1][0][0]) == 20 > len(found[1][1][0])
+  assert len({tuple(row) for row in found[1][2]}) > 1
+
+
+def test_a_cpu_s_cores_take_rows_apart_where_the_weights_stay_in_cache(monkeypatch):
+  monkeypatch.setattr(decoder.platform, "cores", lambda: 4)
+  one = Decoder(small_models.build("hawk", depth=1), GREEDY)
+  small, large = ({"w": np.zeros((n, 2**20), np.float32)} for n in (8, 9))
+  assert [one._groups(small, rows) for rows in (1, 7, 8, 16, 64)] == [1, 1, 2, 4, 4]
+  assert one._groups(large, 64) == 1
+  with decoder.platform.targeting("tpu"):
+    assert one._groups(small, 64) == 1
 
 
 def test_copies_of_a_prompt_and_other_seeds_give_other_continuations(model_and_params):

@@ -141,7 +141,7 @@ def test_a_decoded_token_costs_one_all_reduce_per_sub_block():
   )
   params = abstract_like({"params": nn.unbox(abstract_parameters(model))}, layout.state)["params"]
   with platform.targeting("tpu"):
-    prefill, step, _ = decoder.Decoder(
+    prefill, step, *_ = decoder.Decoder(
       model, Sampler(temperature=0.0), where=OverMesh(layout)
     ).lower(params, rows=ROWS, length=LENGTH, max_tokens=64)
   assert prefill.compile().memory_analysis().temp_size_in_bytes < 2**28
