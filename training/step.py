@@ -155,15 +155,13 @@ def make_train_step(
   and skipped_in_a_row.
   """
 
-  loss_and_gradient = functools.partial(_loss_and_gradient, model, options)
+  differentiate = functools.partial(loss_and_gradient, model, options)
   if layout is not None:
-    loss_and_gradient = layout.gradient(
-      loss_and_gradient, trained=lambda params: split(model, params)[0]
-    )
+    differentiate = layout.gradient(differentiate, trained=lambda params: split(model, params)[0])
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    (loss, targets), gradient = loss_and_gradient(state.params, batch, jax.random.key_data(rng))
+    (loss, targets), gradient = differentiate(state.params, batch, jax.random.key_data(rng))
     params, frozen = split(model, state.params)
     if layout is not None:
       gradient, params = layout.split_for_update(gradient), layout.split_for_update(params)
@@ -220,11 +218,24 @@ def _decide(
   )
 
 
-def _loss_and_gradient(model, options, params, batch, rng_data):
-  """((mean loss over the batch's targets, their number), float32 gradient of what is trained).
+def loss_and_gradient(
+  model: nn.Module, options: Options, params: Any, batch: Batch, rng_data: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+  """Differentiates the loss of a batch, a microbatch at a time.
 
-  Run per device, the numbers are of the whole batch and the gradient is the share of this device's
-  tokens in it.
+  Args:
+    model: a language model of the zoo.
+    options: how many microbatches, and the z-loss.
+    params: the model's parameters.
+    batch: see `abstract_batch`.
+    rng_data: data of the key for models that draw.
+
+  Returns:
+    (mean loss over the batch's targets, their number), and the float32 gradient of what is trained. Run per
+    device, the numbers are of the whole batch and the gradient is the share of this device's tokens in it.
+
+  Raises:
+    ValueError: the microbatches do not divide the batch.
   """
   rng = jax.random.wrap_key_data(rng_data)
   pieces = options.accumulate
