@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import command
+from launch import command, quick_compilation
 
 if TYPE_CHECKING:
   from evaluation.contract.finding import Finding
 
+DEVICES = "--xla_force_host_platform_device_count=8"
 DESCRIPTION = """\
 Checks that a model keeps the contract by which everything else works: causality, packing, decoding,
 recomputation, sharding, precision, costs, checkpoints, and the TPU compiler.
@@ -28,13 +29,6 @@ The model is one of gin/models/, or one of your own that a gin file names by its
 
 It is built at the size of gin/contract.gin; --gin. arguments change that, and whatever else its size
 depends on. Everything runs on eight devices that the CPU plays."""
-
-# Checks want numbers, not speed: half of their time would be the compiler's last optimizations.
-FLAGS = (
-  "--xla_force_host_platform_device_count=8",
-  "--xla_backend_optimization_level=0",
-  "--xla_llvm_disable_expensive_passes=true",
-)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,7 +90,9 @@ def _play_devices() -> None:
   from parallel import topology
 
   os.environ["JAX_PLATFORMS"] = "cpu"
-  os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+  os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), DEVICES, *quick_compilation.FLAGS]
+  ).strip()
   # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
   os.environ.setdefault("NPROC", "64")
   # For the TPU compiler.

@@ -3,13 +3,15 @@
 import os
 from pathlib import Path
 
+from launch import quick_compilation
+
 # Set before anything imports JAX. libtpu is installed for ahead-of-time compilation and must not be
 # probed for devices: the query for a machine's metadata takes seconds where there is none.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-# A test runs its programs once or twice: LLVM's optimizer would take half of all the time.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# A test runs its programs once or twice: the compiler's optimizations would take most of the time.
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick_compilation.FLAGS])
 # Most of the tests' time is compilation, often of a program that another test has compiled.
 cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
