@@ -17,6 +17,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else a lock file adm
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -64,6 +65,15 @@ def devices(name: str) -> tuple:
   options = {"chip_config_name": generation.chip_config} if generation.chip_config else {}
   topology = topologies.get_topology_desc(generation.topology, platform="tpu", **options)
   return tuple(topology.devices)
+
+
+@functools.cache
+def traced(function, *arguments: jax.ShapeDtypeStruct):
+  """The function as its trace: flat results, and nothing left of what it took to write it down.
+
+  Tracing a kernel takes longer than compiling it, and every generation may share the trace.
+  """
+  return jaxpr_as_fun(jax.make_jaxpr(function)(*arguments))
 
 
 def compile_for(name: str, function, *arguments: jax.ShapeDtypeStruct):

@@ -65,8 +65,7 @@ def distinct_shapes():
 def recurrences(generation: str, distinct: bool):
   """(name, thunk that compiles) for one generation."""
   shapes = distinct_shapes() if distinct else all_shapes()
-  native = absent_tpu.GENERATIONS[generation].native_math
-  rg_lru = functools.partial(_rg_lru, native)
+  rg_lru = _rg_lru(absent_tpu.GENERATIONS[generation].native_math)
   for shape, dtype in shapes:
     # A tail is the scan's business, which both ops share: of the bare one's, the least and the most code.
     tail_is_known = distinct and shape[1] == 100 and shape[2] not in (128, 8192)
@@ -78,7 +77,7 @@ def recurrences(generation: str, distinct: bool):
         continue
       given = (*arguments(shape, dtype), *cotangents(shape, dtype))
       name = f"{op} {list(shape)} {jnp.dtype(dtype).name}"
-      yield name, functools.partial(absent_tpu.compile_for, generation, with_gradient(run), *given)
+      yield name, functools.partial(_compile, generation, _gradient(run), *given)
   for check_vma in (False, True):
     yield (
       f"rg_lru in shard_map, check_vma={check_vma}",
@@ -86,10 +85,26 @@ def recurrences(generation: str, distinct: bool):
     )
 
 
-def _rg_lru(native, *arguments):
-  if arguments[0].shape[1] == 1:
-    return rg_lru_tpu.rg_lru(*arguments)
-  return rg_lru_tpu.fused(*arguments, native_math=native)
+def _compile(generation: str, function, *arguments):
+  """Compiles a function that the generations share, traced once."""
+  return absent_tpu.compile_for(generation, absent_tpu.traced(function, *arguments), *arguments)
+
+
+# One function for all generations that compute alike, so that they share its trace.
+_gradient = functools.cache(with_gradient)
+_attention_gradient = functools.cache(attention_with_gradient)
+
+
+@functools.cache
+def _rg_lru(native: bool):
+  """The op with the arithmetic of a generation."""
+
+  def run(*arguments):
+    if arguments[0].shape[1] == 1:
+      return rg_lru_tpu.rg_lru(*arguments)
+    return rg_lru_tpu.fused(*arguments, native_math=native)
+
+  return run
 
 
 def _linear_scan(*arguments):
@@ -118,11 +133,7 @@ def _compile_sharded(generation: str, op, check_vma: bool):
 
 def attentions(generation: str, distinct: bool):
   """(name, thunk that compiles) for one generation; `distinct` is a sample of two."""
-  widen = generation == "v3"
-
-  def attend(window, q, k, v, ids):
-    return splash.attend(q, k, v, ids, ids, window, q.shape[-1] ** -0.5, widen=widen)
-
+  attend = functools.partial(_attend, generation == "v3")
   grid = itertools.product((128, 256), (1024, 2048, None), (2048, 8192), (1, 2))
   for head_dim, window, steps, kv_heads in [(256, 2048, 8192, 1)] if distinct else grid:
     for dtype in (jnp.bfloat16,) if distinct else (jnp.bfloat16, jnp.float32):
@@ -130,12 +141,7 @@ def attentions(generation: str, distinct: bool):
       yield (
         f"local_attention [1, {steps}, 4 heads on {kv_heads}, {head_dim}] window={window} "
         f"{jnp.dtype(dtype).name}",
-        functools.partial(
-          absent_tpu.compile_for,
-          generation,
-          attention_with_gradient(functools.partial(attend, window)),
-          *arguments,
-        ),
+        functools.partial(_compile, generation, _attention_gradient(attend(window)), *arguments),
       )
   for head_dim, kv_heads, window in ((128, 1, None), (256, 2, 1024))[: 1 if distinct else 2]:
     yield (
@@ -143,11 +149,19 @@ def attentions(generation: str, distinct: bool):
       functools.partial(
         _compile_sharded_attention,
         generation,
-        functools.partial(attend, window),
+        attend(window),
         head_dim,
         kv_heads,
       ),
     )
+
+
+@functools.cache
+def _attend(widen: bool, window: int | None):
+  def attend(q, k, v, ids):
+    return splash.attend(q, k, v, ids, ids, window, q.shape[-1] ** -0.5, widen=widen)
+
+  return attend
 
 
 def _compile_sharded_attention(generation: str, attend, head_dim: int, kv_heads: int):

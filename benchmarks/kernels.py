@@ -106,7 +106,7 @@ def main() -> None:
     from benchmarks import tpu_bundles
 
     names = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
-    result["tpu_bundles"] = {name: tpu_bundles.measure_apart(name) for name in names}
+    result["tpu_bundles"] = tpu_bundles.measure_apart(names)
     print(tpu_bundles.table(result["tpu_bundles"]))
   if options.output:
     options.output.parent.mkdir(parents=True, exist_ok=True)

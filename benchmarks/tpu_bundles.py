@@ -11,6 +11,7 @@ listing knows nothing of waiting for memory: it ranks versions of a kernel and i
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 
 SHAPE = (8, 2048, 4096)  # bfloat16, with resets
 KERNELS = ("rg_lru_forward", "rg_lru_backward", "linear_scan_forward", "linear_scan_backward")
@@ -51,14 +53,27 @@ def innermost_loop(listing: str) -> int:
   return longest
 
 
-def measure(generation: str) -> dict[str, float]:
-  """Bundles per 1024 elements of each kernel. libtpu reads its flags once: one call per process."""
-  with tempfile.TemporaryDirectory() as folder:
-    os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+def measure(generations: Sequence[str]) -> dict[str, dict[str, float]]:
+  """{generation: bundles per 1024 elements of each kernel}; of all if none is named.
+
+  libtpu reads its flags once: call it before anything else in the process compiles for a TPU.
+  """
+  with tempfile.TemporaryDirectory() as name:
+    os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={name} --xla_jf_dump_llo_text=true"
     from benchmarks import absent_tpu  # before JAX, and after the flags
 
-    compiled = _compile(absent_tpu, generation)
-    listings = {p.name: p.read_text() for p in pathlib.Path(folder).glob("*-final_bundles.txt")}
+    folder = pathlib.Path(name)
+    names = generations or absent_tpu.GENERATIONS
+    return {generation: _measure(absent_tpu, generation, folder) for generation in names}
+
+
+def _measure(absent_tpu, generation: str, folder: pathlib.Path) -> dict[str, float]:
+  compiled = _compile(absent_tpu, generation)
+  listings = {}
+  for path in folder.iterdir():
+    if path.name.endswith("-final_bundles.txt"):
+      listings[path.name] = path.read_text()
+    path.unlink()  # the next generation's have the same names
   result = {}
   for kernel, slabs, chunk in compiled:
     # XLA's name of a call starts with the transformations it came from; the last listing is the one.
@@ -70,25 +85,20 @@ def measure(generation: str) -> dict[str, float]:
 
 def _compile(absent_tpu, generation: str) -> list[tuple[str, int, int]]:
   """Compiles all kernels; (name, slabs, chunk) of each."""
-  import functools
-
   import jax.numpy as jnp
 
   from benchmarks import kernel_cases as cases
-  from evaluation.speed.recurrences import with_gradient
   from kernels import pallas_tpu_blocks
-  from kernels.linear_scan import pallas_tpu as linear_scan_tpu
-  from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 
   native = absent_tpu.GENERATIONS[generation].native_math
-  rg_lru = functools.partial(rg_lru_tpu.fused, native_math=native)
   compiled = []
-  for name, op, arguments, arrays in (
-    ("rg_lru", rg_lru, cases.rg_lru_arguments, (4, 8)),
-    ("linear_scan", linear_scan_tpu.scan, cases.linear_scan_arguments, (3, 5)),
+  for name, arguments, arrays in (
+    ("rg_lru", cases.rg_lru_arguments, (4, 8)),
+    ("linear_scan", cases.linear_scan_arguments, (3, 5)),
   ):
     given = (*arguments(SHAPE, jnp.bfloat16), *cases.cotangents(SHAPE, jnp.bfloat16))
-    absent_tpu.compile_for(generation, with_gradient(op), *given)
+    function = _op(name, native if name == "rg_lru" else False)
+    absent_tpu.compile_for(generation, absent_tpu.traced(function, *given), *given)
     plan = pallas_tpu_blocks.plan(SHAPE, 2, forward_arrays=arrays[0], backward_arrays=arrays[1])
     for direction in ("forward", "backward"):
       blocks = getattr(plan, direction)
@@ -96,13 +106,25 @@ def _compile(absent_tpu, generation: str) -> list[tuple[str, int, int]]:
   return compiled
 
 
-def measure_apart(generation: str) -> dict[str, float]:
+@functools.cache
+def _op(name: str, native: bool):
+  """An op with its gradient: one function for all generations that compute alike."""
+  from evaluation.speed.recurrences import with_gradient
+  from kernels.linear_scan import pallas_tpu as linear_scan_tpu
+  from kernels.rg_lru import pallas_tpu as rg_lru_tpu
+
+  if name == "linear_scan":
+    return with_gradient(linear_scan_tpu.scan)
+  return with_gradient(functools.partial(rg_lru_tpu.fused, native_math=native))
+
+
+def measure_apart(generations: Sequence[str]) -> dict[str, dict[str, float]]:
   """`measure` in a process of its own."""
-  command = [sys.executable, "-m", "benchmarks.tpu_bundles", generation, "--here"]
+  command = [sys.executable, "-m", "benchmarks.tpu_bundles", *generations, "--json"]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
     raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-  return json.loads(done.stdout.splitlines()[-1])
+  return json.loads(done.stdout)
 
 
 def table(measured: dict[str, dict[str, float]]) -> str:
@@ -124,15 +146,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("generations", nargs="*")
   parser.add_argument("--json", action="store_true", help="print JSON, not a table")
-  parser.add_argument("--here", action="store_true", help="measure one generation in this process")
   options = parser.parse_args()
-  if options.here:
-    print(json.dumps(measure(options.generations[0])))
-    return
-  from benchmarks import absent_tpu
-
-  names = options.generations or list(absent_tpu.GENERATIONS)
-  measured = {name: measure_apart(name) for name in names}
+  measured = measure(options.generations)
   print(json.dumps(measured, indent=2) if options.json else table(measured))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import importlib.util
 import json
 import pathlib
@@ -30,31 +29,29 @@ def run_module(*arguments: str) -> subprocess.CompletedProcess:
   )
 
 
-def in_processes(commands: dict[str, tuple[str, ...]]) -> dict[str, subprocess.CompletedProcess]:
-  """Two at a time: libtpu keeps a process's flags, and compiling takes a core each."""
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    done = pool.map(lambda command: run_module(*command), commands.values())
-    return dict(zip(commands, done, strict=True))
-
-
 @pytest.fixture(scope="module")
-def compilations():
-  return in_processes({g: ("benchmarks.compile_tpu", "--distinct", g) for g in GENERATIONS})
-
-
-def compiled(done: subprocess.CompletedProcess, *ops: str) -> list[str]:
-  """The lines of the programs of these ops, all of which must have compiled."""
+def compilations() -> dict[str, list[str]]:
+  """What was printed about each generation; one process, in which they share what is traced."""
+  done = run_module("benchmarks.compile_tpu", "--distinct", *GENERATIONS)
   *lines, last = done.stdout.splitlines() or [""]
   assert "failures" in last, done.stderr[-3000:]
-  lines = [line for line in lines if line.split()[1:2] and line.split()[1] in ops]
+  return {g: [line for line in lines if line.split()[:1] == [g]] for g in GENERATIONS}
+
+
+def compiled(lines: list[str], *ops: str) -> list[str]:
+  """The lines of the programs of these ops, all of which must have compiled."""
+  lines = [line for line in lines if line.split()[1] in ops]
   failed = [line for line in lines if ": ok" not in line]
   assert not failed, "\n".join(failed)
   return lines
 
 
 @pytest.fixture(scope="module")
-def bundles():
-  return in_processes({g: ("benchmarks.tpu_bundles", g, "--here") for g in GENERATIONS})
+def bundles() -> dict[str, dict[str, float]]:
+  """Apart from the compilations: libtpu keeps a process's flags, and these are to write listings."""
+  done = run_module("benchmarks.tpu_bundles", "--json", *GENERATIONS)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -73,13 +70,11 @@ def test_attention_and_its_gradient_compile(compilations, generation):
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_inner_loops_stay_within_a_tenth_of_their_length(bundles, generation):
-  done = bundles[generation]
-  assert done.returncode == 0, done.stderr[-3000:]
-  measured = json.loads(done.stdout.splitlines()[-1])
   # The way Pallas lowers arithmetic changes with JAX: an unknown version is held to the longest.
   version = ".".join(jax.__version__.split(".")[:2])
   known = [BASELINE[version]] if version in BASELINE else list(BASELINE.values())
-  for kernel, value in measured.items():
+  assert len(bundles[generation]) == 4
+  for kernel, value in bundles[generation].items():
     allowed = 1.1 * max(figures[generation][kernel] for figures in known)
     assert value <= allowed, f"{kernel} on {generation}: {value} bundles per 1024 elements"
 
