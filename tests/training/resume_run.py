@@ -38,7 +38,9 @@ class Sequences:
 
 def main(run_dir: Path, steps: int) -> None:
   schedule = optimizer.warmup_cosine(peak=3e-3, steps=steps, warmup_steps=5)
-  model = build("griffin", depth=3)
+  model = build(
+    "hawk", depth=2
+  )  # to a run a model is arrays: this one is quickly traced in every life
   summary = loop.train(
     model=model,
     optimizer=optimizer.AdamW(learning_rate=schedule).transformation(),

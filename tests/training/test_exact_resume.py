@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,26 +77,28 @@ def test_killed_at_random_moments_equals_never_killed(tmp_path, uninterrupted):
   assert told(run_dir) == records
 
 
-def test_sigterm_saves_and_exits_0_and_the_run_goes_on(tmp_path, uninterrupted):
-  output, records, cache = uninterrupted
-  run_dir = tmp_path / "run"
-  process = start(run_dir, cache)
-  wait_for_steps(run_dir, process, 14)
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, uninterrupted):
+  """A run that SIGTERM ended, and the step at which it did."""
+  run_dir = tmp_path_factory.mktemp("stopped") / "run"
+  process = start(run_dir, uninterrupted[2])
+  wait_for_steps(run_dir, process, 42)
   process.send_signal(signal.SIGTERM)
-  stopped_at = int(finish(process).split()[0])
-  assert 14 <= stopped_at < STEPS
-  assert (run_dir / "checkpoints" / str(stopped_at)).is_dir()
+  return run_dir, int(finish(process).split()[0])
+
+
+def test_sigterm_saves_and_exits_0_and_the_run_goes_on(tmp_path, uninterrupted, stopped):
+  output, records, cache = uninterrupted
+  run_dir = shutil.copytree(stopped[0], tmp_path / "run")
+  assert 42 <= stopped[1] < STEPS
+  assert (run_dir / "checkpoints" / str(stopped[1])).is_dir()
   assert finish(start(run_dir, cache)) == output
   assert told(run_dir) == records
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, uninterrupted):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, uninterrupted, stopped):
   output, records, cache = uninterrupted
-  run_dir = tmp_path / "run"
-  process = start(run_dir, cache)
-  wait_for_steps(run_dir, process, 42)
-  process.send_signal(signal.SIGTERM)
-  finish(process)
+  run_dir = shutil.copytree(stopped[0], tmp_path / "run")
   newest = max((run_dir / "checkpoints").iterdir(), key=lambda path: int(path.name))
   for file in (newest / "params").rglob("*"):
     if file.is_file():
