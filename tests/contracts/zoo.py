@@ -22,3 +22,6 @@ if __name__ == "__main__":
     with contextlib.redirect_stdout(io.StringIO()) as shown:
       status = check.main([f"--model={name}", f"--json={folder}/{name}.json"])
     print(json.dumps({"name": name, "status": status, "shown": shown.getvalue()}), flush=True)
+    import jax  # after the first check has made its devices
+
+    jax.clear_caches()  # else the programs of all models stay in memory, two gigabytes of them
