@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from launch import quick_compilation
+from launch import command, quick_compilation
 
 # Set before anything imports JAX. libtpu is installed for ahead-of-time compilation and must not be
 # probed for devices: the query for a machine's metadata takes seconds where there is none.
@@ -11,6 +11,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 # A test runs its programs once or twice: the compiler's optimizations would take most of the time.
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick_compilation.FLAGS])
+# For the workers and processes that start from here, as the commands do for themselves.
+os.environ.setdefault("GLIBC_TUNABLES", command.HUGE_PAGES)
 # Most of the tests' time is compilation, often of a program that another test has compiled.
 cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
