@@ -65,6 +65,7 @@ def _our_training_step(dtype, tokens):
   import jax
 
   from data.loader import batch_of_rows
+  from training import host_memory
   from training.step import Options, loss_and_gradient
 
   model, params = _ours(dtype)
@@ -73,6 +74,8 @@ def _our_training_step(dtype, tokens):
   options = Options(accumulate=MICROBATCHES)
   key = jax.random.key_data(jax.random.key(0))
   step = jax.jit(functools.partial(loss_and_gradient, model, options))
+  step.lower(params, batch, key).compile()
+  host_memory.give_back()
   return lambda: jax.block_until_ready(step(params, batch, key))
 
 

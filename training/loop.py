@@ -18,6 +18,7 @@ import optax
 
 from parallel import processes
 from parallel.layout import Layout
+from training import host_memory
 from training import step as step_lib
 from training.checkpoint import Checkpoints, abstract_like
 from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
@@ -196,6 +197,10 @@ def train(
     with _Interruption() as interruption:
       for step in range(start_step, options.steps):
         batch = _place(next(batches), layout, batch_size)
+        if step == start_step:
+          # Apart from the first call, which has the arrays of a step beside what compiling leaves.
+          take_step.lower(state, batch).compile()
+          host_memory.give_back()
         state, new_metrics = take_step(state, batch)
         # One step late: the device works on this one while the last one's numbers are told.
         if last_metrics is not None:
