@@ -148,11 +148,12 @@ def show(records: list[dict]) -> None:
       f"{r['gigabytes']:5.2f} GB  "
       f"first {r['first_seconds']:5.1f} s"
     )
-  best = max(r["tokens_per_second"] for r in peers)
+  best = max(peers, key=lambda record: record["tokens_per_second"])
   least = min(r["gigabytes"] for r in peers)
   print(
-    f"  ours is {ours['tokens_per_second'] / best:.2f} x the fastest peer, with "
-    f"{ours['gigabytes'] / least:.2f} x the memory of the leanest",
+    f"  ours is {ours['tokens_per_second'] / best['tokens_per_second']:.2f} x the fastest peer, with "
+    f"{ours['gigabytes'] / best['gigabytes']:.2f} x its memory and {ours['gigabytes'] / least:.2f} x that "
+    "of the leanest",
     flush=True,
   )
 
