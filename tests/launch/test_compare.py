@@ -21,6 +21,7 @@ include 'compare/comparison.gin'
 include 'compare/zoo.gin'
 include 'compare/parts/scaling.gin'
 include 'compare/parts/long_context.gin'
+include 'compare/parts/text_recall.gin'
 
 TITLE = 'Tiny & quick'
 MODELS = {{'Griffin': ['models/griffin.gin'], 'MQA Transformer': ['models/transformer.gin']}}
@@ -29,7 +30,9 @@ SHARED = ['mesh/single.gin', 'kernels/auto.gin', '{folder}/text.gin']
 SEEDS = (0, 1)
 CONTEXT_SIZE = 'tiny'
 CONTEXT_LENGTHS = (32,)
-PARTS = {{'scaling': %SCALING, 'long_context': %LONG_CONTEXT}}
+RECALL_SIZE = 'tiny'
+HAYSTACKS = (64, 128)
+PARTS = {{'scaling': %SCALING, 'long_context': %LONG_CONTEXT, 'needle': %NEEDLE}}
 """
 TEXT = """
 from __gin__ import dynamic_registration
@@ -81,6 +84,7 @@ def test_a_comparison_leaves_page_data_and_ordinary_runs(output):
   assert data["parts"] == {
     "scaling": ["scaling_difference", "training_curves"],
     "long_context": None,
+    "needle": None,
   }
   assert data["seeds"] == [0, 1]
   assert {"jax", "python"} <= data["versions"].keys()
@@ -150,11 +154,24 @@ def test_a_part_alone_leaves_the_others_as_they_are(output, folder, capsys):
   assert context["finding"] in shown.out
 
 
+def test_trained_models_are_asked_for_a_pass_key(output):
+  before = figures(output)
+  assert compare.main([f"--output={output}", "--only=needle"]) == 0
+  assert len(list((output / "runs").iterdir())) == 4
+  *others, by_length, by_depth = figures(output)
+  assert others == before
+  # Models of four steps know no pass key; the questions are at their depths all the same.
+  assert [series["x"] for series in by_length["series"]] == [[64, 128]] * 2
+  assert all(0 <= share <= 1 for series in by_length["series"] for share in series["y"])
+  assert len(by_depth["series"][0]["x"]) == 10
+  assert "pass" not in by_depth["finding"] and "place in the context" in by_depth["finding"]
+
+
 @pytest.mark.parametrize(
   ("arguments", "told"),
   [
     (["--only=scalling"], "there is no part 'scalling'; did you mean scaling?"),
-    (["--only=,"], "--only names no part; there is scaling, long_context"),
+    (["--only=,"], "--only names no part; there is scaling, long_context, needle"),
     (
       ["--gin.BASELINE=MQA"],
       "part scaling: there is no model 'MQA' in this comparison; there is Griffin,",
