@@ -163,8 +163,9 @@ def test_trained_models_are_asked_for_a_pass_key(output):
   # Models of four steps know no pass key; the questions are at their depths all the same.
   assert [series["x"] for series in by_length["series"]] == [[64, 128]] * 2
   assert all(0 <= share <= 1 for series in by_length["series"] for share in series["y"])
-  assert len(by_depth["series"][0]["x"]) == 10
-  assert "pass" not in by_depth["finding"] and "place in the context" in by_depth["finding"]
+  for series in by_depth["series"]:
+    assert all(0 <= depth < 1 for depth in series["x"])
+  assert "place in the context" in by_depth["finding"]
 
 
 @pytest.mark.parametrize(
