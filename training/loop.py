@@ -198,7 +198,6 @@ def train(
       for step in range(start_step, options.steps):
         batch = _place(next(batches), layout, batch_size)
         if step == start_step:
-          # Apart from the first call, which has the arrays of a step beside what compiling leaves.
           take_step.lower(state, batch).compile()
           host_memory.give_back()
         state, new_metrics = take_step(state, batch)
