@@ -86,7 +86,9 @@ class TrainedRun:
   def score(self, *, length: int, tokens: int) -> Score:
     """Scores held-out text in rows of another length."""
     data = experiment_lib.read_as(self.experiment.eval_data, sequence_length=length)
-    batch_size = max(1, self.cost.tokens_per_step // length)
+    # Devices have equally many rows, and at least one.
+    shards = 1 if self.layout is None else OverMesh(self.layout).shards
+    batch_size = shards * max(1, self.cost.tokens_per_step // (length * shards))
     batches = loader.batches(data.rows(), batch_size, shuffle=False, repeat=False)
     count = min(len(batches), math.ceil(tokens / (batch_size * length)))
     scorer = Scorer(self.experiment.model, self.experiment.vocabulary.byte_lengths(), self.layout)
