@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+from launch import command
+
 TUNABLES = (
-  "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:"
+  f"{command.HUGE_PAGES}:glibc.malloc.mmap_threshold=1073741824:"
   "glibc.malloc.trim_threshold=10737418240"
 )
 
