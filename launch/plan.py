@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -98,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     experiment = experiment_lib.build(configuration)
     found = _plans(args, experiment, hardware, name)
     plans += found
-    best.append(min((p for p in found if p.fits), key=lambda p: p.seconds, default=None))
+    best.append(min((p for p in found if p.fits), key=lambda p: p.cost, default=None))
     if best[-1] is None and found and not args.search:
       best[-1] = found[0]
     if best[-1] is None:
@@ -134,35 +133,16 @@ def _configurations(args: argparse.Namespace, bindings: Sequence[str]) -> list[t
 def _plans(
   args: argparse.Namespace, experiment: Experiment, hardware: Hardware, name: str
 ) -> list[Plan]:
-  """The plan of an experiment, or of what a search tries until something fits."""
+  """The plan of an experiment, or those of a search; none of what the compiler says does not fit."""
   from launch import plan_search, plan_tables, planning
 
-  plans = []
-  candidates = plan_search.variants(experiment, hardware) if args.search else [experiment]
-  for _, candidate in zip(range(args.compiles), candidates, strict=False):
-    try:
-      plans.append(planning.plan(candidate, hardware, step=args.step, model=name))
-    except MemoryError as error:
-      plan_tables.tell(f"{name}: {_choices(candidate)}: does not fit: {error}")
-      continue
-    except planning.ConfigError as error:
-      if not args.search:
-        raise
-      plan_tables.tell(f"{name}: {_choices(candidate)}: {error}")
-      continue
-    if args.search:
-      plan_tables.tell(f"{name}: {plan_tables.line(plans[-1])}")
-      if plans[-1].fits:
-        break  # candidates come in the order of their cost
-  return plans
-
-
-def _choices(experiment: Experiment) -> str:
-  mesh = dataclasses.asdict(experiment.mesh.mesh) if experiment.mesh else {"data": -1}
-  sizes = " ".join(f"{name}={size}" for name, size in mesh.items() if size != 1)
-  stage = experiment.mesh.zero if experiment.mesh else 0
-  accumulate = experiment.options.step.accumulate
-  return f"{sizes}, ZeRO {stage}, remat {experiment.model.remat}, {accumulate} microbatches"
+  if args.search:
+    return plan_search.search(experiment, hardware, model=name, compiles=args.compiles)
+  try:
+    return [planning.plan(experiment, hardware, step=args.step, model=name)]
+  except MemoryError as error:
+    plan_tables.tell(f"{name}: does not fit: {error}")
+    return []
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Meshes, ZeRO stages, remat policies and microbatches for the same training, the most promising first."""
+"""The best mesh, ZeRO stage, remat policy and number of microbatches for a training, by the compiler's word."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax.numpy as jnp
 
 from kernels import platform
-from launch import describe
+from launch import describe, plan_tables, planning
 from launch.config import ConfigError
 from launch.experiment import Experiment
 from models.accounting import account
@@ -19,81 +19,205 @@ from parallel.mesh import MeshSpec
 from training.checkpoint import abstract_like
 from training.kept import activation_bytes
 
+# The model's own products, with those that the backward pass computes again.
+_AGAIN = {"none": 1.0, "products": 1.03, "mixers": 1.25, "full": 1.33}
+# What cannot be better than the best by more than this share is not compiled.
+_GAIN = 0.03
+# Of the memory traffic of a plan, what another has at least: with the same remat policy, and with any.
+_SAME_TRAFFIC, _ANY_TRAFFIC = 0.97, 0.5
 
-def variants(experiment: Experiment, hardware: Hardware) -> Iterator[Experiment]:
-  """The same training with other meshes, ZeRO stages, remat policies and microbatches.
 
-  The cheapest first, by what each adds to the model's own arithmetic: what tensor parallelism and
-  ZeRO stage 3 send, and what is computed twice. Left out is what cannot fit; see `least_bytes`.
+@dataclasses.dataclass(frozen=True, order=True)
+class Choice:
+  """One way to run a training.
+
+  Attributes:
+    seconds: an estimate of the step, by operations and by what is sent; memory traffic is not in it.
+    compute, interconnect: the seconds that these alone take.
+    data, seq, model: sizes of the mesh axes.
+    accumulate: microbatches.
+    zero: ZeRO stage.
+    remat: a name of `layers.remat.POLICIES`.
   """
-  count = sum(p.count for p in account(experiment.model, batch_size=1, length=1).parameters)
-  tokens = experiment.batch_size * experiment.sequence_length
-  chip, found = hardware.chip, []
-  flops = account(
-    experiment.model, batch_size=experiment.batch_size, length=experiment.sequence_length
-  ).training_flops
-  for model in _divisors(hardware.device_count):
-    data = hardware.device_count // model
-    for accumulate in (1, 2, 4, 8):
-      if experiment.batch_size % (accumulate * data):
-        continue
-      for stage in (1, 3) if data > 1 else (0,):
-        stored = count / model / (data if stage == 3 else 1)
-        # Parameters and their gradients, and what the optimizer keeps of each in float32.
-        held = stored * (jnp.dtype(experiment.model.param_dtype).itemsize + 4)
-        held += count * 4 * (3 if experiment.optimizer.master_copy else 2) / hardware.device_count
-        if held > chip.memory:
-          continue
-        rows = tokens / data * experiment.model.width * 2
-        exchanged = 4 * experiment.model.depth * 2 * rows * (model - 1) / model
-        exchanged += accumulate * 3 * 2 * count / model if stage == 3 else 8 * count / model
-        for remat, again in (("none", 1.0), ("products", 1.03), ("mixers", 1.25), ("full", 1.33)):
-          compute = flops * tokens * again / hardware.device_count / chip.flops
-          cost = max(compute, exchanged / chip.link) + 0.1 * min(compute, exchanged / chip.link)
-          found.append((cost * (1 + 0.01 * math.log2(accumulate)), model, accumulate, stage, remat))
-  for _, model, accumulate, stage, remat in sorted(found):
+
+  seconds: float
+  compute: float
+  interconnect: float
+  data: int
+  seq: int
+  model: int
+  accumulate: int
+  zero: int
+  remat: str
+
+  def of(self, experiment: Experiment) -> Experiment:
+    """The experiment, run like this."""
     mesh = Parallelism(
-      mesh=MeshSpec(data=-1, model=model),
+      mesh=MeshSpec(data=self.data, seq=self.seq, model=self.model),
       rules=experiment.mesh.rules if experiment.mesh else Parallelism().rules,
-      zero=stage,
+      zero=self.zero,
     )
-    options = dataclasses.replace(
-      experiment.options,
-      step=dataclasses.replace(experiment.options.step, accumulate=accumulate),
+    step = dataclasses.replace(experiment.options.step, accumulate=self.accumulate)
+    return dataclasses.replace(
+      experiment,
+      model=experiment.model.clone(remat=self.remat),
+      mesh=mesh,
+      options=dataclasses.replace(experiment.options, step=step),
     )
-    changed = dataclasses.replace(
-      experiment, model=experiment.model.clone(remat=remat), mesh=mesh, options=options
-    )
-    try:
-      with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
-        least = least_bytes(changed, hardware)
-    except ConfigError:
+
+  def __str__(self) -> str:
+    axes = {"data": self.data, "seq": self.seq, "model": self.model}
+    mesh = " x ".join(f"{name}={size}" for name, size in axes.items())
+    return f"{mesh}, ZeRO {self.zero}, remat {self.remat}, {self.accumulate} microbatches"
+
+
+def search(
+  experiment: Experiment,
+  hardware: Hardware,
+  *,
+  model: str = "",
+  compiles: int = 16,
+  tell: Callable[[str], None] = plan_tables.tell,
+) -> list[planning.Plan]:
+  """Plans a training in the most promising ways, until none that is left can be better by 3%.
+
+  What cannot fit is left out by a trace, in seconds where compiling takes a minute or more, and so is what
+  needs no less than what the compiler refused.
+
+  Args:
+    experiment: model, batch and optimizer; its own mesh, ZeRO stage, remat policy and microbatches do not
+      count, its rules do.
+    hardware: what to compile for.
+    model: its name, for the plans.
+    compiles: most steps to compile.
+    tell: takes a line about each.
+
+  Returns:
+    all plans that were made; the one that fits and has the least `cost` is the best.
+  """
+  plans: list[planning.Plan] = []
+  best, left = math.inf, compiles
+  traffic: dict[str, float] = {}
+  refused: dict[str, float] = {}
+  for choice in choices(experiment, hardware):
+    hbm = _ANY_TRAFFIC * min(traffic.values(), default=0.0)
+    hbm = max(hbm, _SAME_TRAFFIC * traffic.get(choice.remat, 0.0))
+    if planning.cost(choice.compute, hbm, choice.interconnect) > (1 - _GAIN) * best:
       continue
-    if least <= chip.memory:
-      yield changed
+    changed = choice.of(experiment)
+    try:
+      needed = least_bytes(changed, hardware)
+    except ConfigError:
+      continue  # the mesh does not divide the model or the rows
+    if needed > hardware.chip.memory or needed >= refused.get(choice.remat, math.inf):
+      continue
+    if not left:
+      tell(f"{model}: {compiles} steps were compiled; --compiles tries more, such as {choice}")
+      break
+    left -= 1
+    try:
+      found = planning.plan(changed, hardware, model=model)
+    except MemoryError as error:
+      refused[choice.remat] = needed
+      tell(f"{model}: {choice}: does not fit: {error}")
+      continue
+    except ConfigError as error:
+      tell(f"{model}: {choice}: {error}")
+      continue
+    tell(f"{model}: {plan_tables.line(found)}")
+    plans.append(found)
+    if found.fits:
+      best = min(best, found.cost)
+      traffic[choice.remat] = min(traffic.get(choice.remat, math.inf), found.hbm_seconds)
+    else:
+      refused[choice.remat] = needed
+  return plans
+
+
+def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
+  """Ways to run a training whose parameters and optimizer state fit, the fastest by estimate first.
+
+  Time is split over `seq` where a microbatch has no second row for a device: before that, more shards of
+  the batch or more microbatches do the same and exchange nothing within rows.
+  """
+  work = account(
+    experiment.model, batch_size=experiment.batch_size, length=experiment.sequence_length
+  )
+  found = []
+  for data, seq, model, accumulate in _meshes(experiment, hardware.device_count):
+    for zero in (1, 3) if data * seq > 1 else (0,):
+      stored = work.parameter_count / model / (data * seq if zero == 3 else 1)
+      copies = 3 if experiment.optimizer.master_copy else 2
+      held = stored * (jnp.dtype(experiment.model.param_dtype).itemsize + 4)
+      held += copies * 4 * work.parameter_count / hardware.device_count
+      if held > hardware.chip.memory:
+        continue
+      for remat, again in _AGAIN.items():
+        tokens = experiment.batch_size * experiment.sequence_length / hardware.device_count
+        compute = again * work.training_flops * tokens / hardware.chip.flops
+        mesh = (data, seq, model, accumulate, zero)
+        sent = _sending(experiment, hardware, work.parameter_count, *mesh)
+        # Every microbatch and every exchange within rows begins and ends something.
+        more = 1 + 0.01 * math.log2(accumulate * seq)
+        found.append(Choice(planning.cost(compute, 0, sent) * more, compute, sent, *mesh, remat))
+  return sorted(found)
+
+
+def _meshes(experiment: Experiment, devices: int) -> Iterator[tuple[int, int, int, int]]:
+  """Sizes of data, seq and model, and the microbatches, that fit devices and rows."""
+  rows, length = experiment.batch_size, experiment.sequence_length
+  for data in _divisors(devices):
+    for seq in _divisors(devices // data):
+      for accumulate in _divisors(rows // data) if rows % data == 0 else ():
+        alone = rows == data * accumulate
+        if accumulate & (accumulate - 1) == 0 and (seq == 1 or (alone and length % seq == 0)):
+          yield data, seq, devices // data // seq, accumulate
+
+
+def _sending(
+  experiment: Experiment,
+  hardware: Hardware,
+  count: int,
+  data: int,
+  seq: int,
+  model: int,
+  accumulate: int,
+  zero: int,
+) -> float:
+  """Seconds for what tensor parallelism and ZeRO send; what `seq` exchanges within rows is small."""
+  others = data * seq
+  tokens = experiment.batch_size * experiment.sequence_length / others
+  # The stream in bfloat16, summed after each of two sub-blocks, forward and backward, in a ring.
+  streams = 4 * experiment.model.depth * 2 * tokens * experiment.model.width * 2
+  seconds = streams * (model - 1) / model / hardware.link(tuple(range(model)))
+  # Gathered twice and scattered once per microbatch in bfloat16, or in float32 once per step.
+  per_parameter = 3 * 2 * accumulate if zero == 3 else 2 * 4
+  exchanged = per_parameter * count / model * (others - 1) / others
+  return seconds + exchanged / hardware.link(tuple(range(0, model * others, model)))
 
 
 def least_bytes(experiment: Experiment, hardware: Hardware) -> int:
   """What a device has to hold at least: the train state, gradients, and what the backward pass keeps.
 
-  A trace tells, in a second where compiling takes a minute. XLA's temporaries come on top; that it computes
-  something again of its own accord, to save memory, is not counted on.
+  A trace tells. XLA's temporaries come on top; that it computes something again of its own accord, to save
+  memory, is not counted on.
 
   Raises:
     ConfigError: mesh, hardware and model do not fit.
   """
-  layout, options = experiment.layout(hardware.devices), experiment.options.step
-  state = abstract_like(describe.abstract_state(experiment), layout.state)
-  return (
-    describe.device_bytes(state)
-    + layout.gradient_bytes()
-    + activation_bytes(
-      experiment.model,
-      layout,
-      rows=experiment.batch_size // options.accumulate,
-      length=experiment.sequence_length,
+  with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
+    layout, options = experiment.layout(hardware.devices), experiment.options.step
+    state = abstract_like(describe.abstract_state(experiment), layout.state)
+    return (
+      describe.device_bytes(state)
+      + layout.gradient_bytes()
+      + activation_bytes(
+        experiment.model,
+        layout,
+        rows=experiment.batch_size // options.accumulate,
+        length=experiment.sequence_length,
+      )
     )
-  )
 
 
 def _divisors(number: int) -> list[int]:

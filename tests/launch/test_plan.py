@@ -211,18 +211,55 @@ def test_kernels_are_those_of_the_chip_that_is_planned_for(run_file):
   assert any(name.startswith("splash") for name in found.unseen_bytes)
 
 
-@needs_libtpu
-def test_a_search_begins_with_the_cheapest_that_can_fit(run_file):
-  built, slice_ = build(run_file), topology.hardware("v5e-8")
-  roomy = next(plan_search.variants(built, slice_))
-  assert (roomy.model.remat, roomy.options.step.accumulate) == ("none", 1)
+def with_memory(slice_, size):
+  chip = dataclasses.replace(slice_.chip, memory=size)
+  return dataclasses.replace(slice_, generation=dataclasses.replace(slice_.generation, chip=chip))
 
-  needed = plan_search.least_bytes(roomy, slice_)
-  chip = dataclasses.replace(slice_.chip, memory=needed // 3)
-  small = dataclasses.replace(slice_, generation=dataclasses.replace(slice_.generation, chip=chip))
-  tight = next(plan_search.variants(built, small))
-  assert plan_search.least_bytes(tight, small) <= needed // 3
-  assert (tight.mesh.zero, tight.model.remat) != (roomy.mesh.zero, roomy.model.remat)
+
+@needs_libtpu
+def test_a_search_compiles_the_cheapest_that_can_fit(run_file):
+  # Small arrays would lie in the chips' own memory, which is not counted.
+  arguments = ["--gin.DEPTH=2", "--gin.BATCH_SIZE=256", "--gin.SEQUENCE_LENGTH=512"]
+  built = build(run_file, "models/hawk.gin", *arguments)
+  slice_, told = topology.hardware("v5e-8"), []
+  (roomy,) = plan_search.search(built, slice_, compiles=1, tell=told.append)
+  assert roomy.fits
+  assert (roomy.remat, roomy.accumulate) == ("none", 1)
+  assert "remat none" in told[0]
+  assert "--compiles tries more" in told[-1]
+
+  small = with_memory(slice_, roomy.bytes * 0.6)
+  (tight,) = plan_search.search(built, small, compiles=1, tell=told.append)
+  assert tight.fits
+  assert tight.bytes <= small.chip.memory
+  assert (tight.remat, tight.accumulate, tight.mesh) != ("none", 1, roomy.mesh)
+
+
+@needs_libtpu
+def test_a_search_splits_time_where_there_is_one_row(run_file):
+  arguments = ["--gin.DEPTH=1", "--gin.BATCH_SIZE=1", "--gin.SEQUENCE_LENGTH=8192"]
+  built = build(run_file, "models/hawk.gin", *arguments)
+  slice_ = topology.hardware("v5e-8")
+  sizes = {(choice.data, choice.seq, choice.model) for choice in plan_search.choices(built, slice_)}
+  assert sizes == {(1, 1, 8), (1, 2, 4), (1, 4, 2), (1, 8, 1)}
+  (found,) = plan_search.search(built, slice_, compiles=1, tell=lambda _: None)
+  assert found.mesh["seq"] > 1
+  # With more rows than a microbatch's devices, time stays whole.
+  for choice in plan_search.choices(build(run_file), slice_):
+    assert choice.seq == 1 or choice.data * choice.accumulate == 8
+
+
+def test_what_is_left_out_of_a_search(run_file):
+  built, slice_ = build(run_file), topology.hardware("v5e-8")
+  found = plan_search.choices(built, slice_)
+  assert [choice.seconds for choice in found] == sorted(choice.seconds for choice in found)
+  rows = built.batch_size
+  assert all(rows % (choice.data * choice.accumulate) == 0 for choice in found)
+  assert all(choice.data * choice.seq * choice.model == 8 for choice in found)
+  assert {choice.zero for choice in found if choice.data * choice.seq == 1} == {0}
+  # AdamW's moments alone, shared out by all, take a byte more than each has.
+  count = account(built.model, batch_size=1, length=1).parameter_count
+  assert not plan_search.choices(built, with_memory(slice_, count - 1))
 
 
 def build(run_file, *more):
