@@ -1,4 +1,4 @@
-"""Training on several processes: the same losses whatever their number, through deaths and restarts.
+"""Training and comparing on several processes: the same results whatever their number, through deaths and restarts.
 
 Slow because each life is a start of Python, JAX and a compilation in every process; a test with one
 process would not notice a host that reads the wrong rows or saves half a checkpoint.
@@ -6,6 +6,7 @@ process would not notice a host that reads the wrong rows or saves half a checkp
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -58,19 +59,41 @@ rules.Rules.max_replicated = 1.0
 layout.Parallelism.rules = @rules.Rules()
 """
 
+COMPARISON = """
+include 'compare/comparison.gin'
+include 'compare/parts/long_context.gin'
+
+TITLE = 'Several hosts'
+MODELS = {{'Griffin': ['models/griffin.gin']}}
+SIZES = {{'tiny': ['STEPS = 3']}}
+SHARED = ['{folder}/griffin.gin']
+SEEDS = (0,)
+CONTEXT_SIZE = 'tiny'
+CONTEXT_LENGTHS = (64,)
+CONTEXT_TOKENS = 512
+PARTS = {{'long_context': %LONG_CONTEXT}}
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Text to learn from, and a run file."""
+  """Text to learn from, a run file and a comparison."""
   folder = tmp_path_factory.mktemp("hosts")
   for number in range(60):
     (folder / f"{number}.txt").write_text(f"Document {number}: é 🎉 says hello.\n" * 3)
   (folder / "griffin.gin").write_text(RUN.format(folder=folder, steps=STEPS))
+  (folder / "comparison.gin").write_text(COMPARISON.format(folder=folder))
   return folder
 
 
 def start(folder: Path, run: str, count: int, *arguments: str, last=()) -> list[subprocess.Popen]:
-  """Starts the processes of a run, each with two devices; `last` is for the last of them alone."""
+  """Starts the processes of a run; `last` is for the last of them alone."""
+  command = ["launch.train", str(folder / "griffin.gin"), f"--run_dir={folder / run}", *arguments]
+  return start_command(folder, count, *command, last=last)
+
+
+def start_command(folder: Path, count: int, *command: str, last=()) -> list[subprocess.Popen]:
+  """Starts a command in some processes, each with two devices."""
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
@@ -81,15 +104,13 @@ def start(folder: Path, run: str, count: int, *arguments: str, last=()) -> list[
     "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled_{count}"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
-  command = [sys.executable, "-m", "launch.train", str(folder / "griffin.gin")]
-  command += [f"--run_dir={folder / run}", *arguments]
   processes = []
   for index in range(count):
     joining = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={index}"]
     own = last if index == count - 1 else ()
     processes.append(
       subprocess.Popen(
-        [*command, *(joining if count > 1 else ()), *own],
+        [sys.executable, "-m", *command, *(joining if count > 1 else ()), *own],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -162,3 +183,16 @@ def test_processes_that_disagree_end_before_anything_is_written(folder, alone):
     assert "the processes disagree about the configuration" in output
     assert "process 1 has 'LEARNING_RATE = 0.5  # --gin.LEARNING_RATE=0.5'" in output
   assert not (folder / "disagreeing").exists()
+
+
+def test_a_comparison_on_two_processes_finds_what_one_finds(folder):
+  found = []
+  for count in (1, 2):
+    output = folder / f"compared_by_{count}"
+    command = ("launch.compare", str(folder / "comparison.gin"), f"--output={output}")
+    finish(start_command(folder, count, *command))
+    assert (output / "report" / "index.html").is_file()
+    (figure,) = json.loads((output / "report" / "data.json").read_text())["figures"]
+    assert figure["name"] == "long_context_64"
+    found.append([(series["x"], series["y"]) for series in figure["series"]])
+  np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
