@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--search",
     action="store_true",
-    help="find mesh, ZeRO stage, remat policy and microbatches for the batch size",
+    help="find the mesh, ZeRO stage, remat policy and microbatches that take the least time for the batch",
   )
   result.add_argument(
     "--compiles", type=int, default=16, help="most steps that a search compiles (%(default)s)"
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     raise command.UserError(str(error)) from None
 
   from launch import experiment as experiment_lib
-  from launch import plan_tables
+  from launch import plan_search, plan_tables
 
   plans: list[Plan] = []
   best: list[Plan | None] = []
@@ -110,6 +111,11 @@ def main(arguments: Sequence[str]) -> int:
     print(plan_tables.side_by_side(shown))
   elif shown:
     print(plan_tables.one(shown[0]))
+  if args.search:
+    for found in shown:
+      print(
+        f"\nto train {found.model} so, after its gin files: {shlex.join(plan_search.arguments(found))}"
+      )
   return 0 if all(found is not None and found.fits for found in best) else 1
 
 

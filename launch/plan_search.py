@@ -6,8 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
-import jax.numpy as jnp
-
 from kernels import platform
 from launch import describe, plan_tables, planning
 from launch.config import ConfigError
@@ -134,6 +132,19 @@ def search(
   return plans
 
 
+def arguments(found: planning.Plan) -> list[str]:
+  """What to give `launch.train` after the gin files of a run, so that it trains as a plan says."""
+  bindings = {
+    "DATA_SHARDS": found.mesh["data"],
+    "SEQUENCE_SHARDS": found.mesh["seq"],
+    "MODEL_SHARDS": found.mesh["model"],
+    "ZERO_STAGE": found.zero,
+    "training.step.Options.accumulate": found.accumulate,
+    "models.backbone.Backbone.remat": found.remat,
+  }
+  return ["gin/mesh/data.gin", *(f"--gin.{name}={value}" for name, value in bindings.items())]
+
+
 def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
   """Ways to run a training whose parameters and optimizer state fit, the fastest by estimate first.
 
@@ -143,13 +154,15 @@ def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
   work = account(
     experiment.model, batch_size=experiment.batch_size, length=experiment.sequence_length
   )
+  trained = sum(p.count for p in work.parameters if experiment.model.trains(p.path))
+  copies = 3 if experiment.optimizer.master_copy else 2
   found = []
   for data, seq, model, accumulate in _meshes(experiment, hardware.device_count):
     for zero in (1, 3) if data * seq > 1 else (0,):
-      stored = work.parameter_count / model / (data * seq if zero == 3 else 1)
-      copies = 3 if experiment.optimizer.master_copy else 2
-      held = stored * (jnp.dtype(experiment.model.param_dtype).itemsize + 4)
-      held += copies * 4 * work.parameter_count / hardware.device_count
+      # Parameters and their gradients, and what the optimizer keeps of each in float32.
+      shards = model * (data * seq if zero == 3 else 1)
+      held = (work.parameter_bytes + 4 * trained) / shards
+      held += copies * 4 * trained / hardware.device_count
       if held > hardware.chip.memory:
         continue
       for remat, again in _AGAIN.items():

@@ -228,6 +228,12 @@ def test_a_search_compiles_the_cheapest_that_can_fit(run_file):
   assert "remat none" in told[0]
   assert "--compiles tries more" in told[-1]
 
+  # A run that is given these arguments is the one that was planned.
+  run = build(run_file, "models/hawk.gin", *arguments, *plan_search.arguments(roomy))
+  assert run.layout(slice_.devices).sizes == roomy.mesh
+  assert (run.mesh.zero, run.model.remat) == (roomy.zero, roomy.remat)
+  assert run.options.step.accumulate == roomy.accumulate
+
   small = with_memory(slice_, roomy.bytes * 0.6)
   (tight,) = plan_search.search(built, small, compiles=1, tell=told.append)
   assert tight.fits
