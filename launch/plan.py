@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,8 +100,12 @@ def main(arguments: Sequence[str]) -> int:
     best.append(min((p for p in found if p.fits), key=lambda p: p.cost, default=None))
     if best[-1] is None and found and not args.search:
       best[-1] = found[0]
-    if best[-1] is None:
-      print(f"{name}: nothing of what was compiled fits {args.hardware}", file=sys.stderr)
+    if best[-1] is None and args.search:
+      plan_tables.tell(
+        f"{name}: no way was found to train {experiment.batch_size:,} rows of "
+        f"{experiment.sequence_length:,} tokens on {args.hardware}. Take more devices, rows that more of "
+        "them divide, or parameters of fewer bytes."
+      )
   if args.json:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps([found.record() for found in plans], indent=2) + "\n")

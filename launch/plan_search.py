@@ -183,7 +183,7 @@ def _meshes(experiment: Experiment, devices: int) -> Iterator[tuple[int, int, in
     for seq in _divisors(devices // data):
       for accumulate in _divisors(rows // data) if rows % data == 0 else ():
         alone = rows == data * accumulate
-        if accumulate & (accumulate - 1) == 0 and (seq == 1 or (alone and length % seq == 0)):
+        if seq == 1 or (alone and length % seq == 0):
           yield data, seq, devices // data // seq, accumulate
 
 

@@ -255,6 +255,15 @@ def test_a_search_splits_time_where_there_is_one_row(run_file):
     assert choice.seq == 1 or choice.data * choice.accumulate == 8
 
 
+@needs_libtpu
+def test_a_search_that_finds_nothing_says_what_would_help(run_file, capsys):
+  # Seven rows and 255 tokens have no eighths, and four heads neither.
+  arguments = ["--gin.BATCH_SIZE=7", "--gin.SEQUENCE_LENGTH=255"]
+  assert plan.main([str(run_file), "--hardware=v5e-8", "--search", *arguments]) == 1
+  told = capsys.readouterr().err
+  assert "run: no way was found to train 7 rows of 255 tokens on v5e-8. Take more devices" in told
+
+
 def test_what_is_left_out_of_a_search(run_file):
   built, slice_ = build(run_file), topology.hardware("v5e-8")
   found = plan_search.choices(built, slice_)
