@@ -12,6 +12,8 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _HEADER = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
 _OPERATION = re.compile(r"\s*(ROOT )?%(\S+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
+# A name, or in newer texts (JAX 0.12) an element of its tuple: %while.3#1.
+_OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)*)")
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
 # Of a layout: its axes, the innermost first, and the tiles that they are cut into.
 _TILES = re.compile(r"\{(?P<order>[\d,]*):T(?P<tiles>(?:\([\d,]+\))+)")
@@ -150,7 +152,8 @@ class Program:
         self.entry = header[2] if header[1] else self.entry
       elif match := _OPERATION.match(line):
         root, name, result, kind, rest = match.groups()
-        operands = tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
+        read = _OPERAND.findall(rest.split("), ")[0])
+        operands = tuple(_operation_of(operand, current) for operand in read)
         current[name] = Operation(name, kind, result, operands, rest, bool(root))
 
   @functools.cached_property
@@ -211,6 +214,36 @@ class Program:
       contracting = _CONTRACTED.search(operation.rest)[1].replace('"', "")
       return 2 * math.prod(result) * math.prod(left[int(d)] for d in contracting.split(",") if d)
     return _convolution_flops(operation.rest, left, right, result)
+
+
+def _operation_of(operand: str, operations: dict[str, Operation]) -> str:
+  """The name of what gives an operand: for `while.3#1` of the operation that older texts have, which is added."""
+  whole, _, index = operand.rpartition("#")
+  if not whole:
+    return operand
+  name = f"get-tuple-element.{operand}"
+  if name not in operations:
+    source = _operation_of(whole, operations)
+    result = _elements(operations[source].result)[int(index)]
+    rest = f"%{source}), index={index}"
+    operations[name] = Operation(name, "get-tuple-element", result, (source,), rest, False)
+  return name
+
+
+def _elements(types: str) -> list[str]:
+  """The texts of the elements of a tuple's type, which may be tuples themselves."""
+  found, depth, start = [], 0, 1
+  for place, letter in enumerate(types):
+    if letter in "([{":
+      depth += 1
+    elif letter in ")]}":
+      depth -= 1
+    if (letter == "," and depth == 1) or depth == 0:
+      found.append(types[start:place].strip())
+      start = place + 1
+    if depth == 0:
+      break
+  return found
 
 
 def _aliases(header: str) -> set[tuple[int, ...]]:

@@ -27,6 +27,32 @@ ENTRY %main (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {{
 """
 
 
+# As texts of JAX 0.12 have it: elements of a tuple by their number, and no operation that picks them.
+NUMBERED = PROGRAM.replace(
+  """  %x = f32[8,128]{{1,0}} get-tuple-element(%arg), index=1
+  %i = s32[] get-tuple-element(%arg), index=0
+""",
+  "",
+)
+NUMBERED = NUMBERED.replace("(%x)", "(%arg#1)").replace("(%i, ", "(%arg#0, ")
+
+
+def test_elements_by_number_are_what_operations_picked():
+  old, new = (hlo.Program(text.format(groups="{{0,1}}")) for text in (PROGRAM, NUMBERED))
+  assert "#" in NUMBERED
+  (summed,) = (o for o in new.computations["body"].values() if o.kind == "all-reduce")
+  picked = new.computations["body"][summed.operands[0]]
+  assert (picked.kind, picked.result, picked.operands) == (
+    "get-tuple-element",
+    "f32[8,128]{1,0}",
+    ("arg",),
+  )
+  for options in ({}, {"loops": False}, {"everywhere": True}):
+    before, after = (memory_traffic.traffic(program, **options) for program in (old, new))
+    assert before.total == after.total > 0
+    assert before.again == after.again
+
+
 @pytest.mark.parametrize(
   ("groups", "axes", "members"),
   [
