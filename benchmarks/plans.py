@@ -3,8 +3,9 @@
     python -m benchmarks.plans                      # every row: hours on two cores
     python -m benchmarks.plans h200 --keep=runs/plans   # rows whose name holds a word; keeps what was planned
 
-Prints one Markdown row per plan, with the best that `launch.plan --search` found, those that compile soon
-first; each is a command of its own (`--commands` prints them). With `--keep` a row that was planned before is not planned again.
+Prints one Markdown row per plan, the best that `launch.plan --search` found, those that compile soon first;
+each is a command of its own (`--commands` prints them). With `--keep` a row that was planned before is not
+planned again.
 """
 
 from __future__ import annotations

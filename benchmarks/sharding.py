@@ -144,8 +144,8 @@ def depths(runs: int) -> None:
   for model, pairs in DEPTHS.items():
     for shallow, deep in pairs:
       before, after = least[model, shallow], least[model, deep]
-      seconds = f"{before:.1f}, {after:.1f}"
-      rows.append((model, f"{shallow}, {deep}", seconds, f"{after / before:.2f}"))
+      both = f"{before:.1f}, {after:.1f}"
+      rows.append((model, f"{shallow}, {deep}", both, f"{after / before:.2f}"))
   print(table(rows, right=(1, 2, 3)))
 
 

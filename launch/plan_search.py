@@ -48,10 +48,15 @@ class Choice:
   zero: int
   remat: str
 
+  @property
+  def mesh(self) -> dict[str, int]:
+    """The size of each mesh axis."""
+    return {"data": self.data, "seq": self.seq, "model": self.model}
+
   def of(self, experiment: Experiment) -> Experiment:
     """The experiment, run like this."""
     mesh = Parallelism(
-      mesh=MeshSpec(data=self.data, seq=self.seq, model=self.model),
+      mesh=MeshSpec(**self.mesh),
       rules=experiment.mesh.rules if experiment.mesh else Parallelism().rules,
       zero=self.zero,
     )
@@ -64,9 +69,8 @@ class Choice:
     )
 
   def __str__(self) -> str:
-    axes = {"data": self.data, "seq": self.seq, "model": self.model}
-    mesh = " x ".join(f"{name}={size}" for name, size in axes.items())
-    return f"{mesh}, ZeRO {self.zero}, remat {self.remat}, {self.accumulate} microbatches"
+    chosen = plan_tables.choices(self.zero, self.remat, self.accumulate)
+    return f"{plan_tables.mesh(self.mesh)}, {chosen}"
 
 
 def search(

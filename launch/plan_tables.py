@@ -19,7 +19,7 @@ def tell(text: str) -> None:
 def line(found: Plan) -> str:
   """A plan in a few words."""
   return (
-    f"{_mesh(found)}, {_choices(found)}: {found.bytes / 2**30:.2f} of "
+    f"{mesh(found.mesh)}, {_choices(found)}: {found.bytes / 2**30:.2f} of "
     f"{found.memory / 2**30:.0f} GiB, {found.seconds:.3f} s ({found.bound})"
   )
 
@@ -47,7 +47,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
     (
       found.model,
       f"{found.parameters / 1e9:.3g} B",
-      _mesh(found),
+      mesh(found.mesh),
       _choices(found),
       show_bytes(found.bytes),
       "yes" if found.fits else "NO",
@@ -72,7 +72,7 @@ def one(found: Plan) -> str:
   head = [
     ("hardware", f"{found.hardware} ({found.topology}), {found.devices} devices"),
     ("program", found.step),
-    ("mesh", _mesh(found)),
+    ("mesh", mesh(found.mesh)),
     ("choices", _choices(found)),
     ("batch", f"{found.batch_size:,} rows of {found.length:,} tokens"),
   ]
@@ -145,11 +145,17 @@ def _memory(found: Plan) -> list[tuple[str, str]]:
   return rows
 
 
-def _mesh(found: Plan) -> str:
-  return " x ".join(f"{name}={size}" for name, size in found.mesh.items())
+def mesh(sizes: dict[str, int]) -> str:
+  """The axes of a mesh in a few words."""
+  return " x ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def choices(zero: int, remat: str, accumulate: int) -> str:
+  """What is chosen for a training besides its mesh, in a few words."""
+  return f"ZeRO {zero}, remat {remat}, {accumulate} microbatches"
 
 
 def _choices(found: Plan) -> str:
   if found.step != "train":
     return "-"
-  return f"ZeRO {found.zero}, remat {found.remat}, {found.accumulate} microbatches"
+  return choices(found.zero, found.remat, found.accumulate)

@@ -37,6 +37,21 @@ NUMBERED = PROGRAM.replace(
 NUMBERED = NUMBERED.replace("(%x)", "(%arg#1)").replace("(%i, ", "(%arg#0, ")
 
 
+def test_elements_of_elements_by_number():
+  text = """
+ENTRY %main (p: ((f32[8], s32[]), u32[])) -> f32[8] {
+  %p = ((f32[8,2]{1,0:T(8,128)}, /*index=1*/s32[]{:T(128)}), u32[]{:S(8)}) parameter(0)
+  ROOT %sum = f32[8,2]{1,0} add(%p#0#0, %p#0#0), metadata={op_name="add"}
+}
+"""
+  operations = hlo.Program(text).computations["main"]
+  (inner,) = set(operations["sum"].operands)
+  assert operations[inner].result == "f32[8,2]{1,0:T(8,128)}"
+  (outer,) = operations[inner].operands
+  assert hlo.types(operations[outer].result) == ["f32[8,2]{1,0:T(8,128)}", "s32[]{:T(128)}"]
+  assert operations[outer].operands == ("p",)
+
+
 def test_elements_by_number_are_what_operations_picked():
   old, new = (hlo.Program(text.format(groups="{{0,1}}")) for text in (PROGRAM, NUMBERED))
   assert "#" in NUMBERED
