@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launch import paths
+
 MODELS = ("griffin", "hawk", "transformer")
 SIZES = {"1b": MODELS, "7b": MODELS, "14b": ("griffin",)}
 HARDWARE = ("v3-512", "v5e-256", "v5p-128", "h200-8")
@@ -81,7 +83,7 @@ def row(found: dict[str, Any], seconds: float) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("words", nargs="*", help="plan the rows whose names hold one of these")
-  parser.add_argument("--keep", type=Path, help="a folder for the plans' JSON files")
+  parser.add_argument("--keep", type=paths.argument, help="a folder for the plans' JSON files")
   parser.add_argument("--commands", action="store_true", help="print the commands alone")
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as scratch:

@@ -9,10 +9,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import command, quick_compilation
+from launch import command, paths, quick_compilation
 
 if TYPE_CHECKING:
   from evaluation.contract.finding import Finding
@@ -37,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument("config", nargs="*", help="gin files that set MODEL; a later one wins")
   result.add_argument("--model", help="a model of gin/models/, such as hawk, or a gin file")
   result.add_argument("--only", help="checks to run, joined by commas, such as causality,packing")
-  result.add_argument("--json", type=Path, help="write the findings to this file too")
+  result.add_argument("--json", type=paths.argument, help="write the findings to this file too")
   return result
 
 

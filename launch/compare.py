@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import command, hosts
+from launch import command, hosts, paths
 
 if TYPE_CHECKING:
   from evaluation.cells import Cells
@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     nargs="?",
     help="a gin file, such as gin/compare/quick.gin; by default that of the output",
   )
-  result.add_argument("--output", type=Path, help="the folder of the comparison; made if missing")
+  result.add_argument(
+    "--output", type=paths.argument, help="the folder of the comparison; made if missing"
+  )
   result.add_argument(
     "--only", help="parts to measure, separated by commas, such as decode_speed,scaling"
   )

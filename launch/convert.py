@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
-from launch import command
+from launch import command, paths
 
 DESCRIPTION = """\
 Makes a run directory of RecurrentGemma's published weights, or Hugging Face files of a run directory.
@@ -20,8 +19,8 @@ whole or not at all. --gin. bindings change the configuration of a new run direc
 def parser() -> argparse.ArgumentParser:
   """The command's arguments."""
   result = command.parser("convert", DESCRIPTION)
-  result.add_argument("source", type=Path, help="the folder to read")
-  result.add_argument("target", type=Path, help="the folder to make")
+  result.add_argument("source", type=paths.argument, help="the folder to read")
+  result.add_argument("target", type=paths.argument, help="the folder to make")
   result.add_argument(
     "--vocabulary",
     help="the SentencePiece model of imported weights, or 'bytes'; by default SOURCE's tokenizer.model",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import command, harness
+from launch import command, harness, paths
 
 if TYPE_CHECKING:
   from data.vocabularies import Vocabulary
@@ -30,7 +30,7 @@ Of a recall task, such as gin/data/phonebook.gin, it says how many answers are r
 def parser() -> argparse.ArgumentParser:
   """The command's arguments."""
   result = command.parser("evaluate", DESCRIPTION)
-  result.add_argument("--run_dir", type=Path, required=True, help="the folder of the run")
+  result.add_argument("--run_dir", type=paths.argument, required=True, help="the folder of the run")
   result.add_argument(
     "--checkpoint", default="best", help="'best', 'latest' or a step (%(default)s)"
   )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import command
+from launch import command, paths
 
 DESCRIPTION = """\
 Continues prompts with the model of a run. Needs the run directory alone.
@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
   """The command's arguments."""
   result = command.parser("generate", DESCRIPTION)
   result.epilog = None
-  result.add_argument("--run_dir", type=Path, required=True, help="the folder of the run")
+  result.add_argument("--run_dir", type=paths.argument, required=True, help="the folder of the run")
   result.add_argument(
     "--checkpoint", default="best", help="'best', 'latest' or a step (%(default)s)"
   )
@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     default=[],
     help="text to continue; may be given several times. Without any, a document is started.",
   )
-  result.add_argument("--prompts_file", type=Path, help="a file with a prompt on each line")
+  result.add_argument(
+    "--prompts_file", type=paths.argument, help="a file with a prompt on each line"
+  )
   result.add_argument(
     "--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)"
   )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from launch import paths
 from launch.command import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group("tasks of lm-eval (extra: harness)")
   group.add_argument("--harness", metavar="TASKS", help="tasks or groups, such as hellaswag,piqa")
   group.add_argument(
-    "--include_path", type=Path, help="a folder of task YAMLs of your own, beside lm-eval's"
+    "--include_path",
+    type=paths.argument,
+    help="a folder of task YAMLs of your own, beside lm-eval's",
   )
   group.add_argument(
     "--harness_data",

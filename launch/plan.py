@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import command
+from launch import command, paths
 
 if TYPE_CHECKING:
   from launch.config import Config
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--compiles", type=int, default=16, help="most steps that a search compiles (%(default)s)"
   )
-  result.add_argument("--json", type=Path, help="write all plans to this file too")
+  result.add_argument("--json", type=paths.argument, help="write all plans to this file too")
   return result
 
 

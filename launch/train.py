@@ -7,10 +7,9 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import command, hosts
+from launch import command, hosts, paths
 
 # What takes seconds to import is imported where it is used: --help and mistakes answer at once.
 if TYPE_CHECKING:
@@ -33,10 +32,12 @@ def parser() -> argparse.ArgumentParser:
     nargs="*",
     help="gin files, such as gin/runs/griffin_quickstart.gin; a later one wins; by default that of the run",
   )
-  result.add_argument("--run_dir", type=Path, help="the folder of the run; made if missing")
+  result.add_argument(
+    "--run_dir", type=paths.argument, help="the folder of the run; made if missing"
+  )
   result.add_argument(
     "--init_from",
-    type=Path,
+    type=paths.argument,
     help="a run directory: start from its parameters and its configuration, which the gin files change",
   )
   result.add_argument(

@@ -185,6 +185,7 @@ def _load(
     _Damage: it cannot be read, or is not what was saved.
   """
   ocp = orbax()
+  folder = folder.absolute()  # Orbax reads nothing under a relative path, though it writes there.
   with quiet():
     try:
       metadata = ocp.checkpointables_metadata(folder)
