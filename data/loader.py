@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -19,13 +20,27 @@ _READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 class Batches:
-  """An iterator of batches whose whole state is the index of the next one."""
+  """An iterator of batches whose whole state is the number of rows that came before the next one."""
 
-  def __init__(self, dataset: grain.MapDataset, start_step: int):
+  def __init__(self, rows_from: Callable[[int], grain.MapDataset], batch_size: int):
+    """Starts at the first row.
+
+    Args:
+      rows_from: makes the batches that follow one another from a row of the first batch on.
+      batch_size: rows of a whole batch, over all readers.
+    """
+    self._rows_from = rows_from
+    self._batch_size = batch_size
+    self._open(0)
+
+  def _open(self, row: int) -> None:
+    """Goes to the batch that begins at a row of the endless sequence."""
+    step, self._first = divmod(row, self._batch_size)
+    dataset = self._rows_from(self._first)
     self._length = len(dataset)
     self._iterator = iter(dataset.to_iter_dataset(_READING))
-    if start_step:
-      self.restore({"next_index": start_step})
+    if step:
+      self._iterator.set_state({"next_index": step})
 
   def __len__(self) -> int:
     """Batches in all: one pass without `repeat`, endless (a very large number) with it."""
@@ -37,18 +52,28 @@ class Batches:
   def __next__(self) -> dict[str, np.ndarray]:
     """Returns the next batch.
 
-    A dict of [B, T] arrays (B is this shard's share of the batch): inputs, targets, segment_ids,
+    A dict of [B, T] arrays (B is the number of slots that are read here): inputs, targets, segment_ids,
     positions (int32) and loss_weights (float32).
     """
     return next(self._iterator)
 
   def state(self) -> dict[str, int]:
-    """Returns {'next_index': n}, the step whose batch comes next."""
-    return {"next_index": int(self._iterator.get_state()["next_index"])}
+    """Returns {'next_row': n}: rows of all earlier batches, whatever their size and the reader's slots."""
+    step = int(self._iterator.get_state()["next_index"])
+    return {"next_row": step * self._batch_size + self._first}
 
   def restore(self, state: dict[str, int]) -> None:
-    """Continues with batch `state['next_index']`."""
-    self._iterator.set_state({"next_index": int(state["next_index"])})
+    """Continues at row `state['next_row']`.
+
+    Older states count batches, {'next_index': n}: of `state['batch_size']` rows if they say so, else of
+    this reader's.
+    """
+    if "next_row" in state:
+      row = state["next_row"]
+    else:
+      row = state["next_index"] * state.get("batch_size", self._batch_size)
+    self.close()
+    self._open(row)
 
   def close(self) -> None:
     """Stops the reading threads."""
@@ -98,6 +123,27 @@ def _single_pass(rows: Any, batch_size: int, seed: int, shuffle: bool) -> grain.
   return grain.MapDataset.concatenate([dataset, padding])
 
 
+class _Slots:
+  """A random-access source of some slots of each batch, stacked.
+
+  Batch n of a sequence of rows holds rows first + n * B to first + (n + 1) * B.
+  """
+
+  def __init__(self, rows: grain.MapDataset, first: int, batch_size: int, slots: Sequence[int]):
+    self._rows = rows
+    self._first = first
+    self._batch_size = batch_size
+    self._slots = tuple(slots)
+
+  def __len__(self) -> int:
+    return (len(self._rows) - self._first) // self._batch_size
+
+  def __getitem__(self, step: int) -> tuple[np.ndarray, ...]:
+    start = self._first + step * self._batch_size
+    rows = [self._rows[start + slot] for slot in self._slots]
+    return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
+
+
 def batch_of_rows(
   tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None = None, *, bos_id: int
 ) -> dict[str, np.ndarray]:
@@ -138,8 +184,7 @@ def batches(
   shuffle: bool = True,
   repeat: bool = True,
   start_step: int = 0,
-  shard_index: int = 0,
-  shard_count: int = 1,
+  slots: Sequence[int] | None = None,
 ) -> Batches:
   """Iterates over batches of rows.
 
@@ -149,25 +194,23 @@ def batches(
   Args:
     rows: row files, or a mixture of them (drawn row by row by weight, to within 1% of the smallest;
       without `repeat` the parts follow one another and the weights have no effect).
-    batch_size: rows per step over all shards.
+    batch_size: rows per step over all readers.
     seed: of the order of the rows; every epoch has its own order.
     shuffle: False reads the rows in order.
     repeat: False ends after one pass.
     start_step: the first batch to return.
-    shard_index, shard_count: this reader returns slots [shard_index * B', (shard_index + 1) * B') of
-      each batch, B' = batch_size / shard_count: the shards' batches, one after another, are the same
-      global batch for any shard count.
+    slots: which rows of each batch this reader returns, in this order; None is all. They have no
+      influence on which row is in which slot, so that any set of readers makes the same global batch.
 
   Raises:
-    ValueError: the shards do not divide the batch, or the index is not below the count.
+    ValueError: a number is out of its range.
   """
-  if batch_size < 1 or shard_count < 1 or batch_size % shard_count:
-    raise ValueError(
-      f"batch_size={batch_size} cannot be split over shard_count={shard_count}:"
-      " it must be a positive multiple. Choose another batch size or number of processes."
-    )
-  if not 0 <= shard_index < shard_count:
-    raise ValueError(f"shard_index={shard_index} must be in [0, {shard_count}).")
+  if batch_size < 1:
+    raise ValueError(f"batch_size={batch_size} must be at least 1.")
+  slots = range(batch_size) if slots is None else slots
+  wrong = next((slot for slot in slots if not 0 <= slot < batch_size), None)
+  if wrong is not None or not len(slots):
+    raise ValueError(f"slots={list(slots)} must be some of [0, {batch_size}), the rows of a batch.")
   if start_step < 0:
     raise ValueError(f"start_step={start_step} must not be negative.")
   if repeat:
@@ -175,14 +218,15 @@ def batches(
   else:
     dataset = _single_pass(rows, batch_size, seed, shuffle)
   bos_id = rows.vocabulary.bos_id
-  # Batch n of the smaller batches holds slots of step n // shard_count, so a stride gives one shard.
-  dataset = dataset.batch(batch_size // shard_count, batch_fn=_stack)[shard_index::shard_count]
-  dataset = dataset.map(lambda rows: batch_of_rows(*rows, bos_id=bos_id))
-  return Batches(dataset, start_step)
 
+  def rows_from(first: int) -> grain.MapDataset:
+    source = grain.MapDataset.source(_Slots(dataset, first, batch_size, slots))
+    return source.map(lambda rows: batch_of_rows(*rows, bos_id=bos_id))
 
-def _stack(rows: Any) -> tuple[np.ndarray, ...]:
-  return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
+  result = Batches(rows_from, batch_size)
+  if start_step:
+    result.restore({"next_row": start_step * batch_size})
+  return result
 
 
 def steps_per_pass(rows: rows_lib.RowFiles | MixedRows, batch_size: int) -> int:

@@ -82,15 +82,8 @@ def train(
     batches.close()
     return {"heldout_loss": score.loss, "heldout_bits_per_byte": score.bits_per_byte}
 
-  first, end = 0, experiment.batch_size
-  if layout is not None:
-    first, end = layout.rows_here(experiment.batch_size, experiment.sequence_length)
   batches = loader.batches(
-    train_rows,
-    experiment.batch_size,
-    seed=experiment.seed,
-    shard_index=first // (end - first),
-    shard_count=experiment.batch_size // (end - first),
+    train_rows, experiment.batch_size, seed=experiment.seed, slots=_slots(experiment, layout)
   )
   if introduce and processes.is_first():
     introduce(len(train_rows))
@@ -114,6 +107,13 @@ def train(
     )
   finally:
     batches.close()
+
+
+def _slots(experiment: Experiment, layout: Layout | None) -> list[int] | None:
+  """The rows of each batch that this process's devices need; None for all."""
+  if layout is None:
+    return None
+  return layout.rows_here(experiment.batch_size, experiment.sequence_length).tolist()
 
 
 def _start(experiment: Experiment) -> Callable[[Any], Any] | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -98,6 +99,7 @@ class Layout:
       stored_over=over if stage >= zero.PARAMETERS else (),
     )
     self._over = over
+    self._rows_here: dict[tuple[int, int], np.ndarray] = {}
 
   def check_batch(self, batch_size: int, length: int) -> None:
     """Raises ValueError if rows or tokens cannot be split evenly."""
@@ -125,29 +127,39 @@ class Layout:
     """Of an array that lies whole on every device."""
     return NamedSharding(self.mesh, PartitionSpec())
 
-  def rows_here(self, batch_size: int, length: int) -> tuple[int, int]:
-    """The rows of a batch that this process's devices need, as (first, end)."""
-    placed = self.batch.addressable_devices_indices_map((batch_size, length)).values()
-    bounds = [rows.indices(batch_size)[:2] for rows, _ in placed]
-    return min(first for first, _ in bounds), max(end for _, end in bounds)
+  def rows_of(self, process: int, batch_size: int, length: int) -> np.ndarray:
+    """The rows of a batch that a process's devices need, ascending: any, in any number of pieces.
+
+    On a TPU the order of devices in the mesh follows the rings of the torus, not the hosts.
+    """
+    placed = self.batch.devices_indices_map((batch_size, length))
+    parts = {
+      rows.indices(batch_size)[:2]
+      for device, (rows, _) in placed.items()
+      if device.process_index == process
+    }
+    return np.unique(np.concatenate([np.arange(*part) for part in parts]))
+
+  def rows_here(self, batch_size: int, length: int) -> np.ndarray:
+    """The rows of a batch that this process's devices need, ascending."""
+    here = self._rows_here.get((batch_size, length))
+    if here is None:
+      here = self.rows_of(jax.process_index(), batch_size, length)
+      self._rows_here[batch_size, length] = here
+    return here
 
   def place(self, batch: dict[str, Any], batch_size: int) -> dict[str, jax.Array]:
     """Makes arrays on all devices of all processes from the rows that this process has.
 
     Args:
-      batch: [rows, T] arrays: the whole batch, or the rows that `rows_here` names.
+      batch: [rows, T] arrays: the whole batch, or the rows that `rows_here` names, in its order.
       batch_size: rows of the whole batch.
     """
 
     def make(rows):
       shape = (batch_size, rows.shape[1])
-      first = 0 if len(rows) == batch_size else self.rows_here(*shape)[0]
-
-      def part(index):
-        start, stop, _ = index[0].indices(batch_size)
-        return rows[start - first : stop - first, index[1]]
-
-      return jax.make_array_from_callback(shape, self.batch, part)
+      held = None if len(rows) == batch_size else self.rows_here(*shape)
+      return jax.make_array_from_callback(shape, self.batch, lambda index: part(rows, held, index))
 
     return {name: make(rows) for name, rows in batch.items()}
 
@@ -236,6 +248,26 @@ class Layout:
     scattered = [scatter(path, leaf) for path, leaf in leaves]
     summed = [lax.psum(leaf, names) if names else leaf for leaf, names in scattered]
     return jax.tree.unflatten(structure, summed)
+
+
+def part(rows: np.ndarray, held: np.ndarray | None, index: tuple[slice, slice]) -> np.ndarray:
+  """The part of a batch that a device needs, from the rows that its process holds.
+
+  Args:
+    rows: [rows, T], in the order of `held`.
+    held: which rows of the batch they are, ascending; None if they are all.
+    index: of the part in the whole batch, [B, T].
+  """
+  if held is None:
+    return rows[index]
+  start, stop, _ = index[0].indices(held[-1] + 1)
+  first = int(np.searchsorted(held, start))
+  found = slice(first, first + stop - start)
+  if not np.array_equal(held[found], np.arange(start, stop)):
+    raise ValueError(
+      f"rows {start} to {stop} of the batch are needed, and not all of them are held."
+    )
+  return rows[found, index[1]]
 
 
 def _further(place: Place) -> int:

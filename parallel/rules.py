@@ -170,7 +170,7 @@ def check_replication(
   counted = [p for p in parameters if not set(p.axes) & set(rules.replicated)]
   total = sum(p.bytes for p in counted)
   for axis in axes:
-    if sizes[axis] == 1:
+    if sizes[axis] == 1 or not total:
       continue
     whole = [p for p in counted if axis not in named_axes(specs[p.path])]
     share = sum(p.bytes for p in whole) / total

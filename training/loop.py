@@ -19,6 +19,7 @@ import optax
 from parallel import processes
 from parallel.layout import Layout
 from training import host_memory
+from training import position as position_lib
 from training import step as step_lib
 from training.checkpoint import Checkpoints, abstract_like
 from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
@@ -151,7 +152,7 @@ def train(
     position: dict[str, Any] = {}
   else:
     state, position = restored.state, restored.position
-    batches.restore(position["data"])
+    batches.restore(position_lib.of_data(position))
 
   start_step = int(state.step)
   speaks = processes.is_first()

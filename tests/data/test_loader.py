@@ -105,57 +105,70 @@ def test_a_batch_may_be_larger_than_the_rows(tmp_path):
   assert sorted(row_numbers(batch)[:3]) == sorted(row_numbers(batch)[3:6]) == [3, 4, 5]
 
 
-@pytest.mark.parametrize("shard_count", [1, 2, 3, 6])
-def test_any_shard_count_makes_the_same_global_batch(twenty, shard_count):
+@pytest.mark.parametrize(
+  "readers", [[[0, 1, 2, 3, 4, 5]], [[0, 1, 2], [3, 4, 5]], [[0, 3, 5], [1, 2], [4]], [[1, 4]] * 2]
+)
+def test_any_readers_make_the_same_global_batch(twenty, readers):
   whole = take(loader.batches(twenty, 6, seed=5), 9)
-  shards = [
-    loader.batches(twenty, 6, seed=5, shard_index=i, shard_count=shard_count)
-    for i in range(shard_count)
-  ]
+  parts = [loader.batches(twenty, 6, seed=5, slots=slots) for slots in readers]
   for expected in whole:
-    parts = [next(shard) for shard in shards]
-    for name in NAMES:
-      joined = np.concatenate([part[name] for part in parts])
-      np.testing.assert_array_equal(joined, expected[name])
+    for slots, part in zip(readers, parts, strict=True):
+      found = next(part)
+      for name in NAMES:
+        np.testing.assert_array_equal(found[name], expected[name][slots])
 
 
 @pytest.mark.parametrize("step", [0, 1, 7, 1000])
 def test_a_position_is_one_number(twenty, step):
   straight = loader.batches(twenty, 6, seed=5, start_step=step)
   expected = [row_numbers(b) for b in take(straight, 3)]
-  assert straight.state() == {"next_index": step + 3}
+  assert straight.state() == {"next_row": 6 * (step + 3)}
   restored = loader.batches(twenty, 6, seed=5)
   next(restored)
+  restored.restore({"next_row": 6 * step})
+  assert restored.state() == {"next_row": 6 * step}
+  assert [row_numbers(b) for b in take(restored, 3)] == expected
+  # As it was kept before: batches.
   restored.restore({"next_index": step})
-  assert restored.state() == {"next_index": step}
   assert [row_numbers(b) for b in take(restored, 3)] == expected
   if step == 7:
     whole = [row_numbers(b) for b in take(loader.batches(twenty, 6, seed=5), 10)]
     assert whole[7:] == expected
 
 
-def test_a_position_serves_another_number_of_shards(twenty):
-  state = {"next_index": 11}
+def test_a_position_serves_any_readers(twenty):
+  state = {"next_row": 66}
   whole = loader.batches(twenty, 6, seed=5)
   whole.restore(state)
-  parts = [loader.batches(twenty, 6, seed=5, shard_index=i, shard_count=2) for i in range(2)]
-  for part in parts:
+  numbers = row_numbers(next(whole))
+  for slots in ([0, 2, 5], [1, 3, 4]):
+    part = loader.batches(twenty, 6, seed=5, slots=slots)
     part.restore(state)
-  assert row_numbers(next(whole)) == [n for part in parts for n in row_numbers(next(part))]
+    assert row_numbers(next(part)) == [numbers[slot] for slot in slots]
+    assert part.state() == {"next_row": 72}
 
 
-@pytest.mark.parametrize("shard_count", [1, 2])
-def test_heldout_rows_come_once_in_order_and_end_in_padding(twenty, shard_count):
-  shards = [
-    list(
-      loader.batches(twenty, 8, shuffle=False, repeat=False, shard_index=i, shard_count=shard_count)
-    )
-    for i in range(shard_count)
-  ]
-  assert {len(shard) for shard in shards} == {loader.steps_per_pass(twenty, 8)} == {3}
-  steps = [
-    {k: np.concatenate([s[k] for s in step]) for k in NAMES} for step in zip(*shards, strict=True)
-  ]
+@pytest.mark.parametrize("batch_size", [4, 16, 7, 1])
+def test_another_batch_size_goes_on_at_the_next_row(twenty, batch_size):
+  rows = [n for b in take(loader.batches(twenty, 1, seed=5), 300) for n in row_numbers(b)]
+  before = loader.batches(twenty, 8, seed=5)
+  take(before, 10)
+  for state in (before.state(), {"next_index": 10, "batch_size": 8}):
+    after = loader.batches(twenty, batch_size, seed=5)
+    after.restore(state)
+    assert after.state() == {"next_row": 80}
+    found = [n for b in take(after, 5) for n in row_numbers(b)]
+    assert found == rows[80 : 80 + 5 * batch_size]
+    assert after.state() == {"next_row": 80 + 5 * batch_size}
+    # The rest of a batch stays, however often it goes on.
+    again = loader.batches(twenty, batch_size, seed=5)
+    again.restore(after.state())
+    assert row_numbers(next(again)) == rows[80 + 5 * batch_size : 80 + 6 * batch_size]
+
+
+def test_heldout_rows_come_once_in_order_and_end_in_padding(twenty):
+  steps = list(loader.batches(twenty, 8, shuffle=False, repeat=False))
+  assert len(steps) == loader.steps_per_pass(twenty, 8) == 3
   joined = {name: np.concatenate([step[name] for step in steps]) for name in NAMES}
   assert joined["targets"].shape == (24, LENGTH)
   assert joined["targets"][:20, 0].tolist() == list(range(3, 23))
@@ -207,9 +220,9 @@ def test_a_single_pass_over_a_mixture_has_every_row(tmp_path, twenty):
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    ({"batch_size": 6, "shard_count": 4}, "batch_size=6 cannot be split over shard_count=4"),
-    ({"batch_size": 0}, "batch_size=0 cannot be split"),
-    ({"batch_size": 6, "shard_count": 2, "shard_index": 2}, r"shard_index=2 must be in \[0, 2\)"),
+    ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+    ({"batch_size": 6, "slots": [5, 6]}, r"slots=\[5, 6\] must be some of \[0, 6\)"),
+    ({"batch_size": 6, "slots": []}, r"slots=\[\] must be some of \[0, 6\)"),
     ({"batch_size": 6, "start_step": -1}, "start_step=-1 must not be negative"),
   ],
 )

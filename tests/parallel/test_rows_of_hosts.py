@@ -1,0 +1,151 @@
+"""Devices get the rows that a single device would see, however the mesh orders them.
+
+The devices of TPU slices come from the TPU compiler's topologies: it knows which host each belongs to, and
+JAX arranges them in a mesh as on the real slice; nothing is run there. Shuffled devices of real processes
+are: these exchange what they placed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import loader, packing, rows, vocabularies
+from launch import experiment
+from parallel import layout as layout_lib
+from parallel import topology
+from parallel.layout import Layout
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
+)
+MESHES = sorted(file.stem for file in (Path(__file__).parents[2] / "gin" / "mesh").glob("*.gin"))
+# Slices of more than one host.
+SLICES = [
+  "v3:4x4", "v3:8x8", "v4:2x2x4", "v4:4x4x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:16x16",
+  "v5p:2x2x4", "v5p:4x4x4", "v5p:4x4x8", "v6e:4x4", "v6e:8x8",
+]  # fmt: skip
+ROWS = (192, 256, 384, 512, 768)
+LENGTH = 64
+# Meshes beyond the files': data is what the others leave.
+OTHERS = [
+  {"MODEL_SHARDS": 2},
+  {"MODEL_SHARDS": 4, "SEQUENCE_SHARDS": 2},
+  {"SEQUENCE_SHARDS": 4},
+]
+
+
+@functools.cache
+def devices(name: str):
+  hardware = topology.hardware(name)
+  os.environ.update(hardware.environment)
+  return hardware.devices
+
+
+def arranged(name: str, mesh: str, **macros: int) -> Layout | None:
+  """The layout of a mesh file on a slice; None for the file of a single device."""
+  arguments = [f"--gin.{macro}={value}" for macro, value in macros.items()]
+  run = Path(__file__).parents[2] / "gin" / "runs" / "griffin_quickstart.gin"
+  file = run.parents[1] / "mesh" / f"{mesh}.gin"
+  found = experiment.build(experiment.load([run, file], arguments)).mesh
+  return found and found.layout((), devices(name))
+
+
+def check(layout: Layout, batch: np.ndarray, read) -> int:
+  """Simulates every process; `read(held)` are the rows it loads. Returns the number of processes."""
+  placed = layout.batch.devices_indices_map(batch.shape)
+  processes = {device.process_index for device in placed}
+  for process in processes:
+    held = layout.rows_of(process, *batch.shape)
+    mine = read(held)
+    whole = None if len(held) == len(batch) else held
+    for device, index in placed.items():
+      if device.process_index == process:
+        np.testing.assert_array_equal(layout_lib.part(mine, whole, index), batch[index])
+  return len(processes)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", SLICES)
+def test_every_device_gets_the_rows_of_the_single_device_batch(name):
+  layouts = [arranged(name, mesh) for mesh in MESHES]
+  layouts += [arranged(name, "data", **macros) for macros in OTHERS]
+  tried = 0
+  for layout in filter(None, layouts):
+    for count in ROWS:
+      if count % layout.sizes["data"] == 0:
+        batch = np.arange(count * LENGTH).reshape(count, LENGTH)
+        assert check(layout, batch, batch.__getitem__) > 1
+        tried += 1
+  assert tried >= len(layouts)
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+  """Row files of rows that differ."""
+  folder = tmp_path_factory.mktemp("rows")
+  vocabulary = vocabularies.Bytes()
+  packer = packing.Packer(vocabulary, LENGTH)
+  writer = rows.RowWriter(folder, vocabulary, LENGTH)
+  tokens = np.random.default_rng(0).integers(3, 259, 400 * LENGTH)
+  tokens[-1] = vocabulary.eos_id
+  for block in packer.add(tokens, len(tokens)):
+    writer.write(*block)
+  writer.write(*packer.finish())
+  writer.finish({}, packer.counts)
+  return rows.RowFiles(folder)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v5e:4x4", "v5p:4x4x4"])
+def test_the_loader_of_every_host_reads_what_its_devices_need(name, numbered):
+  layout = arranged(name, "data")
+  whole = loader.batches(numbered, 192, seed=3, start_step=5)
+  batch = next(whole)["targets"]
+  whole.close()
+
+  def read(held):
+    batches = loader.batches(numbered, 192, seed=3, start_step=5, slots=held.tolist())
+    found = next(batches)["targets"]
+    batches.close()
+    return found
+
+  assert check(layout, batch, read) == layout.mesh.size // 4
+
+
+@needs_libtpu
+def test_hosts_do_hold_rows_in_pieces():
+  """What the other tests are for: on this slice the rows of a host are no block of the batch."""
+  layout = arranged("v5e:4x4", "data")
+  held = [layout.rows_of(process, 192, LENGTH) for process in range(4)]
+  assert any(np.any(np.diff(some) > 1) for some in held)
+  assert sorted(np.concatenate(held)) == list(range(192))
+
+
+def test_processes_with_shuffled_devices_make_the_single_device_batch(numbered):
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  command = [sys.executable, "-m", "tests.parallel.shuffled_devices", str(numbered.directory)]
+  processes = [
+    subprocess.Popen(
+      [*command, str(port), "4", str(index)],
+      cwd=Path(__file__).parents[2],
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for index in range(4)
+  ]
+  outputs = [process.communicate(timeout=120)[0] for process in processes]
+  for process, output in zip(processes, outputs, strict=True):
+    assert (process.returncode, output[-6:]) == (0, "equal\n"), output
