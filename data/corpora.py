@@ -14,11 +14,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from data.file_paths import FilePath
+
 SPLITS = ("train", "heldout", "all")
 
 
 class CorpusError(ValueError):
   """A corpus that cannot be read; the message names the file, what is wrong and what to do."""
+
+
+class NoFiles(CorpusError):
+  """Nothing lies where the files of a corpus should be."""
 
 
 class Corpus(Protocol):
@@ -141,7 +147,7 @@ def matching_files(patterns: str | Sequence[str]) -> list[Path]:
   for pattern in patterns:
     paths = [p for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
     if not paths:
-      raise CorpusError(f"No file matches {pattern!r} (seen from {Path.cwd()}). Correct the path.")
+      raise NoFiles(f"No file matches {pattern!r}. Correct the path.")
     found.update(paths)
   return [Path(p) for p in sorted(found)]
 
@@ -164,7 +170,7 @@ class TextFiles:
       text, so that copies of a document are on one side.
   """
 
-  files: str | Sequence[str]
+  files: FilePath | Sequence[FilePath]
   separator: str | None = None
   heldout_fraction: float = 0.05
 
@@ -175,15 +181,18 @@ class TextFiles:
     if self.separator == "":
       raise CorpusError("separator='' separates nothing. Set None for a document per file.")
 
-  def describe(self) -> dict[str, Any]:
-    """Returns the patterns and a digest of the files' names, sizes and times."""
+  def options(self) -> dict[str, Any]:
+    """Returns what `describe` says without a look at the files."""
     return {
       "corpus": self.name,
       "patterns": self.files if isinstance(self.files, str) else list(self.files),
       "separator": self.separator,
-      "files": describe_files(matching_files(self.files)),
       "heldout_fraction": self.heldout_fraction,
     }
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the patterns and a digest of the files' names, sizes and times."""
+    return self.options() | {"files": describe_files(matching_files(self.files))}
 
   def documents(self, split: str) -> Iterator[bytes]:
     """Yields the documents by path, and in a file from its beginning."""
@@ -255,7 +264,7 @@ class JsonLines:
       text, so that copies of a document are on one side.
   """
 
-  files: str | Sequence[str]
+  files: FilePath | Sequence[FilePath]
   field: str = "text"
   heldout_fraction: float = 0.05
 
@@ -264,15 +273,18 @@ class JsonLines:
   def __post_init__(self):
     check_fraction(self.heldout_fraction)
 
-  def describe(self) -> dict[str, Any]:
-    """Returns the patterns, the field and a digest of the files' names, sizes and times."""
+  def options(self) -> dict[str, Any]:
+    """Returns what `describe` says without a look at the files."""
     return {
       "corpus": self.name,
       "patterns": self.files if isinstance(self.files, str) else list(self.files),
       "field": self.field,
-      "files": describe_files(matching_files(self.files)),
       "heldout_fraction": self.heldout_fraction,
     }
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the patterns, the field and a digest of the files' names, sizes and times."""
+    return self.options() | {"files": describe_files(matching_files(self.files))}
 
   def documents(self, split: str) -> Iterator[bytes]:
     """Yields the texts in the order of files and lines.
@@ -325,7 +337,7 @@ class Tfds:
 
   dataset: str
   field: str = "text"
-  data_dir: str | None = None
+  data_dir: FilePath | None = None
 
   @property
   def name(self) -> str:

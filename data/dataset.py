@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data import preparation
-from data.corpora import Corpus, RegisteredTask
-from data.manifest import MANIFEST_FILE, VERSION
+from data.corpora import Corpus, NoFiles, RegisteredTask
+from data.file_paths import CachePath
+from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
 from data.mixture import MixedRows
 from data.progress import Progress, ProgressBar
 from data.rows import RowFiles
@@ -37,7 +40,7 @@ class TextDataset:
   vocabulary: Vocabulary
   sequence_length: int
   split: str = "train"
-  cache_dir: str = "cache"
+  cache_dir: CachePath = "cache"
   whole_documents: bool = False
 
   @property
@@ -47,17 +50,47 @@ class TextDataset:
 
   def source(self) -> dict[str, Any]:
     """Returns what decides the documents, as JSON values."""
+    return self.corpus.describe() | self._options()
+
+  def _options(self) -> dict[str, Any]:
     whole = {"whole_documents": True} if self.whole_documents else {}
-    return self.corpus.describe() | {"split": self.split} | whole
+    return {"split": self.split} | whole
 
   @property
   def cache_path(self) -> Path:
-    """The directory of the row files; its name holds a hash of all that decides the content."""
+    """The directory of the row files; its name holds a hash of all that decides the content.
+
+    Where the corpus is gone, rows that were made of it are as good: the newest are taken.
+
+    Raises:
+      CorpusError: the corpus cannot be read, and no rows of it are kept.
+    """
     vocabulary = self.vocabulary.describe()
-    content = [VERSION, self.source(), vocabulary, self.sequence_length]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     words = f"{self.corpus.name}-{self.split}-{vocabulary['kind']}-{self.sequence_length}"
-    return Path(self.cache_dir).absolute() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', words)}-{digest}"
+    start = Path(self.cache_dir).absolute() / re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
+    try:
+      content = [VERSION, self.source(), vocabulary, self.sequence_length]
+    except NoFiles:
+      if kept := self._kept(start):
+        return kept
+      raise
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return start.with_name(f"{start.name}-{digest}")
+
+  def _kept(self, start: Path) -> Path | None:
+    """The newest directory of rows that were made as this dataset says, of whatever files."""
+    options = self.corpus.options() | self._options()
+    vocabulary = self.vocabulary.describe()
+    found = []
+    for directory in start.parent.glob(f"{glob.escape(start.name)}-*"):
+      try:
+        manifest = Manifest.read(directory)
+      except RowFileError:
+        continue
+      source = {name: value for name, value in manifest.source.items() if name != "files"}
+      if source == options and manifest.vocabulary == vocabulary:
+        found.append(directory)
+    return max(found, key=lambda directory: directory.stat().st_mtime, default=None)
 
   def is_prepared(self) -> bool:
     """Whether the row files are there."""
@@ -81,7 +114,12 @@ class TextDataset:
       RowFileError: the files are damaged.
     """
     preparation.prepare([self], progress)
-    return RowFiles(self.cache_path, verify=verify).check(self.vocabulary, self.sequence_length)
+    directory = self.cache_path
+    try:
+      self.corpus.describe()
+    except NoFiles as error:
+      print(f"{error.args[0]} Reading the rows kept in {directory}.", file=sys.stderr)
+    return RowFiles(directory, verify=verify).check(self.vocabulary, self.sequence_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +169,7 @@ class RegisteredMixture:
   features: Sequence[str] = ("targets",)
   seed: int | None = None
   loss_on: Sequence[str] | None = None
-  cache_dir: str = "cache"
+  cache_dir: CachePath = "cache"
 
   def rows(
     self, progress: Callable[[Progress], None] | None = None, *, verify: bool = False

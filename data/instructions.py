@@ -16,6 +16,7 @@ from data.corpora import (
   json_lines,
   matching_files,
 )
+from data.file_paths import FilePath
 
 
 class Piece(NamedTuple):
@@ -172,7 +173,7 @@ class Instructions:
     heldout_fraction: expected share of the examples that is held out, decided by a hash of the text.
   """
 
-  files: str | Sequence[str]
+  files: FilePath | Sequence[FilePath]
   template: Template = dataclasses.field(default_factory=PromptResponse)
   heldout_fraction: float = 0.05
 
@@ -182,15 +183,18 @@ class Instructions:
   def __post_init__(self):
     check_fraction(self.heldout_fraction)
 
-  def describe(self) -> dict[str, Any]:
-    """Returns the patterns, the template and a digest of the files' names, sizes and times."""
+  def options(self) -> dict[str, Any]:
+    """Returns what `describe` says without a look at the files."""
     return {
       "corpus": self.name,
       "patterns": self.files if isinstance(self.files, str) else list(self.files),
       "template": self.template.describe(),
-      "files": describe_files(matching_files(self.files)),
       "heldout_fraction": self.heldout_fraction,
     }
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the patterns, the template and a digest of the files' names, sizes and times."""
+    return self.options() | {"files": describe_files(matching_files(self.files))}
 
   def examples(self, split: str) -> Iterator[list[Piece]]:
     """Yields the examples of 'train', 'heldout' or 'all' in the order of files and lines.

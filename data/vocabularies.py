@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from data.file_paths import FilePath
 
 DESCRIPTION_FILE = "vocabulary.json"
 MODEL_FILE = "vocabulary.model"
@@ -192,7 +195,7 @@ class SentencePiece:
     extra_ids: sentinels `<extra_id_0>`... added at the end, the first with the highest id.
   """
 
-  path: str
+  path: FilePath
   extra_ids: int = 0
 
   pad_id = 0
@@ -261,7 +264,9 @@ def save(vocabulary: Vocabulary, directory: str | Path) -> None:
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   if isinstance(vocabulary, SentencePiece):
-    shutil.copyfile(vocabulary.path, directory / MODEL_FILE)
+    # It may be read from this very directory.
+    with contextlib.suppress(shutil.SameFileError):
+      shutil.copyfile(vocabulary.path, directory / MODEL_FILE)
   text = json.dumps(vocabulary.describe(), indent=2) + "\n"
   (directory / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
 

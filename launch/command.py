@@ -6,6 +6,7 @@ import argparse
 import glob
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
@@ -54,6 +55,11 @@ def parse(
         result.error(f"{argument} needs a value: {argument}=...")
       bindings.append(f"{argument}={value}")
   return result.parse_args(rest), bindings
+
+
+def tell_next(*words: object) -> None:
+  """Names the command to type next, on stderr; the words are quoted for a shell."""
+  print(f"next: {shlex.join(map(str, words))}", file=sys.stderr)
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:

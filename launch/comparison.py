@@ -7,8 +7,10 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+from data.file_paths import FilePath, NamesFile
 from evaluation.part import RunSpec
 from launch import config, experiment, gin_source
 from launch.config import Config, ConfigError
@@ -55,6 +57,7 @@ class Comparison:
     seeds: of the training runs.
     parts: name, as in `--only`, to what is measured.
     title: of the page.
+    folder: where relative paths among the choices begin: where the comparison was first launched.
     loaded: runs that are opened and not trained: 'Griffin, 158k, seed 0' to a run directory. Its model may be
       configured otherwise; it must have the vocabulary of the comparison's text.
   """
@@ -65,7 +68,8 @@ class Comparison:
   seeds: Sequence[int]
   parts: Mapping[str, Measured | Trained]
   title: str
-  loaded: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  folder: Annotated[str, NamesFile(decides=False)] = "."
+  loaded: Mapping[str, FilePath] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     for name in ("models", "sizes", "seeds", "parts"):
@@ -121,14 +125,17 @@ class Comparison:
     shared = "the shared choices", self.shared
     over = f"the choices laid over model {model!r}", choices
     source = gin_source.read_file("experiment.gin")
+    folder = Path(self.folder).absolute()
     source += _sum(
-      gin_source.read_file(file) for group in (own, shared, over) for file in _files(group)
+      gin_source.read_file(folder / file if (folder / file).is_file() else file)
+      for group in (own, shared, over)
+      for file in _files(group)
     )
     source += _sum(
       _macro(text, group[0]) for group in (shared, over, own) for text in _macros(group)
     )
     source += _sum(_macro(f"{name} = {value}", "this run") for name, value in changes.items())
-    return config.resolve(source, Experiment, f"{model} of the comparison")
+    return config.resolve(source, Experiment, f"{model} of the comparison", folder)
 
 
 def load(path: str | os.PathLike, arguments: Iterable[str] = ()) -> Config:

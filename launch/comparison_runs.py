@@ -17,7 +17,7 @@ from evaluation.part import RunSpec
 from evaluation.perplexity import Score, Scorer
 from evaluation.recall import Recalled, RecallScorer
 from launch import experiment as experiment_lib
-from launch import running, trained
+from launch import gin_paths, running, trained
 from launch.command import UserError
 from launch.comparison import Comparison
 from launch.comparison_progress import ComparisonProgress
@@ -235,5 +235,8 @@ def identity(config: Config) -> str:
 
 def _bound(config: Config) -> dict[str, str]:
   return {
-    key.name: repr(item.value) for key, item in config.operative.items() if not item.is_default
+    key.name: repr(item.value)
+    for key, item in config.operative.items()
+    # Where rows are kept decides nothing.
+    if not item.is_default and all(mark.decides for mark in gin_paths.marks(key.marked))
   }

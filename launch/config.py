@@ -10,13 +10,15 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gin
-from launch import gin_source, gin_types
+from data.file_paths import NamesFile
+from launch import gin_paths, gin_source, gin_types
 from launch.gin_checks import Checks, Key, Operative, Setting
 from launch.gin_names import Configurable, Names, Reference, check_parameter, leaves, replace
-from launch.gin_source import ConfigError, Macro, Source
+from launch.gin_source import ConfigError, Macro, Place, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Config:
     root: what is built from it.
     macros: by name.
     parameters: by the left side of the binding.
-    operative: the parameters in force, defaults included.
+    operative: the parameters in force, defaults included; paths are absolute everywhere.
     warnings: one line for each binding that has no effect.
     modules: all that the files import; importing may be all that a module is for.
   """
@@ -51,6 +53,13 @@ class Config:
     """The left sides in `operative_text` of parameters that no binding gives."""
     writer = _Writer(self)
     return {writer.left(key) for key, item in self.operative.items() if item.is_default}
+
+  def paths(self) -> dict[str, NamesFile]:
+    """The left sides in `operative_text` of values that are paths, with what they are marked as."""
+    writer = _Writer(self)
+    return {
+      writer.left(key): mark for key in self.operative for mark in gin_paths.marks(key.marked)
+    }
 
   def build(self) -> Any:
     """Calls the root with its parameters, and the functions they refer to with theirs.
@@ -91,8 +100,15 @@ def load(path: str | os.PathLike, root: Any, arguments: Iterable[str] = ()) -> C
   return resolve(source, root, str(path))
 
 
-def resolve(source: Source, root: Any, name: str) -> Config:
-  """Checks what was read and gives its names a meaning; `name` says what was read. See `load`."""
+def resolve(source: Source, root: Any, name: str, folder: Path | None = None) -> Config:
+  """Checks what was read and gives its names a meaning. See `load`.
+
+  Args:
+    source: what was read.
+    root: the class or function that the configuration is for.
+    name: says what was read.
+    folder: where relative paths begin; None is the working directory.
+  """
   names = Names(source.imports)
   statements = source.statements
   macros: dict[str, Setting] = {}
@@ -122,11 +138,49 @@ def resolve(source: Source, root: Any, name: str) -> Config:
     ):
       parameters[key] = Setting(text, parameters[key].place)
   checks.types()
+  folder = folder or Path.cwd()
+  _make_paths_absolute(macros, parameters, folder)
   start = Configurable(root, root.__module__, root.__qualname__)
   operative = checks.reach(start, name)
+  if defaults := _default_paths(operative, folder):
+    # Bound, so that the configuration means the same place wherever it is opened.
+    parameters |= {key: Setting(path, Place("default")) for key, path in defaults.items()}
+    operative = checks.reach(start, name)
   warnings = tuple(checks.without_effect(operative))
   modules = tuple(sorted({item.module for item in source.imports}))
   return Config(start, macros, parameters, operative, warnings, modules)
+
+
+def _make_paths_absolute(
+  macros: dict[str, Setting], parameters: dict[Key, Setting], folder: Path
+) -> None:
+  """Replaces relative paths in the bindings, and in the macros that stand for paths."""
+
+  def replace_macro(macro: Macro, annotation: Any) -> None:
+    setting = macros.get(macro.name)
+    if setting is not None:
+      macros[macro.name] = made_absolute(annotation, setting)
+
+  def made_absolute(annotation: Any, setting: Setting) -> Setting:
+    try:
+      value = gin_paths.absolute(annotation, setting.value, folder, replace_macro)
+    except ValueError as error:
+      raise setting.place.error(str(error)) from None
+    return Setting(value, setting.place)
+
+  for key, setting in parameters.items():
+    parameters[key] = made_absolute(key.marked, setting)
+
+
+def _default_paths(operative: dict[Key, Operative], folder: Path) -> dict[Key, Any]:
+  """The paths in force that no binding gives and that are not absolute, made so."""
+  found = {}
+  for key, item in operative.items():
+    if item.is_default:
+      value = gin_paths.absolute(key.marked, item.value, folder, lambda *_: None)
+      if value != item.value:
+        found[key] = value
+  return found
 
 
 class _Writer:

@@ -14,6 +14,7 @@ import numpy as np
 from data import vocabularies
 from data.vocabularies import Vocabulary
 from launch import experiment as experiment_lib
+from launch import run_config
 from launch import trained as trained_lib
 from launch.command import UserError
 from launch.config import Config
@@ -176,7 +177,7 @@ def merge(run_dir: Path, target: Path, which: str, words: str) -> None:
   model, params = lora.merged(trained.experiment.model, trained.params)
   if model is trained.experiment.model:
     raise UserError(f"{run_dir} has no adapters to merge.")
-  loaded = experiment_lib.load(run.config_file, _WITHOUT_ADAPTERS)
+  loaded = run_config.load(run, arguments=_WITHOUT_ADAPTERS)
   arrays = ((path, np.asarray(leaf)) for path, leaf in by_path(params).items())
   paths = [parameter.path for parameter in list_parameters(model)]
   with _appearing(target) as partial:

@@ -115,9 +115,10 @@ def _text(
 ) -> Dataset:
   """The held-out text that was asked for, in the model's vocabulary and rows of `length` tokens."""
   from launch import experiment as experiment_lib
+  from launch import run_config
 
-  paths = [run.config_file, *([file] if file else [])]
-  experiment = experiment_lib.build(experiment_lib.load(paths, bindings))
+  config = run_config.load(run, [file] if file else [], bindings)
+  experiment = experiment_lib.build(config)
   return experiment_lib.read_as(experiment.eval_data, sequence_length=length, vocabulary=vocabulary)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from data import preparation
 from data.dataset import Mixture, TextDataset
+from data.file_paths import FilePath
 from data.mixture import MixedRows
 from data.rows import RowFiles
 from data.vocabularies import Vocabulary
@@ -60,7 +61,7 @@ class Experiment:
   seed: int = 0
   samples: Sequence[str] = ("",)
   mesh: Parallelism | None = None
-  init_from: str | None = None
+  init_from: FilePath | None = None
 
   def __post_init__(self):
     if self.batch_size < 1:

@@ -35,6 +35,18 @@ class Key:
     scope = f"{self.scope}/" if self.scope else ""
     return f"{scope}{self.configurable.name}.{self.parameter}"
 
+  @property
+  def full_name(self) -> str:
+    """The left side, as an argument may write it whatever the files import."""
+    scope = f"{self.scope}/" if self.scope else ""
+    return f"{scope}{self.configurable.module}.{self.configurable.path}.{self.parameter}"
+
+  @property
+  def marked(self) -> Any:
+    """The parameter's annotation with its marks; see `gin_types.Parameter`."""
+    parameter = self.configurable.signature.parameters.get(self.parameter)
+    return parameter.marked if parameter else Any
+
 
 @dataclasses.dataclass(frozen=True)
 class Operative:

@@ -20,10 +20,12 @@ class Parameter:
   Attributes:
     annotation: the type, or `Any`.
     default: the default, or `inspect.Parameter.empty`.
+    marked: the type with what `Annotated` adds to it or to its parts.
   """
 
   annotation: Any
   default: Any
+  marked: Any = Any
 
   @property
   def required(self) -> bool:
@@ -64,9 +66,11 @@ def signature(target: Any) -> Signature:
     parameters = inspect.signature(target).parameters.values()
   except (TypeError, ValueError):  # Some built-in functions tell nothing.
     return Signature({}, True, Any)
-  hints = _hints(target)
+  hints, marked = _hints(target), _hints(target, include_extras=True)
   known = {
-    parameter.name: Parameter(hints.get(parameter.name, Any), parameter.default)
+    parameter.name: Parameter(
+      hints.get(parameter.name, Any), parameter.default, marked.get(parameter.name, Any)
+    )
     for parameter in parameters
     if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
   }
@@ -75,12 +79,12 @@ def signature(target: Any) -> Signature:
   return Signature(known, takes_any, result)
 
 
-def _hints(target: Any) -> dict[str, Any]:
+def _hints(target: Any, *, include_extras: bool = False) -> dict[str, Any]:
   holder = target
   if inspect.isclass(target) and not dataclasses.is_dataclass(target):
     holder = target.__init__
   try:
-    return typing.get_type_hints(holder)
+    return typing.get_type_hints(holder, include_extras=include_extras)
   except (NameError, TypeError, AttributeError):
     # An annotation that only type checkers can resolve: there is nothing to compare with.
     return {}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from data import vocabularies
 from data.vocabularies import Vocabulary
-from launch import gin_source
+from launch import gin_source, paths
 from launch.command import UserError
 from launch.config import Config
 
@@ -40,6 +42,10 @@ class RunDirectory:
 
   path: Path
 
+  def __str__(self) -> str:
+    """The path as a reader would type it."""
+    return paths.shown(self.path)
+
   @property
   def config_file(self) -> Path:
     """The configuration, in one gin file."""
@@ -52,25 +58,28 @@ class RunDirectory:
   def require_run(self) -> None:
     """Raises UserError if no run was started here."""
     if not self.holds_run():
-      near = sorted(str(file.parent) for file in self.path.parent.glob(f"*/{CONFIG_FILE}"))
-      hint = f" There is {', '.join(near)}." if near else ""
-      raise UserError(f"{self.path} holds no run: it has no {CONFIG_FILE}.{hint}")
+      near = sorted(paths.shown(f.parent) for f in self.path.parent.glob(f"*/{CONFIG_FILE}"))
+      hint = f" There is {', '.join(near[:8])}." if near else ""
+      raise UserError(f"{self} holds no run: it has no {CONFIG_FILE}.{hint}")
 
   def differences(self, config: Config) -> list[Difference]:
     """How a configuration differs from that of the run, in values in force.
 
-    A parameter that the run did not have, at its default, is no difference.
+    A parameter that the run did not have, at its default, is no difference. Neither is a path under
+    which nothing is found any more, nor where rows are kept: the rows themselves are compared.
     """
     file = self.path / OPERATIVE_FILE
     if not file.is_file():
       return []
     old = _values(gin_source.read_file(file))
     new = _values(gin_source.read_text(config.operative_text()))
-    defaults = config.default_names()
+    defaults, marks = config.default_names(), config.paths()
     return [
-      Difference(name, old.get(name), new.get(name))
+      Difference(name, _text(old, name), _text(new, name))
       for name in sorted(old.keys() | new.keys())
-      if old.get(name) != new.get(name) and not (name not in old and name in defaults)
+      if _text(old, name) != _text(new, name)
+      and not (name not in old and name in defaults)
+      and not (name in marks and (not marks[name].decides or _moved(old.get(name), new.get(name))))
     ]
 
   def data_differences(self, data: dict[str, Any]) -> list[Difference]:
@@ -103,12 +112,27 @@ class RunDirectory:
       raise UserError(str(error)) from None
 
 
-def _values(source: gin_source.Source) -> dict[str, str]:
-  """The bindings of a file as text, by their left side."""
+def _values(source: gin_source.Source) -> dict[str, Any]:
+  """The bindings of a file, by their left side."""
   return {
-    f"{item.scope}/{item.selector}.{item.parameter}".lstrip("/"): repr(item.value)
+    f"{item.scope}/{item.selector}.{item.parameter}".lstrip("/"): item.value
     for item in source.statements
   }
+
+
+def _text(values: dict[str, Any], name: str) -> str | None:
+  return repr(values[name]) if name in values else None
+
+
+def _moved(old: Any, new: Any) -> bool:
+  """Whether a path, or each of several, may be that of a run which was made in another folder."""
+  if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+    return all(map(_moved, old, new))
+  if not isinstance(old, str) or not isinstance(new, str):
+    return False
+  if not os.path.isabs(old):
+    return Path(new).parts[-len(Path(old).parts) :] == Path(old).parts
+  return old == new or not glob.glob(old, recursive=True)
 
 
 def _write(file: Path, text: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ from launch.run_directory import Difference, RunDirectory
 from parallel import processes
 from parallel.layout import Layout
 from training import checkpoint, loop
-from training.metrics import Progress
+from training.metrics import Progress, read_metrics
 
 
 def train(
@@ -49,8 +51,8 @@ def train(
   _require_agreement(config)
   if checkpoint.is_parameters_alone(run.path):
     raise UserError(
-      f"{run.path} holds imported weights, and no run to go on with. "
-      f"Train in another directory: --init_from={run.path} --run_dir=..."
+      f"{run} holds imported weights, and no run to go on with. "
+      f"Train in another directory: --init_from={run} --run_dir=..."
     )
   experiment.check_vocabulary()
   if not checkpoint.available_steps(run.path):
@@ -59,6 +61,7 @@ def train(
     raise UserError(
       f"{processes.count()} processes need a mesh to share: include a file of gin/mesh/ but single.gin."
     )
+  _require_steps_left(experiment, run)
   different = run.differences(config) if run.holds_run() else []
   if resume != "force":
     _require_same(different, run)
@@ -69,6 +72,8 @@ def train(
     _require_same(run.data_differences(data), run)
   processes.wait_for_all("compared with the run")
   if processes.is_first():
+    if different and (jump := _learning_rate_jump(experiment, run)):
+      print(f"warning: {jump}", file=sys.stderr)
     if different or not run.holds_run():
       run.write_config(config, asked_by)
     run.write_data(data, experiment.vocabulary)
@@ -116,6 +121,33 @@ def _slots(experiment: Experiment, layout: Layout | None) -> list[int] | None:
   return layout.rows_here(experiment.batch_size, experiment.sequence_length).tolist()
 
 
+def _require_steps_left(experiment: Experiment, run: RunDirectory) -> None:
+  """Raises UserError if the run has done more steps than are asked for."""
+  done = max(checkpoint.available_steps(run.path), default=0)
+  if experiment.options.steps < done:
+    raise UserError(
+      f"{run} has done {done} steps, more than the {experiment.options.steps} that are asked for. Give at "
+      f"least --gin.STEPS={done}, or another --run_dir."
+    )
+
+
+def _learning_rate_jump(experiment: Experiment, run: RunDirectory) -> str | None:
+  """Says how a changed schedule departs from the rate that the run logged last; None if it does not."""
+  file = run.path / loop.METRICS_FILE
+  records = read_metrics(file) if file.is_file() else []
+  last = next((record for record in reversed(records) if "learning_rate" in record), None)
+  if last is None:
+    return None
+  step, was = last["step"], last["learning_rate"]
+  now = float(experiment.optimizer.learning_rate(step - 1))
+  if was is None or math.isclose(was, now, rel_tol=1e-3, abs_tol=1e-12):
+    return None
+  return (
+    f"the learning rate was {was:.3g} at step {step} of the run; with the new values it is {now:.3g} "
+    "there, and the run goes on at the new one."
+  )
+
+
 def _start(experiment: Experiment) -> Callable[[Any], Any] | None:
   """Reads the parameters that a new run starts from; None if they are drawn."""
   if experiment.init_from is None:
@@ -135,6 +167,6 @@ def _require_same(different: list[Difference], run: RunDirectory) -> None:
   if different:
     lines = "\n".join(map(str, different))
     raise UserError(
-      f"{run.path} holds a run that differs from this one:\n{lines}\n"
+      f"{run} holds a run that differs from this one:\n{lines}\n"
       "Give --resume=force to go on with the new values, or another --run_dir."
     )

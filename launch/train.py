@@ -30,7 +30,8 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "config",
     nargs="*",
-    help="gin files, such as gin/runs/griffin_quickstart.gin; a later one wins; by default that of the run",
+    help="gin files, such as gin/runs/griffin_quickstart.gin; a later one wins. Without any, the run's own "
+    "configuration; files that describe no whole experiment, such as gin/precision/bfloat16.gin, change it",
   )
   result.add_argument(
     "--run_dir", type=paths.argument, help="the folder of the run; made if missing"
@@ -79,17 +80,17 @@ def main(arguments: Sequence[str]) -> int:
 
   hosts.join(args)
   from launch import experiment as experiment_lib
+  from launch import run_config
   from launch.run_directory import RunDirectory
 
   run = RunDirectory(args.run_dir) if args.run_dir else None
-  files = list(args.config)
   if args.init_from is not None:
-    RunDirectory(args.init_from).require_run()
-    files.insert(0, RunDirectory(args.init_from).config_file)
     bindings.append(f"--gin.launch.experiment.Experiment.init_from={str(args.init_from)!r}")
-  elif not files:
-    run.require_run()
-  config = experiment_lib.load(files or run.config_file, bindings)
+    config = run_config.load(RunDirectory(args.init_from), args.config, bindings)
+  elif run and (not args.config or (run.holds_run() and not run_config.is_whole(args.config))):
+    config = run_config.load(run, args.config, bindings)
+  else:
+    config = experiment_lib.load(args.config, bindings)
   _warn(config)
   if args.print_config:
     print(config.text(), end="")
@@ -156,10 +157,14 @@ def _train(
     if processes.is_first():
       print(f"stopped at step {summary.step} and saved; the same command goes on from there")
     return 0
+  if summary.start_step == summary.step:
+    if processes.is_first():
+      _tell_finished(summary, run)
+    return 0
   texts = _samples(experiment, summary.state.params, layout)
   if processes.is_first():
     _tell_samples(experiment.samples, texts)
-    _tell_end(summary, run)
+    _tell_end(summary, run, experiment)
   return 0
 
 
@@ -175,7 +180,7 @@ def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout | None,
   of_which = "" if trained == count else f" ({trained / 1e6:.3g} M trained)"
   tokens = experiment.batch_size * experiment.sequence_length
   print(
-    f"{run.path}: {count / 1e6:.2f} M parameters{of_which}, {experiment.options.steps} steps of {tokens:,} "
+    f"{run}: {count / 1e6:.2f} M parameters{of_which}, {experiment.options.steps} steps of {tokens:,} "
     f"tokens, {rows:,} rows of {experiment.sequence_length}, on {devices}{jax.default_backend()}",
     file=sys.stderr,
   )
@@ -205,14 +210,30 @@ def _tell_samples(prompts: Sequence[str], texts: Sequence[str]) -> None:
   print("---")
 
 
-def _tell_end(summary: Any, run: RunDirectory) -> None:
+def _tell_finished(summary: Any, run: RunDirectory) -> None:
+  """For a run whose last step was done before this command began."""
+  _tell_heldout(summary)
+  print(f"{run} is finished: its {summary.step} steps were done before")
+  longer = f"--gin.STEPS={2 * summary.step}"
+  command.tell_next("python", "-m", "launch.train", f"--run_dir={run}", "--resume=force", longer)
+
+
+def _tell_end(summary: Any, run: RunDirectory, experiment: Experiment) -> None:
   from training.loop import LOSS_PICTURE
 
+  _tell_heldout(summary)
+  print(f"{summary.tokens_per_second:,.0f} tokens/s")
+  print(f"configuration, metrics, checkpoints and {LOSS_PICTURE} are in {run}")
+  if experiment.samples:
+    prompts = [f"--prompt={sample}" for sample in experiment.samples[:1] if sample]
+    command.tell_next("python", "-m", "launch.generate", f"--run_dir={run}", *prompts)
+  else:
+    command.tell_next("python", "-m", "launch.evaluate", f"--run_dir={run}")
+
+
+def _tell_heldout(summary: Any) -> None:
   for name, value in summary.heldout.items():
     print(f"{name.replace('_', ' ').replace('heldout', 'held-out')}: {value:.4f}")
-  if summary.step > summary.start_step:
-    print(f"{summary.tokens_per_second:,.0f} tokens/s")
-  print(f"configuration, metrics, checkpoints and {LOSS_PICTURE} are in {run.path}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import jax
 
 from data.vocabularies import Vocabulary
 from launch import experiment as experiment_lib
+from launch import run_config
 from launch.command import UserError
 from launch.experiment import Experiment
 from launch.run_directory import RunDirectory
@@ -58,9 +59,8 @@ def load(
     ConfigError: mesh, devices and model do not fit.
     CheckpointError: there is no such checkpoint, or it cannot be read.
   """
-  run.require_run()
-  files = [run.config_file, *([mesh] if mesh else ())]
-  experiment = experiment_lib.build(experiment_lib.load(files, arguments))
+  config = run_config.load(run, [mesh] if mesh else (), arguments)
+  experiment = experiment_lib.build(config)
   layout = experiment.layout() if mesh else None
   abstract = checkpoint.abstract_like(
     {checkpoint.PARAMS: nn.unbox(abstract_parameters(experiment.model))},

@@ -1,0 +1,247 @@
+"""Paths as users type them: relative, from other folders, of files that have moved or gone."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from launch import comparison, convert, evaluate, experiment, generate, paths, train
+from launch.command import UserError
+from training.metrics import read_metrics
+
+RUN = """
+from __gin__ import dynamic_registration
+from data import corpora
+
+include 'experiment.gin'
+include 'models/griffin.gin'
+include 'sizes/tiny.gin'
+include 'mesh/single.gin'
+include 'kernels/auto.gin'
+include 'data/text_files_bytes.gin'
+include 'train/adamw.gin'
+
+WIDTH = 32
+RNN_WIDTH = 32
+HEADS = 2
+DEPTH = 1
+SEQUENCE_LENGTH = 32
+BATCH_SIZE = 4
+STEPS = 4
+WARMUP_STEPS = 2
+TEXT_FILES = 'text/*.txt'
+corpora.TextFiles.heldout_fraction = 0.3
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A folder in which somebody typed `launch.train mine.gin --run_dir=runs/first`."""
+  folder = tmp_path_factory.mktemp("home")
+  (folder / "text").mkdir()
+  for number in range(40):
+    (folder / "text" / f"{number}.txt").write_text(f"Document {number} says hello.\n" * 3)
+  (folder / "mine.gin").write_text(RUN)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(folder)
+    assert train.main(["mine.gin", "--run_dir=runs/first"]) == 0
+  return folder
+
+
+@pytest.fixture
+def home(trained, tmp_path, monkeypatch):
+  """A copy of that folder, as the working directory; the first one is out of the way."""
+  home = tmp_path / "home"
+  shutil.copytree(trained, home)
+  for file in home.glob("runs/first/*.gin"):
+    file.write_text(file.read_text().replace(str(trained), str(home)))
+  monkeypatch.chdir(home)
+  return home
+
+
+def test_a_finished_run_started_again_says_so_and_what_to_type(home, capsys):
+  assert train.main(["mine.gin", "--run_dir=runs/first"]) == 0
+  captured = capsys.readouterr()
+  assert "runs/first is finished: its 4 steps were done before" in captured.out
+  assert "--- sample" not in captured.out
+  (line,) = re.findall("^next: python -m launch.train (.*)$", captured.err, re.MULTILINE)
+  assert train.main(line.split()) == 0
+  assert read_metrics(Path("runs/first/metrics.jsonl"))[-1]["step"] == 8
+
+
+def test_a_relative_run_directory_is_read_by_every_command(home, monkeypatch, capsys):
+  for folder, run in (("", "runs/first"), ("runs", "first"), ("text", "../runs/first")):
+    monkeypatch.chdir(home / folder)
+    assert evaluate.main([f"--run_dir={run}"]) == 0
+    assert generate.main([f"--run_dir={run}", "--max_tokens=2"]) == 0
+    child = f"from_{folder or 'home'}"
+    options = [f"--init_from={run}", f"--run_dir={child}", "--gin.STEPS=3"]
+    assert train.main(options) == 0
+    assert train.main([*options[:2], "--gin.STEPS=3"]) == 0
+    assert train.main([options[1]]) == 0
+  monkeypatch.chdir(home)
+  with pytest.raises(UserError, match="runs/first has no adapters"):
+    convert.main(["runs/first", "merged", "--merge"])
+
+
+def test_paths_are_recorded_absolute(home):
+  text = (home / "runs/first/config.gin").read_text()
+  assert f"TEXT_FILES = '{home}/text/*.txt'" in text
+  assert f"cache_dir = '{home}/cache'" in text
+  options = ["--init_from=runs/first", "--run_dir=child", "--gin.STEPS=3"]
+  assert train.main(options) == 0
+  assert f"init_from = '{home}/runs/first'" in (home / "child/config.gin").read_text()
+
+
+def relative_paths(configuration):
+  """The paths in force of a configuration that are not absolute."""
+  marked = configuration.paths()
+  found = []
+  for line in configuration.operative_text().splitlines():
+    left, _, right = line.lstrip("# ").partition(" = ")
+    if left in marked:
+      values = ast.literal_eval(right.rpartition("  #")[0])
+      values = [values] if isinstance(values, str) else list(values or ())
+      found += [f"{left}: {value}" for value in values if not Path(value).is_absolute()]
+  return found
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["data/text_files_bytes.gin", "--gin.TEXT_FILES=['a/*.txt', '~/b.txt', '../c']"],
+    ["data/json_lines_bytes.gin", "--gin.JSON_LINES=x.jsonl"],
+    ["data/instructions_bytes.gin", "--gin.JSON_LINES=x.jsonl"],
+    ["data/python_sentencepiece.gin"],
+    ["data/c4_sentencepiece.gin", "--gin.corpora.Tfds.data_dir=tfds"],
+    ["data/mixture_bytes.gin"],
+    ["data/mqar.gin", "--gin.launch.experiment.Experiment.init_from=runs/x"],
+  ],
+  ids=lambda arguments: arguments[0],
+)
+def test_no_path_in_force_is_relative(arguments, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  files = ["runs/griffin_quickstart.gin", arguments[0]]
+  configuration = experiment.load(files, arguments[1:])
+  assert configuration.paths()
+  assert not relative_paths(configuration)
+  # What is written is read back as it was, wherever one stands.
+  (tmp_path / "kept.gin").write_text(configuration.text())
+  monkeypatch.chdir("/")
+  kept = experiment.load(tmp_path / "kept.gin")
+  assert kept.operative_text().count(str(tmp_path)) == configuration.operative_text().count(
+    str(tmp_path)
+  )
+  assert not relative_paths(kept)
+
+
+def test_a_bucket_keeps_its_address():
+  configuration = experiment.load(
+    "runs/griffin_quickstart.gin", ["--gin.launch.experiment.Experiment.init_from=gs://bucket/run"]
+  )
+  assert configuration.build().init_from == "gs://bucket/run"
+
+
+def test_a_comparison_is_opened_from_elsewhere(home, monkeypatch):
+  Path("own.gin").write_text("WIDTH = 16\nRNN_WIDTH = 16\nHEADS = 1\nDEPTH = 1\n")
+  arguments = [
+    "--gin.SIZES={'one': ['own.gin', 'STEPS = 2']}",
+    "--gin.SHARED=['mesh/single.gin', 'kernels/auto.gin', 'data/text_files_bytes.gin', 'train/quick_comparison.gin',"
+    " 'TEXT_FILES = \"text/*.txt\"', 'WARMUP_STEPS = 1']",
+    "--gin.MODELS={'Griffin': ['models/griffin.gin']}",
+    "--gin.LOADED={'Griffin, one, seed 0': 'runs/first'}",
+    "--gin.PARTS={'scaling': %SCALING}",
+    "--gin.BASELINE=Griffin",
+  ]
+  Path("compare.gin").write_text(comparison.load("compare/quick.gin", arguments).text())
+  monkeypatch.chdir("/")
+  compared = comparison.load(home / "compare.gin").build()
+  assert compared.loaded == {"Griffin, one, seed 0": f"{home}/runs/first"}
+  config = compared.model_config("Griffin", compared.sizes["one"])
+  assert config.build().train_data.corpus.files == f"{home}/text/*.txt"
+  assert config.build().model.width == 16
+
+
+def test_a_moved_folder_goes_on_with_what_it_holds(home, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  moved = tmp_path / "moved"
+  home.rename(moved)
+  monkeypatch.chdir(moved)
+  assert train.main(["mine.gin", "--run_dir=runs/first"]) == 0
+  assert "is finished" in capsys.readouterr().out
+
+
+def test_text_that_exists_elsewhere_is_another_text(home):
+  Path("other").mkdir()
+  Path("other/a.txt").write_text("Other text.\n" * 90)
+  Path("other/b.txt").write_text("Yet another text.\n" * 90)
+  with pytest.raises(UserError, match=r"corpora.TextFiles.files: .*text.* -> .*other"):
+    train.main(["mine.gin", "--run_dir=runs/first", "--gin.TEXT_FILES=other/*.txt"])
+
+
+def test_a_run_is_evaluated_and_continued_without_its_corpus(home, capsys):
+  # The copied rows are of the first folder's text.
+  assert train.main(["mine.gin", "--run_dir=runs/first"]) == 0
+  shutil.rmtree("text")
+  assert evaluate.main(["--run_dir=runs/first"]) == 0
+  assert "Reading the rows kept in" in capsys.readouterr().err
+  assert train.main(["--run_dir=runs/first", "--resume=force", "--gin.STEPS=5"]) == 0
+  with pytest.raises(ValueError, match=r"No file matches .*text/\*.txt"):
+    evaluate.main(["--run_dir=runs/first", "--length=16"])
+
+
+def test_gin_files_that_describe_no_whole_run_change_that_of_the_directory(home, capsys):
+  Path("longer.gin").write_text("STEPS = 6\nLEARNING_RATE = 1e-2\n")
+  with pytest.raises(UserError, match=r"loop\.Options\.steps: 4 -> 6"):
+    train.main(["longer.gin", "--run_dir=runs/first"])
+  assert train.main(["longer.gin", "--run_dir=runs/first", "--resume=force"]) == 0
+  err = capsys.readouterr().err
+  (was, now) = re.search(r"learning rate was (\S+) at step 4 .* values it is (\S+)", err).groups()
+  assert float(was) < float(now)
+  assert "LEARNING_RATE = 0.01" in Path("runs/first/config.gin").read_text()
+
+
+def test_an_unchanged_schedule_is_no_jump(home, capsys):
+  arguments = ["--run_dir=runs/first", "--resume=force", "--gin.loop.Options.log_every=3"]
+  assert train.main(arguments) == 0
+  assert "warning" not in capsys.readouterr().err
+
+
+def test_fewer_steps_than_are_done_are_refused(home):
+  before = Path("runs/first/config.gin").read_bytes()
+  with pytest.raises(UserError, match=r"has done 4 steps, more than the 3 .*--gin.STEPS=4"):
+    train.main(["--run_dir=runs/first", "--resume=force", "--gin.STEPS=3"])
+  assert Path("runs/first/config.gin").read_bytes() == before
+
+
+def test_a_tokenizer_that_is_gone_is_read_from_the_run(home, monkeypatch, capsys):
+  from data import corpora
+  from data.vocabulary_training import train_sentencepiece
+
+  train_sentencepiece(corpora.TextFiles("text/*.txt"), 290, "cache/own.model")
+  text = Path("mine.gin").read_text()
+  text += "VOCABULARY = @vocabularies.SentencePiece()\nVOCAB_SIZE = 290\n"
+  text += "vocabularies.SentencePiece.path = 'cache/own.model'\n"
+  Path("own.gin").write_text(
+    text.replace("import corpora", "import corpora\nfrom data import vocabularies")
+  )
+  assert train.main(["own.gin", "--run_dir=runs/own"]) == 0
+  Path("cache/own.model").unlink()
+  monkeypatch.chdir("/")
+  assert evaluate.main([f"--run_dir={home}/runs/own"]) == 0
+  assert train.main([f"--run_dir={home}/runs/own", "--resume=force", "--gin.STEPS=5"]) == 0
+
+
+def test_shown_paths_are_as_short_as_they_can_be(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert paths.shown(paths.absolute("runs/x")) == "runs/x"
+  assert paths.shown("/somewhere/else") == "/somewhere/else"
+  assert paths.absolute("~/x") == Path.home() / "x"
+  for wrong in ("", "a\0b"):
+    with pytest.raises(ValueError, match="is not a path"):
+      paths.absolute(wrong)
+  assert paths.absolute("a/../b") == tmp_path / "b"
