@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import pathlib
 
 import jax
@@ -25,6 +24,7 @@ from benchmarks import huge_pages
 from benchmarks.kernel_cases import BYTES_PER_ELEMENT
 from evaluation.speed import bandwidth, timing
 from evaluation.speed.recurrences import FORWARD, OPS, bind, problem, runs, with_gradient
+from training import json_files
 
 # float64 on the CPU is slow and needs memory: errors are measured on a small problem.
 ERROR_SHAPE = (2, 300, 256)
@@ -110,7 +110,7 @@ def main() -> None:
     print(tpu_bundles.table(result["tpu_bundles"]))
   if options.output:
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    options.output.write_text(json_files.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import sys
 import time
 
 from benchmarks import huge_pages, peer_models
+from training import json_files
 
 BATCH = 4
 PROMPT = 128
@@ -199,7 +200,7 @@ def main() -> None:
       records += found
   if options.output:
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(records, indent=2) + "\n")
+    options.output.write_text(json_files.dumps(records, indent=2) + "\n")
 
 
 if __name__ == "__main__":

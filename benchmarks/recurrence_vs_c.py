@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import functools
-import json
 import os
 import pathlib
 import shutil
@@ -23,6 +22,7 @@ import tempfile
 import numpy as np
 
 from benchmarks import huge_pages
+from training import json_files
 
 SOURCE = r"""
 #include <math.h>
@@ -236,7 +236,7 @@ def main() -> None:
         )
   if options.output:
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(records, indent=2) + "\n")
+    options.output.write_text(json_files.dumps(records, indent=2) + "\n")
 
 
 if __name__ == "__main__":

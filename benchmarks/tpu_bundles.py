@@ -21,6 +21,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from training import json_files
+
 SHAPE = (8, 2048, 4096)  # bfloat16, with resets
 KERNELS = ("rg_lru_forward", "rg_lru_backward", "linear_scan_forward", "linear_scan_backward")
 
@@ -148,7 +150,7 @@ def main() -> None:
   parser.add_argument("--json", action="store_true", help="print JSON, not a table")
   options = parser.parse_args()
   measured = measure(options.generations)
-  print(json.dumps(measured, indent=2) if options.json else table(measured))
+  print(json_files.dumps(measured, indent=2) if options.json else table(measured))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launch import command, paths, quick_compilation
+from training import json_files
 
 if TYPE_CHECKING:
   from evaluation.contract.finding import Finding
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     records.append({"check": name, **dataclasses.asdict(finding)})
   if args.json:
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    args.json.write_text(json_files.dumps(records, indent=2) + "\n", encoding="utf-8")
   counts = {o: sum(r["outcome"] == o for r in records) for o in ("passed", "failed", "refused")}
   counts["not run"] = len(records) - sum(counts.values())
   shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)

@@ -27,7 +27,7 @@ from launch.run_directory import RunDirectory
 from models.accounting import Account, account
 from parallel.layout import Layout
 from parallel.rows import OverMesh
-from training import loop
+from training import json_files, loop
 from training.metrics import read_metrics
 
 
@@ -167,7 +167,7 @@ class TrainedRuns:
     cost = self.cost(spec)
     records = read_metrics(directory.path / loop.METRICS_FILE)
     curve = {
-      record["step"] * cost.tokens_per_step: record["heldout_loss"]
+      record["step"] * cost.tokens_per_step: json_files.number(record["heldout_loss"])
       for record in records
       if "heldout_loss" in record
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import command, harness, paths
+from training import json_files
 
 if TYPE_CHECKING:
   from data.vocabularies import Vocabulary
@@ -133,7 +133,7 @@ def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: 
   folder.mkdir(exist_ok=True)
   name = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{result['step']}-{result['data']}-{result['length']}")
   file = folder / f"{name}.json"
-  file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+  file.write_text(json_files.dumps(result, indent=2) + "\n", encoding="utf-8")
   if by_position:
     print(f"\n{'positions':>15}  {'tokens':>10}  {'loss':>7}")
     for bucket in buckets:

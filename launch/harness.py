@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launch import paths
 from launch.command import UserError
+from training import json_files
 
 if TYPE_CHECKING:
   from launch.run_directory import RunDirectory
@@ -198,5 +199,5 @@ def _keep(results: Any, run: RunDirectory, step: int, length: int, names: str) -
   words = "".join(c if c.isalnum() or c in "_-" else "_" for c in names)
   file = folder / f"{step}-harness-{words[:80]}-{length}.json"
   record = {"run_dir": str(run.path), "step": step, "length": length, **kept}
-  file.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+  file.write_text(json_files.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
   print(f"kept in {file}", file=sys.stderr)

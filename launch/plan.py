@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import command, paths
+from training import json_files
 
 if TYPE_CHECKING:
   from launch.config import Config
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
       )
   if args.json:
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps([found.record() for found in plans], indent=2) + "\n")
+    args.json.write_text(json_files.dumps([found.record() for found in plans], indent=2) + "\n")
   shown = [found for found in best if found is not None]
   if len(best) > 1 and shown:
     print(plan_tables.side_by_side(shown))

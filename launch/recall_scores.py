@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evaluation.recall import Recalled, RecallScorer
+from training import json_files
 
 if TYPE_CHECKING:
   from data.recall import RecallTask
@@ -59,7 +59,7 @@ def run(
   folder = directory.path / "evaluations"
   folder.mkdir(exist_ok=True)
   file = folder / f"{trained.step}-{task.name}-{'-'.join(str(x['length']) for x in lengths)}.json"
-  file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+  file.write_text(json_files.dumps(result, indent=2) + "\n", encoding="utf-8")
   print(f"kept in {file}", file=sys.stderr)
   return 0
 

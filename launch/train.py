@@ -155,7 +155,7 @@ def _train(
     raise
   if summary.interrupted:
     if processes.is_first():
-      print(f"stopped at step {summary.step} and saved; the same command goes on from there")
+      print(_how_it_stopped(summary))
     return 0
   if summary.start_step == summary.step:
     if processes.is_first():
@@ -166,6 +166,15 @@ def _train(
     _tell_samples(experiment.samples, texts)
     _tell_end(summary, run, experiment)
   return 0
+
+
+def _how_it_stopped(summary: Any) -> str:
+  if summary.saved_step == summary.step:
+    return f"stopped at step {summary.step} and saved; the same command goes on from there"
+  return (
+    f"stopped at step {summary.step}, whose values are not finite and were not saved; the same command "
+    f"goes on from step {summary.saved_step or 0}"
+  )
 
 
 def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout | None, rows: int) -> None:

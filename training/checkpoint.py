@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from parallel import processes
 from parallel.tree_paths import by_path, joined
+from training import json_files, retention
 from training.checksum import checksums, seal, unseal
 from training.step import TrainState
 
@@ -21,7 +21,6 @@ FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
 PARAMS = "params"
 _REST = "rest"
-_HELDOUT = "heldout_loss"
 
 
 class CheckpointError(Exception):
@@ -63,7 +62,12 @@ class Checkpoints:
     self._writer: Any = None
 
   def save(
-    self, state: TrainState, position: dict[str, Any], heldout_loss: float | None = None
+    self,
+    state: TrainState,
+    position: dict[str, Any],
+    heldout_loss: float | None = None,
+    *,
+    judged: bool = True,
   ) -> None:
     """Starts to save; returns once the arrays are copied, and waits for the save before this one.
 
@@ -72,7 +76,8 @@ class Checkpoints:
     Args:
       state: the train state; its step names the checkpoint.
       position: JSON values that say where data and metrics stand.
-      heldout_loss: what the best checkpoint is chosen by.
+      heldout_loss: what the best checkpoint is chosen by; one that is not finite is none.
+      judged: whether its last step was taken; if not, the good ones all stay beside it.
     """
     step = int(state.step)
     writer = self._open()
@@ -85,30 +90,20 @@ class Checkpoints:
       step,
       parts,
       force=True,
-      metrics=None if heldout_loss is None else {_HELDOUT: heldout_loss},
-      custom_metadata=seal({"position": position, "checksums": sums}),
+      metrics=retention.metrics(heldout_loss, judged),
+      custom_metadata=seal(json_files.without_nan({"position": position, "checksums": sums})),
     )
 
   def _open(self) -> Any:
     if self._writer is None:
       ocp = orbax()
-      policies = ocp.training.preservation_policies
       folder = (self._run_dir / FOLDER).absolute()
       if processes.is_first():
-        _drop_unreadable_losses(folder)
+        retention.drop_unreadable(folder)
       processes.wait_for_all("opened the checkpoints")
       self._writer = ocp.training.Checkpointer(
         folder,
-        preservation_policy=policies.AnyPreservationPolicy(
-          [
-            policies.LatestN(self._keep),
-            policies.BestN(
-              get_metric_fn=lambda metrics: -metrics[_HELDOUT],
-              n=1,
-              keep_checkpoints_without_metrics=False,
-            ),
-          ]
-        ),
+        preservation_policy=retention.Retention(self._keep),
         cleanup_tmp_directories=True,
       )
     return self._writer
@@ -132,6 +127,8 @@ class Checkpoints:
           {PARAMS: abstract.params, _REST: _rest(abstract)},
           f"checkpoint {step}",
         )
+        if not retention.is_finite(loaded):
+          raise _Damage("holds values that are not finite")
       except _Damage as error:
         damaged[step] = str(error)
         continue
@@ -149,8 +146,18 @@ class Checkpoints:
       )
     return None
 
+  def give_up(self, since: int) -> tuple[int | None, list[Path]]:
+    """Sets aside the checkpoints from step `since` on: a run could not go on with their parameters.
+
+    Returns:
+      the newest step that is left, None if there is none, and where the others are now.
+    """
+    self.wait()
+    moved = [self._set_aside(s) for s in available_steps(self._run_dir) if s >= since]
+    return max(available_steps(self._run_dir), default=None), moved
+
   def _set_aside(self, step: int) -> Path:
-    """Moves a damaged checkpoint where neither this run nor its cleaning finds it."""
+    """Moves a checkpoint that is of no use where neither this run nor its cleaning finds it."""
     folder = self._run_dir / DAMAGED_FOLDER
     folder.mkdir(exist_ok=True)
     target = folder / str(step)
@@ -306,42 +313,18 @@ def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
   if which == "best" and len(steps) == 1:
     return steps[0]
   if which == "best":
-    losses = {step: _heldout_loss(_loss_file(run_dir / FOLDER / str(step))) for step in steps}
-    scored = {step: loss for step, loss in losses.items() if loss is not None}
-    if not scored:
+    folder = run_dir / FOLDER
+    found = retention.best({step: retention.kept_loss(folder / str(step)) for step in steps})
+    if found is None:
       raise CheckpointError(
         f"{run_dir} has no checkpoint with a held-out loss. Use the latest, or evaluate in training."
       )
-    return min(scored, key=scored.__getitem__)
+    return found
   if not str(which).isdecimal() or int(which) not in steps:
     raise CheckpointError(
       f"{run_dir} has no checkpoint {which!r}; there are 'latest', 'best' and the steps {steps}."
     )
   return int(which)
-
-
-def _loss_file(folder: Path) -> Path:
-  """Where Orbax keeps the metrics of a checkpoint."""
-  return folder / "metrics" / "metrics"
-
-
-def _heldout_loss(file: Path) -> float | None:
-  """The loss in a checkpoint's metrics; None if it has none that can be read."""
-  try:
-    return float(json.loads(file.read_bytes())[_HELDOUT])
-  except (OSError, ValueError, KeyError, TypeError):
-    return None
-
-
-def _drop_unreadable_losses(folder: Path) -> None:
-  """Removes metrics that cannot be read: Orbax would refuse the folder because of one of them."""
-  for file in folder.glob("*/metrics/metrics"):
-    if file.parent.parent.name.isdigit() and _heldout_loss(file) is None:
-      logging.getLogger(__name__).warning(
-        "the held-out loss of checkpoint %s cannot be read: it is no candidate for the best",
-        file.parent.parent.name,
-      )
-      file.unlink()
 
 
 def _rest(state: TrainState) -> dict[str, Any]:

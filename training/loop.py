@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -18,18 +19,15 @@ import optax
 
 from parallel import processes
 from parallel.layout import Layout
-from training import host_memory
+from training import host_memory, retention
 from training import position as position_lib
 from training import step as step_lib
 from training.checkpoint import Checkpoints, abstract_like
 from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
+from training.record import Record, TooManySkips, TrainingError
 
 METRICS_FILE = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
-
-
-class TrainingError(Exception):
-  """The run cannot go on."""
 
 
 class Batches(Protocol):
@@ -82,6 +80,7 @@ class Summary:
 
   Attributes:
     step: steps done.
+    saved_step: of the newest checkpoint: another if the last state was not finite; None if there is none.
     start_step: steps that were done before this process began.
     interrupted: a signal stopped it before its last step.
     state: the train state.
@@ -91,6 +90,7 @@ class Summary:
   """
 
   step: int
+  saved_step: int | None
   start_step: int
   interrupted: bool
   state: step_lib.TrainState
@@ -137,7 +137,7 @@ def train(
     progress: is told the steps in place of a line on stderr.
 
   Raises:
-    TrainingError: too many steps in a row were skipped; the last checkpoint stays as it is.
+    TrainingError: too many steps in a row were skipped; the last good checkpoint and the best stay.
     training.checkpoint.CheckpointError: what the run directory holds cannot be continued.
   """
   began = time.monotonic()
@@ -163,7 +163,7 @@ def train(
       progress.say(f"passed over {text}")
     if start_step < options.steps:
       progress.say(f"continuing at step {start_step}")
-  run = _Run(
+  run = Record(
     options=options,
     learning_rate=learning_rate,
     bytes_per_token=bytes_per_token,
@@ -177,7 +177,10 @@ def train(
     heldout=position.get("heldout", {}),
   )
 
-  def save(state):
+  def save(state: step_lib.TrainState, last: bool) -> bool:
+    """Whether it was saved: a state that nothing is wrong with, or the last one if it is finite."""
+    if not (run.judged or last) or not retention.is_finite((state.params, state.opt_state)):
+      return False
     checkpoints.save(
       state,
       {
@@ -189,11 +192,14 @@ def train(
         "identity": identity or {},
       },
       run.heldout.get("heldout_loss") if run.heldout_step == int(state.step) else None,
+      judged=run.judged,
     )
+    return True
 
   seconds_to_first_step = math.nan
   saved_step = start_step if restored is not None else None
   last_metrics = None
+  owed = False
   try:
     with _Interruption() as interruption:
       for step in range(start_step, options.steps):
@@ -215,19 +221,27 @@ def train(
             after_first_step()
         evaluates = evaluate is not None and _due(done, options.evaluate_every, options.steps)
         stops = interruption.requested_at(done)
-        saves = _due(done, options.checkpoint_every, options.steps) or stops
+        saves = _due(done, options.checkpoint_every, options.steps) or stops or owed
         if evaluates or saves:
           run.record(done, last_metrics)
           last_metrics = None
         if evaluates:
           run.record_heldout(done, evaluate(state.params))
-        if saves:
-          save(state)
-          saved_step = done
+        if saves and save(state, last=stops or done == options.steps):
+          saved_step, owed = done, False
+        elif saves and not owed:
+          owed = True
+          progress.say(f"step {done} is not saved: {_wrong(run)}; the next good one will be")
         if stops:
           break
     # A run that stops early, with nothing new to save, has saved already.
     checkpoints.wait()
+  except TooManySkips as error:
+    good, moved = checkpoints.give_up(error.since)
+    told = f"{error} {_remedy(run_dir, good, learning_rate, options)}"
+    if moved:
+      told += f" (Not good, and moved: {', '.join(map(str, moved))}.)"
+    raise TrainingError(told) from None
   finally:
     run.metrics.close()
     checkpoints.close()
@@ -235,9 +249,9 @@ def train(
   step = int(state.step)
   if speaks:
     plot_losses(read_metrics(run_dir / METRICS_FILE), run_dir / LOSS_PICTURE, run_dir.name)
-  assert saved_step == step
   return Summary(
     step=step,
+    saved_step=saved_step,
     start_step=start_step,
     interrupted=step < options.steps,
     state=state,
@@ -284,85 +298,22 @@ def _due(done: int, every: int, steps: int) -> bool:
   return done == steps or (every > 0 and done % every == 0)
 
 
-class _Run:
-  """The numbers of a run on their way from the device to the file and the screen."""
+def _wrong(run: Record) -> str:
+  return "its values are not finite" if run.judged else "it was skipped"
 
-  def __init__(
-    self, *, options, learning_rate, bytes_per_token, metrics, progress, pending, heldout
-  ):
-    self.options = options
-    self.learning_rate = learning_rate
-    self.bytes_per_token = bytes_per_token
-    self.metrics = metrics
-    self.progress = progress
-    # Steps not yet in a line: kept in checkpoints, so that the next line is as if uninterrupted.
-    self.pending = list(pending)
-    self.heldout = heldout
-    self.heldout_step = -1
-    self.rates: list[float] = []
-    self.start_clock()
 
-  def start_clock(self) -> None:
-    """Starts to time the line in progress."""
-    self._clock, self._timed_targets = time.monotonic(), 0.0
-
-  def record(self, step: int, device_metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of step `step` (1 is the first), waiting for the device.
-
-    Raises:
-      TrainingError: too many steps in a row were skipped.
-    """
-    values = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
-    self.pending.append([values["loss"], values["grad_norm"], values["targets"]])
-    self._timed_targets += values["targets"]
-    shown = {"loss": values["loss"], "bits/byte": self._bits_per_byte(values["loss"])}
-    if step % self.options.log_every == 0 or step == self.options.steps:
-      self._write_line(step, values)
-    if self.rates:
-      shown["tokens/s"] = self.rates[-1]
-    if values["skipped"]:
-      shown["skipped"] = values["skipped"]
-    if self.progress.live or step % self.options.log_every == 0 or step == self.options.steps:
-      self.progress.show(step, shown)
-    limit = self.options.step.max_skips
-    if values["skipped_in_a_row"] >= limit:
-      raise TrainingError(
-        f"step {step}: {limit} steps in a row had a loss or gradient that is not finite, or a "
-        f"gradient norm above {self.options.step.spike_factor} times its recent median (last loss "
-        f"{values['loss']:.4g}, norm {values['grad_norm']:.4g}). The last checkpoint is kept. Lower "
-        "the learning rate, or prolong the warm-up, and start again."
-      )
-
-  def _write_line(self, step: int, values: dict[str, float]) -> None:
-    losses, norms, targets = zip(*self.pending, strict=True)
-    loss = sum(losses) / len(losses)
-    seconds = time.monotonic() - self._clock
-    rate = self._timed_targets / seconds if seconds > 0 else math.nan
-    self.metrics.write(
-      {
-        "step": step,
-        "loss": loss,
-        "bits_per_byte": self._bits_per_byte(loss),
-        "grad_norm": sum(norms) / len(norms),
-        "learning_rate": float(self.learning_rate(step - 1)),
-        "targets": sum(targets),
-        "skipped": values["skipped"],
-        "tokens_per_second": rate,
-      }
-    )
-    self.rates.append(rate)
-    self.pending = []
-    self.start_clock()
-
-  def record_heldout(self, step: int, heldout: dict[str, float]) -> None:
-    """Takes the held-out figures after step `step`."""
-    self.heldout, self.heldout_step = heldout, step
-    self.metrics.write({"step": step, **heldout})
-    self.progress.show_heldout(step, heldout)
-    self.start_clock()
-
-  def _bits_per_byte(self, loss: float) -> float:
-    return loss / math.log(2) / self.bytes_per_token
+def _remedy(
+  run_dir: Path, good: int | None, learning_rate: optax.Schedule, options: Options
+) -> str:
+  """What to do after too many skips."""
+  peak = max(float(learning_rate(step)) for step in np.linspace(0, options.steps, 100, dtype=int))
+  command = (
+    f"python -m launch.train --run_dir={shlex.quote(str(run_dir))} --resume=force "
+    f"--gin.LEARNING_RATE={peak / 2:.2g}"
+  )
+  if good is None:
+    return f"No good checkpoint was saved before. Begin again, with a lower rate: {command}"
+  return f"Checkpoint {good} is good. Go on from it, with a lower rate: {command}"
 
 
 class _Interruption:

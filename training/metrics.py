@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from training import json_files
+
 
 class MetricsFile:
   """Appends one JSON object per line; can be cut back to where a checkpoint stood.
 
-  Floats are written so that they read back bit for bit.
+  Floats are written so that they read back bit for bit; those that are not finite as null.
   """
 
   def __init__(self, path: Path, position: int | None = None, *, tensorboard: bool = False):
@@ -37,7 +39,7 @@ class MetricsFile:
 
   def write(self, record: dict[str, Any]) -> None:
     """Appends a record, which has a 'step'."""
-    self._file.write((json.dumps(record) + "\n").encode())
+    self._file.write((json_files.dumps(record) + "\n").encode())
     self._file.flush()
     if self._writer:
       for name, value in record.items():
@@ -57,7 +59,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The records of a metrics file; a last line cut short by a crash is left out."""
+  """The records of a metrics file; a last line cut short by a crash is left out.
+
+  A number that was not finite is None.
+  """
   records = []
   for line in path.read_text(encoding="utf-8").splitlines():
     try:
@@ -134,7 +139,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, title: str) -> None:
     ("bits_per_byte", "training", {"linewidth": 1}),
     ("heldout_bits_per_byte", "held out", {"marker": "o", "linewidth": 1.5}),
   ):
-    points = [(r["step"], r[name]) for r in records if name in r]
+    points = [(r["step"], json_files.number(r[name])) for r in records if name in r]
     if points:
       axes.plot(*zip(*points, strict=True), label=label, **style)
   axes.set(title=title, xlabel="step", ylabel="bits per byte")

@@ -68,7 +68,7 @@ class AdamW:
   the recurrence's decays are left free (see `is_decayed`).
 
   Attributes:
-    learning_rate: step to rate.
+    learning_rate: steps taken to rate; a skipped step is none.
     b1, b2, epsilon: moments of the gradient.
     weight_decay: per unit of learning rate.
     clip_norm: largest global norm of a gradient; None for no bound.

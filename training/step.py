@@ -33,8 +33,10 @@ class Options:
     accumulate: microbatches that a batch is cut into.
     z_loss: weight of the squared logarithm of the softmax's sum.
     spike_factor: a step whose gradient norm exceeds this many medians of recent norms is skipped.
-    spike_window: recent norms that the median is taken of; none is skipped before it is full.
-    max_skips: steps skipped in a row after which the run stops.
+    spike_window: recent norms that the median is taken of, those of spikes among them, so that a lasting
+      rise is the norm after half of them; no spike is seen before the window is full.
+    max_skips: steps skipped in a row after which the run stops. A spike that would be the last of them is
+      taken: only what is not finite stops a run.
     rounding: how bfloat16 parameters take an update, 'nearest' or 'stochastic'; see
       `training.rounding`.
   """
@@ -59,8 +61,8 @@ class Guard(NamedTuple):
   """What decides whether a step is taken.
 
   Attributes:
-    norms: [spike_window] float32, gradient norms of the last steps taken, in a ring.
-    taken: [] int32, steps taken.
+    norms: [spike_window] float32, the last gradient norms that were finite, the newest last.
+    taken: [] int32, steps taken; what the schedule of the learning rate counts.
     skipped: [] int32, steps skipped.
     in_a_row: [] int32, steps skipped since the last one taken.
   """
@@ -151,8 +153,8 @@ def make_train_step(
   """Returns `step(state, batch) -> (state, metrics)`, on one device or laid out over many.
 
   A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing but the
-  counters. Metrics are float32 scalars: loss (nats per target), grad_norm, targets, skipped (total)
-  and skipped_in_a_row.
+  guard and the number of the step; the optimizer's count, and with it the schedule, stand still.
+  Metrics are scalars: loss (nats per target), grad_norm, targets, skipped (total), skipped_in_a_row.
   """
 
   differentiate = functools.partial(loss_and_gradient, model, options)
@@ -205,13 +207,20 @@ def make_train_step(
 def _decide(
   guard: Guard, loss: jax.Array, norm: jax.Array, options: Options
 ) -> tuple[jax.Array, Guard]:
-  window = options.spike_window
-  full = guard.taken >= window
+  """Whether to take a step, and the guard after it.
+
+  A skipped step leaves the parameters as they were, so that the next norm is as large if it was the
+  parameters that made it, and not the batch. So the median learns from spikes, too, and there is no
+  last chance that a spike could miss.
+  """
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  full = guard.taken >= options.spike_window
   spike = full & (norm > options.spike_factor * jnp.median(guard.norms))
-  take = jnp.isfinite(loss) & jnp.isfinite(norm) & ~spike
-  norms = guard.norms.at[guard.taken % window].set(norm)
+  last_chance = guard.in_a_row >= options.max_skips - 1
+  take = finite & (~spike | last_chance)
+  norms = jnp.roll(guard.norms, -1).at[-1].set(norm)
   return take, Guard(
-    norms=jnp.where(take, norms, guard.norms),
+    norms=jnp.where(finite, norms, guard.norms),
     taken=guard.taken + take,
     skipped=guard.skipped + ~take,
     in_a_row=jnp.where(take, 0, guard.in_a_row + 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from launch import command, evaluate, generate, train
 from launch.config import ConfigError
+from training.loop import TrainingError
 from training.metrics import read_metrics
 
 ROOT = Path(train.__file__).parents[1]
@@ -360,3 +362,17 @@ def test_evaluate_tells_how_much_is_recalled_and_where(run_dir, capsys):
     assert sum(share["count"] for share in kept[f"by_{kind}"]) == 2 * 4 * 6
   with pytest.raises(SystemExit):
     evaluate.main([f"--run_dir={run_dir}", "--contexts=20"])
+
+
+def test_a_diverged_run_names_the_command_that_goes_on(run_dir, tmp_path):
+  copied = tmp_path / "run"
+  shutil.copytree(run_dir, copied)
+  diverging = ["--resume=force", "--gin.STEPS=40", "--gin.LEARNING_RATE=1e30"]
+  with pytest.raises(TrainingError, match="Checkpoint 6 is good") as error:
+    train.main([f"--run_dir={copied}", *diverging])
+  words = shlex.split(str(error.value))
+  named = words[words.index("launch.train") + 1 :]
+  assert named[:2] == [f"--run_dir={copied}", "--resume=force"]
+  # Half of that rate is no help, but the name is right.
+  assert named[2].startswith("--gin.LEARNING_RATE=")
+  assert train.main([*named[:2], "--gin.LEARNING_RATE=1e-3", "--gin.STEPS=8"]) == 0
