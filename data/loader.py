@@ -53,7 +53,11 @@ class Batches:
     """Returns the next batch.
 
     A dict of [B, T] arrays (B is the number of slots that are read here): inputs, targets, segment_ids,
-    positions (int32) and loss_weights (float32).
+    positions (int32) and loss_weights (float32). Batches of a single pass also hold row_bytes, [B] int64:
+    the bytes of text that each row's targets in the loss stand for.
+
+    Raises:
+      RowFileError: a row holds an id that its vocabulary does not have, or segments that cannot be.
     """
     return next(self._iterator)
 
@@ -81,7 +85,7 @@ class Batches:
 
 
 class _Rows:
-  """A random-access source of (tokens, segment ids, loss mask); past the last row there is padding."""
+  """A random-access source of (tokens, segment ids, loss mask, bytes); past the last row there is padding."""
 
   def __init__(self, rows: rows_lib.RowFiles, length: int | None = None):
     self._rows = rows
@@ -90,14 +94,14 @@ class _Rows:
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.int64]:
     rows = self._rows
     if index >= len(rows):
       tokens, segment_ids = np.zeros_like(rows.tokens[0]), np.zeros_like(rows.segment_ids[0])
-      return tokens, segment_ids, segment_ids > 0
+      return tokens, segment_ids, segment_ids > 0, np.int64(0)
     tokens, segment_ids = rows.tokens[index], rows.segment_ids[index]
     mask = segment_ids > 0 if rows.loss_mask is None else rows.loss_mask[index] > 0
-    return tokens, segment_ids, mask
+    return tokens, segment_ids, mask, np.int64(rows.row_bytes[index])
 
 
 def _training_rows(rows: Any, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -189,7 +193,8 @@ def batches(
   """Iterates over batches of rows.
 
   Training: the defaults. Held-out text in order, once: `shuffle=False, repeat=False`; the last
-  batch is then filled with rows of padding (segment id 0, loss weight 0).
+  batch is then filled with rows of padding (segment id 0, loss weight 0, no bytes), and every batch says
+  how many bytes of text its rows stand for.
 
   Args:
     rows: row files, or a mixture of them (drawn row by row by weight, to within 1% of the smallest;
@@ -217,11 +222,21 @@ def batches(
     dataset = _training_rows(rows, seed, shuffle)
   else:
     dataset = _single_pass(rows, batch_size, seed, shuffle)
-  bos_id = rows.vocabulary.bos_id
+  bos_id, vocabulary_size = rows.vocabulary.bos_id, rows.vocabulary.size
+
+  def batch(stacked: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    *stored, row_bytes = stacked
+    if wrong := rows_lib.wrong_ids(stored[0], stored[1], vocabulary_size):
+      for part in rows.parts if isinstance(rows, MixedRows) else (rows,):
+        part.check_rows()  # Names the row.
+      raise rows_lib.RowFileError(f"A batch of {rows!r}: {wrong}. {rows_lib.REMEDY}")
+    made = batch_of_rows(*stored, bos_id=bos_id)
+    # A training step has no use for the bytes, and an evaluation makes a single pass.
+    return made if repeat else made | {"row_bytes": row_bytes}
 
   def rows_from(first: int) -> grain.MapDataset:
     source = grain.MapDataset.source(_Slots(dataset, first, batch_size, slots))
-    return source.map(lambda rows: batch_of_rows(*rows, bos_id=bos_id))
+    return source.map(batch)
 
   result = Batches(rows_from, batch_size)
   if start_step:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data import vocabularies
-from data.manifest import ArrayFile, Counts, Manifest, RowFileError
+from data.manifest import REMEDY, ArrayFile, Counts, Manifest, RowFileError
 from data.vocabularies import Vocabulary
 
 TOKENS = "tokens.bin"
@@ -17,6 +17,8 @@ SEGMENT_IDS = "segment_ids.bin"
 ROW_BYTES = "row_bytes.bin"
 # Only where the loss is not on every token.
 LOSS_MASK = "loss_mask.bin"
+
+_ROWS_AT_ONCE = 256
 
 
 def token_dtype(vocabulary_size: int) -> str:
@@ -27,6 +29,24 @@ def token_dtype(vocabulary_size: int) -> str:
 def segment_dtype(sequence_length: int) -> str:
   """Returns the smallest type that numbers the segments of a row: at most one per token."""
   return "uint16" if sequence_length < 2**16 else "int32"
+
+
+def wrong_ids(tokens: np.ndarray, segment_ids: np.ndarray, vocabulary_size: int) -> str | None:
+  """Says what in rows no packer writes; None if nothing.
+
+  Args:
+    tokens, segment_ids: [..., T] integers, as row files store them.
+    vocabulary_size: number of ids.
+  """
+  low, high = int(tokens.min(initial=0)), int(tokens.max(initial=0))
+  if low < 0 or high >= vocabulary_size:
+    return f"the id {low if low < 0 else high} is not in the vocabulary (0 to {vocabulary_size - 1})"
+  before, after = segment_ids[..., :-1], segment_ids[..., 1:]
+  same_or_padding = (after == before) | (after == 0)
+  follows = (before > 0) & (before + 1 == after)
+  if (segment_ids[..., 0].astype(np.int64) >> 1).any() or not (same_or_padding | follows).all():
+    return "segments are not numbered 1, 2, 3 and so on, with 0 at the end alone"
+  return None
 
 
 class RowFiles:
@@ -113,6 +133,25 @@ class RowFiles:
     """What identifies the content: equal fingerprints give equal batches."""
     files = sorted((name, file.sha256) for name, file in self.manifest.files.items())
     return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+
+  def check_rows(self, first: int = 0, count: int | None = None) -> None:
+    """Compares the ids of rows with their ranges.
+
+    Args:
+      first, count: the rows to read; all after the first by default.
+
+    Raises:
+      RowFileError: a row holds what no packer writes; it names the first such row.
+    """
+    last = len(self) if count is None else min(len(self), first + count)
+    for start in range(first, last, _ROWS_AT_ONCE):
+      stop = min(start + _ROWS_AT_ONCE, last)
+      rows = self.tokens[start:stop], self.segment_ids[start:stop]
+      if wrong_ids(*rows, self.vocabulary.size) is None:
+        continue
+      for row in range(stop - start):
+        if wrong := wrong_ids(rows[0][row], rows[1][row], self.vocabulary.size):
+          raise RowFileError(f"{self.directory}, row {start + row}: {wrong}. {REMEDY}")
 
   def check(self, vocabulary: Vocabulary, sequence_length: int) -> RowFiles:
     """Returns itself if it holds what is asked for.

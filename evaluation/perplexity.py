@@ -24,7 +24,7 @@ class Score:
   Attributes:
     losses: [T] float64, summed losses in nats of the tokens at each position of their segment.
     counts: [T] int64, how many tokens there were.
-    bytes: bytes of UTF-8 text that the tokens stand for.
+    bytes: bytes of UTF-8 text that the tokens stand for: the text's own, whatever its tokens spell.
   """
 
   losses: np.ndarray
@@ -93,12 +93,10 @@ def _losses(model: LanguageModel, layout: Layout | None) -> Callable[[Any, Any],
 class Scorer:
   """Scores text with one model; compiled once for every shape of batch."""
 
-  def __init__(self, model: LanguageModel, byte_lengths: np.ndarray, layout: Layout | None = None):
-    """Takes the model, the bytes of text that each token stands for, [V], and where parameters lie."""
-
+  def __init__(self, model: LanguageModel, layout: Layout | None = None):
+    """Takes the model and where parameters lie."""
     self._losses = _losses(model, layout)
     self._layout = layout
-    self._byte_lengths = byte_lengths
 
   def __call__(
     self,
@@ -110,7 +108,8 @@ class Scorer:
 
     Args:
       params: the model's parameters.
-      batches: batches of equal shape, as `data.loader.batches` gives them.
+      batches: batches of equal shape with their row_bytes, as a single pass of `data.loader.batches`
+        gives them.
       report: called after every batch with the number of batches so far and their score.
 
     Raises:
@@ -128,6 +127,7 @@ class Scorer:
   def _one(self, params: Any, batch: Mapping[str, np.ndarray]) -> Score:
     # Summed on the host, in float64.
     placed = dict(batch)
+    row_bytes = placed.pop("row_bytes")
     if self._layout is not None:
       placed = self._layout.place(placed, len(batch["inputs"]))
     losses = np.asarray(self._losses(params, placed), np.float64)
@@ -136,5 +136,5 @@ class Scorer:
     return Score(
       losses=np.bincount(positions, losses[counted], minlength=length),
       counts=np.bincount(positions, minlength=length),
-      bytes=int(self._byte_lengths[batch["targets"][counted]].sum()),
+      bytes=int(row_bytes.sum()),
     )

@@ -91,7 +91,7 @@ class TrainedRun:
     batch_size = shards * max(1, self.cost.tokens_per_step // (length * shards))
     batches = loader.batches(data.rows(), batch_size, shuffle=False, repeat=False)
     count = min(len(batches), math.ceil(tokens / (batch_size * length)))
-    scorer = Scorer(self.experiment.model, self.experiment.vocabulary.byte_lengths(), self.layout)
+    scorer = Scorer(self.experiment.model, self.layout)
     score = scorer(self.params, (next(batches) for _ in range(count)))
     batches.close()
     return score

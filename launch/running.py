@@ -78,7 +78,7 @@ def train(
       run.write_config(config, asked_by)
     run.write_data(data, experiment.vocabulary)
 
-  scorer = Scorer(experiment.model, experiment.vocabulary.byte_lengths(), layout)
+  scorer = Scorer(experiment.model, layout)
 
   def evaluate(params: Any) -> dict[str, float]:
     batches = loader.batches(eval_rows, experiment.batch_size, shuffle=False, repeat=False)

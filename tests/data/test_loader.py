@@ -72,6 +72,49 @@ def test_the_loss_is_on_what_the_mask_says(tmp_path, twenty):
   assert next(mixed)["loss_weights"].sum(axis=1).tolist() == [8] * 20 + [2]
 
 
+def test_a_single_pass_says_how_many_bytes_of_text_its_rows_stand_for(tmp_path, twenty):
+  vocabulary = vocabularies.Bytes()
+  packer = packing.Packer(vocabulary, LENGTH)
+  writer = rows.RowWriter(tmp_path, vocabulary, LENGTH, masked=True)
+  # The unknown id spells nothing; the text has 40 bytes all the same, 8 of them outside of the loss.
+  mask = np.array([False, True, True, True])
+  blocks = list(packer.add(np.array([2, 2, 2, 2]), 40, loss_mask=mask))
+  assert not blocks
+  writer.write(*packer.finish())
+  writer.finish({}, packer.counts)
+  masked = rows.RowFiles(tmp_path)
+  (batch,) = loader.batches(masked, 3, shuffle=False, repeat=False)
+  assert set(batch) == NAMES | {"row_bytes"}
+  assert batch["row_bytes"].tolist() == [masked.text_bytes(), 0, 0] == [32, 0, 0]
+  assert masked.bytes_per_token == masked.text_bytes() / batch["loss_weights"].sum()
+  mixed = mixture.MixedRows([twenty, masked], [1, 1])
+  (batch,) = loader.batches(mixed, 21, shuffle=False, repeat=False)
+  assert batch["row_bytes"].sum() == mixed.text_bytes()
+  assert set(next(loader.batches(twenty, 4))) == NAMES
+
+
+@pytest.mark.parametrize(
+  ("name", "place", "value", "message"),
+  [
+    (rows.TOKENS, 2 * LENGTH, 259, r"row 2: the id 259 is not in the vocabulary \(0 to 258\)"),
+    (rows.SEGMENT_IDS, 3 * LENGTH + 4, 7, r"row 3: segments are not numbered 1, 2, 3"),
+    (rows.SEGMENT_IDS, 3 * LENGTH, 2, r"row 3: segments are not numbered"),
+    (rows.SEGMENT_IDS, 3 * LENGTH + 2, 0, r"row 3: segments are not numbered"),
+  ],
+)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_ids_out_of_range_are_an_error_and_no_batch(tmp_path, name, place, value, message, mixed):
+  numbered(tmp_path / "rows", 6)
+  file = tmp_path / "rows" / name
+  values = np.fromfile(file, "<u2")
+  values[place] = value
+  values.tofile(file)
+  opened = rows.RowFiles(tmp_path / "rows")
+  read = mixture.MixedRows([opened], [1]) if mixed else opened
+  with pytest.raises(rows.RowFileError, match=message):
+    take(loader.batches(read, 6), 1)
+
+
 def test_every_epoch_has_every_row_once_in_its_own_order(twenty):
   batches = loader.batches(twenty, 5, seed=1)
   epochs = [

@@ -31,12 +31,14 @@ def rows(seed, count=3, length=24):
   for row in range(count):
     segment_ids[row, 5 + row :] = 2
     segment_ids[row, 20 - row :] = 0
-  return batch_of_rows(tokens, segment_ids, bos_id=0)
+  batch = batch_of_rows(tokens, segment_ids, bos_id=0)
+  spelled = np.where(segment_ids > 0, BYTE_LENGTHS[tokens], 0).sum(axis=1)
+  return batch | {"row_bytes": spelled}
 
 
 def test_the_score_is_the_mean_over_documents_scored_one_by_one(model, params):
   batches = [rows(0), rows(1)]
-  result = Scorer(model, BYTE_LENGTHS)(params, batches)
+  result = Scorer(model)(params, batches)
   apply = jax.jit(model.apply)
   nats = size = tokens = 0.0
   by_position = np.zeros(24)
@@ -72,7 +74,7 @@ def test_scores_of_different_lengths_add_up():
 
 
 def test_buckets_cover_every_position_once(model, params):
-  result = Scorer(model, BYTE_LENGTHS)(params, [rows(0)])
+  result = Scorer(model)(params, [rows(0)])
   for edges in (None, [0, 3, 10], [0, 100]):
     buckets = result.by_position(edges)
     assert sum(bucket.tokens for bucket in buckets) == result.tokens
@@ -83,12 +85,23 @@ def test_buckets_cover_every_position_once(model, params):
 
 def test_rows_longer_than_trained_on_are_scored(model, params):
   batch = rows(0, count=1, length=24 * 8)
-  result = Scorer(model, BYTE_LENGTHS)(params, [batch])
+  result = Scorer(model)(params, [batch])
   assert math.isfinite(result.loss)
 
 
 def test_nothing_to_score_is_refused(model, params):
   batch = rows(0)
   batch["loss_weights"][:] = 0
+  batch["row_bytes"][:] = 0
   with pytest.raises(ValueError, match="no text to score"):
-    Scorer(model, BYTE_LENGTHS)(params, [batch])
+    Scorer(model)(params, [batch])
+
+
+def test_the_bytes_are_the_text_s_and_not_what_its_tokens_spell(model, params):
+  """A tokenizer that normalises, or writes <unk>, spells fewer bytes than the text has."""
+  batch = rows(0)
+  spelled = Scorer(model)(params, [batch])
+  text = Scorer(model)(params, [batch | {"row_bytes": 4 * batch["row_bytes"]}])
+  assert text.bytes == 4 * spelled.bytes
+  assert text.loss == spelled.loss
+  assert text.bits_per_byte == pytest.approx(spelled.bits_per_byte / 4)
