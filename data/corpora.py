@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
-import json
 import mmap
 import os
 import platform
@@ -14,17 +12,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from data import heldout
 from data.file_paths import FilePath
+from data.files import (
+  CorpusError,
+  NoFiles,
+  describe_files,
+  json_lines,
+  keys_of,
+  matching_files,
+  opened_text,
+  read_text,
+  to_bytes,
+)
+from data.heldout import SPLITS, check_fraction, in_split
 
-SPLITS = ("train", "heldout", "all")
-
-
-class CorpusError(ValueError):
-  """A corpus that cannot be read; the message names the file, what is wrong and what to do."""
-
-
-class NoFiles(CorpusError):
-  """Nothing lies where the files of a corpus should be."""
+__all__ = [
+  "SPLITS",
+  "Corpus",
+  "CorpusError",
+  "Documents",
+  "JsonLines",
+  "NoFiles",
+  "PythonLibrary",
+  "RegisteredTask",
+  "TextFiles",
+  "Tfds",
+]
 
 
 class Corpus(Protocol):
@@ -51,24 +65,6 @@ class Documents(Corpus, Protocol):
 
   def largest_document(self) -> int | None:
     """Returns the bytes of the largest document; None if that is not known without reading."""
-
-
-def _is_heldout(key: bytes, fraction: float) -> bool:
-  """Decides by a hash: a document's split depends on no other document."""
-  return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < fraction * 2**64
-
-
-def in_split(key: bytes, split: str, fraction: float) -> bool:
-  """Whether what `key` identifies belongs to a split of 'train', 'heldout' or 'all'."""
-  if split not in SPLITS:
-    raise CorpusError(f"split={split!r} does not exist here; there are {', '.join(SPLITS)}.")
-  return split == "all" or _is_heldout(key, fraction) == (split == "heldout")
-
-
-def check_fraction(fraction: float) -> None:
-  """Raises CorpusError unless a share is between 0 and 1."""
-  if not 0 <= fraction <= 1:
-    raise CorpusError(f"heldout_fraction={fraction} must be between 0 and 1.")
 
 
 # Tests repeat each other, the code page tables of `encodings` repeat themselves, topics.py holds the
@@ -140,22 +136,34 @@ class PythonLibrary:
     return max(path.stat().st_size for _, path in self._files())
 
 
-def matching_files(patterns: str | Sequence[str]) -> list[Path]:
-  """Returns the files that match, by path, each once."""
-  patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-  found = set()
-  for pattern in patterns:
-    paths = [p for p in glob.glob(pattern, recursive=True) if Path(p).is_file()]
-    if not paths:
-      raise NoFiles(f"No file matches {pattern!r}. Correct the path.")
-    found.update(paths)
-  return [Path(p) for p in sorted(found)]
+def _holds_out_tail(corpus: TextFiles | JsonLines) -> bool:
+  files = matching_files(corpus.files)
+  if corpus.largest_document() is not None and sum(p.stat().st_size > 0 for p in files) < 2:
+    # A file, a document: known without reading it, however long it is.
+    return 0 < corpus.heldout_fraction < 1
+  identity = repr(corpus) + describe_files(files)
+  return heldout.needs_tail(
+    identity, corpus.heldout_fraction, lambda: filter(None, corpus.undivided())
+  )
 
 
-def describe_files(paths: Sequence[Path]) -> str:
-  """Returns a digest of names, sizes and times: an edited file makes another cache."""
-  stats = [(p.as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
-  return hashlib.sha256(repr(stats).encode()).hexdigest()
+def _heldout_rule(corpus: TextFiles | JsonLines) -> dict[str, str]:
+  """What a description says of the splits: nothing where a hash decides, as it always did."""
+  return {"heldout": "tail"} if _holds_out_tail(corpus) else {}
+
+
+def _documents(corpus: TextFiles | JsonLines, split: str) -> Iterator[bytes]:
+  heldout.check_split(split)
+  if split == "all" or not _holds_out_tail(corpus):
+    fraction = corpus.heldout_fraction
+    yield from (text for text in corpus.undivided() if in_split(text, split, fraction))
+    return
+  sizes = [len(text) for text in corpus.undivided()]
+  if not any(sizes):
+    yield from corpus.undivided()  # Without text, and counted as such.
+  else:
+    tail = heldout.tail_of(sizes, corpus.heldout_fraction, corpus=corpus)
+    yield from heldout.tail_split(corpus.undivided(), split, tail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +175,8 @@ class TextFiles:
     separator: what stands between documents in a file, such as '<|endoftext|>'; it belongs to
       neither. None: a file is a document.
     heldout_fraction: expected share of the documents that is held out, decided by a hash of the
-      text, so that copies of a document are on one side.
+      text, so that copies of a document are on one side. Where the hash leaves a split empty, this
+      share of the text is held out at its end: whole documents, or the last lines of the last one.
   """
 
   files: FilePath | Sequence[FilePath]
@@ -192,23 +201,33 @@ class TextFiles:
 
   def describe(self) -> dict[str, Any]:
     """Returns the patterns and a digest of the files' names, sizes and times."""
-    return self.options() | {"files": describe_files(matching_files(self.files))}
+    files = describe_files(matching_files(self.files))
+    return self.options() | {"files": files} | _heldout_rule(self)
 
   def documents(self, split: str) -> Iterator[bytes]:
-    """Yields the documents by path, and in a file from its beginning."""
+    """Yields the documents by path, and in a file from its beginning.
+
+    Raises:
+      CorpusError: a file cannot be read or is no text, or there is too little to hold some out.
+    """
+    return _documents(self, split)
+
+  def undivided(self) -> Iterator[bytes]:
+    """Yields the documents of all splits."""
     for path in matching_files(self.files):
-      for text in self._parts(path):
-        if in_split(text, split, self.heldout_fraction):
-          yield text
+      yield from self._parts(path)
 
   def _parts(self, path: Path) -> Iterator[bytes]:
     if self.separator is None or not path.stat().st_size:
-      yield path.read_bytes()
+      yield read_text(path)
       return
     separator = self.separator.encode("utf-8")
     # Mapped, not read: such a file is often a whole corpus.
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-      start = 0
+    with (
+      opened_text(path) as file,
+      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
+      start = file.tell()
       while (end := text.find(separator, start)) >= 0:
         yield text[start:end]
         start = end + len(separator)
@@ -226,33 +245,6 @@ class TextFiles:
     return max(path.stat().st_size for path in matching_files(self.files))
 
 
-def json_lines(files: str | Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
-  """Yields the objects of files with one JSON object per line, and where each stands ('file:line').
-
-  Raises:
-    CorpusError: a line that is not blank is no JSON object.
-  """
-  for path in matching_files(files):
-    with path.open("rb") as file:
-      for number, line in enumerate(file, start=1):
-        if line.strip():
-          place = f"{path}:{number}"
-          yield _json_object(line, place), place
-
-
-def _json_object(line: bytes, place: str) -> dict[str, Any]:
-  try:
-    # Bytes that are no UTF-8 pass through as surrogates, to be replaced and counted with the rest.
-    value = json.loads(line.decode("utf-8", errors="surrogateescape"))
-  except ValueError as error:
-    raise CorpusError(
-      f"{place}: not a JSON object ({error}). Correct or remove the line."
-    ) from None
-  if not isinstance(value, dict):
-    raise CorpusError(f"{place}: a {type(value).__name__}, not a JSON object. Correct the line.")
-  return value
-
-
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
   """Files with one JSON object per line, a document each; blank lines are no documents.
@@ -261,7 +253,8 @@ class JsonLines:
     files: a path or glob pattern (`**` crosses folders), or several.
     field: the object's key whose string is the text.
     heldout_fraction: expected share of the documents that is held out, decided by a hash of the
-      text, so that copies of a document are on one side.
+      text, so that copies of a document are on one side. Where the hash leaves a split empty, this
+      share of the text is held out at its end: whole documents, or the last lines of the last one.
   """
 
   files: FilePath | Sequence[FilePath]
@@ -284,23 +277,28 @@ class JsonLines:
 
   def describe(self) -> dict[str, Any]:
     """Returns the patterns, the field and a digest of the files' names, sizes and times."""
-    return self.options() | {"files": describe_files(matching_files(self.files))}
+    files = describe_files(matching_files(self.files))
+    return self.options() | {"files": files} | _heldout_rule(self)
 
   def documents(self, split: str) -> Iterator[bytes]:
     """Yields the texts in the order of files and lines.
 
     Raises:
-      CorpusError: a line is no JSON object, or has no string under the field; it names the line.
+      CorpusError: a line is no JSON object, or has no string under the field; it names the line. Or
+        there is too little to hold some out.
     """
+    return _documents(self, split)
+
+  def undivided(self) -> Iterator[bytes]:
+    """Yields the texts of all splits."""
     for values, place in json_lines(self.files):
-      text = self._text(values, place)
-      if in_split(text, split, self.heldout_fraction):
-        yield text
+      yield self._text(values, place)
 
   def _text(self, values: dict[str, Any], place: str) -> bytes:
     if self.field not in values:
       raise CorpusError(
-        f"{place}: no {self.field!r}, only {', '.join(map(repr, values))}. Set JsonLines.field."
+        f"{place}: no {self.field!r}, only {keys_of(values) or 'nothing'}. Set JsonLines.field"
+        " (--gin.JSON_FIELD=...)."
       )
     if not isinstance(values[self.field], str):
       found = type(values[self.field]).__name__
@@ -314,15 +312,6 @@ class JsonLines:
   def largest_document(self) -> int | None:
     """Returns None: lines are not known before they are read."""
     return None
-
-
-def to_bytes(text: str) -> bytes:
-  """The UTF-8 of a text in which bytes that were none passed as surrogates."""
-  try:
-    return text.encode("utf-8", errors="surrogateescape")
-  except UnicodeEncodeError:
-    # JSON can spell half a surrogate pair (\ud800): bytes that are no UTF-8, counted as such.
-    return text.encode("utf-8", errors="surrogatepass")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,15 +8,10 @@ import string
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from data.corpora import (
-  CorpusError,
-  check_fraction,
-  describe_files,
-  in_split,
-  json_lines,
-  matching_files,
-)
+from data import heldout
 from data.file_paths import FilePath
+from data.files import CorpusError, describe_files, json_lines, keys_of, matching_files, shortened
+from data.heldout import check_fraction, in_split
 
 
 class Piece(NamedTuple):
@@ -83,7 +78,7 @@ def _filled(template: str, values: dict[str, Any], place: str) -> str:
     if name not in values:
       raise CorpusError(
         f"{place}: no {name!r}, which the template {template!r} names; the line has "
-        f"{', '.join(map(repr, values)) or 'nothing'}. Correct the template, or the line."
+        f"{keys_of(values) or 'nothing'}. Correct the template, or the line."
       )
     _check_string(values[name], repr(name), place)
   return template.format_map(values)
@@ -115,7 +110,7 @@ class GemmaTurns:
     """
     if self.messages not in values:
       raise CorpusError(
-        f"{place}: no {self.messages!r}, only {', '.join(map(repr, values)) or 'nothing'}. "
+        f"{place}: no {self.messages!r}, only {keys_of(values) or 'nothing'}. "
         "Set GemmaTurns.messages, or use PromptResponse."
       )
     turns = self._turns(values[self.messages], place)
@@ -143,9 +138,9 @@ class GemmaTurns:
       if role == "system" and number == 1:
         system = content.strip() + "\n\n"
         continue
-      if role not in _ROLES:
+      if not isinstance(role, str) or role not in _ROLES:
         raise CorpusError(
-          f"{place}: {named} has the role {role!r}; there are {', '.join(_ROLES)}, and 'system' first."
+          f"{place}: {named} has the role {shortened(role)}; there are {', '.join(_ROLES)}, and 'system' first."
         )
       turns.append((_ROLES[role], system + content.strip()))
       system = ""
@@ -163,6 +158,10 @@ def _check_string(value: Any, named: str, place: str) -> None:
     )
 
 
+def _key(pieces: list[Piece]) -> bytes:
+  return json.dumps(pieces).encode()
+
+
 @dataclasses.dataclass(frozen=True)
 class Instructions:
   """Files with one JSON object per line, an example each, written out by a template.
@@ -170,7 +169,8 @@ class Instructions:
   Attributes:
     files: a path or glob pattern (`**` crosses folders), or several.
     template: how an object becomes text, and on which of it the loss is.
-    heldout_fraction: expected share of the examples that is held out, decided by a hash of the text.
+    heldout_fraction: expected share of the examples that is held out, decided by a hash of the text;
+      where that leaves a split empty, the last examples.
   """
 
   files: FilePath | Sequence[FilePath]
@@ -194,7 +194,8 @@ class Instructions:
 
   def describe(self) -> dict[str, Any]:
     """Returns the patterns, the template and a digest of the files' names, sizes and times."""
-    return self.options() | {"files": describe_files(matching_files(self.files))}
+    files = {"files": describe_files(matching_files(self.files))}
+    return self.options() | files | ({"heldout": "tail"} if self._holds_out_tail() else {})
 
   def examples(self, split: str) -> Iterator[list[Piece]]:
     """Yields the examples of 'train', 'heldout' or 'all' in the order of files and lines.
@@ -202,11 +203,26 @@ class Instructions:
     Raises:
       CorpusError: a line is no JSON object, or the template cannot write it out; it names the line.
     """
+    heldout.check_split(split)
+    if split == "all" or not self._holds_out_tail():
+      for pieces in self._undivided():
+        if in_split(_key(pieces), split, self.heldout_fraction):
+          yield pieces
+      return
+    sizes = [len(_key(pieces)) for pieces in self._undivided()]
+    if sizes:
+      first = heldout.tail_of(sizes, self.heldout_fraction, cut=False, corpus=self).document
+      for index, pieces in enumerate(self._undivided()):
+        if (index >= first) == (split == "heldout"):
+          yield pieces
+
+  def _undivided(self) -> Iterator[list[Piece]]:
     for values, place in json_lines(self.files):
-      pieces = self.template.pieces(values, place)
-      key = json.dumps(pieces).encode()
-      if in_split(key, split, self.heldout_fraction):
-        yield pieces
+      yield self.template.pieces(values, place)
+
+  def _holds_out_tail(self) -> bool:
+    identity = repr(self) + describe_files(matching_files(self.files))
+    return heldout.needs_tail(identity, self.heldout_fraction, lambda: map(_key, self._undivided()))
 
   def total_bytes(self) -> int:
     """Returns the size of the files."""

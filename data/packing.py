@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.files import CorpusError
 from data.manifest import Counts
 from data.vocabularies import Vocabulary
 
@@ -91,7 +92,8 @@ class Packer:
       loss_mask: [n] bool, True on the tokens that the loss is on; None is all of them.
 
     Raises:
-      ValueError: an id is not in the vocabulary, or the mask has another length.
+      CorpusError: an id is not in the vocabulary.
+      ValueError: the mask has another length.
     """
     if loss_mask is None:
       loss_mask = np.ones(len(tokens), bool)
@@ -106,7 +108,7 @@ class Packer:
       return
     if tokens.min() < 0 or tokens.max() >= self._size:
       bad = tokens[(tokens < 0) | (tokens >= self._size)][0]
-      raise ValueError(
+      raise CorpusError(
         f"Document {self._counts.documents + 1} holds the id {bad}, the vocabulary has ids 0 to"
         f" {self._size - 1}. The task was tokenized under another vocabulary."
       )

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from data.corpora import CorpusError
+from data import heldout
+from data.files import CorpusError
 from data.progress import Progress, ProgressBar
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -149,5 +150,7 @@ def prepare(datasets: Sequence[Any], progress: Show | None = None) -> None:
     progress: called about ten times a second; by default a progress bar on stderr.
   """
   missing = [dataset for dataset in datasets if not dataset.is_prepared()]
+  for dataset in missing:
+    heldout.check_intent(dataset.corpus, dataset.split)
   if missing:
     run({"datasets": missing}, missing[0].what, progress or ProgressBar())

@@ -114,9 +114,8 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
     )
   if not counts.documents:
     raise corpora.CorpusError(
-      f"{dataset.what} holds no text: it has no documents"
-      f" ({counts.empty_documents} empty ones were left out). Correct the corpus; to hold out more"
-      " of a small one, raise heldout_fraction, or give a corpus of its own and split='all'."
+      f"{dataset.what} holds no text: it has no documents ({counts.empty_documents} empty ones were left"
+      " out). Correct the corpus."
     )
   writer.finish(dataset.source(), counts)
   report(_event(dataset, counts, total) | {"finished": True})

@@ -40,7 +40,9 @@ def wrong_ids(tokens: np.ndarray, segment_ids: np.ndarray, vocabulary_size: int)
   """
   low, high = int(tokens.min(initial=0)), int(tokens.max(initial=0))
   if low < 0 or high >= vocabulary_size:
-    return f"the id {low if low < 0 else high} is not in the vocabulary (0 to {vocabulary_size - 1})"
+    return (
+      f"the id {low if low < 0 else high} is not in the vocabulary (0 to {vocabulary_size - 1})"
+    )
   before, after = segment_ids[..., :-1], segment_ids[..., 1:]
   same_or_padding = (after == before) | (after == 0)
   follows = (before > 0) & (before + 1 == after)

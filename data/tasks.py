@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data import corpora, recall, vocabularies
+from data.files import to_bytes
 from data.instructions import Instructions
 from data.vocabularies import Vocabulary
 
@@ -286,14 +287,16 @@ def _instruction_examples(
   and back.
   """
   for pieces in corpus.examples(split):
-    texts = [corpora.to_bytes(piece.text) for piece in pieces]
+    texts = [to_bytes(piece.text) for piece in pieces]
     clean = [text.decode("utf-8", errors="replace") for text in texts]
     ids = [vocabulary.encode(text) for text in clean]
+    scored = np.repeat([piece.scored for piece in pieces], [len(part) for part in ids])
     yield Example(
-      np.asarray([i for part in ids for i in part], np.int32),
+      np.asarray([*(i for part in ids for i in part), vocabulary.eos_id], np.int32),
       sum(len(text.encode()) for text in clean),
       any(not _is_utf8(text) for text in texts),
-      np.repeat([piece.scored for piece in pieces], [len(part) for part in ids]),
+      # The end belongs to the last piece, also if that is empty: to say nothing is to be learnt too.
+      np.append(scored, pieces[-1].scored),
     )
 
 
@@ -331,6 +334,9 @@ def _registered_example(
   if corpus.loss_on is not None:
     scored = [name in corpus.loss_on for name in corpus.features]
     mask = np.repeat(scored, [len(part) for part in parts])
+    if scored[-1] and len(tokens) and not len(parts[-1]):
+      # An empty answer: its end is in the loss.
+      tokens, mask = np.append(tokens, vocabulary.eos_id), np.append(mask, True)
   raw = [values.get(name + "_pretokenized") for name in corpus.features]
   if all(isinstance(text, bytes) for text in raw):
     text = b"".join(raw)

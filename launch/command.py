@@ -116,7 +116,7 @@ def _is_for_the_user(error: Exception) -> bool:
     "launch.command": ("UserError",),
     "launch.gin_source": ("ConfigError",),
     "layers.mixer": ("MixerError",),
-    "data.corpora": ("CorpusError",),
+    "data.files": ("CorpusError",),
     "data.manifest": ("RowFileError",),
     "data.preparation": ("PreparationError",),
     "training.checkpoint": ("CheckpointError",),

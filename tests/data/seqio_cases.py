@@ -96,7 +96,7 @@ def main(folder: Path, output: Path):
   (folder / "texts").mkdir()
   for i, text in enumerate([*(t.encode() for t in hostile.TEXTS), *hostile.INVALID, b""]):
     (folder / "texts" / f"{i:02}.txt").write_bytes(text)
-  texts = corpora.TextFiles(f"{folder}/texts/*.txt")
+  texts = corpora.TextFiles(f"{folder}/texts/*.txt", heldout_fraction=0.0)
   (folder / "bad.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
   bad_lines = corpora.JsonLines(f"{folder}/bad.jsonl", heldout_fraction=0.0)
   (folder / "empty.txt").write_text("")

@@ -11,6 +11,7 @@ from data.corpora import CorpusError
 from data.dataset import TextDataset
 from data.instructions import GemmaTurns, Instructions, PromptResponse
 from data.loader import batches
+from data.packing import Packer
 from data.tasks import examples
 from data.vocabularies import Bytes
 
@@ -82,12 +83,30 @@ def test_rows_hold_whole_examples_and_batches_their_loss(tmp_path):
   assert rows.text_bytes() == sum(len(response) for response in responses)
 
 
+@pytest.mark.parametrize("template", [QUESTIONS, PromptResponse("{q}", "{a}")])
+def test_the_end_after_an_empty_response_is_in_the_loss(tmp_path, template):
+  file = written(tmp_path, {"q": "One?", "a": ""}, {"q": "", "a": ""})
+  packer = Packer(BYTES, 32)
+  (example, other) = examples(Instructions(file, template), BYTES, "all")
+  assert example.tokens[-1] == BYTES.eos_id
+  assert example.loss_mask[-1]
+  assert not list(packer.add(*example))
+  rows = packer.finish()
+  assert rows.tokens[rows.loss_mask].tolist()[-1] == BYTES.eos_id
+  assert packer.counts.tokens == len(example.tokens)
+  if template is not QUESTIONS:
+    # Neither prompt nor response: no document.
+    assert not list(packer.add(*other))
+    assert packer.counts.empty_documents == 1
+
+
 def test_a_prompt_has_the_ids_that_it_has_alone(tmp_path):
   file = written(tmp_path, {"q": "One?", "a": "yes"})
   (found,) = examples(Instructions(file, QUESTIONS), BYTES, "all")
   prompt = BYTES.encode("Q: One?\nA:")
   np.testing.assert_array_equal(found.tokens[: len(prompt)], prompt)
   assert not found.loss_mask[: len(prompt)].any()
+  assert found.tokens[-1] == BYTES.eos_id
 
 
 def test_copies_of_an_example_are_held_out_together(tmp_path):

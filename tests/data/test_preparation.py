@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
   (folder / "texts").mkdir()
   for i in range(30):
     (folder / "texts" / f"{i}.txt").write_text(f"text number {i}\n" * 5)
-  (folder / "texts" / "invalid.txt").write_bytes(b"\xff\xfe\xfd")
+  (folder / "texts" / "invalid.txt").write_bytes(b"a\xffb")
   command = [sys.executable, "-P", "-c", TRAIN]
   return folder, [
     subprocess.run(

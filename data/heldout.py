@@ -1,0 +1,148 @@
+"""Which documents are held out: by a hash of each where that leaves some on both sides, else a tail."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from data.files import CorpusError
+
+SPLITS = ("train", "heldout", "all")
+
+# Shorter text is not cut in two; a tail has at least a quarter of that.
+_LEAST_TEXT = 64
+
+# By what decides the documents; a launch asks several times.
+_found: dict[tuple[str, float], bool] = {}
+
+
+def _is_heldout(key: bytes, fraction: float) -> bool:
+  """Decides by a hash: a document's split depends on no other document."""
+  return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < fraction * 2**64
+
+
+def in_split(key: bytes, split: str, fraction: float) -> bool:
+  """Whether what `key` identifies belongs to a split of 'train', 'heldout' or 'all'."""
+  check_split(split)
+  return split == "all" or _is_heldout(key, fraction) == (split == "heldout")
+
+
+def check_split(split: str) -> None:
+  """Raises CorpusError unless the split is one of SPLITS."""
+  if split not in SPLITS:
+    raise CorpusError(f"split={split!r} does not exist here; there are {', '.join(SPLITS)}.")
+
+
+def check_fraction(fraction: float) -> None:
+  """Raises CorpusError unless a share is between 0 and 1."""
+  if not 0 <= fraction <= 1:
+    raise CorpusError(f"heldout_fraction={fraction} must be between 0 and 1.")
+
+
+def kind_of(corpus: object) -> str:
+  """The name of a corpus's class in gin files and flags, such as corpora.TextFiles."""
+  return f"{type(corpus).__module__.rpartition('.')[2]}.{type(corpus).__name__}"
+
+
+def check_intent(corpus: object, split: str) -> None:
+  """Raises CorpusError if the corpus's own heldout_fraction leaves the split empty."""
+  fraction = getattr(corpus, "heldout_fraction", None)
+  if (split, fraction) in (("heldout", 0), ("train", 1)):
+    raise CorpusError(
+      f"{corpus.name} ({split}) holds no text: heldout_fraction={fraction} (above 0 and below 1 to have both"
+      f" splits). Set --gin.{kind_of(corpus)}.heldout_fraction=0.05."
+    )
+
+
+def needs_tail(identity: str, fraction: float, keys: Callable[[], Iterable[bytes]]) -> bool:
+  """Whether the hash would leave a split without text, so that a tail is held out instead.
+
+  Reads until both splits have a document: about twenty documents of an ordinary corpus, all of a small one.
+
+  Args:
+    identity: what decides the documents; the answer is kept for this process.
+    fraction: share to hold out; of 0 and 1 one split is empty by intent.
+    keys: what identifies each document that holds text.
+  """
+  if not 0 < fraction < 1:
+    return False
+  if (identity, fraction) not in _found:
+    seen = set()
+    for key in keys():
+      seen.add(_is_heldout(key, fraction))
+      if len(seen) == 2:
+        break
+    _found[identity, fraction] = len(seen) < 2
+  return _found[identity, fraction]
+
+
+class Tail(NamedTuple):
+  """Where the held-out text begins: in which document, and about at which of its bytes."""
+
+  document: int
+  start: int
+
+
+def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: object) -> Tail:
+  """Chooses a tail of documents, or of the last one where it is longer than what is to be held out.
+
+  Args:
+    sizes: bytes of each document, in order.
+    fraction: share of the bytes to hold out.
+    cut: whether a document may be cut in two; else at least one is held out whole.
+    corpus: named in the error.
+
+  Raises:
+    CorpusError: there is too little text to have two splits.
+  """
+  full = [index for index, size in enumerate(sizes) if size]
+  wanted = max(fraction * sum(sizes), _LEAST_TEXT / 4)
+  first, held = len(sizes), 0
+  for index in reversed(full[1:]):
+    if held + sizes[index] > wanted:
+      break
+    first, held = index, held + sizes[index]
+  if held:
+    return Tail(first, 0)
+  if cut and full and sizes[full[-1]] >= _LEAST_TEXT:
+    longest = sizes[full[-1]] - _LEAST_TEXT // 4
+    return Tail(full[-1], sizes[full[-1]] - int(min(wanted, longest)))
+  if len(full) > 1:
+    return Tail(full[-1], 0)
+  kind = kind_of(corpus)
+  raise CorpusError(
+    f"{corpus.name} has {sum(sizes)} bytes of text in {_documents(len(full))}: too few to hold some out"
+    f" (at least {_LEAST_TEXT} bytes, or two documents). Add text, or train on all of it and hold out other"
+    " files: --gin.train/dataset.TextDataset.split=all --gin.heldout/dataset.TextDataset.split=all"
+    f" --gin.heldout/dataset.TextDataset.corpus='@own/{kind}()' --gin.own/{kind}.files=OTHER."
+  )
+
+
+def _documents(count: int) -> str:
+  return "1 document" if count == 1 else f"{count} documents"
+
+
+def tail_split(documents: Iterable[bytes], split: str, tail: Tail) -> Iterator[bytes]:
+  """Yields the documents, or parts of them, of 'train' or 'heldout' where a tail is held out."""
+  heldout = split == "heldout"
+  for index, text in enumerate(documents):
+    if index != tail.document or not tail.start:
+      if (index >= tail.document) == heldout:
+        yield text
+    else:
+      start = _boundary(text, tail.start)
+      yield text[start:] if heldout else text[:start]
+
+
+def _boundary(text: bytes, near: int) -> int:
+  """Returns a place to cut a text: after a line, else before a character; both parts hold something."""
+  tail = len(text) - near
+  if after := text.rfind(b"\n", max(0, near - tail), near) + 1:
+    return after
+  if after := text.find(b"\n", near, near + tail // 2) + 1:
+    return after
+  for start in range(near, max(0, near - 4), -1):
+    if text[start] & 0xC0 != 0x80:
+      return start
+  return near  # No UTF-8.
