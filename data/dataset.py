@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data import preparation
+from data import preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
 from data.file_paths import CachePath
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
@@ -96,9 +96,7 @@ class TextDataset:
     """Whether the row files are there."""
     return (self.cache_path / MANIFEST_FILE).is_file()
 
-  def rows(
-    self, progress: Callable[[Progress], None] | None = None, *, verify: bool = False
-  ) -> RowFiles:
+  def rows(self, progress: Callable[[Progress], None] | None = None) -> RowFiles:
     """Opens the row files, making them first if they are missing.
 
     They are made by another process, so that this one never imports TensorFlow.
@@ -106,7 +104,6 @@ class TextDataset:
     Args:
       progress: called about ten times a second while rows are made; by default a progress bar on
         stderr (lines, if it is not a terminal).
-      verify: also compare the sha256 of every file; sizes are always compared.
 
     Raises:
       CorpusError: the corpus cannot be read, or holds no text.
@@ -119,7 +116,8 @@ class TextDataset:
       self.corpus.describe()
     except NoFiles as error:
       print(f"{error.args[0]} Reading the rows kept in {directory}.", file=sys.stderr)
-    return RowFiles(directory, verify=verify).check(self.vocabulary, self.sequence_length)
+    rows = RowFiles(directory).check(self.vocabulary, self.sequence_length)
+    return verification.verify(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +132,10 @@ class Mixture:
   components: Sequence[TextDataset]
   weights: Sequence[float]
 
-  def rows(
-    self, progress: Callable[[Progress], None] | None = None, *, verify: bool = False
-  ) -> MixedRows:
+  def rows(self, progress: Callable[[Progress], None] | None = None) -> MixedRows:
     """Opens, and if need be makes, the rows of every component."""
     preparation.prepare(self.components, progress)
-    return MixedRows([part.rows(verify=verify) for part in self.components], self.weights)
+    return MixedRows([part.rows() for part in self.components], self.weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +167,7 @@ class RegisteredMixture:
   loss_on: Sequence[str] | None = None
   cache_dir: CachePath = "cache"
 
-  def rows(
-    self, progress: Callable[[Progress], None] | None = None, *, verify: bool = False
-  ) -> MixedRows:
+  def rows(self, progress: Callable[[Progress], None] | None = None) -> MixedRows:
     """Opens, and if need be makes, the rows of every task."""
     kept = self._rates_file()
     if kept.is_file():
@@ -185,7 +179,7 @@ class RegisteredMixture:
       with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
         json.dump(rates, file)
       Path(file.name).rename(kept)
-    rows = [part.rows(verify=verify) for part in self.parts(rates)]
+    rows = [part.rows() for part in self.parts(rates)]
     means = [part.counts.tokens / part.counts.documents for part in rows]
     weights = [rate * mean for rate, mean in zip(rates.values(), means, strict=True)]
     return MixedRows(rows, weights)

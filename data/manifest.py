@@ -11,9 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from data.files import shortened
+
 MANIFEST_FILE = "manifest.json"
 FORMAT = "packed rows"
 VERSION = 1
+
+# What row files are made of, and more than any number in them.
+_DTYPES = ("uint8", "uint16", "uint32", "int32")
+_MOST = 2**53
 
 REMEDY = "Remove the directory: the next use prepares it again."
 
@@ -83,7 +89,11 @@ class ArrayFile:
     return np.memmap(path, dtype=np.dtype(self.dtype).newbyteorder("<"), mode="r", shape=self.shape)
 
   def verify(self, path: Path) -> None:
-    """Reads the whole file and compares its sha256."""
+    """Reads the whole file and compares its sha256.
+
+    Raises:
+      RowFileError: they differ.
+    """
     found = sha256_of(path)
     if found != self.sha256:
       raise RowFileError(
@@ -136,25 +146,63 @@ class Manifest:
       raise RowFileError(f"{directory} holds no row files: {path} does not exist.")
     try:
       values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+      raise RowFileError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except RecursionError:
+      raise RowFileError(f"{path} is nested too deep to be a manifest. {REMEDY}") from None
     except ValueError as error:
       raise RowFileError(f"{path} is not valid JSON ({error}). {REMEDY}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
       raise RowFileError(f"{path} is not a manifest of {FORMAT}. {REMEDY}")
     if values.get("version") != VERSION:
+      found = shortened(values.get("version"))
       raise RowFileError(
-        f"{path} has format version {values.get('version')!r}, this program reads {VERSION}. {REMEDY}"
+        f"{path} has format version {found}, this program reads {VERSION}. {REMEDY}"
       )
     try:
       return cls(
-        source=values["source"],
-        vocabulary=values["vocabulary"],
-        sequence_length=values["sequence_length"],
-        rows=values["rows"],
-        counts=Counts(**values["counts"]),
+        source=_an_object(values["source"], "source"),
+        vocabulary=_an_object(values["vocabulary"], "vocabulary"),
+        sequence_length=_number(values["sequence_length"], "sequence_length", least=1),
+        rows=_number(values["rows"], "rows", least=1),
+        counts=_counts(_an_object(values["counts"], "counts")),
         files={
-          name: ArrayFile(**(file | {"shape": tuple(file["shape"])}))
-          for name, file in values["files"].items()
+          name: _array_file(name, _an_object(file, name))
+          for name, file in _an_object(values["files"], "files").items()
         },
       )
-    except (KeyError, TypeError) as error:
-      raise RowFileError(f"{path} is incomplete or damaged ({error!r}). {REMEDY}") from error
+    except (KeyError, TypeError, ValueError) as error:
+      told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+      raise RowFileError(f"{path} is incomplete or damaged: {told[:200]}. {REMEDY}") from None
+
+
+def _number(value: Any, name: str, *, least: int = 0) -> int:
+  if type(value) is not int or not least <= value < _MOST:
+    raise ValueError(f"{name} is {shortened(value)}, not a whole number of at least {least}")
+  return value
+
+
+def _an_object(value: Any, name: str) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    raise ValueError(f"{name} is {shortened(value)}, not an object")
+  return value
+
+
+def _counts(values: dict[str, Any]) -> Counts:
+  counts = Counts(**{name: _number(value, name) for name, value in values.items()})
+  if counts.unscored_tokens >= counts.tokens or counts.unscored_bytes > counts.text_bytes:
+    raise ValueError("its counts leave no tokens in the loss, or less than no bytes")
+  return counts
+
+
+def _array_file(name: str, values: dict[str, Any]) -> ArrayFile:
+  if Path(name).name != name:
+    raise ValueError(f"files names {shortened(name)}, which is not in its directory")
+  if values["dtype"] not in _DTYPES:
+    raise ValueError(f"the dtype of {name} is {shortened(values['dtype'])}, not one of {_DTYPES}")
+  if not isinstance(values["shape"], list):
+    raise ValueError(f"the shape of {name} is {shortened(values['shape'])}, not a list")
+  if not isinstance(values["sha256"], str):
+    raise ValueError(f"the sha256 of {name} is {shortened(values['sha256'])}, not a string")
+  shape = tuple(_number(size, f"the shape of {name}") for size in values["shape"])
+  return ArrayFile(**(values | {"shape": shape}))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data import vocabularies
+from data.files import shortened
 from data.manifest import REMEDY, ArrayFile, Counts, Manifest, RowFileError
 from data.vocabularies import Vocabulary
 
@@ -84,12 +85,16 @@ class RowFiles:
     }
     if LOSS_MASK in self.manifest.files:
       expected[LOSS_MASK] = (self.manifest.rows, length)
+    if unknown := sorted(self.manifest.files.keys() - expected.keys()):
+      raise RowFileError(
+        f"{self.directory}: the manifest lists {shortened(unknown)}, which row files do not have. {REMEDY}"
+      )
     arrays = {}
     for name, shape in expected.items():
       file = self.manifest.files.get(name)
       if file is None or file.shape != shape:
         raise RowFileError(
-          f"{self.directory}: the manifest's entry for {name} is {file}, expected shape {shape}."
+          f"{self.directory}: the manifest's entry for {name} is {file}, expected shape {shape}. {REMEDY}"
         )
       arrays[name] = file.open(self.directory / name)
       if verify:

@@ -15,9 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from data.file_paths import FilePath
+from data.files import shortened
 
 DESCRIPTION_FILE = "vocabulary.json"
 MODEL_FILE = "vocabulary.model"
+
+
+class VocabularyError(ValueError):
+  """A vocabulary whose files are missing or are not what they should be; the message says what to do."""
 
 
 class Vocabulary(Protocol):
@@ -154,20 +159,44 @@ class Symbols:
 
 @functools.cache
 def _model_bytes(path: str) -> bytes:
-  if not Path(path).is_file():
-    raise FileNotFoundError(
-      f"SentencePiece model {path} does not exist."
-      " Train one with python -m launch.vocabulary, or correct the path."
+  if not Path(path).exists():
+    raise VocabularyError(
+      f"SentencePiece model {path} does not exist. Train one (python -m launch.vocabulary"
+      f" --input=FILES --output={path}), or correct the path."
     )
-  return Path(path).read_bytes()
+  try:
+    return Path(path).read_bytes()
+  except OSError as error:
+    raise VocabularyError(
+      f"SentencePiece model {path} cannot be read: {error.strerror}. Correct the path."
+    ) from None
 
 
 @functools.cache
 def _processor(path: str, extra_ids: int) -> Any:
   """Returns the SentencePieceProcessor; kept here so that the configuration stays plain data."""
+  model = _model_bytes(path)
+  try:
+    processor = _loaded(model, extra_ids)
+    pieces = processor.GetPieceSize()
+  except Exception:  # Of protobuf or of C++, by what the file holds.
+    pieces = 0
+  if not pieces:
+    raise VocabularyError(
+      f"{path} is no SentencePiece model. Give the .model file that python -m launch.vocabulary or spm_train"
+      " wrote."
+    )
+  if processor.eos_id() < 0:
+    raise VocabularyError(
+      f"SentencePiece model {path} has no EOS id, and every document must end with one."
+      " Train it with --eos_id=1 (python -m launch.vocabulary does)."
+    )
+  return processor
+
+
+def _loaded(model: bytes, extra_ids: int) -> Any:
   import sentencepiece
 
-  model = _model_bytes(path)
   if extra_ids:
     from sentencepiece import sentencepiece_model_pb2
 
@@ -178,11 +207,6 @@ def _processor(path: str, extra_ids: int) -> Any:
     model = proto.SerializeToString()
   processor = sentencepiece.SentencePieceProcessor()
   processor.LoadFromSerializedProto(model)
-  if processor.eos_id() < 0:
-    raise ValueError(
-      f"SentencePiece model {path} has no EOS id, and every document must end with one."
-      " Train it with --eos_id=1 (python -m launch.vocabulary does)."
-    )
   return processor
 
 
@@ -275,28 +299,62 @@ def load(directory: str | Path) -> Vocabulary:
   """Reads a vocabulary that `save` wrote.
 
   Raises:
-    FileNotFoundError: the directory holds no vocabulary.
-    ValueError: the model file is not the one described, or the kind is unknown.
+    VocabularyError: the directory holds no vocabulary, its description is damaged or of an unknown kind, or
+      the model file is not the one described.
   """
   directory = Path(directory)
   file = directory / DESCRIPTION_FILE
-  if not file.is_file():
-    raise FileNotFoundError(f"{file} does not exist: {directory} holds no saved vocabulary.")
-  described = json.loads(file.read_text(encoding="utf-8"))
-  if described["kind"] == "bytes":
-    vocabulary = Bytes(extra_ids=described["extra_ids"])
-  elif described["kind"] == "symbols":
-    vocabulary = Symbols(described["size"] - Symbols.SPECIAL)
-  elif described["kind"] == "sentencepiece":
-    vocabulary = SentencePiece(str(directory / MODEL_FILE), extra_ids=described["extra_ids"])
-  else:
-    raise ValueError(
-      f"{file} describes a vocabulary of kind {described['kind']!r};"
-      " this version reads 'bytes', 'symbols' and 'sentencepiece'."
+  described = _described(file, directory)
+  kind = described.get("kind")
+  try:
+    if kind == "bytes":
+      vocabulary = Bytes(extra_ids=_count(described, "extra_ids"))
+    elif kind == "symbols":
+      vocabulary = Symbols(_count(described, "size") - Symbols.SPECIAL)
+    elif kind == "sentencepiece":
+      vocabulary = SentencePiece(str(directory / MODEL_FILE), _count(described, "extra_ids"))
+    else:
+      raise VocabularyError(
+        f"{file} describes a vocabulary of kind {shortened(kind)};"
+        " this version reads 'bytes', 'symbols' and 'sentencepiece'."
+      )
+  except (KeyError, TypeError):
+    raise VocabularyError(f"{file} is incomplete or damaged. Restore it.") from None
+  found = vocabulary.describe()
+  if found != described:
+    different = sorted(
+      n for n in found.keys() | described.keys() if found.get(n) != described.get(n)
     )
-  if vocabulary.describe() != described:
-    raise ValueError(
-      f"{directory / MODEL_FILE} is not the model that {file} describes"
-      f" (found {vocabulary.describe()}, expected {described}). Restore the file, or prepare again."
+    where = directory / MODEL_FILE if kind == "sentencepiece" else "this version's vocabulary"
+    raise VocabularyError(
+      f"{where} is not what {file} describes: {', '.join(map(str, different))[:80]}"
+      " differ. Restore the file, or prepare again."
     )
   return vocabulary
+
+
+# More ids than any vocabulary has; arrays of their lengths are made.
+_MOST_IDS = 2**24
+
+
+def _count(described: dict[str, Any], name: str) -> int:
+  value = described[name]
+  if type(value) is not int or not 0 <= value <= _MOST_IDS:
+    raise TypeError(f"{name}={value!r}")
+  return value
+
+
+def _described(file: Path, directory: Path) -> dict[str, Any]:
+  try:
+    values = json.loads(file.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise VocabularyError(
+      f"{file} does not exist: {directory} holds no saved vocabulary."
+    ) from None
+  except OSError as error:
+    raise VocabularyError(f"{file} cannot be read: {error.strerror}.") from None
+  except (ValueError, RecursionError):
+    values = None
+  if not isinstance(values, dict):
+    raise VocabularyError(f"{file} holds no JSON object: it is cut short or damaged. Restore it.")
+  return values

@@ -118,6 +118,7 @@ def _is_for_the_user(error: Exception) -> bool:
     "layers.mixer": ("MixerError",),
     "data.files": ("CorpusError",),
     "data.manifest": ("RowFileError",),
+    "data.vocabularies": ("VocabularyError",),
     "data.preparation": ("PreparationError",),
     "training.checkpoint": ("CheckpointError",),
     "training.loop": ("TrainingError",),

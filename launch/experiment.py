@@ -16,7 +16,7 @@ from data.dataset import Mixture, TextDataset
 from data.file_paths import FilePath
 from data.mixture import MixedRows
 from data.rows import RowFiles
-from data.vocabularies import Vocabulary
+from data.vocabularies import Vocabulary, VocabularyError
 from launch import config, gin_source
 from launch.config import Config, ConfigError
 from models.accounting import abstract_parameters, list_parameters
@@ -131,7 +131,7 @@ class Experiment:
       vocabulary = self.vocabulary
       held_out = first_part(self.eval_data).vocabulary
       different = held_out.describe() != vocabulary.describe()
-    except FileNotFoundError as error:
+    except VocabularyError as error:
       raise ConfigError(str(error)) from None
     if self.model.vocab_size < vocabulary.size:
       raise ConfigError(

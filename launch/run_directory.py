@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data import vocabularies
-from data.vocabularies import Vocabulary
+from data.vocabularies import Vocabulary, VocabularyError
 from launch import gin_source, paths
 from launch.command import UserError
 from launch.config import Config
@@ -108,7 +108,7 @@ class RunDirectory:
     """The vocabulary that the run was trained with."""
     try:
       return vocabularies.load(self.path)
-    except (FileNotFoundError, ValueError) as error:
+    except VocabularyError as error:
       raise UserError(str(error)) from None
 
 

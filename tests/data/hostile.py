@@ -7,7 +7,7 @@ TEXTS = [
   "nul \0 inside",
   "▁ sentencepiece's own blank",
   "control \x01\x7f\r\n",
-  "\ufeffa byte order mark first",
+  "a byte order mark \ufeff inside",
   " ",
   "\n",
 ]

@@ -127,6 +127,53 @@ def test_a_damaged_manifest_is_named(tmp_path, content, message):
     rows.RowFiles(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+  "values",
+  [
+    {"rows": -1},
+    {"rows": 0},
+    {"rows": 5.0},
+    {"rows": True},
+    {"rows": "5"},
+    {"rows": None},
+    {"rows": float("nan")},
+    {"rows": float("inf")},
+    {"rows": 10**400},
+    {"sequence_length": 0},
+    {"sequence_length": [16]},
+    {"counts": []},
+    {"counts": {"tokens": -5}},
+    {"counts": {"tokens": float("nan")}},
+    {"counts": {"tokens": 5, "unscored_tokens": 5}},
+    {"counts": {"nonsense": 5}},
+    {"counts": {}},
+    {"source": "text"},
+    {"vocabulary": None},
+    {"files": []},
+    {"files": {"tokens.bin": {}}},
+    {"files": {"tokens.bin": None}},
+    {"files": {"../tokens.bin": {"dtype": "uint16", "shape": [5, 16], "sha256": "0"}}},
+    {"files": {"tokens.bin": {"dtype": "object", "shape": [5, 16], "sha256": "0"}}},
+    {"files": {"tokens.bin": {"dtype": ["uint16"], "shape": [5, 16], "sha256": "0"}}},
+    {"files": {"tokens.bin": {"dtype": "uint16", "shape": 5, "sha256": "0"}}},
+    {"files": {"tokens.bin": {"dtype": "uint16", "shape": [-5, 16], "sha256": "0"}}},
+    {"files": {"tokens.bin": {"dtype": "uint16", "shape": [5, 16], "sha256": 0}}},
+    {"files": {"tokens.bin": {"dtype": "uint16", "shape": [5, 16]}}},
+    {"version": [1]},
+    {"version": "x" * 5000},
+    {"files": {"x" * 5000: {"dtype": "uint16", "shape": [5, 16], "sha256": "0"}}},
+  ],
+)
+def test_odd_values_in_a_manifest_are_one_line(tmp_path, values):
+  edit(write(tmp_path / "a"), **values)
+  with pytest.raises(manifest.RowFileError) as caught:
+    rows.RowFiles(tmp_path / "a")
+  assert str(tmp_path / "a") in str(caught.value)
+  assert "Remove the directory" in str(caught.value)
+  assert len(str(caught.value)) < 500
+  assert "\n" not in str(caught.value)
+
+
 def test_a_manifest_that_contradicts_itself_is_refused(tmp_path):
   edit(write(tmp_path / "a"), rows=4)
   with pytest.raises(

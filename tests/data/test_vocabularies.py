@@ -1,6 +1,7 @@
 """Vocabularies: ids of the known kind, text that comes back, files that tell when they changed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,18 +127,70 @@ def test_a_changed_model_file_is_noticed(model, tmp_path):
   vocabularies.save(model, tmp_path)
   description = json.loads((tmp_path / "vocabulary.json").read_text())
   (tmp_path / "vocabulary.json").write_text(json.dumps(description | {"sha256": "0" * 64}))
-  with pytest.raises(ValueError, match=r"vocabulary\.model is not the model that .* describes"):
+  with pytest.raises(ValueError, match=r"vocabulary\.model is not what .* describes: sha256"):
     vocabularies.load(tmp_path)
 
 
 def test_a_missing_vocabulary_is_named(tmp_path):
-  with pytest.raises(FileNotFoundError, match="holds no saved vocabulary"):
+  with pytest.raises(vocabularies.VocabularyError, match="holds no saved vocabulary"):
     vocabularies.load(tmp_path)
-  with pytest.raises(FileNotFoundError, match=r"no\.model does not exist.*launch\.vocabulary"):
+  with pytest.raises(
+    vocabularies.VocabularyError, match=r"no\.model does not exist.*launch\.vocabulary"
+  ):
     vocabularies.SentencePiece(str(tmp_path / "no.model")).encode("a")
   (tmp_path / "vocabulary.json").write_text('{"kind": "unigrams"}')
   with pytest.raises(ValueError, match="of kind 'unigrams'"):
     vocabularies.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    "",
+    "{",
+    "[]",
+    "[" * 100_000,
+    '"bytes"',
+    "{}",
+    '{"kind": "bytes"}',
+    '{"kind": "bytes", "extra_ids": "5"}',
+    '{"kind": "bytes", "extra_ids": -1}',
+    '{"kind": "bytes", "extra_ids": 1e400}',
+    '{"kind": "bytes", "extra_ids": NaN}',
+    '{"kind": "bytes", "extra_ids": 99999999999999}',
+    '{"kind": "symbols", "size": 2}',
+    '{"kind": "symbols", "size": null}',
+    '{"kind": {}}',
+    '{"kind": "sentencepiece", "extra_ids": 0}',
+    b"\xff\xfe",
+  ],
+)
+def test_a_damaged_description_is_one_line(tmp_path, content):
+  (tmp_path / "vocabulary.json").write_bytes(
+    content if isinstance(content, bytes) else content.encode()
+  )
+  with pytest.raises(vocabularies.VocabularyError, match="vocabulary") as caught:
+    vocabularies.load(tmp_path)
+  assert len(str(caught.value)) < 500
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\x00" * 50, b"\x0a\xff\xff\xff\xff\x0f"])
+@pytest.mark.parametrize("extra_ids", [0, 3])
+def test_a_file_that_is_no_model_is_named(tmp_path, content, extra_ids):
+  path = tmp_path / "a.model"
+  path.write_bytes(content)
+  with pytest.raises(vocabularies.VocabularyError, match=r"a\.model is no SentencePiece model"):
+    vocabularies.SentencePiece(str(path), extra_ids).describe()
+
+
+def test_a_model_cut_short_or_a_folder_is_named(model, tmp_path):
+  path = tmp_path / "a.model"
+  path.write_bytes(Path(model.path).read_bytes()[:700])
+  with pytest.raises(vocabularies.VocabularyError, match="is no SentencePiece model"):
+    vocabularies.SentencePiece(str(path)).describe()
+  with pytest.raises(vocabularies.VocabularyError, match="cannot be read: Is a directory"):
+    vocabularies.SentencePiece(str(tmp_path)).describe()
 
 
 def test_a_model_without_eos_is_refused(tmp_path):
