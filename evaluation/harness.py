@@ -20,10 +20,15 @@ from data.vocabularies import Vocabulary
 from evaluation.likelihood import Likelihood, LikelihoodScorer, Request, bucket
 from inference.decoder import ENDED, Decoder
 from inference.sampling import Sampler
+from inference.text_stream import continuation
 from models.language_model import LanguageModel
 
 Report = Callable[[str, int, int], None]
 _MAX_NEW_TOKENS = 256
+
+
+class HarnessError(ValueError):
+  """A task asks for what cannot be done; the message says what would help."""
 
 
 class HarnessModel(TemplateLM):
@@ -41,6 +46,7 @@ class HarnessModel(TemplateLM):
     *,
     max_length: int,
     tokens_at_once: int = 2**14,
+    stop_ids: Sequence[int] = (),
     report: Report | None = None,
   ):
     """Takes what answers.
@@ -49,6 +55,7 @@ class HarnessModel(TemplateLM):
       model: the model; params: its parameters; vocabulary: of its ids.
       max_length: tokens that the model reads at most.
       tokens_at_once: rows times length of a batch.
+      stop_ids: ids that end a generated text as the vocabulary's end of a document does.
       report: called with what is done ('loglikelihood', ...), how many requests, and of how many.
     """
     super().__init__()
@@ -56,7 +63,8 @@ class HarnessModel(TemplateLM):
     self._params = params
     self._vocabulary = vocabulary
     self._report = report or (lambda what, done, total: None)
-    special = {vocabulary.pad_id, vocabulary.bos_id, vocabulary.unk_id} - {vocabulary.eos_id}
+    self._stops = sorted({vocabulary.eos_id, *stop_ids})
+    special = {vocabulary.pad_id, vocabulary.bos_id, vocabulary.unk_id} - {*self._stops}
     self._forbidden = (*special, *range(vocabulary.size, model.vocab_size))
 
   @property
@@ -149,20 +157,19 @@ class HarnessModel(TemplateLM):
     """Continues each context until one of its stop texts, the end of the document or the limit.
 
     Raises:
-      ValueError: a request wants more tokens than max_length leaves room for.
+      HarnessError: a request wants more tokens than max_length leaves room for, or an option is out of
+        range.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
       groups[json.dumps(request.args[1], sort_keys=True)].append(index)
     texts, done = [""] * len(requests), 0
     for indices in groups.values():
-      options = normalize_gen_kwargs(
-        requests[indices[0]].args[1], min(_MAX_NEW_TOKENS, self.max_length // 2)
-      )
+      options = _options(requests[indices[0]].args[1], min(_MAX_NEW_TOKENS, self.max_length // 2))
       stops = [stop for stop in handle_stop_sequences(options.get("until"), eos=None) if stop]
       limit = options["max_gen_toks"]
       if limit >= self.max_length:
-        raise ValueError(
+        raise HarnessError(
           f"a request wants up to {limit} new tokens, max_length={self.max_length} leaves no room for"
           " its context. Raise max_length, or set max_gen_toks in the task's generation_kwargs."
         )
@@ -175,7 +182,7 @@ class HarnessModel(TemplateLM):
         longest = bucket(len(prompts[indices[0]]))
         rows = max(1, self._scorer.tokens_at_once // (longest + limit))
         chosen, indices = indices[:rows], indices[rows:]
-        asked = [prompts[index] for index in chosen]
+        asked = [(requests[index].args[0], prompts[index]) for index in chosen]
         asked += asked[-1:] * (min(rows, bucket(len(chosen), 2, 1)) - len(chosen))
         given = self._generate(decoder, asked, limit, stops, longest)
         for index, text in zip(chosen, given, strict=False):
@@ -186,34 +193,73 @@ class HarnessModel(TemplateLM):
     return texts
 
   def _decoder(self, options: dict[str, Any]) -> Decoder:
-    sampler = Sampler(temperature=0)
-    if options.get("do_sample"):
-      sampler = Sampler(
-        temperature=options.get("temperature") or 1.0,
-        top_k=options.get("top_k") or None,
-        top_p=options.get("top_p") or 1.0,
-      )
     return Decoder(
       self._scorer.model,
-      sampler,
-      stop_ids=[self.eot_token_id],
+      _sampler(options),
+      stop_ids=self._stops,
       forbidden_ids=self._forbidden,
     )
 
   def _generate(
-    self, decoder: Decoder, prompts: list[list[int]], limit: int, stops: list[str], pad_to: int
+    self,
+    decoder: Decoder,
+    asked: list[tuple[str, list[int]]],
+    limit: int,
+    stops: list[str],
+    pad_to: int,
   ) -> list[str]:
-    ids: list[list[int]] = [[] for _ in prompts]
-    texts = [""] * len(prompts)
+    """Continues contexts, given with their ids, until all have met a stop text or their end."""
+    ids: list[list[int]] = [[] for _ in asked]
+    texts = [""] * len(asked)
+    prompts = [prompt for _, prompt in asked]
     for tokens in decoder.generate(
       self._params, prompts, max_tokens=limit, chunk=32, pad_to=pad_to
     ):
       for row, new in enumerate(tokens):
         ids[row] += [int(token) for token in new if token != ENDED]
-        texts[row] = self._vocabulary.decode(ids[row])
+        context, prompt = asked[row]
+        read = prompt[1:] if prompt[0] == self.prefix_token_id else prompt
+        texts[row] = continuation(self._vocabulary, context, read, ids[row])
       ended = tokens[:, -1] == ENDED
       if all(
         end or any(stop in text for stop in stops) for end, text in zip(ended, texts, strict=True)
       ):
         break
     return [postprocess_generated_text(text, stops, None) for text in texts]
+
+
+def _options(given: dict[str, Any], max_tokens: int) -> dict[str, Any]:
+  """A request's options with lm-eval's defaults; null in a YAML is as if nothing was said.
+
+  Raises:
+    HarnessError: an option is of another type.
+  """
+  try:
+    said = {name: value for name, value in given.items() if value is not None}
+    return normalize_gen_kwargs(said, max_tokens)
+  except (TypeError, ValueError) as error:
+    raise _of_task(error) from None
+
+
+def _of_task(error: Exception) -> HarnessError:
+  reason = str(error)[:200].rstrip(".")
+  return HarnessError(
+    f"a task's generation_kwargs cannot be used: {reason}. Correct them in the task's YAML."
+  )
+
+
+def _sampler(options: dict[str, Any]) -> Sampler:
+  """What a request's options ask for, as the `transformers` library reads them: zeros are values.
+
+  Raises:
+    HarnessError: an option is out of range.
+  """
+  if not options.get("do_sample"):
+    return Sampler(temperature=0)
+  top_k, top_p = options.get("top_k"), options.get("top_p", 1.0)
+  try:
+    # A sum of 0 is reached by the likeliest token; 0 tokens keep all.
+    temperature = options.get("temperature", 1.0) if top_p != 0 else 0
+    return Sampler(temperature=temperature, top_k=top_k or None, top_p=top_p or 1.0)
+  except (TypeError, ValueError) as error:
+    raise _of_task(error) from None

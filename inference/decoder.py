@@ -67,7 +67,7 @@ class Lowered(NamedTuple):
   Attributes:
     prefill: reads the prompts.
     advance: generates a chunk of tokens; its loop's body is one token.
-    params: shapes of the parameters, cut into layers, that `advance` reads.
+    params: shapes of the parameters that `advance` reads.
     progress: shapes of the `Progress` that goes from one to the other.
   """
 
@@ -92,23 +92,39 @@ class Prompts:
   identities: np.ndarray
 
   @classmethod
-  def pad(cls, prompts: Sequence[Sequence[int]], least: int = 0) -> Prompts:
-    """Makes a batch, at least `least` long, of token sequences with at least one token (BOS) each."""
+  def pad(
+    cls,
+    prompts: Sequence[Sequence[int]],
+    least: int = 0,
+    identities: np.ndarray | None = None,
+  ) -> Prompts:
+    """Makes a batch, at least `least` long, of token sequences with at least one token (BOS) each.
+
+    None takes the identities of these prompts alone.
+    """
     if not prompts or not all(len(prompt) for prompt in prompts):
       raise ValueError("every prompt needs at least one token: begin with the vocabulary's BOS.")
     longest = max(len(prompt) for prompt in prompts)
     length = _round_up(max(longest, least))
     tokens = np.zeros((len(prompts), length), np.int32)
     segment_ids = np.zeros_like(tokens)
-    identities = np.zeros((len(prompts), 2), np.uint32)
-    copies: Counter[bytes] = Counter()
     for row, prompt in enumerate(prompts):
       tokens[row, length - len(prompt) :] = prompt
       segment_ids[row, length - len(prompt) :] = 1
-      content = np.asarray(prompt, np.int32).tobytes()
-      identities[row] = zlib.crc32(content), copies[content]
-      copies[content] += 1
+    if identities is None:
+      identities = identities_of(prompts)
     return cls(tokens, segment_ids, identities)
+
+
+def identities_of(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+  """[B, 2] uint32: a hash of each prompt, and how many equal ones come before it."""
+  identities = np.zeros((len(prompts), 2), np.uint32)
+  copies: Counter[bytes] = Counter()
+  for row, prompt in enumerate(prompts):
+    content = np.asarray(prompt, np.int32).tobytes()
+    identities[row] = zlib.crc32(content), copies[content]
+    copies[content] += 1
+  return identities
 
 
 class Decoder:
@@ -155,6 +171,7 @@ class Decoder:
     seed: int = 0,
     chunk: int = 64,
     pad_to: int = 0,
+    identities: np.ndarray | None = None,
   ) -> Iterator[np.ndarray]:
     """Continues prompts.
 
@@ -168,6 +185,7 @@ class Decoder:
       seed: of the draws.
       chunk: tokens per compiled loop; the caller gets control in between.
       pad_to: prompts are padded to this length at least, so that batches share compiled programs.
+      identities: `identities_of` the prompts [B, 2] uint32, where they are part of a longer list.
 
     Yields:
       [B, n] int32, n <= chunk: the next tokens; `ENDED` from a row's stop token on.
@@ -175,14 +193,16 @@ class Decoder:
     groups = self._groups(params, len(prompts))
     # Devices, and groups, have equally many rows: some are decoded twice, and shown once.
     surplus = -len(prompts) % (self._where.shards * groups)
-    batch = Prompts.pad([*prompts, *prompts[-1:] * surplus], pad_to)
+    if identities is not None:
+      identities = np.concatenate([identities, *[identities[-1:]] * surplus])
+    batch = Prompts.pad([*prompts, *prompts[-1:] * surplus], pad_to, identities)
     keys = jnp.split(row_keys(seed, batch.identities), groups)
     capacity = _round_up(batch.tokens.shape[1] + max_tokens)
     params = self._where.place(params)
     prefill = functools.partial(_prefill, self._where, self._model, params, capacity=capacity)
     rows = (np.split(array, groups) for array in (batch.tokens, batch.segment_ids))
     progress = [prefill(group) for group in zip(*rows, strict=True)]
-    params = _cut(self._where, params)
+    params = self._cut(params)
     # Compiled here, so that what is in force in the caller's thread holds for all.
     advance = self._lower_advance(params, progress[0], keys[0], self._shared(0), chunk).compile()
 
@@ -220,11 +240,15 @@ class Decoder:
       return 1
     return max(1, min(platform.cores(), rows // _ROWS_PER_CORE))
 
+  def _cut(self, params: Any) -> Any:
+    """What `advance` reads: a copy of the parameters, cut into layers, or themselves if memory is short."""
+    return params if self._where.lean else _cut(self._where, params)
+
   def _shared(self, steps: int) -> tuple[Choices, np.int32]:
     return self._choices, np.int32(steps)
 
   def _lower_advance(self, params, progress, keys, shared, size: int) -> jax.stages.Lowered:
-    model = self._model.clone(scan=False)
+    model = self._model if self._where.lean else self._model.clone(scan=False)
     options = self._where, model, self._sampler
     return _advance.lower(*options, params, progress, keys, shared, size=size)
 
@@ -244,7 +268,9 @@ class Decoder:
     options = self._where, self._model, params, prompts
     capacity = _round_up(length + max_tokens)
     progress = self._where.abstract(_prefill.eval_shape(*options, capacity=capacity), "carried")
-    cut = self._where.abstract(_cut.eval_shape(self._where, params), "carried")
+    cut = params
+    if not self._where.lean:
+      cut = self._where.abstract(_cut.eval_shape(self._where, params), "carried")
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
     keys, shared = (
       self._where.abstract(keys, "rows"),
@@ -278,7 +304,8 @@ def _prefill(where: Rows, model: LanguageModel, params, rows, *, capacity: int):
       {"params": params}, tokens, segment_ids=segment_ids, capacity=capacity, last_only=True
     )
     ended = jnp.zeros(tokens.shape[0], bool)
-    state = state._replace(stack=unstack(state.stack))
+    if not where.lean:
+      state = state._replace(stack=unstack(state.stack))
     return Progress(state, whole(logits[:, 0]), ended, jnp.zeros((), jnp.int32))
 
   return where.start(read, params, rows)
@@ -314,7 +341,9 @@ def _advance(
       tokens, progress = carry
       column = progress.step - first
       step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, progress.step)
-      token = sampler(jnp.where(choices.allowed, progress.logits, -jnp.inf), step_keys)
+      # A token that is allowed stays so, whatever the model says of it.
+      logits = jnp.maximum(progress.logits, jnp.finfo(jnp.float32).min)
+      token = sampler(jnp.where(choices.allowed, logits, -jnp.inf), step_keys)
       ended = progress.ended | choices.stops[token]
       logits, state = model.apply(
         {"params": params}, token[:, None], state=progress.state, last_only=True
@@ -335,8 +364,8 @@ def _round_up(length: int) -> int:
 
 
 def row_keys(seed: int, identities: np.ndarray) -> jax.Array:
-  """One random key per row, from the seed and the row's identity [B, 2] (see `Prompts`)."""
-  key = jax.random.key(seed)
+  """One random key per row, from the low 32 bits of the seed and the row's identity [B, 2]."""
+  key = jax.random.key(np.uint32(seed % 2**32))
 
   def of_row(identity: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, identity[0]), identity[1])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_FLOAT32 = np.finfo(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,8 +21,10 @@ class Sampler:
     top_k: keep the k likeliest tokens; None keeps all.
     top_p: then keep the fewest tokens whose probabilities sum to at least this; 1 keeps all.
 
+  Of equally likely tokens, those with lower ids are kept.
+
   Raises:
-    ValueError: a value is out of range.
+    ValueError: a value is out of range. Logits are float32: so is the range of the temperature.
   """
 
   temperature: float = 1.0
@@ -26,10 +32,17 @@ class Sampler:
   top_p: float = 1.0
 
   def __post_init__(self):
-    if self.temperature < 0:
-      raise ValueError(f"temperature={self.temperature} must be at least 0 (0 is greedy).")
-    if self.top_k is not None and self.top_k < 1:
-      raise ValueError(f"top_k={self.top_k} must be at least 1, or None to keep all tokens.")
+    least, most = float(_FLOAT32.tiny), float(_FLOAT32.max)
+    # Written so that NaN is out of range.
+    if not (self.temperature == 0 or least <= self.temperature <= most):
+      raise ValueError(
+        f"temperature={self.temperature} must be at least 0 (0 is greedy); "
+        f"another value lies between {least:.2g} and {most:.2g}."
+      )
+    if self.top_k is not None and not (self.top_k >= 1 and self.top_k == math.floor(self.top_k)):
+      raise ValueError(
+        f"top_k={self.top_k} must be at least 1 and whole, or None to keep all tokens."
+      )
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p={self.top_p} must be in (0, 1]; 1 keeps all tokens.")
 
@@ -37,7 +50,7 @@ class Sampler:
     """Chooses one token per row.
 
     Args:
-      logits: [B, V] float32; -inf forbids a token.
+      logits: [B, V] float32; -inf forbids a token, and a row has at least one that is not forbidden.
       keys: [B] random keys, one per row: a row's choice depends on its own logits and key alone.
 
     Returns:
@@ -45,23 +58,38 @@ class Sampler:
     """
     if self.temperature == 0:
       return _largest(logits)
-    logits = self._truncate(logits / self.temperature)
+    allowed = logits != -jnp.inf
+    finite = jnp.nan_to_num(logits, nan=_FLOAT32.min, posinf=_FLOAT32.max, neginf=_FLOAT32.min)
+    peak = jnp.max(jnp.where(allowed, finite, -jnp.inf), axis=-1, keepdims=True)
+    # The likeliest token stands at 0 whatever the temperature, and the others below: nothing overflows
+    # to +inf, and the likeliest never to -inf.
+    scaled = jnp.where(allowed, (finite - peak) / jnp.float32(self.temperature), -jnp.inf)
+    scaled = self._truncate(scaled)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-    return _largest(logits + noise)
+    return _largest(scaled + noise)
 
   def _truncate(self, logits: jax.Array) -> jax.Array:
     """Sets the logits of tokens that are not to be drawn to -inf."""
-    if self.top_k is not None and self.top_k < logits.shape[-1]:
-      least = jax.lax.top_k(logits, self.top_k)[0][:, -1:]
-      logits = jnp.where(logits < least, -jnp.inf, logits)
-    if self.top_p < 1:
+    size = logits.shape[-1]
+    if self.top_k is not None and self.top_k < size:
+      largest = jax.lax.top_k(logits, int(self.top_k))[0]
+      logits = _keep(logits, largest[:, -1:], jnp.int32(self.top_k))
+    if np.float32(self.top_p) < 1:
       descending = jnp.sort(logits, axis=-1, descending=True)
-      probabilities = jax.nn.softmax(descending, axis=-1)
-      # A token stays if those before it do not reach top_p yet: the first one always does.
-      before = jnp.cumsum(probabilities, axis=-1) - probabilities
-      kept = jnp.where(before < self.top_p, descending, jnp.inf)
-      logits = jnp.where(logits < kept.min(axis=-1, keepdims=True), -jnp.inf, logits)
+      sums = jnp.cumsum(jax.nn.softmax(descending, axis=-1), axis=-1)
+      # The first token always stays; the sum of all may miss top_p by rounding.
+      below = jnp.sum(sums < self.top_p, axis=-1, keepdims=True)
+      count = jnp.minimum(below + 1, size)
+      logits = _keep(logits, jnp.take_along_axis(descending, count - 1, axis=-1), count)
     return logits
+
+
+def _keep(logits: jax.Array, least: jax.Array, count: jax.Array) -> jax.Array:
+  """Keeps the `count` largest of [B, V], the last of which has the value `least` [B, 1]."""
+  above, equal = logits > least, logits == least
+  room = count - jnp.sum(above, axis=-1, keepdims=True)
+  kept = above | (equal & (jnp.cumsum(equal, axis=-1) <= room))
+  return jnp.where(kept, logits, -jnp.inf)
 
 
 def _largest(x: jax.Array) -> jax.Array:

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 
+from launch import output
+
 EPILOG = """\
 Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter (--gin.models.griffin.griffin.window=64)
 in place of the gin files; strings need no quotes."""
@@ -66,6 +68,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
   """Runs a command; what the user can put right is one line on stderr and exit status 2."""
   _restart_with_huge_pages()
   _leave_absent_tpu_alone()
+  output.prepare()
   if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
     os.environ.setdefault("NPROC", "64")
@@ -76,16 +79,18 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     status = 130
-  except BrokenPipeError:
-    # The reader of the output has gone; nothing is left to say.
-    sys.stderr.close()
-    status = 0
-  except Exception as error:
-    if not _is_for_the_user(error):
+  except SystemExit as leaving:  # of --help, and of arguments that cannot be understood
+    if not isinstance(leaving.code, int | None):
       raise
-    print(f"error: {error}", file=sys.stderr)
-    status = 2
-  sys.exit(status)
+    status = leaving.code or 0
+  except Exception as error:
+    status = output.failure(error) if isinstance(error, OSError) else None
+    if status is None:
+      if not _is_for_the_user(error):
+        raise
+      print(f"error: {error}", file=sys.stderr)
+      status = 2
+  sys.exit(output.finish(status))
 
 
 def _restart_with_huge_pages() -> None:
@@ -120,6 +125,7 @@ def _is_for_the_user(error: Exception) -> bool:
     "data.manifest": ("RowFileError",),
     "data.vocabularies": ("VocabularyError",),
     "data.preparation": ("PreparationError",),
+    "evaluation.harness": ("HarnessError",),
     "training.checkpoint": ("CheckpointError",),
     "training.loop": ("TrainingError",),
   }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from data import vocabularies
 from data.vocabularies import Vocabulary
 from launch import experiment as experiment_lib
-from launch import run_config
+from launch import kept_files, run_config
 from launch import trained as trained_lib
 from launch.command import UserError
 from launch.config import Config
@@ -29,9 +29,6 @@ from training.tensor_files import TensorFiles
 RUN, HUGGING_FACE, DEEPMIND = "run directory", "Hugging Face", "DeepMind"
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
-# What Hugging Face's files hold besides weights and configuration; kept, and given back on export.
-KEPT_FOLDER = "hugging_face"
-_KEPT = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*")
 # Files of Orbax's layouts, old and new.
 _ORBAX = ("_METADATA", "manifest.ocdbt", "_sharding", "checkpoint")
 _TYPES = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}
@@ -116,14 +113,14 @@ def take_in(
     run.write_config(loaded, words)
     vocabularies.save(found, partial)
     if kind == HUGGING_FACE:
-      _copy(source, partial / KEPT_FOLDER, _KEPT)
+      kept_files.keep(source, partial / kept_files.FOLDER)
     paths = [parameter.path for parameter in list_parameters(model)]
     with _told(source):
       arrays = stream(tensors, tensors.shapes, model)
       streamed_checkpoint.write_parameters(partial, 0, paths, arrays, {"source": str(source)})
 
 
-def export(run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes: int) -> None:
+def export(run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes: int) -> str:
   """Makes Hugging Face files of a run: what `RecurrentGemmaForCausalLM.from_pretrained` reads.
 
   Args:
@@ -132,6 +129,9 @@ def export(run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes
     which: the checkpoint: 'best', 'latest' or a step.
     dtype: type of the tensors; None is that of the run's parameters.
     max_bytes: of the tensors in a file.
+
+  Returns:
+    a line about the tokenizer if `transformers` finds none in the folder, else ''.
 
   Raises:
     UserError: the run's model is no RecurrentGemma.
@@ -152,10 +152,24 @@ def export(run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes
       tensors = ((name, array.astype(kind)) for name, array in tensors)
     tensor_files.write(partial, tensors, max_bytes)
     (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _copy(_kept(trained), partial, _KEPT)
+    kept_files.keep(kept_files.folder(trained.run_dir, trained.experiment), partial)
     own = run_dir / vocabularies.MODEL_FILE
     if own.is_file():
       shutil.copyfile(own, partial / TOKENIZER_FILE)
+    has_tokenizer = any((partial / name).is_file() for name in (TOKENIZER_FILE, "tokenizer.json"))
+  return "" if has_tokenizer else _without_tokenizer(vocabulary)
+
+
+def _without_tokenizer(vocabulary: Vocabulary) -> str:
+  if isinstance(vocabulary, vocabularies.Symbols):
+    meaning = f"symbol k is id k + {vocabularies.Symbols.SPECIAL}"
+  else:
+    meaning = f"byte b of the text's UTF-8 is id b + {vocabularies.Bytes().encode(chr(0))[0]}"
+  return (
+    f"no tokenizer file for transformers: this run reads {vocabulary.describe()['kind']}. Give the model ids: "
+    f"{meaning}, {vocabulary.bos_id} begins a text, {vocabulary.eos_id} ends it, {vocabulary.unk_id} is "
+    "unknown."
+  )
 
 
 def merge(run_dir: Path, target: Path, which: str, words: str) -> None:
@@ -183,16 +197,11 @@ def merge(run_dir: Path, target: Path, which: str, words: str) -> None:
   with _appearing(target) as partial:
     RunDirectory(partial).write_config(loaded, words)
     vocabularies.save(trained.vocabulary, partial)
-    _copy(_kept(trained), partial / KEPT_FOLDER, _KEPT)
+    kept_files.keep(
+      kept_files.folder(trained.run_dir, trained.experiment), partial / kept_files.FOLDER
+    )
     position = {"source": str(run_dir)}
     streamed_checkpoint.write_parameters(partial, trained.step, paths, arrays, position)
-
-
-def _kept(trained: trained_lib.Trained) -> Path:
-  """The folder of Hugging Face's own files, of the run or of the one that it started from."""
-  own = trained.run_dir / KEPT_FOLDER
-  first = trained.experiment.init_from
-  return own if own.is_dir() or first is None else Path(first) / KEPT_FOLDER
 
 
 def _configuration(
@@ -252,15 +261,6 @@ def _json(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text(encoding="utf-8")))
   except (ValueError, TypeError) as error:
     raise UserError(f"{file} is no JSON object ({error}).") from None
-
-
-def _copy(source: Path, target: Path, patterns: Iterable[str]) -> None:
-  """Copies the files of a folder that match, if there are any."""
-  for pattern in patterns:
-    for file in sorted(source.glob(pattern)):
-      target.mkdir(exist_ok=True)
-      if file.is_file():
-        shutil.copyfile(file, target / file.name)
 
 
 @contextlib.contextmanager

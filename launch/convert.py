@@ -55,16 +55,19 @@ def main(arguments: Sequence[str]) -> int:
 
   words = shlex.join(["python", "-m", "launch.convert", *arguments])
   kind = conversion.kind_of(args.source)
+  note = ""
   if kind == conversion.RUN and args.merge:
     conversion.merge(args.source, args.target, args.checkpoint, words)
   elif kind == conversion.RUN:
     if bindings:
       raise command.UserError(f"{bindings[0]} has no effect: Hugging Face files have no gin.")
     max_bytes = int(args.shard_gb * 1e9)
-    conversion.export(args.source, args.target, args.checkpoint, args.dtype, max_bytes)
+    note = conversion.export(args.source, args.target, args.checkpoint, args.dtype, max_bytes)
   else:
     conversion.take_in(kind, args.source, args.target, args.vocabulary, bindings, words)
   print(f"{args.target} is ready")
+  if note:
+    print(note)
   return 0
 
 

@@ -6,8 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch import command, paths
+
+if TYPE_CHECKING:
+  from launch.generation import TextGenerator
+
+# Positions are int32.
+_MOST_TOKENS = 2**30
 
 DESCRIPTION = """\
 Continues prompts with the model of a run. Needs the run directory alone.
@@ -30,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     help="text to continue; may be given several times. Without any, a document is started.",
   )
   result.add_argument(
-    "--prompts_file", type=paths.argument, help="a file with a prompt on each line"
+    "--prompts_file",
+    type=paths.argument,
+    help="a file with a prompt on each line; \\n or \\r\\n ends a line",
   )
   result.add_argument(
     "--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)"
@@ -42,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     default=0.95,
     help="draw from the likeliest tokens of this sum (%(default)s)",
   )
-  result.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+  result.add_argument(
+    "--seed", type=int, default=0, help="of the draws; its low 32 bits count (%(default)s)"
+  )
   result.add_argument(
     "--max_tokens", type=int, default=256, help="tokens to add at most (%(default)s)"
   )
@@ -61,11 +72,12 @@ def main(arguments: Sequence[str]) -> int:
   args, bindings = command.parse(options, arguments)
   if bindings and not args.mesh:
     options.error(f"{bindings[0]} needs --mesh: a run is read as it was trained otherwise")
-  if args.max_tokens < 1:
-    options.error(f"--max_tokens={args.max_tokens} must be at least 1")
+  if not 1 <= args.max_tokens <= _MOST_TOKENS:
+    options.error(f"--max_tokens={args.max_tokens} must be at least 1 and at most {_MOST_TOKENS}")
   prompts = _prompts(args.prompt, args.prompts_file)
 
   from inference.sampling import Sampler
+  from launch import end_tokens
   from launch import trained as trained_lib
   from launch.generation import TextGenerator
   from launch.run_directory import RunDirectory
@@ -80,21 +92,44 @@ def main(arguments: Sequence[str]) -> int:
   )
   where = None if trained.layout is None else OverMesh(trained.layout)
   generator = TextGenerator(
-    trained.experiment.model, trained.params, trained.vocabulary, sampler, where
+    trained.experiment.model,
+    trained.params,
+    trained.vocabulary,
+    sampler,
+    where,
+    stop_ids=end_tokens.stop_ids(trained.run_dir, trained.experiment),
   )
+  try:
+    _generate(generator, prompts, args)
+  except Exception as error:
+    if not _is_out_of_memory(error):
+      raise
+    raise command.UserError(
+      f"not enough memory for {args.max_tokens} tokens after prompts of up to "
+      f"{max(map(len, prompts))} characters. Give a smaller --max_tokens, shorter prompts, or a --mesh."
+    ) from error
+  return 0
+
+
+def _generate(generator: TextGenerator, prompts: list[str], args: argparse.Namespace) -> None:
+  """Prints each prompt with its continuation."""
   if args.stream:
-    for number, prompt in enumerate(prompts):
+    streams = generator.streams(prompts, max_tokens=args.max_tokens, seed=args.seed)
+    for number, (prompt, pieces) in enumerate(zip(prompts, streams, strict=True)):
       _head(number, prompts)
       _show(prompt)
-      for text in generator.stream(prompt, max_tokens=args.max_tokens, seed=args.seed):
+      for text in pieces:
         _show(text)
       _show("\n")
-    return 0
+    return
   texts = generator.texts(prompts, max_tokens=args.max_tokens, seed=args.seed)
   for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
     _head(number, prompts)
     _show(f"{prompt}{text}\n")
-  return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:
@@ -102,7 +137,7 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
   prompts = list(given)
   if file is not None:
     try:
-      prompts += file.read_text(encoding="utf-8").splitlines()
+      prompts += _lines(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
       raise command.UserError(f"cannot read {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -116,15 +151,22 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
   return prompts or [""]
 
 
+def _lines(text: str) -> list[str]:
+  r"""Cuts a text after each \n or \r\n, which are left out.
+
+  `str.splitlines` would also cut at characters that stand within a line, such as U+2028 and form feed.
+  """
+  *lines, last = text.split("\n")
+  return [line.removesuffix("\r") for line in [*lines, *([last] if last else [])]]
+
+
 def _head(number: int, prompts: list[str]) -> None:
   if len(prompts) > 1:
     _show(f"--- prompt {number + 1} of {len(prompts)}\n")
 
 
 def _show(text: str) -> None:
-  # Whatever the terminal's encoding, a character it lacks is no reason to stop.
-  encoding = sys.stdout.encoding or "utf-8"
-  sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
+  sys.stdout.write(text)
   sys.stdout.flush()
 
 

@@ -61,13 +61,14 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained)
   """
   try:
     from lm_eval import evaluator
-    from lm_eval.utils import make_table
 
     from evaluation.harness import HarnessModel
+    from evaluation.harness_table import table
   except ImportError as error:
     raise UserError(
       f"--harness needs lm-eval ({error}). Install it: make install EXTRAS=harness"
     ) from None
+  from launch import end_tokens
   from training.metrics import Progress
 
   logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained)
     trained.vocabulary,
     max_length=length,
     tokens_at_once=rows * length,
+    stop_ids=end_tokens.stop_ids(trained.run_dir, experiment),
     report=report,
   )
   results = evaluator.simple_evaluate(
@@ -105,9 +107,9 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained)
     torch_random_seed=None,
   )
   print(f"step {trained.step}, contexts of up to {length} tokens")
-  print(make_table(results))
+  print(table(results))
   if results.get("groups"):
-    print(make_table(results, "groups"))
+    print(table(results, "groups"))
   _keep(results, run_directory, trained.step, length, args.harness)
   return 0
 

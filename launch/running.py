@@ -10,7 +10,7 @@ from typing import Any
 
 from data import loader
 from evaluation.perplexity import Scorer
-from launch import trained
+from launch import kept_files, trained
 from launch.command import UserError
 from launch.config import Config
 from launch.experiment import Experiment
@@ -77,6 +77,8 @@ def train(
     if different or not run.holds_run():
       run.write_config(config, asked_by)
     run.write_data(data, experiment.vocabulary)
+    # So that the run is enough alone, and a run that starts from this one finds them too.
+    kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
 
   scorer = Scorer(experiment.model, layout)
 

@@ -161,9 +161,14 @@ def _train(
     if processes.is_first():
       _tell_finished(summary, run)
     return 0
-  texts = _samples(experiment, summary.state.params, layout)
+  try:
+    texts = _samples(experiment, summary.state.params, layout, run)
+  except Exception as error:  # Whatever it is: the run is finished and saved, and must end so.
+    texts = []
+    if processes.is_first():
+      print(f"warning: no samples: {_in_one_line(error)}", file=sys.stderr)
   if processes.is_first():
-    _tell_samples(experiment.samples, texts)
+    _tell_samples(experiment.samples[: len(texts)], texts)
     _tell_end(summary, run, experiment)
   return 0
 
@@ -195,21 +200,31 @@ def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout | None,
   )
 
 
-def _samples(experiment: Experiment, params: Any, layout: Layout | None) -> list[str]:
+def _samples(
+  experiment: Experiment, params: Any, layout: Layout | None, run: RunDirectory
+) -> list[str]:
+  """Continues the experiment's prompts from the parameters as training holds them, without a copy."""
   from inference.sampling import Sampler
+  from launch import end_tokens
   from launch.generation import TextGenerator
   from parallel.rows import OneDevice, OverMesh
 
+  if not experiment.samples:
+    return []
   generator = TextGenerator(
     experiment.model,
     params,
     experiment.vocabulary,
     Sampler(temperature=0.8, top_p=0.95),
-    OneDevice() if layout is None else OverMesh(layout),
+    OneDevice(lean=True) if layout is None else OverMesh(layout, lean=True),
+    stop_ids=end_tokens.stop_ids(run.path, experiment),
   )
-  if not experiment.samples:
-    return []
   return generator.texts(experiment.samples, max_tokens=200, seed=experiment.seed)
+
+
+def _in_one_line(error: Exception) -> str:
+  text = " ".join(f"{type(error).__name__}: {error}".split())
+  return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def _tell_samples(prompts: Sequence[str], texts: Sequence[str]) -> None:

@@ -27,10 +27,12 @@ class Rows(Protocol):
   Attributes:
     shards: the rows of a call are a multiple of it.
     concurrent: whether several threads may call programs at once.
+    lean: whether parameters are used as they lie: a layer at a time, without a copy of all. Slower.
   """
 
   shards: int
   concurrent: bool
+  lean: bool
 
   def place(self, params: Any) -> Any:
     """Brings parameters to where `start` wants them."""
@@ -49,7 +51,7 @@ class Rows(Protocol):
   def abstract(self, tree: Any, kind: str) -> Any:
     """Shapes, with where the arrays lie between calls: 'rows', what is 'carried', or 'shared' by all.
 
-    What is held lies as what is carried.
+    What is held lies as what is carried; if `lean`, as the parameters.
     """
 
 
@@ -58,6 +60,10 @@ class OneDevice:
 
   shards = 1
   concurrent = True
+
+  def __init__(self, *, lean: bool = False):
+    """See `Rows` for lean."""
+    self.lean = lean
 
   def place(self, params: Any) -> Any:
     """The parameters."""
@@ -83,17 +89,21 @@ class OverMesh:
   """On the mesh of a layout.
 
   Parameters are split over the model axes alone, whatever the ZeRO stage: a token takes too little time
-  to gather them for each. Devices along `seq` do the same work. Threads may not call programs at once: the
+  to gather them for each. If lean, they stay as the training stores them, and each layer's are gathered
+  when it is computed, as in training: no device ever holds all that ZeRO stage 3 has split. Devices along `seq` do the same work. Threads may not call programs at once: the
   devices would meet in the collectives of different programs.
   """
 
   concurrent = False
 
-  def __init__(self, layout: Layout):
-    """Takes over the layout's mesh and rules."""
+  def __init__(self, layout: Layout, *, lean: bool = False):
+    """Takes over the layout's mesh and rules; see `Rows` for lean."""
+    self.lean = lean
     self._layout = layout
+    self._placement = "stored" if lean else "used"
     table = tuple((axis, names) for axis, names in layout.region.table if axis != "time")
-    self._region = layout.region._replace(table=table, stored_over=())
+    stored_over = layout.region.stored_over if lean else ()
+    self._region = layout.region._replace(table=table, stored_over=stored_over)
     self._over = dict(table)["batch"]
     self._all = PartitionSpec(tuple(layout.sizes))
     self._rows = PartitionSpec(self._over or None)
@@ -101,7 +111,9 @@ class OverMesh:
       self.shards = shards.count("batch")
 
   def place(self, params: Any) -> Any:
-    """Gathers what ZeRO has split."""
+    """Gathers what ZeRO has split, unless lean."""
+    if self.lean:
+      return params
     used = self._layout.tree(params, "used")
     shardings = jax.tree.map(lambda spec: NamedSharding(self._layout.mesh, spec), used)
     return jax.jit(lambda tree: tree, out_shardings=shardings)(params)
@@ -113,7 +125,7 @@ class OverMesh:
       with shards.per_device(self._region):
         return _owned(function(params, rows))
 
-    specs = self._layout.tree(params, "used"), self._rows
+    specs = self._layout.tree(params, self._placement), self._rows
     return self._map(per_device, specs, self._all)(params, rows)
 
   def go_on(
@@ -123,11 +135,14 @@ class OverMesh:
 
     def per_device(held, carried, rows, shared):
       with shards.per_device(self._region):
-        held, carried = jax.tree.map(lambda x: x[0], (held, carried))
+        carried = jax.tree.map(lambda x: x[0], carried)
+        if not self.lean:
+          held = jax.tree.map(lambda x: x[0], held)
         found, carried = function(held, carried, rows, shared)
         return jax.tree.map(self._gather, found), _owned(carried)
 
-    specs = self._all, self._all, self._rows, PartitionSpec()
+    of_held = self._layout.tree(held, self._placement) if self.lean else self._all
+    specs = of_held, self._all, self._rows, PartitionSpec()
     return self._map(per_device, specs, (PartitionSpec(), self._all))(held, carried, rows, shared)
 
   def abstract(self, tree: Any, kind: str) -> Any:

@@ -10,7 +10,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from data import vocabularies
+from evaluation import harness, harness_table
 from evaluation.harness import HarnessModel
+from inference.sampling import Sampler
 from models.backbone import Backbone
 from models.griffin import griffin
 from tests import small_models
@@ -188,3 +190,88 @@ def test_generation_after_a_context_that_does_not_fit_reads_its_end(model, param
     adapter(model, params, max_length=24).generate_until(
       instances("generate_until", (context, {"until": [], "max_gen_toks": 24}))
     )
+
+
+@pytest.mark.parametrize(
+  ("options", "expected"),
+  [
+    ({"do_sample": True}, Sampler(temperature=1.0)),
+    ({"do_sample": True, "temperature": 0.0}, Sampler(temperature=0.0)),
+    ({"do_sample": True, "temperature": 0}, Sampler(temperature=0)),
+    ({"do_sample": True, "temperature": 0.7, "top_k": 0}, Sampler(temperature=0.7)),
+    ({"do_sample": True, "top_k": 4, "top_p": 0.9}, Sampler(top_k=4, top_p=0.9)),
+    ({"do_sample": True, "temperature": None, "top_p": None}, Sampler(temperature=1.0)),
+    ({"do_sample": True, "top_p": 0.0}, Sampler(temperature=0)),
+    ({"do_sample": False, "temperature": 0.7}, Sampler(temperature=0)),
+    ({"temperature": 0.7}, Sampler(temperature=0.7)),
+    ({"temperature": 0.0}, Sampler(temperature=0)),
+    ({}, Sampler(temperature=0)),
+  ],
+)
+def test_zeros_among_a_task_s_options_are_values(options, expected):
+  assert harness._sampler(harness._options({"until": [], **options}, 8)) == expected
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"temperature": -1.0},
+    {"temperature": "hot"},
+    {"temperature": float("inf")},
+    {"do_sample": True, "top_p": 2.0},
+    {"do_sample": True, "top_k": -1},
+    {"do_sample": True, "top_k": "x"},
+    {"max_gen_toks": "many"},
+  ],
+)
+def test_options_out_of_range_are_told_in_one_line(model, params, options):
+  lm = adapter(model, params)
+  with pytest.raises(harness.HarnessError, match="generation_kwargs cannot be used: ") as caught:
+    lm.generate_until(instances("generate_until", ("x", {"do_sample": True, **options})))
+  assert "\n" not in str(caught.value)
+
+
+def test_generation_ends_at_each_end_token(model, params):
+  asked = instances("generate_until", ("a context", {"until": [], "max_gen_toks": 12}))
+  [free] = adapter(model, params).generate_until(asked)
+  [stop] = BYTES.encode(free[5])
+  assert adapter(model, params, stop_ids=[stop]).generate_until(asked) == [
+    free[: free.index(free[5])]
+  ]
+
+
+def test_a_generated_word_keeps_the_space_before_it(model, params):
+  class Words:
+    """As a SentencePiece model with its dummy prefix: the first space of a text is dropped."""
+
+    size, pad_id, bos_id, eos_id, unk_id = 260, 0, 0, 1, 2
+
+    def encode(self, text):
+      return BYTES.encode(text)
+
+    def decode(self, ids):
+      return BYTES.decode(ids).replace("e", " e").removeprefix(" ")
+
+    def describe(self):
+      return {"kind": "words"}
+
+  [text] = HarnessModel(model, params, BYTES, max_length=64).generate_until(
+    instances("generate_until", ("a", {"until": [], "max_gen_toks": 12}))
+  )
+  [found] = HarnessModel(model, params, Words(), max_length=64).generate_until(
+    instances("generate_until", ("a", {"until": [], "max_gen_toks": 12}))
+  )
+  assert found == text.replace("e", " e")
+
+
+def test_the_table_has_lm_eval_s_headers():
+  results = {
+    "results": {"t": {"alias": "t", "acc,none": 0.25, "acc_stderr,none": 0.1}},
+    "groups": {"g": {"alias": "g", "acc,none": 0.5}},
+    "versions": {"t": 1},
+    "n-shot": {"t": 0},
+  }
+  head = harness_table.table(results).split("\n")[0]
+  names = [name.strip() for name in head.strip("|").split("|")]
+  assert names == ["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"]
+  assert harness_table.table(results, "groups").startswith("|Groups|")

@@ -20,6 +20,11 @@ def draws(sampler, logits, count=4000):
   return np.asarray(sampler(jnp.broadcast_to(logits, (count, VOCAB)), keys))
 
 
+def draws_of(sampler, logits, count=500):
+  keys = jax.random.split(jax.random.key(1), count)
+  return np.asarray(sampler(jnp.broadcast_to(logits, (count, logits.shape[1])), keys)).tolist()
+
+
 def test_draws_follow_the_softmax_of_the_scaled_logits(logits):
   for temperature in (0.5, 1.0, 2.0):
     tokens = draws(Sampler(temperature=temperature), logits, 20000)
@@ -69,11 +74,66 @@ def test_a_rows_choice_depends_on_its_own_logits_and_key_alone(logits):
   assert int(together[1]) == int(Sampler(top_p=0.9)(logits, keys[1:2])[0])
 
 
+OPTIONS = [
+  {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+  for temperature in (-0.0, 1.2e-38, 1.0, 3.4e38)
+  for top_k, top_p in ((None, 1.0), (1, 1.0), (3, 0.5), (None, 1e-50), (2**70, 0.5))
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_no_option_and_no_logits_draw_a_forbidden_token(options):
+  low, nan, inf = float(np.finfo(np.float32).min), np.nan, np.inf
+  rows = [
+    [0.0] * 4,
+    [low] * 4,
+    [nan] * 4,
+    [nan, 1, 2, 3],
+    [inf, 1, inf, -1],
+    [1e38, -1e38, 0, -0.0],
+  ]
+  # The lowest and the highest ids are forbidden.
+  logits = jnp.asarray([[-inf, -inf, *row, -inf] for row in rows], jnp.float32)
+  keys = jax.random.split(jax.random.key(4), (20, len(rows)))
+  found = jax.jit(jax.vmap(Sampler(**options), (None, 0)))(logits, keys)
+  assert set(np.unique(found)) <= {2, 3, 4, 5}
+
+
+def test_a_very_low_temperature_takes_the_likeliest_and_a_very_high_one_any(logits):
+  assert set(draws(Sampler(temperature=1.2e-38), logits, 50)) == {int(jnp.argmax(logits))}
+  assert set(draws(Sampler(temperature=3.4e38), logits)) == set(range(VOCAB))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 6])
+def test_top_k_keeps_k_tokens_and_of_equals_those_with_lower_ids(k):
+  logits = jnp.asarray([[0.0, 1.0, -0.0, 1.0, 0.0, 1.0, 0.0]])
+  expected = [1, 3, 5, 0, 2, 4, 6][:k]
+  assert set(draws_of(Sampler(top_k=k, temperature=5.0), logits)) == set(expected)
+
+
+@pytest.mark.parametrize(("p", "kept"), [(0.1, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.75, 3)])
+def test_top_p_keeps_the_fewest_of_equals_those_with_lower_ids(p, kept):
+  logits = jnp.asarray([[-jnp.inf, 3.0, 3.0, -jnp.inf, 3.0, 3.0]])
+  assert set(draws_of(Sampler(top_p=p), logits)) == set([1, 2, 4, 5][:kept])
+
+
+def test_top_p_counts_among_the_tokens_that_top_k_left():
+  logits = jnp.asarray([[2.0, 2.0, 2.0, 2.0, 0.0]])
+  assert set(draws_of(Sampler(top_k=2, top_p=0.6), logits)) == {0, 1}
+  assert set(draws_of(Sampler(top_k=2, top_p=0.5), logits)) == {0}
+
+
 @pytest.mark.parametrize(
   ("options", "told"),
   [
     ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
+    ({"temperature": float("inf")}, "temperature=inf must be at least 0"),
+    ({"temperature": float("nan")}, "temperature=nan must be at least 0"),
+    ({"temperature": 1e-40}, "temperature=1e-40 .* between 1.2e-38 and 3.4e"),
+    ({"temperature": 1e39}, "temperature=1e.39 .* between 1.2e-38 and 3.4e"),
     ({"top_k": 0}, "top_k=0 must be at least 1"),
+    ({"top_k": 1.5}, "top_k=1.5 must be at least 1 and whole"),
+    ({"top_p": float("nan")}, r"top_p=nan must be in \(0, 1\]"),
     ({"top_p": 0.0}, r"top_p=0.0 must be in \(0, 1\]"),
     ({"top_p": 1.5}, r"top_p=1.5 must be in \(0, 1\]"),
   ],

@@ -1,13 +1,40 @@
-"""Streaming text equals the text decoded at once, however it is cut."""
+"""Text that continues a prompt: cut as it may be, it is what decoding prompt and continuation at once gives."""
 
+import io
 import random
 
 import pytest
 
-from data.vocabularies import Bytes
-from inference.text_stream import TextStream
+from data.vocabularies import Bytes, SentencePiece, Symbols
+from inference.text_stream import TextStream, continuation
 
 TEXT = "naïve 日本語 🎉🎉 κόσμε\n\tdef f(x): return '€'\n"
+PROSE = (
+  "the griffin is a creature with the body of a lion and  the head of an eagle. hello world 🎉 café"
+)
+IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+MODELS = {
+  "plain": {},
+  "no dummy prefix": {"add_dummy_prefix": False},
+  "all whitespace": {"remove_extra_whitespaces": False},
+  "whitespace as suffix": {"treat_whitespace_as_suffix": True},
+  "bytes": {"byte_fallback": True},
+  "bytes, identity": {"byte_fallback": True, **IDENTITY},
+  "bytes, lossless": {"byte_fallback": True, "add_dummy_prefix": False, **IDENTITY},
+  "across words": {"split_by_whitespace": False, "model_type": "unigram"},
+}
+PROMPTS = (
+  "",
+  "the",
+  "the griffin",
+  "the griffin ",
+  " The  griffin",
+  "hello 🎉",
+  "日本\n",
+  "� ",
+  "</s>",
+  "a\0b",
+)
 
 
 class ByteFallback:
@@ -15,6 +42,83 @@ class ByteFallback:
 
   def decode(self, ids):
     return bytes(ids).decode("utf-8", errors="replace")
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def vocabulary(request, tmp_path_factory):
+  """A SentencePiece model of the kind that the name says."""
+  import sentencepiece
+
+  options = {"model_type": "bpe", **MODELS[request.param]}
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter([PROSE] * 50),
+    model_writer=model,
+    vocab_size=360 if options.get("byte_fallback") else 80,
+    hard_vocab_limit=False,
+    pad_id=3,
+    minloglevel=2,
+    **options,
+  )
+  file = tmp_path_factory.mktemp("model") / "vocabulary.model"
+  file.write_bytes(model.getvalue())
+  return SentencePiece(str(file))
+
+
+def drawn(vocabulary, count, source):
+  """Ids that may follow one another in a generated text: no control symbols, nothing unknown."""
+  never = {vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id, 3}
+  return source.choices([token for token in range(vocabulary.size) if token not in never], k=count)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_prompt_and_continuation_read_as_all_ids_decoded_at_once(vocabulary, prompt):
+  source = random.Random(len(prompt))
+  ids = vocabulary.encode(prompt)
+  alone = vocabulary.decode(ids)
+  for count in (1, 2, 5, 40, 200):
+    new = drawn(vocabulary, count, source)
+    whole = vocabulary.decode([*ids, *new])
+    text = continuation(vocabulary, prompt, ids, new)
+    if alone.rstrip(" ") == prompt.rstrip(" ") and len(alone) >= len(prompt):
+      assert prompt + text == whole
+    else:  # The vocabulary changes the prompt, but no text behind it.
+      assert whole.endswith(text)
+      assert whole[: len(whole) - len(text)].rstrip(" ") == alone.rstrip(" ")
+    for size in (1, 3, 64):
+      stream = TextStream(vocabulary, prompt, ids)
+      pieces = [stream.add(new[i : i + size]) for i in range(0, count, size)]
+      assert "".join(pieces) + stream.end() == text
+
+
+def test_the_space_before_the_first_word_is_kept(vocabulary):
+  ids, whole = vocabulary.encode("the griffin"), vocabulary.encode("the griffin is a lion")
+  if whole[: len(ids)] == ids:
+    assert continuation(vocabulary, "the griffin", ids, whole[len(ids) :]).rstrip() == " is a lion"
+
+
+def test_a_long_stream_decodes_a_few_ids_at_a_time(vocabulary):
+  longest = 0
+
+  class Counting:
+    def decode(self, ids):
+      nonlocal longest
+      longest = max(longest, len(ids))
+      return vocabulary.decode(ids)
+
+  prompt = "the griffin " * 5
+  ids, new = vocabulary.encode(prompt), drawn(vocabulary, 1000, random.Random(0))
+  stream = TextStream(Counting(), prompt, ids)
+  text = "".join(stream.add([token]) for token in new) + stream.end()
+  assert text == continuation(vocabulary, prompt, ids, new)
+  assert longest < 400
+
+
+def test_symbols_are_kept_apart_from_the_prompt():
+  vocabulary = Symbols(20)
+  ids = vocabulary.encode("3 0")
+  assert continuation(vocabulary, "3 0", ids, vocabulary.encode("15 7")) == " 15 7"
+  assert continuation(vocabulary, "", [], vocabulary.encode("15 7")) == "15 7"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])

@@ -2,11 +2,13 @@
 
     python -m tests.parallel.sharded_decoding griffin:data=2,model=4 ...
 
-Prints one JSON line per case: the continuations of three prompts by either.
+Prints one JSON line per case: the continuations of three prompts by either, and by the mesh without a copy of
+the parameters. The case `memory` gives bytes on each of eight devices that hold an eighth of the parameters.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 
@@ -17,8 +19,8 @@ import flax.linen as nn
 
 from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
-from models.accounting import list_parameters
-from parallel.layout import Parallelism
+from models.accounting import abstract_parameters, list_parameters, tree_bytes
+from parallel.layout import Layout, Parallelism
 from parallel.mesh import MeshSpec
 from parallel.rows import OverMesh
 from parallel.rules import Rules
@@ -34,6 +36,33 @@ def decode(model, params, where) -> list[list[int]]:
   return rows_of(chunks, len(PROMPTS))
 
 
+def memory() -> dict:
+  """What the programs of a decoder without a copy of the parameters need, by XLA's own account."""
+  backbone = dataclasses.replace(sharded_training.BACKBONE, width=64, depth=24)
+  model = sharded_training.MODELS["hawk"](backbone)
+  layout = layout_of(model, {"data": 8}, 3)
+  params = nn.unbox(abstract_parameters(model))
+  stored = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    params,
+    layout.state({"params": params})["params"],
+  )
+  decoder = Decoder(model, Sampler(), where=OverMesh(layout, lean=True))
+  lowered = decoder.lower(stored, rows=8, length=64, max_tokens=1)
+  found = {"case": "memory", "parameters": tree_bytes(params)}
+  for name in ("prefill", "advance"):
+    used = getattr(lowered, name).compile().memory_analysis()
+    found[name] = used.argument_size_in_bytes + used.temp_size_in_bytes
+  return found
+
+
+def layout_of(model, sizes: dict, stage: int) -> Layout:
+  parallelism = Parallelism(
+    mesh=MeshSpec(**{"data": 1} | sizes), zero=stage, rules=Rules(max_replicated=1.0)
+  )
+  return parallelism.layout(list_parameters(model))
+
+
 def compare(case: str) -> dict:
   """The rows that one device and a mesh give."""
   name, _, settings = case.partition(":")
@@ -44,17 +73,17 @@ def compare(case: str) -> dict:
   params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
   # Else the embedding, which is tied, makes every token predict itself, whatever the state.
   params = params | {"stack": jax.tree.map(lambda x: 4 * x, params["stack"])}
-  layout = Parallelism(
-    mesh=MeshSpec(**{"data": 1} | values), zero=stage, rules=Rules(max_replicated=1.0)
-  ).layout(list_parameters(model))
+  layout = layout_of(model, values, stage)
   stored = jax.device_put(params, layout.state({"params": params})["params"])
   return {
     "case": case,
     "one": decode(model, params, None),
     "mesh": decode(model, stored, OverMesh(layout)),
+    "lean": decode(model, stored, OverMesh(layout, lean=True)),
   }
 
 
 if __name__ == "__main__":
   for argument in sys.argv[1:]:
-    print(json.dumps(compare(argument)), flush=True)
+    found = memory() if argument == "memory" else compare(argument)
+    print(json.dumps(found), flush=True)
