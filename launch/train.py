@@ -168,7 +168,8 @@ def _train(
     if processes.is_first():
       print(f"warning: no samples: {_in_one_line(error)}", file=sys.stderr)
   if processes.is_first():
-    _tell_samples(experiment.samples[: len(texts)], texts)
+    if texts:
+      _tell_samples(experiment.samples, texts)
     _tell_end(summary, run, experiment)
   return 0
 
