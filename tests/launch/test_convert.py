@@ -101,9 +101,12 @@ def test_an_imported_run_generates(run_dir, capsys):
 
 
 @pytest.mark.parametrize("shard_gb", [5, 0.00006])
-def test_exported_files_are_the_imported_ones(run_dir, theirs, tmp_path, shard_gb):
+def test_exported_files_are_the_imported_ones(run_dir, theirs, tmp_path, shard_gb, capsys):
   target = tmp_path / "exported"
   assert convert.main([str(run_dir), str(target), f"--shard_gb={shard_gb}"]) == 0
+  told = capsys.readouterr().out
+  assert "no tokenizer file for transformers: this run reads bytes." in told
+  assert "byte b of the text's UTF-8 is id b + 3, 0 begins a text, 1 ends it" in told
   files = list(target.glob("*.safetensors"))
   assert len(files) == 1 if shard_gb == 5 else len(files) > 3
   for file in files:
