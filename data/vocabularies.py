@@ -283,6 +283,15 @@ class SentencePiece:
     }
 
 
+def size_of(vocabulary: Vocabulary) -> int:
+  """Returns the number of ids, for a model whose size follows its vocabulary.
+
+  Raises:
+    VocabularyError: the vocabulary's file is missing or is no model.
+  """
+  return vocabulary.size
+
+
 def save(vocabulary: Vocabulary, directory: str | Path) -> None:
   """Writes the vocabulary into `directory`, which can then be read without anything else."""
   directory = Path(directory)

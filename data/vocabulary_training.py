@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from data.corpora import CorpusError, Documents
-from data.vocabularies import SentencePiece
+from data.vocabularies import SentencePiece, VocabularyError
 
 # SentencePiece leaves out longer sentences, with no more than a line in its log.
 _SENTENCE_BYTES = 4000
@@ -44,6 +45,24 @@ def _sampled(corpus: Documents, megabytes: float) -> Iterator[str]:
       yield from _sentences(text)
 
 
+def _refused(name: str, size: int, error: str) -> str:
+  """What SentencePiece says of a size, as what to do."""
+  if most := re.search(r"value <= (\d+)", error):
+    return (
+      f"{name} holds too little text for {size} pieces: it gives at most {most[1]}. Set --size={most[1]}"
+      " or lower, or give more text."
+    )
+  if "required_chars" in error:
+    needed = re.findall(r"\d+", error.partition("required_chars")[2])
+    more = max(map(int, needed), default=size) + 1
+    return f"{size} pieces are too few for the characters of {name}. Set --size={more} or higher."
+  return f"SentencePiece could not train {size} pieces: {' '.join(error.split())[:300]}"
+
+
+def _not_written(output: Path, error: OSError) -> str:
+  return f"{output} cannot be written: {error.strerror or error}. Give another --output."
+
+
 def train_sentencepiece(
   corpus: Documents, size: int, output: str | Path, *, megabytes: float = 50.0
 ) -> SentencePiece:
@@ -59,11 +78,11 @@ def train_sentencepiece(
 
   Raises:
     CorpusError: there is no training text, or too little for so many pieces.
+    VocabularyError: the file cannot be written.
   """
   import sentencepiece
 
   output = Path(output)
-  output.parent.mkdir(parents=True, exist_ok=True)
   sentences = _sampled(corpus, megabytes)
   first = next(sentences, None)
   if first is None:
@@ -73,7 +92,11 @@ def train_sentencepiece(
     yield first
     yield from sentences
 
-  descriptor, partial = tempfile.mkstemp(dir=output.parent, suffix=".partial")
+  try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=output.parent, suffix=".partial")
+  except OSError as error:
+    raise VocabularyError(_not_written(output, error)) from None
   try:
     with os.fdopen(descriptor, "wb") as file:
       sentencepiece.SentencePieceTrainer.train(
@@ -99,8 +122,10 @@ def train_sentencepiece(
       )
     os.chmod(partial, 0o644)
     os.replace(partial, output)
+  except OSError as error:
+    raise VocabularyError(_not_written(output, error)) from None
   except RuntimeError as error:
-    raise CorpusError(f"SentencePiece could not train {size} pieces: {error}") from error
+    raise CorpusError(_refused(corpus.name, size, str(error))) from None
   finally:
     Path(partial).unlink(missing_ok=True)
   return SentencePiece(str(output))

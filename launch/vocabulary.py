@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import shlex
 from collections.abc import Sequence
 
 from data import corpora
 from data.vocabulary_training import train_sentencepiece
+from launch import command, paths
+
+_JSON_LINES = (".json", ".jsonl")
+
+# 3 special ids, 256 bytes and a character; more than any model has an embedding for.
+_LEAST_SIZE, _MOST_SIZE = 260, 2**20
 
 
 def parser() -> argparse.ArgumentParser:
   """Returns the command's arguments."""
-  result = argparse.ArgumentParser(prog="python -m launch.vocabulary", description=__doc__)
+  result = argparse.ArgumentParser(
+    prog="python -m launch.vocabulary", description=__doc__, allow_abbrev=False
+  )
   result.add_argument(
     "--input",
     required=True,
@@ -20,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     help="'python' (what CPython carries) or a path or glob pattern; *.json and *.jsonl are read as"
     " JSON lines, anything else as plain text. May be given several times.",
   )
-  result.add_argument("--output", required=True, help="the model file to write")
+  result.add_argument(
+    "--output", type=paths.argument, required=True, help="the model file to write"
+  )
   result.add_argument("--size", type=int, default=8000, help="number of pieces (%(default)s)")
   result.add_argument("--field", default="text", help="the text's key in JSON lines (%(default)s)")
   result.add_argument(
@@ -37,7 +47,7 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
   """
   if list(inputs) == ["python"]:
     return corpora.PythonLibrary()
-  json_lines = [pattern.endswith((".json", ".jsonl")) for pattern in inputs]
+  json_lines = [pattern.endswith(_JSON_LINES) for pattern in inputs]
   if "python" in inputs or len(set(json_lines)) != 1:
     raise corpora.CorpusError(
       f"--input={', '.join(inputs)}: all inputs must be of one kind: 'python', JSON lines or text."
@@ -47,23 +57,43 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
   return corpora.TextFiles(list(inputs))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-  """Trains the vocabulary and says how many bytes of held-out text a token spells."""
-  args = parser().parse_args(arguments)
-  try:
-    corpus = corpus_of(args.input, args.field)
-    vocabulary = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
-  except corpora.CorpusError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
-  print(f"{args.output}: {vocabulary.size} pieces, sha256 {vocabulary.describe()['sha256']}")
+def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> str:
+  """The command that trains a first model on this text with the new vocabulary."""
+  words = ["python -m launch.train gin/runs/griffin_quickstart.gin"]
+  files = inputs[0] if len(inputs) == 1 else repr(list(inputs))
+  if list(inputs) == ["python"]:
+    words += ["gin/data/python_sentencepiece.gin", f"--gin.VOCAB_SIZE={size}"]
+  elif inputs[0].endswith(_JSON_LINES):
+    words += ["gin/data/json_lines_sentencepiece.gin", f"--gin.JSON_LINES={shlex.quote(files)}"]
+    words += [] if field == "text" else [f"--gin.JSON_FIELD={shlex.quote(field)}"]
+  else:
+    words += ["gin/data/text_files_sentencepiece.gin", f"--gin.TEXT_FILES={shlex.quote(files)}"]
+  return " ".join([*words, f"--gin.VOCABULARY_MODEL={shlex.quote(output)}", "--run_dir=runs/mine"])
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Trains the vocabulary, says how many bytes of held-out text a token spells, and what to type next."""
+  options = parser()
+  args = options.parse_args(arguments)
+  if not _LEAST_SIZE <= args.size <= _MOST_SIZE:
+    options.error(f"--size={args.size} must be from {_LEAST_SIZE} to {_MOST_SIZE}")
+  if not 0 < args.megabytes < float("inf"):
+    options.error(f"--megabytes={args.megabytes} must be a number above 0")
+  if args.output.is_dir():
+    options.error(f"--output={args.output} is a folder: name the file to write in it")
+  inputs = [text if text == "python" else str(paths.argument(text)) for text in args.input]
+  corpus = corpus_of(inputs, args.field)
+  vocabulary = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
+  output = paths.shown(args.output)
+  print(f"{output}: {vocabulary.size} pieces, sha256 {vocabulary.describe()['sha256']}")
   texts = [text.decode("utf-8", errors="replace") for text in corpus.documents("heldout")]
   size = sum(len(text.encode("utf-8")) for text in texts)
-  if size:
-    tokens = sum(len(vocabulary.encode(text)) for text in texts)
-    print(f"held-out text: {size / tokens:.2f} bytes per token ({size} bytes)")
+  tokens = sum(len(vocabulary.encode(text)) for text in texts)
+  print(f"held-out text: {size / max(tokens, 1):.2f} bytes per token ({size} bytes)")
+  shown = [text if text == "python" else paths.shown(text) for text in inputs]
+  print(f"next: {next_command(shown, args.field, output, vocabulary.size)}")
   return 0
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  command.run(main)

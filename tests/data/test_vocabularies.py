@@ -1,6 +1,7 @@
 """Vocabularies: ids of the known kind, text that comes back, files that tell when they changed."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import corpora, vocabularies, vocabulary_training
+from launch import experiment
 from launch import vocabulary as command
+from launch.config import ConfigError
 
 TEXTS = [
   "def f(x):\n    return  x\n\n\n\tif é中: 😀 end ",
@@ -78,9 +81,19 @@ def test_training_sees_no_heldout_document_and_gives_the_same_model_again(tmp_pa
 def test_a_size_that_the_text_cannot_fill_is_an_error(tmp_path):
   (tmp_path / "few.txt").write_text("ab " * 50)
   corpus = corpora.TextFiles(str(tmp_path / "*.txt"), heldout_fraction=0.0)
-  with pytest.raises(corpora.CorpusError, match="could not train 5000 pieces"):
+  with pytest.raises(
+    corpora.CorpusError, match=r"for 5000 pieces: it gives at most \d+\. Set --size"
+  ):
     vocabulary_training.train_sentencepiece(corpus, 5000, tmp_path / "x.model")
   assert [p.name for p in tmp_path.iterdir()] == ["few.txt"]
+
+
+def test_a_size_that_cannot_spell_the_characters_is_an_error(tmp_path):
+  characters = "".join(chr(0x4E00 + n) for n in range(400))
+  (tmp_path / "many.txt").write_text(f"{characters}\n" * 20)
+  corpus = corpora.TextFiles(str(tmp_path / "*.txt"), heldout_fraction=0.0)
+  with pytest.raises(corpora.CorpusError, match=r"300 pieces are too few .*--size=\d+ or higher"):
+    vocabulary_training.train_sentencepiece(corpus, 300, tmp_path / "x.model")
 
 
 def test_long_lines_are_learnt_from(tmp_path):
@@ -104,10 +117,62 @@ def test_command_trains_and_reports(tmp_path, capsys):
 
 
 def test_command_names_what_is_wrong(tmp_path, capsys):
-  assert command.main(["--input=python", f"--input={tmp_path}/*.txt", "--output=x.model"]) == 1
-  assert "all inputs must be of one kind" in capsys.readouterr().err
-  assert command.main([f"--input={tmp_path}/none/*.txt", "--output=x.model"]) == 1
-  assert "No file matches" in capsys.readouterr().err
+  (tmp_path / "a.txt").write_text("too little text\n" * 10)
+  text, output = f"--input={tmp_path}/*.txt", f"--output={tmp_path}/x.model"
+  (tmp_path / "file").write_text("")
+  told = {
+    ("--input=python", text, output): "all inputs must be of one kind",
+    (f"--input={tmp_path}/none/*.txt", output): "No file matches",
+    (text, output): r"too little text for 8000 pieces: it gives at most \d+\. Set --size=\d+",
+    (text, f"--output={tmp_path}/file/x.model"): r"x\.model cannot be written: .*--output",
+  }
+  for arguments, message in told.items():
+    with pytest.raises((corpora.CorpusError, vocabularies.VocabularyError), match=message):
+      command.main(arguments)
+  told = {
+    (text, output, "--size=259"): "--size=259 must be from 260",
+    (text, output, "--size=99999999"): "--size=99999999 must be from 260",
+    (text, output, "--megabytes=nan"): "--megabytes=nan must be",
+    (text, f"--output={tmp_path}"): "is a folder",
+  }
+  for arguments, message in told.items():
+    with pytest.raises(SystemExit, match="2"):
+      command.main(arguments)
+    assert message in capsys.readouterr().err
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "file"]
+
+
+@pytest.mark.parametrize("kind", ["text", "json", "two"])
+def test_the_command_s_last_line_makes_a_model_of_the_vocabulary_s_size(
+  tmp_path, capsys, monkeypatch, kind
+):
+  """As typed, from the folder of the text, with relative paths."""
+  monkeypatch.chdir(tmp_path)
+  lines = [f"line {n} of the text, number {n * n}" for n in range(400)]
+  Path("a [1].txt").write_text("\n".join(lines))
+  Path("b.txt").write_text("\n".join(lines))
+  Path("a.jsonl").write_text("\n".join(json.dumps({"body": line}) for line in lines))
+  inputs = {"text": ["a [1].txt"], "json": ["*.jsonl"], "two": ["a [1].txt", "b*.txt"]}[kind]
+  given = [f"--input={name}" for name in inputs]
+  status = command.main([*given, "--output=out/x.model", "--size=310", "--field=body"])
+  assert status == 0
+  last = capsys.readouterr().out.splitlines()[-1]
+  prefix, _, typed = last.partition("python -m launch.train ")
+  assert prefix == "next: "
+  words = shlex.split(typed)
+  files = [word for word in words if not word.startswith("-")]
+  bindings = [word for word in words if word.startswith("--gin.")]
+  built = experiment.build(experiment.load(files, bindings))
+  assert built.model.vocab_size == built.vocabulary.size == 310
+  built.check_vocabulary()
+  assert sum(map(len, built.train_data.corpus.documents("all"))) > 5000
+
+
+def test_a_vocabulary_that_is_not_yet_trained_is_one_line_that_says_how():
+  files = ["gin/runs/griffin_quickstart.gin", "gin/data/text_files_sentencepiece.gin"]
+  found = experiment.load(files, ["--gin.VOCABULARY_MODEL=/none/x.model"])
+  with pytest.raises(ConfigError, match=r"x\.model does not exist.*launch\.vocabulary --input"):
+    experiment.build(found)
 
 
 @pytest.mark.parametrize("extra_ids", [0, 3])
