@@ -56,6 +56,13 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
     CorpusError: the corpus is at fault.
     PreparationError: something else is.
   """
+  try:
+    pickled = pickle.dumps(request)
+  except Exception as error:
+    raise PreparationError(
+      f"{what} cannot be handed to the process that prepares it: {' '.join(str(error).split())[:200]}."
+      " Define the classes of corpus and vocabulary at the top of a module."
+    ) from None
   # -P: a folder named `data` in the working directory must not hide this package.
   command = [sys.executable, "-P", "-m", "data.prepare"]
   with tempfile.TemporaryFile() as log:
@@ -67,7 +74,7 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
       env=_environment(),
     )
     try:
-      process.stdin.write(pickle.dumps(request))
+      process.stdin.write(pickled)
       process.stdin.close()
       answer = _follow(process.stdout, what, show)
       process.wait(timeout=30)
@@ -83,6 +90,8 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
       return answer["done"]
     if answer.get("kind") == "CorpusError":
       raise CorpusError(answer["error"])
+    if answer.get("kind") == PreparationError.__name__:
+      raise PreparationError(answer["error"])
     raise PreparationError(_explain(process.returncode, answer, log))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import pickle
@@ -25,9 +26,14 @@ from data import corpora, recall, tasks
 from data.dataset import TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
+from data.preparation import PreparationError
 from data.rows import RowWriter
+from data.vocabularies import VocabularyError
 
 _SECONDS_BETWEEN_EVENTS = 0.1
+
+# Half-made files that nothing wrote to for so long are nobody's.
+_SECONDS_OF_NOBODY = 24 * 3600.0
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -49,29 +55,58 @@ def _locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
     yield
 
 
+def _machine() -> str:
+  """Names this machine, also among containers that are all called alike."""
+  try:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+  except OSError:
+    boot = "0"
+  return f"{socket.gethostname()}-{boot}"
+
+
 def _remove_leftovers(target: Path) -> None:
-  """Removes what killed preparations of `target` on this machine left; call with the lock held."""
-  for leftover in target.parent.glob(f".{target.name}.{socket.gethostname()}.*.partial"):
-    shutil.rmtree(leftover, ignore_errors=True)
+  """Removes what killed preparations of `target` left; call with the lock held.
+
+  Those of this machine are over; of others, which may share the directory and not the lock, the old ones.
+  """
+  for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+    ours = leftover.name.startswith(f".{target.name}.{_machine()}.")
+    if ours or time.time() - leftover.stat().st_mtime > _SECONDS_OF_NOBODY:
+      shutil.rmtree(leftover, ignore_errors=True)
 
 
 def prepare(dataset: TextDataset, report: Report) -> None:
   """Makes the row files of `dataset` unless they are there; they appear whole or not at all.
 
   Raises:
-    CorpusError: the corpus cannot be read, or the split holds no text.
+    CorpusError: the corpus cannot be read, changes meanwhile, or the split holds no text.
+    PreparationError: the files cannot be written.
   """
   target = dataset.cache_path
+  try:
+    _prepare(dataset, target, report)
+  except OSError as error:
+    raise PreparationError(
+      f"the rows of {dataset.what} cannot be kept in {target.parent}: {error.strerror or error}. Free space"
+      " there, or keep them elsewhere: --gin.dataset.TextDataset.cache_dir=FOLDER."
+    ) from error
+
+
+def _prepare(dataset: TextDataset, target: Path, report: Report) -> None:
   lock = target.parent / f".{target.name}.lock"
   with _locked(lock, wait=lambda: report({"what": dataset.what, "waiting": True})):
     if (target / MANIFEST_FILE).is_file():
       return
     _remove_leftovers(target)
-    name = f".{target.name}.{socket.gethostname()}.{os.getpid()}.partial"
-    partial = target.parent / name
+    source = dataset.source()
+    partial = target.parent / f".{target.name}.{_machine()}.{os.getpid()}.partial"
     partial.mkdir()
     try:
       _pack(dataset, partial, report)
+      if dataset.source() != source:
+        raise corpora.CorpusError(
+          f"{dataset.what}: a file changed while it was read. Start again once nothing writes to it."
+        )
       _publish(partial, target)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
@@ -168,7 +203,10 @@ def main() -> int:
     return 1  # Whoever asked is gone.
   except Exception as error:
     traceback.print_exc()
-    report({"error": str(error), "kind": type(error).__name__})
+    kind = type(error).__name__
+    if isinstance(error, corpora.CorpusError | VocabularyError):
+      kind = "CorpusError"  # Subclasses too: the corpus or its vocabulary is at fault.
+    report({"error": str(error), "kind": kind})
     return 1
   return 0
 

@@ -48,6 +48,7 @@ FRAGMENTS = {
   "data/recall.gin": "data/induction_heads.gin",
   "data/bytes.gin": "data/python_bytes.gin",
   "data/symbols.gin": "data/induction_heads.gin",
+  "data/sentencepiece.gin": "data/text_files_sentencepiece.gin",
   # Of the vocabulary of what is trained on.
   "data/instructions.gin": "data/instructions_bytes.gin",
   "data/instructions_gemma_turns.gin": "data/instructions_bytes.gin",
@@ -59,7 +60,9 @@ def load(file):
     return experiment.load(GIN_ROOT / file)
   folder = file.partition("/")[0]
   parts = PARTS | ({folder: FRAGMENTS.get(file, file)} if folder in PARTS else {})
-  return experiment.load(["experiment.gin", *parts.values()])
+  # Of a vocabulary that is yet to be trained, the size cannot be known.
+  own = ["--gin.VOCAB_SIZE=300"] if "s_sentencepiece" in parts["data"] else []
+  return experiment.load(["experiment.gin", *parts.values()], own)
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("compare/")])

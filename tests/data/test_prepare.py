@@ -1,0 +1,98 @@
+"""What stops a preparation is one line, and nothing half-made stays."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import numpy as np
+import pytest
+
+from data import corpora, dataset, preparation, prepare, rows, tasks, vocabularies
+from data.preparation import PreparationError
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+  """A dataset that is tokenized without TensorFlow, in this process."""
+  (tmp_path / "a.txt").write_text("some text\n" * 100)
+  corpus = corpora.TextFiles(str(tmp_path / "a.txt"))
+
+  def examples(corpus, vocabulary, split):
+    for document in corpus.documents(split):
+      ids = np.asarray(vocabulary.encode(document.decode()), np.int32)
+      yield tasks.Example(ids, len(document), False)
+
+  monkeypatch.setattr(tasks, "examples", examples)
+  return dataset.TextDataset(
+    corpus, vocabularies.Bytes(), 16, "all", cache_dir=str(tmp_path / "cache")
+  )
+
+
+def ignore(event):
+  pass
+
+
+def left(text):
+  return sorted(p.name for p in text.cache_path.parent.iterdir() if p.is_dir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(text, monkeypatch):
+  def full(self, *arrays):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(rows.RowWriter, "write", full)
+  with pytest.raises(PreparationError, match=r"cache: No space left on device\. .*cache_dir"):
+    prepare.prepare(text, ignore)
+  assert left(text) == []
+  monkeypatch.undo()
+
+
+def test_a_cache_that_is_a_file_or_cannot_be_made_is_one_line(text, tmp_path):
+  (tmp_path / "cache").write_text("")
+  with pytest.raises(PreparationError, match=r"cannot be kept in .*cache: .*--gin") as caught:
+    prepare.prepare(text, ignore)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_directory_in_the_place_of_the_rows_is_not_overwritten(text):
+  text.cache_path.mkdir(parents=True)
+  (text.cache_path / "mine").write_text("")
+  with pytest.raises(PreparationError, match="cannot be kept in"):
+    prepare.prepare(text, ignore)
+  assert left(text) == [text.cache_path.name]
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_noticed(text, tmp_path, monkeypatch):
+  packed = prepare._pack
+
+  def slowly(*arguments):
+    packed(*arguments)
+    (tmp_path / "a.txt").write_text("more\n" * 100)
+
+  monkeypatch.setattr(prepare, "_pack", slowly)
+  with pytest.raises(corpora.CorpusError, match="a file changed while it was read"):
+    prepare.prepare(text, ignore)
+  assert left(text) == []
+
+
+def test_what_others_are_making_stays_and_what_was_left_goes(text):
+  parent, name = text.cache_path.parent, text.cache_path.name
+  parent.mkdir()
+  ours = parent / f".{name}.{prepare._machine()}.7.partial"
+  theirs, old = (parent / f".{name}.host-{n}.7.partial" for n in range(2))
+  for folder in (ours, theirs, old):
+    folder.mkdir()
+  os.utime(old, (time.time() - 1e6,) * 2)
+  prepare.prepare(text, ignore)
+  assert left(text) == sorted([name, theirs.name])
+
+
+def test_a_dataset_that_cannot_be_pickled_is_one_line(text):
+  class Local(vocabularies.Bytes):
+    pass
+
+  odd = dataset.TextDataset(text.corpus, Local(), 16, "all", cache_dir=text.cache_dir)
+  with pytest.raises(PreparationError, match=r"cannot be handed to .*at the top of a module"):
+    preparation.prepare([odd], ignore)
