@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import command, hosts, paths
+from launch import command, directory_owner, hosts, paths, trust
 
 if TYPE_CHECKING:
   from evaluation.cells import Cells
@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--describe", action="store_true", help="print models, runs and parts, and stop"
   )
+  trust.add_arguments(result)
   hosts.add_arguments(result)
   return result
 
@@ -67,11 +68,14 @@ def main(arguments: Sequence[str]) -> int:
 
   hosts.join(args)
   from launch import comparison as comparison_lib
+  from launch import trust_check
   from launch.run_directory import RunDirectory
 
   directory = RunDirectory(args.output) if args.output else None
+  trusted = trust.Trust.of(args.trust)
   if args.config is None:
     directory.require_run()
+    trust_check.check(directory.config_file, trusted, makes_rows=True, comparison=True)
   config = comparison_lib.load(args.config or directory.config_file, bindings)
   comparison = config.build()
   only = _chosen(args.only, comparison)
@@ -80,9 +84,10 @@ def main(arguments: Sequence[str]) -> int:
     return 0
   asked_by = shlex.join(["python", "-m", "launch.compare", *arguments])
   # Mistakes are found before the output is claimed.
-  comparing = _Comparing(comparison, config, args.output, asked_by)
-  _open(directory, config, args.resume, asked_by)
-  return comparing.run(only)
+  comparing = _Comparing(comparison, config, args.output, asked_by, trusted)
+  with directory_owner.owned_by_job(args.output):
+    _open(directory, config, args.resume, asked_by)
+    return comparing.run(only)
 
 
 def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:
@@ -253,14 +258,16 @@ def _told(part: Any) -> str:
 class _Comparing:
   """One launch of a comparison."""
 
-  def __init__(self, comparison: Comparison, config: Config, output: Path, asked_by: str):
+  def __init__(
+    self, comparison: Comparison, config: Config, output: Path, asked_by: str, trusted: trust.Trust
+  ):
     from launch.comparison_progress import ComparisonProgress
     from launch.comparison_runs import TrainedRuns
 
     self._comparison, self._config = comparison, config
     self._output, self._asked_by = output, asked_by
     self._progress = ComparisonProgress()
-    runs = TrainedRuns(comparison, output / "runs", self._progress, asked_by)
+    runs = TrainedRuns(comparison, output / "runs", self._progress, asked_by, trusted)
     self._works = _works(comparison, runs, output / "cells", self._progress.on_cell)
 
   def run(self, only: Sequence[str]) -> int:

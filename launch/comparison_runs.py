@@ -24,6 +24,7 @@ from launch.comparison_progress import ComparisonProgress
 from launch.config import Config
 from launch.experiment import Experiment
 from launch.run_directory import RunDirectory
+from launch.trust import NOBODY, Trust
 from models.accounting import Account, account
 from parallel.layout import Layout
 from parallel.rows import OverMesh
@@ -107,9 +108,14 @@ class TrainedRuns:
   """See `evaluation.part.Runs`. Runs lie under `folder`; another configuration is another run."""
 
   def __init__(
-    self, comparison: Comparison, folder: Path, progress: ComparisonProgress, asked_by: str
+    self,
+    comparison: Comparison,
+    folder: Path,
+    progress: ComparisonProgress,
+    asked_by: str,
+    trust: Trust = NOBODY,
   ):
-    """Takes what is compared, where runs lie, who is told of their steps, and the command."""
+    """Takes what is compared, where runs lie, who is told of their steps, the command, and who is trusted."""
     self.models = tuple(comparison.models)
     self.sizes = tuple(comparison.sizes)
     self.seeds = tuple(comparison.seeds)
@@ -117,6 +123,7 @@ class TrainedRuns:
     self._folder = folder
     self._progress = progress
     self._asked_by = asked_by
+    self._trust = trust
     self._config = functools.cache(comparison.run_config)
     self._built = functools.cache(lambda spec: experiment_lib.build(self._config(spec)))
     self._account = functools.cache(self._account_of)
@@ -188,7 +195,7 @@ class TrainedRuns:
 
   def _open(self, spec: RunSpec, directory: RunDirectory) -> TrainedRun:
     """Opens a finished run, and measures its loss on the comparison's text."""
-    found = trained.load(directory, "latest")
+    found = trained.load(directory, "latest", trust=self._trust)
     own = self._experiment(spec)
     if found.vocabulary.describe() != own.vocabulary.describe():
       raise UserError(

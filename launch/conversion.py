@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,14 @@ import numpy as np
 
 from data import vocabularies
 from data.vocabularies import Vocabulary
+from launch import directory_owner, kept_files, run_config, trust_check
 from launch import experiment as experiment_lib
-from launch import kept_files, run_config
 from launch import trained as trained_lib
 from launch.command import UserError
 from launch.config import Config
 from launch.run_directory import RunDirectory
-from models import lora, recurrent_gemma, recurrent_gemma_flax
+from launch.trust import NOBODY, Trust
+from models import counterparts, lora, recurrent_gemma, recurrent_gemma_flax
 from models.accounting import list_parameters
 from parallel.tree_paths import by_path
 from training import checkpoint, streamed_checkpoint, tensor_files
@@ -33,6 +37,8 @@ TOKENIZER_FILE = "tokenizer.model"
 _ORBAX = ("_METADATA", "manifest.ocdbt", "_sharding", "checkpoint")
 _TYPES = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}
 _TYPES |= {"float32": "float32", "bfloat16": "bfloat16"}
+# Of an error; the folder stands before it.
+_SHOWN_LETTERS = 380
 # The window that DeepMind's code calls 2048 does not count the token itself.
 _DEEPMIND_WINDOW = 2049
 # The configuration of a run with adapters, but for them.
@@ -97,6 +103,8 @@ def take_in(
       mixers["window"] = _DEEPMIND_WINDOW
       stream = recurrent_gemma_flax.stream_from_flax
       name = "embedder/input_embedding"
+    counterparts.check_types(tensors.types)
+    counterparts.check_count(backbone, tensors.shapes)
   found = _vocabulary(source, vocabulary)
   if found.size != backbone["vocab_size"]:
     raise UserError(
@@ -107,20 +115,23 @@ def take_in(
   types = {"dtype": stored, "param_dtype": stored}
   place = run_dir / vocabularies.MODEL_FILE
   loaded = _configuration(backbone | types, mixers, found, place, bindings)
-  model = experiment_lib.build(loaded).model
+  with _told(source):
+    model = experiment_lib.build(loaded).model
+    paths = [parameter.path for parameter in list_parameters(model)]
   with _appearing(run_dir) as partial:
     run = RunDirectory(partial)
     run.write_config(loaded, words)
     vocabularies.save(found, partial)
     if kind == HUGGING_FACE:
       kept_files.keep(source, partial / kept_files.FOLDER)
-    paths = [parameter.path for parameter in list_parameters(model)]
     with _told(source):
       arrays = stream(tensors, tensors.shapes, model)
       streamed_checkpoint.write_parameters(partial, 0, paths, arrays, {"source": str(source)})
 
 
-def export(run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes: int) -> str:
+def export(
+  run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes: int, trust: Trust = NOBODY
+) -> str:
   """Makes Hugging Face files of a run: what `RecurrentGemmaForCausalLM.from_pretrained` reads.
 
   Args:
@@ -129,6 +140,7 @@ def export(run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes
     which: the checkpoint: 'best', 'latest' or a step.
     dtype: type of the tensors; None is that of the run's parameters.
     max_bytes: of the tensors in a file.
+    trust: see `launch.trained.load`.
 
   Returns:
     a line about the tokenizer if `transformers` finds none in the folder, else ''.
@@ -138,7 +150,7 @@ def export(run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes
     CheckpointError: there is no such checkpoint.
   """
   run = RunDirectory(run_dir)
-  trained = trained_lib.load(run, which)
+  trained = trained_lib.load(run, which, trust=trust)
   # Adapters become part of the weights: Hugging Face's files have no place for them.
   model, params = lora.merged(trained.experiment.model, trained.params)
   vocabulary = trained.vocabulary
@@ -172,7 +184,7 @@ def _without_tokenizer(vocabulary: Vocabulary) -> str:
   )
 
 
-def merge(run_dir: Path, target: Path, which: str, words: str) -> None:
+def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NOBODY) -> None:
   """Makes a run directory in which a run's adapters are part of the weights.
 
   Args:
@@ -181,21 +193,23 @@ def merge(run_dir: Path, target: Path, which: str, words: str) -> None:
       from, not to be trained on.
     which: the checkpoint: 'best', 'latest' or a step.
     words: the command, for the configuration's first line.
+    trust: see `launch.trained.load`.
 
   Raises:
     UserError: the run has no adapters.
     CheckpointError: there is no such checkpoint.
   """
   run = RunDirectory(run_dir)
-  trained = trained_lib.load(run, which)
+  trained = trained_lib.load(run, which, trust=trust)
   model, params = lora.merged(trained.experiment.model, trained.params)
   if model is trained.experiment.model:
     raise UserError(f"{run_dir} has no adapters to merge.")
-  loaded = run_config.load(run, arguments=_WITHOUT_ADAPTERS)
+  loaded = run_config.load(run, arguments=_WITHOUT_ADAPTERS, trust=trust)
+  made_here = trust_check.is_recorded(run.config_file)
   arrays = ((path, np.asarray(leaf)) for path, leaf in by_path(params).items())
   paths = [parameter.path for parameter in list_parameters(model)]
   with _appearing(target) as partial:
-    RunDirectory(partial).write_config(loaded, words)
+    RunDirectory(partial).write_config(loaded, words, made_here=made_here)
     vocabularies.save(trained.vocabulary, partial)
     kept_files.keep(
       kept_files.folder(trained.run_dir, trained.experiment), partial / kept_files.FOLDER
@@ -258,9 +272,12 @@ def _vocabulary(source: Path, given: str | None) -> Vocabulary:
 
 def _json(file: Path) -> dict[str, Any]:
   try:
-    return dict(json.loads(file.read_text(encoding="utf-8")))
-  except (ValueError, TypeError) as error:
-    raise UserError(f"{file} is no JSON object ({error}).") from None
+    found = json.loads(file.read_text(encoding="utf-8"))
+  except (ValueError, TypeError, RecursionError, OSError) as error:
+    raise UserError(f"{file} is no JSON object ({str(error)[:200]}).") from None
+  if not isinstance(found, dict):
+    raise UserError(f"{file} is no JSON object but a {type(found).__name__}.")
+  return found
 
 
 @contextlib.contextmanager
@@ -269,7 +286,9 @@ def _told(source: Path) -> Iterator[None]:
   try:
     yield
   except (ValueError, checkpoint.CheckpointError) as error:
-    raise UserError(f"{source}: {error}") from error
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
+    raise UserError(f"{source}: {text}") from error
 
 
 @contextlib.contextmanager
@@ -277,13 +296,33 @@ def _appearing(target: Path) -> Iterator[Path]:
   """A folder to fill, which becomes `target` if all goes well and is removed if not."""
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UserError(f"{target} exists and is not empty: name another folder, or remove it.")
-  partial = target.absolute().parent / f".{target.name}.partial"
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
+  target = target.resolve()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  _remove_leftovers(target)
+  partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
   try:
-    yield partial
-    if target.exists():
-      target.rmdir()
-    partial.rename(target)
+    with directory_owner.owned(partial):
+      partial.chmod(0o777 & ~_umask())
+      yield partial
+    try:
+      # In one step, and only in place of nothing or of an empty folder.
+      partial.rename(target)
+    except OSError as error:
+      raise UserError(
+        f"{target} was made by somebody else in the meantime ({error.strerror}): name another folder."
+      ) from None
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+  """Removes what dead processes left of the same target; another's work in progress stays."""
+  for partial in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+    if directory_owner.is_abandoned(partial):
+      shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+  mask = os.umask(0o022)
+  os.umask(mask)
+  return mask

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
-from launch import command, paths
+from launch import command, paths, trust
 
 DESCRIPTION = """\
 Makes a run directory of RecurrentGemma's published weights, or Hugging Face files of a run directory.
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     action="store_true",
     help="make a run directory of a run with adapters, in which they are part of the weights",
   )
+  trust.add_arguments(result)
   return result
 
 
@@ -54,15 +55,18 @@ def main(arguments: Sequence[str]) -> int:
   from launch import conversion
 
   words = shlex.join(["python", "-m", "launch.convert", *arguments])
+  trusted = trust.Trust.of(args.trust)
   kind = conversion.kind_of(args.source)
   note = ""
   if kind == conversion.RUN and args.merge:
-    conversion.merge(args.source, args.target, args.checkpoint, words)
+    conversion.merge(args.source, args.target, args.checkpoint, words, trusted)
   elif kind == conversion.RUN:
     if bindings:
       raise command.UserError(f"{bindings[0]} has no effect: Hugging Face files have no gin.")
     max_bytes = int(args.shard_gb * 1e9)
-    note = conversion.export(args.source, args.target, args.checkpoint, args.dtype, max_bytes)
+    note = conversion.export(
+      args.source, args.target, args.checkpoint, args.dtype, max_bytes, trusted
+    )
   else:
     conversion.take_in(kind, args.source, args.target, args.vocabulary, bindings, words)
   print(f"{args.target} is ready")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import command, harness, paths
+from launch import command, harness, paths, trust
 from training import json_files
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--contexts", help="recall tasks: sizes of the context to ask about, such as 256,512,1024"
   )
+  trust.add_arguments(result)
   harness.add_arguments(result)
   return result
 
@@ -70,12 +71,13 @@ def main(arguments: Sequence[str]) -> int:
   from training.metrics import Progress
 
   run = RunDirectory(args.run_dir)
-  trained = trained_lib.load(run, args.checkpoint)
+  trusted = trust.Trust.of(args.trust)
+  trained = trained_lib.load(run, args.checkpoint, trust=trusted)
   if args.harness:
     return harness.run(args, run, trained)
   experiment = trained.experiment
   length = args.length or experiment.sequence_length
-  data = _text(run, args.data, bindings, length, trained.vocabulary)
+  data = _text(run, args.data, bindings, length, trained.vocabulary, trusted)
   task = getattr(data, "corpus", None)
   if isinstance(task, RecallTask):
     return recall_scores.run(run, trained, task, contexts, args.batch_size)
@@ -111,13 +113,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _text(
-  run: RunDirectory, file: str | None, bindings: list[str], length: int, vocabulary: Vocabulary
+  run: RunDirectory,
+  file: str | None,
+  bindings: list[str],
+  length: int,
+  vocabulary: Vocabulary,
+  trusted: trust.Trust,
 ) -> Dataset:
   """The held-out text that was asked for, in the model's vocabulary and rows of `length` tokens."""
   from launch import experiment as experiment_lib
   from launch import run_config
 
-  config = run_config.load(run, [file] if file else [], bindings)
+  config = run_config.load(run, [file] if file else [], bindings, trust=trusted, makes_rows=True)
   experiment = experiment_lib.build(config)
   return experiment_lib.read_as(experiment.eval_data, sequence_length=length, vocabulary=vocabulary)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import command, paths
+from launch import command, paths, trust
 
 if TYPE_CHECKING:
   from launch.generation import TextGenerator
@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     help="a gin file, such as mesh/megatron8_zero1.gin: the devices to lay the model over; "
     "--gin.MODEL_SHARDS=4 and the like set its macros. Without it, one device.",
   )
+  trust.add_arguments(result)
   result.add_argument("--stream", action="store_true", help="print text as it is generated")
   return result
 
@@ -88,7 +89,11 @@ def main(arguments: Sequence[str]) -> int:
   except ValueError as error:
     options.error(f"--{error}")
   trained = trained_lib.load(
-    RunDirectory(args.run_dir), args.checkpoint, mesh=args.mesh, arguments=bindings
+    RunDirectory(args.run_dir),
+    args.checkpoint,
+    mesh=args.mesh,
+    arguments=bindings,
+    trust=trust.Trust.of(args.trust),
   )
   where = None if trained.layout is None else OverMesh(trained.layout)
   generator = TextGenerator(

@@ -8,26 +8,38 @@ from pathlib import Path
 
 from data import vocabularies
 from launch import experiment as experiment_lib
-from launch import gin_source
+from launch import gin_source, trust_check
 from launch.config import Config
 from launch.gin_source import Macro
 from launch.run_directory import RunDirectory
+from launch.trust import NOBODY, Trust
 
 
 def load(
   run: RunDirectory,
   files: Sequence[str | os.PathLike] = (),
   arguments: Iterable[str] = (),
+  *,
+  trust: Trust = NOBODY,
+  makes_rows: bool = False,
 ) -> Config:
   """Reads the configuration of a run, changed by gin files and then by arguments.
+
+  Args:
+    run: the run's directory.
+    files: the user's own, laid over it.
+    arguments: bindings, laid over these.
+    trust: modules beyond this project's that the run's configuration may name.
+    makes_rows: whether text may be tokenized; see `launch.trust_check.check`.
 
   A SentencePiece model that is gone from where the run read it is replaced by the run's own copy.
 
   Raises:
-    UserError: the directory holds no run.
+    UserError: the directory holds no run, or one whose configuration is not trusted.
     ConfigError: see `launch.config.load`.
   """
   run.require_run()
+  trust_check.check(run.config_file, trust, makes_rows=makes_rows)
   arguments = list(arguments)
   found = experiment_lib.load([run.config_file, *files], arguments)
   copy = run.path / vocabularies.MODEL_FILE

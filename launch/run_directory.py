@@ -11,7 +11,7 @@ from typing import Any
 
 from data import vocabularies
 from data.vocabularies import Vocabulary, VocabularyError
-from launch import gin_source, paths
+from launch import gin_source, paths, trust_check
 from launch.command import UserError
 from launch.config import Config
 
@@ -92,12 +92,20 @@ class RunDirectory:
       if old.get(name) != data.get(name)
     ]
 
-  def write_config(self, config: Config, command: str) -> None:
-    """Writes the configuration and the values in force; `command` is what asked for them."""
+  def write_config(self, config: Config, command: str, *, made_here: bool = True) -> None:
+    """Writes the configuration and the values in force.
+
+    Args:
+      config: the configuration.
+      command: what asked for it.
+      made_here: whether it is the user's own, and trusted from now on.
+    """
     self.path.mkdir(parents=True, exist_ok=True)
     first = command.replace("\n", "\\n")  # one line, whatever a value holds
     _write(self.config_file, f"# {first}\n{config.text()}")
     _write(self.path / OPERATIVE_FILE, config.operative_text())
+    if made_here:
+      trust_check.record(self.config_file)
 
   def write_data(self, data: dict[str, Any], vocabulary: Vocabulary) -> None:
     """Writes what identifies the rows, and the vocabulary itself."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from data import loader
 from evaluation.perplexity import Scorer
-from launch import kept_files, trained
+from launch import directory_owner, kept_files, trained
 from launch.command import UserError
 from launch.config import Config
 from launch.experiment import Experiment
@@ -46,9 +46,36 @@ def train(
     progress: is told the steps; None is a line of its own.
 
   Raises:
-    UserError: the directory holds another run; or the processes and the mesh do not fit.
+    UserError: the directory holds another run, or another process trains there; or the processes and
+      the mesh do not fit.
   """
   _require_agreement(config)
+  with directory_owner.owned_by_job(run.path):
+    return _train(
+      experiment,
+      config,
+      run,
+      layout,
+      asked_by,
+      resume,
+      introduce,
+      after_first_step,
+      progress,
+    )
+
+
+def _train(
+  experiment: Experiment,
+  config: Config,
+  run: RunDirectory,
+  layout: Layout | None,
+  asked_by: str,
+  resume: str,
+  introduce: Callable[[int], None] | None,
+  after_first_step: Callable[[], None] | None,
+  progress: Progress | None,
+) -> loop.Summary:
+  """As `train`, in a directory that is held."""
   if checkpoint.is_parameters_alone(run.path):
     raise UserError(
       f"{run} holds imported weights, and no run to go on with. "

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launch import command, hosts, paths
+from launch import command, hosts, paths, trust
 
 # What takes seconds to import is imported where it is used: --help and mistakes answer at once.
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     action="store_true",
     help="compile a step from shapes alone, print the memory it would take, and stop",
   )
+  trust.add_arguments(result)
   hosts.add_arguments(result)
   return result
 
@@ -84,11 +85,13 @@ def main(arguments: Sequence[str]) -> int:
   from launch.run_directory import RunDirectory
 
   run = RunDirectory(args.run_dir) if args.run_dir else None
+  trusted = trust.Trust.of(args.trust)
   if args.init_from is not None:
     bindings.append(f"--gin.launch.experiment.Experiment.init_from={str(args.init_from)!r}")
-    config = run_config.load(RunDirectory(args.init_from), args.config, bindings)
+    init = RunDirectory(args.init_from)
+    config = run_config.load(init, args.config, bindings, trust=trusted, makes_rows=True)
   elif run and (not args.config or (run.holds_run() and not run_config.is_whole(args.config))):
-    config = run_config.load(run, args.config, bindings)
+    config = run_config.load(run, args.config, bindings, trust=trusted, makes_rows=True)
   else:
     config = experiment_lib.load(args.config, bindings)
   _warn(config)

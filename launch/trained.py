@@ -16,6 +16,7 @@ from launch import run_config
 from launch.command import UserError
 from launch.experiment import Experiment
 from launch.run_directory import RunDirectory
+from launch.trust import NOBODY, Trust
 from models.accounting import abstract_parameters
 from parallel.layout import Layout
 from training import checkpoint
@@ -44,7 +45,12 @@ class Trained:
 
 
 def load(
-  run: RunDirectory, which: str, *, mesh: str | None = None, arguments: Sequence[str] = ()
+  run: RunDirectory,
+  which: str,
+  *,
+  mesh: str | None = None,
+  arguments: Sequence[str] = (),
+  trust: Trust = NOBODY,
 ) -> Trained:
   """Reads a run's checkpoint: 'best', 'latest' or a step.
 
@@ -53,20 +59,21 @@ def load(
     which: the checkpoint.
     mesh: a gin file of the mesh to read it onto; None reads it onto one device, whatever the run had.
     arguments: bindings for that file's macros.
+    trust: modules beyond this project's that the run's configuration may name.
 
   Raises:
-    UserError: the directory holds no run.
+    UserError: the directory holds no run, or one whose configuration is not trusted.
     ConfigError: mesh, devices and model do not fit.
     CheckpointError: there is no such checkpoint, or it cannot be read.
   """
-  config = run_config.load(run, [mesh] if mesh else (), arguments)
+  config = run_config.load(run, [mesh] if mesh else (), arguments, trust=trust)
   experiment = experiment_lib.build(config)
   layout = experiment.layout() if mesh else None
   abstract = checkpoint.abstract_like(
     {checkpoint.PARAMS: nn.unbox(abstract_parameters(experiment.model))},
     None if layout is None else layout.state,
   )[checkpoint.PARAMS]
-  number = int(which) if which.isdigit() else which
+  number = int(which) if which.isascii() and which.isdecimal() else which
   params, step = checkpoint.load_parameters(run.path, abstract, number)
   return Trained(experiment, params, step, run.vocabulary(), run.path, layout)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,11 @@ from models.accounting import list_parameters
 from models.language_model import LanguageModel
 
 _SHOWN = 4
+_SHOWN_LETTERS = 120
+# Elements that are looked at together.
+_PIECE = 2**24
+# Types of weights, as safetensors and numpy call them.
+_FLOATING = ("F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64")
 
 
 class Counterpart(NamedTuple):
@@ -108,6 +114,40 @@ def check(
     )
 
 
+def check_types(types: Mapping[str, str]) -> None:
+  """Raises ValueError if there are tensors that are no floating-point numbers; it names them."""
+  wrong = [f"{name} is {kind}" for name, kind in types.items() if kind not in _FLOATING]
+  if wrong:
+    raise ValueError(
+      f"weights are floating-point numbers ({', '.join(_FLOATING[:4])}): {_listed(wrong)}. "
+      "Convert or download the original weights."
+    )
+
+
+def check_count(backbone: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+  """Compares the least number of parameters of a model with the tensors that are there.
+
+  Before the model is built: one of 10,000 layers takes minutes to lay out.
+
+  Args:
+    backbone: options of `models.backbone.Backbone`.
+    shapes: name to shape of the tensors.
+
+  Raises:
+    ValueError: the tensors cannot be all of the model's.
+  """
+  width, depth = backbone["width"], backbone["depth"]
+  mlp = 3 * width * width * backbone["mlp_expansion"]
+  least = backbone["vocab_size"] * width + depth * mlp
+  held = sum(math.prod(shape) for shape in shapes.values())
+  if least > held or depth > len(shapes):
+    raise ValueError(
+      f"a model of {depth:,} layers, width {width:,} and {backbone['vocab_size']:,} ids has at least "
+      f"{least:,} parameters, the {len(shapes):,} tensors hold {held:,}. The configuration is of other "
+      "weights, or files are missing: download them again."
+    )
+
+
 def parameters(
   tensors: Mapping[str, np.ndarray],
   table: Iterable[Counterpart],
@@ -139,19 +179,35 @@ def parameters(
 def _filled(parameter, entries, tensors, digests) -> np.ndarray:
   if entries[0].repeat is None:
     (entry,) = entries
-    array = np.asarray(entry.to_ours(tensors[entry.name]), parameter.dtype)
+    with np.errstate(over="ignore"):
+      array = np.asarray(entry.to_ours(tensors[entry.name]), parameter.dtype)
     if array.shape != parameter.shape:
       raise ValueError(
         f"{parameter.path} would have shape {array.shape} from {entry.name}, this model needs "
         f"{parameter.shape}."
       )
+    _require_finite(array, entry.name)
   else:
     array = np.empty(parameter.shape, parameter.dtype)
     for entry in entries:
-      array[entry.repeat] = entry.to_ours(tensors[entry.name])
+      with np.errstate(over="ignore"):
+        array[entry.repeat] = entry.to_ours(tensors[entry.name])
+      _require_finite(array[entry.repeat], entry.name)
   if digests is not None and parameter.path in digests:
     digests[parameter.path] = digest(array)
   return array
+
+
+def _require_finite(array: np.ndarray, name: str) -> None:
+  """Raises ValueError if an array, in the model's type, holds NaN or infinity; looks at it in pieces."""
+  rows = np.atleast_1d(array)
+  step = max(1, _PIECE // max(1, rows[:1].size))
+  for start in range(0, len(rows), step):
+    if not np.isfinite(rows[start : start + step]).all():
+      raise ValueError(
+        f"{name} holds numbers that are not finite (NaN, infinite, or too large for {array.dtype}): these are "
+        "no weights of a trained model. Download them again."
+      )
 
 
 def digest(array: np.ndarray) -> bytes:
@@ -190,4 +246,8 @@ def leaf(tree: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> np.ndarr
 
 def _listed(items: list[str]) -> str:
   rest = len(items) - _SHOWN
-  return ", ".join(items[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+  shown = [
+    item if len(item) <= _SHOWN_LETTERS else f"{item[:_SHOWN_LETTERS]}..."
+    for item in items[:_SHOWN]
+  ]
+  return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")

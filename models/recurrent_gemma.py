@@ -13,7 +13,7 @@ import numpy as np
 
 from layers.attention import SelfAttention
 from layers.recurrent_block import RecurrentBlock
-from models import counterparts
+from models import counterparts, recurrent_gemma_fields
 from models.accounting import list_parameters
 from models.backbone import Backbone
 from models.counterparts import Counterpart
@@ -35,9 +35,6 @@ _FIXED = {
   "embeddings_scale_by_sqrt_dim": True,
   "tie_word_embeddings": True,
 }
-
-_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
-_NEEDED += ("num_attention_heads", "attention_window_size", "logits_soft_cap")
 
 # Our path within a block -> Hugging Face's, and how the array lies there (see `Counterpart`).
 _BLOCK = {
@@ -273,30 +270,21 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 def _check_config(config: Mapping[str, Any]) -> None:
   if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
     raise ValueError(
-      f"this is a configuration of {config['model_type']!r}; read are those of {MODEL_TYPE!r} alone."
+      f"this is a configuration of {recurrent_gemma_fields.short(config['model_type'])}; read are those of "
+      f"{MODEL_TYPE!r} alone."
     )
-  absent = [name for name in _NEEDED if name not in config]
-  if absent:
-    raise ValueError(
-      f"this is no whole RecurrentGemma configuration: it lacks {', '.join(absent)}."
-    )
+  recurrent_gemma_fields.check_fields(config)
   rope = _rope(config)
   depth, width = config["num_hidden_layers"], config["hidden_size"]
   blocks = tuple(itertools.islice(itertools.cycle(config.get("block_types") or _PATTERN), depth))
   head_dim, heads = config.get("head_dim"), config["num_attention_heads"]
   rules = [
-    (name, config.get(name, value), value, config.get(name, value) == value)
+    (name, config.get(name, value), value, _same(config.get(name, value), value))
     for name, value in _FIXED.items()
   ]
   rules += [
     ("rope_theta", rope["rope_theta"], 10_000.0, rope["rope_theta"] == 10_000.0),
     ("rope_type", rope["rope_type"], "default", rope["rope_type"] == "default"),
-    (
-      "intermediate_size",
-      config["intermediate_size"],
-      f"a multiple of twice the width {width}",
-      config["intermediate_size"] % (2 * width) == 0,
-    ),
     (
       "head_dim",
       head_dim,
@@ -310,13 +298,24 @@ def _check_config(config: Mapping[str, Any]) -> None:
       blocks == tuple(itertools.islice(itertools.cycle(_PATTERN), depth)),
     ),
   ]
-  wrong = [f"{name}={value!r}, must be {rule}" for name, value, rule, holds in rules if not holds]
+  wrong = [
+    f"{name}={recurrent_gemma_fields.short(value)}, must be {rule}"
+    for name, value, rule, holds in rules
+    if not holds
+  ]
   if wrong:
     raise ValueError(
       "this RecurrentGemma configuration asks for what Griffin does not have here: "
-      + "; ".join(wrong)
+      + "; ".join(wrong[:3])
       + "."
     )
+
+
+def _same(value: Any, rule: Any) -> bool:
+  """Whether a value is the one that is fixed; True is not 1, but 1 is 1.0."""
+  numbers = (int, float)
+  alike = type(value) is type(rule) or (type(value) in numbers and type(rule) in numbers)
+  return alike and value == rule
 
 
 def check_options(model: LanguageModel) -> None:

@@ -64,19 +64,24 @@ def options_from_shapes(
     ValueError: these are no tensors of RecurrentGemma; it names what is missing.
   """
 
-  def shape(name: str) -> tuple[int, ...]:
+  def shape(name: str, axes: int) -> tuple[int, ...]:
     if name not in shapes:
       raise ValueError(
         f"these are no parameters of RecurrentGemma: there is no {name}, but "
-        f"{', '.join(sorted(shapes)[:4])} and so on."
+        f"{', '.join(name[:60] for name in sorted(shapes)[:4])} and so on."
       )
+    if len(shapes[name]) != axes or 0 in shapes[name]:
+      raise ValueError(f"{name} has shape {shapes[name]}, it needs {axes} axes that are not empty.")
     return shapes[name]
 
-  vocab_size, width = shape("embedder/input_embedding")
-  numbers = {int(name.split("/")[0][7:]) for name in shapes if name.startswith("blocks.")}
-  blocks, _, _ = shape("blocks.0/recurrent_block/rg_lru/a_gate/w")
-  hidden = shape("blocks.0/mlp_block/ffw_up/w")[-1]
-  (rnn_width,) = shape("blocks.0/recurrent_block/rg_lru/a_param")
+  vocab_size, width = shape("embedder/input_embedding", 2)
+  numbers = {name.split("/")[0][7:] for name in shapes if name.startswith("blocks.")}
+  if numbers != {str(number) for number in range(len(numbers))}:
+    known = ", ".join(sorted(numbers)[:8])[:80]
+    raise ValueError(f"the blocks are not numbered from 0 without a gap: {known} and so on.")
+  blocks, _, _ = shape("blocks.0/recurrent_block/rg_lru/a_gate/w", 3)
+  hidden = shape("blocks.0/mlp_block/ffw_up/w", 3)[-1]
+  (rnn_width,) = shape("blocks.0/recurrent_block/rg_lru/a_param", 1)
   if hidden % width:
     raise ValueError(
       f"blocks.0/mlp_block/ffw_up/w expands {width} channels to {hidden}, no multiple of them."
@@ -84,9 +89,14 @@ def options_from_shapes(
   backbone = {
     "vocab_size": vocab_size,
     "width": width,
-    "depth": max(numbers) + 1,
+    "depth": len(numbers),
     "mlp_expansion": hidden // width,
   }
+  if rnn_width % blocks or width % blocks:
+    raise ValueError(
+      f"the {blocks} blocks of blocks.0/recurrent_block/rg_lru/a_gate/w do not divide the widths {width} and "
+      f"{rnn_width}."
+    )
   return backbone, {"rnn_width": rnn_width, "heads": blocks}
 
 

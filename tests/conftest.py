@@ -16,4 +16,6 @@ os.environ.setdefault("GLIBC_TUNABLES", command.HUGE_PAGES)
 # Most of the tests' time is compilation, often of a program that another test has compiled.
 cache = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+# What tests make is no run of the user's.
+os.environ["XDG_STATE_HOME"] = str(cache.parent / "state")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -38,11 +38,14 @@ class ForeignArrays(Mapping[str, np.ndarray]):
       with checkpoint.quiet():
         tree = _tree(self._reader.metadata(self._folder))
     except Exception as error:  # Orbax, TensorStore and the file system each have their own
-      raise CheckpointError(f"{folder} is no checkpoint that Orbax reads ({error}).") from error
+      raise CheckpointError(
+        f"{folder} is no checkpoint that Orbax reads ({_short(error)})."
+      ) from error
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     self._paths = {}
     for path, leaf in leaves:
       keys = tuple(tree_paths.name(key) for key in path)
+      _check_leaf(folder, keys, leaf)
       name = "/".join(keys[1:] if keys[0] == "params" else keys)
       self._paths[name] = keys, leaf
     self.shapes = {name: tuple(leaf.shape) for name, (_, leaf) in self._paths.items()}
@@ -55,13 +58,22 @@ class ForeignArrays(Mapping[str, np.ndarray]):
     wanted, how = np.zeros(0), ocp.RestoreArgs(restore_type=np.ndarray)
     for key in reversed(keys):
       wanted, how = {key: wanted}, {key: how}
-    with checkpoint.quiet():
-      found: Any = self._reader.restore(
-        self._folder,
-        args=ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True),
+    try:
+      with checkpoint.quiet():
+        found: Any = self._reader.restore(
+          self._folder,
+          args=ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True),
+        )
+      for key in keys:
+        found = found[key]
+    except Exception as error:
+      raise CheckpointError(
+        f"{name[:120]} cannot be read ({_short(error)}). Download the checkpoint again."
+      ) from error
+    if np.shape(found) != self.shapes[name]:
+      raise CheckpointError(
+        f"{name[:120]} has shape {np.shape(found)}, its description says {self.shapes[name]}."
       )
-    for key in keys:
-      found = found[key]
     return np.asarray(found)
 
   def __iter__(self) -> Iterator[str]:
@@ -69,6 +81,26 @@ class ForeignArrays(Mapping[str, np.ndarray]):
 
   def __len__(self) -> int:
     return len(self._paths)
+
+
+def _check_leaf(folder: Path, keys: tuple[str, ...], leaf: Any) -> None:
+  """Raises CheckpointError unless an entry of the description is of an array inside the folder."""
+  where = f"{folder}: {'/'.join(keys)[:120] or 'the checkpoint'}"
+  if not keys or any(key in ("", ".", "..") or "/" in key or "\0" in key for key in keys):
+    raise CheckpointError(f"{where} is no name of an array.")
+  shape = getattr(leaf, "shape", None)
+  try:
+    sizes = tuple(shape)
+    np.dtype(leaf.dtype)
+  except (AttributeError, TypeError, ValueError):
+    raise CheckpointError(f"{where} is no array.") from None
+  if not all(type(size) is int and size >= 0 for size in sizes):
+    raise CheckpointError(f"{where} has no shape: {str(shape)[:80]}.")
+
+
+def _short(error: Exception) -> str:
+  """The first line of an error, as far as it can be shown."""
+  return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _tree(metadata: Any) -> Any:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from training.safetensors_header import check_header
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 _METADATA = {"format": "pt"}  # transformers refuses files that do not say so
 
 
@@ -52,15 +56,22 @@ class TensorFiles(Mapping[str, np.ndarray]):
     if not file.is_file():
       raise TensorFileError(f"{file} is missing, though {INDEX_FILE} lists it. Download it again.")
     try:
+      check_header(file)
       # Not mapped: pages of a mapped file stay in memory for as long as the file is open.
       opened = safetensors.safe_open(file, framework="np", backend="pread")
       for name in opened.keys():  # noqa: SIM118  no mapping
         part = opened.get_slice(name)
+        if name in self._place:
+          raise TensorFileError(
+            f"{self._place[name]} and {file} both hold {name[:120]!r}. Download them again."
+          )
         self._place[name] = file
         self.shapes[name] = tuple(part.get_shape())
         self.types[name] = part.get_dtype()
-    except safetensors.SafetensorError as error:
-      raise TensorFileError(f"{file} is damaged ({error}). Download it again.") from None
+    except TensorFileError:
+      raise
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+      raise TensorFileError(f"{file} is damaged ({str(error)[:250]}). Download it again.") from None
     self._files[str(file)] = opened
 
   def __getitem__(self, name: str) -> np.ndarray:
@@ -74,10 +85,20 @@ class TensorFiles(Mapping[str, np.ndarray]):
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+  """Name of each tensor to the name of its file, which lies beside the index."""
   try:
-    return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-  except (ValueError, KeyError, TypeError) as error:
-    raise TensorFileError(f"{index} is no index of safetensors files ({error!r}).") from None
+    found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+  except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+    raise TensorFileError(
+      f"{index} is no index of safetensors files ({repr(error)[:200]})."
+    ) from None
+  for tensor, name in found.items():
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+      raise TensorFileError(
+        f"{index} places {str(tensor)[:80]!r} in {str(name)[:80]!r}, which must be the name of a "
+        ".safetensors file in the same folder."
+      )
+  return found
 
 
 def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int) -> None:

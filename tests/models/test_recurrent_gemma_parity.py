@@ -170,7 +170,10 @@ def test_a_wrong_tensor_is_named_with_its_shape(change, message):
   ("option", "message"),
   [
     ({"attention_bias": True}, "attention_bias=True, must be False"),
-    ({"intermediate_size": 100}, "intermediate_size=100, must be a multiple of twice the width 32"),
+    (
+      {"intermediate_size": 100},
+      r"intermediate_size=100, must be a multiple of 2 \* hidden_size=64",
+    ),
     ({"block_types": ("attention",)}, "block_types="),
   ],
 )
