@@ -153,7 +153,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("table", nargs="?", choices=("both", "traffic", "depths"), default="both")
   parser.add_argument("strategies", nargs="*", default=list(STRATEGIES))
-  parser.add_argument("--runs", type=int, default=3, help="compilations per depth (%(default)s)")
+  parser.add_argument(
+    "--runs", type=int, default=3, help="compilations per depth (default: %(default)s)"
+  )
   args = parser.parse_args()
   if args.table != "depths":
     traffic(args.strategies)

@@ -6,16 +6,19 @@ import argparse
 import glob
 import importlib.util
 import os
+import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
+from typing import NoReturn
 
-from launch import output
+from launch import failures, output
 
 EPILOG = """\
 Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter (--gin.models.griffin.griffin.window=64)
-in place of the gin files; strings need no quotes."""
+in place of the gin files; strings need no quotes. Files and options may stand in any order."""
 
 COMPILATION_CACHE = "cache/jax"
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -25,29 +28,51 @@ class UserError(Exception):
   """Something the user can put right; the message says how."""
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-  """The parser of the command `python -m launch.<name>`."""
-  return argparse.ArgumentParser(
+def plural(count: int, noun: str, several: str | None = None) -> str:
+  """The count with its noun: `1 step`, `2,000 steps`; `several` is the plural if it has no plain s."""
+  return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+class Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line.
+
+  Attributes:
+    takes_bindings: whether `--gin.` arguments mean something to the command.
+  """
+
+  takes_bindings = True
+
+  def error(self, message: str) -> NoReturn:
+    """Ends the command."""
+    message = message if message.endswith((".", "?")) else f"{message}."
+    line = f"error: {message} {self.prog} --help tells all options."
+    self.exit(2, failures.clipped(line) + "\n")
+
+
+def parser(name: str, description: str, *, takes_bindings: bool = True) -> Parser:
+  """The parser of the command `python -m launch.<name>`; see `Parser`."""
+  result = Parser(
     prog=f"python -m launch.{name}",
     description=description,
-    epilog=EPILOG,
+    epilog=EPILOG if takes_bindings else None,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
+  result.takes_bindings = takes_bindings
+  return result
 
 
-def parse(
-  result: argparse.ArgumentParser, arguments: Sequence[str]
-) -> tuple[argparse.Namespace, list[str]]:
-  """Splits arguments into those of the parser and the `--gin.` bindings.
+def parse(result: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Splits arguments into those of the parser and the `--gin.` bindings, in whatever order they stand.
 
-  `--gin.NAME VALUE` is understood as well as `--gin.NAME=VALUE`.
+  `--gin.NAME VALUE` is understood as well as `--gin.NAME=VALUE`. What is wrong ends the command: an
+  option that does not exist, one of a single value that is given twice.
   """
   bindings: list[str] = []
   rest: list[str] = []
   waiting = iter(arguments)
   for argument in waiting:
-    if not argument.startswith("--gin."):
+    if not argument.startswith("--gin.") or not result.takes_bindings:
       rest.append(argument)
     elif "=" in argument:
       bindings.append(argument)
@@ -56,7 +81,8 @@ def parse(
       if value is None:
         result.error(f"{argument} needs a value: {argument}=...")
       bindings.append(f"{argument}={value}")
-  return result.parse_args(rest), bindings
+  _check_options(result, rest)
+  return result.parse_intermixed_args(rest), bindings
 
 
 def tell_next(*words: object) -> None:
@@ -64,10 +90,77 @@ def tell_next(*words: object) -> None:
   print(f"next: {shlex.join(map(str, words))}", file=sys.stderr)
 
 
-def run(main: Callable[[Sequence[str]], int]) -> None:
+def refuse(result: Parser, args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+  """Ends the command if any of these options is given, `reason` says why it would have no effect."""
+  for name in names:
+    if getattr(args, name) != result.get_default(name):
+      result.error(f"--{name} has no effect {reason}")
+
+
+def _check_options(result: Parser, arguments: Sequence[str]) -> None:
+  """Names options that do not exist, and those of one value that are given twice."""
+  known = result._option_string_actions
+  given: Counter[str] = Counter()
+  before = None
+  for argument in arguments:
+    if argument == "--":
+      break
+    name, equals, value = argument.partition("=")
+    if name in known:
+      if isinstance(known[name], argparse._StoreAction):
+        given[name] += 1
+      before = None if equals else known[name]
+    elif re.fullmatch(r"--?[A-Za-z][\w.-]*", name):
+      if before is not None and before.nargs != 0:
+        option = before.option_strings[0]
+        result.error(
+          f"{option} needs a value; one that starts with - is written {option}={argument}"
+        )
+      result.error(f"there is no option {name}{_near_option(result, name, value)}")
+    else:
+      before = None
+  for name, count in given.items():
+    if count > 1:
+      result.error(f"{name} is given {count} times; it takes one value")
+
+
+def _near_option(result: Parser, name: str, value: str) -> str:
+  """The end of an error message: what an option that does not exist may have been meant for."""
+  from launch import gin_source  # it imports gin, which is for mistakes alone here
+
+  bare = name.lstrip("-")
+  options = [o.lstrip("-") for o in result._option_string_actions if o.startswith("--")]
+  macros = sorted(gin_source.macros_mentioned()) if result.takes_bindings else []
+  shown = f"={value}" if value else "=VALUE"
+  if bare.upper() in macros and bare not in options:
+    return f"; did you mean --gin.{bare.upper()}{shown}?"
+  if result.takes_bindings and (bare == "gin" or "." in bare):
+    return "; a binding reads --gin.NAME=VALUE"
+  # Of what differs in - and _ alone, the option is meant; and rather an option than a macro.
+  written = {option.replace("_", ""): option for option in options}
+  for wanted in (bare.replace("-", "").replace("_", ""), bare.replace("-", "_")):
+    if wanted in written:
+      return f"; did you mean --{written[wanted]}?"
+  if bare.isupper() and macros:
+    return _with_binding(gin_source.near(bare, macros), shown)
+  return gin_source.near(bare, options).replace("did you mean ", "did you mean --")
+
+
+def _with_binding(near: str, value: str) -> str:
+  return re.sub(r"did you mean ([\w.]+)\?", rf"did you mean --gin.\1{value}?", near)
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
   """Runs a command; what the user can put right is one line on stderr and exit status 2."""
+  _open_streams()
+  try:
+    os.getcwd()
+  except OSError as error:
+    reason = f"the working directory cannot be used ({error.strerror}). Change to another one."
+    sys.exit(_tell_error(reason))
   _restart_with_huge_pages()
   _leave_absent_tpu_alone()
+  _leave_types_alone()
   output.prepare()
   if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
@@ -86,11 +179,45 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
   except Exception as error:
     status = output.failure(error) if isinstance(error, OSError) else None
     if status is None:
-      if not _is_for_the_user(error):
+      line = str(error) if _is_for_the_user(error) else failures.of_system(error)
+      if line is None:
         raise
-      print(f"error: {error}", file=sys.stderr)
-      status = 2
+      status = _tell_error(line)
   sys.exit(output.finish(status))
+
+
+def _tell_error(message: str) -> int:
+  """Tells what went wrong; returns the exit status."""
+  print(failures.clipped(f"error: {message}"), file=sys.stderr)
+  return 2
+
+
+def _open_streams() -> None:
+  """Has a stream that is closed (`>&-`) lead nowhere.
+
+  Else the first file that is opened would get a closed stream's number, and all that is printed.
+  """
+  for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+    try:
+      os.fstat(descriptor)
+    except OSError:
+      null = os.open(os.devnull, os.O_RDWR)
+      if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
+      os.set_inheritable(descriptor, True)
+    if getattr(sys, name) is None:
+      stream = open(descriptor, "w" if descriptor else "r", encoding="utf-8")  # noqa: SIM115
+      setattr(sys, name, stream)
+
+
+def _leave_types_alone() -> None:
+  """JAX's 64-bit switch, set for something else, would change types that a configuration names."""
+  if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "on", "t", "y"):
+    print(
+      "JAX_ENABLE_X64 is left aside: a configuration names the types of its model", file=sys.stderr
+    )
+    os.environ["JAX_ENABLE_X64"] = "0"
 
 
 def _restart_with_huge_pages() -> None:

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     "--resume",
     choices=("same", "force"),
     default="same",
-    help="force: go on with a configuration that is not the output's (%(default)s)",
+    help="force: go on with a configuration that is not the output's (default: %(default)s)",
   )
   result.add_argument(
     "--describe", action="store_true", help="print models, runs and parts, and stop"
@@ -66,6 +66,8 @@ def main(arguments: Sequence[str]) -> int:
   if args.config is None and args.output is None:
     options.error("a gin file is needed, or an --output that holds a comparison")
 
+  if args.describe:
+    command.refuse(options, args, ("only", "resume"), "with --describe, which runs nothing")
   hosts.join(args)
   from launch import comparison as comparison_lib
   from launch import trust_check

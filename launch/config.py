@@ -15,9 +15,17 @@ from typing import Any
 
 import gin
 from data.file_paths import NamesFile
-from launch import gin_paths, gin_source, gin_types
+from launch import gin_flags, gin_paths, gin_source, gin_types
 from launch.gin_checks import Checks, Key, Operative, Setting
-from launch.gin_names import Configurable, Names, Reference, check_parameter, leaves, replace
+from launch.gin_names import (
+  Configurable,
+  Names,
+  Reference,
+  check_parameter,
+  leaves,
+  raised_at,
+  replace,
+)
 from launch.gin_source import ConfigError, Macro, Place, Source
 
 
@@ -73,15 +81,33 @@ class Config:
     gin.clear_config()
     gin.parse_config(self.text())
     gin.finalize()
+    global _built
+    _built = self
     try:
       return gin.get_configurable(self.root.target)()
-    except ValueError as error:
+    except (Exception, SystemExit) as error:  # A part may be anybody's code.
       # gin appends the chain of calls to the message.
       message, *calls = str(error).split("\n  In call to configurable ")
-      where = re.match(r"'(\w+)'", calls[0]) if calls else None
-      raise ConfigError(
-        " ".join(message.split()) + (f" (in {where[1]})" if where else "")
-      ) from error
+      names = [match[1] for call in calls if (match := re.match(r"'(\w+)'", call))]
+      message = " ".join(message.split())
+      if not isinstance(error, ValueError):
+        message = f"{type(error).__name__}: {message} ({raised_at(error)})"
+      raise ConfigError(message + self._where(message, names)) from error
+
+  def _where(self, message: str, calls: Sequence[str] = ()) -> str:
+    """The end of an error message: what was called, and the arguments that change what it names."""
+    flags = gin_flags.flags(message, self.parameters, self.macros, self.operative, calls)
+    parts = [f"in {calls[0]}" if calls else "", f"to change: {flags}" if flags else ""]
+    shown = "; ".join(filter(None, parts))
+    return f" ({shown})" if shown else ""
+
+
+_built: Config | None = None
+
+
+def explained(message: str) -> str:
+  """A message about what was built last, with the arguments that change what it names."""
+  return message if _built is None else message + _built._where(message)
 
 
 def load(path: str | os.PathLike, root: Any, arguments: Iterable[str] = ()) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 
 from launch import command, paths, trust
@@ -26,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     help="the SentencePiece model of imported weights, or 'bytes'; by default SOURCE's tokenizer.model",
   )
   result.add_argument(
-    "--checkpoint", default="best", help="of a run: 'best', 'latest' or a step (%(default)s)"
+    "--checkpoint",
+    default="best",
+    help="of a run: 'best', 'latest' or a step (default: %(default)s)",
   )
   result.add_argument(
     "--dtype",
@@ -34,7 +37,10 @@ def parser() -> argparse.ArgumentParser:
     help="type of exported tensors; by default the run's",
   )
   result.add_argument(
-    "--shard_gb", type=float, default=5.0, help="largest exported file, in 1e9 bytes (%(default)s)"
+    "--shard_gb",
+    type=float,
+    default=5.0,
+    help="largest exported file, in 1e9 bytes (default: %(default)s)",
   )
   result.add_argument(
     "--merge",
@@ -58,21 +64,46 @@ def main(arguments: Sequence[str]) -> int:
   trusted = trust.Trust.of(args.trust)
   kind = conversion.kind_of(args.source)
   note = ""
+  _check_together(options, args, bindings, kind == conversion.RUN)
   if kind == conversion.RUN and args.merge:
     conversion.merge(args.source, args.target, args.checkpoint, words, trusted)
   elif kind == conversion.RUN:
-    if bindings:
-      raise command.UserError(f"{bindings[0]} has no effect: Hugging Face files have no gin.")
     max_bytes = int(args.shard_gb * 1e9)
     note = conversion.export(
       args.source, args.target, args.checkpoint, args.dtype, max_bytes, trusted
     )
   else:
     conversion.take_in(kind, args.source, args.target, args.vocabulary, bindings, words)
-  print(f"{args.target} is ready")
+  print(f"{paths.shown(args.target)} is ready")
   if note:
     print(note)
+  target = paths.shown(args.target)
+  if kind == conversion.RUN and not args.merge:
+    print(f"next: transformers.AutoModelForCausalLM.from_pretrained({target!r})", file=sys.stderr)
+  else:
+    command.tell_next("python", "-m", "launch.generate", f"--run_dir={target}")
   return 0
+
+
+def _check_together(
+  options: command.Parser, args: argparse.Namespace, bindings: Sequence[str], of_run: bool
+) -> None:
+  """Refuses options that do nothing for what is converted."""
+  source = paths.shown(args.source)
+  if not of_run:
+    names = ("checkpoint", "dtype", "shard_gb", "merge")
+    command.refuse(options, args, names, f"on {source}, which is no run directory")
+    return
+  command.refuse(options, args, ("vocabulary",), f"on {source}, a run directory with its own")
+  if args.merge:
+    command.refuse(
+      options, args, ("dtype", "shard_gb"), "with --merge, which makes a run directory"
+    )
+  if bindings:
+    what = (
+      "a run directory that keeps its configuration" if args.merge else "files that have no gin"
+    )
+    options.error(f"{bindings[0]} has no effect: {source} becomes {what}")
 
 
 if __name__ == "__main__":

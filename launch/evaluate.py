@@ -27,14 +27,20 @@ in rows longer than those of the training. The vocabulary is always the run's.
 Of a recall task, such as gin/data/phonebook.gin, it says how many answers are right, and where not."""
 
 
+# What a recall task has no use for.
+_OF_TEXT = ("length", "batches", "by_position")
+
+
 def parser() -> argparse.ArgumentParser:
   """The command's arguments."""
   result = command.parser("evaluate", DESCRIPTION)
   result.add_argument("--run_dir", type=paths.argument, required=True, help="the folder of the run")
   result.add_argument(
-    "--checkpoint", default="best", help="'best', 'latest' or a step (%(default)s)"
+    "--checkpoint", default="best", help="'best', 'latest' or a step (default: %(default)s)"
   )
-  result.add_argument("--data", help="a gin file that sets EVAL_DATA, such as gin/data/c4.gin")
+  result.add_argument(
+    "--data", help="a gin file that sets EVAL_DATA, such as gin/data/phonebook.gin"
+  )
   result.add_argument("--length", type=int, help="tokens per row; by default that of the run")
   result.add_argument("--batch_size", type=int, help="rows at a time")
   result.add_argument("--batches", type=int, help="read only so many batches")
@@ -57,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     if getattr(args, name) is not None and getattr(args, name) < 1:
       options.error(f"--{name}={getattr(args, name)} must be at least 1")
 
+  _check_together(options, args, bindings)
   try:
     contexts = [int(word) for word in (args.contexts or "").split(",") if word]
   except ValueError:
@@ -80,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
   data = _text(run, args.data, bindings, length, trained.vocabulary, trusted)
   task = getattr(data, "corpus", None)
   if isinstance(task, RecallTask):
+    command.refuse(options, args, _OF_TEXT, f"on {task.name}, a recall task")
     return recall_scores.run(run, trained, task, contexts, args.batch_size)
   if contexts:
     options.error(f"--contexts={args.contexts} is for recall tasks, {data} is none")
@@ -109,7 +117,25 @@ def main(arguments: Sequence[str]) -> int:
     "bits_per_byte": score.bits_per_byte,
   }
   _tell(result, score, run, args.by_position)
+  command.tell_next("python", "-m", "launch.generate", f"--run_dir={paths.shown(run.path)}")
   return 0
+
+
+def _check_together(
+  options: command.Parser, args: argparse.Namespace, bindings: Sequence[str]
+) -> None:
+  """Refuses options that another one leaves without effect."""
+  if args.harness is None:
+    command.refuse(options, args, harness.OPTIONS, "without --harness")
+    return
+  command.refuse(
+    options,
+    args,
+    ("data", "batches", "by_position", "contexts"),
+    "with --harness, whose tasks are the text",
+  )
+  if bindings:
+    options.error(f"{bindings[0]} has no effect with --harness: a run is read as it was trained")
 
 
 def _text(
@@ -149,7 +175,7 @@ def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: 
       )
       print(f"{place:>15}  {bucket.tokens:>10,}  {bucket.loss:>7.4f}")
     _draw(buckets, file.with_suffix(".png"), f"{run.path.name}, {result['data']}")
-  print(f"kept in {file}", file=sys.stderr)
+  print(f"kept in {paths.shown(file)}", file=sys.stderr)
 
 
 def _draw(buckets: Sequence[Any], file: Path, title: str) -> None:

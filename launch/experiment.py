@@ -64,6 +64,8 @@ class Experiment:
   init_from: FilePath | None = None
 
   def __post_init__(self):
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed={self.seed} must be in [0, 2**32).")
     if self.batch_size < 1:
       raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
     if self.eval_batches is not None and self.eval_batches < 1:
@@ -112,7 +114,7 @@ class Experiment:
         abstract_batch(rows, self.sequence_length),
       )
     except ValueError as error:
-      raise ConfigError(str(error)) from None
+      raise ConfigError(config.explained(str(error))) from None
     return layout
 
   def rows(self) -> tuple[RowFiles | MixedRows, RowFiles | MixedRows]:

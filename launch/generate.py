@@ -25,10 +25,10 @@ Equal seeds give equal texts, whatever other prompts are continued at the same t
 def parser() -> argparse.ArgumentParser:
   """The command's arguments."""
   result = command.parser("generate", DESCRIPTION)
-  result.epilog = None
+  result.epilog = None  # --mesh says what bindings are for
   result.add_argument("--run_dir", type=paths.argument, required=True, help="the folder of the run")
   result.add_argument(
-    "--checkpoint", default="best", help="'best', 'latest' or a step (%(default)s)"
+    "--checkpoint", default="best", help="'best', 'latest' or a step (default: %(default)s)"
   )
   result.add_argument(
     "--prompt",
@@ -42,20 +42,23 @@ def parser() -> argparse.ArgumentParser:
     help="a file with a prompt on each line; \\n or \\r\\n ends a line",
   )
   result.add_argument(
-    "--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)"
+    "--temperature",
+    type=float,
+    default=0.8,
+    help="0 takes the likeliest token (default: %(default)s)",
   )
   result.add_argument("--top_k", type=int, help="draw from the k likeliest tokens only")
   result.add_argument(
     "--top_p",
     type=float,
     default=0.95,
-    help="draw from the likeliest tokens of this sum (%(default)s)",
+    help="draw from the likeliest tokens of this sum (default: %(default)s)",
   )
   result.add_argument(
-    "--seed", type=int, default=0, help="of the draws; its low 32 bits count (%(default)s)"
+    "--seed", type=int, default=0, help="of the draws; its low 32 bits count (default: %(default)s)"
   )
   result.add_argument(
-    "--max_tokens", type=int, default=256, help="tokens to add at most (%(default)s)"
+    "--max_tokens", type=int, default=256, help="tokens to add at most (default: %(default)s)"
   )
   result.add_argument(
     "--mesh",
@@ -75,6 +78,9 @@ def main(arguments: Sequence[str]) -> int:
     options.error(f"{bindings[0]} needs --mesh: a run is read as it was trained otherwise")
   if not 1 <= args.max_tokens <= _MOST_TOKENS:
     options.error(f"--max_tokens={args.max_tokens} must be at least 1 and at most {_MOST_TOKENS}")
+  if args.temperature == 0:
+    names = ("top_k", "top_p", "seed")
+    command.refuse(options, args, names, "with --temperature=0, which takes the likeliest token")
   prompts = _prompts(args.prompt, args.prompts_file)
 
   from inference.sampling import Sampler
@@ -113,6 +119,7 @@ def main(arguments: Sequence[str]) -> int:
       f"not enough memory for {args.max_tokens} tokens after prompts of up to "
       f"{max(map(len, prompts))} characters. Give a smaller --max_tokens, shorter prompts, or a --mesh."
     ) from error
+  _tell_next(args)
   return 0
 
 
@@ -135,6 +142,12 @@ def _generate(generator: TextGenerator, prompts: list[str], args: argparse.Names
 
 def _is_out_of_memory(error: Exception) -> bool:
   return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _tell_next(args: argparse.Namespace) -> None:
+  command.tell_next(
+    "python", "-m", "launch.evaluate", f"--run_dir={paths.shown(args.run_dir)}", "--by_position"
+  )
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:

@@ -200,7 +200,10 @@ class Checks:
     return found
 
   def without_effect(self, operative: dict[Key, Operative]) -> list[str]:
-    """Warnings for bindings that nothing in force uses; errors where they must be mistakes."""
+    """Warnings for bindings that nothing in force uses; errors where they must be mistakes.
+
+    Files of the gin folder serve models that differ: what one has no use for is no mistake.
+    """
     mentioned = gin_source.macros_mentioned() | self._mentioned
     unused = []
     for name, setting in self._macros.items():
@@ -217,4 +220,8 @@ class Checks:
     for name, setting in unused:
       if setting.place.is_argument and not setting.place.shared:
         raise setting.place.error(f"no effect: nothing in this configuration uses {name}")
-    return [f"{setting.place}: {name} has no effect here" for name, setting in unused]
+    return [
+      f"{setting.place}: {name} has no effect here"
+      for name, setting in unused
+      if not setting.place.is_general
+    ]

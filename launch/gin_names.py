@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from launch import gin_types
+from launch import gin_types, paths
 from launch.gin_source import GIN_ROOT, Import, NamedReference, Place, Statement, near
 
 
@@ -151,6 +151,8 @@ def _exists(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
   except (ImportError, ValueError):
     return False
+  except (Exception, SystemExit):  # A package that fails: importing it tells how.
+    return True
 
 
 def _import(module: str, place: Place) -> Any:
@@ -163,7 +165,7 @@ def _import(module: str, place: Place) -> Any:
       remedy = "" if _exists(top) else _PATH_REMEDY.format(top)
       raise place.error(f"there is no module {module!r}{_near_module(module)}{remedy}") from None
     raise place.error(_broken(module, error)) from error
-  except Exception as error:
+  except (Exception, SystemExit) as error:  # A module may end the process, or mean to.
     raise place.error(_broken(module, error)) from error
 
 
@@ -172,12 +174,18 @@ _PATH_REMEDY = (
 )
 
 
-def _broken(module: str, error: Exception) -> str:
+def _broken(module: str, error: BaseException) -> str:
   """What went wrong inside a module that exists."""
-  message = str(error).replace("\n", " ")
+  where = "" if isinstance(error, SyntaxError) else f" ({raised_at(error)})"
+  return (
+    f"importing {module!r} failed: {type(error).__name__}: {' '.join(str(error).split())}{where}"
+  )
+
+
+def raised_at(error: BaseException) -> str:
+  """The file and line that raised an error, as they would be typed."""
   frame = traceback.extract_tb(error.__traceback__)[-1]
-  where = "" if isinstance(error, SyntaxError) else f" ({frame.filename}:{frame.lineno})"
-  return f"importing {module!r} failed: {type(error).__name__}: {message}{where}"
+  return f"{paths.shown(frame.filename)}:{frame.lineno}"
 
 
 def _near_module(module: str) -> str:

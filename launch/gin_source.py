@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import tokenize
@@ -18,6 +19,8 @@ from gin import config_parser
 
 GIN_ROOT = Path(__file__).resolve().parent.parent / "gin"
 OVERRIDE_PREFIX = "--gin."
+# Beyond these nobody wrote a configuration by hand, and Python's own stack ends.
+_MOST_INCLUDES, _DEEPEST_VALUE = 100, 50
 
 
 class ConfigError(ValueError):
@@ -42,6 +45,14 @@ class Place:
   def is_argument(self) -> bool:
     """Whether the statement was given on the command line."""
     return not self.line
+
+  @property
+  def is_general(self) -> bool:
+    """Whether the statement stands in a file of the gin folder, or in the copy that a run keeps."""
+    if self.is_argument:
+      return False
+    file = Path(self.source)
+    return file.is_relative_to(GIN_ROOT) or (file.parent / "operative_config.gin").is_file()
 
   def error(self, message: str) -> ConfigError:
     """The error for a mistake at this place."""
@@ -197,6 +208,8 @@ def _read_argument(place: Place) -> Statement:
     raise place.error(
       f"a binding reads {OVERRIDE_PREFIX}MACRO=value or {OVERRIDE_PREFIX}module.function.parameter=value"
     )
+  if not _is_utf8(place.source):
+    raise place.error("the argument is not UTF-8")
   scope, selector, last = form["scope"] or "", form["selector"], form["last"]
   value = _parse_value(right, place)
   if selector is None:
@@ -210,17 +223,43 @@ def _parse_value(text: str, place: Place) -> Any:
     value = parser.parse_value()
     if parser.current_token.type not in (tokenize.NEWLINE, tokenize.ENDMARKER):
       raise SyntaxError("more than one value")
-    return value
-  except (SyntaxError, tokenize.TokenError) as error:
+  except _UNREADABLE as error:
     # A bare word is a string, but a value that only gin could have meant is a mistake.
     if not text or text[0] in "@%([{\"'":
       raise place.error(f"not a gin value: {text!r} ({_reason(error)})") from None
     return text
+  check_value(value, place)
+  return value
+
+
+def check_value(value: Any, place: Place) -> None:
+  """Raises ConfigError for a value that no parameter has a use for, or that gin could not write again."""
+  level = [value]
+  for _ in range(_DEEPEST_VALUE):
+    for item in level:
+      if isinstance(item, float) and not math.isfinite(item):
+        raise place.error(f"a number is {item}; it must be finite")
+      if isinstance(item, int) and not -(2**63) <= item < 2**64:
+        raise place.error(f"a number has {item.bit_length()} bits; it must fit into 64")
+    nested = [item for item in level if isinstance(item, list | tuple | dict)]
+    level = [x for item in nested for x in (item.values() if isinstance(item, dict) else item)]
+    if not level:
+      return
+  raise place.error(f"a value is nested more than {_DEEPEST_VALUE} deep")
 
 
 def _read(path: Path, including: tuple[Path, ...]) -> Source:
   """One file's statements, its includes' among them."""
-  return _statements(path.read_text(encoding="utf-8"), path, including)
+  try:
+    text = path.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    line = error.object.count(b"\n", 0, error.start) + 1
+    raise Place(str(path), line).error(
+      f"the file is not UTF-8 ({error.reason}): save it so"
+    ) from None
+  except OSError as error:
+    raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+  return _statements(text, path, including)
 
 
 def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
@@ -234,6 +273,8 @@ def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
       if found in including:
         chain = " -> ".join(str(Place(str(file), 1))[:-2] for file in (*including, found))
         raise place.error(f"the file includes itself: {chain}")
+      if len(including) >= _MOST_INCLUDES:
+        raise place.error(f"more than {_MOST_INCLUDES} files include each other in a chain")
       source += _read(found, including)
     elif isinstance(item, config_parser.ImportStatement):
       # The switch for dynamic registration; all files are read that way.
@@ -245,6 +286,7 @@ def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
           # `import a.b` binds a, but b must be imported as well.
           imports[item.module] = Import(item.module, item.module, place)
     elif isinstance(item, config_parser.BindingStatement):
+      check_value(item.value, place)
       source.statements.append(
         Statement(item.scope, item.selector, item.arg_name, item.value, place, imports)
       )
@@ -254,8 +296,11 @@ def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
 
 def _parse(text: str, path: Path) -> list[Any]:
   """The parser's statements of one file, in order."""
+  found = []
   try:
-    return list(config_parser.ConfigParser(text, _Delegate()))
+    for item in config_parser.ConfigParser(text, _Delegate()):
+      found.append(item)
+    return found
   except SyntaxError as error:
     line = error.lineno or 1
     shown = text.splitlines()[line - 1].strip() if line <= len(text.splitlines()) else ""
@@ -263,10 +308,32 @@ def _parse(text: str, path: Path) -> list[Any]:
   except tokenize.TokenError as error:
     message, (line, _) = error.args
     raise Place(str(path), line).error(f"cannot read: {message}") from None
+  except _UNREADABLE as error:
+    line = found[-1].location.line_num if found else 1
+    where = "after this line" if found else "from here"
+    raise Place(str(path), line).error(
+      f"cannot read what comes {where}: {_reason(error)}"
+    ) from None
 
 
-def _reason(error: SyntaxError | tokenize.TokenError) -> str:
+# What the parser and Python's own tokenizer raise for text that is no gin.
+_UNREADABLE = (SyntaxError, tokenize.TokenError, ValueError, TypeError, RecursionError, MemoryError)
+
+
+def _is_utf8(text: str) -> bool:
+  try:
+    text.encode("utf-8")
+  except (
+    UnicodeEncodeError
+  ):  # a byte of the command line that is no UTF-8 arrives as half a character
+    return False
+  return True
+
+
+def _reason(error: Exception) -> str:
   """The parser's message in one line."""
+  if isinstance(error, RecursionError | MemoryError):
+    return f"a value is nested more than {_DEEPEST_VALUE} deep"
   message = error.msg if isinstance(error, SyntaxError) else str(error.args[0])
   if word := re.search(r"Failed to parse token '(.*)'", message):
     return f"{word[1]} is no value; strings stand in quotes, macros after %"
@@ -276,10 +343,17 @@ def _reason(error: SyntaxError | tokenize.TokenError) -> str:
 def _find(name: str, including: Path | None, place: Place | None) -> Path:
   """The file that an include line or the command line names."""
   folders = [GIN_ROOT, including.parent] if including else [Path(), GIN_ROOT.parent, GIN_ROOT]
-  for folder in folders:
-    if (folder / name).is_file():
-      return (folder / name).resolve()
-  message = f"there is no gin file {name!r}" + near(name, _files_near(name, folders))
+  message = f"there is no gin file {name!r}"
+  try:
+    for folder in folders:
+      if name.strip() and (folder / name).is_file():
+        return (folder / name).resolve()
+    if name.strip() and any((folder / name).is_dir() for folder in folders):
+      message = f"{name!r} is a folder, not a gin file"
+    elif name.strip():
+      message += near(name, _files_near(name, folders))
+  except (OSError, ValueError) as error:  # A name too long, or with a NUL.
+    message += f" ({getattr(error, 'strerror', None) or error})"
   raise place.error(message) if place else ConfigError(message)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import inspect
+import math
 import types
 import typing
 from typing import Any
@@ -210,7 +211,8 @@ def advice(annotation: Any, value: Any) -> str:
     return f"; write {str(value)!r}, in quotes"
   if isinstance(value, str) and any(kind in choices for kind in (int, float)):
     try:
-      float(value)
+      if not math.isfinite(float(value)):
+        return ""
     except ValueError:
       return ""
     return f"; write {value}, without quotes"

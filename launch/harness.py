@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from launch import paths
+from launch import command, paths
 from launch.command import UserError
 from training import json_files
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
   from launch.run_directory import RunDirectory
   from launch.trained import Trained
 
+
+OPTIONS = ("include_path", "harness_data", "fewshot", "limit")
 
 # For standard errors. lm-eval's own 100,000 would take minutes in one process.
 _RESAMPLES = 1000
@@ -74,7 +76,9 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained)
   logging.getLogger("lm_eval").setLevel(logging.WARNING)
   # Else lm-eval forks to resample, and a fork of a process with threads can hang.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
-  names = [name for name in args.harness.split(",") if name]
+  names = [name.strip() for name in args.harness.split(",") if name.strip()]
+  if not names:
+    raise UserError(f"--harness={args.harness} names no task: --harness=hellaswag,piqa.")
   loaded = _load(names, args.include_path, _local_copies(args.harness_data, names))
   experiment = trained.experiment
   length = args.length or experiment.sequence_length
@@ -111,6 +115,9 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained)
   if results.get("groups"):
     print(table(results, "groups"))
   _keep(results, run_directory, trained.step, length, args.harness)
+  command.tell_next(
+    "python", "-m", "launch.generate", f"--run_dir={paths.shown(run_directory.path)}"
+  )
   return 0
 
 
@@ -202,4 +209,4 @@ def _keep(results: Any, run: RunDirectory, step: int, length: int, names: str) -
   file = folder / f"{step}-harness-{words[:80]}-{length}.json"
   record = {"run_dir": str(run.path), "step": step, "length": length, **kept}
   file.write_text(json_files.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-  print(f"kept in {file}", file=sys.stderr)
+  print(f"kept in {paths.shown(file)}", file=sys.stderr)

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     choices=("train", "prefill", "decode"),
     default="train",
     help="a training step, reading a batch of prompts of the rows' length, or one token after them "
-    "(%(default)s)",
+    "(default: %(default)s)",
   )
   result.add_argument(
     "--models",
@@ -58,7 +58,10 @@ def parser() -> argparse.ArgumentParser:
     help="find the mesh, ZeRO stage, remat policy and microbatches that take the least time for the batch",
   )
   result.add_argument(
-    "--compiles", type=int, default=16, help="most steps that a search compiles (%(default)s)"
+    "--compiles",
+    type=int,
+    default=16,
+    help="most steps that a search compiles (default: %(default)s)",
   )
   result.add_argument("--json", type=paths.argument, help="write all plans to this file too")
   return result
@@ -68,6 +71,8 @@ def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit status: 1 if a model does not fit."""
   options = parser()
   args, bindings = command.parse(options, arguments)
+  if not args.search:
+    command.refuse(options, args, ("compiles",), "without --search")
   if args.search and args.step != "train":
     options.error("--search is for --step=train: the others have no ZeRO stage and no remat policy")
 

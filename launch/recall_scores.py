@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evaluation.recall import Recalled, RecallScorer
+from launch import command, paths
 from training import json_files
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ def run(
   folder.mkdir(exist_ok=True)
   file = folder / f"{trained.step}-{task.name}-{'-'.join(str(x['length']) for x in lengths)}.json"
   file.write_text(json_files.dumps(result, indent=2) + "\n", encoding="utf-8")
-  print(f"kept in {file}", file=sys.stderr)
+  print(f"kept in {paths.shown(file)}", file=sys.stderr)
+  further = ",".join(str(task.length * times) for times in (1, 2, 4))
+  words = ["python", "-m", "launch.evaluate", f"--run_dir={paths.shown(directory.path)}"]
+  command.tell_next(*words, *([] if contexts else [f"--contexts={further}"]))
   return 0
 
 

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     "--resume",
     choices=("same", "force"),
     default="same",
-    help="force: go on with a configuration that is not the run's (%(default)s)",
+    help="force: go on with a configuration that is not the run's (default: %(default)s)",
   )
   result.add_argument(
     "--describe", action="store_true", help="print parameters, FLOPs and bytes per token, and stop"
@@ -79,6 +79,11 @@ def main(arguments: Sequence[str]) -> int:
   if not args.config and args.run_dir is None:
     options.error("a gin file is needed, or a --run_dir that holds a run")
 
+  if looks:
+    command.refuse(options, args, ("resume",), "where nothing is trained")
+  if args.print_config:
+    names = ("describe", "describe_sharding", "dry_run")
+    command.refuse(options, args, names, "with --print_config")
   hosts.join(args)
   from launch import experiment as experiment_lib
   from launch import run_config
@@ -107,7 +112,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _warn(config: Config) -> None:
   if config.warnings:
-    print(f"warning: {len(config.warnings)} bindings have no effect here:", file=sys.stderr)
+    have = "binding has" if len(config.warnings) == 1 else "bindings have"
+    print(f"warning: {len(config.warnings)} {have} no effect here:", file=sys.stderr)
     for warning in config.warnings:
       print(f"  {warning}", file=sys.stderr)
 

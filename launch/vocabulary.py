@@ -10,6 +10,11 @@ from data import corpora
 from data.vocabulary_training import train_sentencepiece
 from launch import command, paths
 
+DESCRIPTION = """\
+Trains a SentencePiece vocabulary on text, and says how many bytes of held-out text a token spells.
+
+Ids are seqio's; any text comes back as it was."""
+
 _JSON_LINES = (".json", ".jsonl")
 
 # 3 special ids, 256 bytes and a character; more than any model has an embedding for.
@@ -18,9 +23,7 @@ _LEAST_SIZE, _MOST_SIZE = 260, 2**20
 
 def parser() -> argparse.ArgumentParser:
   """Returns the command's arguments."""
-  result = argparse.ArgumentParser(
-    prog="python -m launch.vocabulary", description=__doc__, allow_abbrev=False
-  )
+  result = command.parser("vocabulary", DESCRIPTION, takes_bindings=False)
   result.add_argument(
     "--input",
     required=True,
@@ -31,10 +34,17 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--output", type=paths.argument, required=True, help="the model file to write"
   )
-  result.add_argument("--size", type=int, default=8000, help="number of pieces (%(default)s)")
-  result.add_argument("--field", default="text", help="the text's key in JSON lines (%(default)s)")
   result.add_argument(
-    "--megabytes", type=float, default=50.0, help="about how much text to learn from (%(default)s)"
+    "--size", type=int, default=8000, help="number of pieces (default: %(default)s)"
+  )
+  result.add_argument(
+    "--field", default="text", help="the text's key in JSON lines (default: %(default)s)"
+  )
+  result.add_argument(
+    "--megabytes",
+    type=float,
+    default=50.0,
+    help="about how much text to learn from (default: %(default)s)",
   )
   return result
 
@@ -74,7 +84,7 @@ def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> s
 def main(arguments: Sequence[str]) -> int:
   """Trains the vocabulary, says how many bytes of held-out text a token spells, and what to type next."""
   options = parser()
-  args = options.parse_args(arguments)
+  args, _ = command.parse(options, arguments)
   if not _LEAST_SIZE <= args.size <= _MOST_SIZE:
     options.error(f"--size={args.size} must be from {_LEAST_SIZE} to {_MOST_SIZE}")
   if not 0 < args.megabytes < float("inf"):

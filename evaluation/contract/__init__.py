@@ -55,7 +55,7 @@ def run(model: LanguageModel, names: Iterable[str] = CHECKS) -> Iterator[tuple[s
     try:
       for finding in CHECKS[name](subject):
         yield name, finding
-    except Exception as error:  # whatever the model raises
+    except (Exception, SystemExit) as error:  # whatever the model raises
       message = " ".join(str(error).split())
       says = f"{type(error).__name__}: {message[:500]}"
       yield name, Finding(case="ends with an error", outcome="failed", says=says)

@@ -1,0 +1,107 @@
+"""What a failure that a user can mend becomes: a line or a few, short whatever the input holds."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+
+from launch import paths
+
+LONGEST_LINE = 480
+MOST_LINES = 40
+
+# What the system says of a disk, whichever library asked it. TensorStore and numpy drop the number.
+_DISK = {
+  os.strerror(number): number
+  for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+}
+_REMEDIES = {
+  errno.ENOSPC: "Free some space, or take another disk",
+  errno.EDQUOT: "Free some space, or take another disk",
+  errno.EFBIG: "Raise the limit on the size of a file (ulimit -f)",
+  errno.EROFS: "Take a folder that can be written to",
+  errno.EACCES: "Take a folder that you may write to, or change its permissions",
+  errno.ELOOP: "Its links lead in a circle: take another path",
+  errno.ENOTDIR: "A part of the path is no folder: take another path",
+  errno.ENAMETOOLONG: "Take a shorter path",
+}
+
+
+def clipped(text: str) -> str:
+  """The text for a terminal: no control characters, no endless line, no endless list."""
+  lines = [_clipped_line(line) for line in text.split("\n")]
+  if len(lines) > MOST_LINES:
+    kept = MOST_LINES // 2
+    left_out = len(lines) - 2 * kept
+    lines = [*lines[:kept], f"  ... {left_out} more lines ...", *lines[-kept:]]
+  return "\n".join(lines)
+
+
+def _clipped_line(line: str) -> str:
+  """The line with its beginning and its end, of at most `LONGEST_LINE` characters."""
+  if len(line) > LONGEST_LINE:
+    start = LONGEST_LINE * 2 // 3
+    line = f"{line[:start]} ... {line[start + 5 - LONGEST_LINE :]}"
+  if line.isprintable():
+    return line
+  shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+  return shown if len(shown) <= LONGEST_LINE else _clipped_line(shown)
+
+
+def of_system(error: BaseException) -> str | None:
+  """What the machine refused, as a line; None if the error is none of the machine's."""
+  if _is_of_backend(error):
+    platforms = os.environ.get("JAX_PLATFORMS")
+    given = f"JAX_PLATFORMS={platforms}: " if platforms else ""
+    return (
+      f"{given}JAX cannot use such a device here ({_first_line(error) or type(error).__name__}). Unset"
+      " JAX_PLATFORMS, or take JAX_PLATFORMS=cpu."
+    )
+  if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
+    return None
+  number = error.errno if isinstance(error, OSError) else None
+  if number is None or number not in _REMEDIES:
+    number = next((n for says, n in _DISK.items() if says in str(error)), number)
+  if isinstance(error, OSError) and error.filename is not None:
+    file = error.filename2 if number in _DISK.values() and error.filename2 else error.filename
+    says = error.strerror or type(error).__name__
+    return _sentence(says, paths.shown(os.fsdecode(file)) if _is_path(file) else file, number)
+  if number in _DISK.values():
+    return _sentence(os.strerror(number), _file_in(str(error)), number)
+  if isinstance(error, OSError) and number is not None:
+    return _sentence(os.strerror(number), None, number)
+  return None
+
+
+def _sentence(says: str, subject: object, number: int | None) -> str:
+  remedy = _REMEDIES.get(number)
+  return says + (f": {subject}" if subject else "") + (f". {remedy}." if remedy else "")
+
+
+def _is_path(file: object) -> bool:
+  return isinstance(file, str | bytes | os.PathLike)
+
+
+def _file_in(text: str) -> str | None:
+  """The file that a library's message is about."""
+  found = re.search(r"[\"'](/[^\"'\n]+)[\"']", text)
+  return found and paths.shown(found[1])
+
+
+def _first_line(error: BaseException) -> str:
+  return str(error).partition("\n")[0].strip().rstrip(".")
+
+
+def _is_of_backend(error: BaseException) -> bool:
+  """Whether JAX found no device of the kind that it was told to use; it says so in several ways."""
+  if "jax" not in sys.modules or not isinstance(error, RuntimeError | AssertionError):
+    return False
+  if "nable to initialize backend" in str(error):
+    return True
+  try:
+    sys.modules["jax"].devices()
+  except (RuntimeError, AssertionError):
+    return True
+  return False

@@ -1,0 +1,273 @@
+"""What every command makes of its arguments, and how it ends where the machine refuses."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import check, command, compare, convert, evaluate, failures, generate, plan, train
+from launch import vocabulary as vocabulary_command
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = {
+  "check": check,
+  "compare": compare,
+  "convert": convert,
+  "evaluate": evaluate,
+  "generate": generate,
+  "plan": plan,
+  "train": train,
+  "vocabulary": vocabulary_command,
+}
+RUN_FILE = "gin/runs/hawk_quickstart.gin"
+
+
+def refusal(capsys, name: str, *arguments: str) -> str:
+  """The line with which a command ends."""
+  with pytest.raises(SystemExit) as ended:
+    COMMANDS[name].main(arguments)
+  assert ended.value.code == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 1, lines
+  assert len(lines[0]) < 500
+  return lines[0]
+
+
+def launched(*arguments: str, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
+  """A command in a process of its own."""
+  environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+  return subprocess.run(
+    [sys.executable, "-m", *arguments],
+    cwd=cwd,
+    env=environment,
+    text=True,
+    stdout=options.pop("stdout", subprocess.PIPE),
+    stderr=subprocess.PIPE,
+    **options,
+  )
+
+
+def ends_with_a_line(ended: subprocess.CompletedProcess) -> str:
+  """The one line on stderr of a command that was refused."""
+  assert ended.returncode == 2, ended.stderr
+  lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+  assert len(lines) == 1, ended.stderr
+  assert len(lines[0]) < 500
+  assert "Traceback" not in ended.stderr
+  return lines[0]
+
+
+def test_files_and_options_stand_in_any_order():
+  options = train.parser()
+  args, bindings = command.parse(
+    options, ["a.gin", "--run_dir=x", "b.gin", "--gin.STEPS", "3", "c.gin"]
+  )
+  assert args.config == ["a.gin", "b.gin", "c.gin"]
+  assert bindings == ["--gin.STEPS=3"]
+  args, _ = command.parse(plan.parser(), ["a.gin", "--hardware=v5e-4", "b.gin"])
+  assert args.config == ["a.gin", "b.gin"]
+  args, _ = command.parse(convert.parser(), ["a", "--merge", "b"])
+  assert (args.source.name, args.target.name) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+  ("name", "argument", "meant"),
+  [
+    ("train", "--STEPS=20", "--gin.STEPS=20?"),
+    ("train", "--steps=20", "--gin.STEPS=20?"),
+    ("train", "--BATCHSIZE=20", "--gin.BATCH_SIZE=20?"),
+    ("train", "--models.griffin.griffin.window=64", "a binding reads --gin.NAME=VALUE"),
+    ("train", "--rundir=x", "--run_dir?"),
+    ("train", "--run-dir=x", "--run_dir?"),
+    ("train", "-run_dir=x", "--run_dir?"),
+    ("evaluate", "--rundir=x", "--run_dir?"),
+    ("compare", "--ouput=x", "--output?"),
+    ("convert", "--merged", "--merge?"),
+    ("generate", "--tempreature=1", "--temperature?"),
+    ("check", "--modle=hawk", "--model?"),
+    ("plan", "--hardwear=v5e-4", "--hardware?"),
+    ("vocabulary", "--inputs=a.txt", "--input?"),
+  ],
+)
+def test_an_unknown_option_is_told_with_the_one_that_is_meant(capsys, name, argument, meant):
+  said = refusal(capsys, name, argument)
+  assert f"there is no option {argument.partition('=')[0]}" in said
+  assert meant in said
+
+
+@pytest.mark.parametrize(
+  ("name", "arguments", "option"),
+  [
+    ("train", ["--run_dir=a", "--run_dir=b"], "--run_dir"),
+    ("train", ["--run_dir", "a", "--run_dir", "a"], "--run_dir"),
+    ("compare", ["--output=a", "--output=b"], "--output"),
+    ("evaluate", ["--run_dir=a", "--length=8", "--length=9"], "--length"),
+    ("generate", ["--run_dir=a", "--seed=1", "--seed=2", "--prompt=x", "--prompt=y"], "--seed"),
+    ("vocabulary", ["--input=a", "--input=b", "--output=a", "--output=b"], "--output"),
+  ],
+)
+def test_an_option_of_one_value_is_given_once(capsys, name, arguments, option):
+  assert f"{option} is given 2 times" in refusal(capsys, name, *arguments)
+
+
+def test_options_of_several_values_are_given_often():
+  args, _ = command.parse(generate.parser(), ["--run_dir=x", "--prompt=a", "--prompt=b"])
+  assert args.prompt == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+  ("name", "arguments", "option"),
+  [
+    ("evaluate", ["--run_dir=x", "--limit=3"], "--limit"),
+    ("evaluate", ["--run_dir=x", "--fewshot=0"], "--fewshot"),
+    ("evaluate", ["--run_dir=x", "--harness=piqa", "--by_position"], "--by_position"),
+    ("evaluate", ["--run_dir=x", "--harness=piqa", "--contexts=8"], "--contexts"),
+    ("evaluate", ["--run_dir=x", "--harness=piqa", "--data=a.gin"], "--data"),
+    ("evaluate", ["--run_dir=x", "--harness=piqa", "--gin.STEPS=1"], "--gin.STEPS=1"),
+    ("generate", ["--run_dir=x", "--temperature=0", "--top_k=3"], "--top_k"),
+    ("generate", ["--run_dir=x", "--temperature=0", "--seed=3"], "--seed"),
+    ("compare", [RUN_FILE, "--describe", "--only=scaling"], "--only"),
+    ("train", [RUN_FILE, "--describe", "--resume=force"], "--resume"),
+    ("train", [RUN_FILE, "--print_config", "--describe"], "--describe"),
+    ("plan", [RUN_FILE, "--hardware=v5e-4", "--compiles=3"], "--compiles"),
+  ],
+)
+def test_an_option_that_another_one_leaves_without_effect_is_refused(
+  capsys, name, arguments, option
+):
+  assert f"{option} has no effect" in refusal(capsys, name, *arguments)
+
+
+def test_conversions_refuse_what_they_have_no_use_for(tmp_path, capsys):
+  run, weights = tmp_path / "run", tmp_path / "weights"
+  run.mkdir()
+  (run / "config.gin").touch()
+  weights.mkdir()
+  (weights / "config.json").touch()
+  for source, more in (
+    (run, ["--merge", "--dtype=float32"]),
+    (run, ["--vocabulary=bytes"]),
+    (run, ["--gin.WINDOW=8"]),
+    (run, ["--merge", "--gin.WINDOW=8"]),
+    (weights, ["--merge"]),
+    (weights, ["--dtype=float32"]),
+    (weights, ["--checkpoint=latest"]),
+  ):
+    said = refusal(capsys, "convert", str(source), str(tmp_path / "target"), *more)
+    assert f"{more[-1].partition('=')[0]}" in said
+    assert "has no effect" in said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_defaults_and_files_that_exist(name):
+  text = COMMANDS[name].parser().format_help()
+  assert not re.search(r"(?<!default: )\((same|best|train|\d[\d.]*)\)", text)
+  assert_files_exist(text)
+
+
+def assert_files_exist(text: str) -> None:
+  for file in re.findall(r"(?<![\w{}/.*])((?:gin/)?[a-z_]+/[\w]+\.gin)\b", text):
+    folder = file.removeprefix("gin/").partition("/")[0]
+    if file.startswith("gin/") or (ROOT / "gin" / folder).is_dir():
+      assert (ROOT / "gin" / file.removeprefix("gin/")).is_file(), file
+
+
+def test_gin_files_that_the_code_names_exist():
+  for folder in ("launch", "data", "training", "models", "layers", "parallel", "evaluation", "gin"):
+    for file in (ROOT / folder).rglob("*"):
+      if file.suffix in (".py", ".gin"):
+        text = file.read_text(encoding="utf-8").replace("gin/runs/x.gin", "")
+        assert_files_exist(text)
+
+
+def test_a_failure_is_one_short_line_whatever_it_holds():
+  said = failures.clipped("a" * 10_000 + "\x1b[31m\0" + "the end")
+  assert len(said) < 500
+  assert said.startswith("aaa")
+  assert said.endswith("the end")
+  assert "\x1b" not in said
+  assert "\0" not in said
+  assert len(failures.clipped("\x01" * 10_000)) < 500
+  many = failures.clipped("\n".join(map(str, range(1000)))).splitlines()
+  assert len(many) < 50
+  assert many[0] == "0"
+  assert many[-1] == "999"
+
+
+@pytest.mark.parametrize(
+  ("error", "parts"),
+  [
+    (FileNotFoundError(2, "No such file or directory", "a/b"), ["a/b"]),
+    (OSError(28, "No space left on device", "/nowhere/x"), ["/nowhere/x", "Free some space"]),
+    (OSError(30, "Read-only file system", "/nowhere/x"), ["/nowhere/x", "can be written to"]),
+    (
+      ValueError('RESOURCE_EXHAUSTED: Error writing "/a/b" [OS error 28: No space left on device]'),
+      ["No space left on device: /a/b"],
+    ),
+    (OSError(40, "Too many levels of symbolic links", "x"), ["lead in a circle"]),
+    (RuntimeError("Unable to initialize backend 'cuda': none"), ["JAX_PLATFORMS=cpu"]),
+  ],
+)
+def test_what_the_machine_refuses_is_told_with_its_place(error, parts):
+  said = failures.of_system(error)
+  assert all(part in said for part in parts), said
+
+
+def test_a_mistake_in_the_code_is_none_of_the_machines():
+  assert failures.of_system(ValueError("shapes differ")) is None
+  assert failures.of_system(RuntimeError("x")) is None
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nosuch"])
+def test_devices_that_are_not_here_are_told_in_a_line(platform, tmp_path):
+  ended = launched("launch.train", RUN_FILE, "--describe", env={"JAX_PLATFORMS": platform})
+  if ended.returncode:  # the description may need no device at all
+    assert f"JAX_PLATFORMS={platform}" in ends_with_a_line(ended)
+  ended = launched("launch.train", RUN_FILE, "--dry_run", env={"JAX_PLATFORMS": platform})
+  assert f"JAX_PLATFORMS={platform}" in ends_with_a_line(ended)
+
+
+def test_64_bit_types_are_left_to_the_configuration():
+  ended = launched(
+    "launch.train", RUN_FILE, "--describe", env={"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+  )
+  assert ended.returncode == 0, ended.stderr
+  assert "JAX_ENABLE_X64 is left aside" in ended.stderr
+
+
+def test_a_working_directory_that_is_gone_is_told(tmp_path):
+  gone = tmp_path / "gone"
+  gone.mkdir()
+  script = f"cd {gone} && rmdir {gone} && {sys.executable} -m launch.train --help x.gin"
+  ended = subprocess.run(
+    ["sh", "-c", script.replace(" --help", "")],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert "the working directory cannot be used" in ends_with_a_line(ended)
+
+
+def test_closed_streams_and_plain_ascii_are_no_failure():
+  command_line = f"{sys.executable} -m launch.train {RUN_FILE} --print_config"
+  for shell in (f"{command_line} >&-", f"{command_line} <&-", f"{command_line} >&- 2>&-"):
+    ended = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+  ended = launched(
+    "launch.train",
+    RUN_FILE,
+    "--print_config",
+    "--gin.TRAIN_DATA=@x",
+    "--gin.é=1",
+    env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+  )
+  ends_with_a_line(ended)
+
+
+def test_a_reader_that_has_gone_ends_a_command_quietly():
+  shell = f"{sys.executable} -m launch.train {RUN_FILE} --print_config 2>&1 | true; echo ${{PIPESTATUS[0]}}"
+  ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+  assert (ended.stdout.strip(), ended.stderr) == ("141", "")
