@@ -56,8 +56,9 @@ def test_what_the_terminal_cannot_show_is_a_question_mark():
 
 def test_another_error_of_the_system_is_not_taken_for_one_of_the_output():
   status, told, _ = run("raise OSError(28, 'No space left on device')", "")
-  assert status == 1
-  assert told.startswith("Traceback")
+  assert status == 2
+  assert told.startswith("error: No space left on device.")
+  assert "output" not in told
 
 
 def test_help_to_a_full_disk_leaves_no_traceback():
