@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from bounds.bounds import Share
 from data import heldout
 from data.file_paths import FilePath
 from data.files import (
@@ -88,7 +89,7 @@ class PythonLibrary:
     heldout_fraction: expected share of the documents that is held out.
   """
 
-  heldout_fraction: float = 0.05
+  heldout_fraction: Share = 0.05
 
   name = "python-library"
 
@@ -181,7 +182,7 @@ class TextFiles:
 
   files: FilePath | Sequence[FilePath]
   separator: str | None = None
-  heldout_fraction: float = 0.05
+  heldout_fraction: Share = 0.05
 
   name = "text-files"
 
@@ -259,7 +260,7 @@ class JsonLines:
 
   files: FilePath | Sequence[FilePath]
   field: str = "text"
-  heldout_fraction: float = 0.05
+  heldout_fraction: Share = 0.05
 
   name = "json-lines"
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bounds.bounds import Count, Positive
 from data import preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
 from data.file_paths import CachePath
@@ -38,7 +39,7 @@ class TextDataset:
 
   corpus: Corpus
   vocabulary: Vocabulary
-  sequence_length: int
+  sequence_length: Count
   split: str = "train"
   cache_dir: CachePath = "cache"
   whole_documents: bool = False
@@ -130,7 +131,7 @@ class Mixture:
   """
 
   components: Sequence[TextDataset]
-  weights: Sequence[float]
+  weights: Sequence[Positive]
 
   def rows(self, progress: Callable[[Progress], None] | None = None) -> MixedRows:
     """Opens, and if need be makes, the rows of every component."""
@@ -159,7 +160,7 @@ class RegisteredMixture:
 
   mixture: str
   vocabulary: Vocabulary
-  sequence_length: int
+  sequence_length: Count
   split: str = "train"
   module: str | None = None
   features: Sequence[str] = ("targets",)

@@ -8,6 +8,7 @@ import string
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from bounds.bounds import Share
 from data import heldout
 from data.file_paths import FilePath
 from data.files import CorpusError, describe_files, json_lines, keys_of, matching_files, shortened
@@ -175,7 +176,7 @@ class Instructions:
 
   files: FilePath | Sequence[FilePath]
   template: Template = dataclasses.field(default_factory=PromptResponse)
-  heldout_fraction: float = 0.05
+  heldout_fraction: Share = 0.05
 
   name = "instructions"
   has_loss_mask = True

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bounds.bounds import Count, NotNegative, Seed
 from data import vocabularies
 from data.corpora import CorpusError
 from data.vocabularies import Vocabulary
@@ -55,10 +56,10 @@ class RecallTask:
     seed: of all examples; no two splits share a generator.
   """
 
-  length: int
-  examples: int = 65_536
-  heldout_examples: int = 1024
-  seed: int = 0
+  length: Count
+  examples: Count = 65_536
+  heldout_examples: Count = 1024
+  seed: Seed = 0
 
   # A corpus without a class attribute of this name has its loss on every token.
   has_loss_mask = True
@@ -153,9 +154,9 @@ class SelectiveCopying(RecallTask):
     symbols: size of the vocabulary, noise and asking symbol included.
   """
 
-  length: int = 1024
-  data_tokens: int = 16
-  symbols: int = 16
+  length: Count = 1024
+  data_tokens: Count = 16
+  symbols: Count = 16
 
   name = "selective-copying"
 
@@ -193,8 +194,8 @@ class InductionHeads(RecallTask):
     symbols: size of the vocabulary, the special one included.
   """
 
-  length: int = 256
-  symbols: int = 16
+  length: Count = 256
+  symbols: Count = 16
 
   name = "induction-heads"
 
@@ -235,10 +236,10 @@ class MultiQueryRecall(RecallTask):
     power: exponent of the gaps' distribution; 1 is uniform.
   """
 
-  length: int = 64
-  pairs: int = 4
-  symbols: int = 8192
-  power: float = 0.01
+  length: Count = 64
+  pairs: Count = 4
+  symbols: Count = 8192
+  power: NotNegative = 0.01
 
   name = "multi-query-recall"
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from bounds.bounds import Count, CountFromZero, Share
 from data.corpora import CorpusError
 from data.recall import Example, RecallTask
 from data.vocabularies import Vocabulary
@@ -50,9 +51,9 @@ class Phonebook(RecallTask):
     shots: entries shown again as examples.
   """
 
-  length: int = 16
-  digits: int = 10
-  shots: int = 2
+  length: Count = 16
+  digits: Count = 10
+  shots: CountFromZero = 2
 
   name = "phonebook"
   unit = "entries"
@@ -103,9 +104,9 @@ class Needle(RecallTask):
     depth: share of the text before the key; None draws it uniformly.
   """
 
-  length: int = 256
-  digits: int = 5
-  depth: float | None = None
+  length: Count = 256
+  digits: Count = 5
+  depth: Share | None = None
 
   name = "needle"
   unit = "characters"

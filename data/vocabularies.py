@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bounds.bounds import Count, CountFromZero
 from data.file_paths import FilePath
 from data.files import shortened
 
@@ -68,7 +69,7 @@ class Bytes:
     extra_ids: ids added at the end, for tasks that need sentinels.
   """
 
-  extra_ids: int = 0
+  extra_ids: CountFromZero = 0
 
   _SPECIAL = 3
 
@@ -119,7 +120,7 @@ class Symbols:
     count: number of symbols; symbol k has the id 3 + k.
   """
 
-  count: int
+  count: Count
 
   SPECIAL = 3
 
@@ -220,7 +221,7 @@ class SentencePiece:
   """
 
   path: FilePath
-  extra_ids: int = 0
+  extra_ids: CountFromZero = 0
 
   pad_id = 0
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bounds.bounds import Count
 from evaluation import part
 from evaluation.figure import Axis, Figure
 from evaluation.part import Remember, Runs, RunSpec
@@ -35,9 +36,9 @@ class LongContext:
   """
 
   size: str
-  lengths: Sequence[int]
-  factor: int = 16
-  tokens: int = 2**20
+  lengths: Sequence[Count]
+  factor: Count = 16
+  tokens: Count = 2**20
 
   def __post_init__(self):
     if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):

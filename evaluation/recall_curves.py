@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bounds.bounds import Count, Seed
 from data.recall import RecallTask
 from data.vocabularies import Vocabulary
 from evaluation.figure import Axis, Figure
@@ -37,12 +38,12 @@ class RecallCurves:
 
   task: RecallTask
   vocabulary: Vocabulary
-  lengths: Sequence[int]
+  lengths: Sequence[Count]
   baseline: str
   schedule: Schedule = dataclasses.field(default_factory=Schedule)
   kind: str = "distance"
-  seeds: Sequence[int] = (0, 1, 2)
-  questions: int = 256
+  seeds: Sequence[Seed] = (0, 1, 2)
+  questions: Count = 256
 
   def __post_init__(self):
     if self.task.length not in self._questions.lengths:

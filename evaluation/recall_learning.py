@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bounds.bounds import Count, CountFromZero, NotNegative
 from data.loader import batch_of_rows
 from data.recall import RecallTask
 from data.vocabularies import Vocabulary
@@ -33,12 +34,12 @@ class Schedule:
     look_every: steps between looks at the model.
   """
 
-  steps: int = 1000
-  batch_size: int = 64
-  learning_rate: float = 3e-3
-  warmup_steps: int = 50
-  weight_decay: float = 0.1
-  look_every: int = 100
+  steps: Count = 1000
+  batch_size: Count = 64
+  learning_rate: NotNegative = 3e-3
+  warmup_steps: CountFromZero = 50
+  weight_decay: NotNegative = 0.1
+  look_every: Count = 100
 
   def optimizer(self) -> AdamW:
     """AdamW with the schedule's rate."""
@@ -83,7 +84,7 @@ class Learner:
     Args:
       seed: of parameters and examples; equal seeds see equal examples whatever the model.
     """
-    schedule, state = self._schedule, self._start(seed)
+    schedule, state = self._schedule, self._start(np.uint32(seed % 2**32))
     data = batches(self._task, self._vocabulary, schedule.batch_size, seed)
     for step in range(1, schedule.steps + 1):
       state, _ = self._step(state, next(data))

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from bounds.bounds import Count
 from data.recall import RecallTask
 from evaluation import part
 from evaluation.figure import Figure
@@ -29,10 +30,10 @@ class RecallOfRuns:
 
   task: RecallTask
   size: str
-  lengths: Sequence[int]
+  lengths: Sequence[Count]
   baseline: str
   kind: str = "depth"
-  questions: int = 128
+  questions: Count = 128
 
   def __post_init__(self):
     self._questions(seeds=(0,))

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from bounds.bounds import Count
 from evaluation import part
 from evaluation.figure import Axis, Figure
 from evaluation.part import Remember, Runs, RunSpec
@@ -32,9 +33,9 @@ class WindowSize:
 
   size: str
   model: str
-  windows: Sequence[int]
+  windows: Sequence[Count]
   baseline: str
-  length: int | None = None
+  length: Count | None = None
 
   def __post_init__(self):
     if len(self.windows) < 2 or list(self.windows) != sorted(set(self.windows)):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bounds.bounds import Count, NotNegative, Share
+
 _FLOAT32 = np.finfo(np.float32)
 
 
@@ -27,9 +29,9 @@ class Sampler:
     ValueError: a value is out of range. Logits are float32: so is the range of the temperature.
   """
 
-  temperature: float = 1.0
-  top_k: int | None = None
-  top_p: float = 1.0
+  temperature: NotNegative = 1.0
+  top_k: Count | None = None
+  top_p: Share = 1.0
 
   def __post_init__(self):
     least, most = float(_FLOAT32.tiny), float(_FLOAT32.max)

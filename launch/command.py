@@ -248,6 +248,7 @@ def _is_for_the_user(error: Exception) -> bool:
     "launch.command": ("UserError",),
     "launch.gin_source": ("ConfigError",),
     "layers.mixer": ("MixerError",),
+    "models.accounting": ("ModelError",),
     "data.files": ("CorpusError",),
     "data.manifest": ("RowFileError",),
     "data.vocabularies": ("VocabularyError",),

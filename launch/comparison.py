@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from bounds.bounds import Seed
 from data.file_paths import FilePath, NamesFile
 from evaluation.part import RunSpec
 from launch import config, experiment, gin_source
@@ -65,7 +66,7 @@ class Comparison:
   models: Mapping[str, Sequence[str]]
   sizes: Mapping[str, Sequence[str]]
   shared: Sequence[str]
-  seeds: Sequence[int]
+  seeds: Sequence[Seed]
   parts: Mapping[str, Measured | Trained]
   title: str
   folder: Annotated[str, NamesFile(decides=False)] = "."

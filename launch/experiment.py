@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bounds.bounds import Count, Seed
 from data import preparation
 from data.dataset import Mixture, TextDataset
 from data.file_paths import FilePath
@@ -56,9 +57,9 @@ class Experiment:
   eval_data: Dataset
   optimizer: AdamW
   options: loop.Options
-  batch_size: int
-  eval_batches: int | None = None
-  seed: int = 0
+  batch_size: Count
+  eval_batches: Count | None = None
+  seed: Seed = 0
   samples: Sequence[str] = ("",)
   mesh: Parallelism | None = None
   init_from: FilePath | None = None
@@ -116,6 +117,24 @@ class Experiment:
     except ValueError as error:
       raise ConfigError(config.explained(str(error))) from None
     return layout
+
+  def check_step(self, layout: Layout | None) -> None:
+    """Traces a training step, so that what does not fit is told before anything is written.
+
+    Raises:
+      ConfigError: model, batch and options do not fit.
+    """
+    try:
+      loop.trace(
+        model=self.model,
+        optimizer=self.optimizer.transformation(),
+        options=self.options,
+        layout=layout,
+        batch_size=self.batch_size,
+        length=self.sequence_length,
+      )
+    except ValueError as error:
+      raise ConfigError(str(error).partition("\n----")[0]) from None
 
   def rows(self) -> tuple[RowFiles | MixedRows, RowFiles | MixedRows]:
     """Opens the training rows and the held-out rows, and makes what is missing of both at once."""

@@ -115,18 +115,22 @@ class Checks:
     return parameter.annotation if parameter else Any
 
   def types(self) -> None:
-    """Every value is of the type that its parameter is annotated with."""
+    """Every value is of the type, and in the range, that its parameter is annotated with."""
     for key, setting in self._parameters.items():
       annotation = self.annotation(key)
       shape = self.shape(setting.value)
       if any(leaf == Macro(_REQUIRED) for leaf in leaves(shape)):
         continue
-      if gin_types.accepts(annotation, shape):
+      accepted = gin_types.accepts(annotation, shape)
+      fault = gin_types.fault(key.marked, shape) if accepted else None
+      if accepted and not fault:
         continue
       place, named, value = setting.place, key.name, setting.value
       while isinstance(value, Macro):
         named = f"{key.name}, given by %{value.name},"
         place, value = self._macros[value.name].place, self._macros[value.name].value
+      if fault:
+        raise place.error(f"{named} is {value!r}; it must be {fault}")
       wanted = gin_types.describe(annotation)
       advice = gin_types.advice(annotation, value)
       if isinstance(value, Reference):

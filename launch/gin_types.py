@@ -5,10 +5,13 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import inspect
+import itertools
 import math
 import types
 import typing
 from typing import Any
+
+from bounds.bounds import Range
 
 _SCALARS = (bool, int, float, complex, str, bytes)
 _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
@@ -130,6 +133,43 @@ def accepts(annotation: Any, value: Any) -> bool:
   if inspect.isclass(annotation):
     return _is_instance(value, annotation)
   return True
+
+
+def fault(marked: Any, value: Any) -> str | None:
+  """What a number in a value that `accepts` takes must be and is not; None if nothing is wrong.
+
+  Args:
+    marked: the annotation with its marks, of which those of `bounds.bounds.Range` count. A float without one
+      must be finite.
+    value: literals, `Produced` and `Function`.
+  """
+  if isinstance(value, int | float) and not isinstance(value, bool):
+    return _fault_of_number(marked, value)
+  arguments = typing.get_args(marked)
+  if typing.get_origin(marked) in (typing.Union, types.UnionType):
+    faults = [fault(choice, value) for choice in arguments if accepts(choice, value)]
+    return None if None in faults else next(iter(faults), None)
+  if typing.get_origin(marked) is typing.Annotated:
+    return fault(arguments[0], value)
+  if isinstance(value, dict) and len(arguments) == 2:
+    pairs = [(arguments[0], key) for key in value] + [(arguments[1], x) for x in value.values()]
+  elif isinstance(value, tuple) and len(arguments) == len(value) and arguments[-1] is not Ellipsis:
+    pairs = list(zip(arguments, value, strict=True))
+  elif isinstance(value, list | tuple):
+    pairs = [(arguments[0] if arguments else Any, item) for item in value]
+  else:
+    return None
+  return next(filter(None, itertools.starmap(fault, pairs)), None)
+
+
+def _fault_of_number(marked: Any, value: float) -> str | None:
+  choices = [choice for choice in _choices(marked) if accepts(choice, value)]
+  faults = []
+  for choice in choices:
+    marks = getattr(choice, "__metadata__", ())
+    ranges = [mark for mark in marks if isinstance(mark, Range)] or [Range()]
+    faults.append(next(filter(None, (one.fault(value) for one in ranges)), None))
+  return None if None in faults else next(iter(faults), None)
 
 
 def _accepts_items(arguments: tuple[Any, ...], value: tuple[Any, ...]) -> bool:

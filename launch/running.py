@@ -82,6 +82,7 @@ def _train(
       f"Train in another directory: --init_from={run} --run_dir=..."
     )
   experiment.check_vocabulary()
+  experiment.check_step(layout)
   if not checkpoint.available_steps(run.path):
     trained.check_start(experiment)
   if layout is None and processes.count() > 1:

@@ -14,6 +14,10 @@ import numpy as np
 from models.language_model import LanguageModel
 
 
+class ModelError(ValueError):
+  """The sizes of a model do not fit each other."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameter:
   """One array of the parameter tree.
@@ -119,7 +123,11 @@ def list_parameters(model: LanguageModel) -> tuple[Parameter, ...]:
 def abstract_parameters(model: LanguageModel) -> Any:
   """The parameter tree as shapes and types, boxed with logical axes."""
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+  try:
+    return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+  except ValueError as error:
+    # JAX appends a hint of several lines on its traceback.
+    raise ModelError(str(error).partition("\n----")[0]) from error
 
 
 def tree_bytes(tree: Any) -> int:

@@ -7,6 +7,7 @@ from functools import partial
 
 import jax.numpy as jnp
 
+from bounds.bounds import Count, Depth, FloatName, Positive
 from layers.attention import SelfAttention
 from layers.mixer import MixerFactory
 from layers.mlp import GatedMLP
@@ -34,18 +35,18 @@ class Backbone:
     unroll: repetitions of the pattern per scan iteration.
   """
 
-  vocab_size: int
-  width: int
-  depth: int
-  mlp_expansion: int = 3
+  vocab_size: Count
+  width: Count
+  depth: Depth
+  mlp_expansion: Count = 3
   use_bias: bool = False
   zero_centered_norm: bool = False
   scale_embedding: bool = False
-  logit_cap: float | None = None
-  dtype: str = "float32"
-  param_dtype: str = "float32"
+  logit_cap: Positive | None = None
+  dtype: FloatName = "float32"
+  param_dtype: FloatName = "float32"
   remat: str = "none"
-  unroll: int = 1
+  unroll: Count = 1
 
   def recurrent(
     self, *, rnn_width: int, gate_blocks: int, implementation: str | None

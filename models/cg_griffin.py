@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bounds.bounds import Count
 from models.backbone import Backbone
 from models.cg_hawk import complex_recurrent
 from models.language_model import LanguageModel
@@ -10,10 +11,10 @@ from models.language_model import LanguageModel
 def cg_griffin(
   backbone: Backbone,
   *,
-  rnn_width: int,
-  heads: int,
-  window: int = 1024,
-  gate_blocks: int = 16,
+  rnn_width: Count,
+  heads: Count,
+  window: Count = 1024,
+  gate_blocks: Count = 16,
   recurrence: str | None = None,
   attention: str | None = None,
 ) -> LanguageModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from bounds.bounds import Count
 from layers.cg_lru import CGLRU
 from layers.mixer import MixerFactory
 from models.backbone import Backbone
@@ -13,8 +14,8 @@ from models.language_model import LanguageModel
 def cg_hawk(
   backbone: Backbone,
   *,
-  rnn_width: int,
-  gate_blocks: int = 16,
+  rnn_width: Count,
+  gate_blocks: Count = 16,
   recurrence: str | None = None,
 ) -> LanguageModel:
   """Builds CG-LRU Hawk; the arguments are those of `models.hawk.hawk`."""

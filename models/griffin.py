@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bounds.bounds import Count, Share
 from models.backbone import Backbone
 from models.language_model import LanguageModel
 
@@ -11,12 +12,12 @@ from models.language_model import LanguageModel
 def griffin(
   backbone: Backbone,
   *,
-  rnn_width: int,
-  heads: int,
-  kv_heads: int = 1,
-  window: int = 1024,
-  gate_blocks: int = 16,
-  rotary_fraction: float = 1.0,
+  rnn_width: Count,
+  heads: Count,
+  kv_heads: Count = 1,
+  window: Count = 1024,
+  gate_blocks: Count = 16,
+  rotary_fraction: Share = 1.0,
   pattern: Sequence[str] = ("recurrent", "recurrent", "attention"),
   recurrence: str | None = None,
   attention: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bounds.bounds import Count
 from models.backbone import Backbone
 from models.language_model import LanguageModel
 
@@ -9,8 +10,8 @@ from models.language_model import LanguageModel
 def hawk(
   backbone: Backbone,
   *,
-  rnn_width: int,
-  gate_blocks: int = 16,
+  rnn_width: Count,
+  gate_blocks: Count = 16,
   recurrence: str | None = None,
 ) -> LanguageModel:
   """Builds Hawk.

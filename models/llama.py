@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from bounds.bounds import Count, Positive
 from layers.mlp import silu_gated
 from models.backbone import Backbone
 from models.language_model import LanguageModel
@@ -15,9 +16,9 @@ from models.language_model import LanguageModel
 def llama(
   backbone: Backbone,
   *,
-  heads: int,
-  kv_heads: int,
-  rotary_base: float = 500_000.0,
+  heads: Count,
+  kv_heads: Count,
+  rotary_base: Positive = 500_000.0,
   attention: str | None = None,
 ) -> LanguageModel:
   """Builds the Transformer.

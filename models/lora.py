@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bounds.bounds import Count, Positive
 from kernels.matmul import matmul
 from layers.linear import Linear, scaled_normal
 from layers.parameter import parameter
@@ -78,7 +79,7 @@ class AdaptedModel(LanguageModel):
 
 
 def adapted(
-  model: LanguageModel, *, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("*",)
+  model: LanguageModel, *, rank: Count = 8, alpha: Positive = 16.0, targets: Sequence[str] = ("*",)
 ) -> LanguageModel:
   """A model with adapters, of which training changes nothing else.
 

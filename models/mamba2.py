@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from bounds.bounds import Count
 from layers.mamba2 import Mamba2Mixer
 from models.backbone import Backbone
 from models.language_model import LanguageModel
@@ -12,10 +13,10 @@ from models.language_model import LanguageModel
 def mamba2(
   backbone: Backbone,
   *,
-  heads: int,
-  state_size: int = 128,
-  groups: int = 1,
-  chunk: int = 128,
+  heads: Count,
+  state_size: Count = 128,
+  groups: Count = 1,
+  chunk: Count = 128,
   ssd: str | None = None,
 ) -> LanguageModel:
   """Builds Mamba-2; a mixer and an MLP of the other models are two layers here.

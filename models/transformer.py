@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bounds.bounds import Count, Share
 from models.backbone import Backbone
 from models.language_model import LanguageModel
 
@@ -9,9 +10,9 @@ from models.language_model import LanguageModel
 def transformer(
   backbone: Backbone,
   *,
-  heads: int,
-  window: int | None = None,
-  rotary_fraction: float = 1.0,
+  heads: Count,
+  window: Count | None = None,
+  rotary_fraction: Share = 1.0,
   attention: str | None = None,
 ) -> LanguageModel:
   """Builds the baseline.

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bounds.bounds import ZeroStage
 from parallel import shards, tree_paths, zero
 from parallel.mesh import MeshSpec
 from parallel.rules import Parameter, Rules, check_replication, named_axes
@@ -35,7 +36,7 @@ class Parallelism:
 
   mesh: MeshSpec = dataclasses.field(default_factory=MeshSpec)
   rules: Rules = dataclasses.field(default_factory=Rules)
-  zero: int = 0
+  zero: ZeroStage = 0
 
   def __post_init__(self):
     zero.check_stage(self.zero)

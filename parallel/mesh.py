@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from bounds.bounds import Count, Shards
+
 # Outermost first: neighbours in the last axis are the closest devices, and tensor parallelism
 # exchanges the most.
 AXES = ("data", "seq", "model")
@@ -28,10 +30,10 @@ class MeshSpec:
       collectives are the only ones to cross it.
   """
 
-  data: int = -1
-  seq: int = 1
-  model: int = 1
-  slices: int = 1
+  data: Shards = -1
+  seq: Shards = 1
+  model: Shards = 1
+  slices: Count = 1
 
   def __post_init__(self):
     sizes = {name: getattr(self, name) for name in AXES}

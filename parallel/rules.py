@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from bounds.bounds import Share
+
 MeshAxes = str | tuple[str, ...] | None
 
 # Section 4.1 of the Griffin paper. The key/value head of MQA serves all heads and is replicated.
@@ -68,7 +70,7 @@ class Rules:
 
   table: Mapping[str, MeshAxes] = dataclasses.field(default_factory=lambda: dict(MEGATRON))
   replicated: tuple[str, ...] = ("kv_heads", "lora")
-  max_replicated: float = 0.01
+  max_replicated: Share = 0.01
 
   def mesh_axes(self, axis: str | None, name: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
     """The mesh axes, of more than one device, that a logical axis is split over.

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import optax
 
+from bounds.bounds import Count, CountFromZero
 from parallel import processes
 from parallel.layout import Layout
 from training import host_memory, retention
@@ -57,11 +58,11 @@ class Options:
     step: what a step does; see `training.step.Options`.
   """
 
-  steps: int
-  log_every: int = 10
-  evaluate_every: int = 500
-  checkpoint_every: int = 500
-  keep: int = 2
+  steps: Count
+  log_every: Count = 10
+  evaluate_every: CountFromZero = 500
+  checkpoint_every: CountFromZero = 500
+  keep: Count = 2
   tensorboard: bool = False
   step: step_lib.Options = dataclasses.field(default_factory=step_lib.Options)
 
@@ -259,6 +260,24 @@ def train(
     seconds_to_first_step=seconds_to_first_step,
     tokens_per_second=float(np.median(run.rates)) if run.rates else math.nan,
   )
+
+
+def trace(
+  *,
+  model: Any,
+  optimizer: optax.GradientTransformation,
+  options: Options,
+  layout: Layout | None,
+  batch_size: int,
+  length: int,
+) -> None:
+  """Traces a step without any array; `train` does not trace it again.
+
+  Raises:
+    ValueError: model, options and batch do not fit.
+  """
+  abstract, _, take_step = _programs(model, optimizer, options.step, layout)
+  take_step.trace(abstract, step_lib.abstract_batch(batch_size, length))
 
 
 @functools.lru_cache(maxsize=4)

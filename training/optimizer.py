@@ -10,9 +10,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bounds.bounds import Count, CountFromZero, Decay, NotNegative, Positive, Share
+
 
 def warmup_cosine(
-  *, peak: float, steps: int, warmup_steps: int, final_fraction: float = 0.1
+  *,
+  peak: NotNegative,
+  steps: Count,
+  warmup_steps: CountFromZero,
+  final_fraction: Share = 0.1,
 ) -> optax.Schedule:
   """A linear rise to `peak`, then half a cosine down to `final_fraction` of it at the last step.
 
@@ -27,11 +33,11 @@ def warmup_cosine(
 
 def warmup_stable_decay(
   *,
-  peak: float,
-  steps: int,
-  warmup_steps: int,
-  decay_fraction: float = 0.2,
-  final_fraction: float = 0.0,
+  peak: NotNegative,
+  steps: Count,
+  warmup_steps: CountFromZero,
+  decay_fraction: Share = 0.2,
+  final_fraction: Share = 0.0,
 ) -> optax.Schedule:
   """A linear rise to `peak`, a constant rate, and a linear fall over the last `decay_fraction`.
 
@@ -76,11 +82,11 @@ class AdamW:
   """
 
   learning_rate: optax.Schedule
-  b1: float = 0.9
-  b2: float = 0.95
-  epsilon: float = 1e-8
-  weight_decay: float = 0.1
-  clip_norm: float | None = 1.0
+  b1: Decay = 0.9
+  b2: Decay = 0.95
+  epsilon: Positive = 1e-8
+  weight_decay: NotNegative = 0.1
+  clip_norm: Positive | None = 1.0
   master_copy: bool = False
 
   @functools.cache  # noqa: B019 - equal optimizers are one transformation, so that a step is compiled once

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bounds.bounds import Count, Factor, NotNegative
 from parallel import shards, vocabulary
 from parallel.layout import TOKENS, Layout
 from parallel.tree_paths import by_path, joined
@@ -41,11 +42,11 @@ class Options:
       `training.rounding`.
   """
 
-  accumulate: int = 1
-  z_loss: float = 0.0
-  spike_factor: float = 10.0
-  spike_window: int = 64
-  max_skips: int = 20
+  accumulate: Count = 1
+  z_loss: NotNegative = 0.0
+  spike_factor: Factor = 10.0
+  spike_window: Count = 64
+  max_skips: Count = 20
   rounding: str = "nearest"
 
   def __post_init__(self):

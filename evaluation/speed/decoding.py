@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from bounds.bounds import Count, CountFromZero, Positive
 from evaluation.figure import ESTIMATED, Axis, Figure, Series
 from evaluation.part import Remember
 from evaluation.speed import bandwidth as bandwidth_lib
@@ -38,13 +39,13 @@ class DecodeSpeed:
     baseline: the model that the others are compared with.
   """
 
-  lengths: Sequence[int] = (512, 1024, 2048, 4096)
-  prefills: Sequence[int] = (0, 4096)
-  after: Sequence[int] = (128, 512, 2048, 8192)
-  steps: int = 64
-  batch_size: int = 16
-  rounds: int = 7
-  bandwidth: float | None = None
+  lengths: Sequence[Count] = (512, 1024, 2048, 4096)
+  prefills: Sequence[CountFromZero] = (0, 4096)
+  after: Sequence[CountFromZero] = (128, 512, 2048, 8192)
+  steps: Count = 64
+  batch_size: Count = 16
+  rounds: Count = 7
+  bandwidth: Positive | None = None
   sampler: Sampler = dataclasses.field(default_factory=Sampler)
   baseline: str = "MQA Transformer"
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from bounds.bounds import Count, FloatName
 from evaluation.figure import Axis, Figure
 from evaluation.part import Remember
 from evaluation.speed import recurrences, timing
@@ -31,11 +32,11 @@ class RecurrenceSpeed:
     rounds: times that each is timed.
   """
 
-  shape: Sequence[int] = (8, 2048, 1024)
-  dtype: str = "float32"
-  batch_size: int = 8
-  length: int = 2048
-  rounds: int = 7
+  shape: Sequence[Count] = (8, 2048, 1024)
+  dtype: FloatName = "float32"
+  batch_size: Count = 8
+  length: Count = 2048
+  rounds: Count = 7
 
   def __post_init__(self):
     if len(self.shape) != 3 or min(self.shape) < 1:

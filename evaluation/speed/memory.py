@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from bounds.bounds import Count
 from evaluation.figure import Axis, Figure, Series
 from evaluation.part import Remember
 from evaluation.speed.description import check_baseline, conditions, listed
@@ -40,7 +41,7 @@ class CacheSize:
     baseline: the model that the others are compared with.
   """
 
-  lengths: Sequence[int] = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+  lengths: Sequence[Count] = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
   baseline: str = "MQA Transformer"
 
   def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:

@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 
+from bounds.bounds import Count
 from evaluation.figure import Axis, Figure
 from evaluation.part import Remember
 from evaluation.speed import timing
@@ -35,9 +36,9 @@ class Throughput:
     baseline: the model that the others are compared with.
   """
 
-  lengths: Sequence[int] = (512, 1024, 2048, 4096)
-  batch_sizes: Sequence[int] = (1, 4, 16, 64, 256)
-  rounds: int = 7
+  lengths: Sequence[Count] = (512, 1024, 2048, 4096)
+  batch_sizes: Sequence[Count] = (1, 4, 16, 64, 256)
+  rounds: Count = 7
   sampler: Sampler = dataclasses.field(default_factory=Sampler)
   baseline: str = "MQA Transformer"
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
+from bounds.bounds import Count
 from evaluation.figure import ESTIMATED, Axis, Figure, Series
 from evaluation.part import Remember
 from evaluation.speed import timing
@@ -34,10 +35,10 @@ class TrainingSpeed:
     parallelism: how a step is split over all visible devices; None takes one device.
   """
 
-  lengths: Sequence[int] = LENGTHS
-  tokens: int = 32768
+  lengths: Sequence[Count] = LENGTHS
+  tokens: Count = 32768
   baseline: str = "MQA Transformer"
-  rounds: int = 7
+  rounds: Count = 7
   parallelism: Parallelism | None = None
 
   def __post_init__(self):
@@ -110,8 +111,8 @@ class EstimatedTrainingSpeed:
   """
 
   estimate: StepEstimate
-  lengths: Sequence[int] = LENGTHS
-  tokens: int = 32768
+  lengths: Sequence[Count] = LENGTHS
+  tokens: Count = 32768
   baseline: str = "MQA Transformer"
 
   def __post_init__(self):
