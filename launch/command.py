@@ -15,10 +15,12 @@ from importlib.metadata import entry_points
 from typing import NoReturn
 
 from launch import failures, output
+from parallel import gpu_nodes
 
 EPILOG = """\
 Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter (--gin.models.griffin.griffin.window=64)
 in place of the gin files; strings need no quotes. Files and options may stand in any order."""
+
 
 COMPILATION_CACHE = "cache/jax"
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -162,6 +164,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
   _leave_absent_tpu_alone()
   _leave_types_alone()
   output.prepare()
+  gpu_nodes.take_memory()
   if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
     os.environ.setdefault("NPROC", "64")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from launch.describe import show_bytes, table
 from launch.planning import Plan
+from parallel import gpu_nodes
 
 _UNITS = {"train": "step", "prefill": "prefill", "decode": "token"}
 
@@ -138,6 +139,9 @@ def _memory(found: Plan) -> list[tuple[str, str]]:
       f"{show_bytes(abs(over))} {'left' if over >= 0 else 'too much'}",
     ),
   ]
+  if found.memory_share < 1:
+    setting = f"{gpu_nodes.FRACTION_VARIABLE}={found.memory_share}"
+    rows.append(("what JAX takes of the device", f"{setting}, as the commands set it"))
   if found.step != "prefill":
     twice = found.twice_bytes
     where = "all of it" if not twice else f"all but {show_bytes(twice)}, which is in memory twice"

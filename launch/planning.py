@@ -63,7 +63,8 @@ class Plan:
       the backward pass, and gradients in float32. XLA may need less of either, for not all are alive at the
       peak.
     host_bytes: of the host's memory, which activations were offloaded to.
-    memory: of a device.
+    memory: of a device, that a process gets.
+    memory_share: of all that the device has; what JAX takes on GPUs.
     collectives: what is sent.
     model_flops: of the model's matrix products, forward and backward, without what is computed twice.
     counted_flops: of the products in the compiled program; those inside Pallas kernels are not seen.
@@ -105,6 +106,7 @@ class Plan:
   gradient_bytes: int
   host_bytes: int
   memory: float
+  memory_share: float
   collectives: tuple[Traffic, ...]
   model_flops: float
   counted_flops: float
@@ -270,6 +272,7 @@ def _measured(
     gradient_bytes=program.gradients,
     host_bytes=memory.host_temp_size_in_bytes,
     memory=chip.memory,
+    memory_share=chip.share,
     collectives=tuple(
       Traffic(kind, axes, count, size) for (kind, axes), (count, size) in sorted(along.items())
     ),

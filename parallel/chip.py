@@ -14,11 +14,12 @@ class Chip:
 
   Attributes:
     flops: bfloat16 operations per second.
-    memory: bytes of HBM.
+    memory: bytes of HBM that a process gets.
     bandwidth: bytes per second of HBM.
     link: bytes per second that it can send to devices of the same slice or node: along one axis of a
       TPU's torus, in both directions together; over a GPU's NVLink.
     name: as the device calls itself.
+    share: of the device's memory that this is: what JAX must be told to take.
   """
 
   flops: float
@@ -26,6 +27,7 @@ class Chip:
   bandwidth: float
   link: float
   name: str
+  share: float = 1.0
 
 
 class Hardware(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import os
 import pathlib
 import re
 
@@ -32,10 +33,23 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 device_description_str: "{name}"
 """
-# Rates of the SXM5 boards' data sheets: dense bfloat16, and NVLink 4's 900 GB/s, half of it each way.
+# What JAX is told to take of a GPU's memory, in place of its 0.75; the rest is for the driver, NCCL and cuBLAS.
+MEMORY_FRACTION = 0.92
+FRACTION_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
+# Its older name; JAX refuses both at once.
+_OLD_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+def _hopper(memory: float, bandwidth: float, name: str) -> Chip:
+  """A chip of which JAX gets its share; `memory` is what CUDA says that there is, in bytes."""
+  # Rates of the SXM5 boards' data sheets: dense bfloat16, and NVLink 4's 900 GB/s, half of it each way.
+  return Chip(989.4e12, MEMORY_FRACTION * memory, bandwidth, 450e9, name, MEMORY_FRACTION)
+
+
+# The gigabytes of a name are not what a program sees.
 CHIPS = {
-  "h100": Chip(989.4e12, 80 * GIB, 3350e9, 450e9, "NVIDIA H100 80GB HBM3"),
-  "h200": Chip(989.4e12, 141 * GIB, 4800e9, 450e9, "NVIDIA H200 141GB HBM3e"),
+  "h100": _hopper(79.1 * GIB, 3350e9, "NVIDIA H100 80GB HBM3"),
+  "h200": _hopper(139.8 * GIB, 4800e9, "NVIDIA H200 141GB HBM3e"),
 }
 # Per GPU and direction, between nodes: 400 Gb/s.
 NETWORK = 50e9
@@ -99,9 +113,15 @@ class Nodes:
     return self.chip.link if in_one == len(members) else min(self.chip.link, in_one * NETWORK)
 
 
+def take_memory() -> None:
+  """Has JAX take on GPUs what plans count with, unless the user said something else; before JAX starts."""
+  if _OLD_VARIABLE not in os.environ:
+    os.environ.setdefault(FRACTION_VARIABLE, str(MEMORY_FRACTION))
+
+
 def target_config(chip: Chip) -> str:
   """The description that XLA compiles by."""
-  return _HOPPER.format(bandwidth=chip.bandwidth, memory=chip.memory, name=chip.name)
+  return _HOPPER.format(bandwidth=chip.bandwidth, memory=chip.memory / chip.share, name=chip.name)
 
 
 def nodes_of(name: str) -> Nodes | None:

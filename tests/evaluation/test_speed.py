@@ -104,10 +104,29 @@ def test_the_memory_bound_model_on_numbers_worked_out_by_hand():
 
 
 def test_bandwidth_is_bytes_read_and_written_per_second():
-  array = jnp.ones((1024, 1024))
-  rate = bandwidth.measured(3, array)
+  rate = bandwidth.measured(3, 2**22)
   # No memory moves a petabyte per second, and no copy of 4 MiB takes a second.
-  assert 2 * array.nbytes < rate < 1e15
+  assert 2 * 2**22 < rate < 1e15
+
+
+def test_the_array_that_bandwidth_is_measured_on_takes_its_own_place(monkeypatch):
+  """So no page is touched for the first time while the clock runs."""
+  places = set()
+
+  def interleaved(runs, rounds):
+    for _ in range(rounds):
+      places.add(runs["negate"]().unsafe_buffer_pointer())
+    return {"negate": [1.0]}
+
+  monkeypatch.setattr(timing, "interleaved", interleaved)
+  assert bandwidth.measured(5) == 2 * 2**28
+  assert len(places) == 1
+
+
+def test_a_share_of_the_floor_that_cannot_be_is_none():
+  assert bandwidth.share(50.0, rate=100.0, seconds=1.0) == 0.5
+  assert bandwidth.share(103.0, rate=100.0, seconds=1.0) == pytest.approx(1.03)
+  assert bandwidth.share(518.0, rate=100.0, seconds=1.0) is None
 
 
 PARTS = {
