@@ -51,6 +51,7 @@ def test_files_of_results_are_written_by_one_function():
   assert names <= {
     "benchmarks/convert_memory.py",  # a model's description
     "launch/conversion.py",  # a model's description
+    "launch/directory_owner.py",  # who holds a folder
     "launch/harness.py",  # two paths
     "training/tensor_files.py",  # names of files
   }
