@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "add_an_architecture.md"
+from tests.documentation import pages
+from tests.documentation.session import Session
+
+PAGE = pages.ROOT / "docs" / "add_an_architecture.md"
 FEWER = (
   ("--gin.STEPS=200", "--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=1"),
   ("'STEPS = 160'", "'STEPS = 4', 'WARMUP_STEPS = 2'"),
@@ -26,7 +24,7 @@ def script(page: str) -> str:
     assert page.count(long) == 1, f"the page no longer says {long}"
     page = page.replace(long, short)
   parts = ["set -euo pipefail"]
-  for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+  for language, block in pages.blocks(page):
     if language == "sh":
       parts.append(block)
     else:
@@ -39,18 +37,9 @@ def script(page: str) -> str:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
   """The folder in which the page was carried out, and what it printed."""
-  folder = tmp_path_factory.mktemp("recipe")
-  path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-  process = subprocess.run(
-    ["bash", "-c", script(PAGE.read_text(encoding="utf-8"))],
-    cwd=folder,
-    env={**os.environ, "PATH": path, "GRIFFIN": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
-  return folder / "architectures", process.stdout
+  session = Session(tmp_path_factory.mktemp("recipe") / "griffin")
+  shown = session.type(script(PAGE.read_text(encoding="utf-8"))).out
+  return session.folder.parent / "architectures", shown
 
 
 def test_the_new_architecture_keeps_the_contract_without_a_refusal(done):
