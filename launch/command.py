@@ -8,7 +8,9 @@ import importlib.util
 import os
 import re
 import shlex
+import signal
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
@@ -23,6 +25,12 @@ in place of the gin files; strings need no quotes. Files and options may stand i
 
 
 COMPILATION_CACHE = "cache/jax"
+# Exit statuses; `launch.train --help` and the files of launch/cluster/ say them too.
+USER_ERROR = 2
+# SIGTERM, after a save: sysexits' EX_TEMPFAIL, for schedulers to start the command again.
+PREEMPTED = 75
+# Ctrl-C, as shells have it.
+INTERRUPTED = 130
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
@@ -170,29 +178,39 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     os.environ.setdefault("NPROC", "64")
   # Beside the rows: a run that goes on, or its evaluation, need not wait for the compiler again.
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(COMPILATION_CACHE))
+  reason = ""
   try:
     status = main(sys.argv[1:])
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    status = 130
+    status, reason = INTERRUPTED, "interrupted"
+    print(reason, file=sys.stderr)
   except SystemExit as leaving:  # of --help, and of arguments that cannot be understood
-    if not isinstance(leaving.code, int | None):
+    if not isinstance(leaving.code, int | None) and not _is_joined():
       raise
-    status = leaving.code or 0
+    status = (leaving.code or 0) if isinstance(leaving.code, int | None) else 1
+    reason = f"exited with {leaving.code}"
   except Exception as error:
+    _wait_for_verdict(error)
     status = output.failure(error) if isinstance(error, OSError) else None
+    reason = f"{type(error).__name__}: {error}"
     if status is None:
       line = str(error) if _is_for_the_user(error) else failures.of_system(error)
-      if line is None:
+      if line is None and not _is_joined():
         raise
-      status = _tell_error(line)
+      if line is not None:
+        status, reason = _tell_error(line), line
+      else:
+        traceback.print_exc()
+        status = 1
+  if reason and status and _is_joined():
+    _end_with_others(reason, status)
   sys.exit(output.finish(status))
 
 
 def _tell_error(message: str) -> int:
   """Tells what went wrong; returns the exit status."""
   print(failures.clipped(f"error: {message}"), file=sys.stderr)
-  return 2
+  return USER_ERROR
 
 
 def _open_streams() -> None:
@@ -223,6 +241,37 @@ def _leave_types_alone() -> None:
     os.environ["JAX_ENABLE_X64"] = "0"
 
 
+def status_of_stop(by: signal.Signals) -> int:
+  """The exit status of a command that a signal stopped and that has saved."""
+  return INTERRUPTED if by == signal.SIGINT else PREEMPTED
+
+
+def _is_joined() -> bool:
+  """Whether this is one of several processes; the module is imported where they are joined."""
+  coordination = sys.modules.get("parallel.coordination")
+  return coordination is not None and coordination.is_joined()
+
+
+def _wait_for_verdict(error: Exception) -> None:
+  """If an exchange with another process failed: ends with the name of that process, if it died."""
+  if _is_joined():
+    from jax.errors import JaxRuntimeError
+
+    if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+      print("an exchange with another process failed; finding out which", file=sys.stderr)
+      sys.stderr.flush()
+      sys.modules["parallel.coordination"].wait_for_verdict()
+
+
+def _end_with_others(reason: str, status: int) -> None:
+  """Ends this process, and the others with its reason: they would wait for it."""
+  line = " ".join(reason.split())
+  sys.modules["parallel.coordination"].announce(line[:400], status)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
+
+
 def _restart_with_huge_pages() -> None:
   """Has glibc take large arrays from huge pages; it reads that when a process starts.
 
@@ -249,6 +298,7 @@ def _is_for_the_user(error: Exception) -> bool:
   # The modules that define these kinds are slow to import; whoever raised one has imported it.
   kinds = {
     "launch.command": ("UserError",),
+    "parallel.coordination": ("HostError",),
     "launch.gin_source": ("ConfigError",),
     "layers.mixer": ("MixerError",),
     "models.accounting": ("ModelError",),

@@ -294,7 +294,7 @@ class _Comparing:
           found[work.name] = work.figures(work.cells.remember)
         except Stopped as stopped:
           print(f"stopped in {work.name} ({stopped}); the same command continues", file=sys.stderr)
-          return 130
+          return command.status_of_stop(stopped.by)
         self._write(found)
     report, page = self._write(found)
     if processes.is_first():

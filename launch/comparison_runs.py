@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import re
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,16 @@ from training.metrics import read_metrics
 
 
 class Stopped(Exception):
-  """A signal ended a training run, which has saved where it stood."""
+  """A signal ended a training run, which has saved where it stood.
+
+  Attributes:
+    by: the signal.
+  """
+
+  def __init__(self, where: str, by: signal.Signals):
+    """Takes the run and its step, and the signal."""
+    super().__init__(where)
+    self.by = by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +180,7 @@ class TrainedRuns:
       built, config, directory, layout, asked_by=self._asked_by, progress=self._progress
     )
     if summary.interrupted:
-      raise Stopped(f"{spec}, at step {summary.step}")
+      raise Stopped(f"{spec}, at step {summary.step}", summary.interrupted)
     cost = self.cost(spec)
     records = read_metrics(directory.path / loop.METRICS_FILE)
     curve = {

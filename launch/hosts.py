@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-import time
 
 from launch.command import UserError
 
-# A process that is silent for so long has died: the others end too, and say which it was.
-HEARTBEAT_SECONDS = 30
-JOINING_SECONDS = 300
+# How long to wait for the others: hosts of a cluster start minutes apart, persons type faster.
+CLUSTER_SECONDS = 300
+TYPED_SECONDS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="join the other processes that SLURM, Kubernetes or the TPU's own service names",
   )
-  group.add_argument("--coordinator", help="host:port of process 0, where none of these tells")
+  group.add_argument(
+    "--coordinator", help="host:port of process 0, if the environment does not provide it"
+  )
   group.add_argument("--processes", type=int, help="number of processes")
   group.add_argument("--process", type=int, help="which of them this is, from 0")
+  group.add_argument(
+    "--join_seconds",
+    type=int,
+    help=f"how long to wait for the others ({TYPED_SECONDS}; with --distributed {CLUSTER_SECONDS})",
+  )
 
 
 def join(args: argparse.Namespace) -> None:
@@ -43,35 +48,28 @@ def join(args: argparse.Namespace) -> None:
   if given and not 0 <= args.process < args.processes:
     raise UserError(f"--process={args.process} must be in [0, {args.processes}).")
 
+  seconds = args.join_seconds or (TYPED_SECONDS if given else CLUSTER_SECONDS)
+  if seconds < 1:
+    raise UserError(f"--join_seconds={seconds} must be at least 1.")
+  if given and not _is_address(args.coordinator):
+    raise UserError(f"--coordinator={args.coordinator} is no address. Give host:port of process 0.")
+
   import jax
+
+  from parallel import coordination
 
   jax.config.update("jax_enable_preemption_service", True)
   if os.environ.get("JAX_PLATFORMS") == "cpu":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
   try:
-    jax.distributed.initialize(
-      coordinator_address=args.coordinator,
-      num_processes=args.processes,
-      process_id=args.process,
-      initialization_timeout=JOINING_SECONDS,
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-    )
-  except (ValueError, RuntimeError) as error:
+    coordination.join(args.coordinator, args.processes, args.process, seconds=seconds)
+  except (coordination.HostError, ValueError, RuntimeError) as error:
     raise UserError(
-      f"could not join the other processes: {str(error).splitlines()[0]}. Under SLURM, Kubernetes or on "
+      f"could not join the other processes: {str(error).splitlines()[0]} Under SLURM, Kubernetes or on "
       "TPU hosts give --distributed alone; elsewhere --coordinator, --processes and --process."
     ) from None
 
 
-def wait_for_name_of_dead() -> None:
-  """After a failed collective: gives JAX's coordination service the time to say which process died.
-
-  It then ends this process, with the number of the dead one; a collective that fails knows an address at
-  best.
-  """
-  import jax
-
-  if jax.process_count() > 1:
-    print("error: an exchange with another process failed; finding out which", file=sys.stderr)
-    sys.stderr.flush()
-    time.sleep(HEARTBEAT_SECONDS + 5)
+def _is_address(text: str) -> bool:
+  host, _, port = text.rpartition(":")
+  return bool(host) and port.isdecimal() and 0 < int(port) < 2**16

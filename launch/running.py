@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -49,7 +50,8 @@ def train(
     UserError: the directory holds another run, or another process trains there; or the processes and
       the mesh do not fit.
   """
-  _require_agreement(config)
+  _agree(processes.require_same, config.text(), "the configuration")
+  _agree(processes.require_shared, run.path)
   with directory_owner.owned_by_job(run.path):
     return _train(
       experiment,
@@ -96,6 +98,7 @@ def _train(
   # Made now if missing: before anything is written into the run directory.
   train_rows, eval_rows = experiment.rows()
   data = {"training rows": train_rows.fingerprint, "held-out rows": eval_rows.fingerprint}
+  _agree(processes.require_same, json.dumps(data, indent=0), "the rows")
   if run.holds_run() and resume != "force":
     _require_same(run.data_differences(data), run)
   processes.wait_for_all("compared with the run")
@@ -185,10 +188,10 @@ def _start(experiment: Experiment) -> Callable[[Any], Any] | None:
   return functools.partial(trained.start, experiment)
 
 
-def _require_agreement(config: Config) -> None:
-  """Ends every process if one was started with another configuration."""
+def _agree(check: Callable[..., None], *args: Any) -> None:
+  """Ends every process if one differs: see `parallel.processes`."""
   try:
-    processes.require_same(config.text(), "the configuration")
+    check(*args)
   except ValueError as error:
     raise UserError(str(error)) from None
 

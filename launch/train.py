@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Trains a model as a gin file says, or goes on training what the run directory holds.
 
-The run directory gets the configuration, the metrics, checkpoints and a picture of the loss."""
+The run directory gets the configuration, the metrics, checkpoints and a picture of the loss.
+
+exit status:
+  0    trained to the last step
+  2    a mistake that the message says how to mend; starting again does not help
+  75   stopped by SIGTERM, as before a preemption: saved, and the same command goes on
+  130  stopped by Ctrl-C: once it saves after the step in progress, twice it does not
+  else something failed, such as another host: the same command goes on from the last checkpoint"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -138,8 +145,6 @@ def _train(
   began: float,
 ) -> int:
   """Trains, and tells how it ended."""
-  import jax
-
   from launch import running
   from parallel import processes
 
@@ -148,24 +153,20 @@ def _train(
       print(f"first step done {time.monotonic() - began:.1f} s after launch", file=sys.stderr)
 
   layout = experiment.layout()
-  try:
-    summary = running.train(
-      experiment,
-      config,
-      run,
-      layout,
-      asked_by=shlex.join(["python", "-m", "launch.train", *arguments]),
-      resume=resume,
-      introduce=lambda rows: _introduce(experiment, run, layout, rows),
-      after_first_step=first_step_done,
-    )
-  except jax.errors.JaxRuntimeError:
-    hosts.wait_for_name_of_dead()
-    raise
+  summary = running.train(
+    experiment,
+    config,
+    run,
+    layout,
+    asked_by=shlex.join(["python", "-m", "launch.train", *arguments]),
+    resume=resume,
+    introduce=lambda rows: _introduce(experiment, run, layout, rows),
+    after_first_step=first_step_done,
+  )
   if summary.interrupted:
     if processes.is_first():
       print(_how_it_stopped(summary))
-    return 0
+    return command.status_of_stop(summary.interrupted)
   if summary.start_step == summary.step:
     if processes.is_first():
       _tell_finished(summary, run)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import time
+import uuid
+from pathlib import Path
 
 import jax
-import numpy as np
 
-# Of a text that every process can show the others.
-_SHOWN_BYTES = 2**16
+from parallel import coordination
+
+# Of a text that every process can show the others, and of a line in a message.
+_SHOWN = 2**16
+_SHOWN_LINE = 80
+# A file that one host wrote may take seconds to be seen through another's cache of a shared folder.
+_SHARING_SECONDS = 10
 
 
 def count() -> int:
@@ -24,22 +31,17 @@ def is_first() -> bool:
 def wait_for_all(what: str) -> None:
   """Returns once every process has come here; `what` names the place in errors."""
   if count() > 1:
-    from jax.experimental import multihost_utils
+    coordination.exchange(what, "")
 
-    multihost_utils.sync_global_devices(what)
+
+def gather(text: str, what: str) -> list[str]:
+  """The text of every process, in their order; `what` names the place in errors."""
+  return coordination.exchange(what, text) if count() > 1 else [text]
 
 
 def told_by_first(text: str) -> str:
   """The text of the first process, on every process; what the others pass is not looked at."""
-  if count() == 1:
-    return text
-  from jax.experimental import multihost_utils
-
-  shown = np.zeros(_SHOWN_BYTES, np.uint8)
-  encoded = np.frombuffer(text.encode()[:_SHOWN_BYTES], np.uint8)
-  shown[: len(encoded)] = encoded
-  told = np.asarray(multihost_utils.broadcast_one_to_all(shown))
-  return bytes(told.astype(np.uint8)).rstrip(b"\0").decode(errors="replace")
+  return gather(text if is_first() else "", "what the first process says")[0]
 
 
 def require_same(text: str, what: str) -> None:
@@ -48,25 +50,63 @@ def require_same(text: str, what: str) -> None:
   Raises:
     ValueError: on every process, if it differs on one: it says which, and the first line that does.
   """
-  if count() == 1:
+  digests = gather(hashlib.sha256(text.encode()).hexdigest(), f"digest of {what}")
+  other = next((i for i, digest in enumerate(digests) if digest != digests[0]), None)
+  if other is None:
     return
-  from jax.experimental import multihost_utils
-
-  digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-  digests = np.asarray(multihost_utils.process_allgather(digest))
-  if (digests == digests[0]).all():
-    return
-  shown = np.zeros(_SHOWN_BYTES, np.uint8)
-  encoded = np.frombuffer(text.encode()[:_SHOWN_BYTES], np.uint8)
-  shown[: len(encoded)] = encoded
-  texts = [
-    bytes(row).rstrip(b"\0").decode(errors="replace").splitlines()
-    for row in np.asarray(multihost_utils.process_allgather(shown))
-  ]
-  other = int(np.argmax((digests != digests[0]).any(axis=1)))
+  texts = [shown.splitlines() for shown in gather(text[:_SHOWN], what)]
   pairs = zip(texts[0] + [""], texts[other] + [""], strict=False)
   first, second = next(((a, b) for a, b in pairs if a != b), ("", "(beyond what is shown)"))
   raise ValueError(
-    f"the processes disagree about {what}: process 0 has {first.strip()!r}, process {other} has "
-    f"{second.strip()!r}. Start all of them with the same files and arguments."
+    f"the processes disagree about {what}: {coordination.name(0)} has {_shown(first)}, "
+    f"{coordination.name(other)} has {_shown(second)}. Start all of them with the same files and arguments."
   )
+
+
+def _shown(line: str) -> str:
+  line = line.strip()
+  return repr(line if len(line) <= _SHOWN_LINE else line[:_SHOWN_LINE] + "...")
+
+
+def require_shared(folder: Path) -> None:
+  """Checks that a folder, which need not exist yet, is the same one on every host.
+
+  Process 0 puts a file into it, or into the nearest folder above it that exists, for a moment.
+
+  Raises:
+    ValueError: on every process, if one does not see the file; it says which.
+  """
+  if count() == 1:
+    return
+  # A host's name for the folder may be another; the number of levels above it is not.
+  parents = [folder, *folder.absolute().parents]
+  levels = next(i for i, parent in enumerate(parents) if parent.is_dir())
+  token = f".shared-{uuid.uuid4().hex}"
+  problem = ""
+  if is_first():
+    try:
+      (parents[levels] / token).touch()
+    except OSError as error:
+      problem = f"cannot write there: {error.strerror}"
+  told = gather(f"{levels} {token}", "a file in the folder")[0].split()
+  levels, token = int(told[0]), told[1]
+  if not is_first() and not _appears(parents[min(levels, len(parents) - 1)] / token):
+    problem = "does not see what process 0 wrote there"
+  problems = gather(problem, "whether the folder is shared")
+  if is_first():
+    (parents[levels] / token).unlink(missing_ok=True)
+  for process, found in enumerate(problems):
+    if found:
+      raise ValueError(
+        f"{folder} is not shared by all hosts: {coordination.name(process)} {found}. Give a folder on storage "
+        "that every host sees under the same path."
+      )
+
+
+def _appears(file: Path) -> bool:
+  end = time.monotonic() + _SHARING_SECONDS
+  while not file.exists():
+    if time.monotonic() > end:
+      return False
+    time.sleep(0.2)
+  return True

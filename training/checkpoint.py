@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from parallel import processes
+from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training import json_files, retention
-from training.checksum import checksums, seal, unseal
+from training.checkpoint_reader import PARAMS, CheckpointError, load, orbax
+from training.checksum import checksums, seal
+from training.reading import Damage
 from training.step import TrainState
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
-PARAMS = "params"
 _REST = "rest"
-
-
-class CheckpointError(Exception):
-  """A checkpoint is missing, damaged, or of another model."""
-
-
-class _Damage(Exception):
-  """A checkpoint is not what was saved."""
+# Seconds within which all hosts see the same checkpoints in a shared folder.
+_LISTINGS = 10
 
 
 class Restored(NamedTuple):
@@ -120,16 +114,16 @@ class Checkpoints:
       CheckpointError: it is of another model, or none of several can be read.
     """
     damaged: dict[int, str] = {}
-    for step in reversed(available_steps(self._run_dir)):
+    for step in reversed(_agreed_steps(self._run_dir)):
       try:
-        loaded, position = _load(
+        loaded, position = load(
           self._run_dir / FOLDER / str(step),
           {PARAMS: abstract.params, _REST: _rest(abstract)},
           f"checkpoint {step}",
         )
         if not retention.is_finite(loaded):
-          raise _Damage("holds values that are not finite")
-      except _Damage as error:
+          raise Damage("holds values that are not finite")
+      except Damage as error:
         damaged[step] = str(error)
         continue
       passed_over = [
@@ -182,93 +176,32 @@ class Checkpoints:
       self._writer.close()
 
 
-def _load(
-  folder: Path, abstract: dict[str, Any], where: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads parts of a checkpoint, compares them with their checksums, and returns the position too.
-
-  Raises:
-    CheckpointError: it is of another model or optimizer.
-    _Damage: it cannot be read, or is not what was saved.
-  """
-  ocp = orbax()
-  folder = folder.absolute()  # Orbax reads nothing under a relative path, though it writes there.
-  with quiet():
-    try:
-      metadata = ocp.checkpointables_metadata(folder)
-    except Exception as error:  # Orbax, TensorStore and the file system each have their own
-      raise _Damage(_reason(error)) from error
-    try:
-      contents = unseal(metadata.custom_metadata)
-    except ValueError as error:
-      raise _Damage(f"its position in the data {error}") from error
-    found = {name: metadata.metadata.get(name) for name in abstract}
-    for name, part in found.items():
-      if part is None and name not in contents["checksums"]:
-        raise CheckpointError(
-          f"{where} holds parameters alone, no optimizer state: they were not trained here. "
-          "Train in another directory that starts from this one (--init_from)."
-        )
-      if part is None:
-        raise _Damage(f"the description of its {_called(name)} cannot be read")
-      check_shapes(abstract[name], part, where, _called(name))
-    try:
-      loaded = ocp.load_checkpointables(
-        folder, {name: _with_types_of(abstract[name], found[name]) for name in abstract}
-      )
-    except Exception as error:
-      raise _Damage(_reason(error)) from error
-  for name, part in loaded.items():
-    expected = contents["checksums"][name]
-    leaves = jax.tree_util.tree_leaves_with_path(part)
-    for (path, _), is_now, was in zip(leaves, checksums(part), expected, strict=True):
-      if is_now != was:
-        raise _Damage(f"the values of {joined(path)} are not those that were saved")
-  return {
-    name: jax.tree.map(lambda x, a: x.astype(a.dtype), loaded[name], abstract[name])
-    for name in abstract
-  }, contents["position"]
-
-
-def _with_types_of(abstract: Any, found: Any) -> Any:
-  """The abstract arrays with the types they were saved in: checksums are of those."""
-  types = by_path(found)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: jax.ShapeDtypeStruct(
-      leaf.shape, types[joined(path)].dtype, sharding=leaf.sharding
-    ),
-    abstract,
-  )
-
-
-def _called(part: str) -> str:
-  return "parameters" if part == PARAMS else "optimizer state"
-
-
-def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters") -> None:
-  """Raises CheckpointError at the first array that is missing, too many, or of another shape."""
-  thing = "parameter" if kind == "parameters" else "optimizer state"
-  owner = "model" if kind == "parameters" else "optimizer"
-  remedy = f"It is of another {owner}: use the configuration it was trained with."
-  needed = {path: tuple(leaf.shape) for path, leaf in by_path(expected).items()}
-  held = {path: tuple(leaf.shape) for path, leaf in by_path(found).items()}
-  for path, shape in needed.items():
-    if path not in held:
-      raise CheckpointError(f"{where} has no {thing} {path} {shape}. {remedy}")
-    if held[path] != shape:
-      raise CheckpointError(
-        f"{where}: {thing} {path} has shape {held[path]}, the {owner} needs {shape}. {remedy}"
-      )
-  for path in sorted(held.keys() - needed.keys()):
-    raise CheckpointError(f"{where} has a {thing} {path} that the {owner} lacks. {remedy}")
-
-
 def available_steps(run_dir: Path) -> list[int]:
   """Steps of the finished checkpoints of a run, oldest first."""
   folder = run_dir / FOLDER
   if not folder.is_dir():
     return []
   return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def _agreed_steps(run_dir: Path) -> list[int]:
+  """The steps that all processes see; a shared folder may show one of them late.
+
+  Raises:
+    CheckpointError: they do not see the same.
+  """
+  for _ in range(_LISTINGS):
+    steps = available_steps(run_dir)
+    listings = processes.gather(" ".join(map(str, steps)), "checkpoints there are")
+    if len(set(listings)) == 1:
+      return steps
+    time.sleep(1)
+  other = next(i for i, found in enumerate(listings) if found != listings[0])
+  raise CheckpointError(
+    f"the processes see different checkpoints in {run_dir}: {coordination.name(0)} has "
+    f"{listings[0] or 'none'}, {coordination.name(other)} has {listings[other] or 'none'}. Give a --run_dir "
+    "that all hosts share."
+  )
 
 
 def is_parameters_alone(run_dir: Path) -> bool:
@@ -299,8 +232,8 @@ def load_parameters(
   step = _choose(run_dir, steps, which)
   where = f"{run_dir}, checkpoint {step}"
   try:
-    loaded, _ = _load(run_dir / FOLDER / str(step), {PARAMS: abstract_params}, where)
-  except _Damage as error:
+    loaded, _ = load(run_dir / FOLDER / str(step), {PARAMS: abstract_params}, where)
+  except Damage as error:
     raise CheckpointError(
       f"{where} cannot be read: {error}. Others: {[s for s in steps if s != step]}."
     ) from error
@@ -337,34 +270,6 @@ def _with_rest(abstract: TrainState, params: Any, rest: dict[str, Any]) -> Train
   structure = abstract._replace(params=None)
   filled = jax.tree_util.tree_map_with_path(lambda path, _: rest[joined(path, ".")], structure)
   return filled._replace(params=params)
-
-
-def _reason(error: BaseException) -> str:
-  """One line of what is at the bottom of an error: Orbax wraps them deeply."""
-  while error.__cause__ is not None:
-    error = error.__cause__
-  return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-  """Keeps to itself what Orbax logs about damage that we tell in one line."""
-  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-  levels = [logger.level for logger in loggers]
-  try:
-    for logger in loggers:
-      logger.setLevel(logging.CRITICAL + 1)
-    yield
-  finally:
-    for logger, level in zip(loggers, levels, strict=True):
-      logger.setLevel(level)
-
-
-def orbax() -> Any:
-  """Orbax takes two seconds to import, which `--help` and the data's errors need not wait for."""
-  from orbax.checkpoint import v1
-
-  return v1
 
 
 def abstract_like(tree: Any, sharding_of: Callable[[Any], Any] | None = None) -> Any:

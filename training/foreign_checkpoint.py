@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from parallel import tree_paths
-from training import checkpoint
+from training import reading
 from training.checkpoint import CheckpointError
 
 
@@ -35,9 +35,12 @@ class ForeignArrays(Mapping[str, np.ndarray]):
     self._folder = folder.absolute()
     self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     try:
-      with checkpoint.quiet():
-        tree = _tree(self._reader.metadata(self._folder))
-    except Exception as error:  # Orbax, TensorStore and the file system each have their own
+      tree = _tree(reading.attempt(lambda: self._reader.metadata(self._folder)))
+    except reading.Refusal as error:
+      raise CheckpointError(
+        f"{folder} could not be read ({_short(error)}). Mend the cause and start again."
+      ) from error
+    except Exception as error:  # damage, or a tree of another kind
       raise CheckpointError(
         f"{folder} is no checkpoint that Orbax reads ({_short(error)})."
       ) from error
@@ -58,14 +61,15 @@ class ForeignArrays(Mapping[str, np.ndarray]):
     wanted, how = np.zeros(0), ocp.RestoreArgs(restore_type=np.ndarray)
     for key in reversed(keys):
       wanted, how = {key: wanted}, {key: how}
+    arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)
     try:
-      with checkpoint.quiet():
-        found: Any = self._reader.restore(
-          self._folder,
-          args=ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True),
-        )
+      found: Any = reading.attempt(lambda: self._reader.restore(self._folder, args=arguments))
       for key in keys:
         found = found[key]
+    except reading.Refusal as error:
+      raise CheckpointError(
+        f"{name[:120]} could not be read ({_short(error)}). Mend the cause and start again."
+      ) from error
     except Exception as error:
       raise CheckpointError(
         f"{name[:120]} cannot be read ({_short(error)}). Download the checkpoint again."

@@ -24,6 +24,7 @@ from training import host_memory, retention
 from training import position as position_lib
 from training import step as step_lib
 from training.checkpoint import Checkpoints, abstract_like
+from training.interruption import Interruption
 from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
 from training.record import Record, TooManySkips, TrainingError
 
@@ -83,7 +84,7 @@ class Summary:
     step: steps done.
     saved_step: of the newest checkpoint: another if the last state was not finite; None if there is none.
     start_step: steps that were done before this process began.
-    interrupted: a signal stopped it before its last step.
+    interrupted: the signal that stopped it before its last step; None if none did.
     state: the train state.
     heldout: what the last evaluation returned; empty if there was none.
     seconds_to_first_step: from the call until the first step was finished.
@@ -93,7 +94,7 @@ class Summary:
   step: int
   saved_step: int | None
   start_step: int
-  interrupted: bool
+  interrupted: signal.Signals | None
   state: step_lib.TrainState
   heldout: dict[str, float]
   seconds_to_first_step: float
@@ -202,7 +203,7 @@ def train(
   last_metrics = None
   owed = False
   try:
-    with _Interruption() as interruption:
+    with Interruption() as interruption:
       for step in range(start_step, options.steps):
         batch = _place(next(batches), layout, batch_size)
         if step == start_step:
@@ -254,7 +255,7 @@ def train(
     step=step,
     saved_step=saved_step,
     start_step=start_step,
-    interrupted=step < options.steps,
+    interrupted=interruption.by if step < options.steps else None,
     state=state,
     heldout=run.heldout,
     seconds_to_first_step=seconds_to_first_step,
@@ -333,39 +334,3 @@ def _remedy(
   if good is None:
     return f"No good checkpoint was saved before. Begin again, with a lower rate: {command}"
   return f"Checkpoint {good} is good. Go on from it, with a lower rate: {command}"
-
-
-class _Interruption:
-  """Turns SIGTERM and SIGINT into a request to stop after the step in progress.
-
-  Of several processes one may be told; JAX's preemption service, which listens to SIGTERM itself, then
-  names a step at which all stop.
-  """
-
-  def __enter__(self) -> _Interruption:
-    self.requested = False
-    self._before = {}
-    for number in (signal.SIGTERM, signal.SIGINT) if processes.count() == 1 else ():
-      try:
-        self._before[number] = signal.signal(number, self._request)
-      except ValueError:  # not the main thread: signals are somebody else's business
-        break
-    return self
-
-  def requested_at(self, step: int) -> bool:
-    """Whether to stop after this step; the same answer on every process."""
-    if processes.count() == 1:
-      return self.requested
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.reached_preemption_sync_point(step)
-
-  def _request(self, number: int, frame: Any) -> None:
-    del frame
-    if self.requested and number == signal.SIGINT:
-      raise KeyboardInterrupt  # asked twice
-    self.requested = True
-
-  def __exit__(self, *error: object) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from training import checkpoint
+from training import checkpoint, reading
 from training.checksum import host_checksum, seal
 
 # What Orbax calls the tree of a checkpoint that it writes in parts.
@@ -43,7 +43,7 @@ def write_parameters(
   part: dict[str, Any] = {}
   context = ocp.Context()
   context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
-  with checkpoint.quiet(), context:
+  with reading.quiet(), context:
     expected = iter(paths)
     for path, array in arrays:
       assert path == next(expected)

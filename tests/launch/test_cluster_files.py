@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
-from launch import train
+from launch import command, train
+from tests.launch import hosts
+from training.metrics import read_metrics
 
 FOLDER = Path(train.__file__).parent / "cluster"
+ROOT = FOLDER.parents[1]
 # Long options of sbatch (its manual page, version 24.05) that such a file may need.
 SBATCH_OPTIONS = {
   "account", "array", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency", "error",
@@ -42,7 +49,100 @@ def test_slurm_file():
   assert text.rindex("#SBATCH") < text.index("set -euo pipefail")
   # One process per GPU: JAX's SLURM detection gives each process the GPU of its local index.
   assert given["ntasks-per-node"] == given["gpus-per-node"]
-  options_of(re.search(r"^srun .*$", text, flags=re.MULTILINE)[0].split())
+  options_of(re.search(r"^srun (.*) \|\|", text, flags=re.MULTILINE)[1].split())
+
+
+# Stands for srun: the next status of a list, or the training itself on this machine.
+SRUN = """\
+#!{python}
+import os, pathlib, sys
+folder = pathlib.Path("{folder}")
+(folder / "lives").open("a").write("x")
+statuses = folder / "statuses"
+if statuses.exists():
+  first, *rest = statuses.read_text().split()
+  statuses.write_text(" ".join(rest))
+  sys.exit(int(first))
+command = sys.argv[sys.argv.index("-m"):]
+command.remove("--distributed")
+os.execv(sys.executable, [sys.executable, *command, *{extra!r}])
+"""
+SCONTROL = """\
+#!/bin/sh
+test "$1 $2" = "requeue 77" && echo x >> {folder}/requeued
+"""
+
+
+def slurm(folder: Path, *extra: str, most: int = 40, started=None) -> list[int]:
+  """Submits the SLURM script to a scheduler that queues it again when told; the statuses of its lives."""
+  tools = folder / "tools"
+  tools.mkdir()
+  (tools / "srun").write_text(SRUN.format(python=sys.executable, folder=folder, extra=extra))
+  (tools / "scontrol").write_text(SCONTROL.format(folder=folder))
+  for tool in tools.iterdir():
+    tool.chmod(0o755)
+  statuses = []
+  while len(statuses) < most:
+    requeued = folder / "requeued"
+    requeued.unlink(missing_ok=True)
+    job = subprocess.Popen(
+      ["bash", FOLDER / "slurm.sbatch", folder / "run.gin", folder / "run"],
+      cwd=ROOT,
+      env=os.environ
+      | {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "77",
+        "SLURM_RESTART_COUNT": str(len(statuses)),
+      },
+      stderr=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    if started:
+      started(job, len(statuses))
+    job.communicate(timeout=240)
+    statuses.append(job.returncode)
+    if not requeued.exists():
+      break
+  return statuses
+
+
+@pytest.mark.parametrize(
+  ("statuses", "lives"),
+  [
+    ([0], 1),
+    ([command.PREEMPTED, command.PREEMPTED, 0], 3),
+    ([1, 137, command.PREEMPTED, 0], 4),
+    # A mistake and Ctrl-C end the job; hosts that fail do, at last; preemptions never.
+    ([command.USER_ERROR, 0], 1),
+    ([command.PREEMPTED, command.USER_ERROR, 0], 2),
+    ([command.INTERRUPTED, 0], 1),
+    ([1] * 40, 21),
+    ([command.PREEMPTED] * 30 + [0], 31),
+  ],
+)
+def test_slurm_starts_again_what_can_go_on(tmp_path, statuses, lives):
+  (tmp_path / "statuses").write_text(" ".join(map(str, statuses)))
+  assert slurm(tmp_path) == statuses[:lives]
+
+
+def test_slurm_goes_on_after_sigterm(tmp_path):
+  """The training itself: SIGTERM, the next life finishes it."""
+  hosts.write_run(tmp_path, steps=40)
+
+  def preempt(job, life):
+    if life == 0:
+      hosts.wait_for_step(tmp_path, "run", 3, [job])
+      (child,) = subprocess.run(
+        ["pgrep", "-P", str(job.pid)], capture_output=True, text=True, check=True
+      ).stdout.split()
+      os.kill(int(child), signal.SIGTERM)
+
+  arguments = ("--gin.launch.experiment.Experiment.samples=()",)
+  found = slurm(tmp_path, *arguments, started=preempt)
+  assert found == [command.PREEMPTED, 0]
+  steps = [record["step"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+  assert sorted(set(steps)) == list(range(1, 41))
 
 
 def test_jobset_file():
@@ -65,3 +165,37 @@ def test_jobset_file():
   chips = container["resources"]["limits"]["google.com/tpu"]
   assert x * y == chips * spec["parallelism"]
   options_of(container["command"])
+
+
+@pytest.mark.parametrize(
+  ("status", "starts_again"),
+  [(command.USER_ERROR, False), (command.PREEMPTED, True), (1, True), (137, True)],
+)
+def test_jobset_starts_again_what_can_go_on(status, starts_again):
+  """The rules of Kubernetes' pod failure policy and of JobSet's failure policy, first match first."""
+  spec = yaml.safe_load((FOLDER / "gke_jobset.yaml").read_text())["spec"]
+  (job,) = spec["replicatedJobs"]
+  job = job["template"]["spec"]
+  containers = {c["name"] for c in job["template"]["spec"]["containers"]}
+  reason = "BackoffLimitExceeded"
+  assert job["backoffLimit"] == 0
+  for rule in job["podFailurePolicy"]["rules"]:
+    codes = rule["onExitCodes"]
+    assert codes["containerName"] in containers
+    assert (rule["action"], codes["operator"]) == ("FailJob", "In")
+    if status in codes["values"]:
+      reason = "PodFailurePolicy"
+      break
+  actions = [
+    rule["action"]
+    for rule in spec["failurePolicy"]["rules"]
+    if reason in rule["onJobFailureReasons"]
+  ]
+  assert (actions[:1] != ["FailJobSet"]) == starts_again
+  assert spec["failurePolicy"]["maxRestarts"] > 0
+
+
+def test_help_says_the_statuses():
+  told = train.parser().format_help()
+  for status in (0, command.USER_ERROR, command.PREEMPTED, command.INTERRUPTED):
+    assert re.search(rf"^  {status} ", told, flags=re.MULTILINE)

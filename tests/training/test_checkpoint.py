@@ -1,5 +1,7 @@
 """What a folder of checkpoints does with damage, with other models and with the best of several."""
 
+import errno
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from training import checkpoint, checksum
+from training import checkpoint, checksum, reading
 from training.checkpoint import CheckpointError, Checkpoints
 from training.step import Guard, TrainState
 
@@ -102,6 +104,62 @@ def test_where_nothing_can_be_read_the_error_says_why(saved, tmp_path):
     file.unlink()
   with pytest.raises(CheckpointError, match=r"no checkpoint .* can be read; checkpoint 20: .*10:"):
     Checkpoints(tmp_path / "run").restore(abstract())
+
+
+def failing(monkeypatch, error: Exception, times: int = 10**9, log: str = ""):
+  """Has the reading of arrays fail so many times."""
+  ocp = checkpoint.orbax()
+  read, left = ocp.load_checkpointables, [times]
+
+  def load(*args, **kwargs):
+    left[0] -= 1
+    if left[0] < 0:
+      return read(*args, **kwargs)
+    if log:
+      logging.getLogger("absl").error(log)
+    raise ValueError("Orbax wraps it") from error
+
+  monkeypatch.setattr(ocp, "load_checkpointables", load)
+  monkeypatch.setattr(reading, "_PAUSE_SECONDS", 0)
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.EIO, "Input/output error"),
+    MemoryError("no memory"),
+    ValueError('UNAVAILABLE: Error reading "x": Input/output error [source locations]'),
+  ],
+)
+def test_what_passes_is_tried_again_and_a_healthy_checkpoint_stays(saved, monkeypatch, error):
+  failing(monkeypatch, error, times=2)
+  found = Checkpoints(saved).restore(abstract())
+  assert_is(found, 20)
+  assert not found.passed_over
+  failing(monkeypatch, error)
+  with pytest.raises(CheckpointError, match=r"checkpoint 20 could not be read .*left as it is"):
+    Checkpoints(saved).restore(abstract())
+  assert checkpoint.available_steps(saved) == [10, 20]
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    ImportError("No module named 'aiofiles'"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    ValueError("PERMISSION_DENIED: cannot open"),
+    NotImplementedError("not in this version"),
+  ],
+)
+def test_a_refusal_is_no_damage_and_what_was_logged_is_told(saved, monkeypatch, capfd, error):
+  failing(monkeypatch, error, log="the reader is of another version")
+  with pytest.raises(CheckpointError, match="Orbax logged: the reader is of another") as raised:
+    Checkpoints(saved).restore(abstract())
+  assert str(error) in str(raised.value)
+  with pytest.raises(CheckpointError, match="could not be read"):
+    checkpoint.load_parameters(saved, abstract().params)
+  assert checkpoint.available_steps(saved) == [10, 20]
+  assert "another version" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_a_run_without_a_good_checkpoint_says_so(tmp_path):
 @pytest.mark.parametrize("last", [22, 23])
 def test_a_run_that_ends_in_a_streak_is_finished_and_keeps_the_good_one(tmp_path, last):
   summary = run(tmp_path, bad=range(19, last + 1), steps=last)
-  assert (summary.saved_step, summary.interrupted) == (last, False)
+  assert (summary.saved_step, summary.interrupted) == (last, None)
   # The good ones beside it, though one checkpoint is all that was asked for.
   assert checkpoint.available_steps(tmp_path) == [12, 16, last]
   # What goes on from there and is good replaces it.
@@ -168,10 +168,11 @@ def test_a_run_that_ends_in_a_streak_is_finished_and_keeps_the_good_one(tmp_path
 
 
 def test_an_interruption_in_a_streak_loses_nothing_that_is_good(tmp_path, monkeypatch):
-  monkeypatch.setattr(loop._Interruption, "requested_at", lambda self, step: step == 12)
+  monkeypatch.setattr(loop.Interruption, "requested_at", lambda self, step: step == 12)
   bad = range(10, 99)
   summary = run(tmp_path, bad=bad)
-  assert (summary.step, summary.saved_step, summary.interrupted) == (12, 12, True)
+  assert (summary.step, summary.saved_step) == (12, 12)
+  assert summary.interrupted
   monkeypatch.undo()
   # It goes on in its streak, and then names the good one.
   with pytest.raises(loop.TrainingError, match=r"6 steps in a row .* Checkpoint 8 is good"):

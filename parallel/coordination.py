@@ -1,0 +1,356 @@
+"""What the processes of one program tell each other besides arrays: texts, waits, and why one ends.
+
+Texts go through the key-value store of JAX's coordination service, which process 0 runs. This file alone knows
+JAX's client of it, which is private. A thread in every process watches for others that end: whatever the main
+thread waits for then, it will not come.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+# How long a process may be silent, or the network away, before the others end without it.
+SILENCE_SECONDS = 40
+# What a process ends with because another one ended for a reason that is not the user's.
+LOST_HOST = 1
+_SPACE = "griffin"
+_FAILED = f"{_SPACE}/failed"
+_SEEN = f"{_SPACE}/seen"
+_BEATS = f"{_SPACE}/beat"
+_STOP = f"{_SPACE}/stop"
+_SLICE_SECONDS = 1
+_SEEING_SECONDS = 5
+# Within the six seconds that an abort is held.
+_PROBE_SECONDS = 2
+
+_exchanges = itertools.count()
+_hosts: list[str] = []
+_finished = threading.Event()
+
+
+class HostError(Exception):
+  """The processes cannot work together: one is missing, or differs."""
+
+
+def _state() -> Any:
+  from jax._src import distributed
+
+  return distributed.global_state
+
+
+def is_joined() -> bool:
+  """Whether this process is one of several that `join` brought together."""
+  return bool(_hosts)
+
+
+def name(process: int) -> str:
+  """A process and its host, for messages."""
+  return f"process {process} ({_hosts[process]})" if _hosts else f"process {process}"
+
+
+def join(coordinator: str | None, count: int | None, index: int | None, *, seconds: int) -> None:
+  """Joins the processes; returns once all have come.
+
+  Args:
+    coordinator: host:port of process 0; None asks the cluster (SLURM, Kubernetes, TPU) for all three.
+    count, index: number of processes, and which this is.
+    seconds: how long to wait for the others.
+
+  Raises:
+    HostError: the cluster does not say who the others are, or they do not come.
+  """
+  import jax
+
+  local = None
+  if coordinator is None:
+    coordinator, count, index, local = _of_cluster(seconds)
+  if count == 1:
+    return
+  if index == 0:
+    _require_free(coordinator)
+  else:
+    _wait_for(coordinator, seconds)
+  # The client's own end of waiting is a C++ abort.
+  late = threading.Timer(seconds, _missing, [coordinator, count, index, seconds])
+  late.daemon = True
+  late.start()
+  jax.distributed.initialize(
+    coordinator_address=coordinator,
+    num_processes=count,
+    process_id=index,
+    local_device_ids=local,
+    initialization_timeout=seconds + 30,
+    # Only if this file's own watch fails.
+    heartbeat_timeout_seconds=2 * SILENCE_SECONDS,
+  )
+  hosts = exchange("hosts", socket.gethostname())
+  late.cancel()
+  _hosts[:] = hosts
+  _delay_aborts()
+  threading.Thread(target=_watch, args=(index, count), daemon=True, name="watch").start()
+  if index:
+    threading.Thread(target=_probe, daemon=True, name="probe").start()
+  atexit.register(_leave)
+
+
+def _of_cluster(seconds: int) -> tuple[str, int, int, Any]:
+  from jax._src import clusters
+
+  found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+    os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, seconds
+  )
+  if None in found[:3]:
+    raise HostError(
+      "neither SLURM, Kubernetes nor a TPU's service says who the other processes are"
+    )
+  return found
+
+
+def _require_free(coordinator: str) -> None:
+  """Raises HostError if another program has the port: the service would crash on it."""
+  port = int(coordinator.rpartition(":")[2])
+  if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+    return
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  try:
+    socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+  except OSError as error:
+    raise HostError(
+      f"process 0 ({socket.gethostname()}) cannot listen on port {port}: {error.strerror}. "
+      "Choose a free port for --coordinator, the same in every process."
+    ) from None
+
+
+def _wait_for(coordinator: str, seconds: int) -> None:
+  """Returns once something listens at the coordinator's address."""
+  host, _, port = coordinator.rpartition(":")
+  end = time.monotonic() + seconds
+  while True:
+    try:
+      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+      return
+    except OSError as error:
+      if time.monotonic() > end:
+        raise HostError(
+          f"process 0 does not answer at {coordinator}: {error.strerror or error} (tried for {seconds} s). "
+          "Start it, or correct --coordinator."
+        ) from None
+    time.sleep(0.5)
+
+
+def _missing(coordinator: str, count: int, index: int, seconds: int) -> NoReturn:
+  who = "process 1 has" if count == 2 else f"some of processes 1 to {count - 1} have"
+  reason = f"{who} not joined process 0 at {coordinator}"
+  if index:
+    reason = f"process {index} could not join process 0 at {coordinator}: others are missing, or"
+    reason += " another program listens there"
+  _end(f"{reason} (waited {seconds} s). Start all {count} processes.", 2)
+
+
+def exchange(what: str, text: str) -> list[str]:
+  """Every process's text, in the order of the processes; all must call it for the same thing.
+
+  It waits for the others as long as they live, and signals are handled meanwhile.
+
+  Args:
+    what: the thing, the same in every process.
+    text: this process's.
+
+  Raises:
+    HostError: another process has come to another thing.
+  """
+  state = _state()
+  if state.client is None:
+    return [text]
+  key = f"{_SPACE}/{next(_exchanges)}"
+  state.client.key_value_set(f"{key}/{state.process_id}", f"{what}\n{text}")
+  texts = []
+  for process in range(state.num_processes):
+    thing, _, found = _get(state.client, f"{key}/{process}").partition("\n")
+    if thing != what:
+      raise HostError(
+        f"{name(process)} is at {thing!r} where {name(state.process_id)} is at {what!r}"
+      )
+    texts.append(found)
+  return texts
+
+
+def _get(client: Any, key: str) -> str:
+  while True:
+    try:
+      return client.blocking_key_value_get(key, _SLICE_SECONDS * 1000)
+    except Exception as error:  # a JaxRuntimeError, whose class moves between versions
+      if "DEADLINE_EXCEEDED" not in str(error):
+        wait_for_verdict()
+        raise
+
+
+def request_stop(reason: str) -> None:
+  """Has all processes stop after the same step, as a preempted one does, and tells them why."""
+  _try_set(_STOP, reason)
+  os.kill(os.getpid(), signal.SIGTERM)  # JAX's preemption service listens to it
+
+
+def stop_reason() -> str | None:
+  """What `request_stop` was told, in any process; None if it was not called."""
+  client = _state().client
+  return client and _try_get(client, _STOP)
+
+
+def announce(reason: str, status: int) -> None:
+  """Tells the other processes that this one ends, and why; they end too, with the same status.
+
+  To be followed by `os._exit`: an ordinary exit waits for the others.
+  """
+  state = _state()
+  told = {"process": state.process_id, "reason": reason, "status": status}
+  _finished.set()
+  _try_set(_FAILED, json.dumps(told))
+  _let_others_see(state)
+
+
+def wait_for_verdict() -> None:
+  """After an exchange with another process failed: gives the watch the time to end this one with the name.
+
+  A collective that fails knows an address at best.
+  """
+  if is_joined() and not _finished.is_set():
+    time.sleep(SILENCE_SECONDS + 2 * _SEEING_SECONDS)
+
+
+def _watch(index: int, count: int) -> None:
+  """Tells that this process lives, and ends it if another one does not."""
+  client = _state().client
+  beats: dict[int, tuple[str, float]] = {}
+  heard = time.monotonic()
+  for beat in itertools.count():
+    if _finished.is_set():
+      return
+    try:
+      client.key_value_set(f"{_BEATS}/{index}", str(beat), allow_overwrite=True)
+      if index == 0:
+        _judge(client, count, beats)
+      failed = client.blocking_key_value_get(_FAILED, 2000 * _SLICE_SECONDS)
+    except Exception as error:
+      now = time.monotonic()
+      if "DEADLINE_EXCEEDED" in str(error) and "key" in str(error):
+        heard = now
+      elif now - heard > SILENCE_SECONDS:
+        _lost_first()
+      else:
+        time.sleep(_SLICE_SECONDS)
+      continue
+    _follow(json.loads(failed))
+
+
+def _probe() -> None:
+  """Ends this process when process 0 has ended; without JAX's client, whose thread hangs in its abort then."""
+  while not _finished.wait(_PROBE_SECONDS):
+    if _is_gone():
+      _lost_first()
+
+
+def _lost_first() -> None:
+  if not _finished.is_set():
+    _end(f"{name(0)} does not answer any more: it was killed, or the network is down", LOST_HOST)
+
+
+def _is_gone() -> bool:
+  """Whether the coordinator's host answers and says that nobody listens there: its process has ended."""
+  host, _, port = _state().coordinator_address.rpartition(":")
+  try:
+    socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+  except OSError as error:
+    # No answer at all is another matter: the network may come back.
+    return isinstance(error, ConnectionRefusedError)
+  return False
+
+
+def _judge(client: Any, count: int, beats: dict[int, tuple[str, float]]) -> None:
+  """In process 0: announces for a process that has been silent for too long."""
+  now = time.monotonic()
+  found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(_BEATS)}
+  for process in range(count):
+    text = found.get(process, "")
+    if beats.get(process, (None,))[0] != text:
+      beats[process] = text, now
+    elif now - beats[process][1] > SILENCE_SECONDS:
+      reason = (
+        f"it has been silent for {SILENCE_SECONDS} s: it was killed, or its host or network is down"
+      )
+      _try_set(_FAILED, json.dumps({"process": process, "reason": reason, "status": LOST_HOST}))
+
+
+def _follow(failed: dict[str, Any]) -> None:
+  """Ends this process because another one did."""
+  state = _state()
+  if _finished.is_set() or failed["process"] == state.process_id:
+    return
+  _let_others_see(state, but=failed["process"])
+  _end(f"{name(failed['process'])} ended: {failed['reason']}", failed["status"])
+
+
+def _let_others_see(state: Any, but: int | None = None) -> None:
+  """Marks that this process knows of the end; process 0, which holds the store, waits for the others' marks."""
+  _try_set(f"{_SEEN}/{state.process_id}", "=")
+  end = time.monotonic() + _SEEING_SECONDS
+  expected = state.num_processes - (but is not None)
+  while state.process_id == 0 and time.monotonic() < end:
+    try:
+      if len(state.client.key_value_dir_get(_SEEN)) >= expected:
+        return
+    except Exception:
+      return
+    time.sleep(0.05)
+
+
+def _leave() -> None:
+  """At an ordinary end: waits for the others while they are watched, so that none waits unwatched."""
+  if not _finished.is_set() and _state().client is not None:
+    exchange("end", "")
+    _finished.set()
+
+
+def _end(line: str, status: int) -> NoReturn:
+  """Ends this process at once, whatever it waits for: an ordinary exit would wait for the others."""
+  start = "\n" if sys.stderr.isatty() else ""
+  os.write(2, f"{start}error: {line}\n".encode())
+  os._exit(status)
+
+
+def _delay_aborts() -> None:
+  """Holds a thread that aborts for six seconds.
+
+  JAX's client aborts the process as soon as the connection to process 0 breaks; in that time the watch says
+  which host is gone. The handler is C's `sleep`, called with the number of the signal; then the abort goes on.
+  """
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+  libc.signal.restype = ctypes.c_void_p
+  libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+def _try_set(key: str, text: str) -> None:
+  """Sets a key that nobody has set yet; not being able to is no error."""
+  try:
+    _state().client.key_value_set(key, text)
+  except Exception:
+    return
+
+
+def _try_get(client: Any, key: str) -> str | None:
+  try:
+    return client.key_value_try_get(key)
+  except Exception:
+    return None

@@ -1,0 +1,154 @@
+"""Reads one checkpoint, on all processes or on none."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from parallel import coordination, processes
+from parallel.tree_paths import by_path, joined
+from training.checksum import checksums, unseal
+from training.reading import Damage, Refusal, attempt, judge, quiet
+
+PARAMS = "params"
+
+
+class CheckpointError(Exception):
+  """A checkpoint is missing, damaged, or of another model."""
+
+
+def load(
+  folder: Path, abstract: dict[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads parts of a checkpoint, compares them with their checksums, and returns the position too.
+
+  Raises:
+    CheckpointError: it is of another model or optimizer.
+    Damage: it cannot be read, or is not what was saved.
+  """
+  found = contents = loaded = None
+  problem = ""
+  try:
+    found, contents = _describe(folder.absolute(), abstract, where)
+    loaded = _read(folder.absolute(), abstract, found)
+  except (Damage, Refusal, CheckpointError) as error:
+    problem = f"{type(error).__name__}\n{error}"
+  _agree(problem, folder, where)
+  for name, part in loaded.items():
+    expected = contents["checksums"][name]
+    leaves = jax.tree_util.tree_leaves_with_path(part)
+    for (path, _), is_now, was in zip(leaves, checksums(part), expected, strict=True):
+      if is_now != was and not problem:
+        problem = f"Damage\nthe values of {joined(path)} are not those that were saved"
+  _agree(problem, folder, where)
+  return {
+    name: jax.tree.map(lambda x, a: x.astype(a.dtype), loaded[name], abstract[name])
+    for name in abstract
+  }, contents["position"]
+
+
+def _describe(folder: Path, abstract: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
+  """What a checkpoint says of its arrays, and what was sealed with it."""
+  ocp = orbax()
+  with quiet() as logged:
+    metadata = attempt(lambda: ocp.checkpointables_metadata(folder))
+  try:
+    contents = unseal(metadata.custom_metadata)
+  except ValueError as error:
+    raise Damage(f"its position in the data {error}") from error
+  found = {name: metadata.metadata.get(name) for name in abstract}
+  for name, part in found.items():
+    if part is None and name not in contents["checksums"]:
+      raise CheckpointError(
+        f"{where} holds parameters alone, no optimizer state: they were not trained here. "
+        "Train in another directory that starts from this one (--init_from)."
+      )
+    if part is None:
+      problem, _ = judge(None, logged)
+      if isinstance(problem, Refusal):
+        raise problem
+      raise Damage(f"the description of its {_called(name)} cannot be read")
+    check_shapes(abstract[name], part, where, _called(name))
+  return found, contents
+
+
+def _read(folder: Path, abstract: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+  """This process's part of the arrays; no other one waits for it, should it fail."""
+  ocp = orbax()
+  here = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+  )
+  several = processes.count() > 1
+  with ocp.Context(multiprocessing_options=alone) if several else contextlib.nullcontext():
+    return attempt(
+      lambda: ocp.load_checkpointables(
+        folder, {name: _with_types_of(abstract[name], found[name]) for name in abstract}
+      )
+    )
+
+
+def _agree(problem: str, folder: Path, where: str) -> None:
+  """Raises the same error on every process if one of them has a problem with a checkpoint.
+
+  Args:
+    problem: the kind of error and its text; empty if this process has none.
+  """
+  problems = processes.gather(problem, f"reading checkpoint {folder.name}")
+  for kind in ("Refusal", "CheckpointError", "Damage"):
+    for process, found in enumerate(problems):
+      if not found.startswith(f"{kind}\n"):
+        continue
+      text = found.partition("\n")[2]
+      if processes.count() > 1:
+        text = f"{coordination.name(process)}: {text}"
+      if kind == "Damage":
+        raise Damage(text)
+      if kind == "CheckpointError":
+        raise CheckpointError(text)
+      raise CheckpointError(
+        f"{where} could not be read ({text}). It is left as it is: mend the cause and start again."
+      )
+
+
+def _with_types_of(abstract: Any, found: Any) -> Any:
+  """The abstract arrays with the types they were saved in: checksums are of those."""
+  types = by_path(found)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jax.ShapeDtypeStruct(
+      leaf.shape, types[joined(path)].dtype, sharding=leaf.sharding
+    ),
+    abstract,
+  )
+
+
+def _called(part: str) -> str:
+  return "parameters" if part == PARAMS else "optimizer state"
+
+
+def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters") -> None:
+  """Raises CheckpointError at the first array that is missing, too many, or of another shape."""
+  thing = "parameter" if kind == "parameters" else "optimizer state"
+  owner = "model" if kind == "parameters" else "optimizer"
+  remedy = f"It is of another {owner}: use the configuration it was trained with."
+  needed = {path: tuple(leaf.shape) for path, leaf in by_path(expected).items()}
+  held = {path: tuple(leaf.shape) for path, leaf in by_path(found).items()}
+  for path, shape in needed.items():
+    if path not in held:
+      raise CheckpointError(f"{where} has no {thing} {path} {shape}. {remedy}")
+    if held[path] != shape:
+      raise CheckpointError(
+        f"{where}: {thing} {path} has shape {held[path]}, the {owner} needs {shape}. {remedy}"
+      )
+  for path in sorted(held.keys() - needed.keys()):
+    raise CheckpointError(f"{where} has a {thing} {path} that the {owner} lacks. {remedy}")
+
+
+def orbax() -> Any:
+  """Orbax takes two seconds to import, which `--help` and the data's errors need not wait for."""
+  from orbax.checkpoint import v1
+
+  return v1

@@ -1,0 +1,54 @@
+"""Signals that ask a run to stop."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from parallel import coordination, processes
+
+
+class Interruption:
+  """Turns SIGTERM and SIGINT into a request to stop after the step in progress.
+
+  Of several processes one may be told. JAX's preemption service, which listens to SIGTERM itself, then
+  names a step at which all stop; SIGINT is handed on to it.
+  """
+
+  def __enter__(self) -> Interruption:
+    self._requested: signal.Signals | None = None
+    self._before = {}
+    alone = processes.count() == 1
+    for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
+      try:
+        self._before[number] = signal.signal(number, self._request)
+      except ValueError:  # not the main thread: signals are somebody else's business
+        break
+    return self
+
+  def requested_at(self, step: int) -> bool:
+    """Whether to stop after this step; the same answer on every process."""
+    if processes.count() == 1:
+      return self._requested is not None
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  @property
+  def by(self) -> signal.Signals:
+    """The signal that asked to stop, on whichever process."""
+    if processes.count() > 1:
+      return signal.SIGINT if coordination.stop_reason() else signal.SIGTERM
+    return self._requested or signal.SIGTERM
+
+  def _request(self, number: int, frame: Any) -> None:
+    del frame
+    if self._requested and number == signal.SIGINT:
+      raise KeyboardInterrupt  # asked twice
+    self._requested = signal.Signals(number)
+    if processes.count() > 1:
+      coordination.request_stop(self._requested.name)
+
+  def __exit__(self, *error: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)

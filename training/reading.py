@@ -1,0 +1,118 @@
+"""Tells a damaged checkpoint from one that could not be read this time: by what Orbax raised, and what it logged."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_TRIES = 3
+_PAUSE_SECONDS = 1.0
+_SHOWN = 200
+# Of the machine or the storage, not of the files' contents: these may read well the next time.
+_PASSING = {
+  errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE, errno.EMFILE, errno.ENFILE,
+  errno.EBUSY, errno.ENOBUFS, errno.ECONNRESET, errno.ENETUNREACH,
+}  # fmt: skip
+# TensorStore says them in words.
+_PASSING_WORDS = re.compile(
+  "Input/output error|Cannot allocate memory|[Oo]ut of memory|RESOURCE_EXHAUSTED|Too many open files|"
+  "Stale file handle|Resource temporarily unavailable|Connection (timed out|reset)|UNAVAILABLE|"
+  "DEADLINE_EXCEEDED"
+)
+_REFUSED_WORDS = re.compile("Permission denied|PERMISSION_DENIED|Operation not permitted")
+# Of the program: an Orbax that lacks something, say.
+_REFUSALS = (ImportError, NotImplementedError, NameError, PermissionError, RecursionError)
+
+
+class Damage(Exception):
+  """A checkpoint is not what was saved."""
+
+
+class Refusal(Exception):
+  """A checkpoint could not be read, for a reason that is not in its files."""
+
+
+def attempt(read: Callable[[], T]) -> T:
+  """Calls a function of Orbax; tries again if the machine or the storage failed.
+
+  Raises:
+    Damage: the files are not what was written.
+    Refusal: they could not be read; the message has what was logged.
+  """
+  for number in range(1, _TRIES + 1):
+    with quiet() as logged:
+      try:
+        return read()
+      except Exception as error:  # Orbax, TensorStore and the file system each have their own
+        found, passing = judge(error, logged)
+        if not passing or number == _TRIES:
+          raise found from error
+    time.sleep(_PAUSE_SECONDS)
+  raise AssertionError
+
+
+def judge(error: BaseException | None, logged: list[str]) -> tuple[Damage | Refusal, bool]:
+  """What an error of Orbax, or what it logged, stands for; and whether trying again may help."""
+  causes = list(_causes(error)) if error else []
+  words = "\n".join([*map(str, causes), *logged])
+  passing = any(
+    isinstance(cause, MemoryError | TimeoutError)
+    or (isinstance(cause, OSError) and cause.errno in _PASSING)
+    for cause in causes
+  ) or bool(_PASSING_WORDS.search(words))
+  refused = any(isinstance(cause, _REFUSALS) for cause in causes) or _REFUSED_WORDS.search(words)
+  reason = _line(causes[-1]) if causes else "Orbax found no description"
+  if not passing and not refused:
+    return Damage(reason), False
+  heard = f"; Orbax logged: {logged[-1][:_SHOWN]}" if logged else ""
+  return Refusal(f"{reason}{heard}"), passing and not refused
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+  """An error and what it was raised from, the last one at the bottom: Orbax wraps them deeply."""
+  seen: set[int] = set()
+  found: BaseException | None = error
+  while found is not None and id(found) not in seen:
+    seen.add(id(found))
+    yield found
+    found = found.__cause__
+
+
+def _line(error: BaseException) -> str:
+  return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:_SHOWN]}"
+
+
+class _Heard(logging.Handler):
+  def __init__(self):
+    super().__init__(logging.WARNING)
+    self.lines: list[str] = []
+
+  def emit(self, record: logging.LogRecord) -> None:
+    text = record.getMessage()
+    if record.exc_info and record.exc_info[1]:
+      text += f" ({_line(record.exc_info[1])})"
+    self.lines.append(" ".join(text.split()))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[list[str]]:
+  """Keeps what Orbax logs from the screen, and collects it: errors are told in one line."""
+  loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+  before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+  heard = _Heard()
+  try:
+    for logger in loggers:
+      logger.handlers, logger.propagate = [heard], False
+      logger.setLevel(logging.WARNING)
+    yield heard.lines
+  finally:
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+      logger.handlers, logger.propagate = handlers, propagate
+      logger.setLevel(level)
