@@ -85,7 +85,7 @@ def minimum(strategy: str) -> float:
   if strategy == "zero3":
     # Matrices in bfloat16, gathered for the forward and for the backward pass, the embedding once for
     # both, and their gradients scattered.
-    embedding = model.vocab_size * model.width
+    embedding = model.padded_vocab_size * model.width
     return ring * 2 * (3 * matrices - embedding) + 2 * ring * 4 * vectors
   if strategy == "model":
     # A stream of [B, T, D] in bfloat16 per sub-block and direction, for the embedding and the logits; the

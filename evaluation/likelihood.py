@@ -111,7 +111,7 @@ class LikelihoodScorer:
       scored[row, : len(continuation)] = True
       columns[row, : len(continuation)] = np.arange(first, len(ids) - 1)
     targets = np.take_along_axis(tokens, columns + 1, axis=1)
-    pieces, logit_bytes = 1, 4 * rows * places * self.model.vocab_size
+    pieces, logit_bytes = 1, 4 * rows * places * self.model.padded_vocab_size
     while logit_bytes // pieces > _MAX_LOGIT_BYTES and pieces < places:
       pieces *= 2
     logs, likeliest = _score(

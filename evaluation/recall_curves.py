@@ -77,7 +77,7 @@ class RecallCurves:
       if model.vocab_size < self.vocabulary.size:
         raise ValueError(
           f"{name} has {model.vocab_size} tokens, {self.task.name} needs {self.vocabulary.size}:"
-          f" set VOCAB_SIZE = {self.vocabulary.size}."
+          f" set VOCAB_SIZE = {self.vocabulary.size} in its choices."
         )
     if self.baseline not in models:
       raise ValueError(f"baseline={self.baseline!r} is none of {', '.join(models)}.")

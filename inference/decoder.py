@@ -306,7 +306,8 @@ def _prefill(where: Rows, model: LanguageModel, params, rows, *, capacity: int):
     ended = jnp.zeros(tokens.shape[0], bool)
     if not where.lean:
       state = state._replace(stack=unstack(state.stack))
-    return Progress(state, whole(logits[:, 0]), ended, jnp.zeros((), jnp.int32))
+    logits = whole(logits[:, 0], model.vocab_size)
+    return Progress(state, logits, ended, jnp.zeros((), jnp.int32))
 
   return where.start(read, params, rows)
 
@@ -350,7 +351,8 @@ def _advance(
       )
       shown = jnp.where(ended, ENDED, token)
       tokens = jax.lax.dynamic_update_slice(tokens, shown[:, None], (0, column))
-      return tokens, Progress(state, whole(logits[:, 0]), ended, progress.step + 1)
+      logits = whole(logits[:, 0], model.vocab_size)
+      return tokens, Progress(state, logits, ended, progress.step + 1)
 
     tokens = jnp.full((rows, size), ENDED, jnp.int32)
     tokens, progress = jax.lax.while_loop(unfinished, step, (tokens, progress))

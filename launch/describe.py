@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 
+from launch import mesh_advice
 from launch.experiment import Experiment
 from models.accounting import Account, account
+from models.language_model import LanguageModel
 from training import step as step_lib
 from training.checkpoint import abstract_like
 
@@ -30,12 +32,13 @@ def description(experiment: Experiment) -> str:
     )
     for parameter in counted.parameters
   ]
-  return "\n".join([table(rows), "", table(_costs(counted), right=(1,))])
+  costs = [*_vocabulary(experiment.model), *_costs(counted)]
+  return "\n".join([table(rows), "", table(costs, right=(1,))])
 
 
 def sharding(experiment: Experiment) -> str:
   """Where every parameter lies on the mesh, and what a device holds, as text."""
-  layout = experiment.layout()
+  layout = mesh_advice.layout(experiment)
   if layout is None:
     return "one device: nothing is split (choose a file of gin/mesh/)"
   rows = [("parameter", "axes", "used", "stored", "optimizer state", "bytes per device")]
@@ -62,6 +65,14 @@ def sharding(experiment: Experiment) -> str:
 def _placement(spec: jax.sharding.PartitionSpec) -> str:
   names = ["+".join((n,) if isinstance(n, str) else n) if n else "-" for n in spec]
   return ", ".join(names)
+
+
+def _vocabulary(model: LanguageModel) -> list[tuple[str, str]]:
+  """How many ids there are, where the embedding has more rows."""
+  ids, rows = model.vocab_size, model.padded_vocab_size
+  if ids == rows:
+    return []
+  return [("vocabulary", f"{ids:,} ids in {rows:,} rows: {rows - ids:,} are padding")]
 
 
 def _costs(counted: Account) -> list[tuple[str, str]]:
@@ -108,7 +119,7 @@ class DryRun:
 def dry_run(experiment: Experiment) -> DryRun:
   """Compiles a training step from shapes alone."""
   start = time.monotonic()
-  layout = experiment.layout()
+  layout = mesh_advice.layout(experiment)
   state, batch = abstract_state(experiment), abstract_batch(experiment)
   if layout is not None:
     state = abstract_like(state, layout.state)

@@ -68,7 +68,12 @@ class Experiment:
     if not 0 <= self.seed < 2**32:
       raise ValueError(f"seed={self.seed} must be in [0, 2**32).")
     if self.batch_size < 1:
-      raise ValueError(f"batch_size={self.batch_size} must be at least 1.")
+      raise ValueError(f"batch_size={self.batch_size} must be at least 1. Set --gin.BATCH_SIZE.")
+    if self.batch_size % self.options.step.accumulate:
+      raise ValueError(
+        f"a batch of {self.batch_size} rows cannot be cut into {self.options.step.accumulate} "
+        "microbatches. Set --gin.MICROBATCHES to a divisor of --gin.BATCH_SIZE."
+      )
     if self.eval_batches is not None and self.eval_batches < 1:
       raise ValueError(f"eval_batches={self.eval_batches} must be at least 1, or None for all.")
     if self.optimizer.master_copy and self.model.param_dtype == jnp.float32:
@@ -106,8 +111,9 @@ class Experiment:
       return None
     try:
       layout = self.mesh.layout(list_parameters(self.model), devices)
-      rows = self.batch_size // self.options.step.accumulate
-      layout.check_batch(rows, self.sequence_length)
+      pieces = self.options.step.accumulate
+      rows = self.batch_size // pieces
+      layout.check_batch(self.batch_size, self.sequence_length, pieces)
       # What only a layer knows, such as its number of heads: a trace, without arrays.
       jax.eval_shape(
         layout.losses(lambda params, batch: token_losses(self.model, params, batch)[0]),
@@ -157,7 +163,7 @@ class Experiment:
     if self.model.vocab_size < vocabulary.size:
       raise ConfigError(
         f"the vocabulary has {vocabulary.size} ids, the model's embedding {self.model.vocab_size}: "
-        f"set VOCAB_SIZE = {vocabulary.size}."
+        f"set --gin.VOCAB_SIZE={vocabulary.size}."
       )
     if different:
       raise ConfigError("training text and held-out text are of different vocabularies.")

@@ -81,7 +81,7 @@ def prefill(experiment: Experiment, layout: Layout) -> Program:
   model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
   params, found = _decoding(experiment, layout)
   # The logits of the last token alone are computed.
-  unread = rows * (length - 1) * 2 * model.vocab_size * model.width
+  unread = rows * (length - 1) * 2 * model.padded_vocab_size * model.width
   return Program(
     lowered=found.prefill,
     parameters=describe.device_bytes(params),

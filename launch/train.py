@@ -145,14 +145,14 @@ def _train(
   began: float,
 ) -> int:
   """Trains, and tells how it ended."""
-  from launch import running
+  from launch import mesh_advice, running
   from parallel import processes
 
   def first_step_done() -> None:
     if processes.is_first():
       print(f"first step done {time.monotonic() - began:.1f} s after launch", file=sys.stderr)
 
-  layout = experiment.layout()
+  layout = mesh_advice.layout(experiment)
   summary = running.train(
     experiment,
     config,

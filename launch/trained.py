@@ -12,7 +12,7 @@ import jax
 
 from data.vocabularies import Vocabulary
 from launch import experiment as experiment_lib
-from launch import run_config
+from launch import mesh_advice, run_config
 from launch.command import UserError
 from launch.experiment import Experiment
 from launch.run_directory import RunDirectory
@@ -21,6 +21,7 @@ from models.accounting import abstract_parameters
 from parallel.layout import Layout
 from training import checkpoint
 from training.step import split
+from training.vocabulary_rows import VocabularyRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +69,23 @@ def load(
   """
   config = run_config.load(run, [mesh] if mesh else (), arguments, trust=trust)
   experiment = experiment_lib.build(config)
-  layout = experiment.layout() if mesh else None
+  layout = _layout(experiment) if mesh else None
   abstract = checkpoint.abstract_like(
     {checkpoint.PARAMS: nn.unbox(abstract_parameters(experiment.model))},
     None if layout is None else layout.state,
   )[checkpoint.PARAMS]
   number = int(which) if which.isascii() and which.isdecimal() else which
-  params, step = checkpoint.load_parameters(run.path, abstract, number)
+  rows = VocabularyRows.of(experiment.model)
+  params, step = checkpoint.load_parameters(run.path, abstract, number, rows)
   return Trained(experiment, params, step, run.vocabulary(), run.path, layout)
+
+
+def _layout(experiment: Experiment) -> Layout:
+  """The mesh for generation: rows are added to what is asked until they can be split."""
+  step = dataclasses.replace(experiment.options.step, accumulate=1)
+  options = dataclasses.replace(experiment.options, step=step)
+  rows = jax.device_count()
+  return mesh_advice.layout(dataclasses.replace(experiment, batch_size=rows, options=options))
 
 
 def check_start(experiment: Experiment) -> None:
@@ -113,7 +123,9 @@ def start(experiment: Experiment, abstract: Any) -> Any:
   wanted, frozen = split(experiment.model, abstract)
   if jax.tree.leaves(frozen):
     wanted = frozen
-  return checkpoint.load_parameters(Path(experiment.init_from), _without_none(wanted))[0]
+  rows = VocabularyRows.of(experiment.model)
+  source = Path(experiment.init_from)
+  return checkpoint.load_parameters(source, _without_none(wanted), rows=rows)[0]
 
 
 def _without_none(tree: Any) -> Any:

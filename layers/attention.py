@@ -13,6 +13,7 @@ from layers.linear import Linear
 from layers.rotary import rotate
 from layers.segments import Segments
 from parallel import sequence, shards
+from parallel.mesh import FLAGS
 
 
 class AttentionState(NamedTuple):
@@ -84,7 +85,8 @@ class SelfAttention(nn.Module):
       if heads % split:
         raise ValueError(
           f"{heads} {name} cannot be split over {split} devices: a head stays whole. "
-          f"Make {name} a multiple of the model axis, or set mesh.model to a divisor of {name}."
+          f"Set {FLAGS['model']} to a divisor of {heads}, or train with --gin.{name.upper()} a multiple "
+          f"of {split}."
         )
 
     def project(name: str, x: jax.Array, heads: int, axis: str) -> jax.Array:

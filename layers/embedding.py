@@ -17,12 +17,14 @@ class Embedding(nn.Module):
 
   Attributes:
     vocab_size, width: V and D.
+    vocab_multiple: the matrix has a multiple of this many rows; those behind the last id stay zero.
     scale: factor on the embedded tokens (RecurrentGemma: sqrt(D)); the logits do not see it.
     dtype: type of the embedded tokens and of the logits' matrix product.
   """
 
   vocab_size: int
   width: int
+  vocab_multiple: int = 1
   scale: float = 1.0
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
@@ -32,9 +34,13 @@ class Embedding(nn.Module):
       self,
       "embedding",
       # Variance 1/D: the normalised last hidden state then gives logits of variance 1.
-      nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0),
+      _padded_with_zeros(
+        nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0),
+        self.vocab_size,
+        axis=0,
+      ),
       ("vocab", "embed"),
-      (shards.local(self.vocab_size, "vocab"), self.width),
+      (shards.local(vocabulary.padded(self.vocab_size, self.vocab_multiple), "vocab"), self.width),
       self.param_dtype,
       self.dtype,
     )
@@ -45,7 +51,10 @@ class Embedding(nn.Module):
     return x if self.scale == 1.0 else x * jnp.asarray(self.scale, self.dtype)
 
   def logits(self, x: jax.Array) -> jax.Array:
-    """Maps [B, T, D] to float32 logits [B, T, V]; to a shard of them where the vocabulary is split."""
+    """Maps [B, T, D] to float32 logits [B, T, rows]; to a shard of them where the vocabulary is split.
+
+    What padding gives is to be left out; see `vocabulary.without_padding`.
+    """
     x = shards.enter(x.astype(self.dtype), "vocab")
     return matmul_transposed(x, self.embedding, jnp.float32)
 
@@ -55,10 +64,12 @@ class OutputHead(nn.Module):
 
   Attributes:
     vocab_size: V.
+    vocab_multiple: as in `Embedding`, of the matrix's columns.
     dtype: type of the matrix product's operands.
   """
 
   vocab_size: int
+  vocab_multiple: int = 1
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -66,7 +77,21 @@ class OutputHead(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """As `Embedding.logits`."""
     x = shards.enter(x.astype(self.dtype), "vocab")
-    shape = (x.shape[-1], shards.local(self.vocab_size, "vocab"))
+    columns = vocabulary.padded(self.vocab_size, self.vocab_multiple)
+    shape = (x.shape[-1], shards.local(columns, "vocab"))
     kinds = self.param_dtype, self.dtype
-    kernel = parameter(self, "kernel", scaled_normal(1.0), ("embed", "vocab"), shape, *kinds)
+    initializer = _padded_with_zeros(scaled_normal(1.0), self.vocab_size, axis=1)
+    kernel = parameter(self, "kernel", initializer, ("embed", "vocab"), shape, *kinds)
     return matmul(x, kernel, jnp.float32)
+
+
+def _padded_with_zeros(initializer, size: int, axis: int) -> nn.initializers.Initializer:
+  """Draws the first `size` entries of an axis as if there were no more, and sets the others to 0."""
+
+  def initialize(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    # A device's part may be smaller; of it only the shape is asked for.
+    drawn = [min(n, size) if i == axis else n for i, n in enumerate(shape)]
+    padding = [(0, n - m) for n, m in zip(shape, drawn, strict=True)]
+    return jnp.pad(initializer(key, tuple(drawn), dtype), padding)
+
+  return initialize

@@ -17,6 +17,7 @@ from layers.norm import GatedRMSNorm
 from layers.parameter import parameter
 from layers.segments import Segments
 from parallel import sequence, shards
+from parallel.mesh import FLAGS
 
 
 class Mamba2State(NamedTuple):
@@ -69,7 +70,8 @@ class Mamba2Mixer(nn.Module):
     if self.groups > 1 and self.groups % shards.count("heads"):
       raise ValueError(
         f"{self.groups} groups of Mamba-2's heads cannot be split over {shards.count('heads')} devices. "
-        "Make groups a multiple of the model axis, or 1, or set mesh.model to a divisor of groups."
+        f"Set {FLAGS['model']} to a divisor of {self.groups}, or make groups 1 or a multiple of "
+        f"{shards.count('heads')}."
       )
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     x_history, bc_history, h0 = state if state is not None else (None, None, None)

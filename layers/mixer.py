@@ -11,6 +11,7 @@ import numpy as np
 
 from layers.segments import Segments
 from parallel import shards
+from parallel.mesh import FLAGS
 
 State = Any  # a pytree of arrays whose shapes do not change from step to step
 
@@ -107,7 +108,7 @@ def _check_splits(mixer: Mixer) -> None:
       names = shards.mesh_axes(axis)
       raise MixerError(
         f"{_called(mixer)} cannot run with its axis {axis!r} split over devices, as mesh axis "
-        f"{'+'.join(names)} does. Set mesh.{names[0]}=1."
+        f"{'+'.join(names)} does. Set {FLAGS.get(names[0], names[0])}=1."
       )
 
 

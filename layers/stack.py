@@ -14,6 +14,7 @@ from layers.mixer import MixerFactory, ModuleFactory, State
 from layers.residual_block import ResidualBlock
 from layers.segments import Segments
 from parallel import sequence
+from parallel.mesh import FLAGS
 
 
 class Group(nn.Module):
@@ -84,7 +85,8 @@ class Stack(nn.Module):
     """Maps [B, T, D] to [B, T, D]; see `layers.mixer.Mixer` for state and capacity."""
     if capacity is not None and sequence.is_split():
       raise ValueError(
-        "a decode state cannot be made where mesh axes split the tokens of a row. Prefill with mesh.seq=1."
+        "a decode state cannot be made where mesh axes split the tokens of a row. "
+        f"Prefill with {FLAGS['seq']}=1."
       )
     options = {"mlp": self.mlp, "norm": self.norm, "remat": self.remat, "capacity": capacity}
     after = {}

@@ -47,7 +47,7 @@ class Parameter:
 
 @dataclasses.dataclass(frozen=True)
 class Account:
-  """What a model costs.
+  """What a model costs; the embedding's padding rows count as what they are, memory and operations.
 
   Attributes:
     parameters: one entry per array.

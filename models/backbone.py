@@ -22,6 +22,8 @@ class Backbone:
 
   Attributes:
     vocab_size: V.
+    vocab_multiple: embedding and output have a multiple of this many rows, so that a mesh divides them;
+      those behind the last id stand for nothing, and no id is drawn or learnt there.
     width: D.
     depth: number of residual blocks.
     mlp_expansion: MLP width over D.
@@ -38,6 +40,7 @@ class Backbone:
   vocab_size: Count
   width: Count
   depth: Depth
+  vocab_multiple: Count = 1
   mlp_expansion: Count = 3
   use_bias: bool = False
   zero_centered_norm: bool = False
@@ -110,6 +113,7 @@ class Backbone:
     scale = float(jnp.sqrt(self.width).astype(jnp.bfloat16)) if self.scale_embedding else 1.0
     return LanguageModel(
       vocab_size=self.vocab_size,
+      vocab_multiple=self.vocab_multiple,
       width=self.width,
       depth=self.depth,
       pattern=pattern,

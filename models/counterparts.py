@@ -12,6 +12,7 @@ import numpy as np
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
 
+EMBEDDING = "embedding/embedding"
 _SHOWN = 4
 _SHOWN_LETTERS = 120
 # Elements that are looked at together.
@@ -30,6 +31,7 @@ class Counterpart(NamedTuple):
     repeat: the row of the stacked parameter that it fills; None where nothing is stacked.
     layout: how its axes relate to ours:
       same        as ours
+      ids         an entry for each id along the first axis; ours has padding behind the last
       transposed  [out, in] for our [in, out]
       blocks      [N, R / N] for our [R]
       taps        [R, 1, taps], the current token last, for our [taps, R], the current token first
@@ -44,7 +46,7 @@ class Counterpart(NamedTuple):
   layout: str
 
   def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-    """Lays a tensor out as our parameter (or one row of it)."""
+    """Lays a tensor out as our parameter (or one row of it), without padding."""
     match self.layout:
       case "transposed":
         return tensor.T
@@ -62,6 +64,8 @@ class Counterpart(NamedTuple):
   def to_theirs(self, parameter: np.ndarray) -> np.ndarray:
     """Lays our parameter (or one row of it) out as the tensor; not for parts of one."""
     match self.layout:
+      case "ids":
+        return parameter[: self.shape[0]]
       case "transposed":
         return parameter.T
       case "blocks":
@@ -69,6 +73,13 @@ class Counterpart(NamedTuple):
       case "taps":
         return parameter[::-1].T[:, None]
     return parameter
+
+
+def outside(name: str, path: str, shape: tuple[int, ...], model: LanguageModel) -> Counterpart:
+  """The counterpart of a parameter outside of the stack, which lies as ours but for our padding."""
+  if path != EMBEDDING:
+    return Counterpart(name, shape, path, None, "same")
+  return Counterpart(name, (model.vocab_size, *shape[1:]), path, None, "ids")
 
 
 def check(
@@ -163,7 +174,8 @@ def parameters(
     tensors: name to array. None is kept, so that the mapping may read files.
     table: all tensors of the model, those of one parameter together.
     model: the model.
-    digests: gets the sha256 of the parameters whose paths it has, in the model's type.
+    digests: gets the sha256 of the parameters whose paths it has (none is stacked), in the model's type
+      and without padding.
 
   Yields:
     path and array, in the model's types.
@@ -181,6 +193,10 @@ def _filled(parameter, entries, tensors, digests) -> np.ndarray:
     (entry,) = entries
     with np.errstate(over="ignore"):
       array = np.asarray(entry.to_ours(tensors[entry.name]), parameter.dtype)
+    if digests is not None and parameter.path in digests:
+      digests[parameter.path] = digest(array)
+    if entry.layout == "ids" and (missing := parameter.shape[0] - len(array)) > 0:
+      array = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
     if array.shape != parameter.shape:
       raise ValueError(
         f"{parameter.path} would have shape {array.shape} from {entry.name}, this model needs "
@@ -193,8 +209,6 @@ def _filled(parameter, entries, tensors, digests) -> np.ndarray:
       with np.errstate(over="ignore"):
         array[entry.repeat] = entry.to_ours(tensors[entry.name])
       _require_finite(array[entry.repeat], entry.name)
-  if digests is not None and parameter.path in digests:
-    digests[parameter.path] = digest(array)
   return array
 
 

@@ -13,6 +13,7 @@ from layers.embedding import Embedding, OutputHead
 from layers.mixer import Mixer, MixerFactory, ModuleFactory, State
 from layers.segments import Segments, positions_in_segments
 from layers.stack import Stack
+from parallel import vocabulary
 
 
 class DecodeState(NamedTuple):
@@ -39,6 +40,7 @@ class LanguageModel(nn.Module):
     pattern: mixer factories, repeated and cut to depth.
     mlp, norm: factories of the other parts of a block; an MLP of None is left out.
     embedding_scale: factor on the embedded tokens.
+    vocab_multiple: embedding and output have a multiple of this many rows; see `padded_vocab_size`.
     tied: whether the embedding's matrix gives the logits; else one of its own does.
     logit_cap: logits are bounded to +-cap by a tanh (RecurrentGemma: 30); None leaves them.
     remat: what the backward pass recomputes; a name from `layers.remat.POLICIES`.
@@ -55,6 +57,7 @@ class LanguageModel(nn.Module):
   mlp: ModuleFactory | None
   norm: ModuleFactory
   embedding_scale: float = 1.0
+  vocab_multiple: int = 1
   tied: bool = True
   logit_cap: float | None = None
   remat: str = "none"
@@ -64,11 +67,12 @@ class LanguageModel(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
+    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     self.embedding = Embedding(
-      self.vocab_size, self.width, self.embedding_scale, self.dtype, self.param_dtype
+      self.vocab_size, self.width, self.vocab_multiple, self.embedding_scale, **kinds
     )
     if not self.tied:
-      self.head = OutputHead(self.vocab_size, self.dtype, self.param_dtype)
+      self.head = OutputHead(self.vocab_size, self.vocab_multiple, **kinds)
     self.stack = self._stack()
     self.final_norm = self.norm()
 
@@ -110,11 +114,16 @@ class LanguageModel(nn.Module):
     return logits, DecodeState(stack_state, segments.positions[:, -1] + 1, segments.ids[:, -1])
 
   def logits(self, x: jax.Array) -> jax.Array:
-    """Maps normalised hidden states [B, T, D] to float32 logits [B, T, V]."""
+    """Maps normalised hidden states [B, T, D] to float32 logits [B, T, V].
+
+    Where the vocabulary is split over devices, to this device's part of [B, T, padded_vocab_size], with
+    -inf for padding.
+    """
     logits = self.embedding.logits(x) if self.tied else self.head(x)
     if self.logit_cap is not None:
       logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
-    return logits
+    # Behind the cap, which would make a number of -inf.
+    return vocabulary.without_padding(logits, self.vocab_size)
 
   def hidden(
     self,
@@ -169,6 +178,11 @@ class LanguageModel(nn.Module):
       **kinds,
     )
 
+  @property
+  def padded_vocab_size(self) -> int:
+    """Rows of the embedding and of the output matrix: V and those that are padding."""
+    return vocabulary.padded(self.vocab_size, self.vocab_multiple)
+
   def mixers(self) -> list[Mixer]:
     """The unbound mixer of every block, in order."""
     return self._stack(parent=None).mixers()
@@ -177,4 +191,4 @@ class LanguageModel(nn.Module):
     """Floating-point operations of the matrix products per token of a row, forward."""
     mlp = self.mlp(parent=None).matmul_flops(self.width) if self.mlp else 0
     mixing = sum(mixer.matmul_flops(self.width, length) for mixer in self.mixers())
-    return mixing + self.depth * mlp + 2 * self.vocab_size * self.width
+    return mixing + self.depth * mlp + 2 * self.padded_vocab_size * self.width

@@ -16,14 +16,13 @@ from layers.recurrent_block import RecurrentBlock
 from models import counterparts, recurrent_gemma_fields
 from models.accounting import list_parameters
 from models.backbone import Backbone
-from models.counterparts import Counterpart
+from models.counterparts import EMBEDDING, Counterpart
 from models.griffin import griffin
 from models.language_model import LanguageModel
 
 MODEL_TYPE = "recurrent_gemma"
 # Tied to the embedding: files leave it out, state dicts repeat it.
 TIED = "lm_head.weight"
-_EMBEDDING = "embedding/embedding"
 _PATTERN = ("recurrent", "recurrent", "attention")
 # Settings that Griffin fixes; anything else would give other logits.
 _FIXED = {
@@ -66,7 +65,7 @@ _BLOCK = {
   "mlp/down/bias": ("mlp_block.down_proj.bias", "same"),
 }
 _OUTSIDE = {
-  "embedding/embedding": "model.embed_tokens.weight",
+  EMBEDDING: "model.embed_tokens.weight",
   "final_norm/scale": "model.final_norm.weight",
 }
 
@@ -176,7 +175,7 @@ def name_table(model: LanguageModel) -> tuple[Counterpart, ...]:
   table = []
   for path, shape in parameters.items():
     if path in _OUTSIDE:
-      table.append(Counterpart(_OUTSIDE[path], shape, path, None, "same"))
+      table.append(counterparts.outside(_OUTSIDE[path], path, shape, model))
       continue
     _, group, block, rest = path.split("/", 3)
     name, layout = _BLOCK[rest]
@@ -218,11 +217,11 @@ def stream_from_hugging_face(
   """
   table = name_table(model)
   counterparts.check(table, shapes, optional=(TIED,))
-  digests = {_EMBEDDING: b""} if TIED in shapes else {}
+  digests = {EMBEDDING: b""} if TIED in shapes else {}
   yield from counterparts.parameters(tensors, table, model, digests)
   # Last, so that only one of the two largest tensors is in memory at a time.
   kind = np.dtype(model.param_dtype)
-  if digests and digests[_EMBEDDING] != counterparts.digest(tensors[TIED].astype(kind, copy=False)):
+  if digests and digests[EMBEDDING] != counterparts.digest(tensors[TIED].astype(kind, copy=False)):
     raise ValueError(
       f"{TIED} differs from model.embed_tokens.weight, but RecurrentGemma ties the two: "
       "these weights are of another model."

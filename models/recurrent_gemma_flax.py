@@ -113,7 +113,7 @@ def name_table(model: LanguageModel) -> tuple[Counterpart, ...]:
   table = []
   for path, shape in ours.items():
     if path in _OUTSIDE:
-      table.append(Counterpart(_OUTSIDE[path], shape, path, None, "same"))
+      table.append(counterparts.outside(_OUTSIDE[path], path, shape, model))
       continue
     _, group, block, rest = path.split("/", 3)
     name, layout = _BLOCK[rest]

@@ -102,9 +102,18 @@ class Layout:
     self._over = over
     self._rows_here: dict[tuple[int, int], np.ndarray] = {}
 
-  def check_batch(self, batch_size: int, length: int) -> None:
-    """Raises ValueError if rows or tokens cannot be split evenly."""
-    self._rules.spec(TOKENS, (batch_size, length), self.sizes, "batch")
+  def check_batch(self, batch_size: int, length: int, pieces: int = 1) -> None:
+    """Raises ValueError if the rows of a piece of a batch, or their tokens, cannot be split evenly."""
+    rows = batch_size // pieces
+    try:
+      self._rules.spec(TOKENS, (rows, length), self.sizes, "batch")
+    except ValueError as error:
+      if pieces == 1 or rows == batch_size:
+        raise
+      raise ValueError(
+        f"{error} A batch of --gin.BATCH_SIZE={batch_size} rows is read in --gin.MICROBATCHES={pieces} "
+        f"pieces of {rows}."
+      ) from None
 
   def held_bytes(self, parameter: Parameter, spec: PartitionSpec) -> int:
     """Bytes of one parameter on one device, placed by `spec`."""

@@ -16,6 +16,12 @@ from bounds.bounds import Count, Shards
 # Outermost first: neighbours in the last axis are the closest devices, and tensor parallelism
 # exchanges the most.
 AXES = ("data", "seq", "model")
+# What sets an axis's size in the files of gin/mesh/, for the way out of an error.
+FLAGS = {
+  "data": "--gin.DATA_SHARDS",
+  "seq": "--gin.SEQUENCE_SHARDS",
+  "model": "--gin.MODEL_SHARDS",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,13 +47,13 @@ class MeshSpec:
       if size < 1 and size != -1:
         raise ValueError(
           f"mesh axis {name}={size} is no number of devices. "
-          f"Set mesh.{name} to at least 1, or to -1 for the devices that are left."
+          f"Set {FLAGS[name]} to at least 1, or to -1 for the devices that are left."
         )
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
       raise ValueError(
         f"mesh axes {' and '.join(free)} are both -1, and one alone can take the devices that are "
-        f"left. Set mesh.{free[-1]}."
+        f"left. Set {FLAGS[free[-1]]} to a number of devices."
       )
     if self.slices < 1:
       raise ValueError(f"mesh.slices={self.slices} must be at least 1.")
@@ -65,21 +71,24 @@ class MeshSpec:
     if free:
       if device_count % known:
         raise ValueError(
-          f"mesh axes {shown} need a multiple of {known} devices, {device_count} are visible. "
-          f"Set axes whose product divides {device_count}, or launch on {_multiple(device_count, known)}."
+          f"mesh axes {shown} need a multiple of {known} devices, {_visible(device_count)}. "
+          f"Set {_flags(free, sizes)} so that the product divides {device_count}, or launch on "
+          f"{_multiple(device_count, known)}."
         )
       sizes[free[0]] = device_count // known
     elif known != device_count:
       most, rest = divmod(device_count * sizes["data"], known)
-      way_out = f"Set mesh.data={most}, or launch" if most and not rest else "Launch"
+      way_out = f"Set {_flags(free, sizes)} so that the product is {device_count}"
+      if most and not rest:
+        way_out = f"Set {FLAGS['data']}={most}"
       raise ValueError(
-        f"mesh axes {shown or 'data=1'} need {known} devices, {device_count} are visible. "
-        f"{way_out} on {known}."
+        f"mesh axes {shown or 'data=1'} need {known} devices, {_visible(device_count)}. "
+        f"{way_out}, or launch on {known}."
       )
     if sizes["data"] % self.slices:
       raise ValueError(
         f"mesh.slices={self.slices} does not divide data={sizes['data']}: only the data axis crosses "
-        "the network between slices. Make mesh.data a multiple of mesh.slices."
+        f"the network between slices. Make {FLAGS['data']} a multiple of mesh.MeshSpec.slices."
       )
     return sizes
 
@@ -107,6 +116,16 @@ class MeshSpec:
     return mesh_utils.create_hybrid_device_mesh(
       inside, across, devices, allow_split_physical_axes=True
     )
+
+
+def _visible(devices: int) -> str:
+  return "1 is visible" if devices == 1 else f"{devices} are visible"
+
+
+def _flags(free: list[str], sizes: dict[str, int]) -> str:
+  """The flags of the axes that have a size of their own, other than 1."""
+  named = [name for name in AXES if name not in free and sizes[name] != 1]
+  return " and ".join(FLAGS[name] for name in named or ["data"])
 
 
 def _multiple(number: int, of: int) -> int:

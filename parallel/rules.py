@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from bounds.bounds import Share
+from parallel.mesh import FLAGS
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -34,15 +35,25 @@ MEGATRON: Mapping[str, MeshAxes] = {
   "block_out": None,
   "lora": None,
 }
-# The option that sets an axis's size, for the way out of an error.
-_OPTIONS = {
-  "rnn_blocks": "gate_blocks",
-  "vocab": "vocab_size",
-  "rnn": "rnn_width",
-  "mlp": "width",
-  "heads": "heads",
-  "batch": "batch_size",
-  "time": "sequence_length",
+# What sets an axis's size, for the way out of an error.
+_FLAGS = {
+  "rnn_blocks": "gate_blocks (--gin.griffin.griffin.gate_blocks and the like)",
+  "vocab": "--gin.VOCAB_MULTIPLE",
+  "rnn": "--gin.RNN_WIDTH",
+  "mlp": "--gin.WIDTH",
+  "heads": "--gin.HEADS",
+  "batch": "--gin.BATCH_SIZE",
+  "time": "--gin.SEQUENCE_LENGTH",
+}
+# What an axis counts.
+_COUNTED = {
+  "rnn_blocks": "gate blocks",
+  "vocab": "rows of the vocabulary",
+  "rnn": "recurrent channels",
+  "mlp": "channels of the MLP",
+  "heads": "channels of the heads",
+  "batch": "rows at a time",
+  "time": "tokens of a row",
 }
 
 
@@ -142,14 +153,15 @@ class Rules:
 
 def _does_not_divide(name, axis, size, names, shards) -> str:
   mesh_axes = " x ".join(names)
-  divisors = ", ".join(str(d) for d in range(1, size + 1) if size % d == 0 and d <= 4096)
-  option = _OPTIONS.get(axis, axis)
+  divisors = [str(d) for d in range(1, min(size, shards) + 1) if size % d == 0]
+  option = _FLAGS.get(axis, axis)
   whole = " (the gates need no communication only if a shard holds whole blocks)"
+  mesh_flag = FLAGS.get(names[-1], f"the mesh axis {names[-1]}")
   return (
-    f"{name}: {size} {axis} cannot be split evenly over {mesh_axes}={shards}"
+    f"{name}: {size} {_COUNTED.get(axis, axis)} cannot be split evenly over {mesh_axes}={shards}"
     f"{whole if axis == 'rnn_blocks' else ''}. "
-    f"Make {option} a multiple of {shards}, or set mesh.{names[-1]} to a divisor of {size}: "
-    f"{divisors}."
+    f"Make {option} a multiple of {shards}, or {mesh_flag} a divisor of {size}: "
+    f"{', '.join(divisors)}."
   )
 
 

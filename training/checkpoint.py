@@ -17,6 +17,7 @@ from training.checkpoint_reader import PARAMS, CheckpointError, load, orbax
 from training.checksum import checksums, seal
 from training.reading import Damage
 from training.step import TrainState
+from training.vocabulary_rows import NO_ROWS, VocabularyRows
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
@@ -102,25 +103,24 @@ class Checkpoints:
       )
     return self._writer
 
-  def restore(self, abstract: TrainState) -> Restored | None:
+  def restore(self, abstract: TrainState, rows: VocabularyRows = NO_ROWS) -> Restored | None:
     """Reads the newest checkpoint that is whole; None if there is none.
 
     Newer ones that are not are moved out of the way, so that the run can save those steps again.
 
     Args:
       abstract: shapes, types and shardings of the state to make.
+      rows: the model's; padding rows are added or cut where other many were saved.
 
     Raises:
       CheckpointError: it is of another model, or none of several can be read.
     """
+    wanted = {PARAMS: abstract.params, _REST: _rest(abstract)}
     damaged: dict[int, str] = {}
     for step in reversed(_agreed_steps(self._run_dir)):
       try:
-        loaded, position = load(
-          self._run_dir / FOLDER / str(step),
-          {PARAMS: abstract.params, _REST: _rest(abstract)},
-          f"checkpoint {step}",
-        )
+        folder = self._run_dir / FOLDER / str(step)
+        loaded, position = load(folder, wanted, f"checkpoint {step}", rows)
         if not retention.is_finite(loaded):
           raise Damage("holds values that are not finite")
       except Damage as error:
@@ -211,7 +211,7 @@ def is_parameters_alone(run_dir: Path) -> bool:
 
 
 def load_parameters(
-  run_dir: Path, abstract_params: Any, which: str | int = "latest"
+  run_dir: Path, abstract_params: Any, which: str | int = "latest", rows: VocabularyRows = NO_ROWS
 ) -> tuple[Any, int]:
   """Reads the parameters of a run's checkpoint.
 
@@ -219,6 +219,7 @@ def load_parameters(
     run_dir: the run's directory; nothing in it is changed.
     abstract_params: shapes, types and (optionally) shardings.
     which: 'latest', 'best' (by held-out loss) or a step.
+    rows: as in `Checkpoints.restore`.
 
   Returns:
     the parameters, and the checkpoint's step.
@@ -232,7 +233,7 @@ def load_parameters(
   step = _choose(run_dir, steps, which)
   where = f"{run_dir}, checkpoint {step}"
   try:
-    loaded, _ = load(run_dir / FOLDER / str(step), {PARAMS: abstract_params}, where)
+    loaded, _ = load(run_dir / FOLDER / str(step), {PARAMS: abstract_params}, where, rows)
   except Damage as error:
     raise CheckpointError(
       f"{where} cannot be read: {error}. Others: {[s for s in steps if s != step]}."
@@ -275,7 +276,8 @@ def _with_rest(abstract: TrainState, params: Any, rest: dict[str, Any]) -> Train
 def abstract_like(tree: Any, sharding_of: Callable[[Any], Any] | None = None) -> Any:
   """Shapes and types of a tree of (abstract) arrays, with shardings if a function gives them."""
   if sharding_of is None:
-    shardings = jax.tree.map(lambda _: _default_sharding(), tree)
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = jax.tree.map(lambda _: first, tree)
   else:
     shardings = sharding_of(tree)
   return jax.tree.map(
@@ -283,7 +285,3 @@ def abstract_like(tree: Any, sharding_of: Callable[[Any], Any] | None = None) ->
     tree,
     shardings,
   )
-
-
-def _default_sharding() -> jax.sharding.Sharding:
-  return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -12,6 +12,7 @@ from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training.checksum import checksums, unseal
 from training.reading import Damage, Refusal, attempt, judge, quiet
+from training.vocabulary_rows import NO_ROWS, VocabularyRows
 
 PARAMS = "params"
 
@@ -21,19 +22,26 @@ class CheckpointError(Exception):
 
 
 def load(
-  folder: Path, abstract: dict[str, Any], where: str
+  folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows = NO_ROWS
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads parts of a checkpoint, compares them with their checksums, and returns the position too.
+
+  Args:
+    folder: of the checkpoint.
+    abstract: shapes, types and shardings of each part to make.
+    where: what errors call the checkpoint.
+    rows: the model's; padding rows are added or cut where other many were saved.
 
   Raises:
     CheckpointError: it is of another model or optimizer.
     Damage: it cannot be read, or is not what was saved.
   """
-  found = contents = loaded = None
+  contents = loaded = None
   problem = ""
   try:
-    found, contents = _describe(folder.absolute(), abstract, where)
-    loaded = _read(folder.absolute(), abstract, found)
+    # Orbax reads nothing under a relative path, though it writes there.
+    found, saved, contents = _describe(folder.absolute(), abstract, where, rows)
+    loaded = _read(folder.absolute(), saved, found)
   except (Damage, Refusal, CheckpointError) as error:
     problem = f"{type(error).__name__}\n{error}"
   _agree(problem, folder, where)
@@ -44,14 +52,17 @@ def load(
       if is_now != was and not problem:
         problem = f"Damage\nthe values of {joined(path)} are not those that were saved"
   _agree(problem, folder, where)
-  return {
-    name: jax.tree.map(lambda x, a: x.astype(a.dtype), loaded[name], abstract[name])
-    for name in abstract
-  }, contents["position"]
+  try:
+    parts = {name: rows.padded_anew(loaded[name], wanted) for name, wanted in abstract.items()}
+  except ValueError as error:
+    raise CheckpointError(f"{where}: {error}. Use the VOCAB_SIZE it was trained with.") from None
+  return parts, contents["position"]
 
 
-def _describe(folder: Path, abstract: dict[str, Any], where: str) -> tuple[Any, dict[str, Any]]:
-  """What a checkpoint says of its arrays, and what was sealed with it."""
+def _describe(
+  folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+  """What a checkpoint says of its arrays, the abstract arrays in their shapes, and what was sealed with them."""
   ocp = orbax()
   with quiet() as logged:
     metadata = attempt(lambda: ocp.checkpointables_metadata(folder))
@@ -60,6 +71,7 @@ def _describe(folder: Path, abstract: dict[str, Any], where: str) -> tuple[Any, 
   except ValueError as error:
     raise Damage(f"its position in the data {error}") from error
   found = {name: metadata.metadata.get(name) for name in abstract}
+  saved = {}
   for name, part in found.items():
     if part is None and name not in contents["checksums"]:
       raise CheckpointError(
@@ -71,8 +83,9 @@ def _describe(folder: Path, abstract: dict[str, Any], where: str) -> tuple[Any, 
       if isinstance(problem, Refusal):
         raise problem
       raise Damage(f"the description of its {_called(name)} cannot be read")
-    check_shapes(abstract[name], part, where, _called(name))
-  return found, contents
+    saved[name] = rows.as_saved(abstract[name], part)
+    check_shapes(saved[name], part, where, _called(name))
+  return found, saved, contents
 
 
 def _read(folder: Path, abstract: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import optax
 from bounds.bounds import Count, CountFromZero
 from parallel import processes
 from parallel.layout import Layout
-from training import host_memory, retention
+from training import host_memory, retention, vocabulary_rows
 from training import position as position_lib
 from training import step as step_lib
 from training.checkpoint import Checkpoints, abstract_like
@@ -145,7 +145,7 @@ def train(
   began = time.monotonic()
   abstract, create, take_step = _programs(model, optimizer, options.step, layout)
   checkpoints = Checkpoints(run_dir, keep=options.keep)
-  restored = checkpoints.restore(abstract)
+  restored = checkpoints.restore(abstract, vocabulary_rows.VocabularyRows.of(model))
   if restored is None:
     given = start(abstract.params) if start else {}
     # Of a seed that is longer, JAX takes the last 32 bits too.

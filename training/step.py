@@ -313,25 +313,40 @@ def token_losses(
     return (log_total - chosen) * weights, jnp.square(log_total) * weights
 
   length = hidden.shape[1]
-  logit_bytes = hidden.shape[0] * length * shards.local(model.vocab_size, "vocab") * 4
-  pieces = _divisor_at_least(length, math.ceil(logit_bytes / MAX_LOGIT_BYTES))
+  logit_bytes = hidden.shape[0] * length * shards.local(model.padded_vocab_size, "vocab") * 4
+  pieces, size = _pieces(length, math.ceil(logit_bytes / MAX_LOGIT_BYTES))
   arguments = (hidden, batch["targets"], batch["loss_weights"])
   if pieces == 1:
     return losses(*arguments)
 
   def cut(x):
-    return jnp.moveaxis(x.reshape(x.shape[0], pieces, length // pieces, *x.shape[2:]), 1, 0)
+    # What is added weighs nothing: its loss weights are zero.
+    x = jnp.pad(x, [(0, 0), (0, pieces * size - length), *[(0, 0)] * (x.ndim - 2)])
+    return jnp.moveaxis(x.reshape(x.shape[0], pieces, size, *x.shape[2:]), 1, 0)
 
   def piece(carry, inputs):
     return carry, jax.checkpoint(losses)(*inputs)
 
   _, results = jax.lax.scan(piece, None, tuple(map(cut, arguments)))
-  return tuple(jnp.moveaxis(x, 0, 1).reshape(batch["targets"].shape) for x in results)
+  return tuple(
+    jnp.moveaxis(x, 0, 1).reshape(len(hidden), pieces * size)[:, :length] for x in results
+  )
 
 
-def _divisor_at_least(number: int, least: int) -> int:
-  """The smallest divisor of `number` that is not below `least` (or `number` itself)."""
-  return next(d for d in range(max(1, min(least, number)), number + 1) if number % d == 0)
+def _pieces(length: int, least: int) -> tuple[int, int]:
+  """How many pieces a row is computed in, and the tokens of each; the last may be filled up.
+
+  Args:
+    length: tokens of a row.
+    least: pieces that keep the logits small enough.
+  """
+  least = max(1, min(least, length))
+  # Twice as many as needed still cost little; a row of prime length would have one token in each.
+  for pieces in range(least, min(2 * least, length) + 1):
+    if length % pieces == 0:
+      return pieces, length // pieces
+  size = -(-length // least)
+  return -(-length // size), size
 
 
 def _float32(tree: Any) -> Any:

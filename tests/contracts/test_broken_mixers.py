@@ -144,7 +144,7 @@ def test_a_declared_refusal_is_made_and_all_else_is_right(tmp_path):
   rows = [line for line in done.stdout.splitlines() if "ZeRO" in line]
   refused = [row for row in rows if row.startswith("refused")]
   assert len(refused) == 2
-  assert all("seq=" in row and "mesh.seq=1" in row for row in refused)
+  assert all("seq=" in row and "--gin.SEQUENCE_SHARDS=1" in row for row in refused)
   # What is refused is checked on as many devices along the batch.
   others = [row for row in rows if row not in refused]
   assert {row.split()[0] for row in others} == {"passed"}

@@ -128,6 +128,8 @@ def test_bfloat16_weights_stay_what_they_are(hugging_face, theirs, tmp_path):
   )
   assert convert.main([str(source), str(run), "--vocabulary=bytes"]) == 0
   trained = trained_lib.load(RunDirectory(run), "latest")
+  # 259 ids, and padding that is cut again below.
+  assert trained.params["embedding"]["embedding"].shape == (272, 32)
   kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(trained.params)}
   assert kinds == {"bfloat16", "float32"}  # float32: what makes the decays
   assert convert.main([str(run), str(target), "--dtype=bfloat16"]) == 0

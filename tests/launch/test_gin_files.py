@@ -148,16 +148,16 @@ def test_described_sharding_says_where_every_parameter_lies(monkeypatch):
   built = experiment.build(
     experiment.load(
       [RUNS[0], "mesh/zero3.gin"],
-      ["--gin.WIDTH=256", "--gin.RNN_WIDTH=256", "--gin.HEADS=4", "--gin.VOCAB_SIZE=264"],
+      ["--gin.WIDTH=256", "--gin.RNN_WIDTH=256", "--gin.HEADS=4"],
     )
   )
   mesh = AbstractMesh((2, 1, 4), ("data", "seq", "model"))
   placed = Layout(mesh, Rules(max_replicated=1.0), 3, accounting.list_parameters(built.model))
-  monkeypatch.setattr(experiment.Experiment, "layout", lambda self: placed)
+  monkeypatch.setattr(experiment.Experiment, "layout", lambda self, devices=None: placed)
   lines = [line.split("  ") for line in describe.sharding(built).splitlines()]
   told = {parts[0]: [part.strip() for part in parts[1:] if part] for parts in lines}
   assert {parameter.path for parameter in placed.parameters} <= set(told)
-  vocabulary = built.model.vocab_size
+  vocabulary = built.model.padded_vocab_size
   assert told["embedding/embedding"] == [
     "vocab, embed", "model, -", "model+data, -", "model+data, -",
     describe.show_bytes(vocabulary * 256 * 4 / 8),
@@ -165,6 +165,18 @@ def test_described_sharding_says_where_every_parameter_lies(monkeypatch):
   assert told["mesh"] == ["data=2 x seq=1 x model=4, ZeRO stage 3"]
   held = sum(placed.held_bytes(p, placed.places[p.path].stored) for p in placed.parameters)
   assert told["parameters per device"] == [describe.show_bytes(held)]
+
+
+def test_described_costs_say_how_many_rows_are_padding():
+  told = describe.description(experiment.build(experiment.load(RUNS[0])))
+  assert re.search(r"^vocabulary +259 ids in 272 rows: 13 are padding$", told, re.MULTILINE)
+  unpadded = experiment.build(experiment.load(RUNS[0], ["--gin.VOCAB_MULTIPLE=1"]))
+  assert "padding" not in describe.description(unpadded)
+  counts = [
+    accounting.account(run.model, batch_size=1, length=1).parameter_count
+    for run in (experiment.build(experiment.load(RUNS[0])), unpadded)
+  ]
+  assert counts[0] - counts[1] == 13 * unpadded.model.width
 
 
 def test_no_two_files_are_left_out():
@@ -189,5 +201,5 @@ def test_a_float32_copy_of_float32_parameters_is_refused():
 
 def test_a_model_with_too_few_tokens_is_refused():
   built = experiment.build(experiment.load(RUNS[0], ["--gin.VOCAB_SIZE=200"]))
-  with pytest.raises(config.ConfigError, match=r"has 259 ids.*set VOCAB_SIZE = 259"):
+  with pytest.raises(config.ConfigError, match=r"has 259 ids.*set --gin.VOCAB_SIZE=259"):
     built.check_vocabulary()

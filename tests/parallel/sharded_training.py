@@ -41,7 +41,8 @@ from training import step as step_lib
 
 STEPS = 5
 ROWS, LENGTH = 8, 64
-BACKBONE = Backbone(vocab_size=64, width=32, depth=4, use_bias=True)
+IDS = 61
+BACKBONE = Backbone(vocab_size=IDS, vocab_multiple=16, width=32, depth=4, use_bias=True)
 MODELS = {
   "griffin": functools.partial(griffin, rnn_width=64, heads=8, window=13, gate_blocks=8),
   "hawk": functools.partial(hawk, rnn_width=64, gate_blocks=8),
@@ -60,7 +61,7 @@ def batches() -> list[dict[str, np.ndarray]]:
   random = np.random.default_rng(0)
   result = []
   for _ in range(STEPS):
-    tokens = random.integers(0, 64, (ROWS, LENGTH))
+    tokens = random.integers(0, IDS, (ROWS, LENGTH))
     ids = np.cumsum(random.uniform(size=(ROWS, LENGTH)) < 0.08, axis=1) + 1
     ids[np.arange(LENGTH) >= LENGTH - 3 * np.arange(ROWS)[:, None]] = 0
     result.append(batch_of_rows(tokens, ids, bos_id=0))

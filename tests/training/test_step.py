@@ -88,6 +88,45 @@ def test_large_logits_are_computed_in_pieces_with_equal_results(model, plain, mo
   assert_trees_close(pieces.params, whole.params, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+  ("length", "least", "expected"),
+  [
+    (512, 1, (1, 512)),
+    (512, 3, (4, 128)),
+    (4093, 3, (3, 1365)),
+    (4093, 5000, (4093, 1)),
+    (2 * 4093, 8, (8, 1024)),
+    (17, 8, (6, 3)),
+    (1, 7, (1, 1)),
+  ],
+)
+def test_pieces_are_about_as_many_as_are_needed(length, least, expected):
+  pieces, size = step_lib._pieces(length, least)
+  assert (pieces, size) == expected
+  assert pieces * size >= length > (pieces - 1) * size
+
+
+def test_a_row_of_prime_length_is_computed_in_few_pieces_with_equal_results(model, monkeypatch):
+  batch = make_batch(length=31)
+  params = initialize(model)
+
+  def loss(params):
+    nll, z = step_lib.token_losses(model, params, batch)
+    return jnp.sum(nll) + jnp.sum(z), (nll, z)
+
+  def differentiate():
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+  (_, whole), expected = differentiate()
+  monkeypatch.setattr(step_lib, "MAX_LOGIT_BYTES", 4 * VOCAB_SIZE * 4 * 7)  # seven steps' logits
+  text = str(jax.make_jaxpr(lambda params: loss(params)[0])(params))
+  assert f"f32[4,7,{VOCAB_SIZE}]" in text
+  assert f"f32[4,1,{VOCAB_SIZE}]" not in text
+  (_, found), gradient = differentiate()
+  assert_trees_close(found, whole, atol=1e-5)
+  assert_trees_close(gradient, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_z_loss_pulls_the_softmax_s_sum_to_one_and_is_not_told_as_loss(model, plain):
   unpulled, told = plain
   pulled, also_told = one_step(model, step_lib.Options(z_loss=0.1))

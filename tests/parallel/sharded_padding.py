@@ -1,0 +1,97 @@
+"""Losses and gradients of padded vocabularies on meshes of eight CPU devices and on one.
+
+    python -m tests.parallel.sharded_padding tied:zero=3,multiple=16 ...
+
+Prints one JSON line per case, compared with the model without padding on one device.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from tests.parallel import sharded_training  # first: it makes the devices
+
+import jax  # isort: skip
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from data.loader import batch_of_rows
+from models.accounting import list_parameters
+from models.backbone import Backbone
+from models.hawk import hawk
+from parallel.layout import Parallelism
+from parallel.mesh import MeshSpec
+from parallel.rules import Rules
+from training import step as step_lib
+
+IDS = 61
+OPTIONS = step_lib.Options(z_loss=1e-2)
+
+
+def build(head: str, multiple: int):
+  """A model of 61 ids."""
+  backbone = Backbone(vocab_size=IDS, width=32, depth=2, vocab_multiple=multiple, logit_cap=5.0)
+  return hawk(backbone, rnn_width=64, gate_blocks=8).clone(tied=head == "tied")
+
+
+def batch() -> dict[str, np.ndarray]:
+  """Rows in which every id is read and predicted."""
+  tokens = np.random.default_rng(0).permutation(np.arange(8 * 32) % IDS).reshape(8, 32)
+  return batch_of_rows(tokens, np.ones_like(tokens), bos_id=0)
+
+
+def differentiate(model, parallelism: Parallelism | None):
+  """(loss, gradient) of the initial parameters."""
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+  layout = parallelism and parallelism.layout(list_parameters(model))
+
+  def function(params, batch, key):
+    return step_lib.loss_and_gradient(model, OPTIONS, params, batch, key)
+
+  if layout:
+    function = layout.gradient(function, trained=lambda params: params)
+    params = jax.device_put(params, layout.state({"params": params})["params"])
+  key = jax.random.key_data(jax.random.key(1))
+  (loss, _), gradient = jax.jit(function)(
+    params, jax.device_put(batch(), layout and layout.batch), key
+  )
+  return float(loss), jax.device_get(gradient)
+
+
+def cut(gradient):
+  """The gradient of the rows of ids, and that of the padding."""
+  gradient = jax.tree.map(np.asarray, gradient)
+  table = gradient["embedding"]["embedding"]
+  padding = [table[IDS:]]
+  gradient["embedding"] = {"embedding": table[:IDS]}
+  if "head" in gradient:
+    padding.append(gradient["head"]["kernel"][:, IDS:])
+    gradient["head"] = {"kernel": gradient["head"]["kernel"][:, :IDS]}
+  return gradient, padding
+
+
+def compare(case: str) -> dict:
+  """The differences from a model without padding, and what the padding gets."""
+  head, _, settings = case.partition(":")
+  values = {key: int(size) for key, size in (pair.split("=") for pair in settings.split(","))}
+  multiple, stage = values.pop("multiple"), values.pop("zero", 0)
+  expected_loss, expected = differentiate(build(head, 1), None)
+  mesh = MeshSpec(**{"data": 1} | values)
+  parallelism = Parallelism(mesh=mesh, zero=stage, rules=Rules(max_replicated=1.0))
+  loss, found = differentiate(build(head, multiple), parallelism if values else None)
+  found, padding = cut(found)
+  differences = jax.tree.map(sharded_training._relative_difference, found, expected)
+  return {
+    "case": case,
+    "loss": abs(loss / expected_loss - 1),
+    "gradient": max(jax.tree.leaves(differences)),
+    "rows": IDS + len(padding[0]),
+    "padding": max(float(np.abs(p).max(initial=0.0)) for p in padding),
+  }
+
+
+if __name__ == "__main__":
+  for argument in sys.argv[1:]:
+    print(json.dumps(compare(argument)), flush=True)
