@@ -38,6 +38,7 @@ def load(
     UserError: the directory holds no run, or one whose configuration is not trusted.
     ConfigError: see `launch.config.load`.
   """
+  run.restore()
   run.require_run()
   trust_check.check(run.config_file, trust, makes_rows=makes_rows)
   arguments = list(arguments)

@@ -11,9 +11,12 @@ from typing import Any
 
 from data import vocabularies
 from data.vocabularies import Vocabulary, VocabularyError
-from launch import gin_source, paths, trust_check
+from launch import config as config_lib
+from launch import gin_source, paths, run_record, trust_check
 from launch.command import UserError
-from launch.config import Config
+from launch.config import Config, ConfigError
+from launch.trust import NOBODY
+from parallel import processes
 
 CONFIG_FILE = "config.gin"
 OPERATIVE_FILE = "operative_config.gin"
@@ -68,10 +71,7 @@ class RunDirectory:
     A parameter that the run did not have, at its default, is no difference. Neither is a path under
     which nothing is found any more, nor where rows are kept: the rows themselves are compared.
     """
-    file = self.path / OPERATIVE_FILE
-    if not file.is_file():
-      return []
-    old = _values(gin_source.read_file(file))
+    old = self._values_in_force(config)
     new = _values(gin_source.read_text(config.operative_text()))
     defaults, marks = config.default_names(), config.paths()
     return [
@@ -82,10 +82,49 @@ class RunDirectory:
       and not (name in marks and (not marks[name].decides or _moved(old.get(name), new.get(name))))
     ]
 
+  def _values_in_force(self, config: Config) -> dict[str, Any]:
+    """The run's values in force; from its configuration if their own file is gone."""
+    file = self.path / OPERATIVE_FILE
+    try:
+      return _values(gin_source.read_file(file))
+    except (ConfigError, OSError, UnicodeError):
+      trust_check.check(self.config_file, NOBODY, makes_rows=True)
+      own = config_lib.load(self.config_file, config.root.target)
+      return _values(gin_source.read_text(own.operative_text()))
+
+  def holds_text_of(self, config: Config) -> bool:
+    """Whether the kept configuration binds what this one does, word for word; comments aside."""
+    try:
+      kept = _values(gin_source.read_file(self.config_file))
+    except (ConfigError, OSError, UnicodeError):
+      return False
+    return kept == _values(gin_source.read_text(config.text()))
+
+  def restore(self) -> None:
+    """Puts back what is not as the run was trained; see `launch.run_record`. All processes come here.
+
+    Raises:
+      UserError: it cannot be put back.
+    """
+    refusal = ""
+    if processes.is_first():
+      try:
+        run_record.tell(run_record.restore(self.path, CONFIG_FILE, OPERATIVE_FILE, DATA_FILE))
+      except UserError as error:
+        refusal = str(error)
+    if refusal := processes.told_by_first(refusal):
+      raise UserError(refusal)
+
   def data_differences(self, data: dict[str, Any]) -> list[Difference]:
     """How the rows differ from those that the run was trained on."""
     file = self.path / DATA_FILE
-    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else data
+    try:
+      old = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else data
+    except (ValueError, TypeError, RecursionError):
+      raise UserError(
+        f"{paths.shown(file)} cannot be read, and no checkpoint says what it held. Give --resume=force if the "
+        "rows are those that the run was started with."
+      ) from None
     return [
       Difference(name, str(old.get(name)), str(data.get(name)))
       for name in sorted(old.keys() | data.keys())
@@ -101,23 +140,31 @@ class RunDirectory:
       made_here: whether it is the user's own, and trusted from now on.
     """
     self.path.mkdir(parents=True, exist_ok=True)
+    run_record.write(self.path, config.text(), config.operative_text())
     first = command.replace("\n", "\\n")  # one line, whatever a value holds
-    _write(self.config_file, f"# {first}\n{config.text()}")
-    _write(self.path / OPERATIVE_FILE, config.operative_text())
+    run_record.replace(self.config_file, f"# {first}\n{config.text()}")
+    run_record.replace(self.path / OPERATIVE_FILE, config.operative_text())
     if made_here:
       trust_check.record(self.config_file)
 
   def write_data(self, data: dict[str, Any], vocabulary: Vocabulary) -> None:
     """Writes what identifies the rows, and the vocabulary itself."""
-    _write(self.path / DATA_FILE, json.dumps(data, indent=2) + "\n")
+    run_record.replace(self.path / DATA_FILE, json.dumps(data, indent=2) + "\n")
     vocabularies.save(vocabulary, self.path)
 
   def vocabulary(self) -> Vocabulary:
     """The vocabulary that the run was trained with."""
     try:
       return vocabularies.load(self.path)
-    except VocabularyError as error:
+    except (FileNotFoundError, VocabularyError) as error:
       raise UserError(str(error)) from None
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+      # RuntimeError: SentencePiece; RecursionError is one too.
+      text = " ".join(str(error).split())[:250] or type(error).__name__
+      raise UserError(
+        f"the vocabulary of {self} cannot be read ({text}). Restore {vocabularies.DESCRIPTION_FILE} and, if there "
+        f"was one, {vocabularies.MODEL_FILE}; the run's training command writes them anew."
+      ) from None
 
 
 def _values(source: gin_source.Source) -> dict[str, Any]:
@@ -141,10 +188,3 @@ def _moved(old: Any, new: Any) -> bool:
   if not os.path.isabs(old):
     return Path(new).parts[-len(Path(old).parts) :] == Path(old).parts
   return old == new or not glob.glob(old, recursive=True)
-
-
-def _write(file: Path, text: str) -> None:
-  """Writes a file at once: a reader sees the old or the new one, also after a crash."""
-  new = file.with_name(file.name + ".new")
-  new.write_text(text, encoding="utf-8")
-  new.replace(file)

@@ -18,7 +18,7 @@ from launch.experiment import Experiment
 from launch.run_directory import Difference, RunDirectory
 from parallel import processes
 from parallel.layout import Layout
-from training import checkpoint, loop
+from training import checkpoint, checkpoint_identity, loop
 from training.metrics import Progress, read_metrics
 
 
@@ -78,6 +78,9 @@ def _train(
   progress: Progress | None,
 ) -> loop.Summary:
   """As `train`, in a directory that is held."""
+  for told in checkpoint_identity.set_strangers_aside(run.path) if processes.is_first() else ():
+    print(f"warning: {told}", file=sys.stderr)
+  run.restore()
   if checkpoint.is_parameters_alone(run.path):
     raise UserError(
       f"{run} holds imported weights, and no run to go on with. "
@@ -101,11 +104,14 @@ def _train(
   _agree(processes.require_same, json.dumps(data, indent=0), "the rows")
   if run.holds_run() and resume != "force":
     _require_same(run.data_differences(data), run)
+  if resume != "force":
+    _require_checkpoints(experiment, run)
   processes.wait_for_all("compared with the run")
   if processes.is_first():
     if different and (jump := _learning_rate_jump(experiment, run)):
       print(f"warning: {jump}", file=sys.stderr)
-    if different or not run.holds_run():
+    _keep_metrics(run)
+    if different or not run.holds_run() or not run.holds_text_of(config):
       run.write_config(config, asked_by)
     run.write_data(data, experiment.vocabulary)
     # So that the run is enough alone, and a run that starts from this one finds them too.
@@ -178,6 +184,36 @@ def _learning_rate_jump(experiment: Experiment, run: RunDirectory) -> str | None
   return (
     f"the learning rate was {was:.3g} at step {step} of the run; with the new values it is {now:.3g} "
     "there, and the run goes on at the new one."
+  )
+
+
+def _require_checkpoints(experiment: Experiment, run: RunDirectory) -> None:
+  """Raises UserError if the checkpoints of a run are gone: it would start anew without a word."""
+  file = run.path / loop.METRICS_FILE
+  if checkpoint.available_steps(run.path) or not file.is_file():
+    return
+  done = max((record["step"] for record in read_metrics(file)), default=0)
+  # The second checkpoint is not begun before the first is finished.
+  every = experiment.options.checkpoint_every or math.inf
+  if done > 2 * every:
+    raise UserError(
+      f"{run} was trained for {done} steps, as its {loop.METRICS_FILE} says, and has no checkpoint any more. "
+      f"Restore {run}/{checkpoint.FOLDER}, name another --run_dir, or give --resume=force to start at step 0."
+    )
+
+
+def _keep_metrics(run: RunDirectory) -> None:
+  """Moves the metrics of a run without checkpoints aside: its training starts at step 0 and writes its own."""
+  file = run.path / loop.METRICS_FILE
+  if checkpoint.available_steps(run.path) or not file.is_file() or not file.stat().st_size:
+    return
+  number = 1
+  while (kept := file.with_name(f"{file.stem}.{number}{file.suffix}")).exists():
+    number += 1
+  file.rename(kept)
+  print(
+    f"{run} has no checkpoint: it starts at step 0 (what {file.name} held is in {kept.name})",
+    file=sys.stderr,
   )
 
 

@@ -63,7 +63,7 @@ def record(file: Path) -> None:
     handle = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(handle, "ab") as notes:
       notes.write(line.encode())
-  except (OSError, UnicodeError):
+  except (OSError, UnicodeError, gin_source.ConfigError):
     return
 
 
@@ -88,14 +88,16 @@ def is_recorded(file: Path) -> bool:
   """Whether the user made this configuration on this machine."""
   try:
     return _digest(file.read_text(encoding="utf-8")) in _recorded(_records())
-  except (OSError, RuntimeError, UnicodeError):
+  except (OSError, RuntimeError, UnicodeError, gin_source.ConfigError):
     return False
 
 
 def _digest(text: str) -> str:
-  """The sha256 of a configuration without its head, which holds the command."""
-  body = re.sub(r"\A(#[^\n]*\n)*", "", text)
-  return hashlib.sha256(body.encode()).hexdigest()
+  """The sha256 of all that a configuration imports and binds; comments, which hold places, aside."""
+  source = gin_source.read_text(text)
+  said = [(item.name, item.module) for item in source.imports]
+  said += [(i.scope, i.selector, i.parameter, repr(i.value)) for i in source.statements]
+  return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 def _problems(source: Source, trust: Trust, makes_rows: bool, comparison: bool) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ DAMAGED_FOLDER = "damaged_checkpoints"
 _REST = "rest"
 # Seconds within which all hosts see the same checkpoints in a shared folder.
 _LISTINGS = 10
+# As Orbax writes a step.
+_STEP = re.compile("0|[1-9][0-9]*")
 
 
 class Restored(NamedTuple):
@@ -181,7 +184,7 @@ def available_steps(run_dir: Path) -> list[int]:
   folder = run_dir / FOLDER
   if not folder.is_dir():
     return []
-  return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+  return sorted(int(p.name) for p in folder.iterdir() if _STEP.fullmatch(p.name) and p.is_dir())
 
 
 def _agreed_steps(run_dir: Path) -> list[int]:

@@ -29,8 +29,11 @@ class MetricsFile:
     path.parent.mkdir(parents=True, exist_ok=True)
     self._file = path.open("ab")
     if position is not None:
-      self._file.truncate(min(position, path.stat().st_size))
+      size = path.stat().st_size
+      self._file.truncate(min(position, size))
       self._file.seek(0, 2)
+      if 0 < size < position and not path.read_bytes().endswith(b"\n"):
+        self._file.write(b"\n")  # it was cut short in a line, which must not swallow the next one
     self._writer = None
     if tensorboard:
       from tensorboardX import SummaryWriter
@@ -59,16 +62,18 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The records of a metrics file; a last line cut short by a crash is left out.
+  """The records of a metrics file; lines that a crash cut short or that are damaged are left out.
 
   A number that was not finite is None.
   """
   records = []
-  for line in path.read_text(encoding="utf-8").splitlines():
+  for line in path.read_bytes().split(b"\n"):
     try:
-      records.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+      record = json.loads(line)
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+      continue
+    if isinstance(record, dict) and type(record.get("step")) is int:
+      records.append(record)
   return records
 
 
