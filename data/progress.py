@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -72,6 +73,11 @@ class ProgressBar:
 
   def __call__(self, progress: Progress) -> None:
     """Shows `progress`."""
+    # A terminal that has gone, or a full disk, ends no preparation.
+    with contextlib.suppress(OSError):
+      self._show(progress)
+
+  def _show(self, progress: Progress) -> None:
     line = progress.line()
     if self._stream.isatty():
       # Blanks overwrite what a longer line left.

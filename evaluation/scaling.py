@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,8 +82,8 @@ class Scaling:
     ]
     return Figure(
       name="scaling_difference",
-      title=f"Held-out loss beside the {self.baseline} at equal tokens",
-      finding=_sentence(f"In nats per token: {'; '.join(told)}"),
+      title=f"Held-out loss beside the {self.baseline} {ladder.budget()}",
+      finding=" ".join([f"In nats per token: {'; '.join(told)}.", *ladder.unequal_tokens()]),
       x=Axis(label="size"),
       y=Axis(label=f"held-out loss less that of the {self.baseline}, nats per token"),
       series=tuple(
@@ -224,6 +225,22 @@ class _Ladder:
     """The losses at one evaluation."""
     return [curve[index][1] for curve in self.of(model, size, "curve")]
 
+  def tokens(self, size: str) -> dict[str, list[int]]:
+    """How many tokens each model was trained on; a run that was opened may differ from its seeds' others."""
+    return {model: sorted(set(self.of(model, size, "tokens"))) for model in self.models}
+
+  def budget(self) -> str:
+    """Whether the models of each size were trained on equally many tokens, for a title."""
+    return "as trained, at unequal tokens" if self.unequal_tokens() else "at equal tokens"
+
+  def unequal_tokens(self) -> list[str]:
+    """A sentence for each size whose runs were not trained on equally many tokens."""
+    return [
+      f"At {size} the tokens differ: {_counts(self.tokens(size))}."
+      for size in self.sizes
+      if len(set(itertools.chain.from_iterable(self.tokens(size).values()))) > 1
+    ]
+
   def conditions(
     self, baseline: str, sizes: list[str] | None = None
   ) -> tuple[tuple[str, str], ...]:
@@ -237,9 +254,19 @@ class _Ladder:
         for model, count in counts.items()
         if model != baseline
       )
-      tokens = self.value(baseline, size, "tokens")
-      named.append((f"{size}:", f"{base:,} parameters ({others}), {tokens:,} tokens"))
+      tokens = self.tokens(size)
+      if len({tuple(of_model) for of_model in tokens.values()}) == 1:
+        tokens = {"": tokens[baseline]}
+      named.append((f"{size}:", f"{base:,} parameters ({others}), {_counts(tokens)} tokens"))
     return (*named, ("seeds", ", ".join(map(str, self.seeds))))
+
+
+def _counts(tokens: Mapping[str, list[int]]) -> str:
+  """Numbers of tokens by model; those of several seeds joined by 'or'."""
+  return ", ".join(
+    f"{model} {' or '.join(f'{count:,}' for count in counts)}".strip()
+    for model, counts in tokens.items()
+  )
 
 
 def _measure(runs: Runs, spec: RunSpec) -> dict[str, Any]:

@@ -298,7 +298,8 @@ class _Comparing:
         self._write(found)
     report, page = self._write(found)
     if processes.is_first():
-      print(f"{report_lib.summary(report)}\n\n{page}")
+      print(f"{report_lib.summary(report)}\n\n{paths.shown(page)}")
+      command.tell_next("python", "-m", "http.server", f"--directory={paths.shown(page.parent)}")
     return 0
 
   def _write(self, found: Mapping[str, tuple[Figure, ...]]) -> tuple[Report, Path]:

@@ -64,8 +64,9 @@ def join(args: argparse.Namespace) -> None:
   try:
     coordination.join(args.coordinator, args.processes, args.process, seconds=seconds)
   except (coordination.HostError, ValueError, RuntimeError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(
-      f"could not join the other processes: {str(error).splitlines()[0]} Under SLURM, Kubernetes or on "
+      f"could not join the other processes: {reason} Under SLURM, Kubernetes or on "
       "TPU hosts give --distributed alone; elsewhere --coordinator, --processes and --process."
     ) from None
 

@@ -211,7 +211,7 @@ def plan(
     try:
       compiled, text = compile_program(program.lowered, hardware.platform)
     except jax.errors.JaxRuntimeError as error:
-      what = str(error).splitlines()[0]
+      what = (str(error).splitlines() or [type(error).__name__])[0]
       if "RESOURCE_EXHAUSTED" in what:
         raise MemoryError(what) from None
       raise ConfigError(f"the compiler for {hardware.name} fails on this: {what}") from None

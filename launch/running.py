@@ -178,7 +178,9 @@ def _learning_rate_jump(experiment: Experiment, run: RunDirectory) -> str | None
   if last is None:
     return None
   step, was = last["step"], last["learning_rate"]
-  now = float(experiment.optimizer.learning_rate(step - 1))
+  # As it was logged: the schedule counts the steps taken.
+  taken = step - last.get("skipped", 0)
+  now = float(experiment.optimizer.learning_rate(max(0, taken - 1)))
   if was is None or math.isclose(was, now, rel_tol=1e-3, abs_tol=1e-12):
     return None
   return (

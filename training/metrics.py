@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -107,18 +108,21 @@ class Progress:
 
   def say(self, text: str) -> None:
     """Prints a line that stays."""
-    if self.live:
-      self._stream.write("\r" + " " * self._width + "\r")
-      self._width = 0
-    print(text, file=self._stream, flush=True)
+    self._write(f"\r{' ' * self._width}\r{text}\n" if self.live else f"{text}\n")
+    self._width = 0
 
   def _print(self, text: str) -> None:
     if not self.live:
-      print(text, file=self._stream, flush=True)
+      self._write(f"{text}\n")
       return
-    self._stream.write("\r" + text.ljust(self._width))
-    self._stream.flush()
+    self._write("\r" + text.ljust(self._width))
     self._width = len(text)
+
+  def _write(self, text: str) -> None:
+    """Writes what nobody may be there to read: a terminal that has gone, or a full disk, ends no run."""
+    with contextlib.suppress(OSError):
+      self._stream.write(text)
+      self._stream.flush()
 
 
 def _short(value: float) -> str:

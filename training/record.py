@@ -73,7 +73,9 @@ class Record:
     values = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
     self.pending.append([values["loss"], values["grad_norm"], values["targets"]])
     self._timed_targets += values["targets"]
-    shown = {"loss": values["loss"], "bits/byte": self._bits_per_byte(values["loss"])}
+    # What the line in the file says, or will say so far: the mean since the last one.
+    loss = sum(step[0] for step in self.pending) / len(self.pending)
+    shown = {"loss": loss, "bits/byte": self._bits_per_byte(loss)}
     if step % self.options.log_every == 0 or step == self.options.steps:
       self._write_line(step, values)
     if self.rates:

@@ -91,6 +91,24 @@ def measure(part, runs):
   return {figure.name: figure for figure in figures}
 
 
+def test_unequal_tokens_are_told_and_never_called_equal():
+  class Opened(KnownRuns):
+    def train(self, spec):
+      run = super().train(spec)
+      opened = spec.model == "Griffin" and spec.size == "4k" and spec.seed == 1
+      return dataclasses.replace(run, tokens=4 * run.tokens) if opened else run
+
+  figure = measure(Scaling(baseline=BASE), Opened())["scaling_difference"]
+  assert "at unequal tokens" in figure.title
+  assert f"At 4k the tokens differ: Griffin 4,000 or 16,000, {BASE} 4,000." in figure.finding
+  conditions = dict(figure.conditions)
+  assert f"Griffin 4,000 or 16,000, {BASE} 4,000 tokens" in conditions["4k:"]
+  assert conditions["1k:"].endswith(", 1,000 tokens")
+  equal = measure(Scaling(baseline=BASE), KnownRuns())["scaling_difference"]
+  assert equal.title.endswith("at equal tokens")
+  assert "differ:" not in equal.finding
+
+
 def test_scaling_finds_the_gain_and_the_exponents():
   runs = KnownRuns(gain=0.0)
   figures = measure(Scaling(baseline=BASE), runs)

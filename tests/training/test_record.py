@@ -1,0 +1,59 @@
+"""What a run says on the screen and in its file."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+
+from training import loop, metrics
+from training.record import Record
+
+
+def record_of(path, stream, *, log_every=3):
+  return Record(
+    options=loop.Options(steps=10, log_every=log_every),
+    learning_rate=lambda step: 0.1 * step,
+    bytes_per_token=1.0,
+    metrics=metrics.MetricsFile(path),
+    progress=metrics.Progress(10, 0, stream),
+    pending=[],
+    heldout={},
+  )
+
+
+def step_metrics(loss):
+  values = {"loss": loss, "grad_norm": 1.0, "targets": 8.0, "skipped": 0, "skipped_in_a_row": 0}
+  return {name: np.asarray(value) for name, value in values.items()}
+
+
+class Full(io.StringIO):
+  """A stream on a disk without space."""
+
+  def write(self, text):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_the_screen_and_the_file_tell_one_loss(tmp_path, live):
+  stream = io.StringIO()
+  stream.isatty = lambda: live
+  record = record_of(tmp_path / "metrics.jsonl", stream)
+  record.progress._shown = -1.0
+  for step, loss in enumerate([5.0, 1.0, 3.0], start=1):
+    record.record(step, step_metrics(loss))
+    record.progress._shown = -1.0
+  (line,) = metrics.read_metrics(tmp_path / "metrics.jsonl")
+  assert line["loss"] == 3.0
+  shown = re.findall(r"step 3/10  loss (\S+)  bits/byte (\S+)", stream.getvalue())[-1]
+  assert float(shown[0]) == line["loss"]
+  assert float(shown[1]) == pytest.approx(line["bits_per_byte"], rel=1e-3)
+
+
+def test_a_screen_that_is_gone_ends_no_run(tmp_path):
+  record = record_of(tmp_path / "metrics.jsonl", Full(), log_every=1)
+  record.record(1, step_metrics(2.0))
+  record.record_heldout(1, {"heldout_loss": 1.0})
+  assert [line["step"] for line in metrics.read_metrics(tmp_path / "metrics.jsonl")] == [1, 1]
