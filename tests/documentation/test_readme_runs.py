@@ -16,7 +16,7 @@ SMALL = (
   "--gin.WIDTH=64 --gin.RNN_WIDTH=64 --gin.DEPTH=3 --gin.SEQUENCE_LENGTH=64 --gin.BATCH_SIZE=2 "
   "--gin.WARMUP_STEPS=2"
 )
-HEADS = "--gin.HEADS=2"
+HEADS = "--gin.HEADS=4"
 SHORT = f"{SMALL} {HEADS} --gin.STEPS=6"
 ON_A_MESH = (
   "--gin.WIDTH=64 --gin.RNN_WIDTH=128 --gin.DEPTH=3 --gin.SEQUENCE_LENGTH=64 --gin.STEPS=2 "
@@ -47,6 +47,8 @@ def train_kill_and_train_again(session: Session, command: str) -> None:
   assert "held-out bits per byte" in again.out
   assert losses(run) == losses(aside)
   finished = session.type(command)
+  assert "runs/griffin_quickstart is finished: its 100 steps were done before" in finished.out
+  assert "next: python -m launch.train" in finished.err
   assert "first step done" not in finished.err
   assert losses(run) == losses(aside)
 
@@ -91,7 +93,7 @@ CASES = {
     Case("python -m launch.train my_run.gin --dry_run", SHORT, r"temporary memory of a step +\d"),
   ],
   "Stop, go on, change": [
-    Case("python -m launch.train --run_dir=runs/first", prints=TRAINED),
+    Case("python -m launch.train --run_dir=runs/first", prints=r"runs/first is finished"),
     Case(
       "python -m launch.train --run_dir=runs/first --gin.STEPS=",
       "--gin.STEPS=8",
