@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from bounds.wording import plural
 from data.files import CorpusError
 
 SPLITS = ("train", "heldout", "all")
@@ -112,15 +113,11 @@ def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: obje
     return Tail(full[-1], 0)
   kind = kind_of(corpus)
   raise CorpusError(
-    f"{corpus.name} has {sum(sizes)} bytes of text in {_documents(len(full))}: too few to hold some out"
+    f"{corpus.name} has {sum(sizes)} bytes of text in {plural(len(full), 'document')}: too few to hold some out"
     f" (at least {_LEAST_TEXT} bytes, or two documents). Add text, or train on all of it and hold out other"
     " files: --gin.train/dataset.TextDataset.split=all --gin.heldout/dataset.TextDataset.split=all"
     f" --gin.heldout/dataset.TextDataset.corpus='@own/{kind}()' --gin.own/{kind}.files=OTHER."
   )
-
-
-def _documents(count: int) -> str:
-  return "1 document" if count == 1 else f"{count} documents"
 
 
 def tail_split(documents: Iterable[bytes], split: str, tail: Tail) -> Iterator[bytes]:

@@ -8,6 +8,8 @@ import sys
 import time
 from typing import TextIO
 
+from bounds.wording import plural
+
 _BAR_WIDTH = 24
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -50,7 +52,7 @@ class Progress:
       full = int(share * _BAR_WIDTH)
       bar = "[" + "#" * full + "." * (_BAR_WIDTH - full) + f"] {share:4.0%}  "
     size = f"{self.text_bytes / 1e6:.1f} MB"
-    line = f"preparing {self.what}: {bar}{self.documents} documents, {size}, {self.seconds:.0f} s"
+    line = f"preparing {self.what}: {bar}{plural(self.documents, 'document')}, {size}, {self.seconds:.0f} s"
     return line + (self._notes() if self.finished else "")
 
   def _notes(self) -> str:

@@ -38,11 +38,6 @@ class UserError(Exception):
   """Something the user can put right; the message says how."""
 
 
-def plural(count: int, noun: str, several: str | None = None) -> str:
-  """The count with its noun: `1 step`, `2,000 steps`; `several` is the plural if it has no plain s."""
-  return f"{count:,} {noun if count == 1 else several or noun + 's'}"
-
-
 class Parser(argparse.ArgumentParser):
   """A parser whose errors are one line.
 

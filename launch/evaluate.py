@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bounds.wording import plural
 from launch import command, harness, paths, trust
 from training import json_files
 
@@ -158,7 +159,7 @@ def _text(
 def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: bool) -> None:
   """Prints the figures and keeps them in the run directory."""
   print(f"step {result['step']} on {result['data']}, rows of {result['length']} tokens")
-  print(f"loss           {result['loss']:.4f} nats per token ({result['tokens']:,} tokens)")
+  print(f"loss           {result['loss']:.4f} nats per token ({plural(result['tokens'], 'token')})")
   print(f"bits per byte  {result['bits_per_byte']:.4f} ({result['bytes']:,} bytes)")
   buckets = score.by_position()
   result["by_position"] = [vars(bucket) for bucket in buckets]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bounds.bounds import Count, Seed
+from bounds.wording import plural
 from data import preparation
 from data.dataset import Mixture, TextDataset
 from data.file_paths import FilePath
@@ -71,7 +72,7 @@ class Experiment:
       raise ValueError(f"batch_size={self.batch_size} must be at least 1. Set --gin.BATCH_SIZE.")
     if self.batch_size % self.options.step.accumulate:
       raise ValueError(
-        f"a batch of {self.batch_size} rows cannot be cut into {self.options.step.accumulate} "
+        f"a batch of {plural(self.batch_size, 'row')} cannot be cut into {self.options.step.accumulate} "
         "microbatches. Set --gin.MICROBATCHES to a divisor of --gin.BATCH_SIZE."
       )
     if self.eval_batches is not None and self.eval_batches < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from bounds.wording import plural
 from launch.describe import show_bytes, table
 from launch.planning import Plan
 from parallel import gpu_nodes
@@ -61,8 +62,8 @@ def side_by_side(plans: Sequence[Plan]) -> str:
     for found in plans
   ]
   head = (
-    f"{first.hardware} ({first.topology}), {first.devices} devices of {show_bytes(first.memory)}; "
-    f"{first.step}, {first.batch_size:,} rows of {first.length:,} tokens"
+    f"{first.hardware} ({first.topology}), {plural(first.devices, 'device')} of {show_bytes(first.memory)}; "
+    f"{first.step}, {plural(first.batch_size, 'row')} of {plural(first.length, 'token')}"
   )
   return f"{head}\n\n{table(rows, right=(1, 4, 6, 8, 9, 10))}"
 
@@ -71,11 +72,11 @@ def one(found: Plan) -> str:
   """Everything about a plan."""
   unit = _UNITS[found.step]
   head = [
-    ("hardware", f"{found.hardware} ({found.topology}), {found.devices} devices"),
+    ("hardware", f"{found.hardware} ({found.topology}), {plural(found.devices, 'device')}"),
     ("program", found.step),
     ("mesh", mesh(found.mesh)),
     ("choices", _choices(found)),
-    ("batch", f"{found.batch_size:,} rows of {found.length:,} tokens"),
+    ("batch", f"{plural(found.batch_size, 'row')} of {plural(found.length, 'token')}"),
   ]
   sent = [("collective", "mesh axis", "count", "bytes sent per device")]
   sent += [

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from bounds.wording import plural
 from data import loader
 from evaluation.perplexity import Scorer
 from launch import directory_owner, kept_files, trained
@@ -165,7 +166,7 @@ def _require_steps_left(experiment: Experiment, run: RunDirectory) -> None:
   done = max(checkpoint.available_steps(run.path), default=0)
   if experiment.options.steps < done:
     raise UserError(
-      f"{run} has done {done} steps, more than the {experiment.options.steps} that are asked for. Give at "
+      f"{run} has done {plural(done, 'step')}, more than the {experiment.options.steps} that are asked for. Give at "
       f"least --gin.STEPS={done}, or another --run_dir."
     )
 
@@ -199,7 +200,7 @@ def _require_checkpoints(experiment: Experiment, run: RunDirectory) -> None:
   every = experiment.options.checkpoint_every or math.inf
   if done > 2 * every:
     raise UserError(
-      f"{run} was trained for {done} steps, as its {loop.METRICS_FILE} says, and has no checkpoint any more. "
+      f"{run} was trained for {plural(done, 'step')}, as its {loop.METRICS_FILE} says, and has no checkpoint any more. "
       f"Restore {run}/{checkpoint.FOLDER}, name another --run_dir, or give --resume=force to start at step 0."
     )
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bounds.wording import plural
 from launch import command, hosts, paths, trust
 
 # What takes seconds to import is imported where it is used: --help and mistakes answer at once.
@@ -198,15 +199,15 @@ def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout | None,
 
   from models.accounting import list_parameters
 
-  devices = "" if layout is None else f"{layout.mesh.size} devices of "
+  devices = "" if layout is None else f"{plural(layout.mesh.size, 'device')} of "
   parameters = list_parameters(experiment.model)
   count = sum(parameter.count for parameter in parameters)
   trained = sum(p.count for p in parameters if experiment.model.trains(p.path))
   of_which = "" if trained == count else f" ({trained / 1e6:.3g} M trained)"
   tokens = experiment.batch_size * experiment.sequence_length
   print(
-    f"{run}: {count / 1e6:.2f} M parameters{of_which}, {experiment.options.steps} steps of {tokens:,} "
-    f"tokens, {rows:,} rows of {experiment.sequence_length}, on {devices}{jax.default_backend()}",
+    f"{run}: {count / 1e6:.2f} M parameters{of_which}, {plural(experiment.options.steps, 'step')} of "
+    f"{plural(tokens, 'token')}, {plural(rows, 'row')} of {experiment.sequence_length}, on {devices}{jax.default_backend()}",
     file=sys.stderr,
   )
 
@@ -248,7 +249,7 @@ def _tell_samples(prompts: Sequence[str], texts: Sequence[str]) -> None:
 def _tell_finished(summary: Any, run: RunDirectory) -> None:
   """For a run whose last step was done before this command began."""
   _tell_heldout(summary)
-  print(f"{run} is finished: its {summary.step} steps were done before")
+  print(f"{run} is finished: it has done {plural(summary.step, 'step')} already")
   longer = f"--gin.STEPS={2 * summary.step}"
   command.tell_next("python", "-m", "launch.train", f"--run_dir={run}", "--resume=force", longer)
 

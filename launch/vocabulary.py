@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
+from bounds.wording import plural
 from data import corpora
 from data.vocabulary_training import train_sentencepiece
 from launch import command, paths
@@ -95,11 +96,11 @@ def main(arguments: Sequence[str]) -> int:
   corpus = corpus_of(inputs, args.field)
   vocabulary = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
   output = paths.shown(args.output)
-  print(f"{output}: {vocabulary.size} pieces, sha256 {vocabulary.describe()['sha256']}")
+  print(f"{output}: {plural(vocabulary.size, 'piece')}, sha256 {vocabulary.describe()['sha256']}")
   texts = [text.decode("utf-8", errors="replace") for text in corpus.documents("heldout")]
   size = sum(len(text.encode("utf-8")) for text in texts)
   tokens = sum(len(vocabulary.encode(text)) for text in texts)
-  print(f"held-out text: {size / max(tokens, 1):.2f} bytes per token ({size} bytes)")
+  print(f"held-out text: {size / max(tokens, 1):.2f} bytes per token ({plural(size, 'byte')})")
   shown = [text if text == "python" else paths.shown(text) for text in inputs]
   print(f"next: {next_command(shown, args.field, output, vocabulary.size)}")
   return 0

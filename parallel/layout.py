@@ -111,7 +111,7 @@ class Layout:
       if pieces == 1 or rows == batch_size:
         raise
       raise ValueError(
-        f"{error} A batch of --gin.BATCH_SIZE={batch_size} rows is read in --gin.MICROBATCHES={pieces} "
+        f"{error} A batch of --gin.BATCH_SIZE={batch_size} is read in --gin.MICROBATCHES={pieces} "
         f"pieces of {rows}."
       ) from None
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from bounds.bounds import Count, CountFromZero, Positive
+from bounds.wording import plural
 from evaluation.figure import ESTIMATED, Axis, Figure, Series
 from evaluation.part import Remember
 from evaluation.speed import bandwidth as bandwidth_lib
@@ -118,7 +119,7 @@ class DecodeSpeed:
     return Figure(
       name=f"sample-latency-{prefill}",
       title=f"Time of a sample against its length, after {prompt}",
-      finding=f"{self.batch_size} samples of {self.lengths[-1]:,} tokens after {prompt} take "
+      finding=f"{plural(self.batch_size, 'sample')} of {plural(self.lengths[-1], 'token')} after {prompt} take "
       f"{listed(parts)}.",
       x=Axis(label="tokens per sample", log=True),
       y=Axis(label="seconds", log=True),

@@ -47,7 +47,7 @@ def train_kill_and_train_again(session: Session, command: str) -> None:
   assert "held-out bits per byte" in again.out
   assert losses(run) == losses(aside)
   finished = session.type(command)
-  assert "runs/griffin_quickstart is finished: its 100 steps were done before" in finished.out
+  assert "runs/griffin_quickstart is finished: it has done 100 steps already" in finished.out
   assert "next: python -m launch.train" in finished.err
   assert "first step done" not in finished.err
   assert losses(run) == losses(aside)

@@ -1,0 +1,8 @@
+"""How numbers stand in what users read."""
+
+from __future__ import annotations
+
+
+def plural(count: int, noun: str, several: str | None = None) -> str:
+  """The count with its noun: `1 step`, `2,000 steps`; `several` is the plural if it has no plain s."""
+  return f"{count:,} {noun if count == 1 else several or noun + 's'}"
