@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
-from training import json_files, retention
+from training import json_files, reading, retention
 from training.checkpoint_reader import PARAMS, CheckpointError, load, orbax
 from training.checksum import checksums, seal
 from training.reading import Damage
@@ -58,6 +59,7 @@ class Checkpoints:
     self._run_dir = run_dir
     self._keep = keep
     self._writer: Any = None
+    self._hushed = contextlib.ExitStack()
 
   def save(
     self,
@@ -76,21 +78,43 @@ class Checkpoints:
       position: JSON values that say where data and metrics stand.
       heldout_loss: what the best checkpoint is chosen by; one that is not finite is none.
       judged: whether its last step was taken; if not, the good ones all stay beside it.
+
+    Raises:
+      CheckpointError: this or the save before it could not be written.
     """
     step = int(state.step)
-    writer = self._open()
-    if any(saved.step == step for saved in writer.checkpoints):
-      return
+    with self._writing():
+      writer = self._open()
+      if any(saved.step == step for saved in writer.checkpoints):
+        return
     parts = {PARAMS: state.params, _REST: _rest(state)}
     # Orbax notices files that are cut short, but not a changed byte inside an array.
     sums = {name: checksums(part) for name, part in parts.items()}
-    writer.save_checkpointables_async(
-      step,
-      parts,
-      force=True,
-      metrics=retention.metrics(heldout_loss, judged),
-      custom_metadata=seal(json_files.without_nan({"position": position, "checksums": sums})),
-    )
+    with self._writing():
+      writer.save_checkpointables_async(
+        step,
+        parts,
+        force=True,
+        metrics=retention.metrics(heldout_loss, judged),
+        custom_metadata=seal(json_files.without_nan({"position": position, "checksums": sums})),
+      )
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Makes one line of what stops a save. Orbax would log a page for each of its threads, while it saves.
+
+    Raises:
+      CheckpointError: something could not be written.
+    """
+    try:
+      yield
+    except CheckpointError:
+      raise
+    except Exception as error:  # Orbax, TensorStore and the file system each have their own
+      raise CheckpointError(
+        f"a checkpoint could not be saved in {self._run_dir / FOLDER}: {reading.reason(error)}. Those before "
+        "it are whole: mend the cause, and the same command goes on from the last one."
+      ) from error
 
   def _open(self) -> Any:
     if self._writer is None:
@@ -99,6 +123,7 @@ class Checkpoints:
       if processes.is_first():
         retention.drop_unreadable(folder)
       processes.wait_for_all("opened the checkpoints")
+      self._hushed.enter_context(reading.quiet())
       self._writer = ocp.training.Checkpointer(
         folder,
         preservation_policy=retention.Retention(self._keep),
@@ -171,12 +196,16 @@ class Checkpoints:
   def wait(self) -> None:
     """Waits until what was started is on disk."""
     if self._writer is not None:
-      self._writer.wait()
+      with self._writing():
+        self._writer.wait()
 
   def close(self) -> None:
     """Waits, and lets go of the folder."""
     if self._writer is not None:
-      self._writer.close()
+      with self._writing():
+        self._writer.close()
+      # Not after a failure: its threads have yet to log it.
+      self._hushed.close()
 
 
 def available_steps(run_dir: Path) -> list[int]:

@@ -1,10 +1,11 @@
-"""Tells a damaged checkpoint from one that could not be read this time: by what Orbax raised, and what it logged."""
+"""What Orbax raises and logs: damage, what could not be read or written this time, and why."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ _PASSING_WORDS = re.compile(
   "DEADLINE_EXCEEDED"
 )
 _REFUSED_WORDS = re.compile("Permission denied|PERMISSION_DENIED|Operation not permitted")
+_OF_DISK = re.compile("|".join(os.strerror(number) for number in (
+  errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.ENOMEM
+)))  # fmt: skip
 # Of the program: an Orbax that lacks something, say.
 _REFUSALS = (ImportError, NotImplementedError, NameError, PermissionError, RecursionError)
 
@@ -73,6 +77,13 @@ def judge(error: BaseException | None, logged: list[str]) -> tuple[Damage | Refu
     return Damage(reason), False
   heard = f"; Orbax logged: {logged[-1][:_SHOWN]}" if logged else ""
   return Refusal(f"{reason}{heard}"), passing and not refused
+
+
+def reason(error: BaseException) -> str:
+  """Why files could not be written, in a few words where the system has them."""
+  causes = list(_causes(error))
+  said = _OF_DISK.search("\n".join(map(str, causes)))
+  return said[0] if said else _line(causes[-1])
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
