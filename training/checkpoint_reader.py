@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training.checksum import checksums, unseal
-from training.reading import Damage, Refusal, attempt, judge, quiet
+from training.reading import Damage, Refusal, attempt
 from training.vocabulary_rows import NO_ROWS, VocabularyRows
 
 PARAMS = "params"
@@ -63,29 +64,35 @@ def _describe(
   folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
   """What a checkpoint says of its arrays, the abstract arrays in their shapes, and what was sealed with them."""
-  ocp = orbax()
-  with quiet() as logged:
-    metadata = attempt(lambda: ocp.checkpointables_metadata(folder))
-  try:
-    contents = unseal(metadata.custom_metadata)
-  except ValueError as error:
-    raise Damage(f"its position in the data {error}") from error
+  metadata, contents = attempt(lambda: _described(folder, abstract))
   found = {name: metadata.metadata.get(name) for name in abstract}
   saved = {}
   for name, part in found.items():
-    if part is None and name not in contents["checksums"]:
+    if part is None:
       raise CheckpointError(
         f"{where} holds parameters alone, no optimizer state: they were not trained here. "
         "Train in another directory that starts from this one (--init_from)."
       )
-    if part is None:
-      problem, _ = judge(None, logged)
-      if isinstance(problem, Refusal):
-        raise problem
-      raise Damage(f"the description of its {_called(name)} cannot be read")
     saved[name] = rows.as_saved(abstract[name], part)
     check_shapes(saved[name], part, where, _called(name))
   return found, saved, contents
+
+
+def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]:
+  """What Orbax says of a checkpoint, and what was sealed with it; parts that were never saved may be missing.
+
+  Where Orbax fails to read a description it logs why and returns None. This raises instead, so that
+  `training.reading.attempt` sees a failure, with what was logged, and tries again.
+  """
+  metadata = orbax().checkpointables_metadata(folder)
+  try:
+    contents = unseal(metadata.custom_metadata)
+  except ValueError as error:
+    raise Damage(f"its position in the data {error}") from None
+  for name in parts:
+    if name in contents["checksums"] and metadata.metadata.get(name) is None:
+      raise Damage(f"the description of its {_called(name)} cannot be read")
+  return metadata, contents
 
 
 def _read(folder: Path, abstract: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

@@ -55,16 +55,16 @@ def attempt(read: Callable[[], T]) -> T:
       try:
         return read()
       except Exception as error:  # Orbax, TensorStore and the file system each have their own
-        found, passing = judge(error, logged)
+        found, passing = _judge(error, logged)
         if not passing or number == _TRIES:
           raise found from error
     time.sleep(_PAUSE_SECONDS)
   raise AssertionError
 
 
-def judge(error: BaseException | None, logged: list[str]) -> tuple[Damage | Refusal, bool]:
-  """What an error of Orbax, or what it logged, stands for; and whether trying again may help."""
-  causes = list(_causes(error)) if error else []
+def _judge(error: BaseException, logged: list[str]) -> tuple[Damage | Refusal, bool]:
+  """What an error of Orbax and what it logged stand for; and whether trying again may help."""
+  causes = list(_causes(error))
   words = "\n".join([*map(str, causes), *logged])
   passing = any(
     isinstance(cause, MemoryError | TimeoutError)
@@ -72,11 +72,21 @@ def judge(error: BaseException | None, logged: list[str]) -> tuple[Damage | Refu
     for cause in causes
   ) or bool(_PASSING_WORDS.search(words))
   refused = any(isinstance(cause, _REFUSALS) for cause in causes) or _REFUSED_WORDS.search(words)
-  reason = _line(causes[-1]) if causes else "Orbax found no description"
+  # Damage was named where it was found.
+  reason = str(error) if isinstance(error, Damage) else _line(causes[-1])
   if not passing and not refused:
     return Damage(reason), False
-  heard = f"; Orbax logged: {logged[-1][:_SHOWN]}" if logged else ""
+  heard = f"; Orbax logged: {_telling(logged)}" if logged else ""
   return Refusal(f"{reason}{heard}"), passing and not refused
+
+
+def _telling(logged: list[str]) -> str:
+  """What can be shown of the line that says why, or else of the last one."""
+  for line in logged:
+    said = _PASSING_WORDS.search(line) or _REFUSED_WORDS.search(line)
+    if said:
+      return line[max(0, said.end() - _SHOWN) :][:_SHOWN]
+  return logged[-1][:_SHOWN]
 
 
 def reason(error: BaseException) -> str:

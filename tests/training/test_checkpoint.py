@@ -142,6 +142,46 @@ def test_what_passes_is_tried_again_and_a_healthy_checkpoint_stays(saved, monkey
   assert checkpoint.available_steps(saved) == [10, 20]
 
 
+def failing_descriptions(monkeypatch, file: str, times: int = 10**9):
+  """Has the reading of a small file of checkpoint 20 fail so many times, as from a disk with errors."""
+  from orbax.checkpoint._src.path import async_path
+
+  left = [times]
+
+  def wrapped(read):
+    async def fails(path, *args, **kwargs):
+      if str(path).endswith(f"/20/{file}"):
+        left[0] -= 1
+        if left[0] >= 0:
+          raise OSError(errno.EIO, "Input/output error", str(path))
+      return await read(path, *args, **kwargs)
+
+    return fails
+
+  for name in ("read_text", "read_bytes"):
+    monkeypatch.setattr(async_path, name, wrapped(getattr(async_path, name)))
+  monkeypatch.setattr(reading, "_PAUSE_SECONDS", 0)
+  return left
+
+
+@pytest.mark.parametrize("file", ["_CHECKPOINT_METADATA", "params/_METADATA", "rest/_METADATA"])
+def test_a_description_that_cannot_be_read_for_a_while_is_no_damage(saved, monkeypatch, file):
+  """Orbax itself catches the error of the first, logs it and returns nothing."""
+  left = failing_descriptions(monkeypatch, file, times=2)
+  found = Checkpoints(saved).restore(abstract())
+  assert left[0] < 0
+  assert_is(found, 20)
+  assert not found.passed_over
+  failing_descriptions(monkeypatch, file)
+  with pytest.raises(
+    CheckpointError, match=r"checkpoint 20 could not .* Input/output error"
+  ) as told:
+    Checkpoints(saved).restore(abstract())
+  assert "left as it is" in str(told.value)
+  assert len(str(told.value)) < 500
+  assert checkpoint.available_steps(saved) == [10, 20]
+
+
 @pytest.mark.parametrize(
   "error",
   [
