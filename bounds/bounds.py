@@ -44,6 +44,11 @@ class Range:
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class Immaterial:
+  """Marks an option on which no result depends: runs that differ in it alone are the same run."""
+
+
 # Of loops that are traced one by one: more would never be built.
 Depth = Annotated[int, Range(least=1, most=100_000)]
 Count = Annotated[int, Range(least=1, most=2**31 - 1)]

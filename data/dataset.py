@@ -16,7 +16,7 @@ from typing import Any
 from bounds.bounds import Count, Positive
 from data import preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
-from data.file_paths import CachePath
+from data.file_paths import KeptPath
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
 from data.mixture import MixedRows
 from data.progress import Progress, ProgressBar
@@ -41,7 +41,7 @@ class TextDataset:
   vocabulary: Vocabulary
   sequence_length: Count
   split: str = "train"
-  cache_dir: CachePath = "cache"
+  cache_dir: KeptPath = "cache"
   whole_documents: bool = False
 
   @property
@@ -166,7 +166,7 @@ class RegisteredMixture:
   features: Sequence[str] = ("targets",)
   seed: int | None = None
   loss_on: Sequence[str] | None = None
-  cache_dir: CachePath = "cache"
+  cache_dir: KeptPath = "cache"
 
   def rows(self, progress: Callable[[Progress], None] | None = None) -> MixedRows:
     """Opens, and if need be makes, the rows of every task."""

@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
+from bounds.bounds import Immaterial
+
 
 @dataclasses.dataclass(frozen=True)
 class NamesFile:
-  """Marks a string as a path, or as a pattern of paths.
-
-  Attributes:
-    decides: whether what is computed depends on the path; not so where results are kept.
-  """
-
-  decides: bool = True
+  """Marks a string as a path, or as a pattern of paths."""
 
 
 FilePath = Annotated[str, NamesFile()]
-# Where rows are kept: they are the same wherever they lie.
-CachePath = Annotated[str, NamesFile(decides=False)]
+# Where something is kept: it is the same wherever it lies.
+KeptPath = Annotated[str, NamesFile(), Immaterial()]

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import command, paths, quick_compilation
@@ -68,6 +69,10 @@ def main(arguments: Sequence[str]) -> int:
   counts["not run"] = len(records) - sum(counts.values())
   shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
   print(f"{shown} in {time.monotonic() - began:.0f} s")
+  if not counts["failed"]:
+    start, run_dir = "gin/runs/griffin_quickstart.gin", f"--run_dir=runs/{Path(paths[-1]).stem}"
+    files = [f"gin/{path}" if path.startswith("models/") else path for path in paths]
+    command.tell_next("python", "-m", "launch.train", start, *files, run_dir, *bindings)
   return 1 if counts["failed"] else 0
 
 

@@ -26,6 +26,7 @@ in place of the gin files; strings need no quotes. Files and options may stand i
 
 COMPILATION_CACHE = "cache/jax"
 # Exit statuses; `launch.train --help` and the files of launch/cluster/ say them too.
+FAILED = 1
 USER_ERROR = 2
 # SIGTERM, after a save: sysexits' EX_TEMPFAIL, for schedulers to start the command again.
 PREEMPTED = 75
@@ -35,7 +36,13 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 class UserError(Exception):
-  """Something the user can put right; the message says how."""
+  """Something the user can put right; the message says how.
+
+  Attributes:
+    may_pass: whether it may also be gone when the same command starts again.
+  """
+
+  may_pass = False
 
 
 class Parser(argparse.ArgumentParser):
@@ -193,12 +200,13 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
       if line is None and not _is_joined():
         raise
       if line is not None:
-        status, reason = _tell_error(line), line
+        _tell_error(line)
+        status, reason = FAILED if failures.may_pass(error) else USER_ERROR, line
       else:
         traceback.print_exc()
-        status = 1
+        status = FAILED
   if reason and status and _is_joined():
-    _end_with_others(reason, status)
+    end_with_others(reason, status)
   sys.exit(output.finish(status))
 
 
@@ -258,7 +266,7 @@ def _wait_for_verdict(error: Exception) -> None:
       sys.modules["parallel.coordination"].wait_for_verdict()
 
 
-def _end_with_others(reason: str, status: int) -> None:
+def end_with_others(reason: str, status: int) -> None:
   """Ends this process, and the others with its reason: they would wait for it."""
   line = " ".join(reason.split())
   sys.modules["parallel.coordination"].announce(line[:400], status)

@@ -218,7 +218,9 @@ def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, An
 
   configs = {model: comparison.model_config(model, wrapped.choices) for model in comparison.models}
   models = {model: experiment.build(config).model for model, config in configs.items()}
-  identities = {model: comparison_runs.identity(config) for model, config in configs.items()}
+  identities = {
+    model: comparison_runs.identity(config, comparison.folder) for model, config in configs.items()
+  }
   costs = {key: (name, cost) for key, cost in wrapped.part.cells(models).items()}
   return models, lambda key: {"models": identities}, costs
 

@@ -8,10 +8,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from bounds.bounds import Seed
-from data.file_paths import FilePath, NamesFile
+from data.file_paths import FilePath, KeptPath
 from evaluation.part import RunSpec
 from launch import config, experiment, gin_source
 from launch.config import Config, ConfigError
@@ -69,7 +69,7 @@ class Comparison:
   seeds: Sequence[Seed]
   parts: Mapping[str, Measured | Trained]
   title: str
-  folder: Annotated[str, NamesFile(decides=False)] = "."
+  folder: KeptPath = "."
   loaded: Mapping[str, FilePath] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):

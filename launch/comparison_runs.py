@@ -151,7 +151,7 @@ class TrainedRuns:
 
   def identity(self, spec: RunSpec) -> str:
     """What stands for the run's configuration: equal if and only if all that was bound is."""
-    own = identity(self._config(spec))
+    own = identity(self._config(spec), self._comparison.folder)
     loaded = self._loaded(spec)
     return own if loaded is None else cells.digest([own, loaded.config_file.read_text("utf-8")])
 
@@ -234,7 +234,8 @@ class TrainedRuns:
     They are then compiled once.
     """
     first = dataclasses.replace(spec, seed=self.seeds[0])
-    other, own = _bound(self._config(first)), _bound(self._config(spec))
+    folder = self._comparison.folder
+    other, own = _bound(self._config(first), folder), _bound(self._config(spec), folder)
     if {name for name in own if own[name] != other.get(name)} <= {"experiment.Experiment.seed"}:
       return dataclasses.replace(self._built(first), seed=spec.seed)
     return self._built(spec)
@@ -245,15 +246,28 @@ class TrainedRuns:
     return counted, built.options.steps, built.batch_size * built.sequence_length
 
 
-def identity(config: Config) -> str:
-  """What stands for all that a configuration binds; defaults and places aside."""
-  return cells.digest(_bound(config))
+def identity(config: Config, folder: str) -> str:
+  """What stands for all that a configuration binds and that decides a result; defaults and places aside.
+
+  Args:
+    config: of a run of the comparison.
+    folder: the comparison's: it may be moved with all paths below it.
+  """
+  return cells.digest(_bound(config, folder))
 
 
-def _bound(config: Config) -> dict[str, str]:
+def _bound(config: Config, folder: str) -> dict[str, str]:
   return {
-    key.name: repr(item.value)
+    key.name: repr(
+      _relative(item.value, folder) if gin_paths.holds_paths(key.marked) else item.value
+    )
     for key, item in config.operative.items()
-    # Where rows are kept decides nothing.
-    if not item.is_default and all(mark.decides for mark in gin_paths.marks(key.marked))
+    if not item.is_default and not gin_paths.is_immaterial(key.marked)
   }
+
+
+def _relative(value: Any, folder: str) -> Any:
+  """A path, or several, as they stand from a folder that they lie in."""
+  if isinstance(value, list | tuple):
+    return type(value)(_relative(item, folder) for item in value)
+  return value.removeprefix(f"{folder}/") if isinstance(value, str) else value

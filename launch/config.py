@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import gin
-from data.file_paths import NamesFile
 from launch import gin_flags, gin_paths, gin_source, gin_types
 from launch.gin_checks import Checks, Key, Operative, Setting
 from launch.gin_names import (
@@ -62,12 +61,15 @@ class Config:
     writer = _Writer(self)
     return {writer.left(key) for key, item in self.operative.items() if item.is_default}
 
-  def paths(self) -> dict[str, NamesFile]:
-    """The left sides in `operative_text` of values that are paths, with what they are marked as."""
+  def path_names(self) -> set[str]:
+    """The left sides in `operative_text` of values that are paths."""
     writer = _Writer(self)
-    return {
-      writer.left(key): mark for key in self.operative for mark in gin_paths.marks(key.marked)
-    }
+    return {writer.left(key) for key in self.operative if gin_paths.holds_paths(key.marked)}
+
+  def immaterial_names(self) -> set[str]:
+    """The left sides in `operative_text` of values on which no result depends."""
+    writer = _Writer(self)
+    return {writer.left(key) for key in self.operative if gin_paths.is_immaterial(key.marked)}
 
   def build(self) -> Any:
     """Calls the root with its parameters, and the functions they refer to with theirs.

@@ -29,6 +29,20 @@ _REMEDIES = {
 }
 
 
+# What goes away without the user, such as a file server that does not answer: worth another start.
+_PASSING = {
+  errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED,
+  errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EAGAIN, errno.ENOMEM, errno.EBUSY, errno.EPIPE,
+}  # fmt: skip
+
+
+def may_pass(error: BaseException) -> bool:
+  """Whether an error may be gone when the same command starts again: nothing that a user must mend."""
+  if isinstance(error, OSError):
+    return error.errno in _PASSING
+  return bool(getattr(error, "may_pass", False))
+
+
 def clipped(text: str) -> str:
   """The text for a terminal: no control characters, no endless line, no endless list."""
   lines = [_clipped_line(line) for line in text.split("\n")]

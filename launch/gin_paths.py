@@ -1,4 +1,4 @@
-"""Makes the paths among the values of a configuration absolute, by the annotations of their parameters."""
+"""What the marks on annotations say of values: paths, which are made absolute, and what decides nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bounds.bounds import Immaterial
 from data.file_paths import NamesFile
 from launch import paths
 from launch.gin_source import Macro
@@ -18,11 +19,20 @@ _SEQUENCES = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 _MAPPINGS = (dict, collections.abc.Mapping)
 
 
-def marks(annotation: Any) -> list[NamesFile]:
-  """The marks of all paths that a value of an annotated type may hold."""
-  if typing.get_origin(annotation) is typing.Annotated:
-    return [mark for mark in annotation.__metadata__ if isinstance(mark, NamesFile)]
-  return [mark for part in typing.get_args(annotation) for mark in marks(part)]
+def holds_paths(annotation: Any) -> bool:
+  """Whether a value of an annotated type may hold paths."""
+  return _is_marked(annotation, NamesFile)
+
+
+def is_immaterial(annotation: Any) -> bool:
+  """Whether no result depends on a value of an annotated type."""
+  return _is_marked(annotation, Immaterial)
+
+
+def _is_marked(annotation: Any, kind: type) -> bool:
+  if any(isinstance(mark, kind) for mark in getattr(annotation, "__metadata__", ())):
+    return True
+  return any(_is_marked(part, kind) for part in typing.get_args(annotation))
 
 
 def absolute(annotation: Any, value: Any, folder: Path, macro: Callable[[Macro, Any], None]) -> Any:
@@ -37,7 +47,7 @@ def absolute(annotation: Any, value: Any, folder: Path, macro: Callable[[Macro, 
   Raises:
     ValueError: a string is not a path.
   """
-  if not marks(annotation):
+  if not holds_paths(annotation):
     return value
   if isinstance(value, Macro):
     macro(value, annotation)

@@ -48,7 +48,9 @@ def join(args: argparse.Namespace) -> None:
   if given and not 0 <= args.process < args.processes:
     raise UserError(f"--process={args.process} must be in [0, {args.processes}).")
 
-  seconds = args.join_seconds or (TYPED_SECONDS if given else CLUSTER_SECONDS)
+  seconds = args.join_seconds
+  if seconds is None:
+    seconds = TYPED_SECONDS if given else CLUSTER_SECONDS
   if seconds < 1:
     raise UserError(f"--join_seconds={seconds} must be at least 1.")
   if given and not _is_address(args.coordinator):
@@ -65,10 +67,12 @@ def join(args: argparse.Namespace) -> None:
     coordination.join(args.coordinator, args.processes, args.process, seconds=seconds)
   except (coordination.HostError, ValueError, RuntimeError) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise UserError(
+    told = UserError(
       f"could not join the other processes: {reason} Under SLURM, Kubernetes or on "
       "TPU hosts give --distributed alone; elsewhere --coordinator, --processes and --process."
-    ) from None
+    )
+    told.may_pass = getattr(error, "may_pass", False)
+    raise told from None
 
 
 def _is_address(text: str) -> bool:

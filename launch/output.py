@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import sys
+from typing import TextIO
 
 # What a shell reports of a program that SIGPIPE ended, as it ends `yes | head -1`.
 READER_GONE = 141
@@ -27,18 +29,30 @@ def failure(error: OSError) -> int | None:
   Returns:
     the exit status; None if the error was another.
   """
-  if isinstance(error, BrokenPipeError):
-    _silence()
-    return READER_GONE
   if error.filename is not None:
     return None
   try:
     # What could not be written may still be waiting; without a buffer, only a try tells.
-    sys.stdout.write("\n")
+    sys.stdout.write("" if isinstance(error, BrokenPipeError) else "\n")
     sys.stdout.flush()
+    if isinstance(error, BrokenPipeError) and _is_broken(sys.stdout):
+      raise error
+  except BrokenPipeError:
+    _silence()
+    return READER_GONE
   except OSError:
     return _lost(error)
   return None
+
+
+def _is_broken(stream: TextIO) -> bool:
+  """Whether nobody reads a pipe any more; another pipe, to a worker say, may be the broken one."""
+  try:
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+  except (OSError, ValueError):
+    return False
 
 
 def finish(status: int) -> int:

@@ -21,10 +21,17 @@ def absolute(text: str | os.PathLike) -> Path:
 
 def argument(text: str) -> Path:
   """The type of a path among command-line arguments."""
+  if "://" in text:
+    raise argparse.ArgumentTypeError(f"{text!r} is an address; give a path of a file system")
   try:
     return absolute(text)
   except ValueError as error:
     raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def text_argument(text: str) -> str:
+  """The type of files to read among command-line arguments: 'python', or an absolute path or pattern."""
+  return text if text == "python" else str(argument(text))
 
 
 def shown(path: str | os.PathLike) -> str:

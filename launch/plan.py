@@ -122,8 +122,13 @@ def main(arguments: Sequence[str]) -> int:
   if args.search:
     for found in shown:
       print(
-        f"\nto train {found.model} so, after its gin files: {shlex.join(plan_search.arguments(found))}"
+        f"\nTo train {found.model} this way, append: {shlex.join(plan_search.arguments(found))}"
       )
+  if len(shown) == 1 and args.step == "train":
+    found = plan_search.arguments(shown[0]) if args.search else []
+    files = [*args.config, *(f"gin/models/{name}.gin" for name in args.models or ())]
+    run_dir = f"--run_dir=runs/{Path(args.config[0]).stem}"
+    command.tell_next("python", "-m", "launch.train", *files, run_dir, *bindings, *found)
   return 0 if all(found is not None and found.fits for found in best) else 1
 
 

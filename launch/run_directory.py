@@ -65,21 +65,36 @@ class RunDirectory:
       hint = f" There is {', '.join(near[:8])}." if near else ""
       raise UserError(f"{self} holds no run: it has no {CONFIG_FILE}.{hint}")
 
+  def require_place(self) -> None:
+    """Raises UserError if the run cannot be kept under its path, whatever is done."""
+    if self.path.is_dir():
+      wrong = next(
+        (f for f in (CONFIG_FILE, OPERATIVE_FILE, DATA_FILE) if (self.path / f).is_dir()), None
+      )
+      if wrong:
+        raise UserError(f"{self}/{wrong} is a folder. Remove it, or name another --run_dir.")
+    elif self.path.is_symlink():
+      raise UserError(f"{self} is a link that leads nowhere. Remove it, or name another --run_dir.")
+    elif self.path.exists():
+      raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
+
   def differences(self, config: Config) -> list[Difference]:
     """How a configuration differs from that of the run, in values in force.
 
-    A parameter that the run did not have, at its default, is no difference. Neither is a path under
-    which nothing is found any more, nor where rows are kept: the rows themselves are compared.
+    A parameter that the run did not have, at its default, is no difference. Neither is one on which no
+    result depends, nor a path under which nothing is found any more: the rows themselves are compared.
     """
     old = self._values_in_force(config)
     new = _values(gin_source.read_text(config.operative_text()))
-    defaults, marks = config.default_names(), config.paths()
+    defaults, paths_in_force = config.default_names(), config.path_names()
+    immaterial = config.immaterial_names()
     return [
       Difference(name, _text(old, name), _text(new, name))
       for name in sorted(old.keys() | new.keys())
       if _text(old, name) != _text(new, name)
+      and name not in immaterial
       and not (name not in old and name in defaults)
-      and not (name in marks and (not marks[name].decides or _moved(old.get(name), new.get(name))))
+      and not (name in paths_in_force and _moved(old.get(name), new.get(name)))
     ]
 
   def _values_in_force(self, config: Config) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _train(
     trained.check_start(experiment)
   if layout is None and processes.count() > 1:
     raise UserError(
-      f"{processes.count()} processes need a mesh to share: include a file of gin/mesh/ but single.gin."
+      f"{processes.count()} processes need a mesh to share: add gin/mesh/data.gin to the command."
     )
   _require_steps_left(experiment, run)
   different = run.differences(config) if run.holds_run() else []

@@ -98,6 +98,8 @@ def main(arguments: Sequence[str]) -> int:
   from launch.run_directory import RunDirectory
 
   run = RunDirectory(args.run_dir) if args.run_dir else None
+  if run is not None:
+    run.require_place()
   trusted = trust.Trust.of(args.trust)
   if args.init_from is not None:
     bindings.append(f"--gin.launch.experiment.Experiment.init_from={str(args.init_from)!r}")
@@ -172,16 +174,24 @@ def _train(
     if processes.is_first():
       _tell_finished(summary, run)
     return 0
+  several = processes.count() > 1
+  if several and processes.is_first():
+    # Before the samples, which another host may end.
+    _tell_end(summary, run, experiment)
+  texts = []
   try:
     texts = _samples(experiment, summary.state.params, layout, run)
   except Exception as error:  # Whatever it is: the run is finished and saved, and must end so.
-    texts = []
-    if processes.is_first():
-      print(f"warning: no samples: {_in_one_line(error)}", file=sys.stderr)
+    reason = f"no samples: {_in_one_line(error)}"
+    print(f"warning: {reason}", file=sys.stderr)
+    if several:
+      # The others wait for this process in the middle of a token.
+      command.end_with_others(reason, 0)
   if processes.is_first():
     if texts:
       _tell_samples(experiment.samples, texts)
-    _tell_end(summary, run, experiment)
+    if not several:
+      _tell_end(summary, run, experiment)
   return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from data import vocabularies
 from data.vocabularies import Vocabulary
 from launch import experiment as experiment_lib
 from launch import mesh_advice, run_config
@@ -102,9 +103,18 @@ def check_start(experiment: Experiment) -> None:
   if theirs != ours:
     raise UserError(
       f"the parameters in {run.path} are for a vocabulary of {theirs['size']} ids ({theirs['kind']}), the "
-      f"text is read under another one of {ours['size']} ({ours['kind']}). Read it under the vocabulary in "
-      f"{run.path}."
+      f"text is read under another one of {ours['size']} ({ours['kind']}). Add {_data_for(theirs['kind'], run)}."
     )
+
+
+def _data_for(kind: str, run: RunDirectory) -> str:
+  """What to type so that text is read under a run's vocabulary."""
+  if kind == "sentencepiece":
+    model = f"--gin.VOCABULARY_MODEL={run}/{vocabularies.MODEL_FILE}"
+    return f"gin/data/text_files_sentencepiece.gin or another file of gin/data/ for SentencePiece, and {model}"
+  if kind == "bytes":
+    return "gin/data/text_files_bytes.gin or another file of gin/data/ for bytes"
+  return "the file of gin/data/ that the run was trained with"
 
 
 def start(experiment: Experiment, abstract: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 
 from bounds.wording import plural
@@ -29,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     "--input",
     required=True,
     action="append",
+    type=paths.text_argument,
     help="'python' (what CPython carries) or a path or glob pattern; *.json and *.jsonl are read as"
     " JSON lines, anything else as plain text. May be given several times.",
   )
@@ -68,18 +68,18 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
   return corpora.TextFiles(list(inputs))
 
 
-def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> str:
-  """The command that trains a first model on this text with the new vocabulary."""
-  words = ["python -m launch.train gin/runs/griffin_quickstart.gin"]
+def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> list[str]:
+  """The words of the command that trains a first model on this text with the new vocabulary."""
+  words = ["python", "-m", "launch.train", "gin/runs/griffin_quickstart.gin"]
   files = inputs[0] if len(inputs) == 1 else repr(list(inputs))
   if list(inputs) == ["python"]:
     words += ["gin/data/python_sentencepiece.gin", f"--gin.VOCAB_SIZE={size}"]
   elif inputs[0].endswith(_JSON_LINES):
-    words += ["gin/data/json_lines_sentencepiece.gin", f"--gin.JSON_LINES={shlex.quote(files)}"]
-    words += [] if field == "text" else [f"--gin.JSON_FIELD={shlex.quote(field)}"]
+    words += ["gin/data/json_lines_sentencepiece.gin", f"--gin.JSON_LINES={files}"]
+    words += [] if field == "text" else [f"--gin.JSON_FIELD={field}"]
   else:
-    words += ["gin/data/text_files_sentencepiece.gin", f"--gin.TEXT_FILES={shlex.quote(files)}"]
-  return " ".join([*words, f"--gin.VOCABULARY_MODEL={shlex.quote(output)}", "--run_dir=runs/mine"])
+    words += ["gin/data/text_files_sentencepiece.gin", f"--gin.TEXT_FILES={files}"]
+  return [*words, f"--gin.VOCABULARY_MODEL={output}", "--run_dir=runs/mine"]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -92,8 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     options.error(f"--megabytes={args.megabytes} must be a number above 0")
   if args.output.is_dir():
     options.error(f"--output={args.output} is a folder: name the file to write in it")
-  inputs = [text if text == "python" else str(paths.argument(text)) for text in args.input]
-  corpus = corpus_of(inputs, args.field)
+  corpus = corpus_of(args.input, args.field)
   vocabulary = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
   output = paths.shown(args.output)
   print(f"{output}: {plural(vocabulary.size, 'piece')}, sha256 {vocabulary.describe()['sha256']}")
@@ -101,8 +100,8 @@ def main(arguments: Sequence[str]) -> int:
   size = sum(len(text.encode("utf-8")) for text in texts)
   tokens = sum(len(vocabulary.encode(text)) for text in texts)
   print(f"held-out text: {size / max(tokens, 1):.2f} bytes per token ({plural(size, 'byte')})")
-  shown = [text if text == "python" else paths.shown(text) for text in inputs]
-  print(f"next: {next_command(shown, args.field, output, vocabulary.size)}")
+  shown = [text if text == "python" else paths.shown(text) for text in args.input]
+  command.tell_next(*next_command(shown, args.field, output, vocabulary.size))
   return 0
 
 

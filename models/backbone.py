@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Annotated
 
 import jax.numpy as jnp
 
-from bounds.bounds import Count, Depth, FloatName, Positive
+from bounds.bounds import Count, Depth, FloatName, Immaterial, Positive
 from layers.attention import SelfAttention
 from layers.mixer import MixerFactory
 from layers.mlp import GatedMLP
@@ -40,7 +41,7 @@ class Backbone:
   vocab_size: Count
   width: Count
   depth: Depth
-  vocab_multiple: Count = 1
+  vocab_multiple: Annotated[Count, Immaterial()] = 1
   mlp_expansion: Count = 3
   use_bias: bool = False
   zero_centered_norm: bool = False

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 SILENCE_SECONDS = 40
 # What a process ends with because another one ended for a reason that is not the user's.
 LOST_HOST = 1
+LATE = 1
 _SPACE = "griffin"
 _FAILED = f"{_SPACE}/failed"
 _SEEN = f"{_SPACE}/seen"
@@ -39,7 +40,15 @@ _finished = threading.Event()
 
 
 class HostError(Exception):
-  """The processes cannot work together: one is missing, or differs."""
+  """The processes cannot work together: one is missing, or differs.
+
+  Attributes:
+    may_pass: whether another start may find them together.
+  """
+
+  def __init__(self, message: str, *, may_pass: bool = False):
+    super().__init__(message)
+    self.may_pass = may_pass
 
 
 def _state() -> Any:
@@ -144,7 +153,8 @@ def _wait_for(coordinator: str, seconds: int) -> None:
       if time.monotonic() > end:
         raise HostError(
           f"process 0 does not answer at {coordinator}: {error.strerror or error} (tried for {seconds} s). "
-          "Start it, or correct --coordinator."
+          "Start it, or correct --coordinator.",
+          may_pass=True,
         ) from None
     time.sleep(0.5)
 
@@ -155,7 +165,7 @@ def _missing(coordinator: str, count: int, index: int, seconds: int) -> NoReturn
   if index:
     reason = f"process {index} could not join process 0 at {coordinator}: others are missing, or"
     reason += " another program listens there"
-  _end(f"{reason} (waited {seconds} s). Start all {count} processes.", 2)
+  _end(f"{reason} (waited {seconds} s). Start all {count} processes.", LATE)
 
 
 def exchange(what: str, text: str) -> list[str]:
@@ -325,7 +335,7 @@ def _leave() -> None:
 def _end(line: str, status: int) -> NoReturn:
   """Ends this process at once, whatever it waits for: an ordinary exit would wait for the others."""
   start = "\n" if sys.stderr.isatty() else ""
-  os.write(2, f"{start}error: {line}\n".encode())
+  os.write(2, f"{start}{'error' if status else 'warning'}: {line}\n".encode())
   os._exit(status)
 
 

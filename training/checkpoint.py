@@ -113,7 +113,8 @@ class Checkpoints:
     except Exception as error:  # Orbax, TensorStore and the file system each have their own
       raise CheckpointError(
         f"a checkpoint could not be saved in {self._run_dir / FOLDER}: {reading.reason(error)}. Those before "
-        "it are whole: mend the cause, and the same command goes on from the last one."
+        "it are whole: mend the cause, and the same command goes on from the last one.",
+        may_pass=not reading.is_full(error),
       ) from error
 
   def _open(self) -> Any:

@@ -19,7 +19,15 @@ PARAMS = "params"
 
 
 class CheckpointError(Exception):
-  """A checkpoint is missing, damaged, or of another model."""
+  """A checkpoint is missing, damaged, or of another model; or the storage failed.
+
+  Attributes:
+    may_pass: whether the same command may find the storage well again.
+  """
+
+  def __init__(self, message: str, *, may_pass: bool = False):
+    super().__init__(message)
+    self.may_pass = may_pass
 
 
 def load(
@@ -130,7 +138,8 @@ def _agree(problem: str, folder: Path, where: str) -> None:
       if kind == "CheckpointError":
         raise CheckpointError(text)
       raise CheckpointError(
-        f"{where} could not be read ({text}). It is left as it is: mend the cause and start again."
+        f"{where} could not be read ({text}). It is left as it is: mend the cause and start again.",
+        may_pass=True,
       )
 
 

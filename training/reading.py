@@ -31,6 +31,9 @@ _REFUSED_WORDS = re.compile("Permission denied|PERMISSION_DENIED|Operation not p
 _OF_DISK = re.compile("|".join(os.strerror(number) for number in (
   errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.ENOMEM
 )))  # fmt: skip
+_FULL = re.compile("|".join(os.strerror(number) for number in (
+  errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES
+)))  # fmt: skip
 # Of the program: an Orbax that lacks something, say.
 _REFUSALS = (ImportError, NotImplementedError, NameError, PermissionError, RecursionError)
 
@@ -87,6 +90,12 @@ def _telling(logged: list[str]) -> str:
     if said:
       return line[max(0, said.end() - _SHOWN) :][:_SHOWN]
   return logged[-1][:_SHOWN]
+
+
+def is_full(error: BaseException) -> bool:
+  """Whether files could not be written because nothing more may be: a full disk does not empty itself."""
+  said = _FULL.search("\n".join(map(str, _causes(error))))
+  return said is not None
 
 
 def reason(error: BaseException) -> str:

@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from launch import comparison, convert, evaluate, experiment, generate, paths, train
+from launch import (
+  comparison,
+  comparison_runs,
+  convert,
+  evaluate,
+  experiment,
+  generate,
+  paths,
+  train,
+)
 from launch.command import UserError
+from launch.run_directory import RunDirectory
 from training.metrics import read_metrics
 
 RUN = """
@@ -53,14 +63,15 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def home(trained, tmp_path, monkeypatch):
-  """A copy of that folder, as the working directory; the first one is out of the way."""
-  home = tmp_path / "home"
-  shutil.copytree(trained, home)
-  for file in home.glob("runs/first/*.gin"):
-    file.write_text(file.read_text().replace(str(trained), str(home)))
-  monkeypatch.chdir(home)
-  return home
+def home(trained, tmp_path_factory, monkeypatch):
+  """That folder as it was, as the working directory."""
+  kept = trained.with_name(f"{trained.name}_kept")
+  if not kept.exists():
+    shutil.copytree(trained, kept)
+  shutil.rmtree(trained, ignore_errors=True)
+  shutil.copytree(kept, trained)
+  monkeypatch.chdir(trained)
+  return trained
 
 
 def test_a_finished_run_started_again_says_so_and_what_to_type(home, capsys):
@@ -99,7 +110,7 @@ def test_paths_are_recorded_absolute(home):
 
 def relative_paths(configuration):
   """The paths in force of a configuration that are not absolute."""
-  marked = configuration.paths()
+  marked = configuration.path_names()
   found = []
   for line in configuration.operative_text().splitlines():
     left, _, right = line.lstrip("# ").partition(" = ")
@@ -127,7 +138,7 @@ def test_no_path_in_force_is_relative(arguments, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   files = ["runs/griffin_quickstart.gin", arguments[0]]
   configuration = experiment.load(files, arguments[1:])
-  assert configuration.paths()
+  assert configuration.path_names()
   assert not relative_paths(configuration)
   # What is written is read back as it was, wherever one stands.
   (tmp_path / "kept.gin").write_text(configuration.text())
@@ -184,8 +195,6 @@ def test_text_that_exists_elsewhere_is_another_text(home):
 
 
 def test_a_run_is_evaluated_and_continued_without_its_corpus(home, capsys):
-  # The copied rows are of the first folder's text.
-  assert train.main(["mine.gin", "--run_dir=runs/first"]) == 0
   shutil.rmtree("text")
   assert evaluate.main(["--run_dir=runs/first"]) == 0
   assert "Reading the rows kept in" in capsys.readouterr().err
@@ -245,3 +254,28 @@ def test_shown_paths_are_as_short_as_they_can_be(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is not a path"):
       paths.absolute(wrong)
   assert paths.absolute("a/../b") == tmp_path / "b"
+
+
+def test_padding_of_the_vocabulary_makes_no_other_run(home, capsys):
+  assert train.main(["mine.gin", "--run_dir=runs/first", "--gin.VOCAB_MULTIPLE=64"]) == 0
+  assert "is finished" in capsys.readouterr().out
+  # An older run had none.
+  run, file = RunDirectory(home / "runs/first"), home / "runs/first/operative_config.gin"
+  lines = [line for line in file.read_text().splitlines() if "vocab_multiple" not in line]
+  file.write_text("\n".join(lines) + "\n")
+  assert run.differences(experiment.load("mine.gin")) == []
+
+
+def test_a_moved_comparison_keeps_its_runs(home, tmp_path):
+  def identity_in(folder):
+    config = experiment.load("runs/griffin_quickstart.gin", ["--gin.SEED=3"])
+    text = experiment.load(
+      ["runs/griffin_quickstart.gin", "data/text_files_bytes.gin"],
+      [f"--gin.TEXT_FILES={folder}/a.txt"],
+    )
+    return comparison_runs.identity(config, str(folder)), comparison_runs.identity(
+      text, str(folder)
+    )
+
+  assert identity_in(home) == identity_in(tmp_path)
+  assert len(set(identity_in(home))) == 2

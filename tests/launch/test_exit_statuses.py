@@ -1,0 +1,86 @@
+"""What schedulers go by: a mistake is not worth another start, a failure of the machine is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import command, failures, output, train, vocabulary
+from launch.run_directory import RunDirectory
+from parallel.coordination import HostError
+from training.checkpoint_reader import CheckpointError
+
+ROOT = Path(command.__file__).parents[1]
+
+
+def exit_status(monkeypatch, error):
+  def fails(arguments):
+    raise error
+
+  monkeypatch.setenv("GLIBC_TUNABLES", "")
+  monkeypatch.setattr(sys, "argv", ["train"])
+  with pytest.raises(SystemExit) as left:
+    command.run(fails)
+  return left.value.code
+
+
+@pytest.mark.parametrize(
+  ("error", "status"),
+  [
+    (OSError(errno.ESTALE, "Stale file handle", "/shared/x"), 1),
+    (OSError(errno.ETIMEDOUT, "Connection timed out", "/shared/x"), 1),
+    (OSError(errno.EIO, "Input/output error", "/shared/x"), 1),
+    (OSError(errno.ENOSPC, "No space left on device", "/shared/x"), 2),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2),
+    (PermissionError(errno.EACCES, "Permission denied", "x"), 2),
+    (command.UserError("a mistake"), 2),
+    (HostError("process 0 does not answer", may_pass=True), 1),
+    (HostError("the processes differ"), 2),
+    (CheckpointError("could not be read", may_pass=True), 1),
+    (CheckpointError("of another model"), 2),
+  ],
+  ids=lambda value: str(value),
+)
+def test_what_may_pass_is_worth_another_start(monkeypatch, capsys, error, status):
+  assert exit_status(monkeypatch, error) == status
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: ")
+
+
+def test_a_pipe_to_something_else_is_no_reader_that_has_gone(capsys):
+  error = BrokenPipeError(errno.EPIPE, "Broken pipe")
+  assert output.failure(error) is None
+  assert failures.may_pass(error)
+  program = "import sys; from launch import output\ntry:\n  print('x' * 100000, flush=True)\nexcept OSError as e:\n  sys.exit(output.failure(e))"
+  done = subprocess.run(
+    f'{sys.executable} -c "$PROGRAM" | true; exit ${{PIPESTATUS[0]}}',
+    shell=True,
+    executable="/bin/bash",
+    env=os.environ | {"PROGRAM": program, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+  )
+  assert done.returncode == output.READER_GONE, done.stderr
+
+
+def test_a_run_directory_that_is_none_is_named(tmp_path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "link").symlink_to(tmp_path / "nothing")
+  (tmp_path / "run" / "config.gin").mkdir(parents=True)
+  for name, says in (("file", "is a file"), ("link", "leads nowhere"), ("run", "is a folder")):
+    with pytest.raises(command.UserError, match=says):
+      train.main(["gin/runs/griffin_quickstart.gin", f"--run_dir={tmp_path / name}"])
+  RunDirectory(tmp_path / "new").require_place()
+  assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.gin", "file", "link", "run"]
+
+
+@pytest.mark.parametrize("given", ["", "gs://bucket/text"])
+def test_an_input_that_is_no_path_is_named(given, capsys):
+  with pytest.raises(SystemExit) as left:
+    vocabulary.main([f"--input={given}", "--output=x.model"])
+  assert left.value.code == 2
+  assert "argument --input" in capsys.readouterr().err
