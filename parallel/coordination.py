@@ -137,7 +137,8 @@ def _require_free(coordinator: str) -> None:
   except OSError as error:
     raise HostError(
       f"process 0 ({socket.gethostname()}) cannot listen on port {port}: {error.strerror}. "
-      "Choose a free port for --coordinator, the same in every process."
+      "Choose a free port for --coordinator, the same in every process.",
+      may_pass=True,
     ) from None
 
 

@@ -124,17 +124,21 @@ class Session:
     """Starts a command and sends its processes a signal as soon as a path exists; a pattern."""
     process = self.start(command)
     deadline = time.monotonic() + SECONDS
-    while not any(self.folder.glob(reached)):
-      assert process.poll() is None, f"$ {command}\nended: {process.communicate()}"
-      assert time.monotonic() < deadline, f"{reached} did not appear"
-      time.sleep(0.02)
-    os.killpg(process.pid, how)
-    out, err = process.communicate(timeout=SECONDS)
+    try:
+      while not any(self.folder.glob(reached)):
+        assert process.poll() is None, f"$ {command}\nended: {process.communicate()}"
+        assert time.monotonic() < deadline, f"{reached} did not appear"
+        time.sleep(0.02)
+      os.killpg(process.pid, how)
+      out, err = process.communicate(timeout=SECONDS)
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     assert "Traceback" not in out + err, err
     return Done(process.returncode, out, err)
 
   def mistake(self, command: str, says: str) -> None:
-    """Runs a command that cannot work: one line says why, and nothing else is shown."""
+    """Runs a command that cannot work: one line says why."""
     done = self.type(command, status=2)
     assert len([line for line in done.err.splitlines() if "error: " in line]) == 1, done.err
     assert re.search(says, done.err), done.err

@@ -131,7 +131,8 @@ def test_a_coordinator_that_never_comes_is_told(folder):
   port = hosts.free_port()
   (one,) = hosts.start(folder, "alone", 2, "--join_seconds=5", port=port, only=[1])
   (output,) = hosts.end([one])
-  assert one.returncode == 2
+  # It may come at another start.
+  assert one.returncode == 1
   assert (
     f"error: could not join the other processes: process 0 does not answer at localhost:{port}"
     in (output)
@@ -141,7 +142,7 @@ def test_a_coordinator_that_never_comes_is_told(folder):
 def test_a_host_that_never_comes_is_told(folder):
   (zero,) = hosts.start(folder, "alone", 2, "--join_seconds=5", only=[0])
   (output,) = hosts.end([zero])
-  assert zero.returncode == 2
+  assert zero.returncode == 1
   assert "error: process 1 has not joined process 0 at localhost:" in output
 
 
@@ -150,6 +151,6 @@ def test_a_port_in_use_is_told(folder):
     port = other.getsockname()[1]
     both = hosts.start(folder, "alone", 2, "--join_seconds=5", port=port)
     outputs = hosts.end(both)
-  assert [process.returncode for process in both] == [2, 2], outputs
+  assert [process.returncode for process in both] == [1, 1], outputs
   assert f"process 0 ({HERE}) cannot listen on port {port}: Address already in use" in outputs[0]
   assert f"could not join process 0 at localhost:{port}" in outputs[1]
