@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -172,12 +173,19 @@ class Checkpoints:
   def give_up(self, since: int) -> tuple[int | None, list[Path]]:
     """Sets aside the checkpoints from step `since` on: a run could not go on with their parameters.
 
+    One with a finite held-out loss stays: not its parameters were what went wrong.
+
     Returns:
       the newest step that is left, None if there is none, and where the others are now.
     """
     self.wait()
-    moved = [self._set_aside(s) for s in available_steps(self._run_dir) if s >= since]
-    return max(available_steps(self._run_dir), default=None), moved
+    folder = self._run_dir / FOLDER
+    steps = available_steps(self._run_dir)
+    bad = [s for s in steps if s >= since and retention.kept_loss(folder / str(s)) is None]
+    # One process decides: each move waits for all, and a shared folder may show others something else.
+    steps, bad = json.loads(processes.told_by_first(json.dumps([steps, bad])))
+    moved = [self._set_aside(step) for step in bad]
+    return max(set(steps) - set(bad), default=None), moved
 
   def _set_aside(self, step: int) -> Path:
     """Moves a checkpoint that is of no use where neither this run nor its cleaning finds it."""

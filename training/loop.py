@@ -23,10 +23,10 @@ from parallel.layout import Layout
 from training import host_memory, retention, vocabulary_rows
 from training import position as position_lib
 from training import step as step_lib
-from training.checkpoint import Checkpoints, abstract_like
+from training.checkpoint import FOLDER, Checkpoints, abstract_like
 from training.interruption import Interruption
 from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
-from training.record import Record, TooManySkips, TrainingError
+from training.record import NotFinite, Record, TooManySkips, TrainingError
 
 METRICS_FILE = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
@@ -82,7 +82,8 @@ class Summary:
 
   Attributes:
     step: steps done.
-    saved_step: of the newest checkpoint: another if the last state was not finite; None if there is none.
+    saved_step: of the newest checkpoint: another if it was interrupted in a state that was not finite; None if
+      there is none.
     start_step: steps that were done before this process began.
     interrupted: the signal that stopped it before its last step; None if none did.
     state: the train state.
@@ -139,7 +140,8 @@ def train(
     progress: is told the steps in place of a line on stderr.
 
   Raises:
-    TrainingError: too many steps in a row were skipped; the last good checkpoint and the best stay.
+    TrainingError: too many steps in a row were skipped, or the state was not finite for as many, or at the
+      end; the last good checkpoint and the best stay.
     training.checkpoint.CheckpointError: what the run directory holds cannot be continued.
   """
   began = time.monotonic()
@@ -201,7 +203,8 @@ def train(
   seconds_to_first_step = math.nan
   saved_step = start_step if restored is not None else None
   last_metrics = None
-  owed = False
+  # The step since which a checkpoint is due that could not be saved; None if none is.
+  owed: int | None = None
   try:
     with Interruption() as interruption:
       for step in range(start_step, options.steps):
@@ -223,22 +226,30 @@ def train(
             after_first_step()
         evaluates = evaluate is not None and _due(done, options.evaluate_every, options.steps)
         stops = interruption.requested_at(done)
-        saves = _due(done, options.checkpoint_every, options.steps) or stops or owed
+        saves = _due(done, options.checkpoint_every, options.steps) or stops or owed is not None
         if evaluates or saves:
           run.record(done, last_metrics)
           last_metrics = None
         if evaluates:
           run.record_heldout(done, evaluate(state.params))
         if saves and save(state, last=stops or done == options.steps):
-          saved_step, owed = done, False
-        elif saves and not owed:
-          owed = True
+          saved_step, owed = done, None
+        elif saves and owed is None:
+          owed = done
           progress.say(f"step {done} is not saved: {_wrong(run)}; the next good one will be")
+        if owed is not None and not stops:
+          _require_finite(done, owed, options)
         if stops:
           break
     # A run that stops early, with nothing new to save, has saved already.
     checkpoints.wait()
+  except NotFinite as error:
+    checkpoints.wait()
+    told = f"{error} {_remedy(run_dir, saved_step, learning_rate, options)}"
+    raise TrainingError(told) from None
   except TooManySkips as error:
+    if restored is not None and error.since == start_step:
+      raise TrainingError(f"{error} {_suspects(run_dir, start_step)}") from None
     good, moved = checkpoints.give_up(error.since)
     told = f"{error} {_remedy(run_dir, good, learning_rate, options)}"
     if moved:
@@ -278,7 +289,11 @@ def trace(
     ValueError: model, options and batch do not fit.
   """
   abstract, _, take_step = _programs(model, optimizer, options.step, layout)
-  take_step.trace(abstract, step_lib.abstract_batch(batch_size, length))
+  batch = step_lib.abstract_batch(batch_size, length)
+  if layout is not None:
+    # As `Layout.place` makes it: JAX traces again for arguments that lie elsewhere.
+    batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
+  take_step.trace(abstract, batch)
 
 
 @functools.lru_cache(maxsize=4)
@@ -322,10 +337,38 @@ def _wrong(run: Record) -> str:
   return "its values are not finite" if run.judged else "it was skipped"
 
 
+def _require_finite(done: int, owed: int, options: Options) -> None:
+  """Raises NotFinite once a step that cannot be saved is the last, or has been due for too long.
+
+  Only a state that is not finite is due for as long as that: skipped steps end the run themselves, and a
+  state does not become finite again.
+  """
+  if done == options.steps:
+    raise NotFinite(
+      f"step {done}, the last: the parameters or the optimizer's state are not finite."
+    )
+  if done - owed >= options.step.max_skips:
+    raise NotFinite(
+      f"step {done}: the parameters or the optimizer's state have not been finite since step {owed} or before."
+    )
+
+
+def _suspects(run_dir: Path, step: int) -> str:
+  """What to do after too many skips that began with the first step after a restored checkpoint."""
+  folder = run_dir / FOLDER / str(step)
+  told = (
+    f"Checkpoint {step}, from which it went on, was good when it was saved, and stays: the batches or options "
+    "of this start are suspect. Correct them, and go on with the same command."
+  )
+  if retention.kept_loss(folder) is not None:
+    return told
+  return f"{told} If they are right, move {folder} away: the run then goes on from the one before."
+
+
 def _remedy(
   run_dir: Path, good: int | None, learning_rate: optax.Schedule, options: Options
 ) -> str:
-  """What to do after too many skips."""
+  """What to do after too many skips, or in a state that is not finite."""
   peak = max(float(learning_rate(step)) for step in np.linspace(0, options.steps, 100, dtype=int))
   command = (
     f"python -m launch.train --run_dir={shlex.quote(str(run_dir))} --resume=force "

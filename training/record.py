@@ -32,6 +32,10 @@ class TooManySkips(TrainingError):
     self.since = since
 
 
+class NotFinite(TrainingError):
+  """The train state holds values that are not finite, although the steps were taken."""
+
+
 class Record:
   """What a run has told, and has yet to tell."""
 
@@ -44,7 +48,7 @@ class Record:
     metrics: MetricsFile,
     progress: Progress,
     pending: list[list[float | None]],
-    heldout: dict[str, float],
+    heldout: dict[str, float | None],
   ):
     self.options = options
     self.learning_rate = learning_rate
@@ -53,7 +57,7 @@ class Record:
     self.progress = progress
     # Steps not yet in a line: kept in checkpoints, so that the next line is as if uninterrupted.
     self.pending = [[json_files.number(value) for value in step] for step in pending]
-    self.heldout = heldout
+    self.heldout = {name: json_files.number(value) for name, value in heldout.items()}
     self.heldout_step = -1
     # Whether the last step that was told was taken: its loss and gradient were finite and no spike.
     self.judged = True

@@ -156,6 +156,78 @@ def test_a_run_without_a_good_checkpoint_says_so(tmp_path):
     run(tmp_path, bad=range(1, 99))
 
 
+def test_input_that_gives_nan_moves_no_checkpoint_that_was_good(tmp_path):
+  """However often it is tried: the checkpoints' held-out losses were finite."""
+  losses = iter([2.0, 1.0, 3.0])
+  options = {"keep": 2, "evaluate_every": 4}
+  run(tmp_path, steps=12, evaluate=lambda _: {"heldout_loss": next(losses)}, **options)
+  assert checkpoint.available_steps(tmp_path) == [8, 12]
+  for _ in range(2):
+    with pytest.raises(
+      loop.TrainingError, match="Checkpoint 12, from which it went on, was good"
+    ) as told:
+      run(tmp_path, bad=range(99), evaluate=lambda _: {"heldout_loss": math.nan}, **options)
+    assert "the batches or options of this start are suspect" in str(told.value)
+    assert "No good checkpoint" not in str(told.value)
+    assert len(str(told.value)) < 500
+    assert checkpoint.available_steps(tmp_path) == [8, 12]
+  # One that began later: 16 is as good, for it was measured.
+  with pytest.raises(loop.TrainingError, match="Checkpoint 16 is good"):
+    run(tmp_path, bad=range(17, 99), evaluate=lambda _: {"heldout_loss": 0.5}, **options)
+  assert 16 in checkpoint.available_steps(tmp_path)
+  assert not (tmp_path / "damaged_checkpoints").exists()
+
+
+def test_a_checkpoint_that_was_not_measured_stays_too_and_the_way_back_is_told(tmp_path):
+  run(tmp_path, steps=8, keep=2)
+  with pytest.raises(loop.TrainingError, match=f"move {tmp_path}/checkpoints/8 away"):
+    run(tmp_path, bad=range(99))
+  assert checkpoint.available_steps(tmp_path) == [4, 8]
+
+
+def test_a_run_whose_last_state_is_not_finite_is_no_success(tmp_path):
+  schedule = optax.join_schedules([optax.constant_schedule(r) for r in (1e-3, math.inf)], [10])
+  with pytest.raises(loop.TrainingError, match=r"step 11, the last: .* not finite") as told:
+    run(tmp_path, rate=schedule, steps=11)
+  assert "Checkpoint 8 is good" in str(told.value)
+  assert f"--run_dir={tmp_path} --resume=force --gin.LEARNING_RATE=" in str(told.value)
+  assert checkpoint.available_steps(tmp_path)[-1] == 8
+  assert run(tmp_path, steps=11).saved_step == 11
+
+
+def broken_moment(after: int):
+  """Adam, in whose second moments one value is infinite after so many steps: its update is zero for ever."""
+  adam = optimizer.AdamW(learning_rate=lambda step: 1e-3).transformation()
+  moments = optax.GradientTransformation(
+    lambda params: (jnp.zeros((), jnp.int32), jnp.zeros(())),
+    lambda updates, state, params=None: (
+      updates,
+      (state[0] + 1, jnp.where(state[0] + 1 >= after, jnp.inf, state[1])),
+    ),
+  )
+  return optax.chain(adam, moments)
+
+
+def test_a_state_that_stays_infinite_ends_the_run_soon(tmp_path, monkeypatch):
+  checked = []
+  is_finite = retention.is_finite
+  monkeypatch.setattr(retention, "is_finite", lambda tree: checked.append(1) or is_finite(tree))
+  broken = broken_moment(after=10)
+  monkeypatch.setattr(optimizer.AdamW, "transformation", lambda self: broken)
+  with pytest.raises(loop.TrainingError, match=r"step 18: .* since step 12 or before") as told:
+    run(tmp_path, steps=999)
+  assert "Checkpoint 8 is good" in str(told.value)
+  assert checkpoint.available_steps(tmp_path)[-1] == 8
+  assert len(checked) < 10
+
+
+def test_a_held_out_loss_that_was_nan_is_told_by_a_run_that_is_finished(tmp_path):
+  run(tmp_path, steps=4, evaluate=lambda _: {"heldout_loss": math.nan})
+  summary = run(tmp_path, steps=4)
+  assert summary.start_step == 4
+  assert math.isnan(summary.heldout["heldout_loss"])
+
+
 @pytest.mark.parametrize("last", [22, 23])
 def test_a_run_that_ends_in_a_streak_is_finished_and_keeps_the_good_one(tmp_path, last):
   summary = run(tmp_path, bad=range(19, last + 1), steps=last)
