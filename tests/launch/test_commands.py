@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -376,3 +378,13 @@ def test_a_diverged_run_names_the_command_that_goes_on(run_dir, tmp_path):
   # Half of that rate is no help, but the name is right.
   assert named[2].startswith("--gin.LEARNING_RATE=")
   assert train.main([*named[:2], "--gin.LEARNING_RATE=1e-3", "--gin.STEPS=8"]) == 0
+
+
+def test_a_held_out_loss_of_nan_is_told_again(run_dir, tmp_path, capsys, monkeypatch):
+  copied = tmp_path / "run"
+  shutil.copytree(run_dir, copied)
+  nan = types.SimpleNamespace(loss=math.nan, bits_per_byte=math.nan)
+  monkeypatch.setattr("launch.running.Scorer", lambda *_: lambda *_: nan)
+  assert train.main([f"--run_dir={copied}", "--resume=force", "--gin.STEPS=7"]) == 0
+  assert train.main([f"--run_dir={copied}"]) == 0
+  assert capsys.readouterr().out.count("held-out loss: nan\n") == 2
