@@ -13,7 +13,7 @@ from typing import Any
 from bounds.bounds import Seed
 from data.file_paths import FilePath, KeptPath
 from evaluation.part import RunSpec
-from launch import config, experiment, gin_source
+from launch import comparison_choices, config, experiment, gin_source
 from launch.config import Config, ConfigError
 from launch.experiment import Experiment
 from launch.gin_source import Source, near
@@ -125,10 +125,10 @@ class Comparison:
     own = f"the choices of model {model!r}", self.models[model]
     shared = "the shared choices", self.shared
     over = f"the choices laid over model {model!r}", choices
-    source = gin_source.read_file("experiment.gin")
+    source = gin_source.read_file(gin_source.GIN_ROOT / "experiment.gin")
     folder = Path(self.folder).absolute()
     source += _sum(
-      gin_source.read_file(folder / file if (folder / file).is_file() else file)
+      gin_source.read_file(comparison_choices.file_of(file, folder))
       for group in (own, shared, over)
       for file in _files(group)
     )

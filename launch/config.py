@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+from bounds.wording import one_line
 from launch import gin_flags, gin_paths, gin_source, gin_types
 from launch.gin_checks import Checks, Key, Operative, Setting
 from launch.gin_names import (
@@ -248,7 +249,8 @@ class _Writer:
       left = self.left(key)
       if item.is_default and not _is_literal(item.value):
         left = f"# {left}"
-      line = left, self._text(item.value), "default" if item.is_default else str(item.place)
+      text = one_line(self._text(item.value))
+      line = left, text, "default" if item.is_default else str(item.place)
       groups.setdefault(key.configurable.name, []).append(line)
     return self._file([sorted(groups[name]) for name in sorted(groups)])
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bounds.wording import one_line
 from gin import config_parser
 
 GIN_ROOT = Path(__file__).resolve().parent.parent / "gin"
@@ -25,6 +26,10 @@ _MOST_INCLUDES, _DEEPEST_VALUE = 100, 50
 
 class ConfigError(ValueError):
   """A mistake in a configuration; the message is one line and says what to write instead."""
+
+
+class Includes(ConfigError):
+  """Text that includes a file where it must stand alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +65,9 @@ class Place:
 
   def __str__(self) -> str:
     if self.is_argument:
-      return self.source.replace("\n", "\\n")  # it stands in comments of one line
+      return one_line(self.source)
     path = os.path.relpath(self.source)
-    return f"{self.source if path.startswith('..') else path}:{self.line}"
+    return f"{one_line(self.source if path.startswith('..') else path)}:{self.line}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +174,25 @@ def read_file(path: str | os.PathLike) -> Source:
   Raises:
     ConfigError: a file is missing, includes itself, or does not parse.
   """
-  return _read(_find(str(path), None, None), ())
+  return _read(find(str(path), None, None), ())
 
 
 def read_text(text: str, name: str = "text") -> Source:
-  """Reads gin text that includes nothing; `name` stands for it in errors."""
+  """Reads gin text; `name` stands for it in errors."""
   return _statements(text, Path(name), ())
+
+
+def read_alone(text: str, name: str = "text") -> Source:
+  """As `read_text`, of text that may include nothing: all that it says is what it holds.
+
+  Raises:
+    Includes: it includes a file.
+    ConfigError: it does not parse.
+  """
+  for item in _parse(text, Path(name)):
+    if isinstance(item, config_parser.IncludeStatement):
+      raise Includes(f"{Place(name, item.location.line_num)} includes {item.filename[:120]!r}")
+  return read_text(text, name)
 
 
 def read_arguments(arguments: Iterable[str], *, shared: bool = False) -> Source:
@@ -248,10 +266,14 @@ def check_value(value: Any, place: Place) -> None:
   raise place.error(f"a value is nested more than {_DEEPEST_VALUE} deep")
 
 
-def _read(path: Path, including: tuple[Path, ...]) -> Source:
-  """One file's statements, its includes' among them."""
+def text_of(path: Path) -> str:
+  """The text of a gin file.
+
+  Raises:
+    ConfigError: it cannot be read, or is not UTF-8.
+  """
   try:
-    text = path.read_text(encoding="utf-8-sig")
+    return path.read_text(encoding="utf-8-sig")
   except UnicodeDecodeError as error:
     line = error.object.count(b"\n", 0, error.start) + 1
     raise Place(str(path), line).error(
@@ -259,7 +281,11 @@ def _read(path: Path, including: tuple[Path, ...]) -> Source:
     ) from None
   except OSError as error:
     raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-  return _statements(text, path, including)
+
+
+def _read(path: Path, including: tuple[Path, ...]) -> Source:
+  """One file's statements, its includes' among them."""
+  return _statements(text_of(path), path, including)
 
 
 def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
@@ -269,7 +295,7 @@ def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
   for item in _parse(text, path):
     place = Place(str(path), item.location.line_num)
     if isinstance(item, config_parser.IncludeStatement):
-      found = _find(item.filename, path, place)
+      found = find(item.filename, path, place)
       if found in including:
         chain = " -> ".join(str(Place(str(file), 1))[:-2] for file in (*including, found))
         raise place.error(f"the file includes itself: {chain}")
@@ -340,7 +366,7 @@ def _reason(error: Exception) -> str:
   return " ".join(message.split())
 
 
-def _find(name: str, including: Path | None, place: Place | None) -> Path:
+def find(name: str, including: Path | None, place: Place | None) -> Path:
   """The file that an include line or the command line names."""
   folders = [GIN_ROOT, including.parent] if including else [Path(), GIN_ROOT.parent, GIN_ROOT]
   message = f"there is no gin file {name!r}"

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bounds.wording import one_line
 from data import vocabularies
 from data.vocabularies import Vocabulary, VocabularyError
 from launch import config as config_lib
@@ -156,7 +157,7 @@ class RunDirectory:
     """
     self.path.mkdir(parents=True, exist_ok=True)
     run_record.write(self.path, config.text(), config.operative_text())
-    first = command.replace("\n", "\\n")  # one line, whatever a value holds
+    first = one_line(command)
     run_record.replace(self.config_file, f"# {first}\n{config.text()}")
     run_record.replace(self.path / OPERATIVE_FILE, config.operative_text())
     if made_here:

@@ -6,6 +6,7 @@ directory may be somebody else's, and opening it must not run their code.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -13,11 +14,12 @@ import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch import gin_source
+from launch import comparison_choices, gin_source, paths
 from launch.command import UserError
 from launch.gin_names import leaves
 from launch.gin_source import GIN_ROOT, Macro, NamedReference, Place, Source, Statement
@@ -25,6 +27,8 @@ from launch.trust import ALL, Trust
 
 # Their functions build models and compute: all may be named. Of other modules it is those that files of gin/ use.
 _PURE = ("models", "layers")
+# A name of TFDS may also hold a namespace, whose code is fetched, and any argument of the builder.
+_TFDS_NAME = re.compile(r"[A-Za-z_]\w*(/[\w+\-.]+)?(:[\d*]+(\.[\d*]+){2})?", re.ASCII)
 _STATE_FILE = Path("griffin-jax") / "trusted_runs"
 
 
@@ -38,23 +42,31 @@ def check(file: Path, trust: Trust, *, makes_rows: bool = False, comparison: boo
     comparison: whether it is of a comparison, which reads texts in it as gin.
 
   Raises:
-    UserError: it names code that is neither this project's nor trusted.
+    UserError: it names code that is neither this project's nor trusted, or includes a file.
     ConfigError: it cannot be read.
   """
   if trust.covers(ALL) or is_recorded(file):
     return
-  source = gin_source.read_file(file)
-  for problem in _problems(source, trust, makes_rows, comparison):
+  try:
+    source = _read(file)
+  except gin_source.Includes as error:
+    raise UserError(
+      f"{error}: the configuration of a run is one file, and what it includes may run code that is anybody's. "
+      f"If you know it, give --trust={ALL}, or that configuration as a gin file."
+    ) from None
+  for problem in _problems(source, trust, makes_rows):
+    raise UserError(problem)
+  for problem in _problems_of_choices(source, trust) if comparison else ():
     raise UserError(problem)
 
 
 def record(file: Path) -> None:
   """Notes that the user of this machine made the configuration of a run: it is trusted from now on.
 
-  Where the note cannot be written, the run's modules must be named.
+  Where the note cannot be written, a line says so.
   """
   try:
-    digest = _digest(file.read_text(encoding="utf-8"))
+    digest = _digest(_read(file))
     records = _records()
     if digest in _recorded(records):
       return
@@ -63,8 +75,16 @@ def record(file: Path) -> None:
     handle = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(handle, "ab") as notes:
       notes.write(line.encode())
-  except (OSError, UnicodeError, gin_source.ConfigError):
+  except gin_source.ConfigError:
     return
+  except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: there is no home.
+    reason = getattr(error, "strerror", None) or error
+    print(
+      f"warning: it cannot be noted that you made {paths.shown(file.parent)} ({reason}): to open it, modules beyond "
+      "this project's must be named with --trust. Set HOME or XDG_STATE_HOME to a folder that can be written.",
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def _records() -> Path:
@@ -87,20 +107,24 @@ def _recorded(records: Path) -> set[str]:
 def is_recorded(file: Path) -> bool:
   """Whether the user made this configuration on this machine."""
   try:
-    return _digest(file.read_text(encoding="utf-8")) in _recorded(_records())
-  except (OSError, RuntimeError, UnicodeError, gin_source.ConfigError):
+    return _digest(_read(file)) in _recorded(_records())
+  except (OSError, RuntimeError, ValueError):
     return False
 
 
-def _digest(text: str) -> str:
+def _read(file: Path) -> Source:
+  """What a configuration says: exactly what is loaded of it, so nothing but the file itself."""
+  return gin_source.read_alone(gin_source.text_of(file), str(file))
+
+
+def _digest(source: Source) -> str:
   """The sha256 of all that a configuration imports and binds; comments, which hold places, aside."""
-  source = gin_source.read_text(text)
   said = [(item.name, item.module) for item in source.imports]
   said += [(i.scope, i.selector, i.parameter, repr(i.value)) for i in source.statements]
   return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
-def _problems(source: Source, trust: Trust, makes_rows: bool, comparison: bool) -> Iterator[str]:
+def _problems(source: Source, trust: Trust, makes_rows: bool) -> Iterator[str]:
   """What is wrong with a configuration."""
   for item in source.imports:
     if not (_is_ours(item.module) or trust.covers(item.module)):
@@ -111,13 +135,32 @@ def _problems(source: Source, trust: Trust, makes_rows: bool, comparison: bool) 
       names.append(statement.selector)
     for name in names:
       yield from _problem_of(name, statement, trust)
-    if makes_rows and statement.parameter == "module":
-      for module in _strings(statement.value, source):
-        if not trust.covers(module):
-          yield _refusal(statement.place, module, f"a task that {module} registers")
-    for text in leaves(statement.value) if comparison else ():
-      if isinstance(text, str):
-        yield from _problems_of_choice(text, statement.place, trust)
+    if makes_rows:
+      yield from _problems_of_rows(statement, source, trust)
+
+
+def _problems_of_rows(statement: Statement, source: Source, trust: Trust) -> Iterator[str]:
+  """What is wrong with a binding if rows are made: seqio and TFDS import what some of them name."""
+  if statement.parameter not in ("module", "data_dir", "dataset"):
+    return
+  for value in _values(statement.value, source):
+    shown = f"{statement.parameter} = {str(value)[:120]!r}"
+    if statement.parameter == "module":
+      if isinstance(value, str) and not trust.covers(value):
+        yield _refusal(statement.place, value, f"a task that {value} registers")
+      elif not isinstance(value, str | None):
+        yield f"{statement.place}: {shown} must be a text. If you know this run, give --trust={ALL}."
+    elif statement.parameter == "data_dir":
+      if value is not None:
+        yield (
+          f"{statement.place} reads a TFDS folder, {shown}: its features.json may import code that is anybody's. "
+          f"If you know it, give --trust={ALL}."
+        )
+    elif not (isinstance(value, str) and _TFDS_NAME.fullmatch(value)):
+      yield (
+        f"{statement.place} names a TFDS data set, {shown}, with more than name, configuration and version: "
+        f"it may load code that is anybody's. If you know it, give --trust={ALL}."
+      )
 
 
 def _problem_of(name: str, statement: Statement, trust: Trust) -> Iterator[str]:
@@ -208,30 +251,65 @@ def _shipped() -> tuple[frozenset[str], frozenset[str]]:
   return frozenset(modules), frozenset(names)
 
 
-def _strings(value: Any, source: Source, depth: int = 0) -> Iterator[str]:
-  """The texts that a value can be, those of macros included."""
-  for leaf in leaves(value):
-    if isinstance(leaf, str):
-      yield leaf
-    elif isinstance(leaf, Macro) and depth < 10:
-      for statement in source.statements:
-        if not statement.parameter and statement.selector == leaf.name.rpartition("/")[2]:
-          yield from _strings(statement.value, source, depth + 1)
+def _values(value: Any, source: Source) -> Iterator[Any]:
+  """The literals and references that a value can be, those of macros included."""
+  waiting, seen = [value], set()
+  while waiting:
+    for leaf in leaves(waiting.pop()):
+      if not isinstance(leaf, Macro):
+        yield leaf
+      elif (name := leaf.name.rpartition("/")[2]) not in seen:
+        seen.add(name)
+        waiting += [s.value for s in source.statements if not s.parameter and s.selector == name]
 
 
-def _problems_of_choice(text: str, place: Place, trust: Trust) -> Iterator[str]:
-  """What is wrong with a text if a comparison reads it: as a gin file, or as gin."""
-  if text.endswith(".gin"):
-    folders = (Path(), GIN_ROOT.parent, GIN_ROOT)
-    found = next((folder / text for folder in folders if (folder / text).is_file()), None)
-    if found is not None and not found.resolve().is_relative_to(GIN_ROOT):
-      yield (
-        f"{place} reads {text[:120]!r}, a gin file that is not of this project: it may run code that is "
-        f"anybody's. If you know it, give --trust={ALL}, or the gin files of the comparison."
-      )
-  elif re.search(r"@|\b(import|include)\b", text):
-    try:
-      inner = gin_source.read_text(text, str(place))
-    except (gin_source.ConfigError, OSError, ValueError):
-      return
-    yield from _problems(inner, trust, makes_rows=True, comparison=False)
+def _problems_of_choices(source: Source, trust: Trust) -> Iterator[str]:
+  """What is wrong with the texts of a comparison, which it reads as names of gin files and as gin.
+
+  Each text counts as a choice: which ones are is known only after all is built.
+  """
+  folders = [Path()]
+  for statement in source.statements:
+    if statement.parameter == "folder":
+      for value in _values(statement.value, source):
+        if not isinstance(value, str):
+          yield f"{statement.place}: folder must be a text. If you know this comparison, give --trust={ALL}."
+          return
+        folders.append(Path(os.path.expanduser(value)).absolute())
+  chosen = Source()
+  for statement in source.statements:
+    for text in leaves(statement.value):
+      if not isinstance(text, str):
+        continue
+      for folder in folders if text.endswith(".gin") else ():
+        try:
+          file = comparison_choices.file_of(text, folder)
+        except gin_source.ConfigError:
+          continue  # The comparison does not find it either.
+        if not file.is_relative_to(GIN_ROOT):
+          yield (
+            f"{statement.place} reads {text[:120]!r}, a gin file that is not of this project: it may run code that "
+            f"is anybody's. If you know it, give --trust={ALL}, or the gin files of the comparison."
+          )
+          return
+        chosen += gin_source.read_file(file)
+      if not text.endswith(".gin"):
+        yield from _problems_of_text(text, statement.place)
+        with contextlib.suppress(gin_source.ConfigError):
+          chosen += gin_source.read_alone(text, str(statement.place))
+  yield from _problems(chosen, trust, makes_rows=True)
+
+
+def _problems_of_text(text: str, place: Place) -> Iterator[str]:
+  """What is wrong with a text if a comparison reads it as gin: it must bind macros alone."""
+  if not re.search(r"@|\b(import|include)\b", text):
+    return
+  try:
+    found = gin_source.read_alone(text, str(place)).imports
+  except gin_source.ConfigError:
+    found = True
+  if found:
+    yield (
+      f"{place} has the text {text[:120]!r}, which a comparison may read as gin: it may run code that is anybody's. "
+      f"If you know it, give --trust={ALL}, or the gin files of the comparison."
+    )

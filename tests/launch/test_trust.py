@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from launch import (
   evaluate,
   experiment,
   gin_source,
+  run_config,
   run_directory,
   train,
   trust_check,
@@ -23,7 +25,7 @@ from launch.command import UserError
 from launch.trust import NOBODY, Trust
 
 ROOT = Path(trust_check.__file__).parents[1]
-HEAD = """
+INCLUDING = """
 from __gin__ import dynamic_registration
 include 'experiment.gin'
 include 'models/griffin.gin'
@@ -33,6 +35,19 @@ include 'kernels/auto.gin'
 include 'data/python_bytes.gin'
 include 'train/adamw.gin'
 """
+
+
+def flat(text):
+  """Gin text with its includes replaced by what they hold: as a run directory keeps it, one file."""
+  return re.sub(
+    r"^include '(.*)'$",
+    lambda line: flat((ROOT / "gin" / line[1]).read_text()),
+    text,
+    flags=re.MULTILINE,
+  )
+
+
+HEAD = flat(INCLUDING)
 EVIL = """
 from pathlib import Path
 (Path(__file__).parent / "ran").write_text("")
@@ -139,8 +154,8 @@ def test_generate_answers_in_one_line(tmp_path, evil, capsys, monkeypatch):
 def test_modules_of_registered_tasks_count_where_rows_are_made(tmp_path, evil):
   lines = """
 from data import corpora
-CORPUS = 'evil_module'
-corpora.RegisteredTask.module = %CORPUS
+TASKS = 'evil_module'
+corpora.RegisteredTask.module = %TASKS
 """
   run = sent(tmp_path, lines)
   trust_check.check(run / "config.gin", NOBODY)  # to generate, no rows are made
@@ -176,18 +191,149 @@ def test_training_notes_the_configuration_that_it_writes(tmp_path, evil):
   run.write_config(config, "python -m launch.convert", made_here=False)
 
 
-def test_a_comparison_s_choices_are_looked_into(tmp_path, evil):
-  evil_gin = tmp_path / "evil.gin"
-  evil_gin.write_text("import evil_module\n")
-  for choice in (str(evil_gin), "import evil_module\nX = 1", f"include '{evil_gin}'"):
-    run = sent(
-      tmp_path,
-      f"from launch import comparison\ncomparison.Comparison.shared = [{choice!r}]",
-      head="",
-    )
-    with pytest.raises(UserError, match="--trust"):
-      trust_check.check(run / "config.gin", NOBODY, comparison=True)
+COMPARISON = flat((ROOT / "gin/compare/quick.gin").read_text())
+
+
+def sent_comparison(tmp_path, choice, more=""):
+  return sent(tmp_path, f"SHARED = [{choice!r}]\n{more}", head=COMPARISON) / "config.gin"
+
+
+@pytest.mark.parametrize(
+  "choice",
+  [
+    "{folder}/evil.gin",
+    "import evil_module\nX = 1",
+    "from models import griffin\nX = 1",
+    "include '{folder}/evil.gin'\nX = 1",
+    "include 'nowhere.gin'\nX = 1",
+    "import evil_module\nX = = 1",
+    "X = @evil_module.f(",
+  ],
+)
+def test_a_comparison_s_choices_are_looked_into(tmp_path, evil, choice):
+  (tmp_path / "evil.gin").write_text("import evil_module\n")
+  file = sent_comparison(tmp_path, choice.format(folder=tmp_path))
+  with pytest.raises(UserError, match="--trust") as error:
+    trust_check.check(file, NOBODY, comparison=True)
+  assert len(str(error.value)) < 500 + len(str(tmp_path))
   assert not evil.exists()
+
+
+@pytest.mark.parametrize("bound", ["'sent'", "%PLACE\nPLACE = %OTHER\nOTHER = 'sent'", "'{sent}'"])
+def test_a_choice_is_looked_for_where_it_is_loaded_from(tmp_path, evil, monkeypatch, bound):
+  monkeypatch.chdir(tmp_path)
+  more = f"comparison.Comparison.folder = {bound.format(sent=tmp_path / 'sent')}\n"
+  # In the folder there is a file of the name of one of ours.
+  for name in ("evil.gin", "sizes/tiny.gin"):
+    file = sent_comparison(tmp_path, name, more)
+    target = tmp_path / "sent" / name
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("import evil_module\n")
+    with pytest.raises(UserError, match="not of this project"):
+      compare.main(["--describe", "--output=sent"])
+    target.unlink()
+    assert not evil.exists()
+  trust_check.check(file, NOBODY, comparison=True, makes_rows=True)
+
+
+def test_choices_count_together(tmp_path, evil, monkeypatch):
+  """A macro alone is harmless, and the file that reads it is of this project."""
+  gin_root = tmp_path / "gin"
+  (gin_root / "data").mkdir(parents=True)
+  (gin_root / "data" / "task.gin").write_text(
+    "from data import corpora\ncorpora.RegisteredTask.module = %TASKS\n"
+  )
+  monkeypatch.setattr(gin_source, "GIN_ROOT", gin_root)
+  monkeypatch.setattr(trust_check, "GIN_ROOT", gin_root)
+  shared = "SHARED = ['data/task.gin', \"TASKS = 'evil_module'\"]\n"
+  trust_check._shipped()
+  file = sent(tmp_path, shared, head="") / "config.gin"
+  with pytest.raises(UserError, match="--trust=evil_module"):
+    trust_check.check(file, NOBODY, comparison=True)
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_what_a_received_configuration_includes_is_not_read(tmp_path, evil, monkeypatch, where):
+  """The name is that of a run that was made here, seen from the working directory."""
+  monkeypatch.chdir(tmp_path)
+  own = tmp_path / "runs" / "mine"
+  own.mkdir(parents=True)
+  config = experiment.load("gin/runs/griffin_quickstart.gin")
+  run_directory.RunDirectory(own).write_config(config, "x")
+  received = tmp_path / "runs" / "evil"
+  (received / "runs" / "mine").mkdir(parents=True)
+  line = "include 'runs/mine/config.gin'\n"
+  if where == "last":
+    line = config.text() + line
+  (received / "config.gin").write_text(line)
+  inner = received / "runs" / "mine" / "config.gin"
+  inner.write_text("import evil_module\n" + config.text())
+  assert not trust_check.is_recorded(received / "config.gin")
+  with pytest.raises(UserError, match=r"includes 'runs/mine/config.gin'.*--trust=all"):
+    run_config.load(run_directory.RunDirectory(received), makes_rows=True)
+  assert not evil.exists()
+  trust_check.record(received / "config.gin")
+  assert not trust_check.is_recorded(received / "config.gin")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"])
+def test_the_name_of_a_file_does_not_become_gin(tmp_path, evil, end):
+  folder = tmp_path / f"a{end}import evil_module{end}#"
+  folder.mkdir()
+  (folder / "x.gin").write_text("SEED = 3\n")
+  file = folder / "run.gin"
+  file.write_text(INCLUDING + "include 'x.gin'\n")
+  config = experiment.load(file)
+  for text in (config.text(), config.operative_text()):
+    assert "import evil_module" not in text.splitlines()
+    assert [i.module for i in gin_source.read_text(text).imports].count("evil_module") == 0
+  run = run_directory.RunDirectory(folder)
+  run.write_config(config, f"python -m launch.train {file}")
+  experiment.build(run_config.load(run))
+  assert not evil.exists()
+
+
+ROWS = {
+  "a folder of TFDS": "corpora.Tfds.data_dir = 'sent/tfds'",
+  "a folder by macros": "A0 = '/tfds'\n"
+  + "\n".join(f"A{n + 1} = %A{n}" for n in range(20))
+  + "\ncorpora.Tfds.data_dir = %A20",
+  "a folder in a scope": "heldout/corpora.Tfds.data_dir = 'sent/tfds'",
+  "a folder in a name": "corpora.Tfds.dataset = 'x:1.0.0/data_dir=sent'",
+  "a namespace": "corpora.Tfds.dataset = 'somebody:x:1.0.0'",
+  "a module by macros": "A0 = 'evil_module'\n"
+  + "\n".join(f"A{n + 1} = %A{n}" for n in range(20))
+  + "\ncorpora.RegisteredTask.module = %A20",
+}
+
+
+@pytest.mark.parametrize("lines", ROWS.values(), ids=ROWS.keys())
+def test_what_seqio_and_tfds_would_import_counts_where_rows_are_made(tmp_path, lines):
+  run = sent(tmp_path, f"from data import corpora\n{lines}")
+  with pytest.raises(UserError, match="--trust="):
+    trust_check.check(run / "config.gin", NOBODY, makes_rows=True)
+  trust_check.check(run / "config.gin", NOBODY)
+  trust_check.check(run / "config.gin", Trust.of(["all"]), makes_rows=True)
+
+
+@pytest.mark.parametrize("name", ["c4/en:3.1.0", "wikipedia/20230601.en:1.0.0", "c4", "x:1.*.*"])
+def test_a_data_set_of_tfds_s_own_folder_may_be_read(tmp_path, name):
+  lines = f"from data import corpora\ncorpora.Tfds.dataset = {name!r}\ncorpora.Tfds.data_dir = None"
+  trust_check.check(sent(tmp_path, lines) / "config.gin", NOBODY, makes_rows=True)
+
+
+def test_without_a_home_a_run_is_made_and_told_not_to_be_noted(tmp_path, capsys, monkeypatch):
+  def no_home(_):
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+  monkeypatch.setattr(Path, "expanduser", no_home)
+  run = sent(tmp_path, "")
+  trust_check.record(run / "config.gin")
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "--trust" in line
+  assert "XDG_STATE_HOME" in line
+  assert not trust_check.is_recorded(run / "config.gin")
 
 
 @pytest.mark.parametrize(
@@ -200,5 +346,6 @@ def test_a_comparison_s_choices_are_looked_into(tmp_path, evil):
 )
 def test_every_shipped_run_and_comparison_may_be_opened(file, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-  path = gin_source._find(file, None, None)
+  path = tmp_path / "config.gin"
+  path.write_text(flat((ROOT / "gin" / file).read_text()))
   trust_check.check(path, NOBODY, makes_rows=True, comparison="compare/" in file)
