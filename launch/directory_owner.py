@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -63,6 +64,10 @@ class Owner:
     now = _process_start(self.pid)
     return now == "zombie" or bool(now and self.process_start and now != self.process_start)
 
+  def as_json(self) -> str:
+    """What a lock file holds."""
+    return json.dumps(dataclasses.asdict(self))
+
   def __str__(self) -> str:
     return f"process {self.pid} on {self.host} since {self.since}"
 
@@ -82,27 +87,40 @@ class Ownership:
     self._released.set()
     self._beat.join()
     lock = self._directory / LOCK_FILE
+    own = self._directory / f"{LOCK_FILE}.{self._owner.token}"
     with contextlib.suppress(OSError):
-      if (found := _read(lock)) is not None and found.token == self._owner.token:
-        lock.unlink()
-      if self._made:
+      own.write_text(self._owner.as_json(), encoding="utf-8")
+      # As whoever takes it over does: what is there is removed by one process, and looked at before.
+      found = _read(lock)
+      if found is not None and found.token == self._owner.token:
+        _remove(lock, own, self._owner.token)
+    with contextlib.suppress(OSError):
+      own.unlink()
+    if self._made:
+      with contextlib.suppress(OSError):
         self._directory.rmdir()
 
   def _refresh(self) -> None:
     lock = self._directory / LOCK_FILE
+    # The wait ends at once where the process or its machine slept.
     while not self._released.wait(BEAT_SECONDS):
       with contextlib.suppress(OSError):
         found = _read(lock)
+        if found is None and not lock.exists():
+          self._end("is nobody's any more: its lock file was removed")
         if found is not None and found.token != self._owner.token:
-          # This process slept for so long that it was taken for dead: it must write nothing more.
-          print(
-            f"error: {self._directory} now belongs to {found}: this process was silent for too long. "
-            "It ends without saving.",
-            file=sys.stderr,
-            flush=True,
-          )
-          os._exit(2)
-        os.utime(lock)
+          self._end(f"now belongs to {found}")
+        if found is not None:
+          os.utime(lock)
+
+  def _end(self, why: str) -> None:
+    """Ends this process, which must write nothing more."""
+    print(
+      f"error: {self._directory} {why}. This process, silent for too long, lost it, and ends without saving.",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(2)
 
 
 @contextlib.contextmanager
@@ -161,19 +179,19 @@ def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership
   began = time.monotonic()
   try:
     while True:
-      own.write_text(json.dumps(dataclasses.asdict(owner)), encoding="utf-8")
+      own.write_text(owner.as_json(), encoding="utf-8")
       if _link(own, lock):
         return Ownership(directory, owner, made)
       # The clock of the file system, not of one of its hosts.
-      now, beat, holder = own.stat().st_mtime, _mtime(lock), _read(lock)
+      now, beat, (key, holder) = own.stat().st_mtime, _mtime(lock), _owner(lock)
       if beat is None:
         continue  # it has just been released
       silent = now - beat
       if holder is None and silent < BEAT_SECONDS:
         time.sleep(0.1)  # perhaps it is being written
         continue
-      if holder is None or holder.is_gone() or silent > DEAD_SECONDS:
-        _remove(lock, holder)
+      if holder is None or _is_dead(holder, silent):
+        _remove(lock, own, key)
         continue
       if holder.machine == _machine():
         if time.monotonic() - began > DYING_SECONDS:
@@ -207,7 +225,22 @@ def is_abandoned(directory: Path) -> bool:
   found, beat = holder(directory), _mtime(directory / LOCK_FILE)
   if beat is None:
     return False
-  return (found is not None and found.is_gone()) or time.time() - beat > 10 * DEAD_SECONDS
+  silent = (time.time() - beat) / 10  # this host's clock may differ from the file system's
+  return silent > DEAD_SECONDS if found is None else _is_dead(found, silent)
+
+
+def is_mine(directory: Path) -> bool:
+  """Whether this process holds a directory."""
+  found = holder(directory)
+  return found is not None and found.machine == _machine() and found.pid == os.getpid()
+
+
+def _is_dead(owner: Owner, silent: float) -> bool:
+  """Whether an owner is taken for dead after so many seconds without a heartbeat.
+
+  On this machine its process alone decides: it may be stopped, or the machine may have slept.
+  """
+  return owner.is_gone() if owner.machine == _machine() else silent > DEAD_SECONDS
 
 
 def _held(directory: Path, owner: Owner) -> UserError:
@@ -247,22 +280,46 @@ def _link(own: Path, lock: Path) -> bool:
   return True
 
 
-def _remove(lock: Path, dead: Owner | None) -> None:
-  """Removes the lock of a dead owner, and of nobody else: another process may be doing the same.
+def _remove(file: Path, own: Path, key: str) -> None:
+  """Removes the lock of a dead owner, or one's own, unless it has become another's.
 
-  The file is renamed, which one process alone can do, and looked at again.
+  The right to remove a file that names an owner is itself a file, which names the remover: one process alone can
+  make it, and it is made of the owner's token, so that it is of no use for the next lock. Where a remover died,
+  its file is removed in the same way. The caller tries again.
+
+  Args:
+    file: the lock, or the file of a remover.
+    own: a file that names this process and has no other link.
+    key: of the owner that was found dead, by `_owner`.
   """
-  aside = lock.with_name(f"{LOCK_FILE}.dead.{uuid.uuid4().hex}")
-  try:
-    lock.rename(aside)
-  except FileNotFoundError:
+  right = own.with_name(f"{LOCK_FILE}.dead.{key}")
+  if _link(own, right):
+    try:
+      if _owner(file)[0] == key:
+        file.unlink(missing_ok=True)
+    finally:
+      right.unlink(missing_ok=True)
     return
-  found = _read(aside)
-  if found is not None and (dead is None or found.token != dead.token):
-    # Meanwhile somebody else has taken over: it gets its lock back.
-    with contextlib.suppress(OSError):
-      os.link(aside, lock)
-  aside.unlink()
+  beat, (right_key, remover) = _mtime(right), _owner(right)
+  if beat is None:
+    return  # it has just been done
+  silent = own.stat().st_mtime - beat
+  if silent > BEAT_SECONDS if remover is None else _is_dead(remover, silent):
+    _remove(right, own, right_key)
+  else:
+    time.sleep(0.01)
+
+
+def _owner(file: Path) -> tuple[str, Owner | None]:
+  """The owner in a file, None if it cannot be read, and what tells it from any other."""
+  owner = _read(file)
+  if owner is not None:
+    return owner.token, owner
+  try:
+    state = file.stat()  # known by its identity on the disk
+  except FileNotFoundError:
+    return "", None
+  return f"{state.st_ino}-{state.st_mtime_ns}", None
 
 
 def _read(lock: Path) -> Owner | None:
@@ -271,7 +328,9 @@ def _read(lock: Path) -> Owner | None:
     found = Owner(**json.loads(lock.read_bytes()))
   except (OSError, ValueError, TypeError, RecursionError):
     return None
-  return found if type(found.pid) is int and found.pid > 0 else None
+  # The token becomes a file's name.
+  whole = type(found.pid) is int and found.pid > 0 and re.fullmatch(r"\w{1,64}", str(found.token))
+  return found if whole else None
 
 
 def _mtime(file: Path) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -182,3 +183,45 @@ def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path, other):
   with conversion._appearing(tmp_path / "target"):
     pass
   assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_a_stopped_process_of_this_machine_keeps_its_directory(tmp_path, other):
+  other.send_signal(signal.SIGSTOP)
+  lock = tmp_path / "run" / LOCK_FILE
+  old = lock.stat().st_mtime - 100 * directory_owner.DEAD_SECONDS
+  os.utime(lock, (old, old))
+  assert not directory_owner.is_abandoned(tmp_path / "run")
+  with pytest.raises(UserError, match="in use"), owned(tmp_path / "run"):
+    pass
+
+
+def test_a_lock_that_was_removed_is_lost(tmp_path):
+  quick = HOLD.replace(
+    "directory_owner.take", "directory_owner.BEAT_SECONDS = 0.05\ndirectory_owner.take"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", quick, str(tmp_path / "run")],
+    cwd=ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == "held\n"
+  (tmp_path / "run" / LOCK_FILE).unlink()
+  assert process.wait(30) == 2
+  assert "its lock file was removed" in process.stderr.read()
+  process.stdin.close()
+  assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_remover_that_died_is_followed(tmp_path, other):
+  other.kill()
+  other.wait()
+  lock = tmp_path / "run" / LOCK_FILE
+  dead = directory_owner.holder(tmp_path / "run")
+  remover = dataclasses.replace(dead, token="r" * 32)
+  lock.with_name(f"{LOCK_FILE}.dead.{dead.token}").write_text(remover.as_json())
+  with owned(tmp_path / "run"):
+    pass
+  assert list((tmp_path / "run").iterdir()) == []
