@@ -137,20 +137,27 @@ class PythonLibrary:
     return max(path.stat().st_size for _, path in self._files())
 
 
-def _holds_out_tail(corpus: TextFiles | JsonLines) -> bool:
+def _is_one_document(corpus: TextFiles | JsonLines) -> bool:
+  """Whether a file is a document and there is one: known without reading it, however long it is."""
   files = matching_files(corpus.files)
-  if corpus.largest_document() is not None and sum(p.stat().st_size > 0 for p in files) < 2:
-    # A file, a document: known without reading it, however long it is.
+  return corpus.largest_document() is not None and sum(p.stat().st_size > 0 for p in files) < 2
+
+
+def _holds_out_tail(corpus: TextFiles | JsonLines) -> bool:
+  if _is_one_document(corpus):
     return 0 < corpus.heldout_fraction < 1
-  identity = repr(corpus) + describe_files(files)
+  identity = repr(corpus) + describe_files(matching_files(corpus.files))
   return heldout.needs_tail(
-    identity, corpus.heldout_fraction, lambda: filter(None, corpus.undivided())
+    identity, corpus.heldout_fraction, lambda: filter(heldout.text_size, corpus.undivided())
   )
 
 
 def _heldout_rule(corpus: TextFiles | JsonLines) -> dict[str, str]:
   """What a description says of the splits: nothing where a hash decides, as it always did."""
-  return {"heldout": "tail"} if _holds_out_tail(corpus) else {}
+  if not _holds_out_tail(corpus):
+    return {}
+  # Of several documents the tail was once chosen otherwise: their rows need another name.
+  return {"heldout": "tail" if _is_one_document(corpus) else "tail of text"}
 
 
 def _documents(corpus: TextFiles | JsonLines, split: str) -> Iterator[bytes]:
@@ -159,9 +166,9 @@ def _documents(corpus: TextFiles | JsonLines, split: str) -> Iterator[bytes]:
     fraction = corpus.heldout_fraction
     yield from (text for text in corpus.undivided() if in_split(text, split, fraction))
     return
-  sizes = [len(text) for text in corpus.undivided()]
+  sizes = [heldout.text_size(text) for text in corpus.undivided()]
   if not any(sizes):
-    yield from corpus.undivided()  # Without text, and counted as such.
+    yield from filter(lambda text: not text, corpus.undivided())  # Counted, as without text.
   else:
     tail = heldout.tail_of(sizes, corpus.heldout_fraction, corpus=corpus)
     yield from heldout.tail_split(corpus.undivided(), split, tail)
@@ -379,11 +386,14 @@ class RegisteredTask:
 
   def describe(self) -> dict[str, Any]:
     """Returns the fields."""
+    masked = {}
+    if self.loss_on is not None:
+      # Rows that were made before an empty answer's end was in the loss have another name.
+      masked = {"loss_on": list(self.loss_on), "empty_answers": "their end is scored"}
     return {
       "corpus": "seqio",
       "task": self.task,
       "module": self.module,
       "features": list(self.features),
       "seed": self.seed,
-      **({} if self.loss_on is None else {"loss_on": list(self.loss_on)}),
-    }
+    } | masked

@@ -23,6 +23,9 @@ from data.progress import Progress, ProgressBar
 from data.rows import RowFiles
 from data.vocabularies import Vocabulary
 
+# What a description says that `options` cannot: it takes the files, or says how rows are made of them.
+_OF_THE_FILES = ("files", "heldout", "empty_answers")
+
 
 @dataclasses.dataclass(frozen=True)
 class TextDataset:
@@ -51,7 +54,10 @@ class TextDataset:
 
   def source(self) -> dict[str, Any]:
     """Returns what decides the documents, as JSON values."""
-    return self.corpus.describe() | self._options()
+    described = self.corpus.describe()
+    if self.split == "all":
+      described.pop("heldout", None)  # How the splits are told apart decides nothing here.
+    return described | self._options()
 
   def _options(self) -> dict[str, Any]:
     whole = {"whole_documents": True} if self.whole_documents else {}
@@ -88,10 +94,11 @@ class TextDataset:
         manifest = Manifest.read(directory)
       except RowFileError:
         continue
-      source = {name: value for name, value in manifest.source.items() if name != "files"}
+      source = {name: it for name, it in manifest.source.items() if name not in _OF_THE_FILES}
       if source == options and manifest.vocabulary == vocabulary:
         found.append(directory)
-    return max(found, key=lambda directory: directory.stat().st_mtime, default=None)
+    # The directory's own time is that of the last check of its rows.
+    return max(found, key=lambda rows: (rows / MANIFEST_FILE).stat().st_mtime_ns, default=None)
 
   def is_prepared(self) -> bool:
     """Whether the row files are there."""

@@ -89,7 +89,7 @@ def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: obje
   """Chooses a tail of documents, or of the last one where it is longer than what is to be held out.
 
   Args:
-    sizes: bytes of each document, in order.
+    sizes: bytes of each document, in order; 0 for one that holds no text.
     fraction: share of the bytes to hold out.
     cut: whether a document may be cut in two; else at least one is held out whole.
     corpus: named in the error.
@@ -100,24 +100,33 @@ def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: obje
   full = [index for index, size in enumerate(sizes) if size]
   wanted = max(fraction * sum(sizes), _LEAST_TEXT / 4)
   first, held = len(sizes), 0
-  for index in reversed(full[1:]):
-    if held + sizes[index] > wanted:
-      break
-    first, held = index, held + sizes[index]
+  while len(full) > 1 and held + sizes[full[-1]] <= wanted:
+    first = full.pop()
+    held += sizes[first]
+  if held >= wanted / 2:
+    return Tail(first, 0)
+  # The next document is too long; without it too little is held out.
+  size = sizes[full[-1]] if full else 0
+  if cut and size >= _LEAST_TEXT:
+    longest = size - _LEAST_TEXT // 4
+    return Tail(full[-1], size - int(min(wanted - held, longest)))
+  if len(full) > 1 and (not held or held + size <= sum(sizes) / 2):
+    return Tail(full[-1], 0)
   if held:
     return Tail(first, 0)
-  if cut and full and sizes[full[-1]] >= _LEAST_TEXT:
-    longest = sizes[full[-1]] - _LEAST_TEXT // 4
-    return Tail(full[-1], sizes[full[-1]] - int(min(wanted, longest)))
-  if len(full) > 1:
-    return Tail(full[-1], 0)
   kind = kind_of(corpus)
+  count = sum(map(bool, sizes))
   raise CorpusError(
-    f"{corpus.name} has {sum(sizes)} bytes of text in {plural(len(full), 'document')}: too few to hold some out"
+    f"{corpus.name} has {sum(sizes)} bytes of text in {plural(count, 'document')}: too few to hold some out"
     f" (at least {_LEAST_TEXT} bytes, or two documents). Add text, or train on all of it and hold out other"
     " files: --gin.train/dataset.TextDataset.split=all --gin.heldout/dataset.TextDataset.split=all"
     f" --gin.heldout/dataset.TextDataset.corpus='@own/{kind}()' --gin.own/{kind}.files=OTHER."
   )
+
+
+def text_size(text: bytes) -> int:
+  """The bytes of a document; 0 if they are blanks alone, which are nothing to hold out."""
+  return 0 if text.isspace() else len(text)
 
 
 def tail_split(documents: Iterable[bytes], split: str, tail: Tail) -> Iterator[bytes]:

@@ -163,6 +163,10 @@ def _key(pieces: list[Piece]) -> bytes:
   return json.dumps(pieces).encode()
 
 
+def _holds_text(pieces: list[Piece]) -> bool:
+  return any(piece.text.strip() for piece in pieces)
+
+
 @dataclasses.dataclass(frozen=True)
 class Instructions:
   """Files with one JSON object per line, an example each, written out by a template.
@@ -195,8 +199,12 @@ class Instructions:
 
   def describe(self) -> dict[str, Any]:
     """Returns the patterns, the template and a digest of the files' names, sizes and times."""
-    files = {"files": describe_files(matching_files(self.files))}
-    return self.options() | files | ({"heldout": "tail"} if self._holds_out_tail() else {})
+    # Rows that were made before an empty answer's end was in the loss have another name.
+    made = {
+      "files": describe_files(matching_files(self.files)),
+      "empty_answers": "their end is scored",
+    }
+    return self.options() | made | ({"heldout": "tail"} if self._holds_out_tail() else {})
 
   def examples(self, split: str) -> Iterator[list[Piece]]:
     """Yields the examples of 'train', 'heldout' or 'all' in the order of files and lines.
@@ -210,7 +218,7 @@ class Instructions:
         if in_split(_key(pieces), split, self.heldout_fraction):
           yield pieces
       return
-    sizes = [len(_key(pieces)) for pieces in self._undivided()]
+    sizes = [len(_key(pieces)) if _holds_text(pieces) else 0 for pieces in self._undivided()]
     if sizes:
       first = heldout.tail_of(sizes, self.heldout_fraction, cut=False, corpus=self).document
       for index, pieces in enumerate(self._undivided()):
@@ -223,7 +231,11 @@ class Instructions:
 
   def _holds_out_tail(self) -> bool:
     identity = repr(self) + describe_files(matching_files(self.files))
-    return heldout.needs_tail(identity, self.heldout_fraction, lambda: map(_key, self._undivided()))
+    return heldout.needs_tail(
+      identity,
+      self.heldout_fraction,
+      lambda: (_key(pieces) for pieces in self._undivided() if _holds_text(pieces)),
+    )
 
   def total_bytes(self) -> int:
     """Returns the size of the files."""

@@ -20,9 +20,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from data import corpora, recall, tasks
+from data import corpora, recall, tasks, verification
 from data.dataset import TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
@@ -38,21 +38,34 @@ _SECONDS_OF_NOBODY = 24 * 3600.0
 Report = Callable[[dict[str, Any]], None]
 
 
-@contextlib.contextmanager
-def _locked(path: Path, wait: Callable[[], None]) -> Iterator[None]:
-  """Lets one process of this machine at a time prepare the same content.
+def _lock(path: Path, wait: Callable[[], None]) -> IO[str]:
+  """Lets one process of this machine at a time prepare the same content; closing the file ends that.
 
   The others wait and then find it made. Correctness does not depend on the lock (files appear by
   renaming a finished directory), only the doubled work does. A killed process loses its lock.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open("a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      wait()
-      fcntl.flock(file, fcntl.LOCK_EX)
+  file = path.open("a")
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    wait()
+    fcntl.flock(file, fcntl.LOCK_EX)
+  return file
+
+
+@contextlib.contextmanager
+def _keeping(dataset: TextDataset, folder: Path) -> Iterator[None]:
+  """Tells that rows cannot be written; what fails while text is read is another matter."""
+  try:
     yield
+  except BrokenPipeError:
+    raise
+  except OSError as error:
+    raise PreparationError(
+      f"the rows of {dataset.what} cannot be kept in {folder}: {error.strerror or error}. Free space"
+      " there, or keep them elsewhere: --gin.dataset.TextDataset.cache_dir=FOLDER."
+    ) from error
 
 
 def _machine() -> str:
@@ -71,8 +84,17 @@ def _remove_leftovers(target: Path) -> None:
   """
   for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
     ours = leftover.name.startswith(f".{target.name}.{_machine()}.")
-    if ours or time.time() - leftover.stat().st_mtime > _SECONDS_OF_NOBODY:
+    if ours or time.time() - _last_written(leftover) > _SECONDS_OF_NOBODY:
       shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _last_written(folder: Path) -> float:
+  """When the folder or a file in it was written to last; a folder's own time knows of new files alone."""
+  times = [0.0]
+  for path in (folder, *folder.glob("*")):
+    with contextlib.suppress(FileNotFoundError):  # Whoever made it has finished.
+      times.append(path.stat().st_mtime)
+  return max(times)
 
 
 def prepare(dataset: TextDataset, report: Report) -> None:
@@ -82,32 +104,40 @@ def prepare(dataset: TextDataset, report: Report) -> None:
     CorpusError: the corpus cannot be read, changes meanwhile, or the split holds no text.
     PreparationError: the files cannot be written.
   """
-  target = dataset.cache_path
   try:
-    _prepare(dataset, target, report)
+    _prepare(dataset, report)
+  except BrokenPipeError:
+    raise
   except OSError as error:
-    raise PreparationError(
-      f"the rows of {dataset.what} cannot be kept in {target.parent}: {error.strerror or error}. Free space"
-      " there, or keep them elsewhere: --gin.dataset.TextDataset.cache_dir=FOLDER."
+    told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    raise corpora.CorpusError(
+      f"{dataset.what} cannot be read: {' '.join(told.split())[:300]}. Correct what it names, and start again."
     ) from error
 
 
-def _prepare(dataset: TextDataset, target: Path, report: Report) -> None:
-  lock = target.parent / f".{target.name}.lock"
-  with _locked(lock, wait=lambda: report({"what": dataset.what, "waiting": True})):
+def _prepare(dataset: TextDataset, report: Report) -> None:
+  target = dataset.cache_path
+  with _keeping(dataset, target.parent):
+    lock = _lock(
+      target.parent / f".{target.name}.lock",
+      wait=lambda: report({"what": dataset.what, "waiting": True}),
+    )
+  with lock:
     if (target / MANIFEST_FILE).is_file():
       return
-    _remove_leftovers(target)
     source = dataset.source()
     partial = target.parent / f".{target.name}.{_machine()}.{os.getpid()}.partial"
-    partial.mkdir()
+    with _keeping(dataset, target.parent):
+      _remove_leftovers(target)
+      partial.mkdir()
     try:
-      _pack(dataset, partial, report)
+      _pack(dataset, partial, target.parent, report)
       if dataset.source() != source:
         raise corpora.CorpusError(
           f"{dataset.what}: a file changed while it was read. Start again once nothing writes to it."
         )
-      _publish(partial, target)
+      with _keeping(dataset, target.parent):
+        _publish(partial, target)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
 
@@ -121,17 +151,19 @@ def _publish(partial: Path, target: Path) -> None:
       raise
 
 
-def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
+def _pack(dataset: TextDataset, directory: Path, cache: Path, report: Report) -> None:
   corpus = dataset.corpus
   total = corpus.total_bytes() if hasattr(corpus, "total_bytes") else 0
   total = int(total * _expected_share(corpus, dataset.split))
   packer = Packer(dataset.vocabulary, dataset.sequence_length, whole=dataset.whole_documents)
   masked = getattr(corpus, "has_loss_mask", False)
-  writer = RowWriter(directory, dataset.vocabulary, dataset.sequence_length, masked=masked)
+  with _keeping(dataset, cache):
+    writer = RowWriter(directory, dataset.vocabulary, dataset.sequence_length, masked=masked)
   last_report = 0.0
   for example in tasks.examples(corpus, dataset.vocabulary, dataset.split):
     for rows in packer.add(*example):
-      writer.write(*rows)
+      with _keeping(dataset, cache):
+        writer.write(*rows)
     if packer.counts.cut_documents and isinstance(corpus, recall.RecallTask):
       raise corpora.CorpusError(
         f"{dataset.what}: an example of {len(example.tokens)} tokens lies in two rows of"
@@ -141,7 +173,8 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
     if time.monotonic() - last_report >= _SECONDS_BETWEEN_EVENTS:
       last_report = time.monotonic()
       report(_event(dataset, packer.counts, total))
-  writer.write(*packer.finish())
+  with _keeping(dataset, cache):
+    writer.write(*packer.finish())
   counts = packer.counts
   if counts.documents and counts.tokens == counts.unscored_tokens:
     raise corpora.CorpusError(
@@ -152,7 +185,9 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
       f"{dataset.what} holds no text: it has no documents ({counts.empty_documents} empty ones were left"
       " out). Correct the corpus."
     )
-  writer.finish(dataset.source(), counts)
+  source = dataset.source()
+  with _keeping(dataset, cache):
+    verification.record(directory, writer.finish(source, counts))
   report(_event(dataset, counts, total) | {"finished": True})
 
 

@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from data.manifest import REMEDY, RowFileError
+from data.manifest import MANIFEST_FILE, REMEDY, Manifest, RowFileError, sha256_of
 from data.rows import RowFiles
 
 # Beside the rows: which files were read through, by size and time, and a digest of some of their blocks.
@@ -19,44 +20,94 @@ VERIFIED_FILE = "verified.json"
 _BLOCKS = 16
 _BLOCK = 2**16
 _SAMPLED_ROWS = 64
+# So much is read in seconds; of more, a line says why the start takes long.
+_TOLD_BYTES = 300 * 10**6
 
 
 def verify(rows: RowFiles) -> RowFiles:
   """Returns the rows if they are as they were written.
 
-  A file whose size or time is not the remembered one is read through, and its sha256 compared with the
-  manifest's. Of the others some blocks are, which finds what a disk or a copy changed there. Where nothing
-  can be remembered (a directory that may only be read), all is read each time.
+  A file whose size or time is not a remembered one is read through, and its sha256 compared with the
+  manifest's. Of the others some blocks are, which finds what a disk or a copy changed there. It is
+  remembered beside the rows, else in the user's cache folder. Where nothing can be, files that nobody has
+  read through are not either, since that would be at every start, and a line on stderr says so.
 
   Raises:
     RowFileError: a file changed after it was written, or holds ids that no packer writes.
   """
-  remembered = _remembered(rows.directory)
-  found = {}
+  records = {path: _remembered(path) for path in _record_files(rows.directory)}
+  found, unknown = {}, []
   for name, file in rows.manifest.files.items():
     path = rows.directory / name
     state = _state(path)
-    known = remembered.get(name)
-    if known == state | {"sha256": file.sha256, "sample": _sample(path)}:
-      found[name] = known
+    known = [record[name] for record in records.values() if _is_of(record.get(name), state)]
+    if not known:
+      unknown.append(name)
       continue
-    if isinstance(known, dict) and state.items() <= known.items():
+    found[name] = _entry(path, file.sha256)
+    if found[name] not in known:
       raise RowFileError(
         f"{path} changed after it was verified, though its size and time are the same: a disk may be failing."
         f" {REMEDY}"
       )
-    file.verify(path)
-    found[name] = state | {"sha256": file.sha256, "sample": _sample(path)}
+  # Written first without them, to know whether reading them will be remembered.
+  record = next((path for path in records if _remember(path, found)), None) if unknown else None
+  if record:
+    _read_through(rows, unknown)
+    _remember(
+      record,
+      found | {n: _entry(rows.directory / n, rows.manifest.files[n].sha256) for n in unknown},
+    )
+  elif unknown:
+    print(
+      f"{rows.directory}: nothing can be written there, nor in a cache folder of yours, so that a sample of its"
+      " rows was checked, not all. Set XDG_CACHE_HOME to a folder to have all checked once.",
+      file=sys.stderr,
+    )
   for first in range(0, len(rows), max(1, len(rows) // _SAMPLED_ROWS)):
     rows.check_rows(first, 1)
-  if found != remembered:
-    _remember(rows.directory, found)
   return rows
+
+
+def record(directory: Path, manifest: Manifest) -> None:
+  """Remembers files as verified whose sha256 their writer has just computed."""
+  entries = {name: _entry(directory / name, file.sha256) for name, file in manifest.files.items()}
+  _remember(directory / VERIFIED_FILE, entries)
+
+
+def _read_through(rows: RowFiles, names: list[str]) -> None:
+  files = rows.manifest.files
+  size = sum(files[name].bytes for name in names)
+  if size >= _TOLD_BYTES:
+    print(f"checking {size / 1e9:.1f} GB of rows in {rows.directory} once", file=sys.stderr)
+  for name in names:
+    files[name].verify(rows.directory / name)
+
+
+def _record_files(directory: Path) -> list[Path]:
+  """Where it may be remembered: beside the rows, else in the user's cache folder, by place and manifest."""
+  files = [directory / VERIFIED_FILE]
+  given = os.environ.get("XDG_CACHE_HOME", "")
+  with contextlib.suppress(OSError, RuntimeError):  # No home.
+    folder = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+    content = f"{directory.resolve()}\n{sha256_of(directory / MANIFEST_FILE)}"
+    name = hashlib.sha256(os.fsencode(content)).hexdigest()[:32]
+    files.append(folder / "griffin-jax" / "verified" / f"{name}.json")
+  return files
 
 
 def _state(path: Path) -> dict[str, int]:
   status = path.stat()
   return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _is_of(entry: Any, state: dict[str, int]) -> bool:
+  """Whether what is remembered is of a file of this size and time."""
+  return isinstance(entry, dict) and state.items() <= entry.items()
+
+
+def _entry(path: Path, sha256: str) -> dict[str, Any]:
+  return _state(path) | {"sha256": sha256, "sample": _sample(path)}
 
 
 def _sample(path: Path) -> str:
@@ -70,22 +121,26 @@ def _sample(path: Path) -> str:
   return digest.hexdigest()
 
 
-def _remembered(directory: Path) -> dict[str, Any]:
+def _remembered(file: Path) -> dict[str, Any]:
   try:
-    values = json.loads((directory / VERIFIED_FILE).read_text(encoding="utf-8"))
+    values = json.loads(file.read_text(encoding="utf-8"))
   except (OSError, ValueError, RecursionError):
     return {}  # All is read again.
   return values if isinstance(values, dict) else {}
 
 
-def _remember(directory: Path, found: dict[str, Any]) -> None:
-  """Writes what was found, at once; where that is not possible the rows are read through next time."""
-  with contextlib.suppress(OSError):
-    descriptor, partial = tempfile.mkstemp(dir=directory, prefix=f".{VERIFIED_FILE}.")
-    try:
-      with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(found, file)
-      os.chmod(partial, 0o644)
-      os.replace(partial, directory / VERIFIED_FILE)
-    except OSError:
+def _remember(file: Path, found: dict[str, Any]) -> bool:
+  """Writes what was found, at once; says whether that is possible."""
+  partial = None
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+      json.dump(found, stream)
+    os.chmod(partial, 0o644)
+    os.replace(partial, file)
+  except OSError:
+    if partial:
       Path(partial).unlink(missing_ok=True)
+    return False
+  return True

@@ -100,7 +100,11 @@ def _train(
   if resume != "force":
     _require_same(different, run)
   # Made now if missing: before anything is written into the run directory.
+  if not processes.is_first():
+    processes.wait_for_all("the first process's rows")  # It has read them through for all.
   train_rows, eval_rows = experiment.rows()
+  if processes.is_first():
+    processes.wait_for_all("the first process's rows")
   data = {"training rows": train_rows.fingerprint, "held-out rows": eval_rows.fingerprint}
   _agree(processes.require_same, json.dumps(data, indent=0), "the rows")
   if run.holds_run() and resume != "force":

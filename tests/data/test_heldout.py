@@ -83,7 +83,7 @@ def test_a_corpus_that_a_hash_divides_is_divided_as_ever(tmp_path):
   assert all(corpora.in_split(text, "heldout", 0.05) for text in held_out)
   # Its description names the rows in the cache: they are found again.
   assert "heldout" not in corpus.describe()
-  assert JsonLines(lines(tmp_path, 1)).describe()["heldout"] == "tail"
+  assert JsonLines(lines(tmp_path, 1)).describe()["heldout"] == "tail of text"
 
 
 def test_the_rule_depends_on_the_text_alone(tmp_path):
@@ -123,9 +123,38 @@ def test_a_fraction_of_nothing_or_all_is_taken_at_its_word(tmp_path):
 
 def test_a_tail_is_whole_documents_where_some_fit():
   assert heldout.tail_of([100] * 30, 0.1, corpus=None) == (27, 0)
-  assert heldout.tail_of([1000, 40, 0], 0.1, corpus=None) == (1, 0)
+  assert heldout.tail_of([1000, 60, 0], 0.1, corpus=None) == (1, 0)
   assert heldout.tail_of([1000, 0], 0.1, corpus=None) == (0, 900)
   assert heldout.tail_of([10, 10], 0.1, corpus=None) == (1, 0)
+
+
+def test_a_tail_is_never_much_shorter_than_asked_for_where_there_is_more():
+  assert heldout.tail_of([100_000, 5], 0.05, corpus=None) == (0, 95_005)
+  assert heldout.tail_of([100, 100, 5, 0], 0.05, corpus=None) == (1, 89)
+  assert heldout.tail_of([60] * 9 + [5], 0.05, corpus=None) == (8, 0)
+  # Examples are not cut; the longest one stays where it is learnt from.
+  assert heldout.tail_of([900, 100_000, 5], 0.05, cut=False, corpus=None) == (2, 0)
+  assert heldout.tail_of([100_000, 6000, 5], 0.05, cut=False, corpus=None) == (1, 0)
+
+
+@pytest.mark.parametrize("stories", [1, 2, 3])
+def test_blanks_after_the_last_separator_are_no_held_out_text(tmp_path, stories):
+  story = "Once there was a story.\n" * 40
+  (tmp_path / "a.txt").write_text("\n\n<|endoftext|>\n\n".join([story] * stories + [""]))
+  corpus = TextFiles(str(tmp_path / "a.txt"), separator="<|endoftext|>")
+  train, held_out, everything = (b"".join(texts) for texts in split(corpus))
+  assert 0.02 < len(held_out.strip()) / len(everything) < 0.11
+  assert b"story" in train
+  assert train + held_out == everything
+  # Rows that were held out by the older rule have another name.
+  assert corpus.describe()["heldout"] == "tail of text"
+
+
+def test_the_rule_of_the_splits_does_not_name_rows_of_all_text(tmp_path):
+  (tmp_path / "a.txt").write_text("some text\n" * 100)
+  corpus = TextFiles(str(tmp_path / "a.txt"))
+  sources = [TextDataset(corpus, Bytes(), 8, split=name).source() for name in ("train", "all")]
+  assert [source.get("heldout") for source in sources] == ["tail", None]
 
 
 @pytest.mark.parametrize(("split", "fraction"), [("heldout", 0.0), ("train", 1.0)])

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from data import corpora, instructions
 from data.corpora import CorpusError
 from data.dataset import TextDataset
 from data.instructions import GemmaTurns, Instructions, PromptResponse
@@ -153,3 +154,11 @@ def test_a_line_that_the_template_cannot_write_is_named(tmp_path, line, template
 def test_a_template_that_is_none_is_told(template, message):
   with pytest.raises(CorpusError, match=message):
     PromptResponse(prompt=template)
+
+
+def test_rows_made_before_an_empty_answers_end_was_scored_have_another_name(tmp_path):
+  (tmp_path / "a.jsonl").write_text('{"prompt": "a", "response": ""}\n' * 3)
+  task = corpora.RegisteredTask("a", features=("inputs", "targets"), loss_on=("targets",))
+  for corpus in (instructions.Instructions(str(tmp_path / "a.jsonl")), task):
+    assert corpus.describe()["empty_answers"] == "their end is scored"
+  assert "empty_answers" not in corpora.RegisteredTask("a").describe()

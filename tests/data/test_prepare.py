@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from data import corpora, dataset, preparation, prepare, rows, tasks, vocabularies
+from data import corpora, dataset, manifest, preparation, prepare, rows, tasks, vocabularies
 from data.preparation import PreparationError
 
 
@@ -81,12 +81,33 @@ def test_what_others_are_making_stays_and_what_was_left_goes(text):
   parent, name = text.cache_path.parent, text.cache_path.name
   parent.mkdir()
   ours = parent / f".{name}.{prepare._machine()}.7.partial"
-  theirs, old = (parent / f".{name}.host-{n}.7.partial" for n in range(2))
-  for folder in (ours, theirs, old):
+  theirs, old, long = (parent / f".{name}.host-{n}.7.partial" for n in range(3))
+  for folder in (ours, theirs, old, long):
     folder.mkdir()
-  os.utime(old, (time.time() - 1e6,) * 2)
+    (folder / rows.TOKENS).write_text("")
+  # Who writes into a file for days changes the file's time alone.
+  for path in (old / rows.TOKENS, old, long):
+    os.utime(path, (time.time() - 1e6,) * 2)
   prepare.prepare(text, ignore)
-  assert left(text) == sorted([name, theirs.name])
+  assert left(text) == sorted([name, theirs.name, long.name])
+
+
+def test_what_cannot_be_read_is_not_blamed_on_the_cache(text, monkeypatch):
+  def broken(*arguments):
+    raise OSError(errno.EIO, os.strerror(errno.EIO), "a.txt")
+    yield
+
+  monkeypatch.setattr(tasks, "examples", broken)
+  with pytest.raises(corpora.CorpusError, match=r"cannot be read: a\.txt: Input/output") as caught:
+    prepare.prepare(text, ignore)
+  assert "cache" not in str(caught.value)
+  assert left(text) == []
+
+
+def test_rows_that_were_just_written_are_not_read_through(text, monkeypatch):
+  prepare.prepare(text, ignore)
+  monkeypatch.setattr(manifest.ArrayFile, "verify", None)
+  assert len(text.rows())
 
 
 def test_a_dataset_that_cannot_be_pickled_is_one_line(text):

@@ -16,6 +16,7 @@ LENGTH = 64
 @pytest.fixture
 def text(tmp_path, monkeypatch):
   """A dataset whose rows are made without another process, and its directory."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
   (tmp_path / "a.txt").write_text("some text in a file\n" * 20_000)
   corpus = corpora.TextFiles(str(tmp_path / "a.txt"))
   made = dataset.TextDataset(
@@ -101,17 +102,67 @@ def test_what_is_remembered_may_be_lost_or_odd(text, content):
   assert [p for p in text.cache_path.iterdir() if p.name.startswith(".")] == []
 
 
-def test_rows_in_a_directory_that_may_only_be_read_are_used(text, monkeypatch):
+def refuse_writing_in(monkeypatch, folder):
+  """As on a read-only disk, also for root."""
+  make = verification.tempfile.mkstemp
+
+  def mkstemp(*, dir, prefix):
+    if str(dir).startswith(str(folder)):
+      raise OSError(30, "Read-only file system")
+    return make(dir=dir, prefix=prefix)
+
+  monkeypatch.setattr(verification.tempfile, "mkstemp", mkstemp)
+
+
+def count_reads(monkeypatch):
+  read, verify = [], manifest.ArrayFile.verify
+
+  def counted(self, path):
+    read.append(path.name)
+    verify(self, path)
+
+  monkeypatch.setattr(manifest.ArrayFile, "verify", counted)
+  return read
+
+
+def test_rows_in_a_directory_that_may_only_be_read_are_read_through_once(
+  text, monkeypatch, tmp_path
+):
   write(text)
 
-  def refuse(*arguments, **more):
-    raise OSError(30, "Read-only file system")
-
-  monkeypatch.setattr(verification.tempfile, "mkstemp", refuse)
-  assert len(text.rows()) > 100
+  refuse_writing_in(monkeypatch, text.cache_path)
+  read = count_reads(monkeypatch)
+  text.rows()
+  text.rows()
+  # It is remembered in the user's cache folder.
+  assert len(read) == 3
+  assert len(list((tmp_path / "home" / "griffin-jax" / "verified").iterdir())) == 1
+  monkeypatch.undo()
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
   flip(text.cache_path / rows.TOKENS, 1000)
   with pytest.raises(manifest.RowFileError, match="has sha256"):
-    text.rows()
+    verification.verify(rows.RowFiles(text.cache_path))
+
+
+def test_where_nothing_can_be_remembered_a_sample_is_read_and_a_line_says_so(
+  text, monkeypatch, capsys
+):
+  write(text)
+  refuse_writing_in(monkeypatch, "/")
+  read = count_reads(monkeypatch)
+  text.rows()
+  assert read == []
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "a sample of its rows was checked" in line
+  assert "XDG_CACHE_HOME" in line
+
+
+def test_a_line_says_that_much_is_read(text, monkeypatch, capsys):
+  write(text)
+  monkeypatch.setattr(verification, "_TOLD_BYTES", 1000)
+  text.rows()
+  text.rows()
+  assert capsys.readouterr().err.count(f"GB of rows in {text.cache_path} once\n") == 1
 
 
 def test_ids_out_of_range_are_found_in_a_sample_although_the_sums_agree(text):

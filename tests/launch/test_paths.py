@@ -203,6 +203,14 @@ def test_a_run_is_evaluated_and_continued_without_its_corpus(home, capsys):
     evaluate.main(["--run_dir=runs/first", "--length=16"])
 
 
+def test_a_run_of_one_file_is_evaluated_after_it_moved_away(home, capsys):
+  Path("input.txt").write_text("A line of the only file.\n" * 200)
+  assert train.main(["mine.gin", "--run_dir=runs/one", "--gin.TEXT_FILES=input.txt"]) == 0
+  Path("input.txt").rename("moved.txt")
+  assert evaluate.main(["--run_dir=runs/one"]) == 0
+  assert "Reading the rows kept in" in capsys.readouterr().err
+
+
 def test_gin_files_that_describe_no_whole_run_change_that_of_the_directory(home, capsys):
   Path("longer.gin").write_text("STEPS = 6\nLEARNING_RATE = 1e-2\n")
   with pytest.raises(UserError, match=r"loop\.Options\.steps: 4 -> 6"):
