@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit status."""
   options = parser()
   args, bindings = command.parse(options, arguments)
-  if args.shard_gb <= 0:
+  if not 0 < args.shard_gb < 1e9:
     options.error(f"--shard_gb={args.shard_gb} must be above 0")
 
   from launch import conversion

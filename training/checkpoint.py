@@ -27,6 +27,7 @@ DAMAGED_FOLDER = "damaged_checkpoints"
 _REST = "rest"
 # Seconds within which all hosts see the same checkpoints in a shared folder.
 _LISTINGS = 10
+_HUSHED_FOR_GOOD: list[contextlib.ExitStack] = []
 # As Orbax writes a step.
 _STEP = re.compile("0|[1-9][0-9]*")
 
@@ -112,6 +113,8 @@ class Checkpoints:
     except CheckpointError:
       raise
     except Exception as error:  # Orbax, TensorStore and the file system each have their own
+      # For good: its threads go on failing until the process has ended.
+      _HUSHED_FOR_GOOD.append(self._hushed.pop_all())
       raise CheckpointError(
         f"a checkpoint could not be saved in {self._run_dir / FOLDER}: {reading.reason(error)}. Those before "
         "it are whole: mend the cause, and the same command goes on from the last one.",
@@ -213,7 +216,6 @@ class Checkpoints:
     if self._writer is not None:
       with self._writing():
         self._writer.close()
-      # Not after a failure: its threads have yet to log it.
       self._hushed.close()
 
 

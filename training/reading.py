@@ -7,9 +7,11 @@ import errno
 import logging
 import os
 import re
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -133,16 +135,30 @@ class _Heard(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-  """Keeps what Orbax logs from the screen, and collects it: errors are told in one line."""
+  """Keeps what Orbax logs from the screen, and collects it: errors are told in one line.
+
+  TensorStore's threads print what they raise; that of the main thread is still shown.
+  """
   loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
   before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
   heard = _Heard()
+  hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
+
+  def in_main_thread(hook: Callable[..., None]) -> Callable[..., None]:
+    def call(*args: Any) -> None:
+      if threading.current_thread() is threading.main_thread():
+        hook(*args)
+
+    return call
+
   try:
+    sys.excepthook, sys.unraisablehook, threading.excepthook = map(in_main_thread, hooks)
     for logger in loggers:
       logger.handlers, logger.propagate = [heard], False
       logger.setLevel(logging.WARNING)
     yield heard.lines
   finally:
+    sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
       logger.handlers, logger.propagate = handlers, propagate
       logger.setLevel(level)

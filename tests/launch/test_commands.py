@@ -254,7 +254,7 @@ def test_fewer_devices_than_the_mesh_needs_are_told_before_anything_is_written(t
   arguments = [str(run_file), f"--run_dir={tmp_path / 'run'}", "--gin.BATCH_SIZE=6"]
   with pytest.raises(
     ConfigError,
-    match=r"mesh axes data=3 need 3 devices, 1 are visible\. Set mesh\.data=1, or launch",
+    match=r"mesh axes data=3 need 3 devices, 1 is visible\. Set --gin\.DATA_SHARDS=1, or launch",
   ):
     train.main(arguments)
   assert not (tmp_path / "run").exists()
