@@ -306,7 +306,7 @@ class JsonLines:
     if self.field not in values:
       raise CorpusError(
         f"{place}: no {self.field!r}, only {keys_of(values) or 'nothing'}. Set JsonLines.field"
-        " (--gin.JSON_FIELD=...)."
+        " (--gin.JSON_FIELD=...; of launch.vocabulary, --field=...)."
       )
     if not isinstance(values[self.field], str):
       found = type(values[self.field]).__name__

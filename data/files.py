@@ -89,7 +89,9 @@ def matching_files(patterns: str | Sequence[str]) -> list[Path]:
       continue
     paths = [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]
     if not paths:
-      raise NoFiles(f"No file matches {pattern!r}. Correct the path.")
+      raise NoFiles(
+        f"No file matches {pattern!r}. Correct the path; several stand in a list: \"['a.txt', 'b.txt']\"."
+      )
     found.update(map(_file, paths))
   return [Path(p) for p in sorted(found)]
 
@@ -102,7 +104,9 @@ def _file(path: str) -> str:
     what = "is a link to nothing" if os.path.islink(path) else f"cannot be read: {error.strerror}"
     raise CorpusError(f"{path} {what}. Correct or remove it.") from None
   if stat.S_ISDIR(mode):
-    raise CorpusError(f"{path} is a folder. Give the files in it: '{path.rstrip('/')}/**/*'.")
+    raise CorpusError(
+      f"{path} is a folder. Give the files in it: '{glob.escape(path.rstrip('/'))}/**/*'."
+    )
   if not stat.S_ISREG(mode):
     raise CorpusError(f"{path} is not a regular file (a pipe, a socket or a device). Give a file.")
   return path

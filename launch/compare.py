@@ -119,11 +119,15 @@ def _open(directory: Any, config: Config, resume: str, asked_by: str) -> None:
   """
   from parallel import processes
 
+  if directory.holds_run() and not directory.was_made_from(config.root.target):
+    raise command.UserError(
+      f"{directory} holds a training run, and no comparison. Name another --output."
+    )
   different = directory.differences(config) if directory.holds_run() else []
   if different and resume != "force":
     lines = "\n".join(map(str, different))
     raise command.UserError(
-      f"{directory.path} holds a comparison that differs from this one:\n{lines}\n"
+      f"{directory} holds a comparison that differs from this one:\n{lines}\n"
       "Give --resume=force to go on with the new values (what they do not touch is kept), or another "
       "--output."
     )

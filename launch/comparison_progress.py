@@ -38,7 +38,7 @@ class ComparisonProgress(Progress):
 
   def __init__(self, stream: TextIO | None = None):
     """Takes where to tell it; nothing is planned yet."""
-    super().__init__(0, 0, sys.stderr if stream is None else stream)
+    super().__init__(0, sys.stderr if stream is None else stream)
     self._cells: dict[tuple[str, str], Cell] = {}
     self._running: Cell | None = None
     self._share = 0.0

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
   )
   batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
   count = min(args.batches or len(batches), len(batches))
-  progress = Progress(count, 0)
+  progress = Progress(count)
 
   def report(done: int, score: Score) -> None:
     if progress.live or done == count:

@@ -154,6 +154,8 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
   """All prompts; one that starts a document if there are none."""
   prompts = list(given)
   if file is not None:
+    if file.is_char_device() and not sys.stdin.isatty():
+      raise command.UserError(f"{file} is a device, which never ends. Give a file.")
     try:
       prompts += _lines(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:

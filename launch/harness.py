@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained)
   progress: dict[str, Progress] = {}
 
   def report(what: str, done: int, total: int) -> None:
-    bar = progress.setdefault(what, Progress(total, 0))
+    bar = progress.setdefault(what, Progress(total))
     if bar.live or done == total:
       bar.show(done, {})
 

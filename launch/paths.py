@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def argument(text: str) -> Path:
 def text_argument(text: str) -> str:
   """The type of files to read among command-line arguments: 'python', or an absolute path or pattern."""
   return text if text == "python" else str(argument(text))
+
+
+def free(path: Path) -> Path:
+  """The path, or the first of `path_2`, `path_3` ... that does not exist."""
+  candidates = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
+  return next(p for p in itertools.chain([path], candidates) if not p.exists())
 
 
 def shown(path: str | os.PathLike) -> str:

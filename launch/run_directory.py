@@ -68,6 +68,8 @@ class RunDirectory:
 
   def require_place(self) -> None:
     """Raises UserError if the run cannot be kept under its path, whatever is done."""
+    if self.path in (Path(self.path.anchor), gin_source.GIN_ROOT.parent):
+      raise UserError(f"{self} is no folder for a run. Name one of its own: --run_dir=runs/first.")
     if self.path.is_dir():
       wrong = next(
         (f for f in (CONFIG_FILE, OPERATIVE_FILE, DATA_FILE) if (self.path / f).is_dir()), None
@@ -78,6 +80,16 @@ class RunDirectory:
       raise UserError(f"{self} is a link that leads nowhere. Remove it, or name another --run_dir.")
     elif self.path.exists():
       raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
+
+  def was_made_from(self, root: type) -> bool:
+    """Whether the kept configuration is for this class: an experiment's, or a comparison's."""
+    try:
+      kept = _values(
+        gin_source.read_alone(self.config_file.read_text("utf-8"), str(self.config_file))
+      )
+    except (ConfigError, OSError, UnicodeError):
+      return True  # Whoever reads it says what is wrong.
+    return any(f".{root.__name__}." in f".{name}" for name in kept)
 
   def differences(self, config: Config) -> list[Difference]:
     """How a configuration differs from that of the run, in values in force.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from bounds.wording import plural
 from data import corpora
@@ -79,7 +80,8 @@ def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> l
     words += [] if field == "text" else [f"--gin.JSON_FIELD={field}"]
   else:
     words += ["gin/data/text_files_sentencepiece.gin", f"--gin.TEXT_FILES={files}"]
-  return [*words, f"--gin.VOCABULARY_MODEL={output}", "--run_dir=runs/mine"]
+  run_dir = paths.free(Path("runs") / Path(output).stem)
+  return [*words, f"--gin.VOCABULARY_MODEL={output}", f"--run_dir={run_dir}"]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -135,6 +135,8 @@ class Stack(nn.Module):
 
   def mixers(self) -> list[Any]:
     """The unbound mixer of every block, in order."""
+    if not self.pattern:
+      raise ValueError("pattern is empty. Give at least one mixer, such as ('recurrent',).")
     return [self.pattern[index % len(self.pattern)](parent=None) for index in range(self.depth)]
 
 

@@ -120,7 +120,7 @@ def _of_cluster(seconds: int) -> tuple[str, int, int, Any]:
   )
   if None in found[:3]:
     raise HostError(
-      "neither SLURM, Kubernetes nor a TPU's service says who the other processes are"
+      "neither SLURM, Kubernetes nor a TPU's service says who the other processes are."
     )
   if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
     # Said by the user; a cluster knows only one device a process. JAX reads it where none are passed.

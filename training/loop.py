@@ -161,7 +161,7 @@ def train(
   start_step = int(state.step)
   speaks = processes.is_first()
   if progress is None:
-    progress = Progress(options.steps, start_step, None if speaks else _silence())
+    progress = Progress(options.steps, None if speaks else _silence())
   if restored is not None:
     for text in restored.passed_over:
       progress.say(f"passed over {text}")
@@ -212,6 +212,8 @@ def train(
         if step == start_step:
           take_step.lower(state, batch).compile()
           host_memory.give_back()
+          # Compiling takes hosts unequally long, and the first exchange of a CPU's step waits for 30 s alone.
+          processes.wait_for_all("compiled the step")
         state, new_metrics = take_step(state, batch)
         # One step late: the device works on this one while the last one's numbers are told.
         if last_metrics is not None:

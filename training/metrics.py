@@ -81,12 +81,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Progress:
   """One live line on a terminal, plain lines elsewhere."""
 
-  def __init__(self, steps: int, start_step: int, stream: TextIO | None = None):
-    """Starts the clock at `start_step` of `steps`."""
+  def __init__(self, steps: int, stream: TextIO | None = None):
+    """Takes the number of steps, and where to show them."""
     self._stream = sys.stderr if stream is None else stream
     self.live = self._stream.isatty()
-    self._steps, self._start_step = steps, start_step
-    self._start = self._shown = time.monotonic()
+    self._steps = steps
+    self._shown = time.monotonic()
+    # When, and at which step, something was shown first: what came before compiled too.
+    self._first: tuple[float, int] | None = None
     self._width = 0
 
   def show(self, step: int, values: dict[str, float]) -> None:
@@ -95,8 +97,11 @@ class Progress:
     if self.live and now - self._shown < 0.1 and step < self._steps:
       return
     self._shown = now
-    done = step - self._start_step
-    left = (now - self._start) / done * (self._steps - step) if done else math.nan
+    self._first = self._first or (now, step)
+    start, first = self._first
+    left = 0.0 if step >= self._steps else math.nan
+    if step > first:
+      left = (now - start) / (step - first) * (self._steps - step)
     parts = [f"step {step}/{self._steps}"]
     parts += [f"{name} {_short(value)}" for name, value in values.items()]
     self._print("  ".join([*parts, f"ETA {show_duration(left)}"]))
