@@ -19,9 +19,10 @@ def main(step: str, arguments: list[str]) -> int:
     read = ocp.load_checkpointables
 
     def load(folder: Any, *args: Any, **kwargs: Any) -> Any:
+      found = read(folder, *args, **kwargs)
       if folder.name == step:
         raise ValueError("DATA_LOSS: a chunk is not what was written")
-      return read(folder, *args, **kwargs)
+      return found
 
     ocp.load_checkpointables = load
   return train.main(arguments)

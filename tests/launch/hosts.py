@@ -107,7 +107,8 @@ def start(
     processes.append(
       subprocess.Popen(
         [
-          *(sys.executable, "-m", *command, *arguments),
+          *(sys.executable, "-m", *_without(last if index == count - 1 else (), command)),
+          *arguments,
           *(joining if count > 1 else ()),
           *(last if index == count - 1 else ()),
         ],
@@ -119,6 +120,12 @@ def start(
       )
     )
   return processes
+
+
+def _without(options: Sequence[str], command: Sequence[str]) -> list[str]:
+  """A command without the options that are given anew."""
+  names = {option.partition("=")[0] for option in options}
+  return [word for word in command if word.partition("=")[0] not in names]
 
 
 def finish(processes: list[subprocess.Popen], statuses: Sequence[int] = (0,)) -> list[str]:

@@ -47,6 +47,8 @@ FRAGMENTS = {
   "data/text_dataset.gin": "data/python_bytes.gin",
   "data/recall.gin": "data/induction_heads.gin",
   "data/bytes.gin": "data/python_bytes.gin",
+  "data/text_files.gin": "data/text_files_bytes.gin",
+  "data/json_lines.gin": "data/json_lines_bytes.gin",
   "data/symbols.gin": "data/induction_heads.gin",
   "data/sentencepiece.gin": "data/text_files_sentencepiece.gin",
   # Of the vocabulary of what is trained on.
