@@ -91,7 +91,10 @@ def main(arguments: Sequence[str]) -> int:
     command.refuse(options, args, _OF_TEXT, f"on {task.name}, a recall task")
     return recall_scores.run(run, trained, task, contexts, args.batch_size)
   if contexts:
-    options.error(f"--contexts={args.contexts} is for recall tasks, {data} is none")
+    options.error(
+      f"--contexts={args.contexts} is for recall tasks, and {getattr(data, 'what', 'this text')} "
+      "is none: give one, such as --data=gin/data/phonebook.gin"
+    )
   rows = data.rows()
   batch_size = args.batch_size or max(
     1, experiment.batch_size * experiment.sequence_length // length

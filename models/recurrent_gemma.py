@@ -331,5 +331,5 @@ def check_options(model: LanguageModel) -> None:
     raise ValueError(
       "Hugging Face's RecurrentGemma cannot hold this model: it needs Griffin with biases, "
       "one gate block per head, zero-centred norms, a scaled embedding and capped logits. Build the model with "
-      "gin/models/recurrent_gemma.gin or model_from_hugging_face."
+      "gin/models/recurrent_gemma.gin."
     )

@@ -17,6 +17,8 @@ FRAGMENTS = {
   "bytes.gin",
   "symbols.gin",
   "sentencepiece.gin",
+  "text_files.gin",
+  "json_lines.gin",
   "instructions.gin",
   "instructions_gemma_turns.gin",
 }
