@@ -156,7 +156,7 @@ def test_the_command_s_last_line_makes_a_model_of_the_vocabulary_s_size(
   given = [f"--input={name}" for name in inputs]
   status = command.main([*given, "--output=out/x.model", "--size=310", "--field=body"])
   assert status == 0
-  last = capsys.readouterr().out.splitlines()[-1]
+  last = capsys.readouterr().err.splitlines()[-1]
   prefix, _, typed = last.partition("python -m launch.train ")
   assert prefix == "next: "
   words = shlex.split(typed)
