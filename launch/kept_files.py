@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -19,11 +20,23 @@ def folder(run_dir: Path, experiment: Experiment) -> Path:
 
 
 def keep(source: Path, target: Path) -> None:
-  """Copies them from one folder to another, which is made if there are any."""
-  if source == target:
+  """Copies them from one folder to another, which is made if there are any, with all of them or not at all.
+
+  A link that leads out of the folder is left out: whoever sent the folder does not choose what is copied.
+  """
+  files = [file for pattern in _PATTERNS for file in sorted(source.glob(pattern))]
+  files = [file for file in files if file.is_file() and _is_inside(file, source)]
+  if source == target or not files:
     return
-  for pattern in _PATTERNS:
-    for file in sorted(source.glob(pattern)):
-      if file.is_file():
-        target.mkdir(exist_ok=True)
-        shutil.copyfile(file, target / file.name)
+  made = target if target.exists() else target.with_name(f".{target.name}.{os.getpid()}")
+  made.mkdir(exist_ok=True)
+  for file in files:
+    shutil.copyfile(file, made / file.name)
+  if made != target:
+    made.rename(target)
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+  """Whether a file lies in a folder; Hugging Face's cache links to `blobs` beside its snapshots."""
+  real, own = file.resolve(), folder.resolve()
+  return real.parent in (own, own.parent.parent / "blobs")

@@ -6,8 +6,10 @@ checkpoint, the record that the start wrote.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,9 @@ def restore(run_dir: Path, config_file: str, operative_file: str, data_file: str
     told.append(_put_back(run_dir / operative_file, record.operative, what, source))
   elif (not same and told) or _values_of(run_dir / operative_file) is None:
     # It is written anew from the configuration, which is known to be right.
-    (run_dir / operative_file).unlink(missing_ok=True)
+    # Where it cannot be removed, nobody writes here, and readers have no use for it.
+    with contextlib.suppress(OSError):
+      (run_dir / operative_file).unlink(missing_ok=True)
   if found is not None and isinstance(found[1].get("data"), dict):
     file = run_dir / data_file
     if (what := _unreadable_json(file)) is not None:
@@ -91,9 +95,12 @@ def tell(lines: list[str]) -> None:
 
 def replace(file: Path, text: str) -> None:
   """Writes a file at once: a reader sees the old or the new one, also after a crash."""
-  new = file.with_name(file.name + ".new")
-  new.write_text(text, encoding="utf-8")
-  new.replace(file)
+  new = file.with_name(f"{file.name}.{os.getpid()}.new")
+  try:
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
+  finally:
+    new.unlink(missing_ok=True)
 
 
 def _read(run_dir: Path) -> Record | None:
@@ -151,7 +158,7 @@ def _unreadable_json(file: Path) -> str | None:
 
 def _put_back(file: Path, text: str, what: str, source: str) -> str:
   """Writes a file anew, keeps the old one beside it, and says so in a line."""
-  kept = file.with_name(file.name + ".damaged")
+  kept = paths.free(file.with_name(file.name + ".damaged"))
   try:
     if file.exists():
       file.replace(kept)

@@ -132,7 +132,7 @@ CASES = {
     ),
   ],
   "Your own text": [
-    Case("python -m launch.vocabulary", prints=r"2000 pieces", leaves=("books.model",)),
+    Case("python -m launch.vocabulary", prints=r"2,000 pieces", leaves=("books.model",)),
     Case("python -m launch.train my_run.gin gin/data/text_files_sentencepiece.gin", SHORT, TRAINED),
   ],
   "Evaluate and generate": [
