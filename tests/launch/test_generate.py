@@ -68,7 +68,9 @@ def pieces_run(tmp_path_factory):
 
 
 def generated(capsys, run, *arguments):
-  assert generate.main([f"--run_dir={run}", "--max_tokens=24", *arguments]) == 0
+  if not any(argument.startswith("--max_tokens") for argument in arguments):
+    arguments = ("--max_tokens=24", *arguments)
+  assert generate.main([f"--run_dir={run}", *arguments]) == 0
   return capsys.readouterr().out
 
 
