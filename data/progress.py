@@ -45,7 +45,9 @@ class Progress:
     if self.waiting:
       return f"preparing {self.what}: waiting for another process that does, {self.seconds:.0f} s"
     if not self.documents and not self.finished:
-      return f"preparing {self.what}: loading the tokenizer, {self.seconds:.0f} s"
+      return (
+        f"preparing {self.what}: starting the process that reads the text, {self.seconds:.0f} s"
+      )
     share = 1.0 if self.finished else min(self.text_bytes / (self.total_bytes or 1), 1.0)
     bar = ""
     if self.total_bytes or self.finished:

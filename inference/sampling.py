@@ -37,9 +37,10 @@ class Sampler:
     least, most = float(_FLOAT32.tiny), float(_FLOAT32.max)
     # Written so that NaN is out of range.
     if not (self.temperature == 0 or least <= self.temperature <= most):
+      # float32's range is named only where it is what is wrong.
+      ends = f"from {least:.2g} to {most:.2g}" if self.temperature > 0 else "above 0"
       raise ValueError(
-        f"temperature={self.temperature} must be at least 0 (0 is greedy); "
-        f"another value lies between {least:.2g} and {most:.2g}."
+        f"temperature={self.temperature} must be {ends}, or 0 to take the likeliest token."
       )
     if self.top_k is not None and not (self.top_k >= 1 and self.top_k == math.floor(self.top_k)):
       raise ValueError(

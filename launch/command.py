@@ -84,7 +84,10 @@ def parse(result: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
   rest: list[str] = []
   waiting = iter(arguments)
   for argument in waiting:
-    if not argument.startswith("--gin.") or not result.takes_bindings:
+    if re.match(r"-?gin\.[\w./]+=", argument):
+      meant = f"; did you mean --{argument.lstrip('-')}?" if result.takes_bindings else ""
+      result.error(f"{argument} is neither an option nor a file{meant}")
+    elif not argument.startswith("--gin.") or not result.takes_bindings:
       rest.append(argument)
     elif "=" in argument:
       bindings.append(argument)

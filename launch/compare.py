@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     command.refuse(options, args, ("only", "resume"), "with --describe, which runs nothing")
   hosts.join(args)
   from launch import comparison as comparison_lib
-  from launch import trust_check
+  from launch import gin_kinds, trust_check
   from launch.run_directory import RunDirectory
 
   directory = RunDirectory(args.output) if args.output else None
@@ -78,6 +78,7 @@ def main(arguments: Sequence[str]) -> int:
   if args.config is None:
     directory.require_run()
     trust_check.check(directory.config_file, trusted, makes_rows=True, comparison=True)
+    directory.require_made_from(gin_kinds.COMPARISON)
   config = comparison_lib.load(args.config or directory.config_file, bindings)
   comparison = config.build()
   only = _chosen(args.only, comparison)
@@ -117,12 +118,11 @@ def _open(directory: Any, config: Config, resume: str, asked_by: str) -> None:
   Raises:
     UserError: it holds another one.
   """
+  from launch import gin_kinds
   from parallel import processes
 
-  if directory.holds_run() and not directory.was_made_from(config.root.target):
-    raise command.UserError(
-      f"{directory} holds a training run, and no comparison. Name another --output."
-    )
+  if directory.holds_run():
+    directory.require_made_from(gin_kinds.COMPARISON)
   different = directory.differences(config) if directory.holds_run() else []
   if different and resume != "force":
     lines = "\n".join(map(str, different))

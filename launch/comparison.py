@@ -13,7 +13,7 @@ from typing import Any
 from bounds.bounds import Seed
 from data.file_paths import FilePath, KeptPath
 from evaluation.part import RunSpec
-from launch import comparison_choices, config, experiment, gin_source
+from launch import comparison_choices, config, experiment, gin_kinds, gin_source
 from launch.config import Config, ConfigError
 from launch.experiment import Experiment
 from launch.gin_source import Source, near
@@ -141,6 +141,7 @@ class Comparison:
 
 def load(path: str | os.PathLike, arguments: Iterable[str] = ()) -> Config:
   """Reads and checks the configuration of a comparison, its runs' aside; see `launch.config.load`."""
+  gin_kinds.require(gin_source.read_file(path), gin_kinds.COMPARISON, str(path))
   return config.load(path, Comparison, arguments)
 
 

@@ -19,7 +19,7 @@ from data.file_paths import FilePath
 from data.mixture import MixedRows
 from data.rows import RowFiles
 from data.vocabularies import Vocabulary, VocabularyError
-from launch import config, gin_source
+from launch import config, gin_kinds, gin_source
 from launch.config import Config, ConfigError
 from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
@@ -212,6 +212,7 @@ def load(
   if isinstance(paths, str | os.PathLike):
     paths = [paths]
   source = sum(map(gin_source.read_file, paths), gin_source.Source())
+  gin_kinds.require(source, gin_kinds.RUN, str(paths[0]))
   given = gin_source.read_arguments(arguments, shared=shared)
   return config.resolve(source + given, Experiment, str(paths[0]))
 

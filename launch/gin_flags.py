@@ -20,7 +20,7 @@ def flags(
   operative: Mapping[Key, Operative],
   refusing: Sequence[str] = (),
 ) -> str:
-  """The arguments that set the parameters which a message names, as they stand now; '' if none.
+  """The arguments that set the parameters which a message names, and their values now; '' if none.
 
   Args:
     message: what a part of the configuration refuses.
@@ -54,7 +54,7 @@ def flags(
 
 
 def _flag(key: Key, setting: Setting, macros: Mapping[str, Setting]) -> tuple[str, Any, str]:
-  """The argument that replaces a binding, and its value now, and both with where that stands."""
+  """The argument that replaces a binding, its value now, and the argument's form with both and their place."""
   scope = f"{key.scope}/" if key.scope else ""
   name = f"{scope}{key.configurable.module}.{key.configurable.path}.{key.parameter}"
   value: Any = setting.value
@@ -63,6 +63,5 @@ def _flag(key: Key, setting: Setting, macros: Mapping[str, Setting]) -> tuple[st
     name = value.name
     value, place = macros[name].value, macros[name].place
   flag = f"{OVERRIDE_PREFIX}{name}"
-  if place is None:
-    return flag, value, f"{flag}={value!r} by default"
-  return flag, value, f"{flag}={value!r}" + ("" if place.is_argument else f" of {place}")
+  where = " by default" if place is None else "" if place.is_argument else f", {place}"
+  return flag, value, f"{flag}=... (now {value!r}{where})"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data import vocabularies
 from launch import experiment as experiment_lib
-from launch import gin_source, trust_check
+from launch import gin_kinds, gin_source, trust_check
 from launch.config import Config
 from launch.gin_source import Macro
 from launch.run_directory import RunDirectory
@@ -41,6 +41,7 @@ def load(
   run.restore()
   run.require_run()
   trust_check.check(run.config_file, trust, makes_rows=makes_rows)
+  run.require_made_from(gin_kinds.RUN)
   arguments = list(arguments)
   found = experiment_lib.load([run.config_file, *files], arguments)
   copy = run.path / vocabularies.MODEL_FILE

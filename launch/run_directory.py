@@ -13,7 +13,7 @@ from bounds.wording import one_line
 from data import vocabularies
 from data.vocabularies import Vocabulary, VocabularyError
 from launch import config as config_lib
-from launch import gin_source, paths, run_record, trust_check
+from launch import gin_kinds, gin_source, paths, run_record, trust_check
 from launch.command import UserError
 from launch.config import Config, ConfigError
 from launch.trust import NOBODY
@@ -60,11 +60,23 @@ class RunDirectory:
     return self.config_file.is_file()
 
   def require_run(self) -> None:
-    """Raises UserError if no run was started here."""
+    """Raises UserError if no run was started here; it names those in the folder, or beside it."""
     if not self.holds_run():
-      near = sorted(paths.shown(f.parent) for f in self.path.parent.glob(f"*/{CONFIG_FILE}"))
+      near = _runs_in(self.path) or _runs_in(self.path.parent)
       hint = f" There is {', '.join(near[:8])}." if near else ""
       raise UserError(f"{self} holds no run: it has no {CONFIG_FILE}.{hint}")
+
+  def require_made_from(self, kind: str) -> None:
+    """Raises UserError if the configuration here is not of this kind, `gin_kinds.RUN` or `COMPARISON`."""
+    if kind == gin_kinds.RUN and not self.was_made_from(kind):
+      near = _runs_in(self.path / "runs")
+      hint = f" Name one of its runs: {', '.join(near[:4])}." if near else ""
+      raise UserError(f"{self} holds a comparison, and no single run.{hint}")
+    if kind == gin_kinds.COMPARISON and not self.was_made_from(kind):
+      raise UserError(
+        f"{self} holds a training run, and no comparison. Name another --output, or go on with the run: "
+        f"python -m launch.train --run_dir={self}"
+      )
 
   def require_place(self) -> None:
     """Raises UserError if the run cannot be kept under its path, whatever is done."""
@@ -81,15 +93,14 @@ class RunDirectory:
     elif self.path.exists():
       raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
 
-  def was_made_from(self, root: type) -> bool:
-    """Whether the kept configuration is for this class: an experiment's, or a comparison's."""
+  def was_made_from(self, kind: str) -> bool:
+    """Whether the kept configuration is of this kind: see `launch.gin_kinds`."""
     try:
-      kept = _values(
-        gin_source.read_alone(self.config_file.read_text("utf-8"), str(self.config_file))
-      )
+      kept = gin_source.read_alone(self.config_file.read_text("utf-8"), str(self.config_file))
     except (ConfigError, OSError, UnicodeError):
       return True  # Whoever reads it says what is wrong.
-    return any(f".{root.__name__}." in f".{name}" for name in kept)
+    # Of neither is what the loader names better.
+    return kind in (gin_kinds.kinds(kept) or {kind})
 
   def differences(self, config: Config) -> list[Difference]:
     """How a configuration differs from that of the run, in values in force.
@@ -193,6 +204,11 @@ class RunDirectory:
         f"the vocabulary of {self} cannot be read ({text}). Restore {vocabularies.DESCRIPTION_FILE} and, if there "
         f"was one, {vocabularies.MODEL_FILE}; the run's training command writes them anew."
       ) from None
+
+
+def _runs_in(folder: Path) -> list[str]:
+  """The folders of runs, or of comparisons, in a folder, as a reader would type them."""
+  return sorted(paths.shown(file.parent) for file in folder.glob(f"*/{CONFIG_FILE}"))
 
 
 def _values(source: gin_source.Source) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def test_a_terminal_shows_one_line_that_moves():
   bar(progress.Progress("corpus (train)", **whole, empty_documents=2, invalid_utf8_documents=1))
   lines = stream.getvalue().split("\r")[1:]
   assert [line.strip() for line in lines] == [
-    "preparing corpus (train): loading the tokenizer, 3 s",
+    "preparing corpus (train): starting the process that reads the text, 3 s",
     "preparing corpus (train): [############............]  50%  5 documents, 0.5 MB, 4 s",
     "preparing corpus (train): [########################] 100%  9 documents, 1.0 MB, 5 s"
     " (2 empty, left out; 1 with invalid UTF-8)",

@@ -126,11 +126,11 @@ def test_top_p_counts_among_the_tokens_that_top_k_left():
 @pytest.mark.parametrize(
   ("options", "told"),
   [
-    ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
-    ({"temperature": float("inf")}, "temperature=inf must be at least 0"),
-    ({"temperature": float("nan")}, "temperature=nan must be at least 0"),
-    ({"temperature": 1e-40}, "temperature=1e-40 .* between 1.2e-38 and 3.4e"),
-    ({"temperature": 1e39}, "temperature=1e.39 .* between 1.2e-38 and 3.4e"),
+    ({"temperature": -1.0}, "temperature=-1.0 must be above 0, or 0 to take the likeliest token."),
+    ({"temperature": float("inf")}, "temperature=inf must be from 1.2e-38 to 3.4e.38, or 0"),
+    ({"temperature": float("nan")}, "temperature=nan must be above 0, or 0"),
+    ({"temperature": 1e-40}, "temperature=1e-40 .* from 1.2e-38 to 3.4e"),
+    ({"temperature": 1e39}, "temperature=1e.39 .* from 1.2e-38 to 3.4e"),
     ({"top_k": 0}, "top_k=0 must be at least 1"),
     ({"top_k": 1.5}, "top_k=1.5 must be at least 1 and whole"),
     ({"top_p": float("nan")}, r"top_p=nan must be in \(0, 1\]"),

@@ -322,7 +322,9 @@ def test_bindings_without_effect_are_told(parts):
 def test_a_refused_value_is_one_line_without_the_chain_of_calls(parts):
   with pytest.raises(ConfigError) as caught:
     load(parts, "", "--gin.WIDTH=3").build()
-  assert str(caught.value) == ("width=3 is odd: make it even. (in model; to change: --gin.WIDTH=3)")
+  assert str(caught.value) == (
+    "width=3 is odd: make it even. (in model; to change: --gin.WIDTH=... (now 3))"
+  )
 
 
 def test_a_module_that_cannot_be_imported_says_why(parts, tmp_path):

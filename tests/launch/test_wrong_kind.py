@@ -1,0 +1,93 @@
+"""Gin files and folders of the other kind: runs where comparisons are wanted, and the other way round."""
+
+import pytest
+
+from launch import command, compare, evaluate, generate, train
+from launch.gin_source import ConfigError
+from launch.run_directory import RunDirectory
+
+RUN = "gin/runs/griffin_quickstart.gin"
+COMPARISON = "gin/compare/quick.gin"
+KEPT = {
+  "run": "from launch import experiment\nexperiment.Experiment.batch_size = 1\n",
+  "comparison": "from launch import comparison\ncomparison.Comparison.title = 'x'\n",
+}
+
+
+def folder_with(path, kind):
+  path.mkdir(parents=True)
+  (path / "config.gin").write_text(f"from __gin__ import dynamic_registration\n{KEPT[kind]}")
+  return path
+
+
+@pytest.mark.parametrize("file", [COMPARISON, "gin/compare/paper.gin", "gin/compare/recall.gin"])
+def test_a_comparison_is_not_trained_as_a_run(file, tmp_path):
+  told = (
+    f"{file} describes a comparison, not a run. Type: python -m launch.compare {file} --output="
+  )
+  for arguments in ([f"--run_dir={tmp_path}/x"], ["--describe"], ["--print_config"]):
+    with pytest.raises(ConfigError, match=told):
+      train.main([file, *arguments])
+  assert not (tmp_path / "x").exists()
+
+
+def test_a_run_is_not_compared(tmp_path):
+  told = f"{RUN} describes a run, not a comparison. Type: python -m launch.train {RUN} --run_dir="
+  for arguments in ([f"--output={tmp_path}/x"], ["--describe"]):
+    with pytest.raises(ConfigError, match=told):
+      compare.main([RUN, *arguments])
+  assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+  ("main", "file", "told"),
+  [
+    (
+      train.main,
+      "gin/sizes/tiny.gin",
+      "no whole run. Give it after a file that does, such as gin/runs/",
+    ),
+    (
+      train.main,
+      "gin/compare/parts/scaling.gin",
+      "Include it in a file that describes a comparison",
+    ),
+    (compare.main, "gin/compare/parts/scaling.gin", "as gin/compare/quick.gin does"),
+    (compare.main, "gin/sizes/tiny.gin", "no whole comparison"),
+  ],
+)
+def test_a_file_that_describes_no_whole_is_told_where_it_belongs(main, file, told):
+  with pytest.raises(ConfigError, match=told):
+    main([file, "--describe"])
+
+
+@pytest.mark.parametrize("main", [train.main, evaluate.main, generate.main])
+def test_the_folder_of_a_comparison_is_no_run(main, tmp_path):
+  output = folder_with(tmp_path / "quick", "comparison")
+  run = folder_with(output / "runs" / "griffin_0", "run")
+  with pytest.raises(
+    command.UserError, match="quick holds a comparison, and no single run"
+  ) as error:
+    main([f"--run_dir={output}"])
+  assert str(run) in str(error.value)
+
+
+def test_the_folder_of_a_run_is_no_comparison(tmp_path):
+  run = folder_with(tmp_path / "first", "run")
+  with pytest.raises(command.UserError, match=r"launch\.train --run_dir=.*first"):
+    compare.main([f"--output={run}"])
+
+
+@pytest.mark.parametrize("main", [train.main, evaluate.main, generate.main])
+def test_a_folder_of_runs_names_those_in_it(main, tmp_path, monkeypatch):
+  for name in ("first", "second"):
+    folder_with(tmp_path / "runs" / name, "run")
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(command.UserError) as error:
+    main(["--run_dir=runs"])
+  assert str(error.value) == (
+    "runs holds no run: it has no config.gin. There is runs/first, runs/second."
+  )
+  # Those beside a name that does not exist, as ever.
+  with pytest.raises(command.UserError, match="There is runs/first, runs/second"):
+    RunDirectory(tmp_path / "runs" / "third").require_run()
