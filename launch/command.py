@@ -196,6 +196,8 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     reason = f"exited with {leaving.code}"
   except Exception as error:
     _wait_for_verdict(error)
+    if _is_joined():
+      sys.modules["parallel.coordination"].claim_end()
     status = output.failure(error) if isinstance(error, OSError) else None
     reason = f"{type(error).__name__}: {error}"
     if status is None:

@@ -17,7 +17,7 @@ from launch.command import UserError
 from launch.config import Config
 from launch.experiment import Experiment
 from launch.run_directory import Difference, RunDirectory
-from parallel import processes
+from parallel import connections, processes
 from parallel.layout import Layout
 from training import checkpoint, checkpoint_identity, loop
 from training.metrics import Progress, read_metrics
@@ -122,6 +122,8 @@ def _train(
     # So that the run is enough alone, and a run that starts from this one finds them too.
     kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
 
+  if layout is not None:
+    connections.connect(layout.mesh)
   scorer = Scorer(experiment.model, layout)
 
   def evaluate(params: Any) -> dict[str, float]:

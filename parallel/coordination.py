@@ -17,7 +17,11 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
+
+from parallel.arrival import HostError, Waiting, is_gone, of_cluster, require_free, wait_for
+from parallel.native_log import NativeLog
 
 # How long a process may be silent, or the network away, before the others end without it.
 SILENCE_SECONDS = 40
@@ -33,22 +37,18 @@ _SLICE_SECONDS = 1
 _SEEING_SECONDS = 5
 # Within the six seconds that an abort is held.
 _PROBE_SECONDS = 2
+# A thread that comes back this late was stopped with its process, or its machine slept.
+_STOPPED_SECONDS = 15
 
 _exchanges = itertools.count()
 _hosts: list[str] = []
 _finished = threading.Event()
-
-
-class HostError(Exception):
-  """The processes cannot work together: one is missing, or differs.
-
-  Attributes:
-    may_pass: whether another start may find them together.
-  """
-
-  def __init__(self, message: str, *, may_pass: bool = False):
-    super().__init__(message)
-    self.may_pass = may_pass
+# Held by the one thread that says why this process ends.
+_end_is_mine = threading.RLock()
+_threads: list[threading.Thread] = []
+_log: NativeLog | None = None
+# When process 0 answered last; None before all are joined.
+_heard: float | None = None
 
 
 def _state() -> Any:
@@ -80,87 +80,58 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, secon
   """
   import jax
 
+  global _heard, _log
   local = None
   if coordinator is None:
-    coordinator, count, index, local = _of_cluster(seconds)
+    coordinator, count, index, local = of_cluster(seconds)
   if count == 1:
     return
   if index == 0:
-    _require_free(coordinator)
+    require_free(coordinator)
   else:
-    _wait_for(coordinator, seconds)
+    waiting = Waiting(f"process 0 of {count} at {coordinator}")
+    try:
+      wait_for(coordinator, seconds)
+    finally:
+      waiting.stop()
   # The client's own end of waiting is a C++ abort.
   late = threading.Timer(seconds, _missing, [coordinator, count, index, seconds])
   late.daemon = True
   late.start()
-  jax.distributed.initialize(
-    coordinator_address=coordinator,
-    num_processes=count,
-    process_id=index,
-    local_device_ids=local,
-    initialization_timeout=seconds + 30,
-    # Only if this file's own watch fails.
-    heartbeat_timeout_seconds=2 * SILENCE_SECONDS,
-  )
-  hosts = exchange("hosts", socket.gethostname())
+  others = "process 1" if count == 2 else f"some of processes 1 to {count - 1}"
+  waiting = Waiting(f"{others if index == 0 else 'the others'} of {count} at {coordinator}")
+  _log = NativeLog()
+  _delay_aborts()
+  _start(_probe, index, coordinator)
+  try:
+    jax.distributed.initialize(
+      coordinator_address=coordinator,
+      num_processes=count,
+      process_id=index,
+      local_device_ids=local,
+      initialization_timeout=seconds + 30,
+      # Only if this file's own watch fails.
+      heartbeat_timeout_seconds=2 * SILENCE_SECONDS,
+      shutdown_timeout_seconds=SILENCE_SECONDS,
+    )
+    hosts = exchange("hosts", socket.gethostname())
+  except BaseException:
+    _finished.set()
+    _log.close()
+    raise
+  finally:
+    waiting.stop()
   late.cancel()
   _hosts[:] = hosts
-  _delay_aborts()
-  threading.Thread(target=_watch, args=(index, count), daemon=True, name="watch").start()
-  if index:
-    threading.Thread(target=_probe, daemon=True, name="probe").start()
+  _heard = time.monotonic()
+  _start(_watch, index, count)
   atexit.register(_leave)
 
 
-def _of_cluster(seconds: int) -> tuple[str, int, int, Any]:
-  from jax._src import clusters
-
-  found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-    os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, seconds
-  )
-  if None in found[:3]:
-    raise HostError(
-      "neither SLURM, Kubernetes nor a TPU's service says who the other processes are."
-    )
-  if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
-    # Said by the user; a cluster knows only one device a process. JAX reads it where none are passed.
-    return *found[:3], None
-  return found
-
-
-def _require_free(coordinator: str) -> None:
-  """Raises HostError if another program has the port: the service would crash on it."""
-  port = int(coordinator.rpartition(":")[2])
-  if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
-    return
-  both = socket.has_dualstack_ipv6()
-  family = socket.AF_INET6 if both else socket.AF_INET
-  try:
-    socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
-  except OSError as error:
-    raise HostError(
-      f"process 0 ({socket.gethostname()}) cannot listen on port {port}: {error.strerror}. "
-      "Choose a free port for --coordinator, the same in every process.",
-      may_pass=True,
-    ) from None
-
-
-def _wait_for(coordinator: str, seconds: int) -> None:
-  """Returns once something listens at the coordinator's address."""
-  host, _, port = coordinator.rpartition(":")
-  end = time.monotonic() + seconds
-  while True:
-    try:
-      socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-      return
-    except OSError as error:
-      if time.monotonic() > end:
-        raise HostError(
-          f"process 0 does not answer at {coordinator}: {error.strerror or error} (tried for {seconds} s). "
-          "Start it, or correct --coordinator.",
-          may_pass=True,
-        ) from None
-    time.sleep(0.5)
+def _start(watches: Callable[..., None], *args: Any) -> None:
+  thread = threading.Thread(target=watches, args=args, daemon=True, name=watches.__name__)
+  _threads.append(thread)
+  thread.start()
 
 
 def _missing(coordinator: str, count: int, index: int, seconds: int) -> NoReturn:
@@ -222,16 +193,25 @@ def stop_reason() -> str | None:
   return client and _try_get(client, _STOP)
 
 
+def claim_end() -> None:
+  """Has this thread alone say why the process ends; does not return where the watch is saying it already."""
+  if not _end_is_mine.acquire(blocking=False):
+    time.sleep(SILENCE_SECONDS)  # the watch ends the process meanwhile
+  _finished.set()
+
+
 def announce(reason: str, status: int) -> None:
   """Tells the other processes that this one ends, and why; they end too, with the same status.
 
   To be followed by `os._exit`: an ordinary exit waits for the others.
   """
+  claim_end()
   state = _state()
   told = {"process": state.process_id, "reason": reason, "status": status}
-  _finished.set()
   _try_set(_FAILED, json.dumps(told))
   _let_others_see(state)
+  if _log is not None:
+    _log.close()
 
 
 def wait_for_verdict() -> None:
@@ -244,51 +224,59 @@ def wait_for_verdict() -> None:
 
 
 def _watch(index: int, count: int) -> None:
-  """Tells that this process lives, and ends it if another one does not."""
+  """Tells that this process lives, and ends it if another one does not.
+
+  Its calls are short and follow one another until the end: a thread that is inside of C++ when Python ends
+  crashes the process.
+  """
+  global _heard
   client = _state().client
   beats: dict[int, tuple[str, float]] = {}
-  heard = time.monotonic()
+  before = time.monotonic()
   for beat in itertools.count():
-    if _finished.is_set():
-      return
     try:
       client.key_value_set(f"{_BEATS}/{index}", str(beat), allow_overwrite=True)
+      _heard = time.monotonic()
+      if _heard - before > _STOPPED_SECONDS:
+        beats.clear()  # what is known of the others is as old
+      before = _heard
       if index == 0:
         _judge(client, count, beats)
-      failed = client.blocking_key_value_get(_FAILED, 2000 * _SLICE_SECONDS)
-    except Exception as error:
-      now = time.monotonic()
-      if "DEADLINE_EXCEEDED" in str(error) and "key" in str(error):
-        heard = now
-      elif now - heard > SILENCE_SECONDS:
-        _lost_first()
-      else:
-        time.sleep(_SLICE_SECONDS)
-      continue
-    _follow(json.loads(failed))
+    except Exception:  # the probe counts how long
+      pass
+    if failed := _try_get(client, _FAILED):
+      _follow(json.loads(failed))
+    if _finished.wait(_SLICE_SECONDS):
+      return
 
 
-def _probe() -> None:
-  """Ends this process when process 0 has ended; without JAX's client, whose thread hangs in its abort then."""
+def _probe(index: int, coordinator: str) -> None:
+  """Ends this process when process 0 has ended or is silent, or when it was itself stopped for too long.
+
+  Without JAX's client: its calls do not return while process 0 is stopped, and its threads hang in its abort.
+  """
+  global _heard
+  before = time.monotonic()
   while not _finished.wait(_PROBE_SECONDS):
-    if _is_gone():
-      _lost_first()
+    now = time.monotonic()
+    stopped, before = now - before, now
+    if stopped > SILENCE_SECONDS and is_joined():
+      _end(
+        f"{name(index)} was stopped for {stopped:.0f} s; the others wait for {SILENCE_SECONDS} s",
+        LOST_HOST,
+      )
+    if stopped > _STOPPED_SECONDS and is_joined():
+      _heard = now
+    if index and is_gone(coordinator):
+      _lost_first(f"process 0 (at {coordinator})", "it was killed, or its host is down")
+    if index and _heard is not None and time.monotonic() - _heard > SILENCE_SECONDS:
+      silent = f"silent for {SILENCE_SECONDS} s: it was stopped, or its host or network is down"
+      _lost_first(name(0), silent)
 
 
-def _lost_first() -> None:
+def _lost_first(who: str, why: str) -> None:
   if not _finished.is_set():
-    _end(f"{name(0)} does not answer any more: it was killed, or the network is down", LOST_HOST)
-
-
-def _is_gone() -> bool:
-  """Whether the coordinator's host answers and says that nobody listens there: its process has ended."""
-  host, _, port = _state().coordinator_address.rpartition(":")
-  try:
-    socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
-  except OSError as error:
-    # No answer at all is another matter: the network may come back.
-    return isinstance(error, ConnectionRefusedError)
-  return False
+    _end(f"{name(0) if is_joined() else who} does not answer any more: {why}", LOST_HOST)
 
 
 def _judge(client: Any, count: int, beats: dict[int, tuple[str, float]]) -> None:
@@ -311,6 +299,8 @@ def _follow(failed: dict[str, Any]) -> None:
   state = _state()
   if _finished.is_set() or failed["process"] == state.process_id:
     return
+  if not _end_is_mine.acquire(blocking=False):
+    return  # the main thread is telling its own reason
   _let_others_see(state, but=failed["process"])
   _end(f"{name(failed['process'])} ended: {failed['reason']}", failed["status"])
 
@@ -333,13 +323,23 @@ def _leave() -> None:
   """At an ordinary end: waits for the others while they are watched, so that none waits unwatched."""
   if not _finished.is_set() and _state().client is not None:
     exchange("end", "")
-    _finished.set()
+  _finished.set()
+  for thread in _threads:
+    thread.join(timeout=_SEEING_SECONDS)
+  if _log is not None:
+    _log.close()
 
 
 def _end(line: str, status: int) -> NoReturn:
   """Ends this process at once, whatever it waits for: an ordinary exit would wait for the others."""
+  if not _end_is_mine.acquire(blocking=False):
+    time.sleep(SILENCE_SECONDS)
   start = "\n" if sys.stderr.isatty() else ""
-  os.write(2, f"{start}{'error' if status else 'warning'}: {line}\n".encode())
+  line = f"{start}{'error' if status else 'warning'}: {line}\n"
+  if _log is None:
+    os.write(2, line.encode())
+  else:
+    _log.write(line)
   os._exit(status)
 
 

@@ -52,6 +52,8 @@ loop.Options.checkpoint_every = 5
 rules.Rules.max_replicated = 1.0
 layout.Parallelism.rules = @rules.Rules()
 """
+# What C++ says of an end that was not meant: nothing a user should have to read.
+CRASHES = ("terminate called", "FATAL:", "Check failure stack trace")
 # So that a run is still under way when it is attacked.
 ENDLESS = ("--gin.STEPS=100000", "--gin.training.loop.Options.checkpoint_every=50")
 
@@ -133,6 +135,7 @@ def finish(processes: list[subprocess.Popen], statuses: Sequence[int] = (0,)) ->
   outputs = [process.communicate(timeout=240)[0] for process in processes]
   for process, output in zip(processes, outputs, strict=True):
     assert process.returncode in statuses, output
+    assert not any(crash in output for crash in CRASHES), output
   return outputs
 
 
@@ -140,7 +143,10 @@ def end(processes: list[subprocess.Popen]) -> list[str]:
   """What the processes printed, which all end within a minute from now."""
   until = time.monotonic() + END_SECONDS
   try:
-    return [p.communicate(timeout=max(0.1, until - time.monotonic()))[0] for p in processes]
+    outputs = [p.communicate(timeout=max(0.1, until - time.monotonic()))[0] for p in processes]
+    for output in outputs:
+      assert not any(crash in output for crash in CRASHES), output
+    return outputs
   except subprocess.TimeoutExpired:
     pytest.fail(f"alive after {END_SECONDS} s: {[p.poll() for p in processes]}")
   finally:

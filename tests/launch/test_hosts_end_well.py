@@ -6,14 +6,16 @@ is little more than the start of Python and JAX.
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
-from launch import command
+from launch import command, directory_owner
 from tests.launch import hosts
 
 HERE = socket.gethostname()
@@ -36,18 +38,58 @@ def begun(folder, request):
   return name
 
 
-def under_way(folder: Path, run: str):
-  found = hosts.start(folder, run, 2, *hosts.ENDLESS, "--resume=force")
-  hosts.wait_for_step(folder, run, 10, found)
+def under_way(folder: Path, run: str, ready: bool = True, port: int | None = None):
+  found = hosts.start(folder, run, 2, *hosts.ENDLESS, "--resume=force", port=port)
+  if ready:
+    hosts.wait_for_step(folder, run, 10, found)
   return found
 
 
-def test_a_host_that_is_killed_is_named(folder, begun):
-  zero, one = under_way(folder, begun)
-  one.kill()
-  output, _ = hosts.end([zero, one])
-  assert zero.returncode == 1
-  assert f"error: process 1 ({HERE}) ended: it has been silent for 40 s" in output
+@pytest.fixture(scope="module")
+def silent(folder):
+  """Three runs in each of which one host falls silent at once, until the other has ended: they wait together."""
+  attacks = {
+    "killed": (1, signal.SIGKILL),
+    "stopped": (1, signal.SIGSTOP),
+    "first_stopped": (0, signal.SIGSTOP),
+  }
+  for run in attacks:
+    shutil.copytree(folder / "begun", folder / run)
+  runs = {run: under_way(folder, run, ready=False) for run in attacks}
+  for run, both in runs.items():
+    hosts.wait_for_step(folder, run, 10, both)
+  for run, (attacked, number) in attacks.items():
+    runs[run][attacked].send_signal(number)
+  others = [runs[run][1 - attacked] for run, (attacked, _) in attacks.items()]
+  outputs = dict(zip(attacks, hosts.end(others), strict=True))
+  for both in runs.values():
+    for process in both:
+      process.send_signal(signal.SIGCONT)
+  after = {run: hosts.end([runs[run][attacks[run][0]]])[0] for run in attacks}
+  statuses = {run: [process.returncode for process in both] for run, both in runs.items()}
+  return outputs, after, statuses
+
+
+def test_a_host_that_is_killed_is_named(silent):
+  outputs, _, statuses = silent
+  assert statuses["killed"] == [1, -signal.SIGKILL]
+  line = f"error: process 1 ({HERE}) ended: it has been silent for 40 s"
+  assert outputs["killed"].count(line) == 1
+
+
+def test_a_host_that_is_stopped_is_named_and_ends_when_it_goes_on(silent):
+  outputs, after, statuses = silent
+  assert statuses["stopped"] == [1, 1], after
+  assert f"error: process 1 ({HERE}) ended: it has been silent for 40 s" in outputs["stopped"]
+  assert f"error: process 1 ({HERE}) was stopped for " in after["stopped"]
+
+
+def test_host_0_that_is_stopped_is_named_and_ends_when_it_goes_on(silent):
+  outputs, after, statuses = silent
+  assert statuses["first_stopped"] == [1, 1], after
+  line = f"error: process 0 ({HERE}) does not answer any more: silent for 40 s"
+  assert line in outputs["first_stopped"]
+  assert f"error: process 0 ({HERE}) was stopped for " in after["first_stopped"]
 
 
 def test_host_0_that_is_killed_is_named(folder, begun):
@@ -64,6 +106,10 @@ def test_host_0_that_is_killed_is_named(folder, begun):
 )
 def test_a_signal_to_one_host_has_both_save_and_stop(folder, begun, number, status):
   both = under_way(folder, begun)
+  # A short stop of the other is none of its business.
+  both[0].send_signal(signal.SIGSTOP)
+  time.sleep(3)
+  both[0].send_signal(signal.SIGCONT)
   both[1].send_signal(number)
   outputs = hosts.end(both)
   assert [process.returncode for process in both] == [status] * 2, outputs
@@ -112,7 +158,7 @@ def test_hosts_with_other_text_do_not_train_together(folder, own_folders):
   outputs = hosts.end(both)
   assert [process.returncode for process in both] == [2, 2], outputs
   for output in outputs:
-    assert f"disagree about the rows: process 0 ({HERE}) has" in output
+    assert output.count(f"disagree about the rows: process 0 ({HERE}) has") == 1
   assert not (folder / "other" / "config.gin").exists()
 
 
@@ -129,8 +175,9 @@ def test_directories_that_are_not_shared_are_told_before_training(folder):
 
 def test_a_coordinator_that_never_comes_is_told(folder):
   port = hosts.free_port()
-  (one,) = hosts.start(folder, "alone", 2, "--join_seconds=5", port=port, only=[1])
+  (one,) = hosts.start(folder, "alone", 2, "--join_seconds=7", port=port, only=[1])
   (output,) = hosts.end([one])
+  assert f"waiting for process 0 of 2 at localhost:{port} (5 s)" in output
   # It may come at another start.
   assert one.returncode == 1
   assert (
@@ -140,9 +187,10 @@ def test_a_coordinator_that_never_comes_is_told(folder):
 
 
 def test_a_host_that_never_comes_is_told(folder):
-  (zero,) = hosts.start(folder, "alone", 2, "--join_seconds=5", only=[0])
+  (zero,) = hosts.start(folder, "alone", 2, "--join_seconds=7", only=[0])
   (output,) = hosts.end([zero])
   assert zero.returncode == 1
+  assert re.search(r"waiting for process 1 of 2 at localhost:\d+ \(5 s\)", output)
   assert "error: process 1 has not joined process 0 at localhost:" in output
 
 
@@ -154,3 +202,14 @@ def test_a_port_in_use_is_told(folder):
   assert [process.returncode for process in both] == [1, 1], outputs
   assert f"process 0 ({HERE}) cannot listen on port {port}: Address already in use" in outputs[0]
   assert f"could not join process 0 at localhost:{port}" in outputs[1]
+
+
+def test_host_0_that_is_killed_while_they_start_is_named(folder):
+  both = hosts.start(folder, "starting", 2)
+  # Joined and agreed, long before a step.
+  while not (folder / "starting" / directory_owner.LOCK_FILE).exists():
+    time.sleep(0.02)
+  both[0].kill()
+  _, output = hosts.end(both)
+  assert both[1].returncode == 1, output
+  assert output.count(f"error: process 0 ({HERE}) does not answer any more") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parallel import coordination
+from parallel import arrival, coordination
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def slurm(monkeypatch):
 
 
 def test_slurm_gives_each_task_the_device_of_its_number_on_the_node(slurm):
-  assert coordination._of_cluster(5)[1:] == (4, 2, [0])
+  assert arrival.of_cluster(5)[1:] == (4, 2, [0])
 
 
 def test_devices_that_the_user_named_are_left_to_jax(slurm, monkeypatch):
@@ -38,7 +38,7 @@ def test_devices_that_the_user_named_are_left_to_jax(slurm, monkeypatch):
     raise Passed
 
   monkeypatch.setattr("jax.distributed.initialize", initialize)
-  monkeypatch.setattr(coordination, "_wait_for", lambda *_: None)
+  monkeypatch.setattr(coordination, "wait_for", lambda *_: None)
   monkeypatch.setattr(coordination.threading.Timer, "start", lambda timer: None)
   with pytest.raises(Passed):
     coordination.join(None, None, None, seconds=5)
