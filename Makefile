@@ -15,7 +15,7 @@ VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(patsubst python%,%,$(notdir
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format install clean
+.PHONY: help train test quick lint types format docs install clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,9 +27,21 @@ train: $(VENV)/.installed  ## install what is needed and train; RUN= names a fil
 test: $(VENV)/.installed-test  ## install what is needed and run the tests; ARGS= goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
+# What `make quick` tests: the fast files which between them touch every room.
+QUICK_TESTS := tests/test_floors.py
+
+quick: lint  ## what to run before a commit: the linter and fast tests, under two minutes
+	$(BIN)/python -m pytest $(QUICK_TESTS) $(ARGS)
+
 lint: $(VENV)/.installed-test  ## check the code's style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test  ## check the types by pyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.installed-docs  ## build the site of docs/ into site/ and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(VENV)/.installed-test  ## bring the code into the style
 	$(BIN)/ruff check --fix .
@@ -49,7 +61,8 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: EXTRA_NAMES = $(EXTRAS)
 $(VENV)/.installed-test: EXTRA_NAMES = test $(EXTRAS)
-$(VENV)/.installed $(VENV)/.installed-test: $(BIN)/python $(REQUIREMENTS) $(if $(EXTRAS),FORCE)
+$(VENV)/.installed-docs: EXTRA_NAMES = docs $(EXTRAS)
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-docs: $(BIN)/python $(REQUIREMENTS) $(if $(EXTRAS),FORCE)
 	@echo "Installing the dependencies into $(VENV): a few minutes the first time"
 	@$(BIN)/python requirements/list.py $(EXTRA_NAMES) > $(VENV)/requirements.txt
 	@version="$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])')" && \

@@ -1,0 +1,30 @@
+"""The site of docs/ has a page for every room of the code, and lists every page."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.documentation.pages import ROOT
+from tests.test_floors import BESIDE, FLOORS
+
+ROOMS = sorted([*FLOORS, BESIDE])
+DOCS = ROOT / "docs"
+
+
+def test_every_room_has_an_api_page():
+  assert sorted(page.stem for page in (DOCS / "api").glob("*.md")) == ROOMS
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_page_of_a_room_shows_its_code(room):
+  assert re.findall(r"^::: (.+)$", (DOCS / "api" / f"{room}.md").read_text("utf-8"), re.M) == [room]
+
+
+def test_the_navigation_lists_every_page():
+  navigation = (
+    (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2].partition("\n\n")[0]
+  )
+  pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+  assert sorted(re.findall(r"\S+\.md", navigation)) == sorted(pages)
