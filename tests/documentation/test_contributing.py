@@ -1,0 +1,41 @@
+"""The guide for contributors names files and targets that exist."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.documentation.pages import ROOT
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+PATHS = sorted(set(re.findall(r"(?:^|[`\s])([\w.-]+(?:/[\w.-]*)+|\w+\.(?:md|toml))", TEXT, re.M)))
+
+
+def test_the_guide_names_paths():
+  assert len(PATHS) > 40
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if not path.startswith(".venv/")])
+def test_paths_exist(path):
+  assert (ROOT / path).exists()
+
+
+def test_names_after_a_path_are_in_the_file():
+  named = re.findall(r"`([\w/]+\.py)` \((?:the protocol )?`(\w+)`\)", TEXT)
+  assert named
+  for path, name in named:
+    assert re.search(rf"\b{name}\b", (ROOT / path).read_text("utf-8")), f"{path} has no {name}"
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake (\w+)", TEXT))))
+def test_targets_exist(target):
+  assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.M)
+
+
+def test_quick_tests_exist():
+  listed = re.search(
+    r"^QUICK_TESTS := ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text("utf-8"), re.M
+  )
+  for path in listed[1].replace("\\\n", " ").split():
+    assert (ROOT / path).exists(), path
