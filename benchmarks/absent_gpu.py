@@ -1,6 +1,7 @@
 """An H200 that is not here: XLA compiles for it all the same, with the `gpu` extra.
 
-Importing this module sets what XLA reads from the environment, so it must come before the first use of JAX.
+Importing this module sets what XLA reads from the environment, so it must come before the first use
+of JAX.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TPUs that are not here: libtpu compiles for them all the same.
 
-Importing this module points JAX at the CPU and keeps libtpu from asking the network what machine it is
-on, so it must come before the first use of JAX.
+Importing this module points JAX at the CPU and keeps libtpu from asking the network what machine it
+is on, so it must come before the first use of JAX.
 """
 
 from __future__ import annotations

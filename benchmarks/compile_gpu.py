@@ -2,8 +2,9 @@
 
     python -m benchmarks.compile_gpu
 
-Needs the `gpu` extra (`make install EXTRAS=gpu`), but neither a GPU nor its driver. One line per compiled
-program; the exit status counts the failures. CI does not run it: the CUDA libraries take 3 GB.
+Needs the `gpu` extra (`make install EXTRAS=gpu`), but neither a GPU nor its driver. One line per
+compiled program; the exit status counts the failures. CI does not run it: the CUDA libraries take 3
+GB.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def all_shapes():
 
 
 def distinct_shapes():
-  """Of those, one per rg_lru kernel: the same blocks and the same tail compile to the same loops."""
+  """Of those, one per rg_lru kernel: the same blocks and tail compile to the same loops."""
   seen = set()
   shapes = [s for s in all_shapes() if s[0][0] == 1 and s[1] == jnp.bfloat16]
   shapes += [((8, 100, 128), jnp.bfloat16), ((8, 2048, 2560), jnp.float32)]
@@ -67,7 +67,8 @@ def recurrences(generation: str, distinct: bool):
   shapes = distinct_shapes() if distinct else all_shapes()
   rg_lru = _rg_lru(absent_tpu.GENERATIONS[generation].native_math)
   for shape, dtype in shapes:
-    # A tail is the scan's business, which both ops share: of the bare one's, the least and the most code.
+    # A tail is the scan's business, which both ops share: of the bare one's, the least and the most
+    # code.
     tail_is_known = distinct and shape[1] == 100 and shape[2] not in (128, 8192)
     for op, run, arguments in (
       ("rg_lru", rg_lru, rg_lru_arguments),
@@ -165,7 +166,9 @@ def _attend(widen: bool, window: int | None):
 
 
 def _compile_sharded_attention(generation: str, attend, head_dim: int, kv_heads: int):
-  """Values and gradients with batch over 'data' and heads over 'model', on which one kv head is whole."""
+  """Values and gradients with batch over 'data' and heads over 'model', on which one kv head is
+  whole.
+  """
   mesh = Mesh(np.array(absent_tpu.devices(generation)[:4]).reshape(2, 2), ("data", "model"))
   queries, rows = P("data", None, "model"), P("data")
   keys = queries if kv_heads > 1 else rows

@@ -2,7 +2,8 @@
 
     python -m benchmarks.convert_memory --folder=/tmp/weights --shard_gb=2
 
-Fewer layers (--layers=3) take less time and have the same largest tensor. Needs 11 GB of disk, and removes what it wrote.
+Fewer layers (--layers=3) take less time and have the same largest tensor. Needs 11 GB of disk, and
+removes what it wrote.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """How fast rows are read: `python -m benchmarks.data`.
 
-Batches of the text that CPython carries, in the random order of training, without anything done to them.
+Batches of the text that CPython carries, in the random order of training, without anything done to
+them.
 """
 
 from __future__ import annotations

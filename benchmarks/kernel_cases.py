@@ -8,7 +8,8 @@ import jax.numpy as jnp
 PAPER_WIDTHS = (1024, 1536, 2048, 2560, 4096, 5632, 8192)
 SHARDS = (1, 2, 4, 8, 16)
 LENGTHS = (1, 100, 2048, 32768)
-# Bytes per element in bfloat16 at the floor: every array once, nothing of size [B, T, R] beside them.
+# Bytes per element in bfloat16 at the floor: every array once, nothing of size [B, T, R] beside
+# them.
 BYTES_PER_ELEMENT = {
   "rg_lru_forward": 8,
   "rg_lru_backward": 16,

@@ -3,12 +3,12 @@
     python -m benchmarks.kernels                           # sizes that suit the backend
     python -m benchmarks.kernels --shape 8 2048 4096 --dtype bfloat16 --output runs/kernels.json
 
-Per op, direction and implementation: milliseconds, the bytes that must move at least, the share of the
-floor (these bytes over the bandwidth of memory measured in the same run; none where the data lay in a
-cache), and the largest relative error
-against float64 among h, h_last and all gradients. An accelerator gets two shapes: one with enough rows
-and channels to fill it, and a long one with few. Without an accelerator it also prints the static table
-of the TPU kernels (`benchmarks.tpu_bundles`), if the TPU compiler is installed.
+Per op, direction and implementation: milliseconds, the bytes that must move at least, the share of
+the floor (these bytes over the bandwidth of memory measured in the same run; none where the data
+lay in a cache), and the largest relative error against float64 among h, h_last and all gradients.
+An accelerator gets two shapes: one with enough rows and channels to fill it, and a long one with
+few. Without an accelerator it also prints the static table of the TPU kernels
+(`benchmarks.tpu_bundles`), if the TPU compiler is installed.
 """
 
 from __future__ import annotations

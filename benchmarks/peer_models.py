@@ -1,7 +1,7 @@
 """One network, three libraries: this one, `recurrentgemma` (Flax) and `transformers` (PyTorch).
 
-Each function returns a thunk that does the work and waits for it. A process imports one library only,
-so that its peak memory is that library's.
+Each function returns a thunk that does the work and waits for it. A process imports one library
+only, so that its peak memory is that library's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ CONFIG = {
   "logits_soft_cap": 30.0,
 }
 OURS = "ours"
-# The library's training step takes a batch in parts; half of this one is no slower, and half the memory.
+# The library's training step takes a batch in parts; half of this one is no slower, and half the
+# memory.
 MICROBATCHES = 2
 PEERS = ("recurrentgemma linear", "recurrentgemma associative", "transformers")
 

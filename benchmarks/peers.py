@@ -3,9 +3,9 @@
     python -m benchmarks.peers train     # loss and gradient: tokens/s, peak memory, first step
     python -m benchmarks.peers decode    # tokens/s after a prompt of 128 tokens; after 10,000
 
-Each side runs in a process of its own; the processes take turns, a step each, and medians are told. The
-network is the same for all (see `benchmarks.peer_models`). All sides' glibc keeps large arrays in huge
-pages; --plain leaves it as it is.
+Each side runs in a process of its own; the processes take turns, a step each, and medians are told.
+The network is the same for all (see `benchmarks.peer_models`). All sides' glibc keeps large arrays
+in huge pages; --plain leaves it as it is.
 """
 
 from __future__ import annotations
@@ -145,15 +145,18 @@ def show(records: list[dict]) -> None:
   print(head)
   for r in records:
     print(
-      f"  {r['name']:27} {r['tokens_per_second']:9,.0f} tokens/s  {r['tokens_per_cpu_second']:7,.0f} per CPU s  "
+      f"  {r['name']:27} {r['tokens_per_second']:9,.0f} tokens/s  "
+      f"{r['tokens_per_cpu_second']:7,.0f} per CPU s  "
       f"{r['gigabytes']:5.2f} GB  "
       f"first {r['first_seconds']:5.1f} s"
     )
   best = max(peers, key=lambda record: record["tokens_per_second"])
   least = min(r["gigabytes"] for r in peers)
   print(
-    f"  ours is {ours['tokens_per_second'] / best['tokens_per_second']:.2f} x the fastest peer, with "
-    f"{ours['gigabytes'] / best['gigabytes']:.2f} x its memory and {ours['gigabytes'] / least:.2f} x that "
+    f"  ours is {ours['tokens_per_second'] / best['tokens_per_second']:.2f} x the fastest peer, "
+    "with "
+    f"{ours['gigabytes'] / best['gigabytes']:.2f} x its memory and {ours['gigabytes'] / least:.2f} "
+    "x that "
     "of the leanest",
     flush=True,
   )

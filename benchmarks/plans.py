@@ -1,11 +1,11 @@
 """The table of plans: what the paper's sizes take on hardware that is not here.
 
     python -m benchmarks.plans                      # every row: hours on two cores
-    python -m benchmarks.plans h200 --keep=runs/plans   # rows whose name holds a word; keeps what was planned
+    python -m benchmarks.plans h200 --keep=runs/plans   # rows with this word; keep what is planned
 
-Prints one Markdown row per plan, the best that `launch.plan --search` found, those that compile soon first;
-each is a command of its own (`--commands` prints them). With `--keep` a row that was planned before is not
-planned again.
+Prints one Markdown row per plan, the best that `launch.plan --search` found, those that compile
+soon first; each is a command of its own (`--commands` prints them). With `--keep` a row that was
+planned before is not planned again.
 """
 
 from __future__ import annotations
@@ -57,21 +57,25 @@ def arguments(hardware: str, size: str, model: str, *, rows: int, length: int) -
 
 
 def cost(command: tuple[str, list[str]]) -> tuple[bool, bool, int]:
-  """What rows come first by: patterns of one block, then short rows of tokens, then small models."""
+  """What rows are sorted by: patterns of one block, then short rows of tokens, small models."""
   name, _ = command
   size = next(index for index, size in enumerate(SIZES) if f"_{size}_" in name)
   return "griffin" in name, name.endswith("1M"), size
 
 
 def row(found: dict[str, Any], seconds: float) -> str:
-  """A plan as a row of the table; `seconds` were spent on compiling it and those that it is the best of."""
+  """A plan as a row of the table.
+
+  `seconds` were spent on compiling it and those that it is the best of.
+  """
   mesh = " x ".join(f"{name} {size}" for name, size in found["mesh"].items() if size > 1)
   cells = (
     found["hardware"],
     f"{found['model']}, {found['parameters'] / 1e9:.1f} B",
     f"{found['batch_size']:,} x {found['length']:,}",
     f"{mesh}, ZeRO {found['zero']}, {found['accumulate']} microbatches, remat {found['remat']}",
-    f"{'yes' if found['fits'] else 'no'}: {found['bytes'] / 2**30:.1f} of {found['memory'] / 2**30:.0f} GiB",
+    f"{'yes' if found['fits'] else 'no'}: {found['bytes'] / 2**30:.1f} of "
+    f"{found['memory'] / 2**30:.0f} GiB",
     f"{found['bound']}, {found['seconds']:.2f} s",
     f"{found['tokens_per_second']:,.0f}",
     f"{found['utilisation']:.0%}",

@@ -1,11 +1,12 @@
-"""The CPU recurrences beside a plain C loop with OpenMP: same problem, same threads, taken in turns.
+"""The CPU recurrences beside a plain C loop with OpenMP: same problem, same threads, taken in
+turns.
 
     python -m benchmarks.recurrence_vs_c
     python -m benchmarks.recurrence_vs_c --shape 4 2048 1024 --rounds 15 --output runs/vs_c.json
 
 Needs gcc. The C side fuses everything into one loop over time per row and group of channels, with
-vectorised exp and tanh, and writes into memory that it has touched before. For each op and direction:
-milliseconds of both (medians of rounds in which they alternate), and their ratio.
+vectorised exp and tanh, and writes into memory that it has touched before. For each op and
+direction: milliseconds of both (medians of rounds in which they alternate), and their ratio.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m benchmarks.recurrent_block_traffic                  # v5e, [8, 2048, 2560], 10 heads
     python -m benchmarks.recurrent_block_traffic v6e --json
 
-Per direction: gigabytes that XLA's cost model says all operations read and write (a Pallas kernel counts
-what its `CostEstimate` says: every array once), bytes per element of [B, T, R], and the operations that
-move most of them. `forward` is the block alone, `gradient` its value and the gradients of the input and
-of all weights.
+Per direction: gigabytes that XLA's cost model says all operations read and write (a Pallas kernel
+counts what its `CostEstimate` says: every array once), bytes per element of [B, T, R], and the
+operations that move most of them. `forward` is the block alone, `gradient` its value and the
+gradients of the input and of all weights.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""What sharding sends beside the least that it could, and what depth costs to compile; no TPU is needed.
+"""What sharding sends beside the least that it could, and what depth costs to compile.
+
+No TPU is needed.
 
     python -m benchmarks.sharding              # both tables, for a Griffin on eight v5e
     python -m benchmarks.sharding traffic zero3 model
 
-First table: per strategy the bytes that a device sends in a training step, as the compiled program says,
-beside the arithmetic minimum for the strategy (a ring's). Second table: seconds of CPU to trace and compile a
-step of 12 and of 40 layers, per model; the least of some runs, interleaved.
+First table: per strategy the bytes that a device sends in a training step, as the compiled program
+says, beside the arithmetic minimum for the strategy (a ring's). Second table: seconds of CPU to
+trace and compile a step of 12 and of 40 layers, per model; the least of some runs, interleaved.
 """
 
 from __future__ import annotations
@@ -40,10 +42,11 @@ SIZES = {
   "ATTENTION_KERNEL": "reference",
 }
 FILES = ("runs/griffin_quickstart.gin", "mesh/data.gin", "precision/bfloat16.gin")
-# The least at which 12 layers lie in main memory, as 40 do. Where they fit on the chip (v5e: 128 MiB) they take
-# less code, copies above all, and compile a quarter sooner.
+# The least at which 12 layers lie in main memory, as 40 do. Where they fit on the chip (v5e: 128
+# MiB) they take less code, copies above all, and compile a quarter sooner.
 NARROW = {"VOCAB_SIZE": 1024, "MODEL_SHARDS": 2}
-# Blocks that fill no repetition of a model's pattern are compiled beside the loop: Griffin has one at 13 and 40.
+# Blocks that fill no repetition of a model's pattern are compiled beside the loop: Griffin has one
+# at 13 and 40.
 DEPTHS = {
   "griffin": ((12, 39), (13, 40), (12, 40)),
   "hawk": ((12, 40),),
@@ -83,18 +86,20 @@ def minimum(strategy: str) -> float:
     # The gradient, in float32: summed, or scattered and the new parameters gathered.
     return 2 * ring * 4 * (matrices + vectors)
   if strategy == "zero3":
-    # Matrices in bfloat16, gathered for the forward and for the backward pass, the embedding once for
-    # both, and their gradients scattered.
+    # Matrices in bfloat16, gathered for the forward and for the backward pass, the embedding once
+    # for both, and their gradients scattered.
     embedding = model.padded_vocab_size * model.width
     return ring * 2 * (3 * matrices - embedding) + 2 * ring * 4 * vectors
   if strategy == "model":
-    # A stream of [B, T, D] in bfloat16 per sub-block and direction, for the embedding and the logits; the
-    # gradient of key and value; three float32 per token for the loss; the shared head's gradient.
+    # A stream of [B, T, D] in bfloat16 per sub-block and direction, for the embedding and the
+    # logits; the gradient of key and value; three float32 per token for the loss; the shared head's
+    # gradient.
     head, attentions = model.width // SIZES["HEADS"], model.depth // 3
     stream = (2 * sub_blocks + 2) * model.width + attentions * 2 * head
     return 2 * ring * rows * length * (2 * stream + 4 * 3)
-  # seq: gradients are summed. Forward and back, per recurrent block three tokens of the convolution and
-  # log2(n) times a pair of states; per attention the keys and values of a window, and its segments once.
+  # seq: gradients are summed. Forward and back, per recurrent block three tokens of the convolution
+  # and log2(n) times a pair of states; per attention the keys and values of a window, and its
+  # segments once.
   attentions = model.depth // 3
   recurrent = model.depth - attentions
   width, head = SIZES["RNN_WIDTH"], model.width // SIZES["HEADS"]
@@ -120,7 +125,8 @@ def traffic(strategies: list[str]) -> None:
     sent, least = sum(one.sent for one in found.collectives), minimum(strategy)
     kinds = ", ".join(f"{one.count} {one.kind} ({one.axes})" for one in found.collectives)
     print(
-      f"{strategy:8}  {show_bytes(sent):>15}  {show_bytes(least):>18}  {sent / least:5.3f}  {kinds}",
+      f"{strategy:8}  {show_bytes(sent):>15}  {show_bytes(least):>18}  {sent / least:5.3f}  "
+      f"{kinds}",
       flush=True,
     )
 

@@ -3,9 +3,10 @@
     python -m benchmarks.tpu_bundles                 # a table for all generations
     python -m benchmarks.tpu_bundles v5e --json      # {generation: {kernel: bundles}}
 
-A TPU core issues one bundle per cycle, so bundles per 1024 elements, beside the bundles that fit in the
-time HBM needs for those elements, say whether a kernel can run at memory speed. No TPU is needed. The
-listing knows nothing of waiting for memory: it ranks versions of a kernel and is no timing.
+A TPU core issues one bundle per cycle, so bundles per 1024 elements, beside the bundles that fit in
+the time HBM needs for those elements, say whether a kernel can run at memory speed. No TPU is
+needed. The listing knows nothing of waiting for memory: it ranks versions of a kernel and is no
+timing.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def innermost_loop(listing: str) -> int:
   """The number of bundles in the longest loop inside a loop (the outer one is the grid).
 
   Args:
-    listing: text of a `*-final_bundles.txt`: numbered bundles, `LB` where a loop body starts, one `>`
-      per level of nesting, and a branch back to the region that names the loop.
+    listing: text of a `*-final_bundles.txt`: numbered bundles, `LB` where a loop body starts, one
+      `>` per level of nesting, and a branch back to the region that names the loop.
   """
   bundles = []
   for line in listing.splitlines():
@@ -78,7 +79,8 @@ def _measure(absent_tpu, generation: str, folder: pathlib.Path) -> dict[str, flo
     path.unlink()  # the next generation's have the same names
   result = {}
   for kernel, slabs, chunk in compiled:
-    # XLA's name of a call starts with the transformations it came from; the last listing is the one.
+    # XLA's name of a call starts with the transformations it came from; the last listing is the
+    # one.
     texts = [t for n, t in listings.items() if kernel in n and "schedule-analysis" not in n]
     bundles = max(innermost_loop(t) for t in texts)
     result[kernel] = round(bundles / (slabs * chunk * 128 / 1024), 2)

@@ -1,7 +1,7 @@
 """Types of options with the range that their values must be in.
 
-An option's annotation says what it may be: `window: Count = 1024`. Whoever reads a configuration refuses what
-is outside; type checkers see the plain type.
+An option's annotation says what it may be: `window: Count = 1024`. Whoever reads a configuration
+refuses what is outside; type checkers see the plain type.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Range:
   also: float | None = None
 
   def fault(self, value: float) -> str | None:
-    """What a number must be and is not; None if it is in the range. NaN and the infinities are in none."""
+    """What a number must be and is not; None if it is in the range.
+
+    NaN and the infinities are in none.
+    """
     if not math.isfinite(value):
       return "a finite number"
     ends = {

@@ -1,4 +1,4 @@
-"""Where documents come from: CPython itself, text files, JSON lines, TFDS, registered seqio tasks."""
+"""Where documents come from: CPython, text files, JSON lines, TFDS, registered seqio tasks."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Documents(Corpus, Protocol):
     """Returns the bytes of the largest document; None if that is not known without reading."""
 
 
-# Tests repeat each other, the code page tables of `encodings` repeat themselves, topics.py holds the
-# topics a second time, and site-packages are not CPython's.
+# Tests repeat each other, the code page tables of `encodings` repeat themselves, topics.py holds
+# the topics a second time, and site-packages are not CPython's.
 _LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings"}
 _LEFT_OUT |= {"__pycache__", "ensurepip", "pydoc_data"}
 
@@ -357,8 +357,8 @@ class RegisteredTask:
     module: the module that registers it when imported.
     features: output features to join, in this order, into one document.
     seed: for tasks whose preprocessing is random; seqio takes none for a source without one.
-    loss_on: the features whose tokens the loss is on, such as ('targets',) of prompts and responses;
-      None is all.
+    loss_on: the features whose tokens the loss is on, such as ('targets',) of prompts and
+      responses; None is all.
   """
 
   task: str
@@ -371,7 +371,8 @@ class RegisteredTask:
     unknown = [name for name in self.loss_on or () if name not in self.features]
     if unknown or self.loss_on == ():
       raise CorpusError(
-        f"loss_on={list(self.loss_on)} must be some of features={list(self.features)}, or None for all."
+        f"loss_on={list(self.loss_on)} must be some of features={list(self.features)}, or None for "
+        "all."
       )
 
   @property

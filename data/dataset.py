@@ -23,7 +23,8 @@ from data.progress import Progress, ProgressBar
 from data.rows import RowFiles
 from data.vocabularies import Vocabulary
 
-# What a description says that `options` cannot: it takes the files, or says how rows are made of them.
+# What a description says that `options` cannot: it takes the files, or says how rows are made of
+# them.
 _OF_THE_FILES = ("files", "heldout", "empty_answers")
 
 
@@ -150,8 +151,9 @@ class Mixture:
 class RegisteredMixture:
   """A mixture of seqio's registry: its tasks packed one by one and drawn from at its rates.
 
-  seqio mixes examples and stops at the end of the shortest task. Here every task is packed whole and
-  rows are drawn, each task's rate weighted by its mean length, so that tokens keep their shares.
+  seqio mixes examples and stops at the end of the shortest task. Here every task is packed whole
+  and rows are drawn, each task's rate weighted by its mean length, so that tokens keep their
+  shares.
 
   Attributes:
     mixture: the registered name.

@@ -57,8 +57,8 @@ _COMPRESSED = {"gzip", "Zstandard", "xz", "bzip2", "LZ4", "a ZIP archive", "a 7z
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _BOM = b"\xef\xbb\xbf"
 
-# The part of a file that is looked at, and what may be invalid in it: a text in Latin-1 is soon above
-# that, a text with a damaged character here and there is not.
+# The part of a file that is looked at, and what may be invalid in it: a text in Latin-1 is soon
+# above that, a text with a damaged character here and there is not.
 _SAMPLE = 2**20
 _INVALID_SHARE = 0.02
 _INVALID_BYTES = 8
@@ -72,7 +72,9 @@ def shortened(value: Any, length: int = 60) -> str:
 
 
 def matching_files(patterns: str | Sequence[str]) -> list[Path]:
-  """Returns the files that match, by path, each once; a file of that very name goes before the pattern.
+  """Returns the files that match, by path, each once.
+
+  A file of that very name goes before the pattern.
 
   Raises:
     CorpusError: nothing matches, or what does is no file that can be read.
@@ -90,7 +92,8 @@ def matching_files(patterns: str | Sequence[str]) -> list[Path]:
     paths = [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]
     if not paths:
       raise NoFiles(
-        f"No file matches {pattern!r}. Correct the path; several stand in a list: \"['a.txt', 'b.txt']\"."
+        f"No file matches {pattern!r}. Correct the path; several stand in a list: \"['a.txt', "
+        "'b.txt']\"."
       )
     found.update(map(_file, paths))
   return [Path(p) for p in sorted(found)]
@@ -153,8 +156,10 @@ def check_is_text(start: bytes, name: str) -> None:
   invalid += len(start) - len(start.translate(None, _CONTROL))
   if invalid >= _INVALID_BYTES and invalid > _INVALID_SHARE * len(start):
     raise CorpusError(
-      f"{name} is no text in UTF-8: {invalid / len(start):.0%} of its first {len(start)} bytes are invalid or"
-      f" control characters (at most {_INVALID_SHARE:.0%} may be). Convert it, such as with iconv -f"
+      f"{name} is no text in UTF-8: {invalid / len(start):.0%} of its first {len(start)} bytes are "
+      "invalid or"
+      f" control characters (at most {_INVALID_SHARE:.0%} may be). Convert it, such as with iconv "
+      "-f"
       " ISO-8859-1 -t UTF-8 OLD > NEW, or leave it out."
     )
 

@@ -1,4 +1,6 @@
-"""Which documents are held out: by a hash of each where that leaves some on both sides, else a tail."""
+"""Which documents are held out: by a hash of each where that leaves some on both sides, else a
+tail.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def check_intent(corpus: object, split: str) -> None:
   fraction = getattr(corpus, "heldout_fraction", None)
   if (split, fraction) in (("heldout", 0), ("train", 1)):
     raise CorpusError(
-      f"{corpus.name} ({split}) holds no text: heldout_fraction={fraction} (above 0 and below 1 to have both"
+      f"{corpus.name} ({split}) holds no text: heldout_fraction={fraction} (above 0 and below 1 to "
+      "have both"
       f" splits). Set --gin.{kind_of(corpus)}.heldout_fraction=0.05."
     )
 
@@ -59,7 +62,8 @@ def check_intent(corpus: object, split: str) -> None:
 def needs_tail(identity: str, fraction: float, keys: Callable[[], Iterable[bytes]]) -> bool:
   """Whether the hash would leave a split without text, so that a tail is held out instead.
 
-  Reads until both splits have a document: about twenty documents of an ordinary corpus, all of a small one.
+  Reads until both splits have a document: about twenty documents of an ordinary corpus, all of a
+  small one.
 
   Args:
     identity: what decides the documents; the answer is kept for this process.
@@ -117,8 +121,10 @@ def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: obje
   kind = kind_of(corpus)
   count = sum(map(bool, sizes))
   raise CorpusError(
-    f"{corpus.name} has {sum(sizes)} bytes of text in {plural(count, 'document')}: too few to hold some out"
-    f" (at least {_LEAST_TEXT} bytes, or two documents). Add text, or train on all of it and hold out other"
+    f"{corpus.name} has {sum(sizes)} bytes of text in {plural(count, 'document')}: too few to hold "
+    "some out"
+    f" (at least {_LEAST_TEXT} bytes, or two documents). Add text, or train on all of it and hold "
+    "out other"
     " files: --gin.train/dataset.TextDataset.split=all --gin.heldout/dataset.TextDataset.split=all"
     f" --gin.heldout/dataset.TextDataset.corpus='@own/{kind}()' --gin.own/{kind}.files=OTHER."
   )
@@ -142,7 +148,10 @@ def tail_split(documents: Iterable[bytes], split: str, tail: Tail) -> Iterator[b
 
 
 def _boundary(text: bytes, near: int) -> int:
-  """Returns a place to cut a text: after a line, else before a character; both parts hold something."""
+  """Returns a place to cut a text: after a line, else before a character.
+
+  Both parts hold something.
+  """
   tail = len(text) - near
   if after := text.rfind(b"\n", max(0, near - tail), near) + 1:
     return after

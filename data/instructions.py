@@ -53,7 +53,8 @@ class PromptResponse:
       for _, name, kind, conversion in parts:
         if name is not None and (not name.isidentifier() or kind or conversion):
           raise CorpusError(
-            f"template {template!r}: {{{name}}} must be the plain name of a field, such as {{prompt}}."
+            f"template {template!r}: {{{name}}} must be the plain name of a field, such as "
+            f"{{prompt}}."
           )
 
   def pieces(self, values: dict[str, Any], place: str) -> list[Piece]:
@@ -92,10 +93,12 @@ _ROLES = {"user": "user", "assistant": "model", "model": "model"}
 
 @dataclasses.dataclass(frozen=True)
 class GemmaTurns:
-  """A conversation in Gemma's turn format; the loss is on what the model says, to the end of its turn.
+  """A conversation in Gemma's turn format.
 
-  The object holds a list of messages, each with a role ('user', 'assistant' or 'model'; 'system' in front of
-  the first user's) and a content.
+  The loss is on what the model says, to the end of its turn.
+
+  The object holds a list of messages, each with a role ('user', 'assistant' or 'model'; 'system' in
+  front of the first user's) and a content.
 
   Attributes:
     messages: the object's key that holds the list.
@@ -141,7 +144,8 @@ class GemmaTurns:
         continue
       if not isinstance(role, str) or role not in _ROLES:
         raise CorpusError(
-          f"{place}: {named} has the role {shortened(role)}; there are {', '.join(_ROLES)}, and 'system' first."
+          f"{place}: {named} has the role {shortened(role)}; there are {', '.join(_ROLES)}, and "
+          "'system' first."
         )
       turns.append((_ROLES[role], system + content.strip()))
       system = ""
@@ -174,8 +178,8 @@ class Instructions:
   Attributes:
     files: a path or glob pattern (`**` crosses folders), or several.
     template: how an object becomes text, and on which of it the loss is.
-    heldout_fraction: expected share of the examples that is held out, decided by a hash of the text;
-      where that leaves a split empty, the last examples.
+    heldout_fraction: expected share of the examples that is held out, decided by a hash of the
+      text; where that leaves a split empty, the last examples.
   """
 
   files: FilePath | Sequence[FilePath]

@@ -1,4 +1,4 @@
-"""Rows to batches, with Grain: which rows make a step depends on the seed, the step and the slot."""
+"""Rows to batches, with Grain: the rows of a step depend on the seed, the step and the slot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 class Batches:
-  """An iterator of batches whose whole state is the number of rows that came before the next one."""
+  """An iterator of batches; its whole state is the number of rows before the next one."""
 
   def __init__(self, rows_from: Callable[[int], grain.MapDataset], batch_size: int):
     """Starts at the first row.
@@ -52,9 +52,9 @@ class Batches:
   def __next__(self) -> dict[str, np.ndarray]:
     """Returns the next batch.
 
-    A dict of [B, T] arrays (B is the number of slots that are read here): inputs, targets, segment_ids,
-    positions (int32) and loss_weights (float32). Batches of a single pass also hold row_bytes, [B] int64:
-    the bytes of text that each row's targets in the loss stand for.
+    A dict of [B, T] arrays (B is the number of slots that are read here): inputs, targets,
+    segment_ids, positions (int32) and loss_weights (float32). Batches of a single pass also hold
+    row_bytes, [B] int64: the bytes of text that each row's targets in the loss stand for.
 
     Raises:
       RowFileError: a row holds an id that its vocabulary does not have, or segments that cannot be.
@@ -62,15 +62,17 @@ class Batches:
     return next(self._iterator)
 
   def state(self) -> dict[str, int]:
-    """Returns {'next_row': n}: rows of all earlier batches, whatever their size and the reader's slots."""
+    """Returns {'next_row': n}: rows of all earlier batches, whatever their size and the reader's
+    slots.
+    """
     step = int(self._iterator.get_state()["next_index"])
     return {"next_row": step * self._batch_size + self._first}
 
   def restore(self, state: dict[str, int]) -> None:
     """Continues at row `state['next_row']`.
 
-    Older states count batches, {'next_index': n}: of `state['batch_size']` rows if they say so, else of
-    this reader's.
+    Older states count batches, {'next_index': n}: of `state['batch_size']` rows if they say so,
+    else of this reader's.
     """
     if "next_row" in state:
       row = state["next_row"]
@@ -85,7 +87,10 @@ class Batches:
 
 
 class _Rows:
-  """A random-access source of (tokens, segment ids, loss mask, bytes); past the last row there is padding."""
+  """A random-access source of (tokens, segment ids, loss mask, bytes).
+
+  Past the last row there is padding.
+  """
 
   def __init__(self, rows: rows_lib.RowFiles, length: int | None = None):
     self._rows = rows
@@ -193,8 +198,8 @@ def batches(
   """Iterates over batches of rows.
 
   Training: the defaults. Held-out text in order, once: `shuffle=False, repeat=False`; the last
-  batch is then filled with rows of padding (segment id 0, loss weight 0, no bytes), and every batch says
-  how many bytes of text its rows stand for.
+  batch is then filled with rows of padding (segment id 0, loss weight 0, no bytes), and every batch
+  says how many bytes of text its rows stand for.
 
   Args:
     rows: row files, or a mixture of them (drawn row by row by weight, to within 1% of the smallest;
@@ -205,7 +210,8 @@ def batches(
     repeat: False ends after one pass.
     start_step: the first batch to return.
     slots: which rows of each batch this reader returns, in this order; None is all. They have no
-      influence on which row is in which slot, so that any set of readers makes the same global batch.
+      influence on which row is in which slot, so that any set of readers makes the same global
+      batch.
 
   Raises:
     ValueError: a number is out of its range.

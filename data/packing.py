@@ -1,4 +1,6 @@
-"""Cuts long documents and joins short ones, so that every row but the last is full, or keeps them whole."""
+"""Cuts long documents and joins short ones, so that every row but the last is full, or keeps them
+whole.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,8 @@ class Rows(NamedTuple):
 class Packer:
   """Packs documents in the order given; the rows depend on nothing else.
 
-  A document that does not fit is continued in the next row, as a segment of its own. Padding is told
-  from text by the segment ids alone, so id 0 is a token like any other.
+  A document that does not fit is continued in the next row, as a segment of its own. Padding is
+  told from text by the segment ids alone, so id 0 is a token like any other.
   """
 
   def __init__(self, vocabulary: Vocabulary, sequence_length: int, *, whole: bool = False):
@@ -47,8 +49,8 @@ class Packer:
     Args:
       vocabulary: of the ids.
       sequence_length: tokens per row.
-      whole: a document that the current row cannot hold begins the next one, after padding; only one
-        that is longer than a row is cut.
+      whole: a document that the current row cannot hold begins the next one, after padding; only
+        one that is longer than a row is cut.
     """
     if sequence_length < 1:
       raise ValueError(f"sequence_length={sequence_length} must be at least 1.")
@@ -163,12 +165,12 @@ class Packer:
   def _pieces(self, tokens: np.ndarray, text_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yields a document in pieces of a bounded size, with the text's size up to each token.
 
-    A byte vocabulary spells exactly `text_bytes`. One that normalises the text may spell fewer or more;
-    its lengths are then proportions, and if it spells nothing, all tokens count alike.
+    A byte vocabulary spells exactly `text_bytes`. One that normalises the text may spell fewer or
+    more; its lengths are then proportions, and if it spells nothing, all tokens count alike.
 
     Yields:
-      start: where the piece begins; ends: [n + 1] int64, the bytes of text before each of its n tokens
-        and after the last.
+      start: where the piece begins; ends: [n + 1] int64, the bytes of text before each of its n
+        tokens and after the last.
     """
     starts = range(0, len(tokens), _PIECE)
     spelled = sum(int(self._byte_lengths[tokens[i : i + _PIECE]].sum()) for i in starts)

@@ -26,7 +26,10 @@ Show = Callable[[Progress], None]
 
 
 class PreparationError(RuntimeError):
-  """Row files could not be made, for a reason other than the corpus; it carries the last messages."""
+  """Row files could not be made, for a reason other than the corpus.
+
+  It carries the last messages.
+  """
 
 
 def _environment() -> dict[str, str]:
@@ -60,7 +63,8 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
     pickled = pickle.dumps(request)
   except Exception as error:
     raise PreparationError(
-      f"{what} cannot be handed to the process that prepares it: {' '.join(str(error).split())[:200]}."
+      f"{what} cannot be handed to the process that prepares it: "
+      f"{' '.join(str(error).split())[:200]}."
       " Define the classes of corpus and vocabulary at the top of a module."
     ) from None
   # -P: a folder named `data` in the working directory must not hide this package.

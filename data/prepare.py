@@ -1,7 +1,8 @@
-"""Makes row files: `python -m data.prepare`, which another process starts and feeds (preparation.py).
+"""Makes row files: `python -m data.prepare`, which another process starts and feeds
+(preparation.py).
 
-Reads a pickled request from stdin, {"datasets": [...]} or {"mixture": ...}; writes a line of JSON per
-event to stdout: progress, then `{"done": ...}` or `{"error": ...}`.
+Reads a pickled request from stdin, {"datasets": [...]} or {"mixture": ...}; writes a line of JSON
+per event to stdout: progress, then `{"done": ...}` or `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def _lock(path: Path, wait: Callable[[], None]) -> IO[str]:
-  """Lets one process of this machine at a time prepare the same content; closing the file ends that.
+  """Lets one process of this machine at a time prepare the same content.
+
+  Closing the file ends that.
 
   The others wait and then find it made. Correctness does not depend on the lock (files appear by
   renaming a finished directory), only the doubled work does. A killed process loses its lock.
@@ -63,7 +66,8 @@ def _keeping(dataset: TextDataset, folder: Path) -> Iterator[None]:
     raise
   except OSError as error:
     raise PreparationError(
-      f"the rows of {dataset.what} cannot be kept in {folder}: {error.strerror or error}. Free space"
+      f"the rows of {dataset.what} cannot be kept in {folder}: {error.strerror or error}. Free "
+      "space"
       " there, or keep them elsewhere: --gin.dataset.TextDataset.cache_dir=FOLDER."
     ) from error
 
@@ -80,7 +84,8 @@ def _machine() -> str:
 def _remove_leftovers(target: Path) -> None:
   """Removes what killed preparations of `target` left; call with the lock held.
 
-  Those of this machine are over; of others, which may share the directory and not the lock, the old ones.
+  Those of this machine are over; of others, which may share the directory and not the lock, the old
+  ones.
   """
   for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
     ours = leftover.name.startswith(f".{target.name}.{_machine()}.")
@@ -89,7 +94,10 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _last_written(folder: Path) -> float:
-  """When the folder or a file in it was written to last; a folder's own time knows of new files alone."""
+  """When the folder or a file in it was written to last.
+
+  A folder's own time knows of new files alone.
+  """
   times = [0.0]
   for path in (folder, *folder.glob("*")):
     with contextlib.suppress(FileNotFoundError):  # Whoever made it has finished.
@@ -111,7 +119,8 @@ def prepare(dataset: TextDataset, report: Report) -> None:
   except OSError as error:
     told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     raise corpora.CorpusError(
-      f"{dataset.what} cannot be read: {' '.join(told.split())[:300]}. Correct what it names, and start again."
+      f"{dataset.what} cannot be read: {' '.join(told.split())[:300]}. Correct what it names, and "
+      "start again."
     ) from error
 
 
@@ -134,7 +143,8 @@ def _prepare(dataset: TextDataset, report: Report) -> None:
       _pack(dataset, partial, target.parent, report)
       if dataset.source() != source:
         raise corpora.CorpusError(
-          f"{dataset.what}: a file changed while it was read. Start again once nothing writes to it."
+          f"{dataset.what}: a file changed while it was read. Start again once nothing writes to "
+          "it."
         )
       with _keeping(dataset, target.parent):
         _publish(partial, target)
@@ -167,7 +177,8 @@ def _pack(dataset: TextDataset, directory: Path, cache: Path, report: Report) ->
     if packer.counts.cut_documents and isinstance(corpus, recall.RecallTask):
       raise corpora.CorpusError(
         f"{dataset.what}: an example of {len(example.tokens)} tokens lies in two rows of"
-        f" {dataset.sequence_length}, so that its answer cannot be known. Set whole_documents=True and a"
+        f" {dataset.sequence_length}, so that its answer cannot be known. Set whole_documents=True "
+        "and a"
         f" sequence_length of at least {len(example.tokens)}."
       )
     if time.monotonic() - last_report >= _SECONDS_BETWEEN_EVENTS:
@@ -182,7 +193,8 @@ def _pack(dataset: TextDataset, directory: Path, cache: Path, report: Report) ->
     )
   if not counts.documents:
     raise corpora.CorpusError(
-      f"{dataset.what} holds no text: it has no documents ({counts.empty_documents} empty ones were left"
+      f"{dataset.what} holds no text: it has no documents ({counts.empty_documents} empty ones "
+      "were left"
       " out). Correct the corpus."
     )
   source = dataset.source()
@@ -249,5 +261,6 @@ def main() -> int:
 if __name__ == "__main__":
   status = main()
   sys.stderr.flush()
-  # At an ordinary exit TensorFlow waits for its threads, for ever if documents are still being read.
+  # At an ordinary exit TensorFlow waits for its threads, for ever if documents are still being
+  # read.
   os._exit(status)

@@ -54,7 +54,8 @@ class Progress:
       full = int(share * _BAR_WIDTH)
       bar = "[" + "#" * full + "." * (_BAR_WIDTH - full) + f"] {share:4.0%}  "
     size = f"{self.text_bytes / 1e6:.1f} MB"
-    line = f"preparing {self.what}: {bar}{plural(self.documents, 'document')}, {size}, {self.seconds:.0f} s"
+    counted = f"{plural(self.documents, 'document')}, {size}, {self.seconds:.0f} s"
+    line = f"preparing {self.what}: {bar}{counted}"
     return line + (self._notes() if self.finished else "")
 
   def _notes(self) -> str:

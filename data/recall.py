@@ -1,8 +1,8 @@
 """Recall tasks: look-ups in the context whose every answer is known, generated from a seed.
 
-Each is a corpus, so that `data.dataset.TextDataset` reads it like any text; the loss is on the answers
-alone. Symbols are written as the tasks' authors number them: of a `Symbols` vocabulary, or, to mix with
-text, as the bytes from '0' on of a `Bytes` vocabulary.
+Each is a corpus, so that `data.dataset.TextDataset` reads it like any text; the loss is on the
+answers alone. Symbols are written as the tasks' authors number them: of a `Symbols` vocabulary, or,
+to mix with text, as the bytes from '0' on of a `Bytes` vocabulary.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class RecallTask:
   has_loss_mask = True
   # What `length` counts.
   unit = "tokens"
-  # The published score is of text that the model generates; otherwise of its likeliest token after the
-  # true tokens before.
+  # The published score is of text that the model generates; otherwise of its likeliest token after
+  # the true tokens before.
   generates = False
 
   def __post_init__(self):
@@ -131,7 +131,7 @@ def symbol_ids(vocabulary: Vocabulary, count: int) -> np.ndarray:
 def _as_examples(
   vocabulary: Vocabulary, count: int, symbols: np.ndarray, answers: np.ndarray, sources: np.ndarray
 ) -> list[Example]:
-  """Spells symbols [N, n] of `count` kinds, with answers and sources [N, A], and ends each in EOS."""
+  """Spells symbols [N, n] of `count` kinds, with answers and sources [N, A]; each ends in EOS."""
   tokens = np.full((len(symbols), symbols.shape[1] + 1), vocabulary.eos_id, np.int32)
   tokens[:, :-1] = symbol_ids(vocabulary, count)[symbols]
   answers, sources = np.broadcast_arrays(answers, sources)
@@ -143,10 +143,10 @@ class SelectiveCopying(RecallTask):
   """Data tokens at random places among noise, to be written again in order.
 
   Jing et al. 2019, as Gu and Dao 2023 (Mamba, section 4.1.1 and appendix E.1) and appendix H of the
-  Griffin paper use it: vocabulary 16, 16 data tokens; the context has 4096 tokens in Mamba and 1024 in
-  Griffin. Symbol 0 is the noise, the last one asks for the answer, the data are uniform over the rest.
-  A language model reads its answer so far where the original, which is no language model, reads the
-  asking symbol again.
+  Griffin paper use it: vocabulary 16, 16 data tokens; the context has 4096 tokens in Mamba and 1024
+  in Griffin. Symbol 0 is the noise, the last one asks for the answer, the data are uniform over the
+  rest. A language model reads its answer so far where the original, which is no language model,
+  reads the asking symbol again.
 
   Attributes:
     length: tokens of the context, data included.
@@ -164,7 +164,8 @@ class SelectiveCopying(RecallTask):
     super().__post_init__()
     if not 1 <= self.data_tokens <= self.length or self.symbols < 3:
       raise CorpusError(
-        f"selective copying of data_tokens={self.data_tokens} among length={self.length} tokens with"
+        f"selective copying of data_tokens={self.data_tokens} among length={self.length} tokens "
+        "with"
         f" symbols={self.symbols}: give 1 to {self.length} data tokens and at least 3 symbols."
       )
 
@@ -183,11 +184,12 @@ class SelectiveCopying(RecallTask):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InductionHeads(RecallTask):
-  """A special token stands once in the context and again at its end: what followed it the first time?
+  """A special token stands once in the context and again at its end: what followed it the first
+  time?
 
-  Olsson et al. 2022, as Gu and Dao 2023 (Mamba, section 4.1.2 and appendix E.1) and appendix H of the
-  Griffin paper use it: vocabulary 16, trained at 256 tokens, tested up to many times that. The last
-  symbol is the special one; the others are uniform.
+  Olsson et al. 2022, as Gu and Dao 2023 (Mamba, section 4.1.2 and appendix E.1) and appendix H of
+  the Griffin paper use it: vocabulary 16, trained at 256 tokens, tested up to many times that. The
+  last symbol is the special one; the others are uniform.
 
   Attributes:
     length: tokens of the context, with the special token at its end.
@@ -203,7 +205,8 @@ class InductionHeads(RecallTask):
     super().__post_init__()
     if self.length < 3 or self.symbols < 3:
       raise CorpusError(
-        f"induction heads with length={self.length} and symbols={self.symbols}: give at least 3 of each."
+        f"induction heads with length={self.length} and symbols={self.symbols}: give at least 3 of "
+        "each."
       )
 
   def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
@@ -221,13 +224,13 @@ class InductionHeads(RecallTask):
 class MultiQueryRecall(RecallTask):
   """Multi-query associative recall (MQAR): pairs of key and value, then the keys again.
 
-  Arora et al. 2023 (Zoology, arXiv 2312.04927, section 4 and appendix; their repository's generator):
-  `pairs` different keys with different values stand at the beginning. Each key comes again once, at
-  twice a gap that is drawn without replacement with probability proportional to (gap + 1)^(power - 1),
-  so that most come soon; its value is the answer. All other places hold random symbols. Keys are
-  symbols 1 to symbols/2 - 1, values those from symbols/2 on. The published sizes are 8,192 symbols and 64 to 512
-  tokens with 4 to 64 pairs. After a key the true value stands (a language model's own text), where the
-  original has a random symbol.
+  Arora et al. 2023 (Zoology, arXiv 2312.04927, section 4 and appendix; their repository's
+  generator): `pairs` different keys with different values stand at the beginning. Each key comes
+  again once, at twice a gap that is drawn without replacement with probability proportional to (gap
+  + 1)^(power - 1), so that most come soon; its value is the answer. All other places hold random
+  symbols. Keys are symbols 1 to symbols/2 - 1, values those from symbols/2 on. The published sizes
+  are 8,192 symbols and 64 to 512 tokens with 4 to 64 pairs. After a key the true value stands (a
+  language model's own text), where the original has a random symbol.
 
   Attributes:
     length: tokens in all, even.
@@ -247,12 +250,14 @@ class MultiQueryRecall(RecallTask):
     super().__post_init__()
     if self.length % 2 or not 1 <= self.pairs <= self.length // 4:
       raise CorpusError(
-        f"multi-query recall of pairs={self.pairs} in length={self.length} tokens: the length must be"
+        f"multi-query recall of pairs={self.pairs} in length={self.length} tokens: the length must "
+        "be"
         f" even, and the pairs 1 to {self.length // 4}, a quarter of it."
       )
     if self.symbols // 2 <= self.pairs:
       raise CorpusError(
-        f"multi-query recall of pairs={self.pairs} needs more than {2 * self.pairs + 1} symbols, not"
+        f"multi-query recall of pairs={self.pairs} needs more than {2 * self.pairs + 1} symbols, "
+        "not"
         f" symbols={self.symbols}."
       )
 

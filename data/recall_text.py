@@ -12,17 +12,25 @@ from data.recall import Example, RecallTask
 from data.vocabularies import Vocabulary
 
 _FIRST = (
-  "Ada Alan Alice Amir Ana Anton Asha Ben Boris Carla Chen Clara Dana David Diego Dora Elena Emil Emma"
-  " Enzo Erik Eva Fatima Felix Fiona Frank Gina Grace Hana Hassan Helen Hugo Ida Igor Ines Ivan Jack Jana"
-  " Jin Jonas Julia Karim Kate Kenji Lars Laura Leo Lina Liam Lucia Mara Maria Max Mei Milan Mina Nadia"
-  " Nils Nina Noah Nora Olga Oscar Otto Paul Petra Priya Rafael Ravi Rosa Ruth Sam Sara Sergei Sofia Tara"
+  "Ada Alan Alice Amir Ana Anton Asha Ben Boris Carla Chen Clara Dana David Diego Dora Elena Emil "
+  "Emma"
+  " Enzo Erik Eva Fatima Felix Fiona Frank Gina Grace Hana Hassan Helen Hugo Ida Igor Ines Ivan "
+  "Jack Jana"
+  " Jin Jonas Julia Karim Kate Kenji Lars Laura Leo Lina Liam Lucia Mara Maria Max Mei Milan Mina "
+  "Nadia"
+  " Nils Nina Noah Nora Olga Oscar Otto Paul Petra Priya Rafael Ravi Rosa Ruth Sam Sara Sergei "
+  "Sofia Tara"
   " Theo Thomas Uma Vera Victor Wei Yara Yusuf Zoe"
 )
 _LAST = (
-  "Abe Adler Ali Bach Baker Bauer Bell Berg Blanc Bose Brown Carter Chan Clark Costa Cruz Das Diaz Dubois"
-  " Endo Evans Fischer Fox Garcia Gray Gupta Haas Hall Hansen Hill Ito Jensen Jones Kaya Khan Kim Klein"
-  " Kovacs Kumar Lang Lee Lopez Lund Marin Meyer Mori Moore Nagy Novak Okafor Olsen Patel Perez Popov"
-  " Quinn Ramos Reed Rossi Roy Sato Schmidt Silva Singh Smith Suzuki Tanaka Taylor Torres Vega Virtanen"
+  "Abe Adler Ali Bach Baker Bauer Bell Berg Blanc Bose Brown Carter Chan Clark Costa Cruz Das Diaz "
+  "Dubois"
+  " Endo Evans Fischer Fox Garcia Gray Gupta Haas Hall Hansen Hill Ito Jensen Jones Kaya Khan Kim "
+  "Klein"
+  " Kovacs Kumar Lang Lee Lopez Lund Marin Meyer Mori Moore Nagy Novak Okafor Olsen Patel Perez "
+  "Popov"
+  " Quinn Ramos Reed Rossi Roy Sato Schmidt Silva Singh Smith Suzuki Tanaka Taylor Torres Vega "
+  "Virtanen"
   " Wagner Walker Wang Weber White Wolf Wood Wright Yang Young Zhang"
 )
 _FIRST_NAMES, _LAST_NAMES = _FIRST.split(), _LAST.split()
@@ -41,9 +49,9 @@ def _example(vocabulary: Vocabulary, before: str, source: str, after: str) -> Ex
 class Phonebook(RecallTask):
   """Looks a number up in a phone book.
 
-  Jelassi et al. 2024 (arXiv 2402.01032, section 4.2), as section 6.2 and appendix H of the Griffin paper
-  use it: lines of a name and a number of 10 digits, two of its entries again as examples, then a name.
-  The score is exact match of what the model generates greedily.
+  Jelassi et al. 2024 (arXiv 2402.01032, section 4.2), as section 6.2 and appendix H of the Griffin
+  paper use it: lines of a name and a number of 10 digits, two of its entries again as examples,
+  then a name. The score is exact match of what the model generates greedily.
 
   Attributes:
     length: entries of the book.
@@ -65,7 +73,8 @@ class Phonebook(RecallTask):
     if not self.shots < self.length <= most or self.digits < 1 or self.shots < 0:
       raise CorpusError(
         f"a phone book of length={self.length} entries with shots={self.shots} and"
-        f" digits={self.digits}: there must be more entries than shots, at most {most} of them, and at"
+        f" digits={self.digits}: there must be more entries than shots, at most {most} of them, "
+        "and at"
         " least one digit."
       )
 
@@ -94,8 +103,8 @@ class Phonebook(RecallTask):
 class Needle(RecallTask):
   """A pass key somewhere in irrelevant text, asked for at the end.
 
-  The text is that of Mohtashami and Jaggi 2023 (arXiv 2305.16300, section 4.2); that the depth is what
-  the score is told by is the habit of Kamradt's 'needle in a haystack' (2023). Exact match of
+  The text is that of Mohtashami and Jaggi 2023 (arXiv 2305.16300, section 4.2); that the depth is
+  what the score is told by is the habit of Kamradt's 'needle in a haystack' (2023). Exact match of
   what the model generates greedily.
 
   Attributes:
@@ -129,7 +138,8 @@ class Needle(RecallTask):
     depth = rng.random() if self.depth is None else self.depth
     place = round(depth * self.length)
     task = (
-      "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them."
+      "There is an important info hidden inside a lot of irrelevant text. Find it and memorize "
+      "them."
       " I will quiz you about the important information there.\n"
     )
     hay = (

@@ -62,7 +62,8 @@ class RowFiles:
     tokens: [N, T] the targets, memory-mapped.
     segment_ids: [N, T] from 1 within a row, in contiguous runs; 0 is padding.
     row_bytes: [N] bytes of UTF-8 text that the row's targets in the loss stand for.
-    loss_mask: [N, T] uint8, memory-mapped: 1 on the targets that the loss is on; None if it is on all.
+    loss_mask: [N, T] uint8, memory-mapped: 1 on the targets that the loss is on; None if it is on
+      all.
   """
 
   def __init__(self, directory: str | Path, *, verify: bool = False):
@@ -87,14 +88,16 @@ class RowFiles:
       expected[LOSS_MASK] = (self.manifest.rows, length)
     if unknown := sorted(self.manifest.files.keys() - expected.keys()):
       raise RowFileError(
-        f"{self.directory}: the manifest lists {shortened(unknown)}, which row files do not have. {REMEDY}"
+        f"{self.directory}: the manifest lists {shortened(unknown)}, which row files do not have. "
+        f"{REMEDY}"
       )
     arrays = {}
     for name, shape in expected.items():
       file = self.manifest.files.get(name)
       if file is None or file.shape != shape:
         raise RowFileError(
-          f"{self.directory}: the manifest's entry for {name} is {file}, expected shape {shape}. {REMEDY}"
+          f"{self.directory}: the manifest's entry for {name} is {file}, expected shape {shape}. "
+          f"{REMEDY}"
         )
       arrays[name] = file.open(self.directory / name)
       if verify:
@@ -209,7 +212,10 @@ class RowWriter:
   def __init__(
     self, directory: Path, vocabulary: Vocabulary, sequence_length: int, *, masked: bool = False
   ):
-    """Starts the files in `directory`, which exists and is empty; `masked` ones keep the loss mask."""
+    """Starts the files in `directory`, which exists and is empty.
+
+    `masked` ones keep the loss mask.
+    """
     self._directory = directory
     self._vocabulary = vocabulary
     self._sequence_length = sequence_length

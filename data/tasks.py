@@ -72,8 +72,8 @@ def _own_vocabulary(task: str, vocabulary: Any) -> Vocabulary:
 def _tokenize(dataset: Any, output_features: Any, field: str) -> Any:
   """Turns the text under `field` into ids and EOS, and notes its size and whether it was UTF-8.
 
-  One map for what seqio.preprocessors has in several: each costs a tenth of a millisecond per document,
-  and seqio's `tokenize` holds 256 documents in memory.
+  One map for what seqio.preprocessors has in several: each costs a tenth of a millisecond per
+  document, and seqio's `tokenize` holds 256 documents in memory.
   """
   import seqio
   import tensorflow as tf
@@ -283,8 +283,8 @@ def _instruction_examples(
 ) -> Iterator[Example]:
   """Tokenizes each piece alone: a prompt then has the ids that it has before its response is known.
 
-  Without seqio: such a task would only carry ids and masks that are known here from one process to TensorFlow
-  and back.
+  Without seqio: such a task would only carry ids and masks that are known here from one process to
+  TensorFlow and back.
   """
   for pieces in corpus.examples(split):
     texts = [to_bytes(piece.text) for piece in pieces]
@@ -295,7 +295,8 @@ def _instruction_examples(
       np.asarray([*(i for part in ids for i in part), vocabulary.eos_id], np.int32),
       sum(len(text.encode()) for text in clean),
       any(not _is_utf8(text) for text in texts),
-      # The end belongs to the last piece, also if that is empty: to say nothing is to be learnt too.
+      # The end belongs to the last piece, also if that is empty: to say nothing is to be learnt
+      # too.
       np.append(scored, pieces[-1].scored),
     )
 

@@ -14,7 +14,8 @@ from typing import Any
 from data.manifest import MANIFEST_FILE, REMEDY, Manifest, RowFileError, sha256_of
 from data.rows import RowFiles
 
-# Beside the rows: which files were read through, by size and time, and a digest of some of their blocks.
+# Beside the rows: which files were read through, by size and time, and a digest of some of their
+# blocks.
 VERIFIED_FILE = "verified.json"
 
 _BLOCKS = 16
@@ -27,10 +28,11 @@ _TOLD_BYTES = 300 * 10**6
 def verify(rows: RowFiles) -> RowFiles:
   """Returns the rows if they are as they were written.
 
-  A file whose size or time is not a remembered one is read through, and its sha256 compared with the
-  manifest's. Of the others some blocks are, which finds what a disk or a copy changed there. It is
-  remembered beside the rows, else in the user's cache folder. Where nothing can be, files that nobody has
-  read through are not either, since that would be at every start, and a line on stderr says so.
+  A file whose size or time is not a remembered one is read through, and its sha256 compared with
+  the manifest's. Of the others some blocks are, which finds what a disk or a copy changed there. It
+  is remembered beside the rows, else in the user's cache folder. Where nothing can be, files that
+  nobody has read through are not either, since that would be at every start, and a line on stderr
+  says so.
 
   Raises:
     RowFileError: a file changed after it was written, or holds ids that no packer writes.
@@ -47,7 +49,8 @@ def verify(rows: RowFiles) -> RowFiles:
     found[name] = _entry(path, file.sha256)
     if found[name] not in known:
       raise RowFileError(
-        f"{path} changed after it was verified, though its size and time are the same: a disk may be failing."
+        f"{path} changed after it was verified, though its size and time are the same: a disk may "
+        "be failing."
         f" {REMEDY}"
       )
   # Written first without them, to know whether reading them will be remembered.
@@ -60,7 +63,8 @@ def verify(rows: RowFiles) -> RowFiles:
     )
   elif unknown:
     print(
-      f"{rows.directory}: nothing can be written there, nor in a cache folder of yours, so that a sample of its"
+      f"{rows.directory}: nothing can be written there, nor in a cache folder of yours, so that a "
+      "sample of its"
       " rows was checked, not all. Set XDG_CACHE_HOME to a folder to have all checked once.",
       file=sys.stderr,
     )
@@ -85,7 +89,9 @@ def _read_through(rows: RowFiles, names: list[str]) -> None:
 
 
 def _record_files(directory: Path) -> list[Path]:
-  """Where it may be remembered: beside the rows, else in the user's cache folder, by place and manifest."""
+  """Where it may be remembered: beside the rows, else in the user's cache folder, by place and
+  manifest.
+  """
   files = [directory / VERIFIED_FILE]
   given = os.environ.get("XDG_CACHE_HOME", "")
   with contextlib.suppress(OSError, RuntimeError):  # No home.

@@ -1,4 +1,7 @@
-"""Text to token ids and back, without TensorFlow; equal to seqio's vocabularies of the same kind."""
+"""Text to token ids and back, without TensorFlow.
+
+Equal to seqio's vocabularies of the same kind.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ MODEL_FILE = "vocabulary.model"
 
 
 class VocabularyError(ValueError):
-  """A vocabulary whose files are missing or are not what they should be; the message says what to do."""
+  """A vocabulary whose files are missing or are not what they should be.
+
+  The message says what to do.
+  """
 
 
 class Vocabulary(Protocol):
@@ -111,10 +117,11 @@ class Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Symbols:
-  """Symbols without a spelling, for synthetic tasks: 0 padding (and BOS), 1 EOS, 2 unknown, then symbols.
+  """Symbols without a spelling, for synthetic tasks: 0 padding (and BOS), 1 EOS, 2 unknown, then
+  symbols.
 
-  As text, symbols are their numbers with spaces between: '3 0 15'. Each counts as one byte, so that bits
-  per byte are bits per symbol.
+  As text, symbols are their numbers with spaces between: '3 0 15'. Each counts as one byte, so that
+  bits per byte are bits per symbol.
 
   Attributes:
     count: number of symbols; symbol k has the id 3 + k.
@@ -184,7 +191,8 @@ def _processor(path: str, extra_ids: int) -> Any:
     pieces = 0
   if not pieces:
     raise VocabularyError(
-      f"{path} is no SentencePiece model. Give the .model file that python -m launch.vocabulary or spm_train"
+      f"{path} is no SentencePiece model. Give the .model file that python -m launch.vocabulary or "
+      "spm_train"
       " wrote."
     )
   if processor.eos_id() < 0:
@@ -309,8 +317,8 @@ def load(directory: str | Path) -> Vocabulary:
   """Reads a vocabulary that `save` wrote.
 
   Raises:
-    VocabularyError: the directory holds no vocabulary, its description is damaged or of an unknown kind, or
-      the model file is not the one described.
+    VocabularyError: the directory holds no vocabulary, its description is damaged or of an unknown
+      kind, or the model file is not the one described.
   """
   directory = Path(directory)
   file = directory / DESCRIPTION_FILE

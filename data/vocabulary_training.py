@@ -49,7 +49,8 @@ def _refused(name: str, size: int, error: str) -> str:
   """What SentencePiece says of a size, as what to do."""
   if most := re.search(r"value <= (\d+)", error):
     return (
-      f"{name} holds too little text for {size} pieces: it gives at most {most[1]}. Set --size={most[1]}"
+      f"{name} holds too little text for {size} pieces: it gives at most {most[1]}. Set "
+      f"--size={most[1]}"
       " or lower, or give more text."
     )
   if "required_chars" in error:

@@ -26,8 +26,8 @@ from parallel.vocabulary import whole
 ENDED = -1
 # Lengths of prompts and caches are multiples of this, so that few of them get compiled.
 _MULTIPLE = 64
-# Where a CPU's cores take rows each instead of sharing the products, each of them reads all weights at every
-# token: they must fit into the cache that the cores share, and serve some rows.
+# Where a CPU's cores take rows each instead of sharing the products, each of them reads all weights
+# at every token: they must fit into the cache that the cores share, and serve some rows.
 _SHARED_CACHE_BYTES = 2**25
 _ROWS_PER_CORE = 4
 _ONE_DEVICE = OneDevice()
@@ -241,7 +241,9 @@ class Decoder:
     return max(1, min(platform.cores(), rows // _ROWS_PER_CORE))
 
   def _cut(self, params: Any) -> Any:
-    """What `advance` reads: a copy of the parameters, cut into layers, or themselves if memory is short."""
+    """What `advance` reads: a copy of the parameters, cut into layers, or themselves if memory is
+    short.
+    """
     return params if self._where.lean else _cut(self._where, params)
 
   def _shared(self, steps: int) -> tuple[Choices, np.int32]:

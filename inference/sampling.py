@@ -53,7 +53,8 @@ class Sampler:
     """Chooses one token per row.
 
     Args:
-      logits: [B, V] float32; -inf forbids a token, and a row has at least one that is not forbidden.
+      logits: [B, V] float32; -inf forbids a token, and a row has at least one that is not
+        forbidden.
       keys: [B] random keys, one per row: a row's choice depends on its own logits and key alone.
 
     Returns:
@@ -64,8 +65,8 @@ class Sampler:
     allowed = logits != -jnp.inf
     finite = jnp.nan_to_num(logits, nan=_FLOAT32.min, posinf=_FLOAT32.max, neginf=_FLOAT32.min)
     peak = jnp.max(jnp.where(allowed, finite, -jnp.inf), axis=-1, keepdims=True)
-    # The likeliest token stands at 0 whatever the temperature, and the others below: nothing overflows
-    # to +inf, and the likeliest never to -inf.
+    # The likeliest token stands at 0 whatever the temperature, and the others below: nothing
+    # overflows to +inf, and the likeliest never to -inf.
     scaled = jnp.where(allowed, (finite - peak) / jnp.float32(self.temperature), -jnp.inf)
     scaled = self._truncate(scaled)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)

@@ -21,8 +21,8 @@ class TextStream:
   """Gives the text of tokens as soon as it is certain.
 
   Tokens are decoded behind those of the prompt. Alone they would read otherwise: most SentencePiece
-  models drop the space before the first word of what they decode. A character of UTF-8 may be spread over
-  several tokens: its text comes with the last one.
+  models drop the space before the first word of what they decode. A character of UTF-8 may be
+  spread over several tokens: its text comes with the last one.
   """
 
   def __init__(self, vocabulary: TextVocabulary, prompt: str = "", prompt_ids: Sequence[int] = ()):
@@ -36,7 +36,8 @@ class TextStream:
     self._vocabulary = vocabulary
     self._ids = list(prompt_ids)
     text = vocabulary.decode(self._ids)
-    # A vocabulary that writes a space after each word has added one to the prompt: it is still to come.
+    # A vocabulary that writes a space after each word has added one to the prompt: it is still to
+    # come.
     self._shown = len(text) - max(0, _spaces_at_end(text) - _spaces_at_end(prompt))
     self._shorten(text)
 

@@ -1,8 +1,8 @@
 """A short causal depthwise convolution whose gradient is one pass over its arrays.
 
-JAX transposes each tap's slice into an array of its own and adds them up; written out, the gradient of
-the input gathers the taps as the convolution itself does. On a TPU this saves 20 bytes per element in
-bfloat16.
+JAX transposes each tap's slice into an array of its own and adds them up; written out, the gradient
+of the input gathers the taps as the convolution itself does. On a TPU this saves 20 bytes per
+element in bfloat16.
 """
 
 from __future__ import annotations

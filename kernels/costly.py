@@ -1,8 +1,8 @@
 """Names of the results that are dear to compute again.
 
-A policy of `jax.checkpoint` can keep them by name (`layers.remat`). They are given inside the forward
-rules of the gradients, because what a backward pass reads there is the result before any name that a
-caller could give it. Outside `jax.checkpoint` a name changes nothing.
+A policy of `jax.checkpoint` can keep them by name (`layers.remat`). They are given inside the
+forward rules of the gradients, because what a backward pass reads there is the result before any
+name that a caller could give it. Outside `jax.checkpoint` a name changes nothing.
 """
 
 from __future__ import annotations

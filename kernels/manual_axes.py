@@ -1,10 +1,10 @@
 """Makes hand-written kernels behave inside `jax.shard_map(..., check_vma=True)`.
 
-There every array's type says along which mesh axes it varies. A kernel's outputs must state it, and a
-`custom_vjp` whose arguments disagree (activations that vary over the data axis, a parameter that does
-not) would return cotangents of the wrong type. Casting all arguments to one type *outside* the
-`custom_vjp` solves both: the transpose of that cast is the sum over shards that the parameter needs.
-Outside shard_map, and with `check_vma=False`, all of this is the identity.
+There every array's type says along which mesh axes it varies. A kernel's outputs must state it, and
+a `custom_vjp` whose arguments disagree (activations that vary over the data axis, a parameter that
+does not) would return cotangents of the wrong type. Casting all arguments to one type *outside* the
+`custom_vjp` solves both: the transpose of that cast is the sum over shards that the parameter
+needs. Outside shard_map, and with `check_vma=False`, all of this is the identity.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Products with weights whose gradients are laid out as the weights are.
 
 JAX's own transpose rule computes the gradient of a weight transposed, `g^T x`, and turns it round
-afterwards; XLA's CPU compiler then runs a slower product and a copy. Writing the three products of a
-linear map out makes its gradient 1.1 to 2 times as fast there, and changes nothing on TPU and GPU.
+afterwards; XLA's CPU compiler then runs a slower product and a copy. Writing the three products of
+a linear map out makes its gradient 1.1 to 2 times as fast there, and changes nothing on TPU and
+GPU.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def matmul_transposed(x: jax.Array, w: jax.Array, out_dtype: jnp.dtype | None = 
 def block_diagonal_linear(x: jax.Array, w: jax.Array, bias: jax.Array) -> jax.Array:
   """Multiplies the last axis of x by a block-diagonal matrix and adds a bias, in float32.
 
-  For TPUs the blocks are cut out of the last axis one by one. Call it there with whole blocks on each
-  device (inside shard_map): cutting an axis that the compiler has sharded is communication.
+  For TPUs the blocks are cut out of the last axis one by one. Call it there with whole blocks on
+  each device (inside shard_map): cutting an axis that the compiler has sharded is communication.
 
   Args:
     x: [B, T, R].
@@ -116,9 +117,9 @@ def _block_product(x, w, axis, bias=None):
 def _cuts_blocks(w: jax.Array) -> bool:
   """Whether blocks are cut out of the last axis instead of made an axis of their own.
 
-  A TPU tiles the last two axes, so [B, T, N, R / N] is laid out otherwise than [B, T, R]: two copies of
-  the array per product. Slices at multiples of 128 channels are free, and the products write into
-  their part of the result.
+  A TPU tiles the last two axes, so [B, T, N, R / N] is laid out otherwise than [B, T, R]: two
+  copies of the array per product. Slices at multiples of 128 channels are free, and the products
+  write into their part of the result.
   """
   return platform.target() == "tpu" and all(size % 128 == 0 for size in w.shape[1:])
 

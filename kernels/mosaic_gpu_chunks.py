@@ -1,17 +1,17 @@
 """The recurrence on GPUs in two passes over time, where rows and channels alone are too few blocks.
 
-`mosaic_gpu_scan` gives a warpgroup some channels of one row for all of T. At batch 2 and width 2560 that is
-20 blocks for 132 multiprocessors. Cut into chunks, a row of T steps becomes `chunks` rows of
-T / chunks steps, which is a reshape; what is missing is the state that enters each chunk:
+`mosaic_gpu_scan` gives a warpgroup some channels of one row for all of T. At batch 2 and width 2560
+that is 20 blocks for 132 multiprocessors. Cut into chunks, a row of T steps becomes `chunks` rows
+of T / chunks steps, which is a reshape; what is missing is the state that enters each chunk:
 
 1. each chunk runs from a state of zero, reads its inputs and writes nothing but what it does to a
    state: the product of its decays and its last state;
 2. a scan of these pairs over the chunks (Blelloch 1990), in XLA, gives the state that enters each;
 3. the kernels of `mosaic_gpu_scan` run all chunks side by side.
 
-The backward pass does the same with the adjoint, from the last chunk to the first; the products of the
-decays are those of the forward pass. In bfloat16, rg_lru then moves 14 bytes per element forward and
-20 backward instead of 8 and 16, linear_scan 10 and 14 instead of 6 and 10.
+The backward pass does the same with the adjoint, from the last chunk to the first; the products of
+the decays are those of the forward pass. In bfloat16, rg_lru then moves 14 bytes per element
+forward and 20 backward instead of 8 and 16, linear_scan 10 and 14 instead of 6 and 10.
 """
 
 from __future__ import annotations

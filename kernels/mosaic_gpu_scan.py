@@ -1,14 +1,15 @@
-"""The recurrence h_t = a_t * h_{t-1} + u_t and its gradient as Pallas Mosaic GPU kernels (Hopper on).
+"""The recurrence h_t = a_t * h_{t-1} + u_t and its gradient as Pallas Mosaic GPU kernels (Hopper
+on).
 
-One warpgroup owns 256 bfloat16 or 128 float32 channels of one batch row and walks all of T; the state never leaves
-registers. TMA keeps several tiles of each input in flight through shared memory (an H200 needs about
-23 KB in flight per SM, one step at a time would be 3), and results go from registers to memory, whole
-512-byte rows at a time.
+One warpgroup owns 256 bfloat16 or 128 float32 channels of one batch row and walks all of T; the
+state never leaves registers. TMA keeps several tiles of each input in flight through shared memory
+(an H200 needs about 23 KB in flight per SM, one step at a time would be 3), and results go from
+registers to memory, whole 512-byte rows at a time.
 
-Every thread reads and writes its own channels only, so the barriers that Mosaic would put around each
-access (two per step) are left out. One dependence between threads remains: the copy that refills a
-slot of the pipeline must wait until every thread has read it. `commit_smem` at the end of a tile is
-that barrier, once per `TILE_STEPS` steps.
+Every thread reads and writes its own channels only, so the barriers that Mosaic would put around
+each access (two per step) are left out. One dependence between threads remains: the copy that
+refills a slot of the pipeline must wait until every thread has read it. `commit_smem` at the end of
+a tile is that barrier, once per `TILE_STEPS` steps.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ RESET_LOG = (
 
 
 def unavailable_reason() -> str | None:
-  """Why these kernels cannot run on the GPUs of this process; None if they can or there are none."""
+  """Why these kernels cannot run on the GPUs of this process.
+
+  None if they can or there are none.
+  """
   try:
     devices = jax.devices("gpu")
   except RuntimeError:
@@ -130,8 +134,8 @@ def forward(coefficients, tiles, channels, mask, h0, *, flops, transcendentals, 
   """Runs h_t = a_t * h_{t-1} + u_t.
 
   Args:
-    coefficients: (tiles, channels, mask) -> (a, u), on float32 rows of channels; mask is a scalar to
-      add to log a, or None.
+    coefficients: (tiles, channels, mask) -> (a, u), on float32 rows of channels; mask is a scalar
+      to add to log a, or None.
     tiles: tuple of [B, T, R]; h has the dtype of the first.
     channels: tuple of [R] float32.
     mask: `reset_log` of the reset mask, or None.

@@ -1,21 +1,24 @@
 """How a gated linear recurrence runs on a TPU core: what linear_scan and rg_lru share there.
 
-The recurrence h_t = a_t * h_{t-1} + u_t reads and writes [B, T, R] arrays in their natural layout, so
-XLA places no relayout copy around the kernel. In that layout a vector register holds 8 time steps of
-128 channels, while the recurrence wants one time step of 8 x 128 channels. The turn happens in VMEM:
+The recurrence h_t = a_t * h_{t-1} + u_t reads and writes [B, T, R] arrays in their natural layout,
+so XLA places no relayout copy around the kernel. In that layout a vector register holds 8 time
+steps of 128 channels, while the recurrence wants one time step of 8 x 128 channels. The turn
+happens in VMEM:
 
-* a block is `batch` rows x `time` steps x `groups` groups of 128 channels; a *slab* is one (row, group);
+* a block is `batch` rows x `time` steps x `groups` groups of 128 channels; a *slab* is one (row,
+  group);
 * a chunk of `chunk` steps of each slab is computed in the natural layout (the element-wise gate
   mathematics) and stored in float32 scratch, slab after slab, `chunk + 1` rows apart;
 * a strided load with that stride then returns one time step of all slabs. The stride is odd, so it
-  is a single load without bank conflicts; with an even stride the compiler splits it in two to four.
+  is a single load without bank conflicts; with an even stride the compiler splits it in two to
+  four.
 
-The grid is (batch, width, time). Time is sequential and carries the state in scratch; batch and width
-are parallel, which lets v4 and v5p split them over their two cores.
+The grid is (batch, width, time). Time is sequential and carries the state in scratch; batch and
+width are parallel, which lets v4 and v5p split them over their two cores.
 
-T need not be a multiple of anything: the last block hangs over the end of the arrays, where reads give
-rubbish and writes are dropped. Going forward rubbish cannot reach an earlier step; going backward the
-one chunk that straddles the end is masked, outside the inner loop.
+T need not be a multiple of anything: the last block hangs over the end of the arrays, where reads
+give rubbish and writes are dropped. Going forward rubbish cannot reach an earlier step; going
+backward the one chunk that straddles the end is masked, outside the inner loop.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ LANES = 128  # channels in a vector register
 SUBLANES = 8  # its other axis: time steps in HBM's layout, slabs in the recurrence
 CHUNK = 32  # steps between turns; 16 and 64 cost within 10% of it, 64 in twice the code
 MAX_SLABS = 32  # four registers of state
-# Compilers before v6e give a kernel 16 MB of VMEM unless told otherwise; the rest is slack for spills.
+# Compilers before v6e give a kernel 16 MB of VMEM unless told otherwise; the rest is slack for
+# spills.
 VMEM_BYTES = 14 << 20
 # Added to log a at a reset: exp underflows to exactly 0. Finite, so that 0 * log a stays a number.
 RESET_LOG = -1e4
@@ -104,9 +108,9 @@ def choose_blocks(
 ) -> Blocks:
   """Picks the block for one kernel; `time` fixes its length in steps.
 
-  Four registers of state (32 slabs) hide the latency of the multiply-add chain; a number of slabs that
-  is no multiple of 8 leaves a register part empty; an odd number of blocks leaves one of two cores
-  idle for a turn.
+  Four registers of state (32 slabs) hide the latency of the multiply-add chain; a number of slabs
+  that is no multiple of 8 leaves a register part empty; an odd number of blocks leaves one of two
+  cores idle for a turn.
   """
   batch, steps, width = shape
   all_groups = width // LANES
@@ -114,8 +118,8 @@ def choose_blocks(
   def cost(rows, groups):
     slabs = rows * groups
     registers = -(-slabs // SUBLANES)
-    # Bundles per 1024 elements: about 8 for the gates however they are blocked, and for each step of
-    # the chain one per register, but no less than the 4 of its latency.
+    # Bundles per 1024 elements: about 8 for the gates however they are blocked, and for each step
+    # of the chain one per register, but no less than the 4 of its latency.
     bundles = 8 + max(4, registers) * SUBLANES / slabs
     blocks = (batch // rows) * (all_groups // groups)
     return bundles * (-(-blocks // 2) * 2 / blocks), rows
@@ -170,9 +174,10 @@ def stagger(blocks: Blocks, prepare, recur, finish) -> None:
   """Emits the work on a chunk so that the compiler finds independent instructions side by side.
 
   The recurrence waits for its own multiplication and addition; the mathematics before and after it
-  waits for nothing. So while the states of one register recur, the slabs of the next are prepared and
-  those of the one before are finished. Written stage after stage the compiler leaves them apart, which
-  costs v4 16.9 instead of 15.4 bundles per 1024 elements forward, and v5e 8.5 instead of 7.7.
+  waits for nothing. So while the states of one register recur, the slabs of the next are prepared
+  and those of the one before are finished. Written stage after stage the compiler leaves them
+  apart, which costs v4 16.9 instead of 15.4 bundles per 1024 elements forward, and v5e 8.5 instead
+  of 7.7.
 
   Args:
     blocks: what one grid step works on.
@@ -203,7 +208,10 @@ def write_state(ref, state: jax.Array, blocks: Blocks) -> None:
 
 
 def reset_log(reset: jax.Array, blocks: Blocks) -> jax.Array:
-  """[B, T] bool -> float32 [B, T'/128, 1, 128] to add to log a; T' is T rounded up to whole blocks."""
+  """[B, T] bool -> float32 [B, T'/128, 1, 128] to add to log a.
+
+  T' is T rounded up to whole blocks.
+  """
   steps = reset.shape[1]
   padded = pl.cdiv(steps, blocks.time) * blocks.time
   mask = jnp.pad(jnp.where(reset, RESET_LOG, 0.0), ((0, 0), (0, padded - steps)))

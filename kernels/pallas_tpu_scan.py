@@ -1,9 +1,9 @@
 """The recurrence h_t = a_t * h_{t-1} + u_t and its gradient as Pallas TPU kernels.
 
-What a_t and u_t are made of is the caller's business: `forward` and `backward` take small functions of
-[chunk, 128] float32 tiles, called for one slab at a time (a whole [chunk, R] slab at once spills
-registers: 11 instead of 9 bundles per 1024 elements on v5e). `pallas_tpu_blocks` says how a block is
-laid out and what happens at the end of T.
+What a_t and u_t are made of is the caller's business: `forward` and `backward` take small functions
+of [chunk, 128] float32 tiles, called for one slab at a time (a whole [chunk, R] slab at once spills
+registers: 11 instead of 9 bundles per 1024 elements on v5e). `pallas_tpu_blocks` says how a block
+is laid out and what happens at the end of T.
 
 Saved for the gradient: h, and the float32 state that enters each time block.
 """
@@ -109,13 +109,16 @@ def _forward_kernel(
 
 
 def _loop(chunks, one_chunk, state) -> None:
-  """Runs `one_chunk(index, carry)`, with `state` as its first and last carry, split into registers."""
+  """Runs `one_chunk(index, carry)`; `state`, split into registers, is its first and last carry."""
   carry = jax.lax.fori_loop(0, chunks, one_chunk, tpu_blocks.split_state(state[...]))
   state[...] = jnp.concatenate(carry, axis=0)
 
 
 def _select_last(is_last, in_last: int, in_others: int):
-  """A number of chunks; a Python int where it is the same everywhere, for a loop of static length."""
+  """A number of chunks.
+
+  A Python int where it is the same everywhere, for a loop of static length.
+  """
   return in_others if in_last == in_others else jnp.where(is_last, in_last, in_others)
 
 
@@ -136,8 +139,9 @@ def forward(
   """Runs h_t = a_t * h_{t-1} + u_t.
 
   Args:
-    coefficients: (tiles, channels, mask) -> (a, u): tuples of [chunk, 128] and [1, 128] float32 tiles
-      and the [chunk, 128] values to add to log a (None without resets) to two [chunk, 128] tiles.
+    coefficients: (tiles, channels, mask) -> (a, u): tuples of [chunk, 128] and [1, 128] float32
+      tiles and the [chunk, 128] values to add to log a (None without resets) to two [chunk, 128]
+      tiles.
     tiles: tuple of [B, T, R]; h has the dtype of the first.
     channels: tuple of [1, R] float32.
     mask: `pallas_tpu_blocks.reset_log` of the reset mask, or None.
@@ -213,8 +217,8 @@ def _backward_kernel(
 ):
   """The adjoint g_t = dh_t + a_{t+1} g_{t+1}, from the last step to the first.
 
-  `state` carries a_{t+1} g_{t+1}; `before` holds h_{t-1}: per slab 8 rows that end with the step before
-  the chunk, then the chunk.
+  `state` carries a_{t+1} g_{t+1}; `before` holds h_{t-1}: per slab 8 rows that end with the step
+  before the chunk, then the chunk.
   """
   chunk, step_rows = blocks.chunk, functools.partial(tpu_blocks.step_rows, blocks)
   block, blocks_in_time = pl.program_id(2), pl.cdiv(steps, blocks.time)
@@ -330,8 +334,8 @@ def backward(
 
   Args:
     decay: (tiles, channels, mask) -> `kept` tiles, a first; they stay in VMEM until `gradients`.
-    gradients: (tiles, channels, kept, g, h_before) -> (gradients of tiles, terms of channel sums), each
-      a tuple of [chunk, 128] tiles; g is the gradient of u_t, h_before is h_{t-1}.
+    gradients: (tiles, channels, kept, g, h_before) -> (gradients of tiles, terms of channel sums),
+      each a tuple of [chunk, 128] tiles; g is the gradient of u_t, h_before is h_{t-1}.
     tiles, channels, mask: as given to `forward`.
     h, entries: what it returned.
     dh: [B, T, R] cotangent of h.

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 
 PLATFORMS = ("cpu", "gpu", "tpu")
-# A context that JAX's caches know of: a function traced for one platform is traced again for another.
+# A context that JAX's caches know of: a function traced for one platform is traced again for
+# another.
 _target = jax.make_user_context(default_value=None)
 
 
@@ -38,7 +39,10 @@ def target() -> str:
 
 
 def device_kind() -> str:
-  """The kind of device that programs are being built for, such as 'TPU v5 lite'; empty if not known."""
+  """The kind of device that programs are being built for, such as 'TPU v5 lite'.
+
+  Empty if not known.
+  """
   return _target.value[1] if _target.value else jax.devices()[0].device_kind
 
 

@@ -19,9 +19,9 @@ from parallel.mesh import FLAGS
 class AttentionState(NamedTuple):
   """A ring buffer of the last C keys and values; token t lies in slot `t % C`.
 
-  C is the window of local attention, or the capacity of global attention. Heads and channels share an
-  axis: where writing a token and reading the ring need different shapes, XLA on the CPU fuses the write
-  with each reshape, and copies the ring for each of them at every token.
+  C is the window of local attention, or the capacity of global attention. Heads and channels share
+  an axis: where writing a token and reading the ring need different shapes, XLA on the CPU fuses
+  the write with each reshape, and copies the ring for each of them at every token.
 
   Attributes:
     keys: [B, C, G K] rotated keys.
@@ -85,7 +85,8 @@ class SelfAttention(nn.Module):
       if heads % split:
         raise ValueError(
           f"{heads} {name} cannot be split over {split} devices: a head stays whole. "
-          f"Set {FLAGS['model']} to a divisor of {heads}, or train with --gin.{name.upper()} a multiple "
+          f"Set {FLAGS['model']} to a divisor of {heads}, or train with --gin.{name.upper()} a "
+          "multiple "
           f"of {split}."
         )
 
@@ -145,7 +146,7 @@ class SelfAttention(nn.Module):
     return rotate(x, segments.positions, fraction=self.rotary_fraction, base=self.rotary_base)
 
   def _seen(self, k: jax.Array, v: jax.Array, ids: jax.Array) -> tuple[jax.Array, ...]:
-    """The keys and values that this shard of the time axis sees, its own last, and their segments."""
+    """The keys and values that this shard of time sees, its own last, and their segments."""
     if not sequence.is_split():
       return k, v, ids
     both = jnp.concatenate([k, v], axis=-1)

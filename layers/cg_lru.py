@@ -17,12 +17,13 @@ from parallel import sequence, shards
 
 
 class CGLRU(nn.Module):
-  """`h_t = a_t h_{t-1} + sqrt(1 - |a_t|^2) (i_t x_t)` with complex a, x, h: appendix B of the Griffin paper.
+  """`h_t = a_t h_{t-1} + sqrt(1 - |a_t|^2) (i_t x_t)` with complex a, x, h: appendix B of the
+  Griffin paper.
 
-  `a_t = a^(c r_t)` and `a = sigmoid(Lambda) e^(i theta)`. Half of the R channels are real parts and half
-  imaginary parts, of the input as of the output; gates and decays have R / 2 channels. The paper's halves
-  are those of the channels of each gate block here: another order of the channels, in which a shard that
-  holds whole blocks has both parts of its numbers.
+  `a_t = a^(c r_t)` and `a = sigmoid(Lambda) e^(i theta)`. Half of the R channels are real parts and
+  half imaginary parts, of the input as of the output; gates and decays have R / 2 channels. The
+  paper's halves are those of the channels of each gate block here: another order of the channels,
+  in which a shard that holds whole blocks has both parts of its numbers.
 
   Attributes:
     blocks: number of diagonal blocks of each gate's weight; R is a multiple of twice that.
@@ -58,7 +59,8 @@ class CGLRU(nn.Module):
     per_number = {"axes": ("rnn",), "shape": (width // 2,)}
     wide = {"param_dtype": jnp.float32, "dtype": jnp.float32}
     a_param = parameter(self, "a_param", uniform_decay(0.9, 0.999), **per_number, **wide)
-    # c theta, as RecurrentGemma stores it: theta itself would turn c times as far in a step of Adam.
+    # c theta, as RecurrentGemma stores it: theta itself would turn c times as far in a step of
+    # Adam.
     phase_param = parameter(self, "phase_param", _uniform_phase, **per_number, **wide)
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
     gate_a = BlockDiagonal(self.blocks, reduction=2, name="gate_a", **kinds)(x)
@@ -81,7 +83,10 @@ class CGLRU(nn.Module):
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _gated(x, gate_a, gate_x, log_decay, turn, reset):
-  """The scaled input, log |a_t| and the phase of a_t; the backward pass keeps the arguments alone."""
+  """The scaled input, log |a_t| and the phase of a_t.
+
+  The backward pass keeps the arguments alone.
+  """
   wide = log_decay.dtype
   r = jax.nn.sigmoid(gate_a.astype(wide))
   log_a = r * log_decay

@@ -36,7 +36,8 @@ class CausalConv1D(nn.Module):
     Args:
       x: [B, T, R].
       positions: [B, T] int32; a tap that reaches before position 0 contributes nothing.
-      history: [B, taps - 1, R] inputs before x, oldest first; None: those of the shards before, or zeros.
+      history: [B, taps - 1, R] inputs before x, oldest first; None: those of the shards before, or
+        zeros.
 
     Returns:
       y: [B, T, R], and the history after the last token: [B, taps - 1, R].

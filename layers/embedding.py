@@ -51,7 +51,9 @@ class Embedding(nn.Module):
     return x if self.scale == 1.0 else x * jnp.asarray(self.scale, self.dtype)
 
   def logits(self, x: jax.Array) -> jax.Array:
-    """Maps [B, T, D] to float32 logits [B, T, rows]; to a shard of them where the vocabulary is split.
+    """Maps [B, T, D] to float32 logits [B, T, rows].
+
+    To a shard of them where the vocabulary is split.
 
     What padding gives is to be left out; see `vocabulary.without_padding`.
     """
@@ -86,7 +88,7 @@ class OutputHead(nn.Module):
 
 
 def _padded_with_zeros(initializer, size: int, axis: int) -> nn.initializers.Initializer:
-  """Draws the first `size` entries of an axis as if there were no more, and sets the others to 0."""
+  """Draws the first `size` entries of an axis as if there were no more; the others are 0."""
 
   def initialize(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     # A device's part may be smaller; of it only the shape is asked for.

@@ -32,8 +32,8 @@ class Mamba2Mixer(nn.Module):
   """Heads of state-space duality between a short convolution and a gated norm.
 
   `dt = softplus(dt(x) + bias)` per head, `h_t = exp(-A dt) h_{t-1} + dt b_t x_t^T`,
-  `y_t = h_t^T c_t + D x_t`, then `out(norm(y * silu(z)))`. b and c serve a group of heads, as key/value heads
-  do in attention, and lie on devices as those.
+  `y_t = h_t^T c_t + D x_t`, then `out(norm(y * silu(z)))`. b and c serve a group of heads, as
+  key/value heads do in attention, and lie on devices as those.
 
   Attributes:
     heads, head_dim: H and P; their product is the mixer's width.
@@ -69,7 +69,8 @@ class Mamba2Mixer(nn.Module):
     """Mixes [B, T, D] over time; see `layers.residual_block` for the contract of a mixer."""
     if self.groups > 1 and self.groups % shards.count("heads"):
       raise ValueError(
-        f"{self.groups} groups of Mamba-2's heads cannot be split over {shards.count('heads')} devices. "
+        f"{self.groups} groups of Mamba-2's heads cannot be split over {shards.count('heads')} "
+        "devices. "
         f"Set {FLAGS['model']} to a divisor of {self.groups}, or make groups 1 or a multiple of "
         f"{shards.count('heads')}."
       )

@@ -23,10 +23,10 @@ class MixerError(ValueError):
 class Mixer(Protocol):
   """A temporal-mixing layer: the part in which architectures differ.
 
-  A mixer is a flax module with the three methods below and fields `dtype` and `param_dtype`. It must be
-  causal, keep segments apart, and continue from a state exactly as if the tokens before had been part
-  of the call. `evaluation.contract` tests all of that, and what the two properties claim; a mixer that
-  lacks a property claims nothing by it.
+  A mixer is a flax module with the three methods below and fields `dtype` and `param_dtype`. It
+  must be causal, keep segments apart, and continue from a state exactly as if the tokens before had
+  been part of the call. `evaluation.contract` tests all of that, and what the two properties claim;
+  a mixer that lacks a property claims nothing by it.
   """
 
   @property
@@ -71,8 +71,8 @@ def checked(mixer: Mixer) -> Callable[..., tuple[jax.Array, State | None]]:
   """A mixer's `__call__`, with its methods, splits, result and state checked while it is traced.
 
   Raises:
-    MixerError: here or in the call: the mixer breaks its contract in a way that shows in shapes, or is
-      split over devices along an axis that it refuses.
+    MixerError: here or in the call: the mixer breaks its contract in a way that shows in shapes, or
+      is split over devices along an axis that it refuses.
   """
   _check_methods(mixer)
   _check_splits(mixer)
@@ -133,7 +133,8 @@ def _check_state(
   if before is None and capacity is None:
     if after is not None:
       raise MixerError(
-        f"{_called(mixer)} returns a state where none was asked for: return None if state and capacity "
+        f"{_called(mixer)} returns a state where none was asked for: return None if state and "
+        "capacity "
         "are None."
       )
     return
@@ -157,7 +158,8 @@ def _check_state(
   difference = (
     "another structure"
     if where is None
-    else f"{found.get(where, 'nothing')} at {where or 'its root'} instead of {expected.get(where, 'nothing')}"
+    else f"{found.get(where, 'nothing')} at {where or 'its root'} instead of "
+    f"{expected.get(where, 'nothing')}"
   )
   raise MixerError(
     f"{_called(mixer)} returns a state that differs from {what}: {difference}. A state keeps its "

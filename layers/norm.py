@@ -44,7 +44,8 @@ class RMSNorm(nn.Module):
 def _normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
   """The arithmetic, in float32; the backward pass keeps x in its own type and nothing else.
 
-  In rows of channels: XLA on the CPU sums the scale's gradient over [1, T, D] fifty times as slowly.
+  In rows of channels: XLA on the CPU sums the scale's gradient over [1, T, D] fifty times as
+  slowly.
   """
   shape, x = x.shape, x.reshape(-1, x.shape[-1]).astype(jnp.float32)
   inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)

@@ -17,8 +17,8 @@ _policies = jax.checkpoint_policies
 POLICIES: dict[str, Callable[..., Any] | None] = {
   # All that automatic differentiation asks for.
   "none": None,
-  # Each block's input, the products with weights, and what recurrence and attention give: norms, gates
-  # and the convolution are computed again.
+  # Each block's input, the products with weights, and what recurrence and attention give: norms,
+  # gates and the convolution are computed again.
   "products": _policies.save_only_these_names(*_COSTLY),
   # Each block's input and what recurrence and attention give.
   "mixers": _policies.save_only_these_names(costly.RECURRENCE, costly.ATTENTION),

@@ -14,8 +14,8 @@ class ResidualBlock(nn.Module):
   """`x = x + mixer(norm(x))`, then `x = x + mlp(norm(x))` (section 2.1 of the Griffin paper).
 
   Attributes:
-    mixer, mlp, norm: factories that take the module's `name`; without an MLP (None) the block ends with
-      the mixer.
+    mixer, mlp, norm: factories that take the module's `name`; without an MLP (None) the block ends
+      with the mixer.
     capacity: handed to the mixer.
   """
 

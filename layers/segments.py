@@ -11,8 +11,8 @@ import jax.numpy as jnp
 class Segments(NamedTuple):
   """The document boundaries of a batch of rows.
 
-  A segment is a contiguous run of tokens of one document. Mixers must not let information cross from
-  one segment into another; position 0 is where a state starts afresh.
+  A segment is a contiguous run of tokens of one document. Mixers must not let information cross
+  from one segment into another; position 0 is where a state starts afresh.
 
   Attributes:
     ids: [B, T] int32, one value per run; 0 marks padding.

@@ -62,8 +62,8 @@ class Stack(nn.Module):
     mlp, norm: factories of the other parts of a block.
     remat: a name from `layers.remat.POLICIES`.
     unroll: repetitions per scan iteration; larger is faster to run and slower to compile.
-    scan: False runs the repetitions without a scan, each with parameters and state of its own, which
-      `unstack` makes of the scanned ones.
+    scan: False runs the repetitions without a scan, each with parameters and state of its own,
+      which `unstack` makes of the scanned ones.
   """
 
   pattern: tuple[MixerFactory, ...]

@@ -23,8 +23,8 @@ class Backbone:
 
   Attributes:
     vocab_size: V.
-    vocab_multiple: embedding and output have a multiple of this many rows, so that a mesh divides them;
-      those behind the last id stand for nothing, and no id is drawn or learnt there.
+    vocab_multiple: embedding and output have a multiple of this many rows, so that a mesh divides
+      them; those behind the last id stand for nothing, and no id is drawn or learnt there.
     width: D.
     depth: number of residual blocks.
     mlp_expansion: MLP width over D.

@@ -1,4 +1,6 @@
-"""Parameters of other libraries: which of their tensors is which part of ours, and how it lies there."""
+"""Parameters of other libraries: which of their tensors is which part of ours, and how it lies
+there.
+"""
 
 from __future__ import annotations
 
@@ -153,8 +155,10 @@ def check_count(backbone: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
   held = sum(math.prod(shape) for shape in shapes.values())
   if least > held or depth > len(shapes):
     raise ValueError(
-      f"a model of {depth:,} layers, width {width:,} and {backbone['vocab_size']:,} ids has at least "
-      f"{least:,} parameters, the {len(shapes):,} tensors hold {held:,}. The configuration is of other "
+      f"a model of {depth:,} layers, width {width:,} and {backbone['vocab_size']:,} ids has at "
+      "least "
+      f"{least:,} parameters, the {len(shapes):,} tensors hold {held:,}. The configuration is of "
+      "other "
       "weights, or files are missing: download them again."
     )
 
@@ -167,15 +171,15 @@ def parameters(
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Our parameters, one after the other in tree order, from tensors that `check` has passed.
 
-  At any time one parameter and one tensor are in memory (a stacked parameter is filled from one tensor
-  after the other).
+  At any time one parameter and one tensor are in memory (a stacked parameter is filled from one
+  tensor after the other).
 
   Args:
     tensors: name to array. None is kept, so that the mapping may read files.
     table: all tensors of the model, those of one parameter together.
     model: the model.
-    digests: gets the sha256 of the parameters whose paths it has (none is stacked), in the model's type
-      and without padding.
+    digests: gets the sha256 of the parameters whose paths it has (none is stacked), in the model's
+      type and without padding.
 
   Yields:
     path and array, in the model's types.
@@ -213,13 +217,17 @@ def _filled(parameter, entries, tensors, digests) -> np.ndarray:
 
 
 def _require_finite(array: np.ndarray, name: str) -> None:
-  """Raises ValueError if an array, in the model's type, holds NaN or infinity; looks at it in pieces."""
+  """Raises ValueError if an array, in the model's type, holds NaN or infinity.
+
+  Looks at it in pieces.
+  """
   rows = np.atleast_1d(array)
   step = max(1, _PIECE // max(1, rows[:1].size))
   for start in range(0, len(rows), step):
     if not np.isfinite(rows[start : start + step]).all():
       raise ValueError(
-        f"{name} holds numbers that are not finite (NaN, infinite, or too large for {array.dtype}): these are "
+        f"{name} holds numbers that are not finite (NaN, infinite, or too large for "
+        f"{array.dtype}): these are "
         "no weights of a trained model. Download them again."
       )
 

@@ -32,8 +32,8 @@ def griffin(
     window: tokens that local attention sees.
     gate_blocks: diagonal blocks of the gates' weights.
     rotary_fraction: share of each head that carries positions (RecurrentGemma: 0.5).
-    pattern: the mixers of successive blocks, repeated and cut to depth; the networks of appendix H have
-      attention in the third of five blocks alone.
+    pattern: the mixers of successive blocks, repeated and cut to depth; the networks of appendix H
+      have attention in the third of five blocks alone.
     recurrence, attention: kernel names; None picks by backend.
 
   Raises:
@@ -53,6 +53,7 @@ def griffin(
   unknown = [name for name in pattern if name not in mixers]
   if unknown:
     raise ValueError(
-      f"pattern={tuple(pattern)} names {unknown[0]!r}: a block of Griffin is 'recurrent' or 'attention'."
+      f"pattern={tuple(pattern)} names {unknown[0]!r}: a block of Griffin is 'recurrent' or "
+      "'attention'."
     )
   return backbone.model(tuple(mixers[name] for name in pattern))

@@ -116,8 +116,8 @@ class LanguageModel(nn.Module):
   def logits(self, x: jax.Array) -> jax.Array:
     """Maps normalised hidden states [B, T, D] to float32 logits [B, T, V].
 
-    Where the vocabulary is split over devices, to this device's part of [B, T, padded_vocab_size], with
-    -inf for padding.
+    Where the vocabulary is split over devices, to this device's part of [B, T, padded_vocab_size],
+    with -inf for padding.
     """
     logits = self.embedding.logits(x) if self.tied else self.head(x)
     if self.logit_cap is not None:

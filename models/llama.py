@@ -1,4 +1,5 @@
-"""A Llama-style Transformer: grouped-query attention, SwiGLU, rotary positions, an untied output head.
+"""A Llama-style Transformer: grouped-query attention, SwiGLU, rotary positions, an untied output
+head.
 
 Source: Touvron et al. 2023 (Llama 2, with grouped queries) and Grattafiori et al. 2024 (Llama 3).
 """
@@ -26,8 +27,8 @@ def llama(
   Args:
     backbone: what all models share.
     heads: query heads.
-    kv_heads: key/value heads; each serves `heads / kv_heads` query heads. Devices along the model axis
-      split them, so that it divides them.
+    kv_heads: key/value heads; each serves `heads / kv_heads` query heads. Devices along the model
+      axis split them, so that it divides them.
     rotary_base: base of the rotary wavelengths (Llama 3's; Llama 2 has 10,000).
     attention: an attention kernel's name; None picks by backend.
   """

@@ -1,7 +1,10 @@
-"""Low-rank adapters (LoRA; Hu et al. 2021, arXiv 2106.09685) on the linear maps of any model of the zoo.
+"""Low-rank adapters (LoRA; Hu et al.
 
-A map y = x W becomes y = x W + (alpha / rank) x A B, with W frozen. The maps do not know: adapters are added
-where a map is called (`flax.linen.intercept_methods`), with parameters beside the map's own.
+2021, arXiv 2106.09685) on the linear maps of any model of the zoo.
+
+A map y = x W becomes y = x W + (alpha / rank) x A B, with W frozen. The maps do not know: adapters
+are added where a map is called (`flax.linen.intercept_methods`), with parameters beside the map's
+own.
 """
 
 from __future__ import annotations
@@ -91,7 +94,8 @@ def adapted(
       ('*/mlp/*').
 
   Raises:
-    ValueError: the rank is below 1, or a pattern matches no linear map; it lists those that there are.
+    ValueError: the rank is below 1, or a pattern matches no linear map; it lists those that there
+      are.
   """
   if rank < 1:
     raise ValueError(f"rank={rank} must be at least 1.")
@@ -100,7 +104,8 @@ def adapted(
     if not any(_is_target(path, [pattern]) for path in paths):
       names = sorted({path.rpartition("/")[2] for path in paths})
       raise ValueError(
-        f"targets={list(targets)}: {pattern!r} matches no linear map; there are {', '.join(names)}, "
+        f"targets={list(targets)}: {pattern!r} matches no linear map; there are "
+        f"{', '.join(names)}, "
         f"by path {paths[0]} and so on."
       )
   if not targets:

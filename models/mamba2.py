@@ -23,14 +23,15 @@ def mamba2(
 
   Args:
     backbone: what all models share; MLPs and biases have no meaning here.
-    heads: attention heads of this size. Mamba-2 has four for each, of half the channels: 64 where those
-      have 128, as in the paper, and 2D together.
+    heads: attention heads of this size. Mamba-2 has four for each, of half the channels: 64 where
+      those have 128, as in the paper, and 2D together.
     state_size, groups, chunk: see `layers.mamba2.Mamba2Mixer`.
     ssd: a name of `kernels.ssd.IMPLEMENTATIONS`; None picks by backend.
   """
   if backbone.width % (2 * heads):
     raise ValueError(
-      f"heads={heads}: Mamba-2's heads have width / (2 heads) channels, and {2 * heads} does not divide "
+      f"heads={heads}: Mamba-2's heads have width / (2 heads) channels, and {2 * heads} does not "
+      "divide "
       f"width={backbone.width}. Choose a number of heads whose double does."
     )
   model, depth = backbone.model(()), 2 * backbone.depth

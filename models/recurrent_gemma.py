@@ -77,7 +77,8 @@ def options_from_hugging_face(config: Mapping[str, Any]) -> tuple[dict[str, Any]
     config: the contents of a config.json, or `RecurrentGemmaConfig.to_dict()`.
 
   Raises:
-    ValueError: it is the configuration of another architecture, or asks for what Griffin does not have.
+    ValueError: it is the configuration of another architecture, or asks for what Griffin does not
+      have.
   """
   _check_config(config)
   width, heads = config["hidden_size"], config["num_attention_heads"]
@@ -246,8 +247,8 @@ def hugging_face_from_parameters(
     model: as `model_from_hugging_face` builds it.
 
   Yields:
-    name and array, in our parameters' type; `dict()` of it is a state dict. The output matrix, tied to
-    the embedding, is left out as in Hugging Face's own files.
+    name and array, in our parameters' type; `dict()` of it is a state dict. The output matrix, tied
+    to the embedding, is left out as in Hugging Face's own files.
 
   Raises:
     ValueError: a parameter is missing or of a wrong shape; it names it.
@@ -269,7 +270,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 def _check_config(config: Mapping[str, Any]) -> None:
   if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
     raise ValueError(
-      f"this is a configuration of {recurrent_gemma_fields.short(config['model_type'])}; read are those of "
+      f"this is a configuration of {recurrent_gemma_fields.short(config['model_type'])}; read are "
+      "those of "
       f"{MODEL_TYPE!r} alone."
     )
   recurrent_gemma_fields.check_fields(config)
@@ -330,6 +332,7 @@ def check_options(model: LanguageModel) -> None:
   ):
     raise ValueError(
       "Hugging Face's RecurrentGemma cannot hold this model: it needs Griffin with biases, "
-      "one gate block per head, zero-centred norms, a scaled embedding and capped logits. Build the model with "
+      "one gate block per head, zero-centred norms, a scaled embedding and capped logits. Build "
+      "the model with "
       "gin/models/recurrent_gemma.gin."
     )

@@ -1,4 +1,6 @@
-"""What may stand in a config.json of RecurrentGemma: types and ranges, checked before anything is built."""
+"""What may stand in a config.json of RecurrentGemma: types and ranges, checked before anything is
+built.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,8 @@ def refuse(wrong: list[str]) -> None:
   if wrong:
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     raise ValueError(
-      f"this RecurrentGemma configuration is not one that can be built: {'; '.join(wrong[:3])}{more}."
+      "this RecurrentGemma configuration is not one that can be built: "
+      f"{'; '.join(wrong[:3])}{more}."
     )
 
 

@@ -1,7 +1,8 @@
 """RecurrentGemma as DeepMind's Flax code stores it: names and layouts of its tensors, to ours.
 
-The names are those of the parameters of the package `recurrentgemma` (`recurrentgemma.jax.Griffin`); what
-its files do not say (window, bound of the logits, scale of the embedding) is fixed for RecurrentGemma.
+The names are those of the parameters of the package `recurrentgemma`
+(`recurrentgemma.jax.Griffin`); what its files do not say (window, bound of the logits, scale of the
+embedding) is fixed for RecurrentGemma.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def options_from_shapes(
   }
   if rnn_width % blocks or width % blocks:
     raise ValueError(
-      f"the {blocks} blocks of blocks.0/recurrent_block/rg_lru/a_gate/w do not divide the widths {width} and "
+      f"the {blocks} blocks of blocks.0/recurrent_block/rg_lru/a_gate/w do not divide the widths "
+      f"{width} and "
       f"{rnn_width}."
     )
   return backbone, {"rnn_width": rnn_width, "heads": blocks}

@@ -44,7 +44,7 @@ def logits(model, params, tokens, length: int = 64):
 
 
 def greedy(model, params, tokens, count, forbidden=(), eos_id=None, length: int = 64):
-  """The `count` likeliest next tokens, or those before the end, each computed from all before it."""
+  """The `count` likeliest next tokens, or those before the end, each from all tokens before it."""
   new = []
   for _ in range(count):
     last = logits(model, params, [*tokens, *new], length)[-1].copy()

@@ -1,4 +1,7 @@
-"""Checkpoints of a run; with `streamed_checkpoint` and `foreign_checkpoint` all that knows Orbax."""
+"""Checkpoints of a run.
+
+With `streamed_checkpoint` and `foreign_checkpoint` all that knows Orbax.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +106,9 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Makes one line of what stops a save. Orbax would log a page for each of its threads, while it saves.
+    """Makes one line of what stops a save.
+
+    Orbax would log a page for each of its threads, while it saves.
 
     Raises:
       CheckpointError: something could not be written.
@@ -116,7 +121,8 @@ class Checkpoints:
       # For good: its threads go on failing until the process has ended.
       _HUSHED_FOR_GOOD.append(self._hushed.pop_all())
       raise CheckpointError(
-        f"a checkpoint could not be saved in {self._run_dir / FOLDER}: {reading.reason(error)}. Those before "
+        f"a checkpoint could not be saved in {self._run_dir / FOLDER}: {reading.reason(error)}. "
+        "Those before "
         "it are whole: mend the cause, and the same command goes on from the last one.",
         may_pass=not reading.is_full(error),
       ) from error
@@ -185,7 +191,8 @@ class Checkpoints:
     folder = self._run_dir / FOLDER
     steps = available_steps(self._run_dir)
     bad = [s for s in steps if s >= since and retention.kept_loss(folder / str(s)) is None]
-    # One process decides: each move waits for all, and a shared folder may show others something else.
+    # One process decides: each move waits for all, and a shared folder may show others something
+    # else.
     steps, bad = json.loads(processes.told_by_first(json.dumps([steps, bad])))
     moved = [self._set_aside(step) for step in bad]
     return max(set(steps) - set(bad), default=None), moved
@@ -242,13 +249,16 @@ def _agreed_steps(run_dir: Path) -> list[int]:
   other = next(i for i, found in enumerate(listings) if found != listings[0])
   raise CheckpointError(
     f"the processes see different checkpoints in {run_dir}: {coordination.name(0)} has "
-    f"{listings[0] or 'none'}, {coordination.name(other)} has {listings[other] or 'none'}. Give a --run_dir "
+    f"{listings[0] or 'none'}, {coordination.name(other)} has {listings[other] or 'none'}. Give a "
+    "--run_dir "
     "that all hosts share."
   )
 
 
 def is_parameters_alone(run_dir: Path) -> bool:
-  """Whether a run directory has checkpoints, and none with an optimizer's state: nothing was trained there."""
+  """Whether a run directory has checkpoints, and none with an optimizer's state: nothing was
+  trained there.
+  """
   folder, steps = run_dir / FOLDER, available_steps(run_dir)
   return bool(steps) and not any((folder / str(step) / _REST).exists() for step in steps)
 
@@ -294,7 +304,8 @@ def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
     found = retention.best({step: retention.kept_loss(folder / str(step)) for step in steps})
     if found is None:
       raise CheckpointError(
-        f"{run_dir} has no checkpoint with a held-out loss. Use the latest, or evaluate in training."
+        f"{run_dir} has no checkpoint with a held-out loss. Use the latest, or evaluate in "
+        "training."
       )
     return found
   if not str(which).isdecimal() or int(which) not in steps:

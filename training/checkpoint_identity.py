@@ -1,4 +1,7 @@
-"""What a checkpoint says of the run that it is of, read without Orbax; and what else lies among checkpoints."""
+"""What a checkpoint says of the run that it is of, read without Orbax.
+
+And what else lies among checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ _METADATA_FILE = "_CHECKPOINT_METADATA"
 
 
 def newest_identity(run_dir: Path) -> tuple[int, dict[str, Any]] | None:
-  """Step and identity, as passed to `training.loop.train`, of the newest checkpoint that can be read.
+  """Step and identity, as passed to `training.loop.train`, of the newest checkpoint that can be
+  read.
 
   None if there is no checkpoint with an identity: imported weights have none.
   """

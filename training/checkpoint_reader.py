@@ -71,7 +71,9 @@ def load(
 def _describe(
   folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-  """What a checkpoint says of its arrays, the abstract arrays in their shapes, and what was sealed with them."""
+  """What a checkpoint says of its arrays, the abstract arrays in their shapes, and what was sealed
+  with them.
+  """
   metadata, contents = attempt(lambda: _described(folder, abstract))
   found = {name: metadata.metadata.get(name) for name in abstract}
   saved = {}
@@ -87,7 +89,9 @@ def _describe(
 
 
 def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]:
-  """What Orbax says of a checkpoint, and what was sealed with it; parts that were never saved may be missing.
+  """What Orbax says of a checkpoint, and what was sealed with it.
+
+  Parts that were never saved may be missing.
 
   Where Orbax fails to read a description it logs why and returns None. This raises instead, so that
   `training.reading.attempt` sees a failure, with what was logged, and tries again.

@@ -37,7 +37,8 @@ def checksums(tree: Any) -> list[int]:
 def host_checksum(array: np.ndarray) -> int:
   """The number that `checksums` gives for an array, of an array that is on no device.
 
-  Computed along the first axis in pieces: whole, a large array would be in memory several times over.
+  Computed along the first axis in pieces: whole, a large array would be in memory several times
+  over.
   """
   if not array.ndim:
     return checksums(array)[0]

@@ -8,7 +8,8 @@ import ctypes
 def give_back() -> None:
   """Gives what has been freed back to the system, where the C library is glibc.
 
-  XLA's compiler leaves some 200 MB of freed pieces, which glibc would keep beside all arrays to come.
+  XLA's compiler leaves some 200 MB of freed pieces, which glibc would keep beside all arrays to
+  come.
   """
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim is not None:

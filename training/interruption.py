@@ -11,8 +11,8 @@ from parallel import coordination, processes
 class Interruption:
   """Turns SIGTERM and SIGINT into a request to stop after the step in progress.
 
-  Of several processes one may be told. JAX's preemption service, which listens to SIGTERM itself, then
-  names a step at which all stop; SIGINT is handed on to it.
+  Of several processes one may be told. JAX's preemption service, which listens to SIGTERM itself,
+  then names a step at which all stop; SIGINT is handed on to it.
   """
 
   def __enter__(self) -> Interruption:

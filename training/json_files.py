@@ -8,7 +8,7 @@ from typing import Any
 
 
 def dumps(value: Any, **options: Any) -> str:
-  """`json.dumps` with null for NaN and the infinities, which JSON lacks and strict readers refuse."""
+  """`json.dumps` with null for NaN and the infinities, which strict readers refuse."""
   return json.dumps(without_nan(value), allow_nan=False, **options)
 
 

@@ -82,8 +82,8 @@ class Summary:
 
   Attributes:
     step: steps done.
-    saved_step: of the newest checkpoint: another if it was interrupted in a state that was not finite; None if
-      there is none.
+    saved_step: of the newest checkpoint: another if it was interrupted in a state that was not
+      finite; None if there is none.
     start_step: steps that were done before this process began.
     interrupted: the signal that stopped it before its last step; None if none did.
     state: the train state.
@@ -140,8 +140,8 @@ def train(
     progress: is told the steps in place of a line on stderr.
 
   Raises:
-    TrainingError: too many steps in a row were skipped, or the state was not finite for as many, or at the
-      end; the last good checkpoint and the best stay.
+    TrainingError: too many steps in a row were skipped, or the state was not finite for as many, or
+      at the end; the last good checkpoint and the best stay.
     training.checkpoint.CheckpointError: what the run directory holds cannot be continued.
   """
   began = time.monotonic()
@@ -212,7 +212,8 @@ def train(
         if step == start_step:
           take_step.lower(state, batch).compile()
           host_memory.give_back()
-          # Compiling takes hosts unequally long, and the first exchange of a CPU's step waits for 30 s alone.
+          # Compiling takes hosts unequally long, and the first exchange of a CPU's step waits for
+          # 30 s alone.
           processes.wait_for_all("compiled the step")
         state, new_metrics = take_step(state, batch)
         # One step late: the device works on this one while the last one's numbers are told.
@@ -342,8 +343,8 @@ def _wrong(run: Record) -> str:
 def _require_finite(done: int, owed: int, options: Options) -> None:
   """Raises NotFinite once a step that cannot be saved is the last, or has been due for too long.
 
-  Only a state that is not finite is due for as long as that: skipped steps end the run themselves, and a
-  state does not become finite again.
+  Only a state that is not finite is due for as long as that: skipped steps end the run themselves,
+  and a state does not become finite again.
   """
   if done == options.steps:
     raise NotFinite(
@@ -351,7 +352,8 @@ def _require_finite(done: int, owed: int, options: Options) -> None:
     )
   if done - owed >= options.step.max_skips:
     raise NotFinite(
-      f"step {done}: the parameters or the optimizer's state have not been finite since step {owed} or before."
+      f"step {done}: the parameters or the optimizer's state have not been finite since step "
+      f"{owed} or before."
     )
 
 
@@ -359,7 +361,8 @@ def _suspects(run_dir: Path, step: int) -> str:
   """What to do after too many skips that began with the first step after a restored checkpoint."""
   folder = run_dir / FOLDER / str(step)
   told = (
-    f"Checkpoint {step}, from which it went on, was good when it was saved, and stays: the batches or options "
+    f"Checkpoint {step}, from which it went on, was good when it was saved, and stays: the batches "
+    "or options "
     "of this start are suspect. Correct them, and go on with the same command."
   )
   if retention.kept_loss(folder) is not None:

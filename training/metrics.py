@@ -124,7 +124,9 @@ class Progress:
     self._width = len(text)
 
   def _write(self, text: str) -> None:
-    """Writes what nobody may be there to read: a terminal that has gone, or a full disk, ends no run."""
+    """Writes what nobody may be there to read: a terminal that has gone, or a full disk, ends no
+    run.
+    """
     with contextlib.suppress(OSError):
       self._stream.write(text)
       self._stream.flush()

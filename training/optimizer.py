@@ -117,9 +117,9 @@ class WithMasterCopy(NamedTuple):
 def with_master_copy(inner: optax.GradientTransformation) -> optax.GradientTransformation:
   """Lets an optimizer work on a float32 copy of parameters that are stored in fewer bits.
 
-  Micikevicius et al. 2018, section 3.1: updates below a parameter's last bit add up in the copy. What is
-  returned as updates leads from the rounded parameters to the copy's new values, so that whoever adds
-  them in float32 and rounds gets the rounded copy.
+  Micikevicius et al. 2018, section 3.1: updates below a parameter's last bit add up in the copy.
+  What is returned as updates leads from the rounded parameters to the copy's new values, so that
+  whoever adds them in float32 and rounds gets the rounded copy.
   """
 
   def init(params):

@@ -9,8 +9,8 @@ from typing import Any
 def of_data(position: dict[str, Any]) -> dict[str, int]:
   """The state of the batches: rows seen.
 
-  Older checkpoints count batches. How many rows these had is in the configuration that they keep, which need
-  not be the run's of today.
+  Older checkpoints count batches. How many rows these had is in the configuration that they keep,
+  which need not be the run's of today.
 
   Args:
     position: what was saved beside the train state.

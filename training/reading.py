@@ -25,7 +25,8 @@ _PASSING = {
 }  # fmt: skip
 # TensorStore says them in words.
 _PASSING_WORDS = re.compile(
-  "Input/output error|Cannot allocate memory|[Oo]ut of memory|RESOURCE_EXHAUSTED|Too many open files|"
+  "Input/output error|Cannot allocate memory|[Oo]ut of memory|RESOURCE_EXHAUSTED|Too many open "
+  "files|"
   "Stale file handle|Resource temporarily unavailable|Connection (timed out|reset)|UNAVAILABLE|"
   "DEADLINE_EXCEEDED"
 )
@@ -95,7 +96,9 @@ def _telling(logged: list[str]) -> str:
 
 
 def is_full(error: BaseException) -> bool:
-  """Whether files could not be written because nothing more may be: a full disk does not empty itself."""
+  """Whether files could not be written because nothing more may be: a full disk does not empty
+  itself.
+  """
   said = _FULL.search("\n".join(map(str, _causes(error))))
   return said is not None
 

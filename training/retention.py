@@ -21,9 +21,9 @@ UNJUDGED = "unjudged"
 class Retention:
   """What Orbax keeps: the newest few that were judged, the best, and the newest of all.
 
-  One that was saved unjudged takes no place of another, and goes when a later one is saved. The loss of a
-  step is that of the parameters before it: where there is no held-out loss either, the newest judged one may
-  be the first of parameters that give none, and the one before stays.
+  One that was saved unjudged takes no place of another, and goes when a later one is saved. The
+  loss of a step is that of the parameters before it: where there is no held-out loss either, the
+  newest judged one may be the first of parameters that give none, and the one before stays.
 
   Attributes:
     newest: judged checkpoints that stay.

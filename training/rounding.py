@@ -1,8 +1,9 @@
 """How parameters of fewer bits than float32 take updates that are smaller than their last bit.
 
-Rounded to nearest, a bfloat16 parameter ignores every update below 1/512 of it, and training stops while
-its gradient does not. Rounded stochastically it takes the update in the mean (Gupta et al. 2015); a copy in
-float32 takes it exactly (Micikevicius et al. 2018, section 3.1; see `training.optimizer.with_master_copy`).
+Rounded to nearest, a bfloat16 parameter ignores every update below 1/512 of it, and training stops
+while its gradient does not. Rounded stochastically it takes the update in the mean (Gupta et al.
+2015); a copy in float32 takes it exactly (Micikevicius et al. 2018, section 3.1; see
+`training.optimizer.with_master_copy`).
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def stochastic(x: jax.Array, key: jax.Array) -> jax.Array:
   Returns:
     bfloat16; what bfloat16 can hold, infinities and NaNs stay as they are.
   """
-  # The bits that are dropped are the distance to the neighbour nearer to zero: adding a uniform number
-  # carries into the bits that stay as often as that distance says.
+  # The bits that are dropped are the distance to the neighbour nearer to zero: adding a uniform
+  # number carries into the bits that stay as often as that distance says.
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   draw = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
   rounded = jax.lax.bitcast_convert_type(

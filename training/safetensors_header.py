@@ -1,7 +1,7 @@
 """The head of a safetensors file, checked before the library or anything else relies on it.
 
-Format: 8 bytes of length (little-endian), as many bytes of JSON (name to dtype, shape and data_offsets), then the
-arrays without a gap; see https://huggingface.co/docs/safetensors.
+Format: 8 bytes of length (little-endian), as many bytes of JSON (name to dtype, shape and
+data_offsets), then the arrays without a gap; see https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations

@@ -34,10 +34,10 @@ class Options:
     accumulate: microbatches that a batch is cut into.
     z_loss: weight of the squared logarithm of the softmax's sum.
     spike_factor: a step whose gradient norm exceeds this many medians of recent norms is skipped.
-    spike_window: recent norms that the median is taken of, those of spikes among them, so that a lasting
-      rise is the norm after half of them; no spike is seen before the window is full.
-    max_skips: steps skipped in a row after which the run stops. A spike that would be the last of them is
-      taken: only what is not finite stops a run.
+    spike_window: recent norms that the median is taken of, those of spikes among them, so that a
+      lasting rise is the norm after half of them; no spike is seen before the window is full.
+    max_skips: steps skipped in a row after which the run stops. A spike that would be the last of
+      them is taken: only what is not finite stops a run.
     rounding: how bfloat16 parameters take an update, 'nearest' or 'stochastic'; see
       `training.rounding`.
   """
@@ -128,7 +128,7 @@ def initial_state(
 
 
 def split(model: nn.Module, params: Any) -> tuple[Any, Any]:
-  """The parameters that training changes and the others: two trees with None in the other's places."""
+  """The parameters that training changes, and the others, each with None in the other's places."""
 
   def part(trained: bool) -> Any:
     return jax.tree_util.tree_map_with_path(
@@ -153,9 +153,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """Returns `step(state, batch) -> (state, metrics)`, on one device or laid out over many.
 
-  A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing but the
-  guard and the number of the step; the optimizer's count, and with it the schedule, stand still.
-  Metrics are scalars: loss (nats per target), grad_norm, targets, skipped (total), skipped_in_a_row.
+  A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing but
+  the guard and the number of the step; the optimizer's count, and with it the schedule, stand
+  still. Metrics are scalars: loss (nats per target), grad_norm, targets, skipped (total),
+  skipped_in_a_row.
   """
 
   differentiate = functools.partial(loss_and_gradient, model, options)
@@ -241,8 +242,9 @@ def loss_and_gradient(
     rng_data: data of the key for models that draw.
 
   Returns:
-    (mean loss over the batch's targets, their number), and the float32 gradient of what is trained. Run per
-    device, the numbers are of the whole batch and the gradient is the share of this device's tokens in it.
+    (mean loss over the batch's targets, their number), and the float32 gradient of what is trained.
+    Run per device, the numbers are of the whole batch and the gradient is the share of this
+    device's tokens in it.
 
   Raises:
     ValueError: the microbatches do not divide the batch.
@@ -272,8 +274,8 @@ def loss_and_gradient(
 
   def accumulate(carry, piece):
     (_, loss), gradient = gradient_of(trained, piece)
-    # The TPU compiler fails (libtpu 0.0.52) when it tries to move the sum over devices of a bfloat16
-    # gradient out of this loop, behind the conversion below.
+    # The TPU compiler fails (libtpu 0.0.52) when it tries to move the sum over devices of a
+    # bfloat16 gradient out of this loop, behind the conversion below.
     gradient = jax.lax.optimization_barrier(gradient)
     total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), carry[1], gradient)
     return (carry[0] + loss, total), None
@@ -296,8 +298,8 @@ def token_losses(
     rng: key for models that draw.
 
   Returns:
-    two float32 arrays [B, T], multiplied by the loss weights. Logits are never all in memory at once
-    if they are large: pieces of the time axis are computed one after the other.
+    two float32 arrays [B, T], multiplied by the loss weights. Logits are never all in memory at
+    once if they are large: pieces of the time axis are computed one after the other.
   """
   # Bound once, so that ZeRO stage 3 gathers the embedding once for both of its uses, outside of the
   # loop over pieces, and scatters its gradient once.

@@ -1,4 +1,6 @@
-"""Writes a checkpoint of parameters alone, one array after the other: for weights that come from elsewhere."""
+"""Writes a checkpoint of parameters alone, one array after the other: for weights that come from
+elsewhere.
+"""
 
 from __future__ import annotations
 

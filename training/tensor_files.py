@@ -1,4 +1,4 @@
-"""Folders of safetensors files, as Hugging Face keeps weights: one file, or several with an index."""
+"""Folders of safetensors files, as Hugging Face keeps weights: one file, or many with an index."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class TensorFiles(Mapping[str, np.ndarray]):
     """Reads the files' headers.
 
     Raises:
-      TensorFileError: there are no such files, one is missing or damaged, or lacks what the index says.
+      TensorFileError: there are no such files, one is missing or damaged, or lacks what the index
+        says.
     """
     self._files: dict[str, Any] = {}
     self._place: dict[str, Path] = {}

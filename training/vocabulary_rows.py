@@ -40,8 +40,8 @@ class VocabularyRows(NamedTuple):
       saved: shapes, by the same paths.
 
     Returns:
-      `wanted`; arrays whose padding differs have the shape of `saved` and lie whole on every device. What
-      differs in anything else stays as it is.
+      `wanted`; arrays whose padding differs have the shape of `saved` and lie whole on every
+      device. What differs in anything else stays as it is.
     """
     if not self.axes:
       return wanted
@@ -60,7 +60,8 @@ class VocabularyRows(NamedTuple):
     return jax.tree_util.tree_map_with_path(change, wanted)
 
   def padded_anew(self, loaded: Any, wanted: Any) -> Any:
-    """What was loaded as `as_saved` says, with the padding rows (zeros) and the types that are wanted.
+    """What was loaded as `as_saved` says, with the padding rows (zeros) and the types that are
+    wanted.
 
     Raises:
       ValueError: rows to be cut are not zero: they are those of ids.

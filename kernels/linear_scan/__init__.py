@@ -29,8 +29,8 @@ def linear_scan(
 ) -> tuple[jax.Array, jax.Array]:
   """Solves `h_t = exp(log_a_t) h_{t-1} + x_t` along time.
 
-  With `phase` the recurrence is complex, `h_t = exp(log_a_t + i phase_t) h_{t-1} + x_t`, and the first
-  half of the channels of x, h0 and h are real parts, the second half imaginary parts.
+  With `phase` the recurrence is complex, `h_t = exp(log_a_t + i phase_t) h_{t-1} + x_t`, and the
+  first half of the channels of x, h0 and h are real parts, the second half imaginary parts.
 
   Args:
     x: [B, T, R] inputs, float32 or bfloat16.

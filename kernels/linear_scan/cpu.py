@@ -1,9 +1,9 @@
 """The recurrence as an indexed loop with a written-out gradient: the fastest plain XLA on CPUs.
 
-`lax.scan` walks the leading axis, so it copies [B, T, R] into time-major order and back; a loop that
-slices the time axis where it lies needs no copies. Around it the work goes through time in chunks, so
-that decays and other intermediates stay in cache. The backward pass keeps the inputs and h, and computes
-the decays again.
+`lax.scan` walks the leading axis, so it copies [B, T, R] into time-major order and back; a loop
+that slices the time axis where it lies needs no copies. Around it the work goes through time in
+chunks, so that decays and other intermediates stay in cache. The backward pass keeps the inputs and
+h, and computes the decays again.
 """
 
 from __future__ import annotations

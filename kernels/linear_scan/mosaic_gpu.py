@@ -1,7 +1,7 @@
 """h_t = exp(log_a_t) * h_{t-1} + x_t as Mosaic GPU kernels, for Hopper and later.
 
-Traffic: 6 bytes per element forward and 10 backward, in bfloat16, and 10 and 14 where there are too few
-rows and channels for the GPU (`mosaic_gpu_chunks`). exp is taken in float32 inside.
+Traffic: 6 bytes per element forward and 10 backward, in bfloat16, and 10 and 14 where there are too
+few rows and channels for the GPU (`mosaic_gpu_chunks`). exp is taken in float32 inside.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def linear_scan(
   reset: jax.Array | None,
   reverse: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  """The implementation 'mosaic_gpu' of `kernels.linear_scan.linear_scan`, which documents the arguments.
+  """The implementation 'mosaic_gpu' of `kernels.linear_scan.linear_scan`, which documents the
+  arguments.
 
   Raises:
     ValueError: the width is not a multiple of 128.

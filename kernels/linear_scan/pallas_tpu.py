@@ -1,7 +1,7 @@
 """h_t = exp(log_a_t) * h_{t-1} + x_t as Pallas TPU kernels.
 
-Traffic: 6 bytes per element forward (x, log_a in; h out) and 10 backward, in bfloat16. exp is taken in
-float32 inside the kernel, so a decay never loses its digits to bfloat16.
+Traffic: 6 bytes per element forward (x, log_a in; h out) and 10 backward, in bfloat16. exp is taken
+in float32 inside the kernel, so a decay never loses its digits to bfloat16.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def linear_scan(
   reset: jax.Array | None,
   reverse: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  """The implementation 'pallas_tpu' of `kernels.linear_scan.linear_scan`, which documents the arguments.
+  """The implementation 'pallas_tpu' of `kernels.linear_scan.linear_scan`, which documents the
+  arguments.
 
   Raises:
     ValueError: the width is not a multiple of 128.

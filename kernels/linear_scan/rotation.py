@@ -1,10 +1,10 @@
 """The recurrence with complex decays, by any implementation of the real one.
 
-In a frame that turns with the decays' phases the decay is real: with `phi_t` the sum of the phases up to
-t, `h_t = e^{i phi_t} g_t` turns `h_t = |a_t| e^{i phase_t} h_{t-1} + x_t` into
-`g_t = |a_t| g_{t-1} + e^{-i phi_t} x_t`, whose real and imaginary parts are two channels of the real
-recurrence. The gradient of a phase is local there: with mu_t the cotangent of the turned input, it is
-the real inner product of mu_t with `i |a_t| g_{t-1}`. So no sum over time is taken of terms that cancel.
+In a frame that turns with the decays' phases the decay is real: with `phi_t` the sum of the phases
+up to t, `h_t = e^{i phi_t} g_t` turns `h_t = |a_t| e^{i phase_t} h_{t-1} + x_t` into `g_t = |a_t|
+g_{t-1} + e^{-i phi_t} x_t`, whose real and imaginary parts are two channels of the real recurrence.
+The gradient of a phase is local there: with mu_t the cotangent of the turned input, it is the real
+inner product of mu_t with `i |a_t| g_{t-1}`. So no sum over time is taken of terms that cancel.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ _scan.defvjp(_forward, _backward)
 def _summed(phase: jax.Array, reverse: bool) -> jax.Array:
   """Running sums of phases [B, T, C], modulo 2 pi.
 
-  Summed as parts of a turn, of which full turns are dropped at once: a float32 sum of 2000 radians would
-  have an error of 1e-4 in every step.
+  Summed as parts of a turn, of which full turns are dropped at once: a float32 sum of 2000 radians
+  would have an error of 1e-4 in every step.
   """
 
   def part(turns):
@@ -89,7 +89,10 @@ def _summed(phase: jax.Array, reverse: bool) -> jax.Array:
 
 
 def _turned(z: jax.Array, angle: jax.Array) -> jax.Array:
-  """Multiplies by `e^{i angle}`; z [..., 2C] holds real, then imaginary parts, angle is [..., C]."""
+  """Multiplies by `e^{i angle}`.
+
+  Z [..., 2C] holds real, then imaginary parts, angle is [..., C].
+  """
   real, imag = jnp.split(z.astype(angle.dtype), 2, axis=-1)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   return jnp.concatenate([real * cos - imag * sin, real * sin + imag * cos], axis=-1).astype(

@@ -1,7 +1,7 @@
 """Attention on NVIDIA GPUs through cuDNN's flash attention, for rows of one document.
 
-`jax.nn.dot_product_attention` gives cuDNN a causal mask and a window, but no segment ids, and places
-query t at key t. What it cannot do is refused here rather than computed wrongly.
+`jax.nn.dot_product_attention` gives cuDNN a causal mask and a window, but no segment ids, and
+places query t at key t. What it cannot do is refused here rather than computed wrongly.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ INSTEAD = "Use implementation='xla_blockwise'."
 
 
 def unavailable_reason() -> str | None:
-  """Why cuDNN's attention cannot run on the GPUs of this process; None if it can or there are none."""
+  """Why cuDNN's attention cannot run on the GPUs of this process.
+
+  None if it can or there are none.
+  """
   try:
     devices = jax.devices("gpu")
   except RuntimeError:
@@ -50,7 +53,8 @@ def local_attention(
     )
   if not q.dtype == k.dtype == v.dtype == jnp.bfloat16:
     raise ValueError(
-      f"local_attention: cudnn needs q, k and v in bfloat16, got {q.dtype}, {k.dtype} and {v.dtype}. "
+      f"local_attention: cudnn needs q, k and v in bfloat16, got {q.dtype}, {k.dtype} and "
+      f"{v.dtype}. "
       f"{INSTEAD}"
     )
   if q.shape[1] != k.shape[1]:

@@ -1,7 +1,7 @@
 """Attention on TPUs through JAX's splash attention: block-sparse flash attention in Pallas.
 
-Blocks of keys that no query of a block sees, by causality or window, are neither read nor multiplied,
-so cost is O(T * window) here too, forward and backward.
+Blocks of keys that no query of a block sees, by causality or window, are neither read nor
+multiplied, so cost is O(T * window) here too, forward and backward.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def local_attention(
 ) -> jax.Array:
   """See `kernels.local_attention.local_attention`.
 
-  In bfloat16 q is scaled before the kernel and rounded once more, unless the scale is a power of two.
-  On v2 and v3, whose kernels take no bfloat16 operands, everything travels in float32.
+  In bfloat16 q is scaled before the kernel and rounded once more, unless the scale is a power of
+  two. On v2 and v3, whose kernels take no bfloat16 operands, everything travels in float32.
 
   Raises:
     ValueError: the types are not all float32 or all bfloat16; or it is called inside
@@ -126,8 +126,8 @@ def _kernel(length, keys, offset, window, heads, is_mqa, interpret):
     # NumPy arrays belong to no trace and no device, so that they can be kept.
     return jax.tree.map(np.asarray, kernel)
 
-  # In a thread of its own, because traces are per thread: `jax.ensure_compile_time_eval` does not get
-  # out of the trace of a Flax scan.
+  # In a thread of its own, because traces are per thread: `jax.ensure_compile_time_eval` does not
+  # get out of the trace of a Flax scan.
   with ThreadPoolExecutor(1) as pool:
     return pool.submit(build).result()
 

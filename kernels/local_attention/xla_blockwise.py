@@ -1,8 +1,8 @@
 """Attention in plain XLA at O(T * window) time and memory, forward and backward.
 
-Queries are cut into blocks. Within a window, every block sees the same number of keys, so all blocks
-run as one batched product; without one, block i sees the first i + 1 blocks of keys, and the blocks
-run one after the other. The backward pass keeps no weights: it computes them again from the
+Queries are cut into blocks. Within a window, every block sees the same number of keys, so all
+blocks run as one batched product; without one, block i sees the first i + 1 blocks of keys, and the
+blocks run one after the other. The backward pass keeps no weights: it computes them again from the
 logarithm of each row's sum (Dao et al. 2022, in blocks).
 """
 

@@ -29,8 +29,8 @@ def rg_lru(
 ) -> tuple[jax.Array, jax.Array]:
   """Solves `h_t = a_t h_{t-1} + sqrt(1 - a_t^2) sigmoid(gate_x_t) x_t`.
 
-  With `log a_t = sigmoid(gate_a_t) log_decay`: equations 1 to 4 of the Griffin paper. Where a segment
-  starts, a_t is 0, so that the input is not scaled down (as in RecurrentGemma).
+  With `log a_t = sigmoid(gate_a_t) log_decay`: equations 1 to 4 of the Griffin paper. Where a
+  segment starts, a_t is 0, so that the input is not scaled down (as in RecurrentGemma).
 
   Args:
     x: [B, T, R] inputs, float32 or bfloat16.

@@ -1,4 +1,6 @@
-"""The gated step as gates, then `kernels.linear_scan.associative`'s recurrence, differentiated by JAX."""
+"""The gated step as gates, then `kernels.linear_scan.associative`'s recurrence, differentiated by
+JAX.
+"""
 
 from __future__ import annotations
 

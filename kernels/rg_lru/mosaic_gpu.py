@@ -1,7 +1,9 @@
 """The fused RG-LRU (arXiv 2402.19427, equations 1-4) as Mosaic GPU kernels, for Hopper and later.
 
-Traffic as on the TPU: 8 bytes per element forward and 16 backward in bfloat16, and 14 and 20 where there
-are too few rows and channels for the GPU (`mosaic_gpu_chunks`). Only h is saved for the gradient. bfloat16 inputs use the GPU's approximate tanh and exp (2^-11 relative), float32 ones do not.
+Traffic as on the TPU: 8 bytes per element forward and 16 backward in bfloat16, and 14 and 20 where
+there are too few rows and channels for the GPU (`mosaic_gpu_chunks`). Only h is saved for the
+gradient. bfloat16 inputs use the GPU's approximate tanh and exp (2^-11 relative), float32 ones do
+not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The fused RG-LRU (arXiv 2402.19427, equations 1-4) as Pallas TPU kernels.
 
-Traffic: 8 bytes per element forward (x, gate_a, gate_x in; h out) and 16 backward, in bfloat16, plus
-4 bytes per element and block of 128 steps or more for the states that enter the blocks. The gate
-mathematics is float32 and recomputed in the backward pass; nothing of it is stored.
+Traffic: 8 bytes per element forward (x, gate_a, gate_x in; h out) and 16 backward, in bfloat16,
+plus 4 bytes per element and block of 128 steps or more for the states that enter the blocks. The
+gate mathematics is float32 and recomputed in the backward pass; nothing of it is stored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The gated step as gates, then `kernels.linear_scan.reference`'s recurrence, differentiated by JAX."""
+"""The gated step as gates, then `kernels.linear_scan.reference`'s recurrence, differentiated by
+JAX.
+"""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """The gates of the RG-LRU as accelerator kernels compute them, on float32 tiles of any shape.
 
-The elementary functions are chosen by what they cost on a TPU's transcendental unit (EUP) and vector
-unit (VALU), of which v3 and v4 have two slots per bundle; a GPU's special function unit has the same
-balance:
+The elementary functions are chosen by what they cost on a TPU's transcendental unit (EUP) and
+vector unit (VALU), of which v3 and v4 have two slots per bundle; a GPU's special function unit has
+the same balance:
 
 * sigmoid is tanh/2 + 1/2, one EUP and two VALU operations instead of fifteen. It loses relative
-  accuracy where the sigmoid is small, which bfloat16 gates cannot express anyway; float32 inputs get
-  2^-log2(1 + e^-v) instead.
+  accuracy where the sigmoid is small, which bfloat16 gates cannot express anyway; float32 inputs
+  get 2^-log2(1 + e^-v) instead.
 * 1 - a^2 = tanh(-log(a) / 2) * (1 + a)^2: exact for a near 1, where 1 - a*a has no digits left.
-* a square root is 2^(log2(v)/2) before v6e, where sqrt and rsqrt are refined in ten VALU operations.
+* a square root is 2^(log2(v)/2) before v6e, where sqrt and rsqrt are refined in ten VALU
+  operations.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ def _log2(log_decay):
 
 
 def channels(arithmetic, log_decay):
-  """The rows, shaped like log_decay, that turn a gate into log2 a: worked out once, not per element."""
+  """The rows, shaped like log_decay, that turn a gate into log2 a: worked out once, not per
+  element.
+  """
   log2_decay = _log2(log_decay)
   if arithmetic.exact_sigmoid:
     return (log2_decay,)
-  # log2 a = tanh(gate / 2) * half + half. Half an ulp more on one side keeps it below 0 for a closed
-  # gate, whatever the last bit of the chip's tanh: its square root has to exist.
+  # log2 a = tanh(gate / 2) * half + half. Half an ulp more on one side keeps it below 0 for a
+  # closed gate, whatever the last bit of the chip's tanh: its square root has to exist.
   half = 0.5 * log2_decay
   return half, half * (1.0 + 2.0**-22)
 

@@ -28,13 +28,14 @@ def ssd(
   chunk: int = 128,
   implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Solves `h_t = exp(log_a_t) h_{t-1} + b_t x_t^T` along time and reads `y_t = h_t^T c_t`, per head.
+  """Solves `h_t = exp(log_a_t) h_{t-1} + b_t x_t^T` along time and reads `y_t = h_t^T c_t`, per
+  head.
 
   Args:
     x: [B, T, H, P] inputs, float32 or bfloat16.
     log_a: [B, T, H] float32 <= 0, logarithms of the decays.
-    b, c: [B, T, G, N] in x's type, which write and read the state; each group serves H / G heads, in
-      order.
+    b, c: [B, T, G, N] in x's type, which write and read the state; each group serves H / G heads,
+      in order.
     h0: [B, H, N, P] float32 state before the first step; zeros if None.
     reset: [B, T] bool, True where a segment starts: the state before that step is zero.
     last: whether the last state is wanted; a training step has no use for it.
@@ -42,8 +43,8 @@ def ssd(
     implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
 
   Returns:
-    y: [B, T, H, P] in x's type, and the state after the last step: [B, H, N, P] float32, or None. Decays,
-    states and sums are float32.
+    y: [B, T, H, P] in x's type, and the state after the last step: [B, H, N, P] float32, or None.
+    Decays, states and sums are float32.
 
   Raises:
     ValueError: shapes or types disagree.

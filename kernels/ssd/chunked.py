@@ -1,7 +1,7 @@
 """The recurrence as products of matrices over chunks of time (section 6 of Dao and Gu 2024).
 
-Within a chunk, what step s gives to step t is a lower-triangular matrix, as in attention; between chunks
-one state per chunk is carried. All sums over time are products that a matrix unit runs.
+Within a chunk, what step s gives to step t is a lower-triangular matrix, as in attention; between
+chunks one state per chunk is carried. All sums over time are products that a matrix unit runs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def ssd(
   starts = jnp.zeros((batch, length), bool) if reset is None else reset
 
   def cut(v):
-    """[B, T, ...] to [B, C, Q, ...]; added steps decay nothing, write nothing and start no segment."""
+    """[B, T, ...] to [B, C, Q, ...].
+
+    Added steps decay nothing, write nothing and start no segment.
+    """
     v = jnp.pad(v, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (v.ndim - 2))
     return v.reshape(batch, count, chunk, *v.shape[2:])
 
@@ -122,8 +125,8 @@ def _chunks(x, log_a, b, c, h0, segment, last):
 def _sums(log_a: jax.Array) -> list[jax.Array]:
   """Running sums of log a along a chunk, in two parts whose differences keep all digits.
 
-  The first part adds multiples of 1/256, which is exact up to a sum of 65,536; the second what is left.
-  Else a decay between neighbours would have the error of the whole sum.
+  The first part adds multiples of 1/256, which is exact up to a sum of 65,536; the second what is
+  left. Else a decay between neighbours would have the error of the whole sum.
   """
   coarse = jnp.round(log_a * 256) / 256
   return [jnp.cumsum(part, axis=-1) for part in (coarse, log_a - coarse)]

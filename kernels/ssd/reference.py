@@ -1,4 +1,6 @@
-"""The recurrence as one `lax.scan` over time, differentiated by JAX: slow, and simple enough to trust."""
+"""The recurrence as one `lax.scan` over time, differentiated by JAX: slow, and simple enough to
+trust.
+"""
 
 from __future__ import annotations
 

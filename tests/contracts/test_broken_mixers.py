@@ -99,7 +99,8 @@ def prefill(mixer: type):
     ("NoPair", r"NoPair returns a \w+: it must return the pair \(y, state\)"),
     (
       "AnotherStructure",
-      r"AnotherStructure returns a state that differs from initial_state\(batch_size=1, capacity=8\): "
+      r"AnotherStructure returns a state that differs from initial_state\(batch_size=1, "
+      r"capacity=8\): "
       r".* at \['h'\]|its root",
     ),
     ("AnotherType", r"AnotherType returns a state .*: bfloat16\[1, 128\] .* instead of float32"),

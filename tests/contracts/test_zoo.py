@@ -21,7 +21,8 @@ NAMES = model_zoo.names()
 
 
 def checked_as() -> dict[str, str]:
-  """The model whose findings are those of each: another pattern of the same mixers is the same subject.
+  """The model whose findings are those of each: another pattern of the same mixers is the same
+  subject.
 
   The contract looks at two repeats of a pattern in which each kind of mixer stands once, so that
   griffin_recall is checked as griffin is: the programs are the same to the last operation.

@@ -1,10 +1,11 @@
-"""Checks several models of the zoo in one process, as `python -m launch.check --model=...` checks one.
+"""Checks several models of the zoo in one process, as `python -m launch.check --model=...` checks
+one.
 
     python -m tests.contracts.zoo FOLDER griffin hawk ...
 
-Writes the findings to FOLDER/NAME.json and prints one JSON line per model: its name, the exit status
-and what the command printed. The devices must exist before JAX is imported, hence the process; starting
-it, and compiling what all models share, are paid once.
+Writes the findings to FOLDER/NAME.json and prints one JSON line per model: its name, the exit
+status and what the command printed. The devices must exist before JAX is imported, hence the
+process; starting it, and compiling what all models share, are paid once.
 """
 
 from __future__ import annotations

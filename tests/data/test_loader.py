@@ -76,7 +76,8 @@ def test_a_single_pass_says_how_many_bytes_of_text_its_rows_stand_for(tmp_path, 
   vocabulary = vocabularies.Bytes()
   packer = packing.Packer(vocabulary, LENGTH)
   writer = rows.RowWriter(tmp_path, vocabulary, LENGTH, masked=True)
-  # The unknown id spells nothing; the text has 40 bytes all the same, 8 of them outside of the loss.
+  # The unknown id spells nothing; the text has 40 bytes all the same, 8 of them outside of the
+  # loss.
   mask = np.array([False, True, True, True])
   blocks = list(packer.add(np.array([2, 2, 2, 2]), 40, loss_mask=mask))
   assert not blocks

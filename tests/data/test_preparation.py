@@ -49,7 +49,10 @@ def environment(**more):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-  """Runs TRAIN where a folder `data` could be mistaken for the package; returns report and stderr."""
+  """Runs TRAIN where a folder `data` could be mistaken for the package.
+
+  Returns report and stderr.
+  """
   folder = tmp_path_factory.mktemp("somewhere")
   (folder / "data").mkdir()
   (folder / "data" / "__init__.py").write_text("raise ImportError('the wrong data')")

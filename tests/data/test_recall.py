@@ -1,4 +1,6 @@
-"""Recall tasks are what their definitions say, always the same, and their answers are in their contexts."""
+"""Recall tasks are what their definitions say, always the same, and their answers are in their
+contexts.
+"""
 
 import re
 

@@ -1,7 +1,7 @@
 """The real seqio, run once in a process of its own (seqio_cases.py): ids, texts, counts and errors.
 
-Slow for its import of TensorFlow; worth it, for it alone shows that what is trained on, generated and
-evaluated under our vocabularies is what seqio packed.
+Slow for its import of TensorFlow; worth it, for it alone shows that what is trained on, generated
+and evaluated under our vocabularies is what seqio packed.
 """
 
 import json

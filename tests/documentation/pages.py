@@ -1,4 +1,4 @@
-"""Reads what a page of documentation tells its reader to do: files to write and commands to type."""
+"""Reads what a page of documentation tells its reader to do: files to write, commands to type."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def steps(text: str) -> list[Step]:
-  """The steps of all fenced blocks; a block in no language whose first line names no file is shown only."""
+  """The steps of all fenced blocks.
+
+  A block in no language whose first line names no file is shown only.
+  """
   result = []
   for language, block in blocks(text):
     name = re.match(r"# (\w+\.(?:gin|py))\n", block)

@@ -34,7 +34,10 @@ def losses(run: Path) -> list[dict]:
 
 
 def train_kill_and_train_again(session: Session, command: str) -> None:
-  """A run that is killed ends with the metrics of one that is not; a finished one stays as it is."""
+  """A run that is killed ends with the metrics of one that is not.
+
+  A finished one stays as it is.
+  """
   run, aside = session.folder / "runs/griffin_quickstart", session.folder / "runs/uninterrupted"
   session.type(command)
   run.rename(aside)

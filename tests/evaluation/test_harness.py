@@ -1,4 +1,4 @@
-"""lm-eval's own task code, on a small local task, gets from the adapter what the model itself says."""
+"""lm-eval's own task code gets from the adapter what the model itself says, on a local task."""
 
 import json
 
@@ -64,7 +64,8 @@ def model():
 @pytest.fixture(scope="module")
 def params(model):
   params = small_models.initialize(model)
-  # Far from uniform, and farthest for letters, so that choices differ and what is generated is text.
+  # Far from uniform, and farthest for letters, so that choices differ and what is generated is
+  # text.
   letters = np.isin(np.arange(260), BYTES.encode("abcdefghijklmnopqrstuvwxyz"))
   scale = np.where(letters, 8, 2)[:, None]
   return {**params, "embedding": jax.tree.map(lambda x: scale * x, params["embedding"])}

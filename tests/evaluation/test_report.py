@@ -89,9 +89,11 @@ OVERLAPS = """[...document.querySelectorAll('svg.chart')].flatMap(svg => {
   const boxes = [...svg.querySelectorAll('.tick, .axis-label, .category')].map(
     text => [text.textContent, text.getBoundingClientRect()]);
   const outside = boxes.filter(([, box]) => box.left < outer.left - 1 || box.right > outer.right + 1
-    || box.top < outer.top - 1 || box.bottom > outer.bottom + 1).map(([text]) => `outside: ${text}`);
+    || box.top < outer.top - 1 || box.bottom > outer.bottom + 1)
+    .map(([text]) => `outside: ${text}`);
   const crossing = boxes.flatMap(([text, a], n) => boxes.slice(n + 1)
-    .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3)
+    .filter(([, b]) => a.left < b.right - 1 && b.left < a.right - 1
+      && a.top < b.bottom - 3 && b.top < a.bottom - 3)
     .map(([other]) => `crossing: ${text} and ${other}`));
   return [...outside, ...crossing];
 })"""

@@ -83,8 +83,8 @@ def test_cache_bytes_are_those_of_the_paper_and_of_the_bookkeeping(length):
     "hawk": 3 * recurrent,
     "transformer": 3 * 2 * length * head_dim * item,
   }
-  # Beside them: a segment id per slot and a counter per attention layer; the next token's position and
-  # segment.
+  # Beside them: a segment id per slot and a counter per attention layer; the next token's position
+  # and segment.
   bookkeeping = {"griffin": 4 * (kept + 1), "hawk": 0, "transformer": 3 * 4 * (length + 1)}
   for name, model in models.items():
     assert state_bytes(model, length) == expected[name] + bookkeeping[name] + 8
@@ -94,8 +94,8 @@ def test_cache_bytes_are_those_of_the_paper_and_of_the_bookkeeping(length):
 
 def test_the_memory_bound_model_on_numbers_worked_out_by_hand():
   model = small_models.build("hawk", depth=1)
-  # Embedding 61 x 32; the block's three maps 32 x 48, four taps and a bias, two gates of 4 blocks of
-  # 12 x 12 with biases, the decay; the MLP's three maps 32 x 96; three norms. In float32.
+  # Embedding 61 x 32; the block's three maps 32 x 48, four taps and a bias, two gates of 4 blocks
+  # of 12 x 12 with biases, the decay; the MLP's three maps 32 x 96; three norms. In float32.
   parameters = 61 * 32 + 3 * 32 * 48 + 5 * 48 + 2 * (4 * 144 + 48) + 48 + 3 * 32 * 96 + 3 * 32
   assert sum(parameter.count for parameter in list_parameters(model)) == parameters
   cache = 4 * 48 * 4 + 8
@@ -206,7 +206,8 @@ def test_the_step_time_is_relative_to_the_baseline_at_the_shortest_length(models
     "transformer": (1.0, 1.5),
   }
   assert figure.finding == (
-    "With 32 tokens per step in rows of 8 to 16 tokens, step times relative to transformer's at 8 go "
+    "With 32 tokens per step in rows of 8 to 16 tokens, step times relative to transformer's at 8 "
+    "go "
     "as follows: griffin's from 0.90 to 0.95, hawk's from 0.80 to 0.80 (no difference seen) and "
     "transformer's from 1.00 to 1.50."
   )
@@ -294,7 +295,8 @@ def test_estimated_steps_are_marked_as_such(models):
     "transformer": (1.0, 1.2),
   }
   assert figure.finding.endswith(
-    "hawk's from 0.80 to 0.80 (no difference seen) and transformer's from 1.00 to 1.20, as estimated "
+    "hawk's from 0.80 to 0.80 (no difference seen) and transformer's from 1.00 to 1.20, as "
+    "estimated "
     "for v9-8."
   )
 

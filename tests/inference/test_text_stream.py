@@ -1,4 +1,6 @@
-"""Text that continues a prompt: cut as it may be, it is what decoding prompt and continuation at once gives."""
+"""Text that continues a prompt: cut as it may be, it is what decoding prompt and continuation at
+once gives.
+"""
 
 import io
 import random

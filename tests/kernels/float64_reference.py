@@ -1,7 +1,7 @@
 """The recurrences and their gradients in float64, one step at a time, in NumPy.
 
-Written from the equations, independently of everything under kernels/: the gradients are the adjoint
-recurrence by hand, and test_recurrences.py checks them by finite differences of the values.
+Written from the equations, independently of everything under kernels/: the gradients are the
+adjoint recurrence by hand, and test_recurrences.py checks them by finite differences of the values.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ def in_float64(x, positions, kernel, bias, g):
 
 @pytest.mark.parametrize(
   ("dtype", "tolerances"),
-  # float32: a few roundings. bfloat16: each of four products and sums is rounded, of the output and of
-  # dx; the sums over tokens are float32, of products rounded once.
+  # float32: a few roundings. bfloat16: each of four products and sums is rounded, of the output and
+  # of dx; the sums over tokens are float32, of products rounded once.
   [(jnp.float32, [1e-6] * 4), (jnp.bfloat16, [2**-7, 2**-7, 2**-8, 2**-8])],
 )
 @pytest.mark.parametrize(("length", "taps"), [(1, 4), (3, 4), (40, 4), (40, 2)])

@@ -96,7 +96,8 @@ def test_the_complex128_gradients_are_the_slopes_of_the_values(reverse):
 @each_implementation
 @pytest.mark.parametrize(("steps", "reverse"), [(1, False), (13, False), (13, True), (130, False)])
 def test_values_and_gradients_equal_complex128(implementation, steps, reverse):
-  # Beside the real recurrence's errors: each of log2(T) sums of parts of a turn rounds at 2^-25 turns.
+  # Beside the real recurrence's errors: each of log2(T) sums of parts of a turn rounds at 2^-25
+  # turns.
   check(problem(steps), implementation, 1e-6 + np.log2(steps) * 2.0**-25 * 2 * np.pi, reverse)
 
 
@@ -111,8 +112,8 @@ def test_phases_of_a_long_row_lose_no_digits(turn):
 
 @each_implementation
 def test_bfloat16_errs_by_the_rounding_of_its_results(implementation):
-  # x, h and their cotangents are rounded twice, to the turning frame and back: 2^-9 at most, 1.1e-3 on
-  # average, each time; a phase's gradient is a difference of two products of such numbers.
+  # x, h and their cotangents are rounded twice, to the turning frame and back: 2^-9 at most, 1.1e-3
+  # on average, each time; a phase's gradient is a difference of two products of such numbers.
   check(problem(13, dtype=jnp.bfloat16), implementation, 5e-3)
 
 

@@ -121,8 +121,9 @@ def test_bfloat16_errs_by_the_rounding_of_its_products_operands_and_results(impl
   arrays, ids = problem(case, jnp.bfloat16)
   got = value_and_gradients(implementation, arrays, ids, case.window)
   assert all(a.dtype == jnp.bfloat16 for a in got)
-  # Roundings of 2^-9 each. Output: the weights and the result. Gradients: the output in the softmax's
-  # sum, the weights or their gradients, and the result, in each of two products for dq and dk.
+  # Roundings of 2^-9 each. Output: the weights and the result. Gradients: the output in the
+  # softmax's sum, the weights or their gradients, and the result, in each of two products for dq
+  # and dk.
   wanted = expected(arrays, ids, case.window)
   assert_close(got, wanted, [2 * 2**-9, 4 * 2**-9, 4 * 2**-9, 4 * 2**-9])
 
@@ -202,8 +203,8 @@ def test_cost_grows_with_the_window_not_with_the_length_squared(gradient):
   )
   # The first block sees padding instead of keys, so the cost is linear from the start.
   assert (long - middle) / (middle - short) == pytest.approx(2, rel=0.01)
-  # Products per query and head: forward 2, gradient 7 with the scores again, 1.5 windows of keys each;
-  # the softmax on top is 10 to 20 operations per score, against 2 K = 32 of a product.
+  # Products per query and head: forward 2, gradient 7 with the scores again, 1.5 windows of keys
+  # each; the softmax on top is 10 to 20 operations per score, against 2 K = 32 of a product.
   products = 7 if gradient else 2
   per_token_and_head = long / lengths[-1] / 2
   assert per_token_and_head <= 1.5 * window * (products * 2 * 16 + 40)

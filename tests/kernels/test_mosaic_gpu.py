@@ -1,4 +1,4 @@
-"""The Mosaic GPU recurrences: lowered for CUDA, and run by Pallas' GPU interpreter against float64."""
+"""The Mosaic GPU recurrences: lowered for CUDA, and interpreted by Pallas against float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ OPS = {
   "rg_lru": (rg_lru_gpu.fused, rg_lru_reference.rg_lru),
   "linear_scan": (linear_scan_gpu.scan, linear_scan_reference.linear_scan),
 }
-# As for the TPU kernels: a few float32 roundings; one bfloat16 rounding, and of h in dlog_a another.
+# As for the TPU kernels: a few float32 roundings; one bfloat16 rounding, and of h in dlog_a
+# another.
 TOLERANCE = {jnp.float32: 1e-6, jnp.bfloat16: 3e-3}
 
 needs_interpreter = pytest.mark.skipif(

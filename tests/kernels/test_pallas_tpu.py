@@ -17,9 +17,9 @@ from kernels.pallas_tpu_blocks import Blocks, Plan
 from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 from kernels.rg_lru import reference as rg_lru_reference
 
-# Relative errors in the Euclidean norm. float32: a few roundings of 6e-8, averaged over many elements.
-# bfloat16: h and the gradients are rounded once (2^-9 at most, 1.7e-3 on average), and the gradient of
-# log a multiplies by an h that was rounded too.
+# Relative errors in the Euclidean norm. float32: a few roundings of 6e-8, averaged over many
+# elements. bfloat16: h and the gradients are rounded once (2^-9 at most, 1.7e-3 on average), and
+# the gradient of log a multiplies by an h that was rounded too.
 TOLERANCE = {jnp.float32: 1e-6, jnp.bfloat16: 3e-3}
 # Short chunks keep the unrolled program small: the interpreter compiles it with XLA.
 SHORT = Plan(Blocks(1, 128, 2, 8), Blocks(2, 128, 1, 8))

@@ -48,7 +48,7 @@ def compiled(lines: list[str], *ops: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def bundles() -> dict[str, dict[str, float]]:
-  """Apart from the compilations: libtpu keeps a process's flags, and these are to write listings."""
+  """Apart from the compilations: libtpu keeps a process's flags, and these write listings."""
   done = run_module("benchmarks.tpu_bundles", "--json", *GENERATIONS)
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout)

@@ -177,8 +177,9 @@ def test_a_decay_of_exactly_one_has_finite_values_and_gradients(implementation):
 @each_op
 @each_implementation
 def test_bfloat16_errs_by_the_rounding_of_its_results(op, implementation):
-  # At most 2^-9 for each rounding to bfloat16, 1.1e-3 on average: of the result, and in the gradient
-  # of the decay of the h it is multiplied with. float64 starts from the same bfloat16 inputs.
+  # At most 2^-9 for each rounding to bfloat16, 1.1e-3 on average: of the result, and in the
+  # gradient of the decay of the h it is multiplied with. float64 starts from the same bfloat16
+  # inputs.
   check(op, implementation, problem(op, (3, 13, 5), dtype=jnp.bfloat16), 3e-3)
 
 

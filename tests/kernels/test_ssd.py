@@ -1,4 +1,6 @@
-"""Chunks of matrix products and the plain recurrence against float64: values, state, every gradient."""
+"""Chunks of matrix products and the plain recurrence against float64: values, state, every
+gradient.
+"""
 
 from __future__ import annotations
 

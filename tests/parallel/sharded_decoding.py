@@ -2,8 +2,9 @@
 
     python -m tests.parallel.sharded_decoding griffin:data=2,model=4 ...
 
-Prints one JSON line per case: the continuations of three prompts by either, and by the mesh without a copy of
-the parameters. The case `memory` gives bytes on each of eight devices that hold an eighth of the parameters.
+Prints one JSON line per case: the continuations of three prompts by either, and by the mesh without
+a copy of the parameters. The case `memory` gives bytes on each of eight devices that hold an eighth
+of the parameters.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m tests.parallel.sharded_recurrences
 
-Prints one JSON line per op: the relative error of h and of each gradient, and what the devices send each
-other at two lengths. The devices must exist before JAX is imported, hence the process.
+Prints one JSON line per op: the relative error of h and of each gradient, and what the devices send
+each other at two lengths. The devices must exist before JAX is imported, hence the process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPS = {
 
 
 def over_devices(op: str, arguments):
-  """A function (arguments, reset, dh) -> (h, gradients of the arguments), written once per device."""
+  """A function (arguments, reset, dh) -> (h, gradients of the arguments), per device."""
   function, log_decay = OPS[op]
   mesh = jax.make_mesh((DEVICES,), ("seq",), axis_types=(jax.sharding.AxisType.Auto,))
   specs = tuple(P(None, "seq") if a.ndim == 3 else P() for a in arguments)

@@ -1,4 +1,5 @@
-"""One of several processes whose devices are shuffled in the mesh: do their batches make the whole one?
+"""One of several processes whose devices are shuffled in the mesh: do their batches make the whole
+one?
 
 Usage: python -m tests.parallel.shuffled_devices ROWS_FOLDER PORT COUNT INDEX
 """

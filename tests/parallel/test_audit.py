@@ -27,7 +27,8 @@ ENTRY %main (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {{
 """
 
 
-# As texts of JAX 0.12 have it: elements of a tuple by their number, and no operation that picks them.
+# As texts of JAX 0.12 have it: elements of a tuple by their number, and no operation that picks
+# them.
 NUMBERED = PROGRAM.replace(
   """  %x = f32[8,128]{{1,0}} get-tuple-element(%arg), index=1
   %i = s32[] get-tuple-element(%arg), index=0

@@ -118,7 +118,9 @@ def test_zero_0_gathers_nothing():
 
 
 def test_the_price_of_sharded_time_does_not_depend_on_the_length():
-  """A convolution's halo, a window's halo, and log2(8) exchanges of two states: forward and backward."""
+  """A convolution's halo, a window's halo, and log2(8) exchanges of two states: forward and
+  backward.
+  """
 
   def exchanged(length: int) -> collections.Counter:
     found = collectives(compiled_step("griffin", length=length, repeats=1, seq=8))

@@ -74,7 +74,8 @@ def test_zero_and_megatron_divide_together():
       {"model": 16},
       {"gate_blocks": 10},
       r"gate_a/kernel: 10 gate blocks cannot be split evenly over model=16 \(the gates need no "
-      r"communication .*Make gate_blocks .* a multiple of 16, or --gin\.MODEL_SHARDS a divisor of 10: "
+      r"communication .*Make gate_blocks .* a multiple of 16, or --gin\.MODEL_SHARDS a divisor of "
+      r"10: "
       r"1, 2, 5, 10\.",
     ),
     ({"model": 32}, {}, r"16 gate blocks cannot be split evenly over model=32"),
@@ -107,7 +108,8 @@ def test_rows_that_cannot_be_split_are_named():
   found = layout(data=4)
   found.check_batch(8, 511)
   message = (
-    r"batch: 6 rows at a time cannot be split evenly over data=4\. Make --gin\.BATCH_SIZE a multiple "
+    r"batch: 6 rows at a time cannot be split evenly over data=4\. Make --gin\.BATCH_SIZE a "
+    r"multiple "
     r"of 4, or --gin\.DATA_SHARDS a divisor of 6: 1, 2, 3\."
   )
   with pytest.raises(ValueError, match=message):
@@ -117,7 +119,8 @@ def test_rows_that_cannot_be_split_are_named():
 def test_a_row_that_the_time_axis_does_not_divide_is_refused():
   with pytest.raises(
     ValueError,
-    match=r"batch: 65 tokens of a row cannot be split evenly over seq=2\. Make --gin\.SEQUENCE_LENGTH a",
+    match=r"batch: 65 tokens of a row cannot be split evenly over seq=2\. "
+    r"Make --gin\.SEQUENCE_LENGTH a",
   ):
     layout(seq=2).check_batch(8, 65)
 
@@ -137,17 +140,20 @@ def test_minus_one_takes_the_devices_that_are_left():
     (
       {"data": 3, "model": 4},
       8,
-      r"mesh axes data=3 x model=4 need 12 devices, 8 are visible\. Set --gin\.DATA_SHARDS=2, or launch on 12",
+      r"mesh axes data=3 x model=4 need 12 devices, 8 are visible\. Set --gin\.DATA_SHARDS=2, or "
+      r"launch on 12",
     ),
     (
       {"data": 2, "model": 3},
       8,
-      r"need 6 devices, 8 .* Set --gin\.DATA_SHARDS and --gin\.MODEL_SHARDS so .* is 8, or launch on 6",
+      r"need 6 devices, 8 .* Set --gin\.DATA_SHARDS and --gin\.MODEL_SHARDS so .* is 8, or launch "
+      r"on 6",
     ),
     (
       {"model": 3},
       8,
-      r"model=3 need a multiple of 3 devices, 8 .*Set --gin\.MODEL_SHARDS so .* divides 8, or launch on 9",
+      r"model=3 need a multiple of 3 devices, 8 .*Set --gin\.MODEL_SHARDS so .* divides 8, or "
+      r"launch on 9",
     ),
     ({"data": 2, "slices": 4}, 2, r"mesh\.slices=4 does not divide data=2"),
   ],

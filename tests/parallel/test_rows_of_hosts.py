@@ -1,8 +1,8 @@
 """Devices get the rows that a single device would see, however the mesh orders them.
 
-The devices of TPU slices come from the TPU compiler's topologies: it knows which host each belongs to, and
-JAX arranges them in a mesh as on the real slice; nothing is run there. Shuffled devices of real processes
-are: these exchange what they placed.
+The devices of TPU slices come from the TPU compiler's topologies: it knows which host each belongs
+to, and JAX arranges them in a mesh as on the real slice; nothing is run there. Shuffled devices of
+real processes are: these exchange what they placed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def arranged(name: str, mesh: str, **macros: int) -> Layout | None:
 
 
 def check(layout: Layout, batch: np.ndarray, read) -> int:
-  """Simulates every process; `read(held)` are the rows it loads. Returns the number of processes."""
+  """Simulates every process; `read(held)` are the rows it loads.
+
+  Returns the number of processes.
+  """
   placed = layout.batch.devices_indices_map(batch.shape)
   processes = {device.process_index for device in placed}
   for process in processes:

@@ -41,6 +41,6 @@ def test_devices_send_states_whatever_the_length(found, op):
   short, long = found[op]["sent"]
   assert short == long
   assert set(short) == {"tensor<2x8xf32>"}  # [B, R]
-  # Forward and backward: to the neighbour, and to those 1, 2 and 4 away; a product and a state each,
-  # but the last time nobody needs the product.
+  # Forward and backward: to the neighbour, and to those 1, 2 and 4 away; a product and a state
+  # each, but the last time nobody needs the product.
   assert len(short) == 2 * (2 * 4 - 1)

@@ -1,4 +1,6 @@
-"""Training with AdamW and microbatches on eight devices equals that on one; arrays lie where they should.
+"""Training with AdamW and microbatches on eight devices equals that on one.
+
+Arrays lie where they should.
 
 Every model, ZeRO stage and mesh axis, for two steps: tests/contracts.
 """

@@ -143,7 +143,9 @@ def test_what_passes_is_tried_again_and_a_healthy_checkpoint_stays(saved, monkey
 
 
 def failing_descriptions(monkeypatch, file: str, times: int = 10**9):
-  """Has the reading of a small file of checkpoint 20 fail so many times, as from a disk with errors."""
+  """Has the reading of a small file of checkpoint 20 fail so many times, as from a disk with
+  errors.
+  """
   from orbax.checkpoint._src.path import async_path
 
   left = [times]

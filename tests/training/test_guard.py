@@ -1,4 +1,4 @@
-"""What is skipped, what is saved while steps are skipped, and what a run that cannot go on leaves."""
+"""What is skipped, what is saved while steps are skipped, and what a run that must stop leaves."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_metrics_tell_the_rate_that_was_applied_and_no_nan(tmp_path):
 
 
 def test_a_diverging_run_leaves_the_newest_good_checkpoint_and_the_best(tmp_path):
-  """The rate explodes at step 12, whose update gives finite parameters and a NaN loss ever after."""
+  """The rate explodes at step 12: its update gives finite parameters and a NaN loss ever after."""
   losses = iter([1.0, 3.0, math.nan, math.nan])
   schedule = optax.join_schedules([optax.constant_schedule(r) for r in (1e-3, 1e30)], [11])
   with pytest.raises(loop.TrainingError) as error:
@@ -196,7 +196,9 @@ def test_a_run_whose_last_state_is_not_finite_is_no_success(tmp_path):
 
 
 def broken_moment(after: int):
-  """Adam, in whose second moments one value is infinite after so many steps: its update is zero for ever."""
+  """Adam, in whose second moments one value is infinite after so many steps: its update is zero for
+  ever.
+  """
   adam = optimizer.AdamW(learning_rate=lambda step: 1e-3).transformation()
   moments = optax.GradientTransformation(
     lambda params: (jnp.zeros((), jnp.int32), jnp.zeros(())),
