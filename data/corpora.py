@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import mmap
 import os
 import platform
@@ -13,7 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bounds.bounds import Share
-from data import heldout
+from data.file_corpora import (
+  LOOKED_AT,
+  check_text,
+  files_of,
+  heldout_rule,
+  split_documents,
+)
 from data.file_paths import FilePath
 from data.files import (
   CorpusError,
@@ -21,7 +28,6 @@ from data.files import (
   describe_files,
   json_lines,
   keys_of,
-  matching_files,
   opened_text,
   read_text,
   to_bytes,
@@ -137,43 +143,6 @@ class PythonLibrary:
     return max(path.stat().st_size for _, path in self._files())
 
 
-def _is_one_document(corpus: TextFiles | JsonLines) -> bool:
-  """Whether a file is a document and there is one: known without reading it, however long it is."""
-  files = matching_files(corpus.files)
-  return corpus.largest_document() is not None and sum(p.stat().st_size > 0 for p in files) < 2
-
-
-def _holds_out_tail(corpus: TextFiles | JsonLines) -> bool:
-  if _is_one_document(corpus):
-    return 0 < corpus.heldout_fraction < 1
-  identity = repr(corpus) + describe_files(matching_files(corpus.files))
-  return heldout.needs_tail(
-    identity, corpus.heldout_fraction, lambda: filter(heldout.text_size, corpus.undivided())
-  )
-
-
-def _heldout_rule(corpus: TextFiles | JsonLines) -> dict[str, str]:
-  """What a description says of the splits: nothing where a hash decides, as it always did."""
-  if not _holds_out_tail(corpus):
-    return {}
-  # Of several documents the tail was once chosen otherwise: their rows need another name.
-  return {"heldout": "tail" if _is_one_document(corpus) else "tail of text"}
-
-
-def _documents(corpus: TextFiles | JsonLines, split: str) -> Iterator[bytes]:
-  heldout.check_split(split)
-  if split == "all" or not _holds_out_tail(corpus):
-    fraction = corpus.heldout_fraction
-    yield from (text for text in corpus.undivided() if in_split(text, split, fraction))
-    return
-  sizes = [heldout.text_size(text) for text in corpus.undivided()]
-  if not any(sizes):
-    yield from filter(lambda text: not text, corpus.undivided())  # Counted, as without text.
-  else:
-    tail = heldout.tail_of(sizes, corpus.heldout_fraction, corpus=corpus)
-    yield from heldout.tail_split(corpus.undivided(), split, tail)
-
-
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
   """Plain text files, a document each, or several with a separator between them.
@@ -209,8 +178,8 @@ class TextFiles:
 
   def describe(self) -> dict[str, Any]:
     """Returns the patterns and a digest of the files' names, sizes and times."""
-    files = describe_files(matching_files(self.files))
-    return self.options() | {"files": files} | _heldout_rule(self)
+    files = describe_files(files_of(self))
+    return self.options() | {"files": files} | heldout_rule(self)
 
   def documents(self, split: str) -> Iterator[bytes]:
     """Yields the documents by path, and in a file from its beginning.
@@ -218,11 +187,19 @@ class TextFiles:
     Raises:
       CorpusError: a file cannot be read or is no text, or there is too little to hold some out.
     """
-    return _documents(self, split)
+    return split_documents(self, split)
+
+  def check(self) -> None:
+    """Reads the beginnings of a few files, before a process is started that reads all.
+
+    Raises:
+      CorpusError: one is no text, or is one of JSON lines.
+    """
+    check_text(files_of(self))
 
   def undivided(self) -> Iterator[bytes]:
     """Yields the documents of all splits."""
-    for path in matching_files(self.files):
+    for path in files_of(self):
       yield from self._parts(path)
 
   def _parts(self, path: Path) -> Iterator[bytes]:
@@ -244,13 +221,13 @@ class TextFiles:
 
   def total_bytes(self) -> int:
     """Returns the size of the files."""
-    return sum(path.stat().st_size for path in matching_files(self.files))
+    return sum(path.stat().st_size for path in files_of(self))
 
   def largest_document(self) -> int | None:
     """Returns the size of the largest file if files are documents."""
     if self.separator is not None:
       return None
-    return max(path.stat().st_size for path in matching_files(self.files))
+    return max(path.stat().st_size for path in files_of(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,8 +262,8 @@ class JsonLines:
 
   def describe(self) -> dict[str, Any]:
     """Returns the patterns, the field and a digest of the files' names, sizes and times."""
-    files = describe_files(matching_files(self.files))
-    return self.options() | {"files": files} | _heldout_rule(self)
+    files = describe_files(files_of(self))
+    return self.options() | {"files": files} | heldout_rule(self)
 
   def documents(self, split: str) -> Iterator[bytes]:
     """Yields the texts in the order of files and lines.
@@ -295,11 +272,20 @@ class JsonLines:
       CorpusError: a line is no JSON object, or has no string under the field; it names the line. Or
         there is too little to hold some out.
     """
-    return _documents(self, split)
+    return split_documents(self, split)
+
+  def check(self) -> None:
+    """Reads the first lines: what is wrong there need not wait for a process that reads all.
+
+    Raises:
+      CorpusError: one is no JSON object, or has no text.
+    """
+    for values, place in itertools.islice(json_lines(files_of(self)), LOOKED_AT):
+      self._text(values, place)
 
   def undivided(self) -> Iterator[bytes]:
     """Yields the texts of all splits."""
-    for values, place in json_lines(self.files):
+    for values, place in json_lines(files_of(self)):
       yield self._text(values, place)
 
   def _text(self, values: dict[str, Any], place: str) -> bytes:
@@ -315,7 +301,7 @@ class JsonLines:
 
   def total_bytes(self) -> int:
     """Returns the size of the files."""
-    return sum(path.stat().st_size for path in matching_files(self.files))
+    return sum(path.stat().st_size for path in files_of(self))
 
   def largest_document(self) -> int | None:
     """Returns None: lines are not known before they are read."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bounds.bounds import Count, Positive
-from data import preparation, verification
+from data import heldout, preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
 from data.file_paths import KeptPath
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
@@ -47,6 +47,11 @@ class TextDataset:
   split: str = "train"
   cache_dir: KeptPath = "cache"
   whole_documents: bool = False
+
+  def __post_init__(self):
+    # A registered task or TFDS data set has splits of its own, under names that it alone knows.
+    if hasattr(self.corpus, "heldout_fraction"):
+      heldout.check_split(self.split)
 
   @property
   def what(self) -> str:

@@ -19,7 +19,15 @@ class CorpusError(ValueError):
 
 
 class NoFiles(CorpusError):
-  """Nothing lies where the files of a corpus should be."""
+  """Nothing lies where the files of a corpus should be.
+
+  Attributes:
+    pattern: what matches no file.
+  """
+
+  def __init__(self, message: str, pattern: str = ""):
+    super().__init__(message)
+    self.pattern = pattern
 
 
 # First bytes of what is no text. A word of text is enough to begin with two of a shorter signature.
@@ -71,29 +79,34 @@ def shortened(value: Any, length: int = 60) -> str:
   return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def matching_files(patterns: str | Sequence[str]) -> list[Path]:
+def matching_files(patterns: str | Sequence[str], option: str = "files") -> list[Path]:
   """Returns the files that match, by path, each once.
 
   A file of that very name goes before the pattern.
+
+  Args:
+    patterns: a path or glob pattern, or several.
+    option: what they were given as, for messages: corpora.TextFiles.files.
 
   Raises:
     CorpusError: nothing matches, or what does is no file that can be read.
   """
   patterns = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
   if not patterns:
-    raise CorpusError("files=[] names no file. Give a path or a pattern.")
+    raise CorpusError(f"{option}=[] names no file. Give a path or a pattern.")
   found = set()
   for pattern in map(os.fspath, patterns):
     if not pattern or "\0" in pattern:
-      raise CorpusError(f"files={shortened(pattern)} is not a path. Correct it.")
+      raise CorpusError(f"{option}={shortened(pattern)} is not a path. Correct it.")
     if os.path.lexists(pattern):
       found.add(_file(pattern))
       continue
     paths = [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]
     if not paths:
       raise NoFiles(
-        f"No file matches {pattern!r}. Correct the path; several stand in a list: \"['a.txt', "
-        "'b.txt']\"."
+        f"No file matches {pattern!r} ({option}). Correct the path; several stand in a list:"
+        " \"['a.txt', 'b.txt']\".",
+        pattern,
       )
     found.update(map(_file, paths))
   return [Path(p) for p in sorted(found)]
@@ -181,7 +194,7 @@ def read_text(path: Path) -> bytes:
     return file.read()
 
 
-def json_lines(files: str | Sequence[str]) -> Iterator[tuple[dict[str, Any], str]]:
+def json_lines(files: str | Sequence[str | Path]) -> Iterator[tuple[dict[str, Any], str]]:
   """Yields the objects of files with one JSON object per line, and where each stands ('file:line').
 
   Raises:
@@ -193,6 +206,16 @@ def json_lines(files: str | Sequence[str]) -> Iterator[tuple[dict[str, Any], str
         if line.strip():
           place = f"{path}:{number}"
           yield _json_object(line, place), place
+
+
+def looks_like_json_lines(path: Path) -> bool:
+  """Whether a file has the name of JSON lines, and its first line is a JSON object."""
+  if path.suffix not in (".jsonl", ".ndjson"):
+    return False
+  with contextlib.suppress(CorpusError), opened_text(path) as file:
+    _json_object(file.readline(_SAMPLE), str(path))
+    return True
+  return False
 
 
 def _json_object(line: bytes, place: str) -> dict[str, Any]:

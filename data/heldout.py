@@ -82,6 +82,18 @@ def needs_tail(identity: str, fraction: float, keys: Callable[[], Iterable[bytes
   return _found[identity, fraction]
 
 
+class TooLittleText(CorpusError):
+  """There is too little text to hold some out.
+
+  Attributes:
+    what: says how much there is and is needed; the message also says which bindings help.
+  """
+
+  def __init__(self, what: str, advice: str = ""):
+    super().__init__(f"{what} {advice}" if advice else what)
+    self.what = what
+
+
 class Tail(NamedTuple):
   """Where the held-out text begins: in which document, and about at which of its bytes."""
 
@@ -99,7 +111,7 @@ def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: obje
     corpus: named in the error.
 
   Raises:
-    CorpusError: there is too little text to have two splits.
+    TooLittleText: there is too little text to have two splits.
   """
   full = [index for index, size in enumerate(sizes) if size]
   wanted = max(fraction * sum(sizes), _LEAST_TEXT / 4)
@@ -120,13 +132,13 @@ def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: obje
     return Tail(first, 0)
   kind = kind_of(corpus)
   count = sum(map(bool, sizes))
-  raise CorpusError(
-    f"{corpus.name} has {sum(sizes)} bytes of text in {plural(count, 'document')}: too few to hold "
-    "some out"
-    f" (at least {_LEAST_TEXT} bytes, or two documents). Add text, or train on all of it and hold "
-    "out other"
+  raise TooLittleText(
+    f"{corpus.name} has {plural(sum(sizes), 'byte')} of text in {plural(count, 'document')}: too"
+    " few to hold some"
+    f" out (at least {_LEAST_TEXT} bytes, or two documents).",
+    "Add text, or train on all of it and hold out other"
     " files: --gin.train/dataset.TextDataset.split=all --gin.heldout/dataset.TextDataset.split=all"
-    f" --gin.heldout/dataset.TextDataset.corpus='@own/{kind}()' --gin.own/{kind}.files=OTHER."
+    f" --gin.heldout/dataset.TextDataset.corpus='@own/{kind}()' --gin.own/{kind}.files=OTHER.",
   )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import string
 from collections.abc import Iterator, Sequence
@@ -10,8 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 from bounds.bounds import Share
 from data import heldout
+from data.file_corpora import LOOKED_AT, files_of
 from data.file_paths import FilePath
-from data.files import CorpusError, describe_files, json_lines, keys_of, matching_files, shortened
+from data.files import CorpusError, describe_files, json_lines, keys_of, shortened
 from data.heldout import check_fraction, in_split
 
 
@@ -205,7 +207,7 @@ class Instructions:
     """Returns the patterns, the template and a digest of the files' names, sizes and times."""
     # Rows that were made before an empty answer's end was in the loss have another name.
     made = {
-      "files": describe_files(matching_files(self.files)),
+      "files": describe_files(files_of(self)),
       "empty_answers": "their end is scored",
     }
     return self.options() | made | ({"heldout": "tail"} if self._holds_out_tail() else {})
@@ -229,12 +231,21 @@ class Instructions:
         if (index >= first) == (split == "heldout"):
           yield pieces
 
+  def check(self) -> None:
+    """Reads the first lines: what is wrong there need not wait for a process that reads all.
+
+    Raises:
+      CorpusError: one is no JSON object, or the template cannot write it out.
+    """
+    for values, place in itertools.islice(json_lines(files_of(self)), LOOKED_AT):
+      self.template.pieces(values, place)
+
   def _undivided(self) -> Iterator[list[Piece]]:
-    for values, place in json_lines(self.files):
+    for values, place in json_lines(files_of(self)):
       yield self.template.pieces(values, place)
 
   def _holds_out_tail(self) -> bool:
-    identity = repr(self) + describe_files(matching_files(self.files))
+    identity = repr(self) + describe_files(files_of(self))
     return heldout.needs_tail(
       identity,
       self.heldout_fraction,
@@ -243,4 +254,4 @@ class Instructions:
 
   def total_bytes(self) -> int:
     """Returns the size of the files."""
-    return sum(path.stat().st_size for path in matching_files(self.files))
+    return sum(path.stat().st_size for path in files_of(self))

@@ -14,10 +14,15 @@ from data.files import CorpusError
 from data.manifest import Counts
 from data.vocabularies import Vocabulary
 
-_ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 256
 
 # Tokens looked at together: a document may be as large as memory nearly allows.
 _PIECE = 2**20
+
+
+def block_bytes(sequence_length: int) -> int:
+  """The bytes of the largest array of a block of rows: int32 tokens, or as many segment ids."""
+  return ROWS_AT_ONCE * sequence_length * np.dtype(np.int32).itemsize
 
 
 class Rows(NamedTuple):
@@ -64,10 +69,10 @@ class Packer:
     self._start_block()
 
   def _start_block(self) -> None:
-    shape = (_ROWS_AT_ONCE, self._length)
+    shape = (ROWS_AT_ONCE, self._length)
     self._tokens = np.zeros(shape, np.int32)
     self._segment_ids = np.zeros(shape, np.int32)
-    self._row_bytes = np.zeros(_ROWS_AT_ONCE, np.int64)
+    self._row_bytes = np.zeros(ROWS_AT_ONCE, np.int64)
     self._loss_mask = np.zeros(shape, bool)
     self._row = 0
     self._column = 0
@@ -157,7 +162,7 @@ class Packer:
   def _end_row(self) -> Iterator[Rows]:
     """Goes on to the next row; yields the block if that was its last."""
     self._row, self._column, self._segment = self._row + 1, 0, 1
-    if self._row == _ROWS_AT_ONCE:
+    if self._row == ROWS_AT_ONCE:
       block = Rows(self._tokens, self._segment_ids, self._row_bytes, self._loss_mask)
       self._start_block()
       yield block

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from data import heldout
+from data import heldout, packing
 from data.files import CorpusError
 from data.progress import Progress, ProgressBar
 
@@ -148,11 +148,56 @@ def _follow(stream: IO[bytes], what: str, show: Show) -> dict[str, Any]:
 
 def _explain(returncode: int, answer: dict[str, Any], log: IO[bytes]) -> str:
   log.seek(0)
+  if answer.get("kind", "").endswith("MemoryError"):
+    said = " ".join(answer["error"].split())
+    return f"preparing rows takes more memory than there is: {said}. Give shorter rows."
   tail = log.read().decode("utf-8", errors="replace").strip().splitlines()[-8:]
   reason = f"{answer['kind']}: {answer['error']}" if answer else f"exit status {returncode}"
   if returncode == -9:
     reason += " (killed, perhaps for want of memory)"
   return f"Preparing rows failed with {reason}. Its last messages:\n  " + "\n  ".join(tail)
+
+
+def _check(dataset: Any) -> None:
+  """Finds at once what the other process would find after seconds.
+
+  Raises:
+    CorpusError: the split is empty by intent, or the beginning of a file is not as it must be.
+    PreparationError: such rows do not fit into memory, or cannot be kept where they should be.
+  """
+  heldout.check_intent(dataset.corpus, dataset.split)
+  if hasattr(dataset.corpus, "check"):
+    dataset.corpus.check()
+  length = dataset.sequence_length
+  needed, memory = packing.block_bytes(length), _memory()
+  if needed > memory:
+    raise PreparationError(
+      f"rows of sequence_length={length} tokens are too long: they are packed"
+      f" {packing.ROWS_AT_ONCE} at a time, which"
+      f" takes {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB. Give shorter"
+      " rows, such as"
+      f" {2 ** ((length * memory // needed).bit_length() - 1)}."
+    )
+  folder = dataset.cache_path.parent
+  there = next(path for path in (folder, *folder.parents) if path.exists())
+  if not there.is_dir():
+    raise not_kept(dataset, f"{there} is no folder")
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise not_kept(dataset, f"{there} cannot be written to")
+
+
+def _memory() -> int:
+  """The bytes of memory of this machine."""
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def not_kept(dataset: Any, reason: str) -> PreparationError:
+  """The error of rows that cannot be written where they should be kept."""
+  return PreparationError(
+    f"the rows of {dataset.what} cannot be kept in {dataset.cache_path.parent}: {reason}."
+    " Correct that, or keep"
+    " them elsewhere: --gin.dataset.TextDataset.cache_dir=FOLDER."
+  )
 
 
 def prepare(datasets: Sequence[Any], progress: Show | None = None) -> None:
@@ -164,6 +209,6 @@ def prepare(datasets: Sequence[Any], progress: Show | None = None) -> None:
   """
   missing = [dataset for dataset in datasets if not dataset.is_prepared()]
   for dataset in missing:
-    heldout.check_intent(dataset.corpus, dataset.split)
+    _check(dataset)
   if missing:
     run({"datasets": missing}, missing[0].what, progress or ProgressBar())

@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from bounds.wording import plural
 from data import corpora, recall, tasks, verification
 from data.dataset import TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
-from data.preparation import PreparationError
+from data.preparation import not_kept
 from data.rows import RowWriter
 from data.vocabularies import VocabularyError
 
@@ -58,18 +59,14 @@ def _lock(path: Path, wait: Callable[[], None]) -> IO[str]:
 
 
 @contextlib.contextmanager
-def _keeping(dataset: TextDataset, folder: Path) -> Iterator[None]:
+def _keeping(dataset: TextDataset) -> Iterator[None]:
   """Tells that rows cannot be written; what fails while text is read is another matter."""
   try:
     yield
   except BrokenPipeError:
     raise
   except OSError as error:
-    raise PreparationError(
-      f"the rows of {dataset.what} cannot be kept in {folder}: {error.strerror or error}. Free "
-      "space"
-      " there, or keep them elsewhere: --gin.dataset.TextDataset.cache_dir=FOLDER."
-    ) from error
+    raise not_kept(dataset, str(error.strerror or error)) from error
 
 
 def _machine() -> str:
@@ -126,7 +123,7 @@ def prepare(dataset: TextDataset, report: Report) -> None:
 
 def _prepare(dataset: TextDataset, report: Report) -> None:
   target = dataset.cache_path
-  with _keeping(dataset, target.parent):
+  with _keeping(dataset):
     lock = _lock(
       target.parent / f".{target.name}.lock",
       wait=lambda: report({"what": dataset.what, "waiting": True}),
@@ -136,17 +133,17 @@ def _prepare(dataset: TextDataset, report: Report) -> None:
       return
     source = dataset.source()
     partial = target.parent / f".{target.name}.{_machine()}.{os.getpid()}.partial"
-    with _keeping(dataset, target.parent):
+    with _keeping(dataset):
       _remove_leftovers(target)
       partial.mkdir()
     try:
-      _pack(dataset, partial, target.parent, report)
+      _pack(dataset, partial, report)
       if dataset.source() != source:
         raise corpora.CorpusError(
           f"{dataset.what}: a file changed while it was read. Start again once nothing writes to "
           "it."
         )
-      with _keeping(dataset, target.parent):
+      with _keeping(dataset):
         _publish(partial, target)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
@@ -161,44 +158,44 @@ def _publish(partial: Path, target: Path) -> None:
       raise
 
 
-def _pack(dataset: TextDataset, directory: Path, cache: Path, report: Report) -> None:
+def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
   corpus = dataset.corpus
   total = corpus.total_bytes() if hasattr(corpus, "total_bytes") else 0
   total = int(total * _expected_share(corpus, dataset.split))
   packer = Packer(dataset.vocabulary, dataset.sequence_length, whole=dataset.whole_documents)
   masked = getattr(corpus, "has_loss_mask", False)
-  with _keeping(dataset, cache):
+  with _keeping(dataset):
     writer = RowWriter(directory, dataset.vocabulary, dataset.sequence_length, masked=masked)
   last_report = 0.0
   for example in tasks.examples(corpus, dataset.vocabulary, dataset.split):
     for rows in packer.add(*example):
-      with _keeping(dataset, cache):
+      with _keeping(dataset):
         writer.write(*rows)
     if packer.counts.cut_documents and isinstance(corpus, recall.RecallTask):
       raise corpora.CorpusError(
-        f"{dataset.what}: an example of {len(example.tokens)} tokens lies in two rows of"
-        f" {dataset.sequence_length}, so that its answer cannot be known. Set whole_documents=True "
-        "and a"
+        f"{dataset.what}: an example of {plural(len(example.tokens), 'token')} lies in two rows of"
+        f" {dataset.sequence_length}, so that its answer cannot be known. Set"
+        " whole_documents=True and a"
         f" sequence_length of at least {len(example.tokens)}."
       )
     if time.monotonic() - last_report >= _SECONDS_BETWEEN_EVENTS:
       last_report = time.monotonic()
       report(_event(dataset, packer.counts, total))
-  with _keeping(dataset, cache):
+  with _keeping(dataset):
     writer.write(*packer.finish())
   counts = packer.counts
   if counts.documents and counts.tokens == counts.unscored_tokens:
     raise corpora.CorpusError(
-      f"{dataset.what} leaves the loss on none of its {counts.tokens} tokens. Correct the corpus."
+      f"{dataset.what} leaves the loss on none of {plural(counts.tokens, 'token')}. Correct the"
+      " corpus."
     )
   if not counts.documents:
     raise corpora.CorpusError(
-      f"{dataset.what} holds no text: it has no documents ({counts.empty_documents} empty ones "
-      "were left"
-      " out). Correct the corpus."
+      f"{dataset.what} holds no text: {plural(counts.empty_documents, 'document')}, all empty."
+      " Correct the corpus."
     )
   source = dataset.source()
-  with _keeping(dataset, cache):
+  with _keeping(dataset):
     verification.record(directory, writer.finish(source, counts))
   report(_event(dataset, counts, total) | {"finished": True})
 

@@ -87,7 +87,11 @@ def train_sentencepiece(
   sentences = _sampled(corpus, megabytes)
   first = next(sentences, None)
   if first is None:
-    raise CorpusError(f"{corpus.name} holds no text to train a vocabulary on.")
+    raise CorpusError(
+      f"{corpus.name} holds no text to train a vocabulary on, or megabytes={megabytes} takes"
+      " none of it. Give more"
+      " of either."
+    )
 
   def chain() -> Iterator[str]:
     yield first

@@ -164,7 +164,8 @@ class RecallScorer:
       task = dataclasses.replace(task, heldout_examples=examples)
     asked = list(task.drawn(self._vocabulary, "heldout"))
     longest = max(len(example.tokens) for example in asked)
-    rows = batch_size or max(1, min(len(asked), _TOKENS_AT_ONCE // longest))
+    # More at a time than are asked would be padding.
+    rows = max(1, min(batch_size or _TOKENS_AT_ONCE // longest, len(asked)))
     answer = self.generated if task.generates else self.teacher_forced
     correct = [
       given

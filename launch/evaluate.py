@@ -73,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
   from data import loader
   from data.recall import RecallTask
   from evaluation.perplexity import Scorer
+  from launch import experiment as experiment_lib
   from launch import recall_scores
   from launch import trained as trained_lib
   from launch.run_directory import RunDirectory
@@ -95,10 +96,13 @@ def main(arguments: Sequence[str]) -> int:
       f"--contexts={args.contexts} is for recall tasks, and {getattr(data, 'what', 'this text')} "
       "is none: give one, such as --data=gin/data/phonebook.gin"
     )
-  rows = data.rows()
+  with experiment_lib.naming_flags():
+    rows = data.rows()
   batch_size = args.batch_size or max(
     1, experiment.batch_size * experiment.sequence_length // length
   )
+  # More at a time than there are would be padding.
+  batch_size = min(batch_size, len(rows))
   batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
   count = min(args.batches or len(batches), len(batches))
   progress = Progress(count)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -16,7 +17,9 @@ from bounds.wording import plural
 from data import preparation
 from data.dataset import Mixture, TextDataset
 from data.file_paths import FilePath
+from data.files import CorpusError
 from data.mixture import MixedRows
+from data.preparation import PreparationError
 from data.rows import RowFiles
 from data.vocabularies import Vocabulary, VocabularyError
 from launch import config, gin_kinds, gin_source
@@ -145,8 +148,9 @@ class Experiment:
 
   def rows(self) -> tuple[RowFiles | MixedRows, RowFiles | MixedRows]:
     """Opens the training rows and the held-out rows, and makes what is missing of both at once."""
-    preparation.prepare([*_texts(self.train_data), *_texts(self.eval_data)])
-    return self.train_data.rows(), self.eval_data.rows()
+    with naming_flags():
+      preparation.prepare([*_texts(self.train_data), *_texts(self.eval_data)])
+      return self.train_data.rows(), self.eval_data.rows()
 
   def check_vocabulary(self) -> None:
     """Compares vocabulary and model.
@@ -168,6 +172,15 @@ class Experiment:
       )
     if different:
       raise ConfigError("training text and held-out text are of different vocabularies.")
+
+
+@contextlib.contextmanager
+def naming_flags() -> Iterator[None]:
+  """Adds to what is wrong with text the arguments that change it, and where its options stand."""
+  try:
+    yield
+  except (CorpusError, PreparationError) as error:
+    raise type(error)(config.explained(str(error))) from error
 
 
 def _texts(data: Dataset) -> list[TextDataset]:

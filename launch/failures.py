@@ -29,6 +29,12 @@ _REMEDIES = {
 }
 
 
+_LESS_MEMORY = (
+  "Take fewer rows at a time (--gin.BATCH_SIZE, or --gin.MICROBATCHES to cut the batch; --batch_size of"
+  " launch.evaluate) or shorter ones (--gin.SEQUENCE_LENGTH; --length); python -m launch.train ... --dry_run says"
+  " what a step takes."
+)
+
 # What goes away without the user, such as a file server that does not answer: worth another start.
 _PASSING = {
   errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED,
@@ -73,6 +79,8 @@ def of_system(error: BaseException) -> str | None:
       f"{given}JAX cannot use such a device here ({_first_line(error) or type(error).__name__}). Unset"
       " JAX_PLATFORMS, or take JAX_PLATFORMS=cpu."
     )
+  if is_out_of_memory(error) and not any(says in str(error) for says in _DISK):
+    return f"not enough memory ({_most_telling(error)}). {_LESS_MEMORY}"
   if isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
     return None
   number = error.errno if isinstance(error, OSError) else None
@@ -87,6 +95,24 @@ def of_system(error: BaseException) -> str | None:
   if isinstance(error, OSError) and number is not None:
     return _sentence(os.strerror(number), None, number)
   return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+  """Whether memory that was asked for could not be had, on the host or on a device."""
+  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED: " in str(error)
+
+
+def _most_telling(error: BaseException) -> str:
+  """The first line of an allocator's message, with its number of bytes in a unit for people."""
+  text = _first_line(error).partition("RESOURCE_EXHAUSTED: ")[2] or _first_line(error)
+  return (
+    re.sub(r"\b(\d{7,}) bytes\b", lambda found: _gigabytes(int(found[1])), text)[:200]
+    or "MemoryError"
+  )
+
+
+def _gigabytes(count: int) -> str:
+  return f"{count / 1e9:,.1f} GB"
 
 
 def _sentence(says: str, subject: object, number: int | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import command, paths, trust
+from launch import command, failures, paths, trust
 
 if TYPE_CHECKING:
   from launch.generation import TextGenerator
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
   try:
     _generate(generator, prompts, args)
   except Exception as error:
-    if not _is_out_of_memory(error):
+    if not failures.is_out_of_memory(error):
       raise
     raise command.UserError(
       f"not enough memory for {args.max_tokens} tokens after prompts of up to "
@@ -138,10 +138,6 @@ def _generate(generator: TextGenerator, prompts: list[str], args: argparse.Names
   for number, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
     _head(number, prompts)
     _show(f"{prompt}{text}\n")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _tell_next(args: argparse.Namespace) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from bounds.wording import plural
 from data import corpora
+from data.files import NoFiles
+from data.heldout import TooLittleText
 from data.vocabulary_training import train_sentencepiece
-from launch import command, paths
+from launch import command, gin_kinds, gin_source, paths
 
 DESCRIPTION = """\
 Trains a SentencePiece vocabulary on text, and says how many bytes of held-out text a token spells.
@@ -71,7 +74,7 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
 
 def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> list[str]:
   """The words of the command that trains a first model on this text with the new vocabulary."""
-  words = ["python", "-m", "launch.train", "gin/runs/griffin_quickstart.gin"]
+  words = ["python", "-m", "launch.train", _run_file()]
   files = inputs[0] if len(inputs) == 1 else repr(list(inputs))
   if list(inputs) == ["python"]:
     words += ["gin/data/python_sentencepiece.gin", f"--gin.VOCAB_SIZE={size}"]
@@ -82,6 +85,17 @@ def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> l
     words += ["gin/data/text_files_sentencepiece.gin", f"--gin.TEXT_FILES={files}"]
   run_dir = paths.free(Path("runs") / Path(output).stem)
   return [*words, f"--gin.VOCABULARY_MODEL={output}", f"--run_dir={run_dir}"]
+
+
+def _run_file() -> str:
+  """The run file in the working directory, if there is one; else one of gin/runs/."""
+  own = []
+  for file in sorted(Path().glob("*.gin")):
+    # One that cannot be read is told by the command that is given it.
+    with contextlib.suppress(gin_source.ConfigError):
+      if gin_kinds.RUN in gin_kinds.kinds(gin_source.read_file(file)):
+        own.append(str(file))
+  return own[0] if len(own) == 1 else "gin/runs/griffin_quickstart.gin"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -95,7 +109,16 @@ def main(arguments: Sequence[str]) -> int:
   if args.output.is_dir():
     options.error(f"--output={args.output} is a folder: name the file to write in it")
   corpus = corpus_of(args.input, args.field)
-  vocabulary = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
+  try:
+    vocabulary = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
+  except NoFiles as error:
+    raise NoFiles(
+      f"no file matches --input={paths.shown(error.pattern)}. Correct the path; --input may be given several times."
+    ) from None
+  except TooLittleText as error:
+    raise corpora.CorpusError(
+      f"{error.what} Give more text: --input may be given several times."
+    ) from None
   output = paths.shown(args.output)
   print(f"{output}: {plural(vocabulary.size, 'piece')}, sha256 {vocabulary.describe()['sha256']}")
   texts = [text.decode("utf-8", errors="replace") for text in corpus.documents("heldout")]

@@ -23,7 +23,7 @@ def rotate(x: jax.Array, positions: jax.Array, *, fraction: float, base: float) 
   """
   rotated = int(x.shape[-1] * fraction)
   half = rotated // 2
-  frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  frequencies = float(base) ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angles = positions[..., None, None].astype(jnp.float32) * frequencies
   cos, sin = jnp.cos(angles), jnp.sin(angles)
   first = x[..., :half].astype(jnp.float32)

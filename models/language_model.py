@@ -121,7 +121,8 @@ class LanguageModel(nn.Module):
     """
     logits = self.embedding.logits(x) if self.tied else self.head(x)
     if self.logit_cap is not None:
-      logits = self.logit_cap * jnp.tanh(logits / self.logit_cap)
+      cap = float(self.logit_cap)  # JAX takes a whole number of more than 32 bits for no float.
+      logits = cap * jnp.tanh(logits / cap)
     # Behind the cap, which would make a number of -inf.
     return vocabulary.without_padding(logits, self.vocab_size)
 

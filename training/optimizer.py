@@ -26,6 +26,7 @@ def warmup_cosine(
     ValueError: the warm-up is not shorter than the run.
   """
   _check_warmup(steps, warmup_steps)
+  peak = float(peak)  # JAX takes a whole number of more than 32 bits for no float.
   return optax.warmup_cosine_decay_schedule(
     0.0, peak, warmup_steps, decay_steps=steps, end_value=final_fraction * peak
   )
@@ -46,6 +47,7 @@ def warmup_stable_decay(
   Raises:
     ValueError: the warm-up does not end before the fall begins.
   """
+  peak = float(peak)
   decay_steps = round(decay_fraction * steps)
   _check_warmup(steps - decay_steps, warmup_steps)
   return optax.join_schedules(
@@ -92,11 +94,11 @@ class AdamW:
   @functools.cache  # noqa: B019 - equal optimizers are one transformation, so that a step is compiled once
   def transformation(self) -> optax.GradientTransformation:
     """The optax transformation; its state and arithmetic have the type of what it is given."""
-    clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(self.clip_norm)]
+    clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(float(self.clip_norm))]
     adamw = optax.chain(
       *clip,
-      optax.scale_by_adam(self.b1, self.b2, self.epsilon),
-      optax.add_decayed_weights(self.weight_decay, mask=decay_mask),
+      optax.scale_by_adam(self.b1, self.b2, float(self.epsilon)),
+      optax.add_decayed_weights(float(self.weight_decay), mask=decay_mask),
       optax.scale_by_learning_rate(self.learning_rate),
     )
     return with_master_copy(adamw) if self.master_copy else adamw

@@ -217,7 +217,7 @@ def _decide(
   """
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   full = guard.taken >= options.spike_window
-  spike = full & (norm > options.spike_factor * jnp.median(guard.norms))
+  spike = full & (norm > float(options.spike_factor) * jnp.median(guard.norms))
   last_chance = guard.in_a_row >= options.max_skips - 1
   take = finite & (~spike | last_chance)
   norms = jnp.roll(guard.norms, -1).at[-1].set(norm)
@@ -265,7 +265,7 @@ def loss_and_gradient(
 
   def loss_of(trained, piece):
     nll, z = token_losses(model, join(trained, frozen), piece, rng)
-    return (jnp.sum(nll) + options.z_loss * jnp.sum(z)) / divisor, jnp.sum(nll) / divisor
+    return (jnp.sum(nll) + float(options.z_loss) * jnp.sum(z)) / divisor, jnp.sum(nll) / divisor
 
   gradient_of = jax.value_and_grad(loss_of, has_aux=True)
   if pieces == 1:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from data import corpora, dataset, preparation, progress, rows, vocabularies
+from data import corpora, dataset, instructions, preparation, progress, rows, vocabularies
 
 ROOT = Path(__file__).parents[2]
 
@@ -203,7 +203,7 @@ def test_the_name_of_a_cache_holds_all_that_decides_its_content(tmp_path):
     base | {"vocabulary": vocabularies.Bytes(extra_ids=1)},
     base | {"sequence_length": 9},
     base | {"split": "all"},
-    base | {"split": "train[:1%]"},
+    base | {"split": "heldout"},
   ]
   paths = [dataset.TextDataset(**fields).cache_path for fields in others]
   assert len(set(paths)) == len(others)
@@ -242,3 +242,78 @@ def test_elsewhere_lines_come_seldom():
     bar(progress.Progress("corpus (train)", documents=i + 1))
   bar(progress.Progress("corpus (train)", documents=51, finished=True))
   assert len(stream.getvalue().splitlines()) == 2
+
+
+def never(*_):
+  raise AssertionError("a process was started for what is known at once")
+
+
+@pytest.mark.parametrize(
+  ("corpus", "text", "told"),
+  [
+    (corpora.TextFiles, b"PK\x03\x04" + b"x" * 99, "is a ZIP archive"),
+    (corpora.JsonLines, b'{"body": "no text"}\n', r"a\.jsonl:1: no 'text', only 'body'"),
+    (corpora.JsonLines, b"no object\n", r"a\.jsonl:1: not a JSON object"),
+    (instructions.Instructions, b'{"body": "no prompt"}\n', r"a\.jsonl:1: no 'prompt'"),
+  ],
+)
+def test_what_a_look_at_the_files_tells_is_told_at_once(tmp_path, monkeypatch, corpus, text, told):
+  monkeypatch.setattr(preparation.subprocess, "Popen", never)
+  (tmp_path / "a.jsonl").write_bytes(text)
+  read = corpus(str(tmp_path / "a.jsonl"), heldout_fraction=0.0)
+  spec = dataset.TextDataset(read, vocabularies.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
+  with pytest.raises(corpora.CorpusError, match=told):
+    spec.rows()
+  assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".ndjson"])
+def test_json_lines_are_not_learnt_as_text(tmp_path, monkeypatch, ending):
+  monkeypatch.setattr(preparation.subprocess, "Popen", never)
+  file = tmp_path / f"a{ending}"
+  file.write_text('{"text": "good"}\n' * 9)
+  (tmp_path / "b.txt").write_text("text\n" * 99)
+  read = corpora.TextFiles(str(tmp_path / "*"))
+  spec = dataset.TextDataset(read, vocabularies.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
+  with pytest.raises(corpora.CorpusError, match=r"gin/data/json_lines_bytes\.gin .*JSON_LINES="):
+    spec.rows()
+  file.write_text("no JSON\n")  # The name alone says nothing.
+  read.check()
+
+
+@pytest.mark.parametrize("length", [10**8, 2**31 - 1])
+def test_rows_too_long_for_memory_are_refused_with_the_arithmetic(tmp_path, monkeypatch, length):
+  monkeypatch.setattr(preparation.subprocess, "Popen", never)
+  monkeypatch.setattr(preparation, "_memory", lambda: 24 * 10**9)
+  (tmp_path / "a.txt").write_text("text\n" * 99)
+  read = corpora.TextFiles(str(tmp_path / "a.txt"))
+  spec = dataset.TextDataset(read, vocabularies.Bytes(), length, cache_dir=str(tmp_path / "cache"))
+  told = rf"sequence_length={length} tokens .* has 24 GB\. Give shorter rows, such as 16777216\."
+  with pytest.raises(preparation.PreparationError, match=told):
+    spec.rows()
+  assert not (tmp_path / "cache").exists()
+
+
+def test_memory_that_the_preparing_process_lacks_is_one_line(tmp_path):
+  answer = {"kind": "_ArrayMemoryError", "error": "Unable to allocate 9 TiB\nfor an array"}
+  with (tmp_path / "log").open("wb+") as log:
+    told = preparation._explain(1, answer, log)
+  assert told.startswith(
+    "preparing rows takes more memory than there is: Unable to allocate 9 TiB for"
+  )
+
+
+def test_a_cache_that_cannot_be_is_told_at_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(preparation.subprocess, "Popen", never)
+  (tmp_path / "a.txt").write_text("text\n" * 99)
+  read = corpora.TextFiles(str(tmp_path / "a.txt"))
+  spec = dataset.TextDataset(read, vocabularies.Bytes(), 8, cache_dir="/dev/null/x")
+  with pytest.raises(
+    preparation.PreparationError, match=r"/dev/null is no folder.*cache_dir=FOLDER"
+  ):
+    spec.rows()
+
+
+def test_a_split_that_does_not_exist_is_refused_when_it_is_described():
+  with pytest.raises(corpora.CorpusError, match="split='3' does not exist here; there are train"):
+    dataset.TextDataset(corpora.PythonLibrary(), vocabularies.Bytes(), 8, "3")

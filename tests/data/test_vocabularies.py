@@ -122,7 +122,8 @@ def test_command_names_what_is_wrong(tmp_path, capsys):
   (tmp_path / "file").write_text("")
   told = {
     ("--input=python", text, output): "all inputs must be of one kind",
-    (f"--input={tmp_path}/none/*.txt", output): "No file matches",
+    (f"--input={tmp_path}/none/*.txt", output): r"no file matches --input=.*none/\*\.txt\. Correct",
+    (text, output, "--megabytes=1e-300"): "megabytes=1e-300 takes none of it",
     (text, output): r"too little text for 8000 pieces: it gives at most \d+\. Set --size=\d+",
     (text, f"--output={tmp_path}/file/x.model"): r"x\.model cannot be written: .*--output",
   }
@@ -140,6 +141,24 @@ def test_command_names_what_is_wrong(tmp_path, capsys):
       command.main(arguments)
     assert message in capsys.readouterr().err
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "file"]
+
+
+def test_the_command_advises_options_that_it_has(tmp_path):
+  (tmp_path / "a.txt").write_text("x")
+  arguments = [f"--input={tmp_path}/a.txt", "--size=300", f"--output={tmp_path}/x.model"]
+  with pytest.raises(corpora.CorpusError, match=r"has 1 byte of text .* Give more text") as error:
+    command.main(arguments)
+  assert "--gin." not in str(error.value)
+
+
+def test_the_command_s_last_line_starts_from_the_user_s_own_run_file(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "broken.gin").write_text("STEPS =\n")
+  (tmp_path / "part.gin").write_text("STEPS = 3\n")
+  words = command.next_command(["a.txt"], "text", "x.model", 300)
+  assert words[3] == "gin/runs/griffin_quickstart.gin"
+  (tmp_path / "my_run.gin").write_text("include 'experiment.gin'\nSTEPS = 3\n")
+  assert command.next_command(["a.txt"], "text", "x.model", 300)[3] == "my_run.gin"
 
 
 @pytest.mark.parametrize("kind", ["text", "json", "two"])

@@ -211,6 +211,12 @@ def test_a_failure_is_one_short_line_whatever_it_holds():
       ValueError('RESOURCE_EXHAUSTED: Error writing "/a/b" [OS error 28: No space left on device]'),
       ["No space left on device: /a/b"],
     ),
+    (
+      RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 252935914376 bytes.\nMore"),
+      ["not enough memory (Out of memory allocating 252.9 GB)", "--gin.BATCH_SIZE", "--dry_run"],
+    ),
+    (MemoryError("Unable to allocate 95.4 GiB for an array"), ["Unable to allocate 95.4 GiB"]),
+    (MemoryError(), ["not enough memory (MemoryError)"]),
     (OSError(40, "Too many levels of symbolic links", "x"), ["lead in a circle"]),
     (RuntimeError("Unable to initialize backend 'cuda': none"), ["JAX_PLATFORMS=cpu"]),
   ],
@@ -218,6 +224,8 @@ def test_a_failure_is_one_short_line_whatever_it_holds():
 def test_what_the_machine_refuses_is_told_with_its_place(error, parts):
   said = failures.of_system(error)
   assert all(part in said for part in parts), said
+  assert len(said) < failures.LONGEST_LINE
+  assert "\n" not in said
 
 
 def test_a_mistake_in_the_code_is_none_of_the_machines():

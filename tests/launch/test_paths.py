@@ -203,6 +203,27 @@ def test_a_run_is_evaluated_and_continued_without_its_corpus(home, capsys):
     evaluate.main(["--run_dir=runs/first", "--length=16"])
 
 
+def test_a_pattern_without_files_is_told_with_its_flag_and_place(home):
+  """In training, from a file and from the command line, and in the evaluation of other text."""
+  Path("lost.gin").write_text("include 'mine.gin'\nTEXT_FILES = 'books/**/*.txt'\n")
+  told = r"No file matches '.*books/\*\*/\*\.txt' .*'a\.txt', 'b\.txt'.* --gin\.TEXT_FILES=\.\.\. \(now '.*', lost\.gin:2\)"
+  with pytest.raises(ValueError, match=told):
+    train.main(["lost.gin", "--run_dir=runs/lost"])
+  with pytest.raises(ValueError, match=r"--gin\.TEXT_FILES=\.\.\. \(now '.*none\.txt'\)"):
+    train.main(["mine.gin", "--run_dir=runs/lost", "--gin.TEXT_FILES=none.txt"])
+  assert not Path("runs/lost").exists()
+  other = ["--data=gin/data/json_lines_bytes.gin", "--gin.JSON_LINES=none.jsonl"]
+  with pytest.raises(ValueError, match=r"--gin\.JSON_LINES=\.\.\. \(now '.*none\.jsonl'\)"):
+    evaluate.main(["--run_dir=runs/first", *other])
+
+
+def test_as_many_rows_at_a_time_as_there_are(home, capsys):
+  assert evaluate.main(["--run_dir=runs/first"]) == 0
+  usual = capsys.readouterr().out
+  assert evaluate.main(["--run_dir=runs/first", f"--batch_size={2**31}"]) == 0
+  assert capsys.readouterr().out.splitlines()[0] == usual.splitlines()[0]
+
+
 def test_a_run_of_one_file_is_evaluated_after_it_moved_away(home, capsys):
   Path("input.txt").write_text("A line of the only file.\n" * 200)
   assert train.main(["mine.gin", "--run_dir=runs/one", "--gin.TEXT_FILES=input.txt"]) == 0

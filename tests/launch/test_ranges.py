@@ -95,7 +95,9 @@ def make(built, module: str) -> None:
     jax.eval_shape(built.optimizer.learning_rate, jax.ShapeDtypeStruct((), jnp.int32))
 
 
-@pytest.mark.parametrize("value", [-1, 0, 7, 10**9, math.inf, -math.inf, math.nan, -0.5, 1.5])
+@pytest.mark.parametrize(
+  "value", [-1, 0, 7, 10**9, 10**12, 2**63 - 1, 1e30, math.inf, -math.inf, math.nan, -0.5, 1.5]
+)
 def test_no_number_of_a_configuration_ends_in_a_traceback(value):
   """It is refused in a line that names it, or something can be made of it."""
   text = repr(value) if math.isfinite(value) else f"{math.copysign(1, value):.0f}e400"

@@ -1,0 +1,104 @@
+"""What corpora of files share: their files, a first look at them, and what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from data import heldout
+from data.files import (
+  CorpusError,
+  describe_files,
+  looks_like_json_lines,
+  matching_files,
+  opened_text,
+)
+from data.heldout import in_split
+
+# Files, or lines, that are looked at before a process is started that reads all.
+LOOKED_AT = 8
+
+
+class FileCorpus(Protocol):
+  """A corpus whose documents lie in files.
+
+  Attributes:
+    files: a path or glob pattern, or several.
+    heldout_fraction: share of the documents that is held out.
+  """
+
+  files: Any
+  heldout_fraction: float
+
+  def undivided(self) -> Iterator[bytes]:
+    """Yields the documents of all splits."""
+
+  def largest_document(self) -> int | None:
+    """Returns the bytes of the largest document; None if that is not known without reading."""
+
+
+def files_of(corpus: Any) -> list[Path]:
+  """Returns the files that the patterns of a corpus match.
+
+  Raises:
+    CorpusError: see `data.files.matching_files`; it names the option, corpora.TextFiles.files.
+  """
+  return matching_files(corpus.files, f"{heldout.kind_of(corpus)}.files")
+
+
+def check_text(files: Sequence[Path]) -> None:
+  """Looks at the beginnings of files of plain text.
+
+  Raises:
+    CorpusError: one of the first is no text, or one of all is of JSON lines.
+  """
+  for path in files:
+    if looks_like_json_lines(path):
+      raise CorpusError(
+        f"{path} holds JSON lines, whose syntax would be learnt as text. Read the texts in it: add"
+        " gin/data/json_lines_bytes.gin (or json_lines_sentencepiece.gin)"
+        " --gin.JSON_LINES=FILES; or give it"
+        " the ending .txt."
+      )
+  for path in files[:LOOKED_AT]:
+    with opened_text(path):
+      pass
+
+
+def _is_one_document(corpus: FileCorpus) -> bool:
+  """Whether a file is a document and there is one: known without reading it, however long it is."""
+  files = files_of(corpus)
+  return corpus.largest_document() is not None and sum(p.stat().st_size > 0 for p in files) < 2
+
+
+def _holds_out_tail(corpus: FileCorpus) -> bool:
+  if _is_one_document(corpus):
+    return 0 < corpus.heldout_fraction < 1
+  identity = repr(corpus) + describe_files(files_of(corpus))
+  return heldout.needs_tail(
+    identity, corpus.heldout_fraction, lambda: filter(heldout.text_size, corpus.undivided())
+  )
+
+
+def heldout_rule(corpus: FileCorpus) -> dict[str, str]:
+  """What a description says of the splits: nothing where a hash decides, as it always did."""
+  if not _holds_out_tail(corpus):
+    return {}
+  # Of several documents the tail was once chosen otherwise: their rows need another name.
+  return {"heldout": "tail" if _is_one_document(corpus) else "tail of text"}
+
+
+def split_documents(corpus: FileCorpus, split: str) -> Iterator[bytes]:
+  """Yields the documents, or parts of them, of 'train', 'heldout' or 'all'."""
+  heldout.check_split(split)
+  if split == "all" or not _holds_out_tail(corpus):
+    fraction = corpus.heldout_fraction
+    yield from (text for text in corpus.undivided() if in_split(text, split, fraction))
+    return
+  sizes = [heldout.text_size(text) for text in corpus.undivided()]
+  if not any(sizes):
+    yield from filter(lambda text: not text, corpus.undivided())  # Counted, as without text.
+  else:
+    tail = heldout.tail_of(sizes, corpus.heldout_fraction, corpus=corpus)
+    yield from heldout.tail_split(corpus.undivided(), split, tail)
