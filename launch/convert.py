@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
   options = parser()
   args, bindings = command.parse(options, arguments)
   if not 0 < args.shard_gb < 1e9:
-    options.error(f"--shard_gb={args.shard_gb} must be above 0")
+    options.error(f"--shard_gb={args.shard_gb} must be above 0 and below 1e9")
 
   from launch import conversion
 
