@@ -1,6 +1,9 @@
-"""How numbers stand in what users read."""
+"""What stands in many lines that users read: numbers, and names that may have been meant."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:
@@ -16,3 +19,19 @@ def one_line(text: str) -> str:
   leave it.
   """
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+  """The end of an error message: the known name nearest to `name`, or the known names if few."""
+  known = sorted(set(known))
+  lower = {other.lower(): other for other in known}
+  # Of a path, the last part is compared as well: `tiny.gin` is near `sizes/tiny.gin`.
+  last = {other.rpartition("/")[2].lower(): other for other in known if "/" in other}
+  for names, wanted in ((lower, name), (last, name.rpartition("/")[2])):
+    if close := difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.6):
+      return f"; did you mean {names[close[0]]}?"
+  if not known:
+    return ""
+  if len(known) <= 16:
+    return f"; there is {', '.join(known)}"
+  return f"; there are {len(known)}, none of a similar name"

@@ -87,10 +87,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
   asked_by = shlex.join(["python", "-m", "launch.compare", *arguments])
   # Mistakes are found before the output is claimed.
-  comparing = _Comparing(comparison, config, args.output, asked_by, trusted)
-  with directory_owner.owned_by_job(args.output):
-    _open(directory, config, args.resume, asked_by)
-    return comparing.run(only)
+  made_here = args.config is not None or trust_check.is_recorded(directory.config_file)
+  comparing = _Comparing(comparison, config, args.output, asked_by, trusted, made_here)
+  with directory_owner.owned_by_job(args.output) as require_mine:
+    _open(directory, config, args.resume, asked_by, trusted, made_here)
+    return comparing.run(only, require_mine)
 
 
 def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:
@@ -99,7 +100,7 @@ def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:
   Raises:
     UserError: there is no such part.
   """
-  from launch.gin_source import near
+  from bounds.wording import near
 
   if only is None:
     return tuple(comparison.parts)
@@ -112,7 +113,14 @@ def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:
   return tuple(name for name in comparison.parts if name in names)
 
 
-def _open(directory: Any, config: Config, resume: str, asked_by: str) -> None:
+def _open(
+  directory: Any,
+  config: Config,
+  resume: str,
+  asked_by: str,
+  trusted: trust.Trust,
+  made_here: bool,
+) -> None:
   """Claims the output for this configuration.
 
   Raises:
@@ -123,7 +131,7 @@ def _open(directory: Any, config: Config, resume: str, asked_by: str) -> None:
 
   if directory.holds_run():
     directory.require_made_from(gin_kinds.COMPARISON)
-  different = directory.differences(config) if directory.holds_run() else []
+  different = directory.differences(config, trusted) if directory.holds_run() else []
   if different and resume != "force":
     lines = "\n".join(map(str, different))
     raise command.UserError(
@@ -133,7 +141,7 @@ def _open(directory: Any, config: Config, resume: str, asked_by: str) -> None:
     )
   processes.wait_for_all("compared with the output")
   if processes.is_first() and (different or not directory.holds_run()):
-    directory.write_config(config, asked_by)
+    directory.write_config(config, asked_by, made_here=made_here)
 
 
 def _description(comparison: Comparison) -> str:
@@ -267,7 +275,13 @@ class _Comparing:
   """One launch of a comparison."""
 
   def __init__(
-    self, comparison: Comparison, config: Config, output: Path, asked_by: str, trusted: trust.Trust
+    self,
+    comparison: Comparison,
+    config: Config,
+    output: Path,
+    asked_by: str,
+    trusted: trust.Trust,
+    made_here: bool,
   ):
     from launch.comparison_progress import ComparisonProgress
     from launch.comparison_runs import TrainedRuns
@@ -275,10 +289,10 @@ class _Comparing:
     self._comparison, self._config = comparison, config
     self._output, self._asked_by = output, asked_by
     self._progress = ComparisonProgress()
-    runs = TrainedRuns(comparison, output / "runs", self._progress, asked_by, trusted)
+    runs = TrainedRuns(comparison, output / "runs", self._progress, asked_by, trusted, made_here)
     self._works = _works(comparison, runs, output / "cells", self._progress.on_cell)
 
-  def run(self, only: Sequence[str]) -> int:
+  def run(self, only: Sequence[str], before_writing: Callable[[], None]) -> int:
     """Measures the parts of `only`, and shows all that are measured."""
     from evaluation import report as report_lib
     from launch.comparison_progress import Cell
@@ -297,10 +311,11 @@ class _Comparing:
     for work in self._works:
       if work.name in only and work.name not in found:
         try:
-          found[work.name] = work.figures(work.cells.remember)
+          found[work.name] = work.figures(_checked(work.cells.remember, before_writing))
         except Stopped as stopped:
           print(f"stopped in {work.name} ({stopped}); the same command continues", file=sys.stderr)
           return command.status_of_stop(stopped.by)
+        before_writing()
         self._write(found)
     report, page = self._write(found)
     if processes.is_first():
@@ -332,6 +347,20 @@ class _Comparing:
       command=self._asked_by,
       made=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     )
+
+
+def _checked(remember: Any, before_writing: Callable[[], None]) -> Any:
+  """As `remember`, with a call between what is measured and its keeping."""
+
+  def remember_checked(key: str, measure: Callable[[], Any]) -> Any:
+    def measured() -> Any:
+      value = measure()
+      before_writing()
+      return value
+
+    return remember(key, measured)
+
+  return remember_checked
 
 
 def _kept(work: _Work) -> tuple[Figure, ...] | None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bounds.bounds import Seed
+from bounds.wording import near
 from data.file_paths import FilePath, KeptPath
 from evaluation.part import RunSpec
 from launch import comparison_choices, config, experiment, gin_kinds, gin_source
 from launch.config import Config, ConfigError
 from launch.experiment import Experiment
-from launch.gin_source import Source, near
+from launch.gin_source import Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

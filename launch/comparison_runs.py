@@ -124,8 +124,18 @@ class TrainedRuns:
     progress: ComparisonProgress,
     asked_by: str,
     trust: Trust = NOBODY,
+    made_here: bool = True,
   ):
-    """Takes what is compared, where runs lie, who is told of their steps, the command, and who is trusted."""
+    """Takes what is compared and where runs lie.
+
+    Args:
+      comparison: what is compared.
+      folder: gets a directory of each run.
+      progress: is told their steps.
+      asked_by: the command.
+      trust: modules beyond this project's that opened runs may name.
+      made_here: whether the comparison is the user's own.
+    """
     self.models = tuple(comparison.models)
     self.sizes = tuple(comparison.sizes)
     self.seeds = tuple(comparison.seeds)
@@ -133,7 +143,7 @@ class TrainedRuns:
     self._folder = folder
     self._progress = progress
     self._asked_by = asked_by
-    self._trust = trust
+    self._trust, self._made_here = trust, made_here
     self._config = functools.cache(comparison.run_config)
     self._built = functools.cache(lambda spec: experiment_lib.build(self._config(spec)))
     self._account = functools.cache(self._account_of)
@@ -153,7 +163,9 @@ class TrainedRuns:
     """What stands for the run's configuration: equal if and only if all that was bound is."""
     own = identity(self._config(spec), self._comparison.folder)
     loaded = self._loaded(spec)
-    return own if loaded is None else cells.digest([own, loaded.config_file.read_text("utf-8")])
+    if loaded is None:
+      return own
+    return cells.digest([own, loaded.config_text(loaded.judge())])
 
   def directory(self, spec: RunSpec) -> Path:
     """The run's folder."""
@@ -177,7 +189,14 @@ class TrainedRuns:
     directory = RunDirectory(self.directory(spec))
     self._progress.expect_steps(built.options.steps)
     summary = running.train(
-      built, config, directory, layout, asked_by=self._asked_by, progress=self._progress
+      built,
+      config,
+      directory,
+      layout,
+      asked_by=self._asked_by,
+      trust=self._trust,
+      made_here=self._made_here,
+      progress=self._progress,
     )
     if summary.interrupted:
       raise Stopped(f"{spec}, at step {summary.step}", summary.interrupted)

@@ -16,7 +16,7 @@ import numpy as np
 
 from data import vocabularies
 from data.vocabularies import Vocabulary
-from launch import directory_owner, kept_files, run_config, trust_check
+from launch import directory_owner, kept_files, run_config
 from launch import experiment as experiment_lib
 from launch import trained as trained_lib
 from launch.command import UserError
@@ -205,7 +205,7 @@ def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NO
   if model is trained.experiment.model:
     raise UserError(f"{run_dir} has no adapters to merge.")
   loaded = run_config.load(run, arguments=_WITHOUT_ADAPTERS, trust=trust)
-  made_here = trust_check.is_recorded(run.config_file)
+  made_here = run_config.is_own(run)
   arrays = ((path, np.asarray(leaf)) for path, leaf in by_path(params).items())
   paths = [parameter.path for parameter in list_parameters(model)]
   with _appearing(target) as partial:

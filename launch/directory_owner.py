@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from launch.command import UserError
 
@@ -28,6 +29,8 @@ BEAT_SECONDS = 5.0
 DEAD_SECONDS = 90.0
 # A process that was killed takes a moment to end: its memory is taken back first.
 DYING_SECONDS = 5.0
+# At a lock file that says nothing, before it is taken for another's.
+_LOOKS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Ownership:
     """Starts to refresh; `made`: the directory was made for this, and goes if nothing is put into it."""
     self._directory, self._owner, self._made = directory, owner, made
     self._released = threading.Event()
+    self._ending = threading.Lock()
     self._beat = threading.Thread(target=self._refresh, name="directory owner", daemon=True)
     self._beat.start()
 
@@ -100,21 +104,42 @@ class Ownership:
       with contextlib.suppress(OSError):
         self._directory.rmdir()
 
+  def require(self) -> None:
+    """Ends this process if it has lost the directory; to be called before something is written there.
+
+    A process that was stopped for long, or whose storage was away, is not told that it was taken for dead.
+    """
+    with contextlib.suppress(OSError):
+      for _ in range(_LOOKS):
+        if self._is_held():
+          return
+        time.sleep(0.05)  # perhaps it is being written
+      self._end("is somebody else's: its lock file cannot be read")
+
+  def _is_held(self) -> bool:
+    """Whether the lock names this ownership; False if it cannot be read. Ends the process if it is lost.
+
+    Raises:
+      OSError: the storage does not say.
+    """
+    try:
+      found = _parsed((self._directory / LOCK_FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+      self._end("is nobody's any more: its lock file was removed")
+    if found is not None and found.token != self._owner.token:
+      self._end(f"now belongs to {found}")
+    return found is not None
+
   def _refresh(self) -> None:
-    lock = self._directory / LOCK_FILE
     # The wait ends at once where the process or its machine slept.
     while not self._released.wait(BEAT_SECONDS):
       with contextlib.suppress(OSError):
-        found = _read(lock)
-        if found is None and not lock.exists():
-          self._end("is nobody's any more: its lock file was removed")
-        if found is not None and found.token != self._owner.token:
-          self._end(f"now belongs to {found}")
-        if found is not None:
-          os.utime(lock)
+        if self._is_held():
+          os.utime(self._directory / LOCK_FILE)
 
-  def _end(self, why: str) -> None:
-    """Ends this process, which must write nothing more."""
+  def _end(self, why: str) -> NoReturn:
+    """Ends this process, which must write nothing more: neither what waits to be closed nor what is being saved."""
+    self._ending.acquire()  # for good: one thread says so
     print(
       f"error: {self._directory} {why}. This process, silent for too long, lost it, and ends without saving.",
       file=sys.stderr,
@@ -142,8 +167,10 @@ def owned(directory: Path, say: Callable[[str], None] | None = None) -> Iterator
 
 
 @contextlib.contextmanager
-def owned_by_job(directory: Path) -> Iterator[None]:
+def owned_by_job(directory: Path) -> Iterator[Callable[[], None]]:
   """As `owned`, for all processes of one program: the first holds the directory, the others hear its verdict.
+
+  Yields what is to be called before something is written: see `Ownership.require`.
 
   Raises:
     UserError: on every process, if the first cannot have the directory.
@@ -159,7 +186,8 @@ def owned_by_job(directory: Path) -> Iterator[None]:
   try:
     if refusal := processes.told_by_first(refusal):
       raise UserError(refusal)
-    yield
+    # The end of the process that holds the directory ends the others.
+    yield ownership.require if ownership else lambda: None
   finally:
     if ownership is not None:
       ownership.release()
@@ -227,12 +255,6 @@ def is_abandoned(directory: Path) -> bool:
     return False
   silent = (time.time() - beat) / 10  # this host's clock may differ from the file system's
   return silent > DEAD_SECONDS if found is None else _is_dead(found, silent)
-
-
-def is_mine(directory: Path) -> bool:
-  """Whether this process holds a directory."""
-  found = holder(directory)
-  return found is not None and found.machine == _machine() and found.pid == os.getpid()
 
 
 def _is_dead(owner: Owner, silent: float) -> bool:
@@ -325,8 +347,15 @@ def _owner(file: Path) -> tuple[str, Owner | None]:
 def _read(lock: Path) -> Owner | None:
   """The owner that a lock file names; None if there is none or it cannot be read."""
   try:
-    found = Owner(**json.loads(lock.read_bytes()))
-  except (OSError, ValueError, TypeError, RecursionError):
+    return _parsed(lock.read_bytes())
+  except OSError:
+    return None
+
+
+def _parsed(contents: bytes) -> Owner | None:
+  try:
+    found = Owner(**json.loads(contents))
+  except (ValueError, TypeError, RecursionError):
     return None
   # The token becomes a file's name.
   whole = type(found.pid) is int and found.pid > 0 and re.fullmatch(r"\w{1,64}", str(found.token))

@@ -206,28 +206,33 @@ def read_as(data: Dataset, **changes: Any) -> Dataset:
 
 
 def load(
-  paths: str | os.PathLike | Sequence[str | os.PathLike],
+  paths: str | os.PathLike | Sequence[str | os.PathLike | gin_source.Source],
   arguments: Iterable[str] = (),
   *,
   shared: bool = False,
+  name: str | None = None,
 ) -> Config:
   """Reads and checks the configuration of an experiment.
 
   Args:
-    paths: a gin file, or several: the bindings of a later one replace those of an earlier one.
+    paths: a gin file, or several, each also as read: the bindings of a later one replace those of an earlier
+      one.
     arguments: bindings from the command line.
     shared: whether the arguments serve other configurations too, so that one without effect is a
       warning and no error.
+    name: says what was read; None is the first file.
 
   Raises:
     ConfigError: see `launch.config.load`.
   """
   if isinstance(paths, str | os.PathLike):
     paths = [paths]
-  source = sum(map(gin_source.read_file, paths), gin_source.Source())
-  gin_kinds.require(source, gin_kinds.RUN, str(paths[0]))
+  source = gin_source.Source()
+  for path in paths:
+    source += path if isinstance(path, gin_source.Source) else gin_source.read_file(path)
+  gin_kinds.require(source, gin_kinds.RUN, name or str(paths[0]))
   given = gin_source.read_arguments(arguments, shared=shared)
-  return config.resolve(source + given, Experiment, str(paths[0]))
+  return config.resolve(source + given, Experiment, name or str(paths[0]))
 
 
 def build(configuration: Config) -> Experiment:

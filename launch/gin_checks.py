@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from bounds.wording import near
 from launch import gin_source, gin_types
 from launch.gin_names import Configurable, Reference, leaves, replace
-from launch.gin_source import ConfigError, Macro, Place, near
+from launch.gin_source import ConfigError, Macro, Place
 
 _REQUIRED = "gin.REQUIRED"
 Scope = tuple[str, ...]

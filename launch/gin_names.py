@@ -12,8 +12,9 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from bounds.wording import near
 from launch import gin_types, paths
-from launch.gin_source import GIN_ROOT, Import, NamedReference, Place, Statement, near
+from launch.gin_source import GIN_ROOT, Import, NamedReference, Place, Statement
 
 
 @dataclasses.dataclass(frozen=True)

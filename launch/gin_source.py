@@ -6,7 +6,8 @@ Nothing is imported and nothing is looked up here: `launch.gin_names` gives the 
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import errno
+import io
 import math
 import os
 import re
@@ -15,7 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bounds.wording import one_line
+from bounds import small_files
+from bounds.wording import near, one_line
 from gin import config_parser
 
 GIN_ROOT = Path(__file__).resolve().parent.parent / "gin"
@@ -149,22 +151,6 @@ class _Delegate(config_parser.ParserDelegate):
     return Macro(macro_name)
 
 
-def near(name: str, known: Iterable[str]) -> str:
-  """The end of an error message: the known name nearest to `name`, or the known names if few."""
-  known = sorted(set(known))
-  lower = {other.lower(): other for other in known}
-  # Of a path, the last part is compared as well: `tiny.gin` is near `sizes/tiny.gin`.
-  last = {other.rpartition("/")[2].lower(): other for other in known if "/" in other}
-  for names, wanted in ((lower, name), (last, name.rpartition("/")[2])):
-    if close := difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.6):
-      return f"; did you mean {names[close[0]]}?"
-  if not known:
-    return ""
-  if len(known) <= 16:
-    return f"; there is {', '.join(known)}"
-  return f"; there are {len(known)}, none of a similar name"
-
-
 def read_file(path: str | os.PathLike) -> Source:
   """Reads a gin file with all that it includes.
 
@@ -273,7 +259,12 @@ def text_of(path: Path) -> str:
     ConfigError: it cannot be read, or is not UTF-8.
   """
   try:
-    return path.read_text(encoding="utf-8-sig")
+    contents = small_files.read(path)
+    if contents is None:
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return io.TextIOWrapper(io.BytesIO(contents), encoding="utf-8-sig").read()
+  except small_files.NotReadable as error:
+    raise ConfigError(f"cannot read {error}") from None
   except UnicodeDecodeError as error:
     line = error.object.count(b"\n", 0, error.start) + 1
     raise Place(str(path), line).error(

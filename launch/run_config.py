@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data import vocabularies
 from launch import experiment as experiment_lib
-from launch import gin_kinds, gin_source, trust_check
+from launch import gin_kinds, gin_source, run_record, trust_check
+from launch.command import UserError
 from launch.config import Config
-from launch.gin_source import Macro
+from launch.gin_source import ConfigError, Macro
 from launch.run_directory import RunDirectory
 from launch.trust import NOBODY, Trust
+from parallel import processes
 
 
 def load(
@@ -32,24 +35,52 @@ def load(
     trust: modules beyond this project's that the run's configuration may name.
     makes_rows: whether text may be tokenized; see `launch.trust_check.check`.
 
-  A SentencePiece model that is gone from where the run read it is replaced by the run's own copy.
+  It is the configuration that the run was trained under, whatever its file says; nothing is changed. A
+  SentencePiece model that is gone from where the run read it is replaced by the run's own copy. All processes
+  come here.
 
   Raises:
     UserError: the directory holds no run, or one whose configuration is not trusted.
     ConfigError: see `launch.config.load`.
   """
-  run.restore()
-  run.require_run()
-  trust_check.check(run.config_file, trust, makes_rows=makes_rows)
-  run.require_made_from(gin_kinds.RUN)
+  text = _agreed_text(run)
+  trust_check.check(run.config_file, trust, text=text, makes_rows=makes_rows)
+  run.require_made_from(gin_kinds.RUN, text)
   arguments = list(arguments)
-  found = experiment_lib.load([run.config_file, *files], arguments)
+  kept = gin_source.read_text(text, str(run.config_file))
+  found = experiment_lib.load([kept, *files], arguments, name=str(run.config_file))
   copy = run.path / vocabularies.MODEL_FILE
   if copy.is_file() and (replaced := _missing_model(found)):
-    found = experiment_lib.load(
-      [run.config_file, *files], [*arguments, f"--gin.{replaced}={str(copy)!r}"]
-    )
+    arguments.append(f"--gin.{replaced}={str(copy)!r}")
+    found = experiment_lib.load([kept, *files], arguments, name=str(run.config_file))
   return found
+
+
+def is_own(run: RunDirectory) -> bool:
+  """Whether the user made the run on this machine, so that what is made from its configuration is theirs."""
+  return trust_check.is_recorded(run.config_file, run.config_text(run.judge()))
+
+
+def _agreed_text(run: RunDirectory) -> str:
+  """The run's configuration as the first process sees it, on every process; it tells what is not as it was.
+
+  Raises:
+    UserError: on every process, if there is no run, or it cannot be read.
+  """
+  text = refusal = ""
+  if processes.is_first():
+    try:
+      faults = run.judge()
+      text = run.config_text(faults)
+      for fault in faults:
+        if fault.file == run.config_file:
+          run_record.tell_of_reading(fault)
+    except (UserError, ConfigError) as error:
+      refusal = str(error)
+  text, refusal = json.loads(processes.told_by_first(json.dumps([text, refusal])))
+  if refusal:
+    raise UserError(refusal)
+  return text
 
 
 def _missing_model(config: Config) -> str | None:

@@ -6,9 +6,11 @@ import dataclasses
 import glob
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bounds import small_files
 from bounds.wording import one_line
 from data import vocabularies
 from data.vocabularies import Vocabulary, VocabularyError
@@ -16,7 +18,7 @@ from launch import config as config_lib
 from launch import gin_kinds, gin_source, paths, run_record, trust_check
 from launch.command import UserError
 from launch.config import Config, ConfigError
-from launch.trust import NOBODY
+from launch.trust import NOBODY, Trust
 from parallel import processes
 
 CONFIG_FILE = "config.gin"
@@ -66,13 +68,18 @@ class RunDirectory:
       hint = f" There is {', '.join(near[:8])}." if near else ""
       raise UserError(f"{self} holds no run: it has no {CONFIG_FILE}.{hint}")
 
-  def require_made_from(self, kind: str) -> None:
-    """Raises UserError if the configuration here is not of this kind, `gin_kinds.RUN` or `COMPARISON`."""
-    if kind == gin_kinds.RUN and not self.was_made_from(kind):
+  def require_made_from(self, kind: str, text: str | None = None) -> None:
+    """Raises UserError if the configuration here is not of this kind, `gin_kinds.RUN` or `COMPARISON`.
+
+    Args:
+      kind: of the two.
+      text: what is loaded in place of what the file holds; None is the latter.
+    """
+    if kind == gin_kinds.RUN and not self.was_made_from(kind, text):
       near = _runs_in(self.path / "runs")
       hint = f" Name one of its runs: {', '.join(near[:4])}." if near else ""
       raise UserError(f"{self} holds a comparison, and no single run.{hint}")
-    if kind == gin_kinds.COMPARISON and not self.was_made_from(kind):
+    if kind == gin_kinds.COMPARISON and not self.was_made_from(kind, text):
       raise UserError(
         f"{self} holds a training run, and no comparison. Name another --output, or go on with the run: "
         f"python -m launch.train --run_dir={self}"
@@ -93,22 +100,31 @@ class RunDirectory:
     elif self.path.exists():
       raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
 
-  def was_made_from(self, kind: str) -> bool:
+  def was_made_from(self, kind: str, text: str | None = None) -> bool:
     """Whether the kept configuration is of this kind: see `launch.gin_kinds`."""
     try:
-      kept = gin_source.read_alone(self.config_file.read_text("utf-8"), str(self.config_file))
-    except (ConfigError, OSError, UnicodeError):
+      kept = gin_source.read_alone(
+        gin_source.text_of(self.config_file) if text is None else text, str(self.config_file)
+      )
+    except ConfigError:
       return True  # Whoever reads it says what is wrong.
     # Of neither is what the loader names better.
     return kind in (gin_kinds.kinds(kept) or {kind})
 
-  def differences(self, config: Config) -> list[Difference]:
+  def differences(self, config: Config, trust: Trust = NOBODY) -> list[Difference]:
     """How a configuration differs from that of the run, in values in force.
 
     A parameter that the run did not have, at its default, is no difference. Neither is one on which no
     result depends, nor a path under which nothing is found any more: the rows themselves are compared.
+
+    Args:
+      config: the configuration.
+      trust: modules beyond this project's that the run's configuration may name.
+
+    Raises:
+      UserError: its values in force are lost, and it names others.
     """
-    old = self._values_in_force(config)
+    old = self._values_in_force(config, trust)
     new = _values(gin_source.read_text(config.operative_text()))
     defaults, paths_in_force = config.default_names(), config.path_names()
     immaterial = config.immaterial_names()
@@ -121,26 +137,46 @@ class RunDirectory:
       and not (name in paths_in_force and _moved(old.get(name), new.get(name)))
     ]
 
-  def _values_in_force(self, config: Config) -> dict[str, Any]:
+  def _values_in_force(self, config: Config, trust: Trust) -> dict[str, Any]:
     """The run's values in force; from its configuration if their own file is gone."""
     file = self.path / OPERATIVE_FILE
     try:
-      return _values(gin_source.read_file(file))
-    except (ConfigError, OSError, UnicodeError):
-      trust_check.check(self.config_file, NOBODY, makes_rows=True)
+      return _values_of(file)
+    except ConfigError:
+      trust_check.check(self.config_file, trust, makes_rows=True)
       own = config_lib.load(self.config_file, config.root.target)
       return _values(gin_source.read_text(own.operative_text()))
 
   def holds_text_of(self, config: Config) -> bool:
     """Whether the kept configuration binds what this one does, word for word; comments aside."""
     try:
-      kept = _values(gin_source.read_file(self.config_file))
-    except (ConfigError, OSError, UnicodeError):
+      kept = _values_of(self.config_file)
+    except ConfigError:
       return False
     return kept == _values(gin_source.read_text(config.text()))
 
+  def judge(self) -> list[run_record.Fault]:
+    """What is not as the run was trained, and what it should be; changes nothing. See `launch.run_record`."""
+    return run_record.judge(self.path, CONFIG_FILE, OPERATIVE_FILE, DATA_FILE)
+
+  def config_text(self, faults: Sequence[run_record.Fault] = ()) -> str:
+    """The configuration as the run was trained under it, whatever its file says.
+
+    Args:
+      faults: what `judge` found.
+
+    Raises:
+      UserError: no run was started here.
+      ConfigError: it cannot be read.
+    """
+    for fault in faults:
+      if fault.file == self.config_file and fault.text is not None:
+        return fault.text
+    self.require_run()
+    return gin_source.text_of(self.config_file)
+
   def restore(self) -> None:
-    """Puts back what is not as the run was trained; see `launch.run_record`. All processes come here.
+    """Puts back what is not as the run was trained, in a directory that is held. All processes come here.
 
     Raises:
       UserError: it cannot be put back.
@@ -148,7 +184,7 @@ class RunDirectory:
     refusal = ""
     if processes.is_first():
       try:
-        run_record.tell(run_record.restore(self.path, CONFIG_FILE, OPERATIVE_FILE, DATA_FILE))
+        run_record.repair(self.judge())
       except UserError as error:
         refusal = str(error)
     if refusal := processes.told_by_first(refusal):
@@ -158,7 +194,8 @@ class RunDirectory:
     """How the rows differ from those that the run was trained on."""
     file = self.path / DATA_FILE
     try:
-      old = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else data
+      kept = small_files.read(file)
+      old = data if kept is None else dict(json.loads(kept))
     except (ValueError, TypeError, RecursionError):
       raise UserError(
         f"{paths.shown(file)} cannot be read, and no checkpoint says what it held. Give --resume=force if the "
@@ -209,6 +246,15 @@ class RunDirectory:
 def _runs_in(folder: Path) -> list[str]:
   """The folders of runs, or of comparisons, in a folder, as a reader would type them."""
   return sorted(paths.shown(file.parent) for file in folder.glob(f"*/{CONFIG_FILE}"))
+
+
+def _values_of(file: Path) -> dict[str, Any]:
+  """The bindings of a file that includes nothing.
+
+  Raises:
+    ConfigError: it cannot be read.
+  """
+  return _values(gin_source.read_alone(gin_source.text_of(file), str(file)))
 
 
 def _values(source: gin_source.Source) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Whether a run directory's configuration is still the one it was trained under; puts it back if it is not.
+"""Whether the files of a run directory are still those it was trained with, and what they should hold.
 
 The authority is sealed with a checksum: the newest checkpoint, or, from the start of a training until its first
-checkpoint, the record that the start wrote.
+checkpoint, the record that the start wrote. Who reads a run goes by what is sealed and changes nothing: another
+process may be training there. Who holds the directory puts its files back.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bounds import small_files
 from launch import gin_source, paths
 from launch.command import UserError
 from launch.gin_source import ConfigError
@@ -47,50 +50,93 @@ def write(run_dir: Path, config: str, operative: str) -> None:
   replace(run_dir / RECORD_FILE, json.dumps(seal(contents)) + "\n")
 
 
-def restore(run_dir: Path, config_file: str, operative_file: str, data_file: str) -> list[str]:
-  """Compares the files of a run directory with what is sealed, and puts back what is another.
+@dataclasses.dataclass(frozen=True)
+class Fault:
+  """A file of a run directory that is not what the run was trained with.
+
+  Attributes:
+    file: the file.
+    text: what it should hold; None if that is only known once it is written anew, and it must go until then.
+    what: how it differs, in words.
+    source: what says so, in words.
+  """
+
+  file: Path
+  text: str | None
+  what: str = ""
+  source: str = ""
+
+  def __str__(self) -> str:
+    return f"{paths.shown(self.file)} was not what {self.source}: {self.what}"
+
+
+def judge(run_dir: Path, config_file: str, operative_file: str, data_file: str) -> list[Fault]:
+  """Compares the files of a run directory with what is sealed; changes nothing.
 
   Args:
     run_dir: the run's directory.
-    config_file, operative_file, data_file: their names. What was there is kept beside it.
-
-  Returns:
-    a line for each file that was put back.
+    config_file, operative_file, data_file: their names.
 
   Raises:
-    UserError: a file cannot be put back.
+    OSError: a file is there and could not be read this time, or what a checkpoint says of itself.
   """
   record, found = _read(run_dir), checkpoint_identity.newest_identity(run_dir)
-  told = []
+  faults = []
   if record is not None and (found is None or record.after >= found[0]):
     config, source = record.config, "the run was started with"
   elif found is not None:
     config, source = found[1]["config"], f"checkpoint {found[0]} was trained under"
   else:
     return []
-  if (what := _difference(run_dir / config_file, config)) is not None:
-    head = f"# restored: {what}\n"
-    told.append(_put_back(run_dir / config_file, head + config, what, source))
-  same = record is not None and _values(record.config) == _values(config)
-  if same and (what := _difference(run_dir / operative_file, record.operative)) is not None:
-    told.append(_put_back(run_dir / operative_file, record.operative, what, source))
-  elif (not same and told) or _values_of(run_dir / operative_file) is None:
+  sealed = _sealed_values(config)
+  if sealed is None:
+    return []
+  if (what := _difference(run_dir / config_file, sealed)) is not None:
+    text = f"# restored: {what}\n{config}"
+    faults.append(Fault(run_dir / config_file, text, what, source))
+  operative = None
+  if record is not None and _sealed_values(record.config) == sealed:
+    operative = _sealed_values(record.operative)
+  if operative is not None:
+    if (what := _difference(run_dir / operative_file, operative)) is not None:
+      faults.append(Fault(run_dir / operative_file, record.operative, what, source))
+  elif faults or _values_of(run_dir / operative_file) is None:
     # It is written anew from the configuration, which is known to be right.
-    # Where it cannot be removed, nobody writes here, and readers have no use for it.
-    with contextlib.suppress(OSError):
-      (run_dir / operative_file).unlink(missing_ok=True)
+    faults.append(Fault(run_dir / operative_file, None))
   if found is not None and isinstance(found[1].get("data"), dict):
     file = run_dir / data_file
     if (what := _unreadable_json(file)) is not None:
       text = json.dumps(found[1]["data"], indent=2) + "\n"
-      told.append(_put_back(file, text, what, f"checkpoint {found[0]} was trained on"))
-  return told
+      source = f"checkpoint {found[0]} was trained on"
+      faults.append(Fault(file, text, what, source))
+  return faults
 
 
-def tell(lines: list[str]) -> None:
-  """Prints what was put back."""
-  for line in lines:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+def repair(faults: Iterable[Fault]) -> None:
+  """Puts files back, in a directory that this process holds; what was there is kept beside them, and told.
+
+  Raises:
+    UserError: a file cannot be put back.
+  """
+  for fault in faults:
+    if fault.text is None:
+      with contextlib.suppress(OSError):
+        fault.file.unlink(missing_ok=True)
+    else:
+      _put_back(fault)
+      _tell(f"{fault}. It is put back; to change a run, give --gin.NAME=VALUE with --resume=force")
+
+
+def tell_of_reading(fault: Fault) -> None:
+  """Says that a file is read as it should be, by who may not put it back."""
+  _tell(
+    f"{fault}. The latter is what is read, and the file is left as it is; to change a run, train with --gin.NAME=VALUE and "
+    "--resume=force"
+  )
+
+
+def _tell(line: str) -> None:
+  print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def replace(file: Path, text: str) -> None:
@@ -105,18 +151,22 @@ def replace(file: Path, text: str) -> None:
 
 def _read(run_dir: Path) -> Record | None:
   try:
-    record = Record(**unseal(json.loads((run_dir / RECORD_FILE).read_bytes())))
-  except (OSError, ValueError, TypeError, RecursionError):
+    contents = small_files.read(run_dir / RECORD_FILE)
+    record = Record(**unseal(json.loads(contents or b"")))
+  except (ValueError, TypeError, RecursionError):
     return None
-  return record
+  kinds = type(record.config), type(record.operative), type(record.after)
+  return record if kinds == (str, str, int) else None
 
 
-def _difference(file: Path, sealed: str) -> str | None:
+def _difference(file: Path, was: dict[str, str]) -> str | None:
   """How the values of a gin file differ from sealed ones, in words; None if they do not."""
-  if not file.exists():
-    return "it was gone"
-  now, was = _values_of(file), _values(sealed)
-  if now is None:
+  try:
+    contents = small_files.read(file)
+    if contents is None:
+      return "it was gone"
+    now = _values(contents.decode("utf-8"))
+  except ValueError:  # ConfigError and UnicodeError are some.
     return "it could not be read"
   names = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
   if not names:
@@ -131,14 +181,22 @@ def _difference(file: Path, sealed: str) -> str | None:
 
 def _values_of(file: Path) -> dict[str, str] | None:
   try:
-    return _values(file.read_text(encoding="utf-8"))
-  except (OSError, UnicodeError, ConfigError):
+    return _values((small_files.read(file) or b"\xff").decode("utf-8"))
+  except ValueError:
+    return None
+
+
+def _sealed_values(text: str) -> dict[str, str] | None:
+  """What sealed text says; None if it says nothing: anybody can seal."""
+  try:
+    return _values(text)
+  except ConfigError:
     return None
 
 
 def _values(text: str) -> dict[str, str]:
   """What gin text binds and imports, as text; where it came from does not count."""
-  source = gin_source.read_text(text)
+  source = gin_source.read_alone(text)
   values = {f"import {item.name}": item.module for item in source.imports}
   for item in source.statements:
     name = f"{item.scope}/{item.selector}.{item.parameter}".strip("/.")
@@ -147,31 +205,28 @@ def _values(text: str) -> dict[str, str]:
 
 
 def _unreadable_json(file: Path) -> str | None:
-  if not file.exists():
-    return "it was gone"
   try:
-    found: Any = json.loads(file.read_bytes())
-  except (OSError, ValueError, RecursionError):
+    contents = small_files.read(file)
+    if contents is None:
+      return "it was gone"
+    found: Any = json.loads(contents)
+  except (ValueError, RecursionError):
     return "it could not be read"
   return None if isinstance(found, dict) else "it could not be read"
 
 
-def _put_back(file: Path, text: str, what: str, source: str) -> str:
-  """Writes a file anew, keeps the old one beside it, and says so in a line."""
+def _put_back(fault: Fault) -> None:
+  """Writes a file anew, and keeps the old one beside it."""
+  file = fault.file
   kept = paths.free(file.with_name(file.name + ".damaged"))
   try:
     if file.exists():
       file.replace(kept)
-    replace(file, text)
+    replace(file, fault.text)
   except OSError as error:
     raise UserError(
-      f"{paths.shown(file)} is not what {source} ({what}), and cannot be put back: {error.strerror}. "
-      "Make the folder writable, or copy the run."
+      f"{fault}. It cannot be put back: {error.strerror}. Make the folder writable, or copy the run."
     ) from None
-  return (
-    f"{paths.shown(file)} was not what {source}: {what}. It is put back; to change a run, give "
-    "--gin.NAME=VALUE with --resume=force"
-  )
 
 
 def _short(text: str) -> str:

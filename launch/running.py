@@ -17,6 +17,7 @@ from launch.command import UserError
 from launch.config import Config
 from launch.experiment import Experiment
 from launch.run_directory import Difference, RunDirectory
+from launch.trust import NOBODY, Trust
 from parallel import connections, processes
 from parallel.layout import Layout
 from training import checkpoint, checkpoint_identity, loop
@@ -31,6 +32,8 @@ def train(
   *,
   asked_by: str,
   resume: str = "same",
+  trust: Trust = NOBODY,
+  made_here: bool = True,
   introduce: Callable[[int], None] | None = None,
   after_first_step: Callable[[], None] | None = None,
   progress: Progress | None = None,
@@ -43,6 +46,8 @@ def train(
     layout: the experiment's.
     asked_by: the command, for the head of the kept configuration.
     resume: 'force' goes on with a configuration that is not the run's.
+    trust: modules beyond this project's that the kept configuration may name.
+    made_here: whether the configuration is the user's own, and trusted from now on.
     introduce: called in the first process with the number of training rows, before the first step.
     after_first_step: called once the first step is compiled and done.
     progress: is told the steps; None is a line of its own.
@@ -53,14 +58,17 @@ def train(
   """
   _agree(processes.require_same, config.text(), "the configuration")
   _agree(processes.require_shared, run.path)
-  with directory_owner.owned_by_job(run.path):
+  with directory_owner.owned_by_job(run.path) as require_mine:
     return _train(
       experiment,
       config,
       run,
       layout,
+      require_mine,
       asked_by,
       resume,
+      trust,
+      made_here,
       introduce,
       after_first_step,
       progress,
@@ -72,8 +80,11 @@ def _train(
   config: Config,
   run: RunDirectory,
   layout: Layout | None,
+  require_mine: Callable[[], None],
   asked_by: str,
   resume: str,
+  trust: Trust,
+  made_here: bool,
   introduce: Callable[[int], None] | None,
   after_first_step: Callable[[], None] | None,
   progress: Progress | None,
@@ -96,7 +107,7 @@ def _train(
       f"{processes.count()} processes need a mesh to share: add gin/mesh/data.gin to the command."
     )
   _require_steps_left(experiment, run)
-  different = run.differences(config) if run.holds_run() else []
+  different = run.differences(config, trust) if run.holds_run() else []
   if resume != "force":
     _require_same(different, run)
   # Made now if missing: before anything is written into the run directory.
@@ -112,12 +123,14 @@ def _train(
   if resume != "force":
     _require_checkpoints(experiment, run)
   processes.wait_for_all("compared with the run")
+  # To make rows takes long.
+  require_mine()
   if processes.is_first():
     if different and (jump := _learning_rate_jump(experiment, run)):
       print(f"warning: {jump}", file=sys.stderr)
     _keep_metrics(run)
     if different or not run.holds_run() or not run.holds_text_of(config):
-      run.write_config(config, asked_by)
+      run.write_config(config, asked_by, made_here=made_here)
     run.write_data(data, experiment.vocabulary)
     # So that the run is enough alone, and a run that starts from this one finds them too.
     kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
@@ -155,6 +168,7 @@ def _train(
       layout=layout,
       after_first_step=after_first_step,
       progress=progress,
+      before_writing=require_mine,
     )
   finally:
     batches.close()

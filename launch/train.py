@@ -101,12 +101,15 @@ def main(arguments: Sequence[str]) -> int:
   if run is not None:
     run.require_place()
   trusted = trust.Trust.of(args.trust)
+  made_here = True
   if args.init_from is not None:
     bindings.append(f"--gin.launch.experiment.Experiment.init_from={str(args.init_from)!r}")
     init = RunDirectory(args.init_from)
     config = run_config.load(init, args.config, bindings, trust=trusted, makes_rows=True)
+    made_here = run_config.is_own(init)
   elif run and (not args.config or (run.holds_run() and not run_config.is_whole(args.config))):
     config = run_config.load(run, args.config, bindings, trust=trusted, makes_rows=True)
+    made_here = run_config.is_own(run)
   else:
     config = experiment_lib.load(args.config, bindings)
   _warn(config)
@@ -117,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
   if looks:
     _look(experiment, args)
     return 0
-  return _train(experiment, config, run, args.resume, list(arguments), began)
+  return _train(experiment, config, run, args.resume, trusted, made_here, list(arguments), began)
 
 
 def _warn(config: Config) -> None:
@@ -144,6 +147,8 @@ def _train(
   config: Config,
   run: RunDirectory,
   resume: str,
+  trusted: trust.Trust,
+  made_here: bool,
   arguments: list[str],
   began: float,
 ) -> int:
@@ -163,6 +168,8 @@ def _train(
     layout,
     asked_by=shlex.join(["python", "-m", "launch.train", *arguments]),
     resume=resume,
+    trust=trusted,
+    made_here=made_here,
     introduce=lambda rows: _introduce(experiment, run, layout, rows),
     after_first_step=first_step_done,
   )

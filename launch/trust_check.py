@@ -32,12 +32,20 @@ _TFDS_NAME = re.compile(r"[A-Za-z_]\w*(/[\w+\-.]+)?(:[\d*]+(\.[\d*]+){2})?", re.
 _STATE_FILE = Path("griffin-jax") / "trusted_runs"
 
 
-def check(file: Path, trust: Trust, *, makes_rows: bool = False, comparison: bool = False) -> None:
+def check(
+  file: Path,
+  trust: Trust,
+  *,
+  text: str | None = None,
+  makes_rows: bool = False,
+  comparison: bool = False,
+) -> None:
   """Looks at the configuration of a run before anything that it names is imported.
 
   Args:
     file: the configuration in a run directory.
     trust: the modules that the user named.
+    text: what is loaded in place of what the file holds; None is the latter.
     makes_rows: whether text may be tokenized, for which modules of registered tasks are imported.
     comparison: whether it is of a comparison, which reads texts in it as gin.
 
@@ -45,10 +53,10 @@ def check(file: Path, trust: Trust, *, makes_rows: bool = False, comparison: boo
     UserError: it names code that is neither this project's nor trusted, or includes a file.
     ConfigError: it cannot be read.
   """
-  if trust.covers(ALL) or is_recorded(file):
+  if trust.covers(ALL) or is_recorded(file, text):
     return
   try:
-    source = _read(file)
+    source = _read(file, text)
   except gin_source.Includes as error:
     raise UserError(
       f"{error}: the configuration of a run is one file, and what it includes may run code that is anybody's. "
@@ -104,17 +112,17 @@ def _recorded(records: Path) -> set[str]:
   return found
 
 
-def is_recorded(file: Path) -> bool:
-  """Whether the user made this configuration on this machine."""
+def is_recorded(file: Path, text: str | None = None) -> bool:
+  """Whether the user made this configuration on this machine: what the file holds, or a text in its place."""
   try:
-    return _digest(_read(file)) in _recorded(_records())
+    return _digest(_read(file, text)) in _recorded(_records())
   except (OSError, RuntimeError, ValueError):
     return False
 
 
-def _read(file: Path) -> Source:
+def _read(file: Path, text: str | None = None) -> Source:
   """What a configuration says: exactly what is loaded of it, so nothing but the file itself."""
-  return gin_source.read_alone(gin_source.text_of(file), str(file))
+  return gin_source.read_alone(gin_source.text_of(file) if text is None else text, str(file))
 
 
 def _digest(source: Source) -> str:

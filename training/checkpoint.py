@@ -54,15 +54,19 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run directory: the last few and the best."""
 
-  def __init__(self, run_dir: Path, *, keep: int = 2):
+  def __init__(
+    self, run_dir: Path, *, keep: int = 2, before_writing: Callable[[], None] = lambda: None
+  ):
     """Takes the folder; nothing is read or written yet.
 
     Args:
       run_dir: the run's directory.
       keep: number of newest checkpoints that stay; the best by held-out loss stays besides.
+      before_writing: called before a checkpoint is saved or moved; it ends a process that may not.
     """
     self._run_dir = run_dir
     self._keep = keep
+    self._before_writing = before_writing
     self._writer: Any = None
     self._hushed = contextlib.ExitStack()
 
@@ -88,6 +92,7 @@ class Checkpoints:
       CheckpointError: this or the save before it could not be written.
     """
     step = int(state.step)
+    self._before_writing()
     with self._writing():
       writer = self._open()
       if any(saved.step == step for saved in writer.checkpoints):
@@ -95,6 +100,7 @@ class Checkpoints:
     parts = {PARAMS: state.params, _REST: _rest(state)}
     # Orbax notices files that are cut short, but not a changed byte inside an array.
     sums = {name: checksums(part) for name, part in parts.items()}
+    self._before_writing()
     with self._writing():
       writer.save_checkpointables_async(
         step,
@@ -199,6 +205,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> Path:
     """Moves a checkpoint that is of no use where neither this run nor its cleaning finds it."""
+    self._before_writing()
     folder = self._run_dir / DAMAGED_FOLDER
     folder.mkdir(exist_ok=True)
     target = folder / str(step)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bounds import small_files
 from training import checkpoint
 from training.checkpoint import DAMAGED_FOLDER, FOLDER, CheckpointError
 from training.checksum import unseal
@@ -17,16 +18,19 @@ _METADATA_FILE = "_CHECKPOINT_METADATA"
 
 
 def newest_identity(run_dir: Path) -> tuple[int, dict[str, Any]] | None:
-  """Step and identity, as passed to `training.loop.train`, of the newest checkpoint that can be
-  read.
+  """Step and identity, as passed to `training.loop.train`, of the newest undamaged checkpoint.
 
   None if there is no checkpoint with an identity: imported weights have none.
+
+  Raises:
+    OSError: what a checkpoint says of itself could not be read this time; an older one is not
+      its substitute.
   """
   for step in reversed(checkpoint.available_steps(run_dir)):
     try:
-      text = (run_dir / FOLDER / str(step) / _METADATA_FILE).read_bytes()
-      identity = unseal(json.loads(text)["custom_metadata"])["position"]["identity"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+      text = small_files.read(run_dir / FOLDER / str(step) / _METADATA_FILE)
+      identity = unseal(json.loads(text or b"")["custom_metadata"])["position"]["identity"]
+    except (ValueError, KeyError, TypeError, RecursionError):
       continue
     if isinstance(identity, dict) and isinstance(identity.get("config"), str):
       return step, identity

@@ -57,6 +57,9 @@ def load(
   for name, part in loaded.items():
     expected = contents["checksums"][name]
     leaves = jax.tree_util.tree_leaves_with_path(part)
+    if len(leaves) != len(expected):
+      problem = problem or f"Damage\nit has {len(expected)} checksums for {len(leaves)} arrays"
+      continue
     for (path, _), is_now, was in zip(leaves, checksums(part), expected, strict=True):
       if is_now != was and not problem:
         problem = f"Damage\nthe values of {joined(path)} are not those that were saved"
@@ -76,6 +79,8 @@ def _describe(
   """
   metadata, contents = attempt(lambda: _described(folder, abstract))
   found = {name: metadata.metadata.get(name) for name in abstract}
+  if problem := _malformed(contents, [name for name, part in found.items() if part is not None]):
+    raise CheckpointError(f"{where}: {problem}. No run wrote this; move the checkpoint away.")
   saved = {}
   for name, part in found.items():
     if part is None:
@@ -101,10 +106,25 @@ def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]
     contents = unseal(metadata.custom_metadata)
   except ValueError as error:
     raise Damage(f"its position in the data {error}") from None
+  sums = contents.get("checksums")
   for name in parts:
-    if name in contents["checksums"] and metadata.metadata.get(name) is None:
+    if isinstance(sums, dict) and name in sums and metadata.metadata.get(name) is None:
       raise Damage(f"the description of its {_called(name)} cannot be read")
   return metadata, contents
+
+
+def _malformed(contents: dict[str, Any], parts: Iterable[str]) -> str | None:
+  """What is wrong with what was sealed, whose seal fits: anybody can compute one."""
+  sums = contents.get("checksums")
+  if not isinstance(sums, dict):
+    return "its checksums are missing"
+  for name in parts:
+    numbers = sums.get(name)
+    if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+      return f"the checksums of its {_called(name)} are no list of whole numbers"
+  if not isinstance(contents.get("position"), dict):
+    return "its position in the data is missing"
+  return None
 
 
 def _read(folder: Path, abstract: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

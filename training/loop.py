@@ -23,7 +23,7 @@ from parallel.layout import Layout
 from training import host_memory, retention, vocabulary_rows
 from training import position as position_lib
 from training import step as step_lib
-from training.checkpoint import FOLDER, Checkpoints, abstract_like
+from training.checkpoint import FOLDER, CheckpointError, Checkpoints, abstract_like
 from training.interruption import Interruption
 from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
 from training.record import NotFinite, Record, TooManySkips, TrainingError
@@ -119,6 +119,7 @@ def train(
   layout: Layout | None = None,
   after_first_step: Callable[[], None] | None = None,
   progress: Progress | None = None,
+  before_writing: Callable[[], None] = lambda: None,
 ) -> Summary:
   """Trains, or goes on training what the run directory holds.
 
@@ -138,6 +139,7 @@ def train(
     layout: where everything lies; None is one device.
     after_first_step: called once the first step is compiled and done.
     progress: is told the steps in place of a line on stderr.
+    before_writing: called before anything is written; it ends a process that may not.
 
   Raises:
     TrainingError: too many steps in a row were skipped, or the state was not finite for as many, or
@@ -146,7 +148,7 @@ def train(
   """
   began = time.monotonic()
   abstract, create, take_step = _programs(model, optimizer, options.step, layout)
-  checkpoints = Checkpoints(run_dir, keep=options.keep)
+  checkpoints = Checkpoints(run_dir, keep=options.keep, before_writing=before_writing)
   restored = checkpoints.restore(abstract, vocabulary_rows.VocabularyRows.of(model))
   if restored is None:
     given = start(abstract.params) if start else {}
@@ -156,6 +158,14 @@ def train(
     position: dict[str, Any] = {}
   else:
     state, position = restored.state, restored.position
+    try:
+      position_lib.check(position)
+    except ValueError as error:
+      raise CheckpointError(
+        f"checkpoint {restored.step} in {run_dir}: {error}. Move "
+        f"{run_dir / FOLDER / str(restored.step)} away to go "
+        "on from the one before."
+      ) from None
     batches.restore(position_lib.of_data(position))
 
   start_step = int(state.step)
@@ -172,13 +182,16 @@ def train(
     learning_rate=learning_rate,
     bytes_per_token=bytes_per_token,
     metrics=MetricsFile(
-      run_dir / METRICS_FILE, position.get("metrics", 0), tensorboard=options.tensorboard
+      run_dir / METRICS_FILE,
+      position.get("metrics") or 0,
+      tensorboard=options.tensorboard,
+      before_writing=before_writing,
     )
     if speaks
     else MetricsFile(Path(os.devnull), None),
     progress=progress,
-    pending=position.get("pending", []),
-    heldout=position.get("heldout", {}),
+    pending=position.get("pending") or [],
+    heldout=position.get("heldout") or {},
   )
 
   def save(state: step_lib.TrainState, last: bool) -> bool:
@@ -264,6 +277,7 @@ def train(
 
   step = int(state.step)
   if speaks:
+    before_writing()
     plot_losses(read_metrics(run_dir / METRICS_FILE), run_dir / LOSS_PICTURE, run_dir.name)
   return Summary(
     step=step,

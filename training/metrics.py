@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,14 +20,24 @@ class MetricsFile:
   Floats are written so that they read back bit for bit; those that are not finite as null.
   """
 
-  def __init__(self, path: Path, position: int | None = None, *, tensorboard: bool = False):
+  def __init__(
+    self,
+    path: Path,
+    position: int | None = None,
+    *,
+    tensorboard: bool = False,
+    before_writing: Callable[[], None] = lambda: None,
+  ):
     """Opens the file, cutting off what comes after `position` bytes (all of it if 0).
 
     Args:
       path: the file; made if missing.
       position: bytes to keep; None keeps all.
       tensorboard: also write event files beside it.
+      before_writing: called before the file is changed; it ends a process that may not.
     """
+    before_writing()
+    self._before_writing = before_writing
     path.parent.mkdir(parents=True, exist_ok=True)
     self._file = path.open("ab")
     if position is not None:
@@ -43,6 +54,7 @@ class MetricsFile:
 
   def write(self, record: dict[str, Any]) -> None:
     """Appends a record, which has a 'step'."""
+    self._before_writing()
     self._file.write((json_files.dumps(record) + "\n").encode())
     self._file.flush()
     if self._writer:

@@ -2,8 +2,73 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
+
+# No run sees more rows, or writes more bytes of metrics.
+_MOST = 2**62
+
+
+def check(position: Any) -> None:
+  """Looks at what a checkpoint says beside its arrays, which anybody can seal with a checksum.
+
+  Raises:
+    ValueError: something is missing, or not what a run writes; the message names it.
+  """
+  for name, is_right, kind in _FIELDS:
+    value = position
+    for key in name.split("."):
+      if not isinstance(value, dict):
+        raise ValueError(f"the position is no object where it should hold {name}")
+      value = value.get(key)
+    if not is_right(value):
+      raise ValueError(f"its {name} is {json.dumps(value)[:60]} and must be {kind}")
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and 0 <= value <= _MOST
+
+
+def _is_number(value: Any) -> bool:
+  return value is None or type(value) in (int, float)
+
+
+def _is_step(value: Any) -> bool:
+  return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _is_data(value: Any) -> bool:
+  if not isinstance(value, dict):
+    return False
+  place = value.get("next_row", value.get("next_index"))
+  return _is_count(place) and _is_count(value.get("batch_size", 1))
+
+
+# Of what older checkpoints lack, None is right.
+_FIELDS = (
+  ("data", _is_data, "rows or batches seen"),
+  ("metrics", lambda value: value is None or _is_count(value), "a number of bytes"),
+  (
+    "pending",
+    lambda value: value is None or (isinstance(value, list) and all(map(_is_step, value))),
+    "a list of three numbers per step",
+  ),
+  (
+    "heldout",
+    lambda value: (
+      value is None or (isinstance(value, dict) and all(map(_is_number, value.values())))
+    ),
+    "numbers by name",
+  ),
+  (
+    "identity",
+    lambda value: (
+      value is None or (isinstance(value, dict) and isinstance(value.get("config", ""), str))
+    ),
+    "an object with a configuration",
+  ),
+)
 
 
 def of_data(position: dict[str, Any]) -> dict[str, int]:
@@ -19,7 +84,7 @@ def of_data(position: dict[str, Any]) -> dict[str, int]:
     {'next_row': n}; or {'next_index': n} of batches, with their 'batch_size' if it is known.
   """
   data = dict(position["data"])
-  rows = _batch_size(position.get("identity", {}).get("config", ""))
+  rows = _batch_size((position.get("identity") or {}).get("config", ""))
   if "next_row" not in data and rows is not None:
     data["batch_size"] = rows
   return data

@@ -13,16 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from bounds.small_files import PASSING
+
 T = TypeVar("T")
 
 _TRIES = 3
 _PAUSE_SECONDS = 1.0
 _SHOWN = 200
-# Of the machine or the storage, not of the files' contents: these may read well the next time.
-_PASSING = {
-  errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE, errno.EMFILE, errno.ENFILE,
-  errno.EBUSY, errno.ENOBUFS, errno.ECONNRESET, errno.ENETUNREACH,
-}  # fmt: skip
 # TensorStore says them in words.
 _PASSING_WORDS = re.compile(
   "Input/output error|Cannot allocate memory|[Oo]ut of memory|RESOURCE_EXHAUSTED|Too many open "
@@ -39,6 +36,14 @@ _FULL = re.compile("|".join(os.strerror(number) for number in (
 )))  # fmt: skip
 # Of the program: an Orbax that lacks something, say.
 _REFUSALS = (ImportError, NotImplementedError, NameError, PermissionError, RecursionError)
+
+
+# What readers of JSON and of arrays raise for what they do not understand, and for missing files.
+_OF_CONTENTS = (
+  FileNotFoundError, NotADirectoryError, IsADirectoryError, EOFError, ValueError, LookupError,
+  TypeError,
+  AttributeError,
+)  # fmt: skip
 
 
 class Damage(Exception):
@@ -74,16 +79,21 @@ def _judge(error: BaseException, logged: list[str]) -> tuple[Damage | Refusal, b
   words = "\n".join([*map(str, causes), *logged])
   passing = any(
     isinstance(cause, MemoryError | TimeoutError)
-    or (isinstance(cause, OSError) and cause.errno in _PASSING)
+    or (isinstance(cause, OSError) and cause.errno in PASSING)
     for cause in causes
   ) or bool(_PASSING_WORDS.search(words))
   refused = any(isinstance(cause, _REFUSALS) for cause in causes) or _REFUSED_WORDS.search(words)
   # Damage was named where it was found.
   reason = str(error) if isinstance(error, Damage) else _line(causes[-1])
-  if not passing and not refused:
+  if not passing and not refused and _is_of_contents(causes[-1]):
     return Damage(reason), False
   heard = f"; Orbax logged: {_telling(logged)}" if logged else ""
   return Refusal(f"{reason}{heard}"), passing and not refused
+
+
+def _is_of_contents(error: BaseException) -> bool:
+  """Whether an error says that files are missing, or hold what was not written."""
+  return isinstance(error, (Damage, *_OF_CONTENTS))
 
 
 def _telling(logged: list[str]) -> str:

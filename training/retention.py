@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bounds import small_files
+
 HELDOUT = "heldout_loss"
 UNJUDGED = "unjudged"
 
@@ -100,6 +102,6 @@ def _file(checkpoint: Path) -> Path:
 
 def _read(file: Path) -> Any:
   try:
-    return json.loads(file.read_bytes())
-  except (OSError, ValueError):
+    return json.loads(small_files.read(file) or b"")
+  except (OSError, ValueError, RecursionError):
     return None

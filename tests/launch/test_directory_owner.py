@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,13 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from launch import compare, conversion, directory_owner, train
 from launch.command import UserError
-from launch.directory_owner import LOCK_FILE, owned
+from launch.directory_owner import LOCK_FILE, owned, owned_by_job
+from training.checkpoint import Checkpoints
 
 ROOT = Path(directory_owner.__file__).parents[1]
 HOLD = """
@@ -213,6 +217,79 @@ def test_a_lock_that_was_removed_is_lost(tmp_path):
   assert "its lock file was removed" in process.stderr.read()
   process.stdin.close()
   assert not list((tmp_path / "run").iterdir())
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from launch import directory_owner
+from training.metrics import MetricsFile
+directory_owner._machine = lambda: sys.argv[2]  # as on a host of that name
+directory_owner.BEAT_SECONDS = 3600.0  # the heartbeat sees nothing in time
+directory_owner.DEAD_SECONDS = 0.5
+folder = Path(sys.argv[1])
+with directory_owner.owned_by_job(folder) as require_mine:
+  metrics = MetricsFile(folder / "metrics.jsonl", before_writing=require_mine)
+  print("held", flush=True)
+  for step in range(10**9):
+    metrics.write({"step": step, "by": sys.argv[2]})
+    time.sleep(0.01)
+    if (folder / "end").exists():
+      break
+"""
+
+
+def test_a_stopped_process_whose_directory_was_taken_writes_nothing_more(tmp_path):
+  def start(name):
+    process = subprocess.Popen(
+      [sys.executable, "-c", WRITE, str(tmp_path / "run"), name],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+  first = start("first")
+  while not (tmp_path / "run" / "metrics.jsonl").stat().st_size:
+    time.sleep(0.01)
+  first.send_signal(signal.SIGSTOP)
+  os.utime(tmp_path / "run" / LOCK_FILE, (1e9, 1e9))  # as silent as that
+  second = start("second")
+  try:
+    first.send_signal(signal.SIGCONT)
+    _, told = first.communicate(timeout=60)
+    assert first.returncode == 2
+    (line,) = told.splitlines()
+    assert f"now belongs to process {second.pid}" in line
+    assert len(line) < 500 + len(str(tmp_path))
+    (tmp_path / "run" / "end").touch()
+    second.communicate(timeout=60)
+    assert second.returncode == 0
+  finally:
+    first.kill()
+    second.kill()
+  records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+  by = [record["by"] for record in records]
+  assert by == sorted(by)
+  assert set(by) == {"first", "second"}
+
+
+def test_who_lost_a_directory_saves_no_checkpoint(tmp_path, monkeypatch):
+  class Ended(BaseException):
+    pass
+
+  def end(status):
+    raise Ended(status)
+
+  monkeypatch.setattr(os, "_exit", end)
+  with contextlib.suppress(Ended), owned_by_job(tmp_path) as require_mine:
+    change(tmp_path, token="another")
+    checkpoints = Checkpoints(tmp_path, before_writing=require_mine)
+    with pytest.raises(Ended):
+      checkpoints.save(SimpleNamespace(step=3), {})
+  assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_remover_that_died_is_followed(tmp_path, other):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
 
-from launch import command, evaluate, generate, train
+from bounds import small_files
+from launch import command, directory_owner, evaluate, experiment, generate, train
 from launch.command import UserError
 from launch.run_directory import RunDirectory
+from launch.trust import Trust
 from tests.launch.test_commands import RUN
+from tests.launch.test_trust import sent
 from training.metrics import MetricsFile, read_metrics
 
 SHORT = ["--gin.STEPS=2", "--gin.WARMUP_STEPS=1", "--gin.loop.Options.log_every=1"]
@@ -53,18 +58,108 @@ def window_of(run_dir):
   return run_config.load(RunDirectory(run_dir)).macros["WINDOW"].value
 
 
-def test_a_digit_that_changed_in_the_configuration_is_put_back_and_told(run_dir, capsys):
-  right, window = config_of(run_dir), window_of(run_dir)
+def files_of(folder):
+  """All files but what an evaluation found, which is its own to write."""
+  files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+  return {p: p.read_bytes() for p in files if p.parent.name != "evaluations"}
+
+
+def with_window_7(run_dir):
+  """A run directory's configuration after one digit changed, and what the window was."""
+  window = window_of(run_dir)
   changed = (run_dir / "config.gin").read_text().replace(f"WINDOW = {window}", "WINDOW = 7")
   (run_dir / "config.gin").write_text(changed)
-  assert window_of(run_dir) == window
+  return changed, window
+
+
+def test_a_digit_that_changed_in_the_configuration_is_put_back_by_who_holds_it_and_told(
+  run_dir, capsys
+):
+  right = config_of(run_dir)
+  changed, window = with_window_7(run_dir)
+  RunDirectory(run_dir).restore()
   (line,) = capsys.readouterr().err.splitlines()
-  assert f"WINDOW. was 7, not {window}".replace(". ", " ") in line.replace("WINDOW. ", "WINDOW ")
+  assert f"WINDOW was 7, not {window}" in line
   assert "--resume=force" in line
   assert config_of(run_dir) == right
   assert (run_dir / "config.gin.damaged").read_text() == changed
   assert window_of(run_dir) == window  # said once
   assert not capsys.readouterr().err
+
+
+def test_a_reader_goes_by_what_is_sealed_and_changes_nothing(run_dir, capsys):
+  _, window = with_window_7(run_dir)
+  (run_dir / "operative_config.gin").write_bytes(b"\xff")
+  (run_dir / "data.json").unlink()
+  before = files_of(run_dir)
+  assert window_of(run_dir) == window
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f"WINDOW was 7, not {window}" in line
+  assert "left as it is" in line
+  assert evaluate.main([f"--run_dir={run_dir}"]) == 0
+  assert generate.main([f"--run_dir={run_dir}", "--max_tokens=1"]) == 0
+  assert train.main([f"--run_dir={run_dir}", "--print_config"]) == 0
+  assert f"WINDOW = {window}" in capsys.readouterr().out
+  assert files_of(run_dir) == before
+
+
+def test_a_reader_repairs_nothing_where_another_process_trains(run_dir, tmp_path):
+  with_window_7(run_dir)
+  before = files_of(run_dir)
+  with directory_owner.owned(run_dir):
+    assert generate.main([f"--run_dir={run_dir}", "--max_tokens=1"]) == 0
+    (run_dir / "config.gin").unlink()
+    assert generate.main([f"--run_dir={run_dir}", "--max_tokens=1"]) == 0
+    assert not (run_dir / "config.gin").exists()
+  del before[run_dir / "config.gin"]
+  assert files_of(run_dir) == before
+
+
+@pytest.mark.parametrize("name", ["config.gin", "record.json", "checkpoints"])
+def test_a_file_that_cannot_be_read_this_time_is_not_damaged(run_dir, name, monkeypatch):
+  before = files_of(run_dir)
+  real = os.open
+
+  def failing(path, *args, **kwargs):
+    if name in str(path):
+      raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    return real(path, *args, **kwargs)
+
+  monkeypatch.setattr(small_files, "_PAUSE_SECONDS", 0)
+  monkeypatch.setattr(os, "open", failing)
+  with pytest.raises(OSError, match="Input/output error"):
+    RunDirectory(run_dir).restore()
+  monkeypatch.undo()
+  assert files_of(run_dir) == before
+
+
+def test_a_read_that_fails_once_is_tried_again(run_dir, monkeypatch, capsys):
+  real, failed = os.open, set()
+
+  def failing_once(path, *args, **kwargs):
+    if path not in failed and str(path).startswith(str(run_dir)):
+      failed.add(path)
+      raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    return real(path, *args, **kwargs)
+
+  monkeypatch.setattr(small_files, "_PAUSE_SECONDS", 0)
+  monkeypatch.setattr(os, "open", failing_once)
+  RunDirectory(run_dir).restore()
+  assert len(failed) >= 4
+  assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.gin", "operative_config.gin", "data.json", "record.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(run_dir, name, capsys):
+  right = (run_dir / name).read_text().partition("\n")[2]
+  (run_dir / name).unlink()
+  os.mkfifo(run_dir / name)
+  assert generate.main([f"--run_dir={run_dir}", "--max_tokens=1"]) == 0
+  if name == "record.json":
+    return
+  RunDirectory(run_dir).restore()
+  assert name in capsys.readouterr().err
+  assert (run_dir / name).read_text().partition("\n")[2] == right
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\0", b"WIDTH = = 3\n", b"WIDTH = 5\n"])
@@ -88,6 +183,21 @@ def test_without_its_values_in_force_a_run_still_knows_its_learning_rate(run_dir
   (run_dir / "record.json").unlink()  # as runs made before there was one
   with pytest.raises(UserError, match=r"0.001 -> 0.5"):
     train.main([str(file), f"--run_dir={run_dir}", *SHORT, "--gin.LEARNING_RATE=0.5"])
+
+
+def test_differences_of_a_run_go_by_the_trust_that_was_given(tmp_path, monkeypatch):
+  """Without its values in force, the run's own configuration is resolved anew: it names a module."""
+  (tmp_path / "modules").mkdir()
+  (tmp_path / "modules" / "rates.py").write_text("def rate():\n  return lambda step: 0.1\n")
+  monkeypatch.syspath_prepend(tmp_path / "modules")
+  lines = (
+    "import rates\nfrom training import optimizer\noptimizer.AdamW.learning_rate = @rates.rate()\n"
+  )
+  run = RunDirectory(sent(tmp_path, lines))
+  config = experiment.load(run.config_file)
+  with pytest.raises(UserError, match="give --trust=rates"):
+    run.differences(config)
+  assert run.differences(config, Trust.of(["rates"])) == []
 
 
 def test_without_a_record_the_checkpoint_is_the_authority(run_dir, capsys):

@@ -17,6 +17,7 @@ from launch import (
   gin_source,
   run_config,
   run_directory,
+  running,
   train,
   trust_check,
 )
@@ -189,6 +190,40 @@ def test_training_notes_the_configuration_that_it_writes(tmp_path, evil):
   run.write_config(config, "python -m launch.train own.gin")
   trust_check.check(run.config_file, NOBODY, makes_rows=True)
   run.write_config(config, "python -m launch.convert", made_here=False)
+
+
+UNUSED = """
+from launch import comparison
+comparison.Comparison.shared = ['import evil_module']
+"""
+
+
+@pytest.mark.parametrize("option", ["--run_dir={run}", "--init_from={run}"])
+def test_what_is_made_of_a_received_run_is_not_the_user_s_own(tmp_path, evil, option, monkeypatch):
+  """What a training does not look into is code to a comparison."""
+  run = sent(tmp_path, UNUSED)
+  made = []
+  monkeypatch.setattr(
+    running, "train", lambda *_, made_here, **__: made.append(made_here) or sys.exit(7)
+  )
+  target = run if "run_dir" in option else tmp_path / "new"
+  arguments = [option.format(run=run), f"--run_dir={target}", "--gin.STEPS=700", "--resume=force"]
+  arguments = list(dict.fromkeys(arguments))
+  for _ in range(2):
+    with pytest.raises(SystemExit):
+      train.main(arguments)
+    trust_check.record(run / "config.gin")  # from now on it is
+  assert made == [False, True]
+
+
+def test_what_was_not_made_here_is_asked_about_again(tmp_path, evil):
+  received = sent(tmp_path, UNUSED)
+  config = experiment.load(received / "config.gin")
+  run = run_directory.RunDirectory(tmp_path / "run")
+  run.write_config(config, "x", made_here=False)
+  assert not run_config.is_own(run)
+  run.write_config(config, "x")
+  assert run_config.is_own(run)
 
 
 COMPARISON = flat((ROOT / "gin/compare/quick.gin").read_text())

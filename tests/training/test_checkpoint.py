@@ -1,6 +1,7 @@
 """What a folder of checkpoints does with damage, with other models and with the best of several."""
 
 import errno
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from training import checkpoint, checksum, reading
+from training import checkpoint, checkpoint_identity, checksum, reading
 from training.checkpoint import CheckpointError, Checkpoints
 from training.step import Guard, TrainState
 
@@ -181,6 +182,70 @@ def test_a_description_that_cannot_be_read_for_a_while_is_no_damage(saved, monke
     Checkpoints(saved).restore(abstract())
   assert "left as it is" in str(told.value)
   assert len(str(told.value)) < 500
+  assert checkpoint.available_steps(saved) == [10, 20]
+
+
+ODD = [None, "x", [], {}, -1, 2**80, 1e308, True, [[[]]], {"a": {"b": []}}, [1, "x"]]
+FIELDS = ["checksums", "checksums.params", "checksums.rest", "position"]
+
+
+def forged(saved: Path, run_dir: Path, field: str, value) -> Path:
+  """A copy of a run whose newest checkpoint says something else under a checksum that fits."""
+  shutil.copytree(saved, run_dir)
+  step = max(checkpoint.available_steps(run_dir))
+  file = run_dir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+  content = json.loads(file.read_bytes())
+  sealed = checksum.unseal(content["custom_metadata"])
+  *parents, last = field.split(".")
+  inner = sealed
+  for key in parents:
+    inner = inner[key]
+  if value is ...:
+    del inner[last]
+  else:
+    inner[last] = value
+  content["custom_metadata"] = checksum.seal(sealed)
+  file.write_text(json.dumps(content))
+  return run_dir
+
+
+def restored(run_dir: Path) -> str:
+  """What is told when a run is restored."""
+  try:
+    return " ".join(Checkpoints(run_dir).restore(abstract()).passed_over)
+  except CheckpointError as error:
+    return f"error: {error}"
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_what_is_sealed_and_no_run_wrote_is_one_line_or_passed_over(saved, tmp_path, field):
+  for number, value in enumerate([..., *ODD]):
+    run_dir = forged(saved, tmp_path / str(number), field, value)
+    told = restored(run_dir)
+    assert "\n" not in told
+    assert len(told) < 500
+    if told.startswith("error: "):
+      assert "checkpoint 20: " in told
+      assert checkpoint.available_steps(run_dir) == [10, 20]
+    if told.startswith("error: ") and field != "checksums.rest":
+      with pytest.raises(CheckpointError, match="checkpoint 20"):
+        checkpoint.load_parameters(run_dir, abstract().params)
+    assert told or field == "position"
+    checkpoint_identity.newest_identity(run_dir)
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    RuntimeError("INTERNAL: the device is lost"),
+    OSError(errno.EREMOTEIO, "Remote I/O error"),
+    AssertionError("of the program"),
+  ],
+)
+def test_what_says_nothing_of_the_files_sets_no_checkpoint_aside(saved, monkeypatch, error):
+  failing(monkeypatch, error)
+  with pytest.raises(CheckpointError, match="left as it is"):
+    Checkpoints(saved).restore(abstract())
   assert checkpoint.available_steps(saved) == [10, 20]
 
 
