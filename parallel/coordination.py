@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from parallel.arrival import HostError, Waiting, is_gone, of_cluster, require_free, wait_for
+from parallel.arrival import HostError, come_to, is_gone, of_cluster, receive
 from parallel.native_log import NativeLog
 
 # How long a process may be silent, or the network away, before the others end without it.
@@ -34,6 +34,8 @@ _SEEN = f"{_SPACE}/seen"
 _BEATS = f"{_SPACE}/beat"
 _STOP = f"{_SPACE}/stop"
 _SLICE_SECONDS = 1
+# At least, for JAX's service and clients to meet when all processes are there.
+_JOINING_SECONDS = 8
 _SEEING_SECONDS = 5
 # Within the six seconds that an abort is held.
 _PROBE_SECONDS = 2
@@ -86,20 +88,16 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, secon
     coordinator, count, index, local = of_cluster(seconds)
   if count == 1:
     return
+  began = time.monotonic()
   if index == 0:
-    require_free(coordinator)
+    receive(coordinator, count, seconds)
   else:
-    waiting = Waiting(f"process 0 of {count} at {coordinator}")
-    try:
-      wait_for(coordinator, seconds)
-    finally:
-      waiting.stop()
-  # The client's own end of waiting is a C++ abort.
+    come_to(coordinator, count, index, seconds)
+  # All are there. The client's own end of waiting is a C++ abort.
+  seconds = max(_JOINING_SECONDS, round(seconds - (time.monotonic() - began)))
   late = threading.Timer(seconds, _missing, [coordinator, count, index, seconds])
   late.daemon = True
   late.start()
-  others = "process 1" if count == 2 else f"some of processes 1 to {count - 1}"
-  waiting = Waiting(f"{others if index == 0 else 'the others'} of {count} at {coordinator}")
   _log = NativeLog()
   _delay_aborts()
   _start(_probe, index, coordinator)
@@ -119,8 +117,6 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, secon
     _finished.set()
     _log.close()
     raise
-  finally:
-    waiting.stop()
   late.cancel()
   _hosts[:] = hosts
   _heard = time.monotonic()
@@ -138,8 +134,7 @@ def _missing(coordinator: str, count: int, index: int, seconds: int) -> NoReturn
   who = "process 1 has" if count == 2 else f"some of processes 1 to {count - 1} have"
   reason = f"{who} not joined process 0 at {coordinator}"
   if index:
-    reason = f"process {index} could not join process 0 at {coordinator}: others are missing, or"
-    reason += " another program listens there"
+    reason = f"process {index} could not join process 0 at {coordinator}: others are missing"
   _end(f"{reason} (waited {seconds} s). Start all {count} processes.", LATE)
 
 

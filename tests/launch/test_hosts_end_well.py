@@ -191,7 +191,7 @@ def test_a_host_that_never_comes_is_told(folder):
   (output,) = hosts.end([zero])
   assert zero.returncode == 1
   assert re.search(r"waiting for process 1 of 2 at localhost:\d+ \(5 s\)", output)
-  assert "error: process 1 has not joined process 0 at localhost:" in output
+  assert "process 1 of 2 did not join process 0 at localhost:" in output
 
 
 def test_a_port_in_use_is_told(folder):
@@ -201,7 +201,7 @@ def test_a_port_in_use_is_told(folder):
     outputs = hosts.end(both)
   assert [process.returncode for process in both] == [1, 1], outputs
   assert f"process 0 ({HERE}) cannot listen on port {port}: Address already in use" in outputs[0]
-  assert f"could not join process 0 at localhost:{port}" in outputs[1]
+  assert f"process 0 does not answer at localhost:{port}: another program" in outputs[1]
 
 
 def test_host_0_that_is_killed_while_they_start_is_named(folder):
@@ -213,3 +213,25 @@ def test_host_0_that_is_killed_while_they_start_is_named(folder):
   _, output = hosts.end(both)
   assert both[1].returncode == 1, output
   assert output.count(f"error: process 0 ({HERE}) does not answer any more") == 1
+
+
+def test_a_second_job_at_the_port_of_another_leaves_it_alone(folder, begun):
+  port = hosts.free_port()
+  first = under_way(folder, begun, port=port)
+  outputs = hosts.end(hosts.start(folder, "second", 2, "--join_seconds=20", port=port))
+  assert f"cannot listen on port {port}: Address already in use" in outputs[0]
+  assert f"process 0 does not answer at localhost:{port}: another program" in outputs[1]
+  first[1].send_signal(signal.SIGTERM)
+  outputs = hosts.finish(first, statuses=(command.PREEMPTED,))
+  assert "stopped at step" in outputs[0]
+
+
+def test_two_processes_of_one_number_are_told(folder):
+  port = hosts.free_port()
+  started = [
+    hosts.start(folder, "twice", 3, "--join_seconds=20", port=port, only=[1])[0] for _ in "ab"
+  ]
+  started += hosts.start(folder, "twice", 3, "--join_seconds=20", port=port, only=[0])
+  outputs = hosts.end(started)
+  assert any("process 1 has joined already" in output for output in outputs[:2])
+  assert "process 2 of 3 did not join process 0" in outputs[2]

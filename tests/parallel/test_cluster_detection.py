@@ -38,7 +38,7 @@ def test_devices_that_the_user_named_are_left_to_jax(slurm, monkeypatch):
     raise Passed
 
   monkeypatch.setattr("jax.distributed.initialize", initialize)
-  monkeypatch.setattr(coordination, "wait_for", lambda *_: None)
+  monkeypatch.setattr(coordination, "come_to", lambda *_: None)
   monkeypatch.setattr(coordination.threading.Timer, "start", lambda timer: None)
   with pytest.raises(Passed):
     coordination.join(None, None, None, seconds=5)
