@@ -16,18 +16,15 @@ import time
 # Longer than it takes to name the lost host, shorter than an abort is held.
 _HELD_SECONDS = 5.0
 _PIPE_BYTES = 2**20
+# The first line of them; the lines after it have no mark of their own, and differ between versions of JAX.
 _OF_LOST_CONNECTIONS = re.compile(
   rb"[EWF]\d{4} .*\b(coordination_service_agent|preemption_sync_manager|coordination_service)\.cc:"
   rb"|F\d{4} .*client\.h:\d+\] Terminating process"
-  rb"|Additional GRPC error information from remote target coordination_service"
-  rb"|:UNKNOWN:Error received from peer"
-  rb"|\*\*\* Check failure stack trace: \*\*\*$"
-  rb"|    @ +0x[0-9a-f]+ "
 )
 
 
 class NativeLog:
-  """Holds back lines of a lost connection for some seconds, from `__init__` to `close`."""
+  """Holds back what follows on a lost connection for some seconds, from `__init__` to `close`."""
 
   def __init__(self) -> None:
     sys.stderr.flush()
@@ -64,7 +61,7 @@ class NativeLog:
       read = os.read(self._read, 2**16) if ready else b""
       *lines, rest = (rest + read).split(b"\n")
       for line in lines:
-        if _OF_LOST_CONNECTIONS.match(line):
+        if self._held or _OF_LOST_CONNECTIONS.match(line):
           since = since if self._held else time.monotonic()
           self._held.append(line + b"\n")
         else:
