@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bounds import small_files
 from bounds.bounds import Count, Positive
 from data import heldout, preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
@@ -186,7 +187,7 @@ class RegisteredMixture:
     """Opens, and if need be makes, the rows of every task."""
     kept = self._rates_file()
     if kept.is_file():
-      rates = json.loads(kept.read_text(encoding="utf-8"))
+      rates = json.loads(small_files.read(kept) or b"")
       preparation.prepare(self.parts(rates), progress)
     else:
       what = f"mixture {self.mixture}"

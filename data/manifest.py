@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bounds import small_files
 from data.files import shortened
 
 MANIFEST_FILE = "manifest.json"
@@ -145,7 +146,7 @@ class Manifest:
     if not path.is_file():
       raise RowFileError(f"{directory} holds no row files: {path} does not exist.")
     try:
-      values = json.loads(path.read_text(encoding="utf-8"))
+      values = json.loads(small_files.read(path) or b"")
     except OSError as error:
       raise RowFileError(f"{path} cannot be read: {error.strerror or error}.") from None
     except RecursionError:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bounds import small_files
 from data.manifest import MANIFEST_FILE, REMEDY, Manifest, RowFileError, sha256_of
 from data.rows import RowFiles
 
@@ -129,7 +130,7 @@ def _sample(path: Path) -> str:
 
 def _remembered(file: Path) -> dict[str, Any]:
   try:
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = json.loads(small_files.read(file) or b"")
   except (OSError, ValueError, RecursionError):
     return {}  # All is read again.
   return values if isinstance(values, dict) else {}

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bounds import small_files
 from bounds.bounds import Count, CountFromZero
 from data.file_paths import FilePath
 from data.files import shortened
@@ -165,19 +166,26 @@ class Symbols:
     }
 
 
+# The largest published ones have some 10 MB.
+_MOST_MODEL_BYTES = 2**29
+
+
 @functools.cache
 def _model_bytes(path: str) -> bytes:
-  if not Path(path).exists():
-    raise VocabularyError(
-      f"SentencePiece model {path} does not exist. Train one (python -m launch.vocabulary"
-      f" --input=FILES --output={path}), or correct the path."
-    )
   try:
-    return Path(path).read_bytes()
+    contents = small_files.read(Path(path), _MOST_MODEL_BYTES)
+  except small_files.NotReadable as error:
+    raise VocabularyError(f"SentencePiece model {error}. Correct the path.") from None
   except OSError as error:
     raise VocabularyError(
       f"SentencePiece model {path} cannot be read: {error.strerror}. Correct the path."
     ) from None
+  if contents is None:
+    raise VocabularyError(
+      f"SentencePiece model {path} does not exist. Train one (python -m launch.vocabulary"
+      f" --input=FILES --output={path}), or correct the path."
+    )
+  return contents
 
 
 @functools.cache
@@ -363,16 +371,16 @@ def _count(described: dict[str, Any], name: str) -> int:
 
 
 def _described(file: Path, directory: Path) -> dict[str, Any]:
+  contents: bytes | None = b""
   try:
-    values = json.loads(file.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise VocabularyError(
-      f"{file} does not exist: {directory} holds no saved vocabulary."
-    ) from None
+    contents = small_files.read(file)
+    values = json.loads(contents or b"")
   except OSError as error:
     raise VocabularyError(f"{file} cannot be read: {error.strerror}.") from None
   except (ValueError, RecursionError):
     values = None
+  if contents is None:
+    raise VocabularyError(f"{file} does not exist: {directory} holds no saved vocabulary.")
   if not isinstance(values, dict):
     raise VocabularyError(f"{file} holds no JSON object: it is cut short or damaged. Restore it.")
   return values

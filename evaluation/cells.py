@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bounds import small_files
+
 
 class NotMeasured(Exception):
   """A cell is not kept, and nothing may be measured now."""
@@ -82,8 +84,11 @@ class Cells:
   def _find(self, key: str) -> dict[str, Any] | None:
     if key not in self._values and (file := self._kept.get(self._name(key))):
       try:
-        self._values[key] = json.loads(file.read_text(encoding="utf-8"))
-      except (json.JSONDecodeError, UnicodeDecodeError):
+        record = json.loads(small_files.read(file) or b"")
+        if not isinstance(record, dict) or not {"value", "seconds"} <= record.keys():
+          raise ValueError("it is no cell")
+        self._values[key] = record
+      except (ValueError, RecursionError):
         # Written at once, so this is the disk's or somebody's doing: measured anew.
         del self._kept[self._name(key)]
     return self._values.get(key)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bounds import small_files
 from data import vocabularies
 from data.vocabularies import Vocabulary
 from launch import directory_owner, kept_files, run_config
@@ -165,9 +166,9 @@ def export(
     tensor_files.write(partial, tensors, max_bytes)
     (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     kept_files.keep(kept_files.folder(trained.run_dir, trained.experiment), partial)
-    own = run_dir / vocabularies.MODEL_FILE
-    if own.is_file():
-      shutil.copyfile(own, partial / TOKENIZER_FILE)
+    if isinstance(vocabulary, vocabularies.SentencePiece):
+      # It was compared with its description. A run of bytes may hold another's model.
+      shutil.copyfile(vocabulary.path, partial / TOKENIZER_FILE)
     has_tokenizer = any((partial / name).is_file() for name in (TOKENIZER_FILE, "tokenizer.json"))
   return "" if has_tokenizer else _without_tokenizer(vocabulary)
 
@@ -272,7 +273,7 @@ def _vocabulary(source: Path, given: str | None) -> Vocabulary:
 
 def _json(file: Path) -> dict[str, Any]:
   try:
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = json.loads(small_files.read(file) or b"")
   except (ValueError, TypeError, RecursionError, OSError) as error:
     raise UserError(f"{file} is no JSON object ({str(error)[:200]}).") from None
   if not isinstance(found, dict):

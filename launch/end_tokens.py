@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bounds import small_files
 from launch import kept_files
 from launch.command import UserError
 from launch.experiment import Experiment
@@ -24,9 +25,12 @@ def stop_ids(run_dir: Path, experiment: Experiment) -> tuple[int, ...]:
   """
   file = kept_files.folder(run_dir, experiment) / _FILE
   try:
-    content = json.loads(file.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    return ()
+    contents = small_files.read(file)
+    if contents is None:
+      return ()
+    content = json.loads(contents)
+  except small_files.NotReadable as error:
+    raise UserError(f"{error}. {_REMEDY}") from None
   except OSError as error:
     raise UserError(f"cannot read {file}: {error.strerror}.") from None
   except (ValueError, RecursionError) as error:

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     "--include_path",
     type=paths.argument,
-    help="a folder of task YAMLs of your own, beside lm-eval's",
+    help="a folder of task YAMLs of your own, beside lm-eval's; they may run code (`!function`)",
   )
   group.add_argument(
     "--harness_data",

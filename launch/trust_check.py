@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bounds import small_files
 from launch import comparison_choices, gin_source, paths
 from launch.command import UserError
 from launch.gin_names import leaves
@@ -103,12 +104,11 @@ def _records() -> Path:
 
 def _recorded(records: Path) -> set[str]:
   found = set()
-  with records.open("rb") if records.is_file() else open(os.devnull, "rb") as lines:
-    for line in lines:
-      try:
-        found.add(json.loads(line)["sha256"])
-      except (ValueError, KeyError, TypeError):
-        continue
+  for line in (small_files.read(records) or b"").split(b"\n"):
+    try:
+      found.add(json.loads(line)["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+      continue
   return found
 
 

@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from bounds import small_files
+
 # The library's own bound.
 _MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
@@ -27,6 +29,7 @@ def check_header(file: Path) -> None:
     ValueError: it is no safetensors file, is cut short, or its arrays overlap or lie outside of it.
     OSError: it cannot be read.
   """
+  small_files.require_regular(file)
   size = file.stat().st_size
   with file.open("rb") as opened:
     length = int.from_bytes(opened.read(8), "little")

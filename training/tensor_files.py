@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bounds import small_files
 from training.safetensors_header import check_header
 
 SINGLE_FILE = "model.safetensors"
@@ -88,7 +89,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
 def _weight_map(index: Path) -> dict[str, str]:
   """Name of each tensor to the name of its file, which lies beside the index."""
   try:
-    found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    found = dict(json.loads(small_files.read(index) or b"")["weight_map"])
   except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
     raise TensorFileError(
       f"{index} is no index of safetensors files ({repr(error)[:200]})."

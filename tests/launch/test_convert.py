@@ -302,6 +302,14 @@ def test_imported_weights_are_not_trained_in_their_own_directory(run_dir, monkey
   assert sorted(run_dir.rglob("*")) == before
 
 
+def test_a_model_that_lies_in_a_run_of_bytes_is_not_its_tokenizer(tmp_path, run_dir, capsys):
+  copied = shutil.copytree(run_dir, tmp_path / "run")
+  (copied / "vocabulary.model").write_bytes(b"another's")
+  assert convert.main([str(copied), str(tmp_path / "target")]) == 0
+  assert "this run reads bytes" in capsys.readouterr().out
+  assert not (tmp_path / "target" / "tokenizer.model").exists()
+
+
 def test_another_architecture_is_not_exported(tmp_path, run_dir):
   copied = tmp_path / "run"
   shutil.copytree(run_dir, copied)

@@ -1,0 +1,78 @@
+"""A pipe or a device in place of a file that came with a folder is one line, and is not waited for."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from bounds import small_files
+from data import vocabularies
+from data.vocabularies import VocabularyError
+from evaluation.cells import Cells
+from launch import conversion, end_tokens
+from launch.command import UserError
+from training import tensor_files
+from training.safetensors_header import check_header
+
+
+@pytest.fixture
+def pipe(tmp_path):
+  def make(name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    return tmp_path / name
+
+  return make
+
+
+def test_a_pipe_a_device_a_folder_and_an_endless_file_are_not_read(tmp_path, pipe):
+  with pytest.raises(small_files.NotReadable, match="but a pipe"):
+    small_files.read(pipe("pipe"))
+  with pytest.raises(small_files.NotReadable, match="a device"):
+    small_files.read(small_files.Path("/dev/zero"))
+  with pytest.raises(small_files.NotReadable, match="a folder"):
+    small_files.read(tmp_path)
+  (tmp_path / "large").write_bytes(b"12345")
+  with pytest.raises(small_files.NotReadable, match="larger than 4 bytes"):
+    small_files.read(tmp_path / "large", most=4)
+  assert small_files.read(tmp_path / "large", most=5) == b"12345"
+  assert small_files.read(tmp_path / "none") is None
+  assert small_files.read(tmp_path / "large" / "none") is None
+
+
+def test_ids_that_end_a_row(tmp_path, pipe):
+  pipe("hugging_face/generation_config.json")
+  with pytest.raises(UserError, match="not a regular file but a pipe"):
+    end_tokens.stop_ids(tmp_path, SimpleNamespace(init_from=None))
+
+
+def test_a_vocabulary(tmp_path, pipe):
+  pipe("vocabulary.json")
+  with pytest.raises(VocabularyError, match=r"vocabulary.json"):
+    vocabularies.load(tmp_path)
+  with pytest.raises(VocabularyError, match="but a pipe"):
+    vocabularies.SentencePiece(str(pipe("x.model"))).size  # noqa: B018
+
+
+def test_foreign_weights(tmp_path, pipe):
+  with pytest.raises(UserError, match="but a pipe"):
+    conversion._json(pipe("config.json"))
+  with pytest.raises(tensor_files.TensorFileError, match="but a pipe"):
+    tensor_files._weight_map(pipe("model.safetensors.index.json"))
+  with pytest.raises(ValueError, match="but a pipe"):
+    check_header(pipe("model.safetensors"))
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"value": 1}', "[" * 100_000, None])
+def test_a_cell_that_is_none_is_measured_anew(tmp_path, pipe, content):
+  cells = Cells(tmp_path, "part", lambda key: key)
+  assert cells.remember("a", lambda: 3) == 3
+  (file,) = (tmp_path / "part").iterdir()
+  file.unlink()
+  if content is None:
+    pipe(f"part/{file.name}")
+  else:
+    file.write_text(content)
+  assert Cells(tmp_path, "part", lambda key: key).remember("a", lambda: 4) == 4
