@@ -171,12 +171,13 @@ def _check(dataset: Any) -> None:
   length = dataset.sequence_length
   needed, memory = packing.block_bytes(length), _memory()
   if needed > memory:
+    fits = 2 ** ((length * memory // needed).bit_length() - 1)
     raise PreparationError(
-      f"rows of sequence_length={length} tokens are too long: they are packed"
-      f" {packing.ROWS_AT_ONCE} at a time, which"
-      f" takes {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB. Give shorter"
-      " rows, such as"
-      f" {2 ** ((length * memory // needed).bit_length() - 1)}."
+      f"rows of sequence_length={length} tokens are too long: {packing.ROWS_AT_ONCE} are packed"
+      " at a"
+      f" time, which takes {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB."
+      " Give"
+      f" shorter ones (--gin.SEQUENCE_LENGTH; --length of launch.evaluate), such as {fits}."
     )
   folder = dataset.cache_path.parent
   there = next(path for path in (folder, *folder.parents) if path.exists())

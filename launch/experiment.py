@@ -19,10 +19,9 @@ from data.dataset import Mixture, TextDataset
 from data.file_paths import FilePath
 from data.files import CorpusError
 from data.mixture import MixedRows
-from data.preparation import PreparationError
 from data.rows import RowFiles
 from data.vocabularies import Vocabulary, VocabularyError
-from launch import config, gin_kinds, gin_source
+from launch import config, gin_kinds, gin_source, step_memory
 from launch.config import Config, ConfigError
 from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
@@ -134,6 +133,9 @@ class Experiment:
     Raises:
       ConfigError: model, batch and options do not fit.
     """
+    step_memory.check(
+      self.model, self.batch_size, self.sequence_length, self.options.step.accumulate
+    )
     try:
       loop.trace(
         model=self.model,
@@ -179,7 +181,7 @@ def naming_flags() -> Iterator[None]:
   """Adds to what is wrong with text the arguments that change it, and where its options stand."""
   try:
     yield
-  except (CorpusError, PreparationError) as error:
+  except CorpusError as error:
     raise type(error)(config.explained(str(error))) from error
 
 
