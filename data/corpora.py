@@ -49,16 +49,14 @@ __all__ = [
 
 
 class Corpus(Protocol):
-  """A source of documents, in an order that is always the same.
+  """A source of documents, in an order that is always the same."""
 
-  Attributes:
-    name: a short name for directories.
-  """
-
-  name: str
+  @property
+  def name(self) -> str: ...  # a short name for directories
 
   def describe(self) -> dict[str, Any]:
     """Returns what decides the documents, as JSON values; quick, since every launch asks."""
+    ...
 
 
 class Documents(Corpus, Protocol):
@@ -66,12 +64,15 @@ class Documents(Corpus, Protocol):
 
   def documents(self, split: str) -> Iterator[bytes]:
     """Yields the raw documents of 'train', 'heldout' or 'all'."""
+    ...
 
   def total_bytes(self) -> int:
     """Returns the bytes of all splits together, for the progress bar."""
+    ...
 
   def largest_document(self) -> int | None:
     """Returns the bytes of the largest document; None if that is not known without reading."""
+    ...
 
 
 # Tests repeat each other, the code page tables of `encodings` repeat themselves, topics.py holds
@@ -357,8 +358,7 @@ class RegisteredTask:
     unknown = [name for name in self.loss_on or () if name not in self.features]
     if unknown or self.loss_on == ():
       raise CorpusError(
-        f"loss_on={list(self.loss_on)} must be some of features={list(self.features)}, or None for "
-        "all."
+        f"loss_on={list(self.loss_on)} must be some of features={list(self.features)}, or None."
       )
 
   @property

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from bounds.wording import plural
 from data.files import CorpusError
@@ -43,12 +43,17 @@ def check_fraction(fraction: float) -> None:
     raise CorpusError(f"heldout_fraction={fraction} must be between 0 and 1.")
 
 
+class _Named(Protocol):
+  @property
+  def name(self) -> str: ...
+
+
 def kind_of(corpus: object) -> str:
   """The name of a corpus's class in gin files and flags, such as corpora.TextFiles."""
   return f"{type(corpus).__module__.rpartition('.')[2]}.{type(corpus).__name__}"
 
 
-def check_intent(corpus: object, split: str) -> None:
+def check_intent(corpus: _Named, split: str) -> None:
   """Raises CorpusError if the corpus's own heldout_fraction leaves the split empty."""
   fraction = getattr(corpus, "heldout_fraction", None)
   if (split, fraction) in (("heldout", 0), ("train", 1)):
@@ -101,7 +106,7 @@ class Tail(NamedTuple):
   start: int
 
 
-def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: object) -> Tail:
+def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: _Named) -> Tail:
   """Chooses a tail of documents, or of the last one where it is longer than what is to be held out.
 
   Args:

@@ -29,9 +29,11 @@ class Template(Protocol):
 
   def pieces(self, values: dict[str, Any], place: str) -> list[Piece]:
     """Returns the example's parts in order; `place` is the file and line, for errors."""
+    ...
 
   def describe(self) -> dict[str, Any]:
     """Returns what decides the text, as JSON values."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,6 +78,8 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
       env=_environment(),
     )
     try:
+      assert process.stdin is not None  # Both are pipes.
+      assert process.stdout is not None
       process.stdin.write(pickled)
       process.stdin.close()
       answer = _follow(process.stdout, what, show)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -61,6 +61,8 @@ class RecallTask:
   heldout_examples: Count = 1024
   seed: Seed = 0
 
+  # A short name for directories; every task has its own.
+  name: ClassVar[str]
   # A corpus without a class attribute of this name has its loss on every token.
   has_loss_mask = True
   # What `length` counts.
@@ -73,11 +75,6 @@ class RecallTask:
     for name in ("examples", "heldout_examples"):
       if getattr(self, name) < 1:
         raise CorpusError(f"{name}={getattr(self, name)} must be at least 1.")
-
-  @property
-  def name(self) -> str:
-    """A short name for directories."""
-    raise NotImplementedError
 
   def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
     """Draws examples.

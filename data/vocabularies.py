@@ -44,23 +44,36 @@ class Vocabulary(Protocol):
     unk_id: stands for what the vocabulary cannot spell.
   """
 
-  size: int
-  pad_id: int
-  bos_id: int
-  eos_id: int
-  unk_id: int
+  @property
+  def size(self) -> int: ...
+
+  @property
+  def pad_id(self) -> int: ...
+
+  @property
+  def bos_id(self) -> int: ...
+
+  @property
+  def eos_id(self) -> int: ...
+
+  @property
+  def unk_id(self) -> int: ...
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`, without BOS and EOS."""
+    ...
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of `ids` up to the first EOS."""
+    ...
 
   def byte_lengths(self) -> np.ndarray:
     """Returns [size] int32: the bytes of UTF-8 text that each id stands for (0 for special ids)."""
+    ...
 
   def describe(self) -> dict[str, Any]:
     """Returns what identifies the vocabulary, as JSON values; no paths."""
+    ...
 
 
 def _up_to_eos(ids: Iterable[int], eos_id: int) -> list[int]:

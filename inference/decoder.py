@@ -195,7 +195,7 @@ class Decoder:
     surplus = -len(prompts) % (self._where.shards * groups)
     if identities is not None:
       identities = np.concatenate([identities, *[identities[-1:]] * surplus])
-    batch = Prompts.pad([*prompts, *prompts[-1:] * surplus], pad_to, identities)
+    batch = Prompts.pad([*prompts, *list(prompts[-1:]) * surplus], pad_to, identities)
     keys = jnp.split(row_keys(seed, batch.identities), groups)
     capacity = _round_up(batch.tokens.shape[1] + max_tokens)
     params = self._where.place(params)

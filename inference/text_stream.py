@@ -15,6 +15,7 @@ class TextVocabulary(Protocol):
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids; bytes that do not form a character yet give no text, or U+FFFD."""
+    ...
 
 
 class TextStream:

@@ -7,18 +7,19 @@ name that a caller could give it. Outside `jax.checkpoint` a name changes nothin
 
 from __future__ import annotations
 
-import jax
+from typing import Any
+
 from jax.ad_checkpoint import checkpoint_name
 
 RECURRENCE = "recurrence"
 ATTENTION = "attention"
 
 
-def recurrence(*results: jax.Array) -> tuple[jax.Array, ...]:
+def recurrence(*results: Any) -> tuple[Any, ...]:
   """Names the states that a recurrence's backward pass reads."""
   return tuple(checkpoint_name(result, RECURRENCE) for result in results)
 
 
-def attention(*results: jax.Array) -> tuple[jax.Array, ...]:
+def attention(*results: Any) -> tuple[Any, ...]:
   """Names the outputs, and the logarithms of the softmax's sums, of an attention."""
   return tuple(checkpoint_name(result, ATTENTION) for result in results)

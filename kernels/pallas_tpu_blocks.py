@@ -147,18 +147,18 @@ def _vmem_bytes(blocks: Blocks, itemsize: int, arrays: int) -> int:
   return 2 * arrays * window + scratch + mask  # twice: one window computes while the next arrives
 
 
-def scratch_rows(blocks: Blocks) -> pltpu.VMEM:
+def scratch_rows(blocks: Blocks) -> pl.MemoryRef:
   """float32 scratch for one chunk of all slabs, `stride` rows apart."""
   rows = -(-blocks.slabs * blocks.stride // SUBLANES) * SUBLANES
   return pltpu.VMEM((rows, LANES), jnp.float32)
 
 
-def slab_rows(blocks: Blocks, slab: int) -> pl.Slice:
+def slab_rows(blocks: Blocks, slab: int) -> slice | pl.Slice:
   """The rows of scratch that hold one slab's chunk."""
   return pl.ds(slab * blocks.stride, blocks.chunk)
 
 
-def step_rows(blocks: Blocks, step: int, register: int | None = None) -> pl.Slice:
+def step_rows(blocks: Blocks, step: int, register: int | None = None) -> slice | pl.Slice:
   """The rows of scratch that hold one time step of a register's slabs, or of all slabs."""
   first = 0 if register is None else register * SUBLANES
   count = blocks.slabs if register is None else min(SUBLANES, blocks.slabs - first)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.local_attention import local_attention
+from layers.dtypes import dtypes_of
 from layers.linear import Linear
 from layers.rotary import rotate
 from layers.segments import Segments
@@ -78,7 +79,7 @@ class SelfAttention(nn.Module):
   ) -> tuple[jax.Array, AttentionState | None]:
     """Mixes [B, T, D] over time; see `layers.mixer` for the contract of a mixer."""
     batch, length, width = x.shape
-    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = dtypes_of(self)
 
     for name, heads in {"heads": self.heads, "kv_heads": self.kv_heads}.items():
       split = shards.count("heads" if name == "heads" else self._kv_axis)
@@ -91,7 +92,7 @@ class SelfAttention(nn.Module):
         )
 
     def project(name: str, x: jax.Array, heads: int, axis: str) -> jax.Array:
-      return Linear(heads * self.head_dim, ("embed", axis), name=name, **kinds)(x)
+      return Linear(heads * self.head_dim, ("embed", axis), name=name, **dtypes)(x)
 
     def cut(x: jax.Array) -> jax.Array:
       return x.reshape(*x.shape[:2], -1, self.head_dim)
@@ -129,7 +130,7 @@ class SelfAttention(nn.Module):
       new_state = _remember(state, k, v, ids, state.length + length)
 
     output = Linear(
-      width, ("heads", "embed"), self.output_scale, self.use_output_bias, name="output", **kinds
+      width, ("heads", "embed"), self.output_scale, self.use_output_bias, name="output", **dtypes
     )
     return output(mixed.reshape(batch, length, -1)), new_state
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from kernels.linear_scan import linear_scan
 from kernels.rg_lru.gates import input_scale
+from layers.dtypes import dtypes_of
 from layers.parameter import parameter
 from layers.rg_lru import DECAY_EXPONENT, BlockDiagonal, uniform_decay
 from parallel import sequence, shards
@@ -62,9 +63,9 @@ class CGLRU(nn.Module):
     # c theta, as RecurrentGemma stores it: theta itself would turn c times as far in a step of
     # Adam.
     phase_param = parameter(self, "phase_param", _uniform_phase, **per_number, **wide)
-    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    gate_a = BlockDiagonal(self.blocks, reduction=2, name="gate_a", **kinds)(x)
-    gate_x = BlockDiagonal(self.blocks, reduction=2, name="gate_x", **kinds)(x)
+    dtypes = dtypes_of(self)
+    gate_a = BlockDiagonal(self.blocks, reduction=2, name="gate_a", **dtypes)(x)
+    gate_x = BlockDiagonal(self.blocks, reduction=2, name="gate_x", **dtypes)(x)
     decay = -DECAY_EXPONENT * jax.nn.softplus(a_param), phase_param
     inputs, log_a, phase = _gated(_parts_first(x, blocks), gate_a, gate_x, *decay, reset[..., None])
     run = functools.partial(linear_scan, implementation=self.implementation)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from kernels.ssd import matmul_flops, ssd
 from layers.conv1d import CausalConv1D
+from layers.dtypes import dtypes_of
 from layers.linear import Linear
 from layers.norm import GatedRMSNorm
 from layers.parameter import parameter
@@ -74,14 +75,14 @@ class Mamba2Mixer(nn.Module):
         f"Set {FLAGS['model']} to a divisor of {self.groups}, or make groups 1 or a multiple of "
         f"{shards.count('heads')}."
       )
-    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = dtypes_of(self)
     x_history, bc_history, h0 = state if state is not None else (None, None, None)
 
     def project(x, name, features, axis="heads"):
-      return Linear(features, ("embed", axis), name=name, **kinds)(x)
+      return Linear(features, ("embed", axis), name=name, **dtypes)(x)
 
     def convolved(x, name, features, history, axis="heads"):
-      conv = CausalConv1D(self.taps, axis, name=f"conv1d_{name}", **kinds)
+      conv = CausalConv1D(self.taps, axis, name=f"conv1d_{name}", **dtypes)
       y, history = conv(project(x, name, features, axis), segments.positions, history)
       return jax.nn.silu(y), history
 
@@ -97,8 +98,8 @@ class Mamba2Mixer(nn.Module):
     z, dt = project(x, "z", channels), project(x, "dt", self.heads)
     kept = state is not None or capacity is not None
     y, h = self._recur(u, dt, bc, segments.positions == 0, h0, kept)
-    y = GatedRMSNorm(channels, "heads", self.groups, name="norm", **kinds)(y, z)
-    out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **kinds)
+    y = GatedRMSNorm(channels, "heads", self.groups, name="norm", **dtypes)(y, z)
+    out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **dtypes)
     return out(y), Mamba2State(x_history, bc_history, h) if kept else None
 
   def _recur(self, u, dt, bc, reset, h0, last) -> tuple[jax.Array, jax.Array | None]:

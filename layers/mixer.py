@@ -32,10 +32,12 @@ class Mixer(Protocol):
   @property
   def constant_state(self) -> bool:
     """Whether the state's size does not depend on its capacity (optional; False)."""
+    ...
 
   @property
   def unsplit_axes(self) -> tuple[str, ...]:
     """Logical axes that may not be split over devices, such as 'time' (optional; none)."""
+    ...
 
   def __call__(
     self,
@@ -55,12 +57,15 @@ class Mixer(Protocol):
     Returns:
       [B, T, D], and the state after token T (None if neither state nor capacity was given).
     """
+    ...
 
   def initial_state(self, batch_size: int, capacity: int) -> State:
     """The state before the first token, with room for `capacity` tokens where that matters."""
+    ...
 
   def matmul_flops(self, width: int, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
+    ...
 
 
 MixerFactory = Callable[..., Mixer]

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.dtypes import dtypes_of
 from layers.linear import Linear
 from parallel import shards
 
@@ -46,11 +47,13 @@ class GatedMLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    kinds = {"use_bias": self.use_bias, "dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = dtypes_of(self)
     x = shards.enter(x, "mlp")
-    gate = Linear(self.hidden, ("embed", "mlp"), name="gate", **kinds)(x)
-    up = Linear(self.hidden, ("embed", "mlp"), name="up", **kinds)(x)
-    down = Linear(x.shape[-1], ("mlp", "embed"), self.output_scale, name="down", **kinds)
+    gate = Linear(self.hidden, ("embed", "mlp"), use_bias=self.use_bias, name="gate", **dtypes)(x)
+    up = Linear(self.hidden, ("embed", "mlp"), use_bias=self.use_bias, name="up", **dtypes)(x)
+    down = Linear(
+      x.shape[-1], ("mlp", "embed"), self.output_scale, self.use_bias, name="down", **dtypes
+    )
     return down(self.gated(gate, up))
 
   def matmul_flops(self, width: int) -> int:

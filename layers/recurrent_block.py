@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from layers.conv1d import CausalConv1D
+from layers.dtypes import dtypes_of
 from layers.linear import Linear
 from layers.mixer import ModuleFactory
 from layers.mlp import gelu_gated
@@ -67,14 +68,14 @@ class RecurrentBlock(nn.Module):
     capacity: int | None = None,
   ) -> tuple[jax.Array, RecurrentState | None]:
     """Mixes [B, T, D] over time; see `layers.mixer` for the contract of a mixer."""
-    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    linear = {"use_bias": self.use_bias, **kinds}
+    dtypes = dtypes_of(self)
+    linear = {"use_bias": self.use_bias, **dtypes}
     history, h0 = state if state is not None else (None, None)
     x = shards.enter(x, "rnn")
     y = Linear(self.rnn_width, ("embed", "rnn"), name="linear_y", **linear)(x)
     u = Linear(self.rnn_width, ("embed", "rnn"), name="linear_x", **linear)(x)
-    u, history = CausalConv1D(self.taps, name="conv1d", **kinds)(u, segments.positions, history)
-    unit = self.unit(self.gate_blocks, implementation=self.implementation, **kinds)
+    u, history = CausalConv1D(self.taps, name="conv1d", **dtypes)(u, segments.positions, history)
+    unit = self.unit(self.gate_blocks, implementation=self.implementation, **dtypes)
     h, h_last = unit(u, segments.positions == 0, h0)
     out = Linear(x.shape[-1], ("rnn", "embed"), self.output_scale, name="linear_out", **linear)
     result = out(gelu_gated(y, h))

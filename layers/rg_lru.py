@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from kernels.matmul import block_diagonal_linear
 from kernels.rg_lru import rg_lru
+from layers.dtypes import dtypes_of
 from layers.linear import scaled_normal
 from layers.parameter import parameter
 from parallel import sequence, shards
@@ -48,15 +49,15 @@ class RGLRU(nn.Module):
       h: [B, T, R], and the state after the last token: [B, R] float32.
     """
     width = x.shape[-1]
-    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = dtypes_of(self)
     # softplus of this parameter is -log sigmoid(Lambda): RecurrentGemma's sign. Always float32:
     # bfloat16 would round a^c = 0.999 and 0.995 to the same decay.
     a_param = parameter(
       self, "a_param", uniform_decay(0.9, 0.999), ("rnn",), (width,), jnp.float32, jnp.float32
     )
     log_decay = -DECAY_EXPONENT * jax.nn.softplus(a_param)
-    gate_a = BlockDiagonal(self.blocks, name="gate_a", **kinds)(x)
-    gate_x = BlockDiagonal(self.blocks, name="gate_x", **kinds)(x)
+    gate_a = BlockDiagonal(self.blocks, name="gate_a", **dtypes)(x)
+    gate_x = BlockDiagonal(self.blocks, name="gate_x", **dtypes)(x)
     run = functools.partial(rg_lru, implementation=self.implementation)
     if h0 is None and sequence.is_split():
       arrays = x, gate_a, gate_x, log_decay

@@ -93,7 +93,7 @@ class Stack(nn.Module):
     for name, pattern, repeats in self._groups():
       group = self._scanned(repeats) if repeats else Group
       x, after[name] = group(pattern=pattern, name=name, **options)(
-        x, state and state[name], segments
+        x, None if state is None else state[name], segments
       )
     return x, None if state is None and capacity is None else after
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from bounds.bounds import Count, Depth, FloatName, Immaterial, Positive
 from layers.attention import SelfAttention
+from layers.dtypes import Dtypes
 from layers.mixer import MixerFactory
 from layers.mlp import GatedMLP
 from layers.norm import RMSNorm
@@ -68,7 +69,7 @@ class Backbone:
       use_bias=self.use_bias,
       output_scale=self.output_scale,
       implementation=implementation,
-      **self.kinds,
+      **self.dtypes,
     )
 
   def attention(
@@ -99,7 +100,7 @@ class Backbone:
       use_output_bias=self.use_bias,
       output_scale=self.output_scale,
       implementation=implementation,
-      **self.kinds,
+      **self.dtypes,
     )
 
   def model(self, pattern: tuple[MixerFactory, ...]) -> LanguageModel:
@@ -109,7 +110,7 @@ class Backbone:
       hidden=self.mlp_expansion * self.width,
       output_scale=self.output_scale,
       use_bias=self.use_bias,
-      **self.kinds,
+      **self.dtypes,
     )
     scale = float(jnp.sqrt(self.width).astype(jnp.bfloat16)) if self.scale_embedding else 1.0
     return LanguageModel(
@@ -119,16 +120,16 @@ class Backbone:
       depth=self.depth,
       pattern=pattern,
       mlp=mlp,
-      norm=partial(RMSNorm, zero_centered=self.zero_centered_norm, **self.kinds),
+      norm=partial(RMSNorm, zero_centered=self.zero_centered_norm, **self.dtypes),
       embedding_scale=scale,
       logit_cap=self.logit_cap,
       remat=self.remat,
       unroll=self.unroll,
-      **self.kinds,
+      **self.dtypes,
     )
 
   @property
-  def kinds(self) -> dict[str, jnp.dtype]:
+  def dtypes(self) -> Dtypes:
     """The types that every module takes by keyword."""
     return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.dtypes import Dtypes, dtypes_of
 from layers.embedding import Embedding, OutputHead
 from layers.mixer import Mixer, MixerFactory, ModuleFactory, State
 from layers.segments import Segments, positions_in_segments
@@ -67,12 +68,12 @@ class LanguageModel(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
-    kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    dtypes = dtypes_of(self)
     self.embedding = Embedding(
-      self.vocab_size, self.width, self.vocab_multiple, self.embedding_scale, **kinds
+      self.vocab_size, self.width, self.vocab_multiple, self.embedding_scale, **dtypes
     )
     if not self.tied:
-      self.head = OutputHead(self.vocab_size, self.vocab_multiple, **kinds)
+      self.head = OutputHead(self.vocab_size, self.vocab_multiple, **dtypes)
     self.stack = self._stack()
     self.final_norm = self.norm()
 
@@ -171,12 +172,12 @@ class LanguageModel(nn.Module):
 
   def with_types(self, dtype: jnp.dtype, param_dtype: jnp.dtype) -> LanguageModel:
     """The same model with activations and parameters of other types."""
-    kinds = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
+    dtypes: Dtypes = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
     return self.clone(
-      pattern=tuple(partial(mixer, **kinds) for mixer in self.pattern),
-      mlp=self.mlp and partial(self.mlp, **kinds),
-      norm=partial(self.norm, **kinds),
-      **kinds,
+      pattern=tuple(partial(mixer, **dtypes) for mixer in self.pattern),
+      mlp=self.mlp and partial(self.mlp, **dtypes),
+      norm=partial(self.norm, **dtypes),
+      **dtypes,
     )
 
   @property

@@ -62,7 +62,7 @@ class AdaptedModel(LanguageModel):
     module = context.module
     if not isinstance(module, Linear) or context.method_name != "__call__":
       return y
-    if not _is_target("/".join(module.scope.path), self.targets):
+    if not _is_target("/".join(module.path), self.targets):
       return y
     (x,) = args
     rows, columns = module.axes
@@ -119,7 +119,7 @@ def linear_maps(model: LanguageModel) -> list[str]:
 
   def note(call, args, kwargs, context):
     if isinstance(context.module, Linear) and context.method_name == "__call__":
-      found["/".join(context.module.scope.path)] = None
+      found["/".join(context.module.path)] = None
     return call(*args, **kwargs)
 
   with nn.intercept_methods(note):

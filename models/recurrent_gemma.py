@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bounds.bounds import FloatName
 from layers.attention import SelfAttention
 from layers.recurrent_block import RecurrentBlock
 from models import counterparts, recurrent_gemma_fields
@@ -105,7 +106,7 @@ def options_from_hugging_face(config: Mapping[str, Any]) -> tuple[dict[str, Any]
 
 
 def model_from_hugging_face(
-  config: Mapping[str, Any], *, dtype: str = "float32", param_dtype: str = "float32"
+  config: Mapping[str, Any], *, dtype: FloatName = "float32", param_dtype: FloatName = "float32"
 ) -> LanguageModel:
   """Builds the model that a Hugging Face configuration describes.
 
@@ -131,8 +132,9 @@ def hugging_face_config(model: LanguageModel, **tokens: int) -> dict[str, Any]:
     ValueError: the model is no RecurrentGemma.
   """
   check_options(model)
-  mixers = [mixer(parent=None) for mixer in model.pattern]
+  mixers: list[Any] = [mixer(parent=None) for mixer in model.pattern]
   recurrent, attention = mixers[0], mixers[2]
+  assert model.mlp is not None  # As check_options found.
   hidden = model.mlp(parent=None).hidden
   return {
     "architectures": ["RecurrentGemmaForCausalLM"],
@@ -321,11 +323,12 @@ def _same(value: Any, rule: Any) -> bool:
 
 def check_options(model: LanguageModel) -> None:
   """Raises ValueError unless a model is a RecurrentGemma."""
-  mixers = [mixer(parent=None) for mixer in model.pattern]
+  mixers: list[Any] = [mixer(parent=None) for mixer in model.pattern]
   if (
     [type(mixer) for mixer in mixers] != [RecurrentBlock, RecurrentBlock, SelfAttention]
     or mixers[0].gate_blocks != mixers[2].heads
     or not model.norm(parent=None).zero_centered
+    or model.mlp is None
     or not model.mlp(parent=None).use_bias
     or model.logit_cap is None
     or model.embedding_scale == 1.0

@@ -45,7 +45,8 @@ def load(
     CheckpointError: it is of another model or optimizer.
     Damage: it cannot be read, or is not what was saved.
   """
-  contents = loaded = None
+  contents: dict[str, Any] = {}
+  loaded: dict[str, Any] = {}
   problem = ""
   try:
     # Orbax reads nothing under a relative path, though it writes there.

@@ -37,9 +37,11 @@ class Batches(Protocol):
 
   def __next__(self) -> dict[str, np.ndarray]:
     """The next batch: see `data.loader.batch_of_rows`."""
+    ...
 
   def state(self) -> dict[str, int]:
     """Where the iterator stands, as JSON values."""
+    ...
 
   def restore(self, state: dict[str, int]) -> None:
     """Continues where `state` stood."""
@@ -246,7 +248,7 @@ def train(
         if evaluates or saves:
           run.record(done, last_metrics)
           last_metrics = None
-        if evaluates:
+        if evaluates and evaluate is not None:
           run.record_heldout(done, evaluate(state.params))
         if saves and save(state, last=stops or done == options.steps):
           saved_step, owed = done, None
@@ -388,7 +390,9 @@ def _remedy(
   run_dir: Path, good: int | None, learning_rate: optax.Schedule, options: Options
 ) -> str:
   """What to do after too many skips, or in a state that is not finite."""
-  peak = max(float(learning_rate(step)) for step in np.linspace(0, options.steps, 100, dtype=int))
+  peak = max(
+    float(np.asarray(learning_rate(step))) for step in np.linspace(0, options.steps, 100, dtype=int)
+  )
   command = (
     f"python -m launch.train --run_dir={shlex.quote(str(run_dir))} --resume=force "
     f"--gin.LEARNING_RATE={peak / 2:.2g}"

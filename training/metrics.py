@@ -163,13 +163,15 @@ def plot_losses(records: list[dict[str, Any]], path: Path, title: str) -> None:
 
   figure = Figure(figsize=(7, 4), layout="constrained")
   axes = figure.subplots()
-  for name, label, style in (
+  curves: list[tuple[str, str, dict[str, Any]]] = [
     ("bits_per_byte", "training", {"linewidth": 1}),
     ("heldout_bits_per_byte", "held out", {"marker": "o", "linewidth": 1.5}),
-  ):
+  ]
+  for name, label, style in curves:
     points = [(r["step"], json_files.number(r[name])) for r in records if name in r]
     if points:
-      axes.plot(*zip(*points, strict=True), label=label, **style)
+      steps, values = zip(*points, strict=True)
+      axes.plot(steps, values, label=label, **style)
   axes.set(title=title, xlabel="step", ylabel="bits per byte")
   axes.grid(alpha=0.3)
   axes.legend()

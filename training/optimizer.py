@@ -128,7 +128,7 @@ def with_master_copy(inner: optax.GradientTransformation) -> optax.GradientTrans
     # Copied, because an array that is float32 already would lie in two places of a donated state.
     return WithMasterCopy(inner.init(params), jax.tree.map(jnp.copy, params))
 
-  def update(gradient, state, params):
+  def update(gradient, state, params=None):
     updates, inner_state = inner.update(gradient, state.inner, state.master)
     master = optax.apply_updates(state.master, updates)
     return jax.tree.map(jnp.subtract, master, params), WithMasterCopy(inner_state, master)

@@ -157,7 +157,7 @@ def quiet() -> Iterator[list[str]]:
   heard = _Heard()
   hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
 
-  def in_main_thread(hook: Callable[..., None]) -> Callable[..., None]:
+  def in_main_thread(hook: Callable[..., object]) -> Callable[..., None]:
     def call(*args: Any) -> None:
       if threading.current_thread() is threading.main_thread():
         hook(*args)

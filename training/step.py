@@ -92,11 +92,12 @@ class TrainState(NamedTuple):
   rng: jax.Array
 
 
-def abstract_batch(batch_size: int, length: int) -> Batch:
+def abstract_batch(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and types of a batch; see `data.loader.batch_of_rows`."""
-  kinds = dict.fromkeys(("inputs", "targets", "segment_ids", "positions"), jnp.int32)
-  kinds["loss_weights"] = jnp.float32
-  return {name: jax.ShapeDtypeStruct((batch_size, length), kind) for name, kind in kinds.items()}
+  ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
+  weights = jax.ShapeDtypeStruct((batch_size, length), jnp.float32)
+  names = "inputs", "targets", "segment_ids", "positions"
+  return {**dict.fromkeys(names, ids), "loss_weights": weights}
 
 
 def initial_state(

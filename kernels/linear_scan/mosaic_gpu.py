@@ -54,9 +54,8 @@ def scan(x, log_a, h0, reset, reverse=False, *, chunks=None, interpret=None):
     h0 = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
   if chunks is None:
     chunks = mosaic_gpu_chunks.choose(x.shape, max(x.dtype.itemsize, log_a.dtype.itemsize))
-  mask = None
-  if reset is not None:
-    mask = mosaic_gpu_scan.reset_log(mosaic_gpu_chunks.split(reset, chunks))
+  reset = mosaic_gpu_chunks.split(reset, chunks)
+  mask = None if reset is None else mosaic_gpu_scan.reset_log(reset)
   tiles = [mosaic_gpu_chunks.split(v, chunks) for v in (x, log_a)]
   arrays = manual_axes.vary_together(*tiles, h0.astype(jnp.float32), mask)
   h, h_last = _linear_scan(chunks, interpret, *arrays)

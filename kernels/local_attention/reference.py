@@ -27,7 +27,7 @@ def local_attention(
   if window is not None:
     visible &= distance < window
   visible = visible[None]
-  if q_segment_ids is not None:
+  if q_segment_ids is not None and kv_segment_ids is not None:
     visible &= q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
   visible = visible[:, None, None]
 

@@ -51,9 +51,8 @@ def fused(x, gate_a, gate_x, log_decay, h0, reset, *, chunks=None, interpret=Non
   if chunks is None:
     chunks = mosaic_gpu_chunks.choose(x.shape, x.dtype.itemsize)
   tiles = [mosaic_gpu_chunks.split(v, chunks) for v in (x, gate_a, gate_x)]
-  mask = None
-  if reset is not None:
-    mask = mosaic_gpu_scan.reset_log(mosaic_gpu_chunks.split(reset, chunks))
+  reset = mosaic_gpu_chunks.split(reset, chunks)
+  mask = None if reset is None else mosaic_gpu_scan.reset_log(reset)
   arithmetic = tile_math.Arithmetic(x.dtype == jnp.float32, False, True)
   arrays = manual_axes.vary_together(
     *tiles, log_decay.astype(jnp.float32), h0.astype(jnp.float32), mask
