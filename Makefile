@@ -44,8 +44,9 @@ lint: $(VENV)/.installed-test  ## check the code's style
 types: $(VENV)/.installed-test  ## check the types by pyright
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
+# Not --quiet: mkdocs would count no warnings.
 docs: $(VENV)/.installed-docs  ## build the site of docs/ into site/ and check its links
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(VENV)/.installed-test  ## bring the code into the style
 	$(BIN)/ruff check --fix .

@@ -28,3 +28,9 @@ def test_the_navigation_lists_every_page():
   )
   pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
   assert sorted(re.findall(r"\S+\.md", navigation)) == sorted(pages)
+
+
+def test_warnings_fail_the_site():
+  assert "\nstrict: true\n" in (ROOT / "mkdocs.yml").read_text("utf-8")
+  # With --quiet mkdocs sees no warnings, so that none would fail it.
+  assert re.search(r"/mkdocs build$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
