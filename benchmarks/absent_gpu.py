@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from parallel import gpu_nodes
+from planning.hardware import gpu
 
-H200 = gpu_nodes.nodes_of("h200-1")
+H200 = gpu.nodes_of("h200-1")
 os.environ.update(H200.environment, JAX_PLATFORMS="cpu")

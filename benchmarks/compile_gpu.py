@@ -26,7 +26,7 @@ from benchmarks.kernel_cases import (
   linear_scan_arguments,
   rg_lru_arguments,
 )
-from evaluation.speed.recurrences import with_gradient
+from comparison.speed.recurrences import with_gradient
 from kernels import platform
 from kernels.linear_scan import linear_scan
 from kernels.rg_lru import rg_lru

@@ -31,11 +31,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from evaluation.speed.recurrences import with_gradient
-from kernels import pallas_tpu_blocks
+from comparison.speed.recurrences import with_gradient
 from kernels.linear_scan import pallas_tpu as linear_scan_tpu
 from kernels.local_attention import splash
 from kernels.rg_lru import pallas_tpu as rg_lru_tpu
+from kernels.scan_tpu import blocks
 
 
 def all_shapes():
@@ -52,7 +52,7 @@ def distinct_shapes():
   shapes += [((8, 100, 128), jnp.bfloat16), ((8, 2048, 2560), jnp.float32)]
   for shape, dtype in shapes:
     itemsize = jnp.dtype(dtype).itemsize
-    plan = pallas_tpu_blocks.plan(shape, itemsize, forward_arrays=4, backward_arrays=8)
+    plan = blocks.plan(shape, itemsize, forward_arrays=4, backward_arrays=8)
     several_blocks = shape[1] > plan.forward.time
     key = (plan, dtype, shape[1] % plan.forward.time, several_blocks)
     if shape[1] == 1:

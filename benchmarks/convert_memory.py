@@ -52,7 +52,7 @@ conversion.take_in(conversion.HUGGING_FACE, source, target, "bytes", [], "benchm
 
 def tensors(config: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
   """Names and arrays as in Hugging Face's files."""
-  from models import recurrent_gemma
+  from conversion import recurrent_gemma
 
   block = np.random.default_rng(0).integers(0, 0x3F80, 2**22, dtype=np.uint16)
   for entry in recurrent_gemma.name_table(recurrent_gemma.model_from_hugging_face(config)):
@@ -66,13 +66,13 @@ def main() -> None:
   parser.add_argument("--shard_gb", type=float, default=5.0)
   parser.add_argument("--layers", type=int, default=CONFIG["num_hidden_layers"])
   args = parser.parse_args()
-  from training import tensor_files
+  from conversion import safetensors_files
 
   config = CONFIG | {"num_hidden_layers": args.layers}
   source, target = args.folder / "source", args.folder / "run"
   source.mkdir(parents=True)
   try:
-    tensor_files.write(source, tensors(config), int(args.shard_gb * 1e9))
+    safetensors_files.write(source, tensors(config), int(args.shard_gb * 1e9))
     (source / "config.json").write_text(json.dumps(config))
     shard = max(file.stat().st_size for file in source.glob("*.safetensors"))
     largest = 2 * CONFIG["vocab_size"] * CONFIG["hidden_size"]

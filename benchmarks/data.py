@@ -14,7 +14,7 @@ import time
 from data import loader
 from data.corpora import PythonLibrary
 from data.dataset import TextDataset
-from data.vocabularies import Bytes
+from data.tokenizers import Bytes
 
 
 def main() -> None:

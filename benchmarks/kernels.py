@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks import huge_pages
 from benchmarks.kernel_cases import BYTES_PER_ELEMENT
-from evaluation.speed import bandwidth, timing
-from evaluation.speed.recurrences import FORWARD, OPS, bind, problem, runs, with_gradient
+from comparison.speed import bandwidth, timing
+from comparison.speed.recurrences import FORWARD, OPS, bind, problem, runs, with_gradient
 from training import json_files
 
 # float64 on the CPU is slow and needs memory: errors are measured on a small problem.

@@ -55,7 +55,7 @@ def _ours(dtype: str):
   import jax.numpy as jnp
   from flax import linen as nn
 
-  from models import recurrent_gemma
+  from conversion import recurrent_gemma
 
   model = recurrent_gemma.model_from_hugging_face(CONFIG, dtype=dtype, param_dtype=dtype)
   init = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch import paths
+from base import paths
 
 MODELS = ("griffin", "hawk", "transformer")
 SIZES = {"1b": MODELS, "7b": MODELS, "14b": ("griffin",)}

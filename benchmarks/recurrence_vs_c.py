@@ -181,8 +181,8 @@ def compare(library, op: str, shape, rounds: int) -> list[dict]:
   """One record per direction."""
   import jax
 
-  from evaluation.speed import timing
-  from evaluation.speed.recurrences import BOTH, FORWARD, bind, problem, with_gradient
+  from comparison.speed import timing
+  from comparison.speed.recurrences import BOTH, FORWARD, bind, problem, with_gradient
 
   arguments, reset, cotangents = problem(op, shape, np.float32)
   loops = CLoops(library, op, *(jax.tree.map(np.asarray, (arguments, reset, cotangents))))

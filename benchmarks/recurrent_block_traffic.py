@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from kernels import platform
 from layers.recurrent_block import RecurrentBlock
 from layers.segments import Segments
-from parallel import hlo, memory_traffic
+from planning.hlo import bytes_accessed
+from planning.hlo import text as hlo
 
 SHAPE = (8, 2048, 2560)
 HEADS = 10
@@ -84,7 +85,7 @@ def main() -> None:
       f"{memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries"
     )
     text = hlo.Program(program.as_text())
-    for source, size in memory_traffic.traffic(text).by_source.items():
+    for source, size in bytes_accessed.traffic(text).by_source.items():
       if size > 0.01 * moved:
         print(f"  {size / 1e9:6.3f} GB  {source[:150]}")
 

@@ -19,13 +19,13 @@ from benchmarks import absent_tpu
 
 import jax  # isort: skip
 
+from experiment import experiment as experiment_lib
+from experiment.describe import show_bytes, table
 from kernels import platform
-from launch import experiment as experiment_lib
-from launch import planning
-from launch.describe import show_bytes, table
-from launch.programs import training_step
 from models.accounting import account
-from parallel import topology
+from planning import plan
+from planning.hardware import catalogue
+from planning.programs import training_step
 
 DEVICES = 8
 SIZES = {
@@ -118,10 +118,10 @@ def _is_vector(parameter) -> bool:
 
 def traffic(strategies: list[str]) -> None:
   """Prints the first table."""
-  hardware = topology.hardware(f"v5e-{DEVICES}")
+  hardware = catalogue.hardware(f"v5e-{DEVICES}")
   print("strategy  sent per device  arithmetic minimum  ratio  collectives")
   for strategy in strategies:
-    found = planning.plan(build(STRATEGIES[strategy]), hardware)
+    found = plan.plan(build(STRATEGIES[strategy]), hardware)
     sent, least = sum(one.sent for one in found.collectives), minimum(strategy)
     kinds = ", ".join(f"{one.count} {one.kind} ({one.axes})" for one in found.collectives)
     print(

@@ -92,7 +92,7 @@ def _compile(absent_tpu, generation: str) -> list[tuple[str, int, int]]:
   import jax.numpy as jnp
 
   from benchmarks import kernel_cases as cases
-  from kernels import pallas_tpu_blocks
+  from kernels.scan_tpu import blocks as pallas_tpu_blocks
 
   native = absent_tpu.GENERATIONS[generation].native_math
   compiled = []
@@ -113,7 +113,7 @@ def _compile(absent_tpu, generation: str) -> list[tuple[str, int, int]]:
 @functools.cache
 def _op(name: str, native: bool):
   """An op with its gradient: one function for all generations that compute alike."""
-  from evaluation.speed.recurrences import with_gradient
+  from comparison.speed.recurrences import with_gradient
   from kernels.linear_scan import pallas_tpu as linear_scan_tpu
   from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bounds.bounds import Share
+from base.file_paths import FilePath
+from base.ranges import Share
 from data.file_corpora import (
   LOOKED_AT,
   check_text,
@@ -21,7 +22,6 @@ from data.file_corpora import (
   heldout_rule,
   split_documents,
 )
-from data.file_paths import FilePath
 from data.files import (
   CorpusError,
   NoFiles,

@@ -13,16 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bounds import small_files
-from bounds.bounds import Count, Positive
+from base import small_files
+from base.file_paths import KeptPath
+from base.ranges import Count, Positive
 from data import heldout, preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
-from data.file_paths import KeptPath
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
 from data.mixture import MixedRows
 from data.progress import Progress, ProgressBar
 from data.rows import RowFiles
-from data.vocabularies import Vocabulary
+from data.tokenizers import Vocabulary
 
 # What a description says that `options` cannot: it takes the files, or says how rows are made of
 # them.

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from base.errors import UserError
 
-class CorpusError(ValueError):
+
+class CorpusError(UserError, ValueError):
   """A corpus that cannot be read; the message names the file, what is wrong and what to do."""
 
 

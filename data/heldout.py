@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-from bounds.wording import plural
+from base.wording import plural
 from data.files import CorpusError
 
 SPLITS = ("train", "heldout", "all")

@@ -9,10 +9,10 @@ import string
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from bounds.bounds import Share
+from base.file_paths import FilePath
+from base.ranges import Share
 from data import heldout
 from data.file_corpora import LOOKED_AT, files_of
-from data.file_paths import FilePath
 from data.files import CorpusError, describe_files, json_lines, keys_of, shortened
 from data.heldout import check_fraction, in_split
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bounds import small_files
+from base import small_files
+from base.errors import UserError
 from data.files import shortened
 
 MANIFEST_FILE = "manifest.json"
@@ -25,7 +26,7 @@ _MOST = 2**53
 REMEDY = "Remove the directory: the next use prepares it again."
 
 
-class RowFileError(ValueError):
+class RowFileError(UserError, ValueError):
   """Row files that cannot be used as asked; the message says which, why and what to do."""
 
 

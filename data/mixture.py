@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from data.manifest import RowFileError
 from data.rows import RowFiles
-from data.vocabularies import Vocabulary
+from data.tokenizers import Vocabulary
 
 
 class MixedRows:

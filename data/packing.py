@@ -12,7 +12,7 @@ import numpy as np
 
 from data.files import CorpusError
 from data.manifest import Counts
-from data.vocabularies import Vocabulary
+from data.tokenizers import Vocabulary
 
 ROWS_AT_ONCE = 256
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from base.errors import UserError
 from data import heldout, packing
 from data.files import CorpusError
 from data.progress import Progress, ProgressBar
@@ -25,7 +26,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 Show = Callable[[Progress], None]
 
 
-class PreparationError(RuntimeError):
+class PreparationError(UserError, RuntimeError):
   """Row files could not be made, for a reason other than the corpus.
 
   It carries the last messages.

@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from bounds.wording import plural
+from base.wording import plural
 from data import corpora, recall, tasks, verification
 from data.dataset import TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
 from data.preparation import not_kept
 from data.rows import RowWriter
-from data.vocabularies import VocabularyError
+from data.tokenizers import VocabularyError
 
 _SECONDS_BETWEEN_EVENTS = 0.1
 

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TextIO
 
-from bounds.wording import plural
+from base.wording import plural
 
 _BAR_WIDTH = 24
 _SECONDS_BETWEEN_LINES = 10.0

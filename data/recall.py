@@ -13,10 +13,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from bounds.bounds import Count, NotNegative, Seed
-from data import vocabularies
+from base.ranges import Count, NotNegative, Seed
+from data import tokenizers
 from data.corpora import CorpusError
-from data.vocabularies import Vocabulary
+from data.tokenizers import Vocabulary
 
 SPLITS = ("train", "heldout")
 # Examples that share one random generator, so that large numbers of them are drawn at once.
@@ -114,11 +114,11 @@ def symbol_ids(vocabulary: Vocabulary, count: int) -> np.ndarray:
   Raises:
     CorpusError: the vocabulary has no symbols, or too few.
   """
-  if isinstance(vocabulary, vocabularies.Symbols) and count <= vocabulary.count:
-    return vocabularies.Symbols.SPECIAL + np.arange(count, dtype=np.int32)
+  if isinstance(vocabulary, tokenizers.Symbols) and count <= vocabulary.count:
+    return tokenizers.Symbols.SPECIAL + np.arange(count, dtype=np.int32)
   first = ord("0")
-  if isinstance(vocabulary, vocabularies.Bytes) and first + count <= 256:
-    return vocabularies.Bytes().encode("\0")[0] + first + np.arange(count, dtype=np.int32)
+  if isinstance(vocabulary, tokenizers.Bytes) and first + count <= 256:
+    return tokenizers.Bytes().encode("\0")[0] + first + np.arange(count, dtype=np.int32)
   raise CorpusError(
     f"The task has {count} symbols, the vocabulary is {vocabulary!r}. Give vocabularies.Symbols"
     f" with count={count} or more, or vocabularies.Bytes for up to {256 - first} symbols."

@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from bounds.bounds import Count, CountFromZero, Share
+from base.ranges import Count, CountFromZero, Share
 from data.corpora import CorpusError
 from data.recall import Example, RecallTask
-from data.vocabularies import Vocabulary
+from data.tokenizers import Vocabulary
 
 _FIRST = (
   "Ada Alan Alice Amir Ana Anton Asha Ben Boris Carla Chen Clara Dana David Diego Dora Elena Emil "

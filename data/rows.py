@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data import vocabularies
+from data import tokenizers
 from data.files import shortened
 from data.manifest import REMEDY, ArrayFile, Counts, Manifest, RowFileError
-from data.vocabularies import Vocabulary
+from data.tokenizers import Vocabulary
 
 TOKENS = "tokens.bin"
 SEGMENT_IDS = "segment_ids.bin"
@@ -110,7 +110,7 @@ class RowFiles:
   @functools.cached_property
   def vocabulary(self) -> Vocabulary:
     """The vocabulary of the ids."""
-    return vocabularies.load(self.directory)
+    return tokenizers.load(self.directory)
 
   @property
   def sequence_length(self) -> int:
@@ -255,7 +255,7 @@ class RowWriter:
   def finish(self, source: dict, counts: Counts) -> Manifest:
     """Closes the files and writes vocabulary and manifest."""
     files = {name: writer.finish() for name, writer in self._writers.items()}
-    vocabularies.save(self._vocabulary, self._directory)
+    tokenizers.save(self._vocabulary, self._directory)
     manifest = Manifest(
       source=source,
       vocabulary=self._vocabulary.describe(),

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data import corpora, recall, vocabularies
+from data import corpora, recall, tokenizers
 from data.files import to_bytes
 from data.instructions import Instructions
-from data.vocabularies import Vocabulary
+from data.tokenizers import Vocabulary
 
 # Documents that cross between Python and TensorFlow at once.
 _GROUP = 64
@@ -42,11 +42,11 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
   """Returns seqio's vocabulary with the same ids."""
   import seqio
 
-  if isinstance(vocabulary, vocabularies.Bytes):
+  if isinstance(vocabulary, tokenizers.Bytes):
     return seqio.ByteVocabulary(extra_ids=vocabulary.extra_ids)
-  if isinstance(vocabulary, vocabularies.SentencePiece):
+  if isinstance(vocabulary, tokenizers.SentencePiece):
     return seqio.SentencePieceVocabulary(vocabulary.path, extra_ids=vocabulary.extra_ids)
-  if isinstance(vocabulary, vocabularies.Symbols):
+  if isinstance(vocabulary, tokenizers.Symbols):
     return seqio.PassThroughVocabulary(vocabulary.size, eos_id=vocabulary.eos_id)
   raise TypeError(
     f"vocabulary={vocabulary!r} must be vocabularies.Bytes, .SentencePiece or .Symbols."
@@ -58,9 +58,9 @@ def _own_vocabulary(task: str, vocabulary: Any) -> Vocabulary:
   import seqio
 
   if isinstance(vocabulary, seqio.ByteVocabulary):
-    return vocabularies.Bytes(extra_ids=vocabulary.extra_ids)
+    return tokenizers.Bytes(extra_ids=vocabulary.extra_ids)
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-    return vocabularies.SentencePiece(
+    return tokenizers.SentencePiece(
       vocabulary.sentencepiece_model_file, extra_ids=vocabulary.extra_ids
     )
   raise corpora.CorpusError(

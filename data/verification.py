@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bounds import small_files
+from base import small_files
 from data.manifest import MANIFEST_FILE, REMEDY, Manifest, RowFileError, sha256_of
 from data.rows import RowFiles
 

@@ -16,7 +16,8 @@ from lm_eval.models.utils import (
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from data.vocabularies import Vocabulary
+from base.errors import UserError
+from data.tokenizers import Vocabulary
 from evaluation.likelihood import Likelihood, LikelihoodScorer, Request, bucket
 from inference.decoder import ENDED, Decoder
 from inference.sampling import Sampler
@@ -27,15 +28,16 @@ Report = Callable[[str, int, int], None]
 _MAX_NEW_TOKENS = 256
 
 
-class HarnessError(ValueError):
+class HarnessError(UserError, ValueError):
   """A task asks for what cannot be done; the message says what would help."""
 
 
 class HarnessModel(TemplateLM):
   """Answers lm-eval's requests.
 
-  A context is a document's beginning, as in training: BOS stands before its first token. What does not
-  fit into `max_length` tokens loses its first tokens, BOS among them, as with lm-eval's own models.
+  A context is a document's beginning, as in training: BOS stands before its first token. What does
+  not fit into `max_length` tokens loses its first tokens, BOS among them, as with lm-eval's own
+  models.
   """
 
   def __init__(
@@ -97,7 +99,9 @@ class HarnessModel(TemplateLM):
   def loglikelihood(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[tuple[float, bool]]:
-    """Log-likelihood of each continuation after its context, and whether greedy decoding gives it."""
+    """Log-likelihood of each continuation after its context, and whether greedy decoding gives
+    it.
+    """
     pairs = [
       (
         request.args,
@@ -157,8 +161,8 @@ class HarnessModel(TemplateLM):
     """Continues each context until one of its stop texts, the end of the document or the limit.
 
     Raises:
-      HarnessError: a request wants more tokens than max_length leaves room for, or an option is out of
-        range.
+      HarnessError: a request wants more tokens than max_length leaves room for, or an option is out
+        of range.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
@@ -170,7 +174,8 @@ class HarnessModel(TemplateLM):
       limit = options["max_gen_toks"]
       if limit >= self.max_length:
         raise HarnessError(
-          f"a request wants up to {limit} new tokens, max_length={self.max_length} leaves no room for"
+          f"a request wants up to {limit} new tokens, max_length={self.max_length} leaves no room "
+          "for"
           " its context. Raise max_length, or set max_gen_toks in the task's generation_kwargs."
         )
       decoder = self._decoder(options)

@@ -66,12 +66,13 @@ class LikelihoodScorer:
 
     Args:
       params: the model's parameters.
-      requests: what is asked. If context and continuation together have more than max_length + 1 tokens
-        (the last is read by nobody), the first tokens of the context are dropped.
+      requests: what is asked. If context and continuation together have more than max_length + 1
+        tokens (the last is read by nobody), the first tokens of the context are dropped.
       report: called after every batch with the number of requests done and in all.
 
     Raises:
-      ValueError: a context or continuation is empty, or a continuation alone is longer than max_length.
+      ValueError: a context or continuation is empty, or a continuation alone is longer than
+        max_length.
     """
     for request in requests:
       self._check(request)
@@ -98,7 +99,9 @@ class LikelihoodScorer:
   def _batch(
     self, params: Any, requests: Sequence[Request], length: int, places: int, rows: int
   ) -> list[Likelihood]:
-    """Scores requests in one batch [rows, length], with at most `places` tokens to a continuation."""
+    """Scores requests in one batch [rows, length], with at most `places` tokens to a
+    continuation.
+    """
     tokens = np.zeros((rows, length + 1), np.int32)
     segment_ids = np.zeros((rows, length), np.int32)
     scored = np.zeros((rows, places), bool)
@@ -124,7 +127,9 @@ class LikelihoodScorer:
     return [Likelihood(*answer) for answer in answers][: len(requests)]
 
   def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], int, int, int]]:
-    """Yields (indices, length, places, rows): requests of like sizes, and the shape they are padded to."""
+    """Yields (indices, length, places, rows): requests of like sizes, and the shape they are padded
+    to.
+    """
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, (context, continuation) in enumerate(requests):
       length = min(len(context) + len(continuation) - 1, self.max_length)
@@ -156,7 +161,8 @@ def _score(
   *,
   pieces: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of the targets [B, P] at columns [B, P], and whether each is the likeliest token.
+  """Log-probability of the targets [B, P] at columns [B, P], and whether each is the likeliest
+  token.
 
   Logits are computed in pieces of P, one after the other.
   """

@@ -52,7 +52,9 @@ class Score:
 
   @property
   def bits_per_byte(self) -> float:
-    """Bits per byte of text: independent of the vocabulary. Ends of documents cost, but hold none."""
+    """Bits per byte of text: independent of the vocabulary. Ends of documents cost, but hold
+    none.
+    """
     return float(self.losses.sum() / math.log(2) / self.bytes)
 
   def by_position(self, edges: Iterable[int] | None = None) -> list[Bucket]:
@@ -79,7 +81,9 @@ class Bucket:
 
 @functools.lru_cache(maxsize=4)
 def _losses(model: LanguageModel, layout: Layout | None) -> Callable[[Any, Any], jax.Array]:
-  """(parameters, batch) to the loss of every token, [B, T]; kept, so that a model is compiled once."""
+  """(parameters, batch) to the loss of every token, [B, T]; kept, so that a model is compiled
+  once.
+  """
 
   def losses(params, batch):
     return token_losses(model, params, batch)[0]
@@ -108,8 +112,8 @@ class Scorer:
 
     Args:
       params: the model's parameters.
-      batches: batches of equal shape with their row_bytes, as a single pass of `data.loader.batches`
-        gives them.
+      batches: batches of equal shape with their row_bytes, as a single pass of
+        `data.loader.batches` gives them.
       report: called after every batch with the number of batches so far and their score.
 
     Raises:

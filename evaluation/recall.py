@@ -13,11 +13,11 @@ import numpy as np
 
 from data.loader import batch_of_rows
 from data.recall import Example, RecallTask
-from data.vocabularies import Vocabulary
+from data.tokenizers import Vocabulary
+from inference.decode_sharding import Rows
 from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
 from models.language_model import LanguageModel
-from parallel.rows import Rows
 
 # Rows are padded to a multiple of this, so that texts of many lengths make few programs.
 _MULTIPLE = 64
@@ -100,8 +100,8 @@ class Recalled:
 
     Args:
       kind: what to tell apart by.
-      edges: between kinds, rising; by default powers of two for distances, tenths for depths, and each
-        value for itself otherwise.
+      edges: between kinds, rising; by default powers of two for distances, tenths for depths, and
+        each value for itself otherwise.
     """
     values = getattr(self, kind)
     if edges is None:

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inference.decode_sharding import OneDevice, Rows
 from inference.sampling import Sampler
 from kernels import platform
 from layers.stack import unstack
 from models.language_model import DecodeState, LanguageModel
 from parallel import shards
-from parallel.rows import OneDevice, Rows
-from parallel.vocabulary import whole
+from parallel.sharded_vocabulary import whole
 
 # What stands in a row after its end.
 ENDED = -1

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bounds.bounds import Count, NotNegative, Share
+from base.ranges import Count, NotNegative, Share
 
 _FLOAT32 = np.finfo(np.float32)
 

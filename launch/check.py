@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import command, paths, quick_compilation
+from base import paths
+from launch import command, quick_compilation
 from training import json_files
 
 if TYPE_CHECKING:
-  from evaluation.contract.finding import Finding
+  from contract.finding import Finding
 
 DEVICES = "--xla_force_host_platform_device_count=8"
 DESCRIPTION = """\
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     options.error("a gin file is needed, or --model=NAME")
   _play_devices()
 
-  from evaluation import contract
-  from launch import model_zoo
+  import contract
+  from experiment import model_zoo
 
   only = [name.strip() for name in args.only.split(",")] if args.only else list(contract.CHECKS)
   if unknown := [name for name in only if name not in contract.CHECKS]:
@@ -91,7 +92,7 @@ def _play_devices() -> None:
   """Before JAX is imported."""
   if "jax" in sys.modules:
     return  # the caller's devices are what there is
-  from parallel import topology
+  from planning.hardware import catalogue
 
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["XLA_FLAGS"] = " ".join(
@@ -100,7 +101,7 @@ def _play_devices() -> None:
   # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
   os.environ.setdefault("NPROC", "64")
   # For the TPU compiler.
-  for name, value in topology.hardware("v5e-4").environment.items():
+  for name, value in catalogue.hardware("v5e-4").environment.items():
     os.environ.setdefault(name, value)
 
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import NoReturn
 
+from base.errors import UserError
 from launch import failures, output
-from parallel import gpu_nodes
+from planning.hardware import gpu
 
 EPILOG = """\
 Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter (--gin.models.griffin.griffin.window=64)
@@ -33,16 +34,6 @@ PREEMPTED = 75
 # Ctrl-C, as shells have it.
 INTERRUPTED = 130
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-
-
-class UserError(Exception):
-  """Something the user can put right; the message says how.
-
-  Attributes:
-    may_pass: whether it may also be gone when the same command starts again.
-  """
-
-  may_pass = False
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,7 +66,8 @@ def parser(name: str, description: str, *, takes_bindings: bool = True) -> Parse
 
 
 def parse(result: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  """Splits arguments into those of the parser and the `--gin.` bindings, in whatever order they stand.
+  """Splits arguments into those of the parser and the `--gin.` bindings, in whatever order they
+  stand.
 
   `--gin.NAME VALUE` is understood as well as `--gin.NAME=VALUE`. What is wrong ends the command: an
   option that does not exist, one of a single value that is given twice.
@@ -106,7 +98,9 @@ def tell_next(*words: object) -> None:
 
 
 def refuse(result: Parser, args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
-  """Ends the command if any of these options is given, `reason` says why it would have no effect."""
+  """Ends the command if any of these options is given, `reason` says why it would have no
+  effect.
+  """
   for name in names:
     if getattr(args, name) != result.get_default(name):
       result.error(f"--{name} has no effect {reason}")
@@ -141,11 +135,11 @@ def _check_options(result: Parser, arguments: Sequence[str]) -> None:
 
 def _near_option(result: Parser, name: str, value: str) -> str:
   """The end of an error message: what an option that does not exist may have been meant for."""
-  from launch import gin_source  # it imports gin, which is for mistakes alone here
+  from config import source  # it imports gin, which is for mistakes alone here
 
   bare = name.lstrip("-")
   options = [o.lstrip("-") for o in result._option_string_actions if o.startswith("--")]
-  macros = sorted(gin_source.macros_mentioned()) if result.takes_bindings else []
+  macros = sorted(source.macros_mentioned()) if result.takes_bindings else []
   shown = f"={value}" if value else "=VALUE"
   if bare.upper() in macros and bare not in options:
     return f"; did you mean --gin.{bare.upper()}{shown}?"
@@ -157,8 +151,8 @@ def _near_option(result: Parser, name: str, value: str) -> str:
     if wanted in written:
       return f"; did you mean --{written[wanted]}?"
   if bare.isupper() and macros:
-    return _with_binding(gin_source.near(bare, macros), shown)
-  return gin_source.near(bare, options).replace("did you mean ", "did you mean --")
+    return _with_binding(source.near(bare, macros), shown)
+  return source.near(bare, options).replace("did you mean ", "did you mean --")
 
 
 def _with_binding(near: str, value: str) -> str:
@@ -177,9 +171,10 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
   _leave_absent_tpu_alone()
   _leave_types_alone()
   output.prepare()
-  gpu_nodes.take_memory()
+  gpu.take_memory()
   if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-    # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
+    # Devices that a CPU plays wait for each other in threads: with one per core, they wait for
+    # ever.
     os.environ.setdefault("NPROC", "64")
   # Beside the rows: a run that goes on, or its evaluation, need not wait for the compiler again.
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(COMPILATION_CACHE))
@@ -201,7 +196,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     status = output.failure(error) if isinstance(error, OSError) else None
     reason = f"{type(error).__name__}: {error}"
     if status is None:
-      line = str(error) if _is_for_the_user(error) else failures.of_system(error)
+      line = str(error) if isinstance(error, UserError) else failures.of_system(error)
       if line is None and not _is_joined():
         raise
       if line is not None:
@@ -283,8 +278,8 @@ def end_with_others(reason: str, status: int) -> None:
 def _restart_with_huge_pages() -> None:
   """Has glibc take large arrays from huge pages; it reads that when a process starts.
 
-  XLA on the CPU asks for the arrays of every step anew. In pages of 4 KB their first touch takes up to a
-  quarter of a small step's time.
+  XLA on the CPU asks for the arrays of every step anew. In pages of 4 KB their first touch takes up
+  to a quarter of a small step's time.
   """
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
@@ -292,35 +287,11 @@ def _restart_with_huge_pages() -> None:
 
 
 def _leave_absent_tpu_alone() -> None:
-  """Where libtpu is installed to compile with, and no accelerator is here, JAX need not look for one.
+  """Where libtpu is installed to compile with, and no accelerator is here, JAX need not look for
+  one.
 
   Its search ends in half a page of errors about a TPU that nobody asked for.
   """
   has_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
   if importlib.util.find_spec("libtpu") and not has_tpu and not entry_points(group="jax_plugins"):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-
-def _is_for_the_user(error: Exception) -> bool:
-  """Whether the error is of a kind whose message is written for who launched the command."""
-  # The modules that define these kinds are slow to import; whoever raised one has imported it.
-  kinds = {
-    "launch.command": ("UserError",),
-    "parallel.coordination": ("HostError",),
-    "launch.gin_source": ("ConfigError",),
-    "layers.mixer": ("MixerError",),
-    "models.accounting": ("ModelError",),
-    "data.files": ("CorpusError",),
-    "data.manifest": ("RowFileError",),
-    "data.vocabularies": ("VocabularyError",),
-    "data.preparation": ("PreparationError",),
-    "evaluation.harness": ("HarnessError",),
-    "training.checkpoint": ("CheckpointError",),
-    "training.loop": ("TrainingError",),
-  }
-  return any(
-    isinstance(error, getattr(sys.modules[module], name))
-    for module, names in kinds.items()
-    if module in sys.modules
-    for name in names
-  )

@@ -12,15 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import command, directory_owner, hosts, paths, trust
+from base import paths
+from base.errors import UserError
+from experiment import directory_owner, trust
+from launch import command, hosts
 
 if TYPE_CHECKING:
-  from evaluation.cells import Cells
-  from evaluation.figure import Figure
-  from evaluation.report import Report
-  from launch.comparison import Comparison
-  from launch.comparison_runs import TrainedRuns
-  from launch.config import Config
+  from comparison.comparison import Comparison
+  from comparison.page.figure import Figure
+  from comparison.page.report import Report
+  from comparison.results import Cells
+  from comparison.runs import TrainedRuns
+  from config.config import Config
 
 DESCRIPTION = """\
 Trains and measures the models of a gin file, and shows in one page which is better, and where.
@@ -69,16 +72,16 @@ def main(arguments: Sequence[str]) -> int:
   if args.describe:
     command.refuse(options, args, ("only", "resume"), "with --describe, which runs nothing")
   hosts.join(args)
-  from launch import comparison as comparison_lib
-  from launch import gin_kinds, trust_check
-  from launch.run_directory import RunDirectory
+  from comparison import comparison as comparison_lib
+  from experiment import file_kinds, trust_check
+  from experiment.run_directory import RunDirectory
 
   directory = RunDirectory(args.output) if args.output else None
   trusted = trust.Trust.of(args.trust)
   if args.config is None:
     directory.require_run()
     trust_check.check(directory.config_file, trusted, makes_rows=True, comparison=True)
-    directory.require_made_from(gin_kinds.COMPARISON)
+    directory.require_made_from(file_kinds.COMPARISON)
   config = comparison_lib.load(args.config or directory.config_file, bindings)
   comparison = config.build()
   only = _chosen(args.only, comparison)
@@ -100,16 +103,16 @@ def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:
   Raises:
     UserError: there is no such part.
   """
-  from bounds.wording import near
+  from base.wording import near
 
   if only is None:
     return tuple(comparison.parts)
   names = [name.strip() for name in only.split(",") if name.strip()]
   for name in names:
     if name not in comparison.parts:
-      raise command.UserError(f"there is no part {name!r}{near(name, comparison.parts)}")
+      raise UserError(f"there is no part {name!r}{near(name, comparison.parts)}")
   if not names:
-    raise command.UserError(f"--only names no part; there is {', '.join(comparison.parts)}")
+    raise UserError(f"--only names no part; there is {', '.join(comparison.parts)}")
   return tuple(name for name in comparison.parts if name in names)
 
 
@@ -126,17 +129,18 @@ def _open(
   Raises:
     UserError: it holds another one.
   """
-  from launch import gin_kinds
+  from experiment import file_kinds
   from parallel import processes
 
   if directory.holds_run():
-    directory.require_made_from(gin_kinds.COMPARISON)
+    directory.require_made_from(file_kinds.COMPARISON)
   different = directory.differences(config, trusted) if directory.holds_run() else []
   if different and resume != "force":
     lines = "\n".join(map(str, different))
-    raise command.UserError(
+    raise UserError(
       f"{directory} holds a comparison that differs from this one:\n{lines}\n"
-      "Give --resume=force to go on with the new values (what they do not touch is kept), or another "
+      "Give --resume=force to go on with the new values (what they do not touch is kept), or "
+      "another "
       "--output."
     )
   processes.wait_for_all("compared with the output")
@@ -148,10 +152,10 @@ def _description(comparison: Comparison) -> str:
   """Models, sizes and parts as text, from shapes alone."""
   import tempfile
 
-  from evaluation.part import RunSpec
-  from launch.comparison_progress import ComparisonProgress
-  from launch.comparison_runs import TrainedRuns
-  from launch.describe import table
+  from comparison.measurement import RunSpec
+  from comparison.progress import ComparisonProgress
+  from comparison.runs import TrainedRuns
+  from experiment.describe import table
 
   with tempfile.TemporaryDirectory() as nowhere:
     runs = TrainedRuns(comparison, Path(nowhere), ComparisonProgress(), "")
@@ -180,7 +184,7 @@ class _Work:
 
   name: str
   costs: Mapping[str, tuple[str, float]]
-  cells: Cells | None
+  results: Cells | None
   figures: Callable[[Any], tuple[Figure, ...]]
 
 
@@ -195,7 +199,7 @@ def _works(
   Raises:
     UserError: a part's options do not fit the models.
   """
-  from launch import comparison as comparison_lib
+  from comparison import comparison as comparison_lib
 
   works = []
   trained: set[str] = set()
@@ -206,9 +210,9 @@ def _works(
       else:
         given, depends, costs = _on_models(wrapped, comparison, name)
     except ValueError as error:
-      raise command.UserError(f"part {name}: {error}") from error
-    cells = folder and _cells(folder, name, wrapped.part, depends, on_cell)
-    works.append(_Work(name, costs, cells, functools.partial(wrapped.part, given)))
+      raise UserError(f"part {name}: {error}") from error
+    results = folder and _cells(folder, name, wrapped.part, depends, on_cell)
+    works.append(_Work(name, costs, results, functools.partial(wrapped.part, given)))
   return works
 
 
@@ -226,7 +230,8 @@ def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, A
 
 def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, Any, Any]:
   """What a part on built models is given, what its cells depend on, and their costs."""
-  from launch import comparison_runs, experiment
+  from comparison import runs as comparison_runs
+  from experiment import experiment
 
   configs = {model: comparison.model_config(model, wrapped.choices) for model in comparison.models}
   models = {model: experiment.build(config).model for model, config in configs.items()}
@@ -244,11 +249,11 @@ def _cells(
   depends: Callable[[str], dict[str, Any]],
   on_cell: Callable[[str, str, float | None], None],
 ) -> Cells:
-  from evaluation import cells, machine
+  from comparison import machine, results
   from parallel import processes
 
   everywhere = {"part": _told(part), "on": machine.hardware(), "versions": machine.versions()}
-  return cells.Cells(
+  return results.Cells(
     folder,
     name,
     lambda key: depends(key) | everywhere,
@@ -283,8 +288,8 @@ class _Comparing:
     trusted: trust.Trust,
     made_here: bool,
   ):
-    from launch.comparison_progress import ComparisonProgress
-    from launch.comparison_runs import TrainedRuns
+    from comparison.progress import ComparisonProgress
+    from comparison.runs import TrainedRuns
 
     self._comparison, self._config = comparison, config
     self._output, self._asked_by = output, asked_by
@@ -294,9 +299,9 @@ class _Comparing:
 
   def run(self, only: Sequence[str], before_writing: Callable[[], None]) -> int:
     """Measures the parts of `only`, and shows all that are measured."""
-    from evaluation import report as report_lib
-    from launch.comparison_progress import Cell
-    from launch.comparison_runs import Stopped
+    from comparison.page import report as report_lib
+    from comparison.progress import Cell
+    from comparison.runs import Stopped
     from parallel import processes
 
     for work in self._works:
@@ -331,8 +336,8 @@ class _Comparing:
     return report, report.write(folder) if processes.is_first() else folder
 
   def _report(self, found: Mapping[str, tuple[Figure, ...]]) -> Report:
-    from evaluation import machine
-    from evaluation.report import Report, Section
+    from comparison import machine
+    from comparison.page.report import Report, Section
 
     return Report(
       title=self._comparison.title,
@@ -365,7 +370,7 @@ def _checked(remember: Any, before_writing: Callable[[], None]) -> Any:
 
 def _kept(work: _Work) -> tuple[Figure, ...] | None:
   """The figures of a part whose cells are all kept."""
-  from evaluation.cells import NotMeasured
+  from comparison.results import NotMeasured
 
   try:
     return work.figures(work.cells.recall)

@@ -7,7 +7,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from launch import command, paths, trust
+from base import paths
+from experiment import trust
+from launch import command
 
 DESCRIPTION = """\
 Makes a run directory of RecurrentGemma's published weights, or Hugging Face files of a run directory.
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
   if not 0 < args.shard_gb < 1e9:
     options.error(f"--shard_gb={args.shard_gb} must be above 0 and below 1e9")
 
-  from launch import conversion
+  from conversion import conversion
 
   words = shlex.join(["python", "-m", "launch.convert", *arguments])
   trusted = trust.Trust.of(args.trust)

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bounds.wording import plural
-from launch import command, harness, paths, trust
+from base import paths
+from base.wording import plural
+from experiment import trust
+from launch import command, evaluate_harness
 from training import json_files
 
 if TYPE_CHECKING:
-  from data.vocabularies import Vocabulary
+  from data.tokenizers import Vocabulary
   from evaluation.perplexity import Score
-  from launch.experiment import Dataset
-  from launch.run_directory import RunDirectory
+  from experiment.experiment import Dataset
+  from experiment.run_directory import RunDirectory
 
 DESCRIPTION = """\
 Scores the model of a run on held-out text: bits per byte, and the loss at each position.
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     "--contexts", help="recall tasks: sizes of the context to ask about, such as 256,512,1024"
   )
   trust.add_arguments(result)
-  harness.add_arguments(result)
+  evaluate_harness.add_arguments(result)
   return result
 
 
@@ -73,24 +75,24 @@ def main(arguments: Sequence[str]) -> int:
   from data import loader
   from data.recall import RecallTask
   from evaluation.perplexity import Scorer
-  from launch import experiment as experiment_lib
-  from launch import recall_scores
-  from launch import trained as trained_lib
-  from launch.run_directory import RunDirectory
+  from experiment import experiment as experiment_lib
+  from experiment import trained as trained_lib
+  from experiment.run_directory import RunDirectory
+  from launch import evaluate_recall
   from training.metrics import Progress
 
   run = RunDirectory(args.run_dir)
   trusted = trust.Trust.of(args.trust)
   trained = trained_lib.load(run, args.checkpoint, trust=trusted)
   if args.harness:
-    return harness.run(args, run, trained)
+    return evaluate_harness.run(args, run, trained)
   experiment = trained.experiment
   length = args.length or experiment.sequence_length
   data = _text(run, args.data, bindings, length, trained.vocabulary, trusted)
   task = getattr(data, "corpus", None)
   if isinstance(task, RecallTask):
     command.refuse(options, args, _OF_TEXT, f"on {task.name}, a recall task")
-    return recall_scores.run(run, trained, task, contexts, args.batch_size)
+    return evaluate_recall.run(run, trained, task, contexts, args.batch_size)
   if contexts:
     options.error(
       f"--contexts={args.contexts} is for recall tasks, and {getattr(data, 'what', 'this text')} "
@@ -134,7 +136,7 @@ def _check_together(
 ) -> None:
   """Refuses options that another one leaves without effect."""
   if args.harness is None:
-    command.refuse(options, args, harness.OPTIONS, "without --harness")
+    command.refuse(options, args, evaluate_harness.OPTIONS, "without --harness")
     return
   command.refuse(
     options,
@@ -155,8 +157,8 @@ def _text(
   trusted: trust.Trust,
 ) -> Dataset:
   """The held-out text that was asked for, in the model's vocabulary and rows of `length` tokens."""
-  from launch import experiment as experiment_lib
-  from launch import run_config
+  from experiment import experiment as experiment_lib
+  from experiment import run_config
 
   config = run_config.load(run, [file] if file else [], bindings, trust=trusted, makes_rows=True)
   experiment = experiment_lib.build(config)

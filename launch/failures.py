@@ -7,7 +7,7 @@ import os
 import re
 import sys
 
-from launch import paths
+from base import paths
 
 LONGEST_LINE = 480
 MOST_LINES = 40
@@ -30,8 +30,10 @@ _REMEDIES = {
 
 
 _LESS_MEMORY = (
-  "Take fewer rows at a time (--gin.BATCH_SIZE, or --gin.MICROBATCHES to cut the batch; --batch_size of"
-  " launch.evaluate) or shorter ones (--gin.SEQUENCE_LENGTH; --length); python -m launch.train ... --dry_run says"
+  "Take fewer rows at a time (--gin.BATCH_SIZE, or --gin.MICROBATCHES to cut the batch; "
+  "--batch_size of"
+  " launch.evaluate) or shorter ones (--gin.SEQUENCE_LENGTH; --length); python -m launch.train "
+  "... --dry_run says"
   " what a step takes."
 )
 
@@ -43,7 +45,9 @@ _PASSING = {
 
 
 def may_pass(error: BaseException) -> bool:
-  """Whether an error may be gone when the same command starts again: nothing that a user must mend."""
+  """Whether an error may be gone when the same command starts again: nothing that a user must
+  mend.
+  """
   if isinstance(error, OSError):
     return error.errno in _PASSING
   return bool(getattr(error, "may_pass", False))
@@ -76,7 +80,8 @@ def of_system(error: BaseException) -> str | None:
     platforms = os.environ.get("JAX_PLATFORMS")
     given = f"JAX_PLATFORMS={platforms}: " if platforms else ""
     return (
-      f"{given}JAX cannot use such a device here ({_first_line(error) or type(error).__name__}). Unset"
+      f"{given}JAX cannot use such a device here ({_first_line(error) or type(error).__name__}). "
+      "Unset"
       " JAX_PLATFORMS, or take JAX_PLATFORMS=cpu."
     )
   if is_out_of_memory(error) and not any(says in str(error) for says in _DISK):

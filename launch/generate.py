@@ -1,4 +1,6 @@
-"""Continues text with a trained model: `python -m launch.generate --run_dir=runs/x --prompt='def '`."""
+"""Continues text with a trained model: `python -m launch.generate --run_dir=runs/x --prompt='def
+'`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import command, failures, paths, trust
+from base import paths
+from base.errors import UserError
+from experiment import trust
+from launch import command, failures
 
 if TYPE_CHECKING:
-  from launch.generation import TextGenerator
+  from inference.text_generator import TextGenerator
 
 # Positions are int32.
 _MOST_TOKENS = 2**30
@@ -83,12 +88,12 @@ def main(arguments: Sequence[str]) -> int:
     command.refuse(options, args, names, "with --temperature=0, which takes the likeliest token")
   prompts = _prompts(args.prompt, args.prompts_file)
 
+  from experiment import end_tokens
+  from experiment import trained as trained_lib
+  from experiment.run_directory import RunDirectory
+  from inference.decode_sharding import OverMesh
   from inference.sampling import Sampler
-  from launch import end_tokens
-  from launch import trained as trained_lib
-  from launch.generation import TextGenerator
-  from launch.run_directory import RunDirectory
-  from parallel.rows import OverMesh
+  from inference.text_generator import TextGenerator
 
   try:
     sampler = Sampler(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
@@ -115,9 +120,10 @@ def main(arguments: Sequence[str]) -> int:
   except Exception as error:
     if not failures.is_out_of_memory(error):
       raise
-    raise command.UserError(
+    raise UserError(
       f"not enough memory for {args.max_tokens} tokens after prompts of up to "
-      f"{max(map(len, prompts))} characters. Give a smaller --max_tokens, shorter prompts, or a --mesh."
+      f"{max(map(len, prompts))} characters. Give a smaller --max_tokens, shorter prompts, or a "
+      "--mesh."
     ) from error
   _tell_next(args)
   return 0
@@ -151,19 +157,19 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
   prompts = list(given)
   if file is not None:
     if file.is_char_device() and not sys.stdin.isatty():
-      raise command.UserError(f"{file} is a device, which never ends. Give a file.")
+      raise UserError(f"{file} is a device, which never ends. Give a file.")
     try:
       prompts += _lines(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-      raise command.UserError(f"cannot read {file}: {error.strerror}") from None
+      raise UserError(f"cannot read {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-      raise command.UserError(f"{file} is not UTF-8: {error}") from None
+      raise UserError(f"{file} is not UTF-8: {error}") from None
     if not prompts:
-      raise command.UserError(f"{file} holds no prompt: write one on each line.")
+      raise UserError(f"{file} holds no prompt: write one on each line.")
   for prompt in prompts:
     # A byte of the command line that is no UTF-8 arrives as a lone surrogate.
     if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
-      raise command.UserError(f"the prompt {prompt!r} is not UTF-8.")
+      raise UserError(f"the prompt {prompt!r} is not UTF-8.")
   return prompts or [""]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from launch.command import UserError
+from base.errors import UserError
 
 # How long to wait for the others: hosts of a cluster start minutes apart, persons type faster.
 CLUSTER_SECONDS = 300

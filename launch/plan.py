@@ -1,4 +1,6 @@
-"""Plans a run on hardware that is not here: `python -m launch.plan gin/runs/x.gin --hardware=v5e-256`."""
+"""Plans a run on hardware that is not here: `python -m launch.plan gin/runs/x.gin
+--hardware=v5e-256`.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import command, paths
+from base import paths
+from base.errors import UserError
+from launch import command
 from training import json_files
 
 if TYPE_CHECKING:
-  from launch.config import Config
-  from launch.experiment import Experiment
-  from launch.planning import Plan
-  from parallel.chip import Hardware
+  from config.config import Config
+  from experiment.experiment import Experiment
+  from planning.hardware.chip import Hardware
+  from planning.plan import Plan
 
 DESCRIPTION = """\
 Compiles the training step of a gin file, or its prefill or decoding, for TPUs or GPUs that are not here,
@@ -76,12 +80,12 @@ def main(arguments: Sequence[str]) -> int:
   if args.search and args.step != "train":
     options.error("--search is for --step=train: the others have no ZeRO stage and no remat policy")
 
-  from parallel import topology
+  from planning.hardware import catalogue
 
   try:
-    hardware = topology.hardware(args.hardware)
+    hardware = catalogue.hardware(args.hardware)
   except ValueError as error:
-    raise command.UserError(str(error)) from None
+    raise UserError(str(error)) from None
   # The compiler is asked by name; the program itself runs on the CPU.
   os.environ["JAX_PLATFORMS"] = "cpu"
   # What is compiled for devices that are not here cannot be read back without them.
@@ -91,10 +95,10 @@ def main(arguments: Sequence[str]) -> int:
   try:
     hardware.devices  # noqa: B018 - what the compiler does not know is refused here
   except ValueError as error:
-    raise command.UserError(str(error)) from None
+    raise UserError(str(error)) from None
 
-  from launch import experiment as experiment_lib
-  from launch import plan_search, plan_tables
+  from experiment import experiment as experiment_lib
+  from planning import search, tables
 
   plans: list[Plan] = []
   best: list[Plan | None] = []
@@ -106,9 +110,10 @@ def main(arguments: Sequence[str]) -> int:
     if best[-1] is None and found and not args.search:
       best[-1] = found[0]
     if best[-1] is None and args.search:
-      plan_tables.tell(
+      tables.tell(
         f"{name}: no way was found to train {experiment.batch_size:,} rows of "
-        f"{experiment.sequence_length:,} tokens on {args.hardware}. Take more devices, rows that more of "
+        f"{experiment.sequence_length:,} tokens on {args.hardware}. Take more devices, rows that "
+        "more of "
         "them divide, or parameters of fewer bytes."
       )
   if args.json:
@@ -116,16 +121,14 @@ def main(arguments: Sequence[str]) -> int:
     args.json.write_text(json_files.dumps([found.record() for found in plans], indent=2) + "\n")
   shown = [found for found in best if found is not None]
   if len(best) > 1 and shown:
-    print(plan_tables.side_by_side(shown))
+    print(tables.side_by_side(shown))
   elif shown:
-    print(plan_tables.one(shown[0]))
+    print(tables.one(shown[0]))
   if args.search:
     for found in shown:
-      print(
-        f"\nTo train {found.model} this way, append: {shlex.join(plan_search.arguments(found))}"
-      )
+      print(f"\nTo train {found.model} this way, append: {shlex.join(search.arguments(found))}")
   if len(shown) == 1 and args.step == "train":
-    found = plan_search.arguments(shown[0]) if args.search else []
+    found = search.arguments(shown[0]) if args.search else []
     files = [*args.config, *(f"gin/models/{name}.gin" for name in args.models or ())]
     run_dir = f"--run_dir=runs/{Path(args.config[0]).stem}"
     command.tell_next("python", "-m", "launch.train", *files, run_dir, *bindings, *found)
@@ -134,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _configurations(args: argparse.Namespace, bindings: Sequence[str]) -> list[tuple[str, Config]]:
   """The name of each model, and its configuration."""
-  from launch import experiment as experiment_lib
+  from experiment import experiment as experiment_lib
 
   if not args.models:
     return [(Path(args.config[0]).stem, experiment_lib.load(args.config, bindings))]
@@ -145,22 +148,24 @@ def _configurations(args: argparse.Namespace, bindings: Sequence[str]) -> list[t
   useless = set.intersection(*(set(configuration.warnings) for _, configuration in found))
   for warning in sorted(useless):
     if warning.startswith("--gin."):
-      raise command.UserError(f"{warning}: no model uses it")
+      raise UserError(f"{warning}: no model uses it")
   return found
 
 
 def _plans(
   args: argparse.Namespace, experiment: Experiment, hardware: Hardware, name: str
 ) -> list[Plan]:
-  """The plan of an experiment, or those of a search; none of what the compiler says does not fit."""
-  from launch import plan_search, plan_tables, planning
+  """The plan of an experiment, or those of a search; none of what the compiler says does not
+  fit.
+  """
+  from planning import plan, search, tables
 
   if args.search:
-    return plan_search.search(experiment, hardware, model=name, compiles=args.compiles)
+    return search.search(experiment, hardware, model=name, compiles=args.compiles)
   try:
-    return [planning.plan(experiment, hardware, step=args.step, model=name)]
+    return [plan.plan(experiment, hardware, step=args.step, model=name)]
   except MemoryError as error:
-    plan_tables.tell(f"{name}: does not fit: {error}")
+    tables.tell(f"{name}: does not fit: {error}")
     return []
 
 

@@ -9,14 +9,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bounds.wording import plural
-from launch import command, hosts, paths, trust
+from base import paths
+from base.wording import plural
+from experiment import trust
+from launch import command, hosts
 
 # What takes seconds to import is imported where it is used: --help and mistakes answer at once.
 if TYPE_CHECKING:
-  from launch.config import Config
-  from launch.experiment import Experiment
-  from launch.run_directory import RunDirectory
+  from config.config import Config
+  from experiment.experiment import Experiment
+  from experiment.run_directory import RunDirectory
   from parallel.layout import Layout
 
 DESCRIPTION = """\
@@ -39,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
     "config",
     nargs="*",
     help="gin files, such as gin/runs/griffin_quickstart.gin; a later one wins. Without any, the run's own "
-    "configuration; files that describe no whole experiment, such as gin/precision/bfloat16.gin, change it",
+    "configuration; files that describe no whole experiment, such as gin/precision/bfloat16.gin, "
+    "change it",
   )
   result.add_argument(
     "--run_dir", type=paths.argument, help="the folder of the run; made if missing"
@@ -93,9 +96,9 @@ def main(arguments: Sequence[str]) -> int:
     names = ("describe", "describe_sharding", "dry_run")
     command.refuse(options, args, names, "with --print_config")
   hosts.join(args)
-  from launch import experiment as experiment_lib
-  from launch import run_config
-  from launch.run_directory import RunDirectory
+  from experiment import experiment as experiment_lib
+  from experiment import run_config
+  from experiment.run_directory import RunDirectory
 
   run = RunDirectory(args.run_dir) if args.run_dir else None
   if run is not None:
@@ -132,7 +135,7 @@ def _warn(config: Config) -> None:
 
 
 def _look(experiment: Experiment, args: argparse.Namespace) -> None:
-  from launch import describe
+  from experiment import describe
 
   asked = {
     describe.description: args.describe,
@@ -153,7 +156,7 @@ def _train(
   began: float,
 ) -> int:
   """Trains, and tells how it ended."""
-  from launch import mesh_advice, running
+  from experiment import mesh_advice, running
   from parallel import processes
 
   def first_step_done() -> None:
@@ -206,7 +209,8 @@ def _how_it_stopped(summary: Any) -> str:
   if summary.saved_step == summary.step:
     return f"stopped at step {summary.step} and saved; the same command goes on from there"
   return (
-    f"stopped at step {summary.step}, whose values are not finite and were not saved; the same command "
+    f"stopped at step {summary.step}, whose values are not finite and were not saved; the same "
+    "command "
     f"goes on from step {summary.saved_step or 0}"
   )
 
@@ -223,8 +227,10 @@ def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout | None,
   of_which = "" if trained == count else f" ({trained / 1e6:.3g} M trained)"
   tokens = experiment.batch_size * experiment.sequence_length
   print(
-    f"{run}: {count / 1e6:.2f} M parameters{of_which}, {plural(experiment.options.steps, 'step')} of "
-    f"{plural(tokens, 'token')}, {plural(rows, 'row')} of {experiment.sequence_length}, on {devices}{jax.default_backend()}",
+    f"{run}: {count / 1e6:.2f} M parameters{of_which}, {plural(experiment.options.steps, 'step')} "
+    "of "
+    f"{plural(tokens, 'token')}, {plural(rows, 'row')} of {experiment.sequence_length}, on "
+    f"{devices}{jax.default_backend()}",
     file=sys.stderr,
   )
 
@@ -232,11 +238,13 @@ def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout | None,
 def _samples(
   experiment: Experiment, params: Any, layout: Layout | None, run: RunDirectory
 ) -> list[str]:
-  """Continues the experiment's prompts from the parameters as training holds them, without a copy."""
+  """Continues the experiment's prompts from the parameters as training holds them, without a
+  copy.
+  """
+  from experiment import end_tokens
+  from inference.decode_sharding import OneDevice, OverMesh
   from inference.sampling import Sampler
-  from launch import end_tokens
-  from launch.generation import TextGenerator
-  from parallel.rows import OneDevice, OverMesh
+  from inference.text_generator import TextGenerator
 
   if not experiment.samples:
     return []

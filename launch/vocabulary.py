@@ -7,12 +7,15 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from bounds.wording import plural
+from base import paths
+from base.wording import plural
+from config import source
 from data import corpora
 from data.files import NoFiles
 from data.heldout import TooLittleText
-from data.vocabulary_training import train_sentencepiece
-from launch import command, gin_kinds, gin_source, paths
+from data.tokenizer_training import train_sentencepiece
+from experiment import file_kinds
+from launch import command
 
 DESCRIPTION = """\
 Trains a SentencePiece vocabulary on text, and says how many bytes of held-out text a token spells.
@@ -92,14 +95,16 @@ def _run_file() -> str:
   own = []
   for file in sorted(Path().glob("*.gin")):
     # One that cannot be read is told by the command that is given it.
-    with contextlib.suppress(gin_source.ConfigError):
-      if gin_kinds.RUN in gin_kinds.kinds(gin_source.read_file(file)):
+    with contextlib.suppress(source.ConfigError):
+      if file_kinds.RUN in file_kinds.kinds(source.read_file(file)):
         own.append(str(file))
   return own[0] if len(own) == 1 else "gin/runs/griffin_quickstart.gin"
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Trains the vocabulary, says how many bytes of held-out text a token spells, and what to type next."""
+  """Trains the vocabulary, says how many bytes of held-out text a token spells, and what to type
+  next.
+  """
   options = parser()
   args, _ = command.parse(options, arguments)
   if not _LEAST_SIZE <= args.size <= _MOST_SIZE:
@@ -113,7 +118,8 @@ def main(arguments: Sequence[str]) -> int:
     vocabulary = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
   except NoFiles as error:
     raise NoFiles(
-      f"no file matches --input={paths.shown(error.pattern)}. Correct the path; --input may be given several times."
+      f"no file matches --input={paths.shown(error.pattern)}. Correct the path; --input may be "
+      "given several times."
     ) from None
   except TooLittleText as error:
     raise corpora.CorpusError(

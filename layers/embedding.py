@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from kernels.matmul import matmul, matmul_transposed
 from layers.linear import scaled_normal
 from layers.parameter import parameter
-from parallel import shards, vocabulary
+from parallel import sharded_vocabulary, shards
 
 
 class Embedding(nn.Module):
@@ -40,14 +40,17 @@ class Embedding(nn.Module):
         axis=0,
       ),
       ("vocab", "embed"),
-      (shards.local(vocabulary.padded(self.vocab_size, self.vocab_multiple), "vocab"), self.width),
+      (
+        shards.local(sharded_vocabulary.padded(self.vocab_size, self.vocab_multiple), "vocab"),
+        self.width,
+      ),
       self.param_dtype,
       self.dtype,
     )
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """Maps tokens [B, T] to [B, T, D]."""
-    x = vocabulary.take_row(self.embedding, tokens)
+    x = sharded_vocabulary.take_row(self.embedding, tokens)
     return x if self.scale == 1.0 else x * jnp.asarray(self.scale, self.dtype)
 
   def logits(self, x: jax.Array) -> jax.Array:
@@ -79,7 +82,7 @@ class OutputHead(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """As `Embedding.logits`."""
     x = shards.enter(x.astype(self.dtype), "vocab")
-    columns = vocabulary.padded(self.vocab_size, self.vocab_multiple)
+    columns = sharded_vocabulary.padded(self.vocab_size, self.vocab_multiple)
     shape = (x.shape[-1], shards.local(columns, "vocab"))
     kinds = self.param_dtype, self.dtype
     initializer = _padded_with_zeros(scaled_normal(1.0), self.vocab_size, axis=1)

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from base.errors import UserError
 from layers.segments import Segments
 from parallel import shards
 from parallel.mesh import FLAGS
@@ -16,7 +17,7 @@ from parallel.mesh import FLAGS
 State = Any  # a pytree of arrays whose shapes do not change from step to step
 
 
-class MixerError(ValueError):
+class MixerError(UserError, ValueError):
   """A mixer does not keep to `Mixer`; the message names it, what it lacks, and the remedy."""
 
 
@@ -25,7 +26,7 @@ class Mixer(Protocol):
 
   A mixer is a flax module with the three methods below and fields `dtype` and `param_dtype`. It
   must be causal, keep segments apart, and continue from a state exactly as if the tokens before had
-  been part of the call. `evaluation.contract` tests all of that, and what the two properties claim;
+  been part of the call. `contract` tests all of that, and what the two properties claim;
   a mixer that lacks a property claims nothing by it.
   """
 

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from kernels import costly
+from kernels import checkpoint_names
 
 PRODUCT = "product"
-_COSTLY = (PRODUCT, costly.RECURRENCE, costly.ATTENTION)
+_COSTLY = (PRODUCT, checkpoint_names.RECURRENCE, checkpoint_names.ATTENTION)
 _policies = jax.checkpoint_policies
 
 POLICIES: dict[str, Callable[..., Any] | None] = {
@@ -21,7 +21,9 @@ POLICIES: dict[str, Callable[..., Any] | None] = {
   # gates and the convolution are computed again.
   "products": _policies.save_only_these_names(*_COSTLY),
   # Each block's input and what recurrence and attention give.
-  "mixers": _policies.save_only_these_names(costly.RECURRENCE, costly.ATTENTION),
+  "mixers": _policies.save_only_these_names(
+    checkpoint_names.RECURRENCE, checkpoint_names.ATTENTION
+  ),
   # Each block's input.
   "full": _policies.nothing_saveable,
   # As "products", but kept in the host's memory.

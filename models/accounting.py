@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from base.errors import UserError
 from models.language_model import LanguageModel
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
   """The sizes of a model do not fit each other."""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import jax.numpy as jnp
 
-from bounds.bounds import Count, Depth, FloatName, Immaterial, Positive
+from base.ranges import Count, Depth, FloatName, Immaterial, Positive
 from layers.attention import SelfAttention
 from layers.dtypes import Dtypes
 from layers.mixer import MixerFactory

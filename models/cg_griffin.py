@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bounds.bounds import Count
+from base.ranges import Count
 from models.backbone import Backbone
 from models.cg_hawk import complex_recurrent
 from models.language_model import LanguageModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from bounds.bounds import Count
+from base.ranges import Count
 from layers.cg_lru import CGLRU
 from layers.mixer import MixerFactory
 from models.backbone import Backbone

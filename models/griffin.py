@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bounds.bounds import Count, Share
+from base.ranges import Count, Share
 from models.backbone import Backbone
 from models.language_model import LanguageModel
 

@@ -14,7 +14,7 @@ from layers.embedding import Embedding, OutputHead
 from layers.mixer import Mixer, MixerFactory, ModuleFactory, State
 from layers.segments import Segments, positions_in_segments
 from layers.stack import Stack
-from parallel import vocabulary
+from parallel import sharded_vocabulary
 
 
 class DecodeState(NamedTuple):
@@ -125,7 +125,7 @@ class LanguageModel(nn.Module):
       cap = float(self.logit_cap)  # JAX takes a whole number of more than 32 bits for no float.
       logits = cap * jnp.tanh(logits / cap)
     # Behind the cap, which would make a number of -inf.
-    return vocabulary.without_padding(logits, self.vocab_size)
+    return sharded_vocabulary.without_padding(logits, self.vocab_size)
 
   def hidden(
     self,
@@ -183,7 +183,7 @@ class LanguageModel(nn.Module):
   @property
   def padded_vocab_size(self) -> int:
     """Rows of the embedding and of the output matrix: V and those that are padding."""
-    return vocabulary.padded(self.vocab_size, self.vocab_multiple)
+    return sharded_vocabulary.padded(self.vocab_size, self.vocab_multiple)
 
   def mixers(self) -> list[Mixer]:
     """The unbound mixer of every block, in order."""

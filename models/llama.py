@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from bounds.bounds import Count, Positive
+from base.ranges import Count, Positive
 from layers.mlp import silu_gated
 from models.backbone import Backbone
 from models.language_model import LanguageModel

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bounds.bounds import Count, Positive
+from base.ranges import Count, Positive
 from kernels.matmul import matmul
 from layers.linear import Linear, scaled_normal
 from layers.parameter import parameter

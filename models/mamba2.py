@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from bounds.bounds import Count
+from base.ranges import Count
 from layers.mamba2 import Mamba2Mixer
 from models.backbone import Backbone
 from models.language_model import LanguageModel

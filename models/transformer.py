@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bounds.bounds import Count, Share
+from base.ranges import Count, Share
 from models.backbone import Backbone
 from models.language_model import LanguageModel
 

@@ -1,4 +1,6 @@
-"""How the processes of one program find each other at its start: who they are, and a wait for process 0."""
+"""How the processes of one program find each other at its start: who they are, and a wait for
+process 0.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+from base.errors import UserError
 
 # A wait says so after this long without a word, and again after each longer time.
 TOLD_AFTER_SECONDS = 5
@@ -25,16 +29,12 @@ _SHOWN = 8
 _STRANGER_SECONDS = 8
 
 
-class HostError(Exception):
+class HostError(UserError):
   """The processes cannot work together: one is missing, or differs.
 
   Attributes:
     may_pass: whether another start may find them together.
   """
-
-  def __init__(self, message: str, *, may_pass: bool = False):
-    super().__init__(message)
-    self.may_pass = may_pass
 
 
 class Waiting:
@@ -77,7 +77,8 @@ def of_cluster(seconds: int) -> tuple[str, int, int, Any]:
       "neither SLURM, Kubernetes nor a TPU's service says who the other processes are."
     )
   if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
-    # Said by the user; a cluster knows only one device a process. JAX reads it where none are passed.
+    # Said by the user; a cluster knows only one device a process. JAX reads it where none are
+    # passed.
     return *found[:3], None
   return found
 
@@ -85,8 +86,9 @@ def of_cluster(seconds: int) -> tuple[str, int, int, Any]:
 def receive(coordinator: str, count: int, seconds: int) -> None:
   """In process 0: returns once every other process has come to `come_to`.
 
-  JAX's service does not tell one program from another: a process that comes twice, or of another program,
-  makes it end all that work with it. So the processes meet at its port before it listens there.
+  JAX's service does not tell one program from another: a process that comes twice, or of another
+  program, makes it end all that work with it. So the processes meet at its port before it listens
+  there.
 
   Raises:
     HostError: the port is in use, or some do not come.
@@ -141,7 +143,8 @@ def come_to(coordinator: str, count: int, index: int, seconds: int) -> None:
   """In another process: returns once process 0 has received all, and JAX's service listens.
 
   Raises:
-    HostError: process 0 does not answer for so many seconds, refuses this process, or another program listens.
+    HostError: process 0 does not answer for so many seconds, refuses this process, or another
+      program listens.
   """
   end = time.monotonic() + seconds
   whom = f"process 0 of {count}"
@@ -225,14 +228,17 @@ def _listen(coordinator: str) -> socket.socket:
     )
   except OSError as error:
     raise HostError(
-      f"process 0 ({socket.gethostname()}) cannot listen on port {port}: {os.strerror(error.errno or 0)}. "
+      f"process 0 ({socket.gethostname()}) cannot listen on port {port}: "
+      f"{os.strerror(error.errno or 0)}. "
       "Choose a free port for --coordinator, the same in every process.",
       may_pass=True,
     ) from None
 
 
 def is_gone(coordinator: str) -> bool:
-  """Whether the coordinator's host answers and says that nobody listens there: its process has ended."""
+  """Whether the coordinator's host answers and says that nobody listens there: its process has
+  ended.
+  """
   try:
     _connect(coordinator).close()
   except OSError as error:

@@ -14,11 +14,12 @@ from parallel import processes
 
 
 def connect(mesh: Mesh) -> None:
-  """Has every group of devices that later programs may sum over meet once; for several processes on CPUs.
+  """Has every group of devices that later programs may sum over meet once; for several processes on
+  CPUs.
 
-  Gloo connects a group at its first exchange, and fails if one host comes there 30 s after another, as where
-  it compiles more slowly or reads a slower disk. Once connected, hosts wait for each other as long as they live.
-  Accelerators need none of this.
+  Gloo connects a group at its first exchange, and fails if one host comes there 30 s after another,
+  as where it compiles more slowly or reads a slower disk. Once connected, hosts wait for each other
+  as long as they live. Accelerators need none of this.
   """
   if processes.count() == 1 or jax.default_backend() != "cpu":
     return

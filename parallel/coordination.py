@@ -1,8 +1,8 @@
 """What the processes of one program tell each other besides arrays: texts, waits, and why one ends.
 
-Texts go through the key-value store of JAX's coordination service, which process 0 runs. This file alone knows
-JAX's client of it, which is private. A thread in every process watches for others that end: whatever the main
-thread waits for then, it will not come.
+Texts go through the key-value store of JAX's coordination service, which process 0 runs. This file
+alone knows JAX's client of it, which is private. A thread in every process watches for others that
+end: whatever the main thread waits for then, it will not come.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, secon
   """Joins the processes; returns once all have come.
 
   Args:
-    coordinator: host:port of process 0; None asks the cluster (SLURM, Kubernetes, TPU) for all three.
+    coordinator: host:port of process 0; None asks the cluster (SLURM, Kubernetes, TPU) for all
+      three.
     count, index: number of processes, and which this is.
     seconds: how long to wait for the others.
 
@@ -189,7 +190,9 @@ def stop_reason() -> str | None:
 
 
 def claim_end() -> None:
-  """Has this thread alone say why the process ends; does not return where the watch is saying it already."""
+  """Has this thread alone say why the process ends; does not return where the watch is saying it
+  already.
+  """
   if not _end_is_mine.acquire(blocking=False):
     time.sleep(SILENCE_SECONDS)  # the watch ends the process meanwhile
   _finished.set()
@@ -210,7 +213,8 @@ def announce(reason: str, status: int) -> None:
 
 
 def wait_for_verdict() -> None:
-  """After an exchange with another process failed: gives the watch the time to end this one with the name.
+  """After an exchange with another process failed: gives the watch the time to end this one with
+  the name.
 
   A collective that fails knows an address at best.
   """
@@ -221,8 +225,8 @@ def wait_for_verdict() -> None:
 def _watch(index: int, count: int) -> None:
   """Tells that this process lives, and ends it if another one does not.
 
-  Its calls are short and follow one another until the end: a thread that is inside of C++ when Python ends
-  crashes the process.
+  Its calls are short and follow one another until the end: a thread that is inside of C++ when
+  Python ends crashes the process.
   """
   global _heard
   client = _state().client
@@ -246,9 +250,11 @@ def _watch(index: int, count: int) -> None:
 
 
 def _probe(index: int, coordinator: str) -> None:
-  """Ends this process when process 0 has ended or is silent, or when it was itself stopped for too long.
+  """Ends this process when process 0 has ended or is silent, or when it was itself stopped for too
+  long.
 
-  Without JAX's client: its calls do not return while process 0 is stopped, and its threads hang in its abort.
+  Without JAX's client: its calls do not return while process 0 is stopped, and its threads hang in
+  its abort.
   """
   global _heard
   before = time.monotonic()
@@ -301,7 +307,9 @@ def _follow(failed: dict[str, Any]) -> None:
 
 
 def _let_others_see(state: Any, but: int | None = None) -> None:
-  """Marks that this process knows of the end; process 0, which holds the store, waits for the others' marks."""
+  """Marks that this process knows of the end; process 0, which holds the store, waits for the
+  others' marks.
+  """
   _try_set(f"{_SEEN}/{state.process_id}", "=")
   end = time.monotonic() + _SEEING_SECONDS
   expected = state.num_processes - (but is not None)
@@ -315,7 +323,9 @@ def _let_others_see(state: Any, but: int | None = None) -> None:
 
 
 def _leave() -> None:
-  """At an ordinary end: waits for the others while they are watched, so that none waits unwatched."""
+  """At an ordinary end: waits for the others while they are watched, so that none waits
+  unwatched.
+  """
   if not _finished.is_set() and _state().client is not None:
     exchange("end", "")
   _finished.set()
@@ -326,7 +336,9 @@ def _leave() -> None:
 
 
 def _end(line: str, status: int) -> NoReturn:
-  """Ends this process at once, whatever it waits for: an ordinary exit would wait for the others."""
+  """Ends this process at once, whatever it waits for: an ordinary exit would wait for the
+  others.
+  """
   if not _end_is_mine.acquire(blocking=False):
     time.sleep(SILENCE_SECONDS)
   start = "\n" if sys.stderr.isatty() else ""
@@ -341,8 +353,9 @@ def _end(line: str, status: int) -> NoReturn:
 def _delay_aborts() -> None:
   """Holds a thread that aborts for six seconds.
 
-  JAX's client aborts the process as soon as the connection to process 0 breaks; in that time the watch says
-  which host is gone. The handler is C's `sleep`, called with the number of the signal; then the abort goes on.
+  JAX's client aborts the process as soon as the connection to process 0 breaks; in that time the
+  watch says which host is gone. The handler is C's `sleep`, called with the number of the signal;
+  then the abort goes on.
   """
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bounds.bounds import ZeroStage
+from base.ranges import ZeroStage
 from parallel import shards, tree_paths, zero
 from parallel.mesh import MeshSpec
 from parallel.rules import Parameter, Rules, check_replication, named_axes
@@ -58,8 +58,8 @@ class Place:
 
   Attributes:
     used: the part that a device computes with.
-    stored, gradient, optimizer: the part that it holds of the parameter, of its gradient, and of each
-      of the optimizer's copies.
+    stored, gradient, optimizer: the part that it holds of the parameter, of its gradient, and of
+      each of the optimizer's copies.
   """
 
   used: PartitionSpec
@@ -80,6 +80,7 @@ class Layout:
     self._rules = rules
     over = tuple(name for name in _OVER if self.sizes[name] > 1)
     self.places: dict[str, Place] = {}
+    self._shapes = {parameter.path: parameter.shape for parameter in parameters}
     for parameter in parameters:
       axes, shape = parameter.axes, parameter.shape
       used = rules.spec(axes, shape, self.sizes, parameter.path)
@@ -103,7 +104,9 @@ class Layout:
     self._rows_here: dict[tuple[int, int], np.ndarray] = {}
 
   def check_batch(self, batch_size: int, length: int, pieces: int = 1) -> None:
-    """Raises ValueError if the rows of a piece of a batch, or their tokens, cannot be split evenly."""
+    """Raises ValueError if the rows of a piece of a batch, or their tokens, cannot be split
+    evenly.
+    """
     rows = batch_size // pieces
     try:
       self._rules.spec(TOKENS, (rows, length), self.sizes, "batch")
@@ -182,15 +185,16 @@ class Layout:
   def state(self, state: Any) -> Any:
     """Shardings of a train state: a tree that holds parameters in `params`, and copies elsewhere.
 
-    An array outside of `params` whose path ends in a parameter's path is a copy of it for the
-    optimizer; everything else is small and lies on every device.
+    An array outside of `params` whose path ends in a parameter's path, and that has its shape, is a
+    copy of it for the optimizer; everything else is small and lies on every device.
     """
 
     def sharding(path, leaf):
       names = [tree_paths.name(key) for key in path]
       for start in range(len(names)):
-        place = self.places.get("/".join(names[start:]))
-        if place is not None:
+        path_of_copy = "/".join(names[start:])
+        place = self.places.get(path_of_copy)
+        if place is not None and leaf.shape == self._shapes[path_of_copy]:
           spec = place.stored if names[0] == "params" else place.optimizer
           return NamedSharding(self.mesh, spec)
       return NamedSharding(self.mesh, PartitionSpec())
@@ -206,7 +210,9 @@ class Layout:
     )
 
   def losses(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs `function(params, batch) -> [B, T]` once per device, on its parameters and its tokens."""
+    """Runs `function(params, batch) -> [B, T]` once per device, on its parameters and its
+    tokens.
+    """
 
     def per_device(params, batch):
       with shards.per_device(self.region):
@@ -219,7 +225,8 @@ class Layout:
   ) -> Callable[..., Any]:
     """Runs `function(params, batch, *others) -> (scalars, gradient)` once per device.
 
-    Inside, params and batch are this device's parts, and the scalars must be the same on all devices.
+    Inside, params and batch are this device's parts, and the scalars must be the same on all
+    devices.
     The gradients that devices return are of their own tokens: their sum is the result. They are of
     `trained(params)`, a part of the parameters' tree.
     """

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from bounds.bounds import Count, Shards
+from base.ranges import Count, Shards
 
 # Outermost first: neighbours in the last axis are the closest devices, and tensor parallelism
 # exchanges the most.
@@ -87,7 +87,8 @@ class MeshSpec:
       )
     if sizes["data"] % self.slices:
       raise ValueError(
-        f"mesh.slices={self.slices} does not divide data={sizes['data']}: only the data axis crosses "
+        f"mesh.slices={self.slices} does not divide data={sizes['data']}: only the data axis "
+        "crosses "
         f"the network between slices. Make {FLAGS['data']} a multiple of mesh.MeshSpec.slices."
       )
     return sizes

@@ -1,7 +1,8 @@
 """What JAX's C++ says of a lost connection, held back: who was lost is told in one line instead.
 
-Its client logs an error, a warning and a stack, in a few lines each, and aborts, all before Python can say
-anything. File 2 is therefore a pipe from which a thread passes on what is read; `sys.stderr` goes on as before.
+Its client logs an error, a warning and a stack, in a few lines each, and aborts, all before Python
+can say anything. File 2 is therefore a pipe from which a thread passes on what is read;
+`sys.stderr` goes on as before.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import time
 # Longer than it takes to name the lost host, shorter than an abort is held.
 _HELD_SECONDS = 5.0
 _PIPE_BYTES = 2**20
-# The first line of them; the lines after it have no mark of their own, and differ between versions of JAX.
+# The first line of them; the lines after it have no mark of their own, and differ between versions
+# of JAX.
 _OF_LOST_CONNECTIONS = re.compile(
   rb"[EWF]\d{4} .*\b(coordination_service_agent|preemption_sync_manager|coordination_service)\.cc:"
   rb"|F\d{4} .*client\.h:\d+\] Terminating process"

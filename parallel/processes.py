@@ -59,7 +59,8 @@ def require_same(text: str, what: str) -> None:
   first, second = next(((a, b) for a, b in pairs if a != b), ("", "(beyond what is shown)"))
   raise ValueError(
     f"the processes disagree about {what}: {coordination.name(0)} has {_shown(first)}, "
-    f"{coordination.name(other)} has {_shown(second)}. Start all of them with the same files and arguments."
+    f"{coordination.name(other)} has {_shown(second)}. Start all of them with the same files and "
+    "arguments."
   )
 
 
@@ -98,7 +99,8 @@ def require_shared(folder: Path) -> None:
   for process, found in enumerate(problems):
     if found:
       raise ValueError(
-        f"{folder} is not shared by all hosts: {coordination.name(process)} {found}. Give a folder on storage "
+        f"{folder} is not shared by all hosts: {coordination.name(process)} {found}. Give a "
+        "folder on storage "
         "that every host sees under the same path."
       )
 

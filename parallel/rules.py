@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from bounds.bounds import Share
+from base.ranges import Share
 from parallel.mesh import FLAGS
 
 MeshAxes = str | tuple[str, ...] | None
@@ -73,10 +73,10 @@ class Rules:
 
   Attributes:
     table: logical axis to mesh axis, to several, or to None for whole on every device.
-    replicated: logical axes of parameters that may be replicated over the model axis, whatever their
-      share of the bytes.
-    max_replicated: largest share of the bytes of all other parameters that may be replicated over an
-      axis that is there to hold parameters.
+    replicated: logical axes of parameters that may be replicated over the model axis, whatever
+      their share of the bytes.
+    max_replicated: largest share of the bytes of all other parameters that may be replicated over
+      an axis that is there to hold parameters.
   """
 
   table: Mapping[str, MeshAxes] = dataclasses.field(default_factory=lambda: dict(MEGATRON))
@@ -172,7 +172,8 @@ def check_replication(
   sizes: Mapping[str, int],
   axes: Iterable[str],
 ) -> None:
-  """Raises ValueError if too many bytes of parameters are whole over an axis that should split them.
+  """Raises ValueError if too many bytes of parameters are whole over an axis that should split
+  them.
 
   Args:
     rules: says how many are too many.
@@ -191,7 +192,8 @@ def check_replication(
     if share > rules.max_replicated:
       largest = max(whole, key=lambda p: p.bytes)
       raise ValueError(
-        f"{share:.1%} of the parameter bytes are replicated over mesh axis {axis}={sizes[axis]}, and "
+        f"{share:.1%} of the parameter bytes are replicated over mesh axis {axis}={sizes[axis]}, "
+        "and "
         f"{rules.max_replicated:.1%} may be; the largest is {largest.path} {largest.shape} with "
         f"logical axes {largest.axes}. Split one of its axes in rules.Rules.table, list an axis in "
         "rules.Rules.replicated, or raise rules.Rules.max_replicated."

@@ -1,13 +1,14 @@
 """What the shards of the time axis tell each other.
 
 A row's tokens lie on several devices, the earliest on the first. Three things cross from device to
-device, all of a size that does not depend on the length of the row: the tokens before a shard that a
-convolution or a local attention looks back to, the state that enters a recurrence, and in the backward
-pass the adjoint that enters it from the right. Only global attention moves all keys and values.
+device, all of a size that does not depend on the length of the row: the tokens before a shard that
+a convolution or a local attention looks back to, the state that enters a recurrence, and in the
+backward pass the adjoint that enters it from the right. Only global attention moves all keys and
+values.
 
-Outside of `shards.per_device`, or where time is not split, nothing here is called for: ask `is_split`.
-Section 4 of the Griffin paper does not split time; the exchange is the scan over affine maps of
-Blelloch 1990, one map per shard.
+Outside of `shards.per_device`, or where time is not split, nothing here is called for: ask
+`is_split`. Section 4 of the Griffin paper does not split time; the exchange is the scan over affine
+maps of Blelloch 1990, one map per shard.
 """
 
 from __future__ import annotations
@@ -86,14 +87,14 @@ def recur(
 
   Each shard runs from a state of zero, and sums up what it does to a state: (product of its decays,
   last state). A scan of these pairs over the shards gives the state that enters each, and the shard
-  runs again from there. The backward pass does the same with the adjoint, from the last shard to the
-  first.
+  runs again from there. The backward pass does the same with the adjoint, from the last shard to
+  the first.
 
   Args:
-    run: `run(*arrays, h0, reset=reset) -> (h, h_last)`, differentiable in arrays and h0; h is [B, T, ...],
-      h0 (or None, for zeros) and h_last are [B, ...] float32 or complex64.
-    log_decay: `log_decay(*arrays)`, the logarithm of the product of the decays, of a shape and type that
-      broadcast against h_last.
+    run: `run(*arrays, h0, reset=reset) -> (h, h_last)`, differentiable in arrays and h0; h is [B,
+      T, ...], h0 (or None, for zeros) and h_last are [B, ...] float32 or complex64.
+    log_decay: `log_decay(*arrays)`, the logarithm of the product of the decays, of a shape and type
+      that broadcast against h_last.
     arrays: what the recurrence reads.
     reset: [B, T] bool, True where a segment starts; None if none does.
 
@@ -135,8 +136,8 @@ def _scan_shards(product: jax.Array, value: jax.Array, *, reverse: bool) -> jax.
   """What enters each shard if each maps a state s to `product * s + value`; the first gets zero.
 
   One exchange with the neighbour and then log2(shards) exchanges with shards twice as far each
-  (Kogge and Stone 1973). A shard that has no such neighbour receives zeros: the map of a row that has
-  not begun.
+  (Kogge and Stone 1973). A shard that has no such neighbour receives zeros: the map of a row that
+  has not begun.
   """
   direction = -1 if reverse else 1
   product, value = _shift((product, value), direction)

@@ -1,9 +1,9 @@
 """What code that runs once per device does about its neighbours.
 
 A sharded step is written per device (`jax.shard_map` with every mesh axis manual), so that each
-collective in the compiled program stands in this file. Layers name logical axes; which mesh axes those
-are split over is a context that `per_device` sets. Outside of it nothing is split, and every function
-here is the identity.
+collective in the compiled program stands in this file. Layers name logical axes; which mesh axes
+those are split over is a context that `per_device` sets. Outside of it nothing is split, and every
+function here is the identity.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Region(NamedTuple):
   Attributes:
     table: (logical axis, mesh axes) pairs; only mesh axes of more than one device.
     sizes: (mesh axis, devices) pairs.
-    stored_over: mesh axes that parameters are split over besides, and gathered from before use (ZeRO
-      stage 3).
+    stored_over: mesh axes that parameters are split over besides, and gathered from before use
+      (ZeRO stage 3).
   """
 
   table: tuple[tuple[str, tuple[str, ...]], ...]
@@ -88,7 +88,9 @@ def enter_together(arrays: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array,
 
 
 def leave(x: jax.Array, axis: str) -> jax.Array:
-  """The sum of what the shards of an axis contribute; its gradient goes to each of them as it is."""
+  """The sum of what the shards of an axis contribute; its gradient goes to each of them as it
+  is.
+  """
   names = mesh_axes(axis)
   return _sum(x, names) if names else x
 

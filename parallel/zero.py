@@ -1,8 +1,9 @@
-"""ZeRO: the train state split over the devices that would hold copies of it (Rajbhandari et al. 2020).
+"""ZeRO: the train state split over the devices that would hold copies of it (Rajbhandari et al.
+2020).
 
-A transformation of placements. Stage 1 splits the optimizer's state, stage 2 the gradients too (they are
-reduced and scattered in one collective), stage 3 the parameters too (each layer gathers its own just
-before use). No layer knows the stage.
+A transformation of placements. Stage 1 splits the optimizer's state, stage 2 the gradients too
+(they are reduced and scattered in one collective), stage 3 the parameters too (each layer gathers
+its own just before use). No layer knows the stage.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from parallel.rules import named_axes
 
 # The first stage that splits each kind of array.
 OPTIMIZER, GRADIENTS, PARAMETERS = 1, 2, 3
-# The scan over layers walks along this axis: split, every step would fetch its layer from one device.
+# The scan over layers walks along this axis: split, every step would fetch its layer from one
+# device.
 _SCANNED = "layers"
 
 
@@ -24,7 +26,8 @@ def check_stage(stage: int) -> None:
   """Raises ValueError unless the stage exists."""
   if stage not in range(4):
     raise ValueError(
-      f"ZeRO stage {stage} does not exist. Choose 0 (nothing split over data), 1 (optimizer state), "
+      f"ZeRO stage {stage} does not exist. Choose 0 (nothing split over data), 1 (optimizer "
+      "state), "
       "2 (gradients too) or 3 (parameters too)."
     )
 
@@ -40,9 +43,9 @@ def split_dimension(
     shards: number of shards.
 
   Returns:
-    the first dimension that divides; None for vectors, which are far below 0.1% of a model and would
-    cost a collective each, and where nothing divides. The first, because TPUs scatter a sum along the
-    last one only by making the whole sum on every device.
+    the first dimension that divides; None for vectors, which are far below 0.1% of a model and
+    would cost a collective each, and where nothing divides. The first, because TPUs scatter a sum
+    along the last one only by making the whole sum on every device.
   """
   dimensions = [index for index, axis in enumerate(axes) if axis != _SCANNED]
   if len(dimensions) < 2 or shards == 1:

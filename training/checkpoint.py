@@ -21,9 +21,9 @@ from parallel.tree_paths import by_path, joined
 from training import json_files, reading, retention
 from training.checkpoint_reader import PARAMS, CheckpointError, load, orbax
 from training.checksum import checksums, seal
+from training.padded_vocabulary import NO_ROWS, VocabularyRows
 from training.reading import Damage
 from training.step import TrainState
-from training.vocabulary_rows import NO_ROWS, VocabularyRows
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"

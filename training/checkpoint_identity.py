@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bounds import small_files
+from base import small_files
 from training import checkpoint
 from training.checkpoint import DAMAGED_FOLDER, FOLDER, CheckpointError
 from training.checksum import unseal

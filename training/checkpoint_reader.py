@@ -9,25 +9,22 @@ from typing import Any
 
 import jax
 
+from base.errors import UserError
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training.checksum import checksums, unseal
+from training.padded_vocabulary import NO_ROWS, VocabularyRows
 from training.reading import Damage, Refusal, attempt
-from training.vocabulary_rows import NO_ROWS, VocabularyRows
 
 PARAMS = "params"
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
   """A checkpoint is missing, damaged, or of another model; or the storage failed.
 
   Attributes:
     may_pass: whether the same command may find the storage well again.
   """
-
-  def __init__(self, message: str, *, may_pass: bool = False):
-    super().__init__(message)
-    self.may_pass = may_pass
 
 
 def load(

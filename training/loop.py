@@ -17,10 +17,10 @@ import jax
 import numpy as np
 import optax
 
-from bounds.bounds import Count, CountFromZero
+from base.ranges import Count, CountFromZero
 from parallel import processes
 from parallel.layout import Layout
-from training import host_memory, retention, vocabulary_rows
+from training import host_memory, padded_vocabulary, retention
 from training import position as position_lib
 from training import step as step_lib
 from training.checkpoint import FOLDER, CheckpointError, Checkpoints, abstract_like
@@ -151,7 +151,7 @@ def train(
   began = time.monotonic()
   abstract, create, take_step = _programs(model, optimizer, options.step, layout)
   checkpoints = Checkpoints(run_dir, keep=options.keep, before_writing=before_writing)
-  restored = checkpoints.restore(abstract, vocabulary_rows.VocabularyRows.of(model))
+  restored = checkpoints.restore(abstract, padded_vocabulary.VocabularyRows.of(model))
   if restored is None:
     given = start(abstract.params) if start else {}
     # Of a seed that is longer, JAX takes the last 32 bits too.

@@ -1,16 +1,16 @@
-"""AdamW and its learning-rate schedules."""
+"""What an optimizer is to the rest of the project, learning-rate schedules, and AdamW."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bounds.bounds import Count, CountFromZero, Decay, NotNegative, Positive, Share
+from base.ranges import Count, CountFromZero, Decay, NotNegative, Positive, Share
 
 
 def warmup_cosine(
@@ -68,6 +68,35 @@ def _check_warmup(steps: int, warmup_steps: int) -> None:
     )
 
 
+class Optimizer(Protocol):
+  """An optimizer of the zoo: a frozen dataclass with the fields and methods below.
+
+  Its state may hold arrays of any shape. Those whose path ends in a parameter's path and that have
+  its shape are split by ZeRO as that parameter's copies; all others lie whole on every device.
+
+  Attributes:
+    learning_rate: steps taken to rate; a skipped step is none.
+    master_copy: whether the state holds a float32 copy of the parameters.
+  """
+
+  @property
+  def learning_rate(self) -> optax.Schedule: ...
+
+  @property
+  def master_copy(self) -> bool: ...
+
+  def transformation(self) -> optax.GradientTransformation:
+    """The optax transformation from float32 gradients and parameters to updates.
+
+    Equal optimizers must return the same object, so that a step is compiled once.
+    """
+    ...
+
+  def treatment(self, path: tuple[str, ...]) -> str:
+    """How the parameter at a path of the tree is updated, in a word or two, for tables."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamW:
   """AdamW (Loshchilov and Hutter 2019) after clipping of the gradient's global norm.
@@ -94,14 +123,22 @@ class AdamW:
   @functools.cache  # noqa: B019 - equal optimizers are one transformation, so that a step is compiled once
   def transformation(self) -> optax.GradientTransformation:
     """The optax transformation; its state and arithmetic have the type of what it is given."""
-    clip = [] if self.clip_norm is None else [optax.clip_by_global_norm(float(self.clip_norm))]
     adamw = optax.chain(
-      *clip,
+      *clipping(self.clip_norm),
       optax.scale_by_adam(self.b1, self.b2, float(self.epsilon)),
       optax.add_decayed_weights(float(self.weight_decay), mask=decay_mask),
       optax.scale_by_learning_rate(self.learning_rate),
     )
     return with_master_copy(adamw) if self.master_copy else adamw
+
+  def treatment(self, path: tuple[str, ...]) -> str:
+    """See `Optimizer`."""
+    return "AdamW, decayed" if self.weight_decay and is_decayed(path) else "AdamW"
+
+
+def clipping(norm: float | None) -> list[optax.GradientTransformation]:
+  """The part of a chain that bounds the gradient's global norm; empty for None."""
+  return [] if norm is None else [optax.clip_by_global_norm(float(norm))]
 
 
 class WithMasterCopy(NamedTuple):
@@ -138,9 +175,12 @@ def with_master_copy(inner: optax.GradientTransformation) -> optax.GradientTrans
 
 def decay_mask(params: Any) -> Any:
   """True for the parameters that weight decay acts on."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: is_decayed(tuple(str(key.key) for key in path)), params
-  )
+  return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(names(path)), params)
+
+
+def names(path: Any) -> tuple[str, ...]:
+  """A path of a parameter tree as names."""
+  return tuple(str(key.key) for key in path)
 
 
 def is_decayed(path: tuple[str, ...]) -> bool:

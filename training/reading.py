@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from bounds.small_files import PASSING
+from base.small_files import PASSING
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import jax
 import optax
 
+from base.errors import UserError
 from training import json_files
 from training.metrics import MetricsFile, Progress
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
   from training.loop import Options
 
 
-class TrainingError(Exception):
+class TrainingError(UserError):
   """The run cannot go on."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bounds import small_files
+from base import small_files
 
 HELDOUT = "heldout_loss"
 UNJUDGED = "unjudged"

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bounds.bounds import Count, Factor, NotNegative
-from parallel import shards, vocabulary
+from base.ranges import Count, Factor, NotNegative
+from parallel import sharded_vocabulary, shards
 from parallel.layout import TOKENS, Layout
 from parallel.tree_paths import by_path, joined
 from training import rounding
@@ -311,8 +311,8 @@ def token_losses(
 
   def losses(hidden, targets, weights):
     logits = bound.logits(hidden)
-    log_total = vocabulary.logsumexp(logits)
-    chosen = vocabulary.pick(logits, targets)
+    log_total = sharded_vocabulary.logsumexp(logits)
+    chosen = sharded_vocabulary.pick(logits, targets)
     return (log_total - chosen) * weights, jnp.square(log_total) * weights
 
   length = hidden.shape[1]

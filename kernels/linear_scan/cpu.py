@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kernels import costly, manual_axes
+from kernels import checkpoint_names, manual_axes
 from kernels.linear_scan.reference import decay
 
 UNROLL = 2
@@ -42,7 +42,7 @@ def _run(x, log_a, h0, reset, reverse):
 
 
 def _forward(x, log_a, h0, reset, reverse):
-  h, h_last = costly.recurrence(*_run(x, log_a, h0, reset, reverse))
+  h, h_last = checkpoint_names.recurrence(*_run(x, log_a, h0, reset, reverse))
   return (h, h_last), (log_a, h0, reset, h)
 
 

@@ -11,10 +11,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import costly, manual_axes, mosaic_gpu_chunks, mosaic_gpu_scan
+from kernels import checkpoint_names, manual_axes
 from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
-from kernels.mosaic_gpu_scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
+from kernels.scan_gpu import chunks as mosaic_gpu_chunks
+from kernels.scan_gpu import scan as mosaic_gpu_scan
+from kernels.scan_gpu.scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
 
 
 def linear_scan(
@@ -82,7 +84,7 @@ def _forward(chunks, interpret, x, log_a, h0, mask):
 
 
 def _vjp_forward(chunks, interpret, x, log_a, h0, mask):
-  h, h_last, carried = costly.recurrence(*_forward(chunks, interpret, x, log_a, h0, mask))
+  h, h_last, carried = checkpoint_names.recurrence(*_forward(chunks, interpret, x, log_a, h0, mask))
   return (h, h_last), (log_a, mask, h, carried)
 
 

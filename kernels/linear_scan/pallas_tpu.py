@@ -11,10 +11,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import costly, manual_axes, pallas_tpu_scan
-from kernels import pallas_tpu_blocks as tpu_blocks
+from kernels import checkpoint_names, manual_axes
 from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
+from kernels.scan_tpu import blocks as tpu_blocks
+from kernels.scan_tpu import scan as pallas_tpu_scan
 
 
 def linear_scan(
@@ -86,7 +87,7 @@ def _forward(plan, interpret, x, log_a, h0, mask, *, save_entries):
 
 def _vjp_forward(plan, interpret, x, log_a, h0, mask):
   h, h_last, entries = _forward(plan, interpret, x, log_a, h0, mask, save_entries=True)
-  h, h_last, entries = costly.recurrence(h, h_last, entries)
+  h, h_last, entries = checkpoint_names.recurrence(h, h_last, entries)
   return (h, h_last), (log_a, mask, h, entries)
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from kernels import costly, platform
+from kernels import checkpoint_names, platform
 from kernels.local_attention import reference
 
 LANES = 128
@@ -120,7 +120,7 @@ def _kernel(length, keys, offset, window, heads, is_mqa, interpret):
       block_sizes=sizes,
       head_shards=1,
       q_seq_shards=1,
-      residual_checkpoint_name=costly.ATTENTION,
+      residual_checkpoint_name=checkpoint_names.ATTENTION,
       interpret=interpret,
     )
     # NumPy arrays belong to no trace and no device, so that they can be kept.

@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from kernels import costly
+from kernels import checkpoint_names
 
 MAX_GLOBAL_BLOCKS = 16  # of unrolled code, when there is no window
 MIN_GLOBAL_BLOCK = 256
@@ -116,7 +116,7 @@ def _attend_forward(q, k, v, visible, scale):
     "...gthl,...lgk->...tghk", weights.astype(v.dtype), v, preferred_element_type=scores.dtype
   )
   mixed = (mixed / jnp.moveaxis(total, -4, -3)).astype(q.dtype)
-  mixed, log_total = costly.attention(mixed, largest + jnp.log(total))
+  mixed, log_total = checkpoint_names.attention(mixed, largest + jnp.log(total))
   return mixed, (q, k, v, visible, mixed, log_total)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from kernels import costly, manual_axes
+from kernels import checkpoint_names, manual_axes
 from kernels.linear_scan.cpu import adjoint, over_chunks, recur, states_before
 from kernels.rg_lru.gates import gated, input_scale_slope, one_minus_square
 
@@ -41,7 +41,7 @@ def _run(x, gate_a, gate_x, log_decay, h0, reset):
 
 
 def _forward(*arguments):
-  h, h_last = costly.recurrence(*_run(*arguments))
+  h, h_last = checkpoint_names.recurrence(*_run(*arguments))
   return (h, h_last), (*arguments, h)
 
 

@@ -13,9 +13,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import costly, manual_axes, mosaic_gpu_chunks, mosaic_gpu_scan
-from kernels.mosaic_gpu_scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
+from kernels import checkpoint_names, manual_axes
 from kernels.rg_lru import reference, tile_math
+from kernels.scan_gpu import chunks as mosaic_gpu_chunks
+from kernels.scan_gpu import scan
+from kernels.scan_gpu.scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
 
 
 def rg_lru(
@@ -45,14 +47,15 @@ def fused(x, gate_a, gate_x, log_decay, h0, reset, *, chunks=None, interpret=Non
     chunks: of the time axis, which divide T; None chooses (`mosaic_gpu_chunks.choose`).
     interpret: `plgpu.InterpretGPUParams()` to run without a GPU.
   """
-  mosaic_gpu_scan.check_width("rg_lru", x.shape[2])
+  scan.check_width("rg_lru", x.shape[2])
   if h0 is None:
     h0 = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
   if chunks is None:
     chunks = mosaic_gpu_chunks.choose(x.shape, x.dtype.itemsize)
   tiles = [mosaic_gpu_chunks.split(v, chunks) for v in (x, gate_a, gate_x)]
-  reset = mosaic_gpu_chunks.split(reset, chunks)
-  mask = None if reset is None else mosaic_gpu_scan.reset_log(reset)
+  mask = None
+  if reset is not None:
+    mask = scan.reset_log(mosaic_gpu_chunks.split(reset, chunks))
   arithmetic = tile_math.Arithmetic(x.dtype == jnp.float32, False, True)
   arrays = manual_axes.vary_together(
     *tiles, log_decay.astype(jnp.float32), h0.astype(jnp.float32), mask
@@ -81,7 +84,7 @@ def _forward(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, ma
 
 
 def _vjp_forward(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
-  h, h_last, carried = costly.recurrence(
+  h, h_last, carried = checkpoint_names.recurrence(
     *_forward(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask)
   )
   return (h, h_last), (x, gate_a, gate_x, log_decay, mask, h, carried)

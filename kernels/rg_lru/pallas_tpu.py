@@ -12,9 +12,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import costly, manual_axes, pallas_tpu_scan
-from kernels import pallas_tpu_blocks as tpu_blocks
+from kernels import checkpoint_names, manual_axes
 from kernels.rg_lru import reference, tile_math
+from kernels.scan_tpu import blocks as tpu_blocks
+from kernels.scan_tpu import scan
 
 
 def rg_lru(
@@ -71,7 +72,7 @@ def _rg_lru(plan, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask)
 
 
 def _forward(plan, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask, *, save_entries):
-  return pallas_tpu_scan.forward(
+  return scan.forward(
     functools.partial(tile_math.coefficients, arithmetic),
     (x, gate_a, gate_x),
     tile_math.channels(arithmetic, log_decay),
@@ -90,14 +91,14 @@ def _vjp_forward(plan, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, 
   h, h_last, entries = _forward(
     plan, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask, save_entries=True
   )
-  h, h_last, entries = costly.recurrence(h, h_last, entries)
+  h, h_last, entries = checkpoint_names.recurrence(h, h_last, entries)
   return (h, h_last), (x, gate_a, gate_x, log_decay, mask, h, entries)
 
 
 def _vjp_backward(plan, arithmetic, interpret, saved, cotangents):
   x, gate_a, gate_x, log_decay, mask, h, entries = saved
   dh, dh_last = cotangents
-  (dx, dgate_a, dgate_x), (dlog_decay,), dh0 = pallas_tpu_scan.backward(
+  (dx, dgate_a, dgate_x), (dlog_decay,), dh0 = scan.backward(
     functools.partial(tile_math.decay, arithmetic),
     functools.partial(tile_math.gradients, arithmetic),
     (x, gate_a, gate_x),

@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kernels import costly
+from kernels import checkpoint_names
 from kernels.ssd import reference
 
 
@@ -55,8 +55,8 @@ def ssd(
   )
   y = y.reshape(batch, count * chunk, heads, head_dim)[:, :length]
   if not last:
-    return *costly.recurrence(y), None
-  return costly.recurrence(y, h_last.reshape(batch, heads, state_size, head_dim))
+    return *checkpoint_names.recurrence(y), None
+  return checkpoint_names.recurrence(y, h_last.reshape(batch, heads, state_size, head_dim))
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=6)

@@ -20,8 +20,8 @@ from data import (
   recall_text,
   rows,
   tasks,
-  vocabularies,
-  vocabulary_training,
+  tokenizer_training,
+  tokenizers,
 )
 from tests.data import hostile
 
@@ -102,10 +102,10 @@ def main(folder: Path, output: Path):
   (folder / "empty.txt").write_text("")
   empty = corpora.TextFiles(f"{folder}/empty.txt", heldout_fraction=0.0)
   model = folder / "small.model"
-  pieces = vocabulary_training.train_sentencepiece(
+  pieces = tokenizer_training.train_sentencepiece(
     corpora.PythonLibrary(), 600, model, megabytes=0.5
   )
-  byte = vocabularies.Bytes()
+  byte = tokenizers.Bytes()
   small = store_tfds(folder / "tfds")
 
   def spec(corpus, split="all", vocabulary=byte):
@@ -118,11 +118,11 @@ def main(folder: Path, output: Path):
   phonebook = recall_text.Phonebook(length=3, examples=5)
   cache = folder / "cache"
   found = {
-    "copying": recall_case(copying, vocabularies.Symbols(16), 30, cache),
+    "copying": recall_case(copying, tokenizers.Symbols(16), 30, cache),
     "phonebook": recall_case(phonebook, byte, 160, cache),
-    "bytes": vocabulary_case(vocabularies.Bytes(extra_ids=3)),
+    "bytes": vocabulary_case(tokenizers.Bytes(extra_ids=3)),
     "pieces": vocabulary_case(pieces),
-    "pieces_extra": vocabulary_case(vocabularies.SentencePiece(str(model), extra_ids=3)),
+    "pieces_extra": vocabulary_case(tokenizers.SentencePiece(str(model), extra_ids=3)),
     "texts_as_bytes": example_case(texts, byte),
     "texts_as_pieces": example_case(texts, pieces),
     "expected_pieces": [
@@ -144,8 +144,8 @@ def main(folder: Path, output: Path):
       "empty": failure_case(prepares(empty, "train")),
       "no_heldout": failure_case(prepares(empty, "heldout")),
       "split": failure_case(prepares(texts, "validation")),
-      "cut_recall": failure_case(lambda: recall_case(copying, vocabularies.Symbols(16), 12, cache)),
-      "few_symbols": failure_case(lambda: recall_case(copying, vocabularies.Symbols(9), 30, cache)),
+      "cut_recall": failure_case(lambda: recall_case(copying, tokenizers.Symbols(16), 12, cache)),
+      "few_symbols": failure_case(lambda: recall_case(copying, tokenizers.Symbols(9), 30, cache)),
       "tfds_split": failure_case(prepares(small, "heldout")),
       "unknown_task": failure_case(prepares(registered("short_document"), "train")),
       "task_is_mixture": failure_case(prepares(registered("short_and_long"), "train")),

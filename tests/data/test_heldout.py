@@ -10,7 +10,7 @@ from data import corpora, heldout
 from data.corpora import CorpusError, JsonLines, TextFiles
 from data.dataset import TextDataset
 from data.instructions import Instructions
-from data.vocabularies import Bytes
+from data.tokenizers import Bytes
 
 
 def split(corpus):

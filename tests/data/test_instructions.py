@@ -14,7 +14,7 @@ from data.instructions import GemmaTurns, Instructions, PromptResponse
 from data.loader import batches
 from data.packing import Packer
 from data.tasks import examples
-from data.vocabularies import Bytes
+from data.tokenizers import Bytes
 
 BYTES = Bytes()
 QUESTIONS = PromptResponse("Q: {q}\nA:", " {a}")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data import loader, mixture, packing, rows, vocabularies
+from data import loader, mixture, packing, rows, tokenizers
 
 LENGTH = 8
 NAMES = {"inputs", "targets", "segment_ids", "positions", "loss_weights"}
@@ -13,7 +13,7 @@ NAMES = {"inputs", "targets", "segment_ids", "positions", "loss_weights"}
 
 def numbered(directory, count, first=0):
   """Row files whose row i is full of the id first + i."""
-  vocabulary = vocabularies.Bytes()
+  vocabulary = tokenizers.Bytes()
   directory.mkdir()
   packer = packing.Packer(vocabulary, LENGTH)
   writer = rows.RowWriter(directory, vocabulary, LENGTH)
@@ -54,7 +54,7 @@ def test_a_batch_is_derived_from_tokens_and_segments():
 
 
 def test_the_loss_is_on_what_the_mask_says(tmp_path, twenty):
-  vocabulary = vocabularies.Bytes()
+  vocabulary = tokenizers.Bytes()
   packer = packing.Packer(vocabulary, LENGTH)
   writer = rows.RowWriter(tmp_path, vocabulary, LENGTH, masked=True)
   assert not list(packer.add(np.array([5, 6, 7, 8, 1]), 4, loss_mask=np.array([0, 0, 1, 1, 0]) > 0))
@@ -73,7 +73,7 @@ def test_the_loss_is_on_what_the_mask_says(tmp_path, twenty):
 
 
 def test_a_single_pass_says_how_many_bytes_of_text_its_rows_stand_for(tmp_path, twenty):
-  vocabulary = vocabularies.Bytes()
+  vocabulary = tokenizers.Bytes()
   packer = packing.Packer(vocabulary, LENGTH)
   writer = rows.RowWriter(tmp_path, vocabulary, LENGTH, masked=True)
   # The unknown id spells nothing; the text has 40 bytes all the same, 8 of them outside of the

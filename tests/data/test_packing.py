@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import packing, vocabularies
+from data import packing, tokenizers
 
-EOS = vocabularies.Bytes.eos_id
+EOS = tokenizers.Bytes.eos_id
 
 
 def pack(documents, length):
   """Returns all rows and the counts."""
-  packer = packing.Packer(vocabularies.Bytes(), length)
+  packer = packing.Packer(tokenizers.Bytes(), length)
   blocks = [rows for document in documents for rows in packer.add(*document)]
   blocks.append(packer.finish())
   rows = packing.Rows(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
@@ -20,7 +20,7 @@ def pack(documents, length):
 
 
 def from_text(text):
-  return np.array([*vocabularies.Bytes().encode(text), EOS]), len(text.encode())
+  return np.array([*tokenizers.Bytes().encode(text), EOS]), len(text.encode())
 
 
 def segments(rows):
@@ -127,12 +127,12 @@ def test_an_id_outside_the_vocabulary_is_an_error(bad):
 
 def test_a_row_needs_at_least_one_token():
   with pytest.raises(ValueError, match="sequence_length=0 must be at least 1"):
-    packing.Packer(vocabularies.Bytes(), 0)
+    packing.Packer(tokenizers.Bytes(), 0)
 
 
 def test_bytes_of_a_normalised_text_add_up_to_the_original():
   # Ten letters that stood for 23 bytes, and an unknown token that stood for four.
-  tokens = np.array([*vocabularies.Bytes().encode("abcdefghij"), EOS])
+  tokens = np.array([*tokenizers.Bytes().encode("abcdefghij"), EOS])
   rows, counts = pack([(tokens, 23), (np.array([2, EOS]), 4)], 4)
   assert rows.row_bytes.sum() == counts.text_bytes == 27
   # In proportion to what each row's tokens spell: 4, 4 and 2 of 10 letters, and the unknown one.
@@ -174,7 +174,7 @@ def test_a_mask_of_another_length_is_refused():
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.text(max_size=20), max_size=12), st.integers(1, 30))
 def test_whole_documents_are_cut_only_if_longer_than_a_row(texts, length):
-  packer = packing.Packer(vocabularies.Bytes(), length, whole=True)
+  packer = packing.Packer(tokenizers.Bytes(), length, whole=True)
   blocks = [rows for text in texts for rows in packer.add(*from_text(text))]
   rows = packing.Rows(*map(np.concatenate, zip(*blocks, packer.finish(), strict=True)))
   expected = []

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from data import corpora, dataset, instructions, preparation, progress, rows, vocabularies
+from data import corpora, dataset, instructions, preparation, progress, rows, tokenizers
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,7 +107,7 @@ def wait_for(condition, seconds=300):
 def test_a_killed_preparation_leaves_nothing_and_two_at_once_make_it_once(tmp_path):
   """One is killed while it writes; two are then started together, on what it left."""
   cache = tmp_path / "cache"
-  spec = dataset.TextDataset(corpora.PythonLibrary(), vocabularies.Bytes(), 64, "train", str(cache))
+  spec = dataset.TextDataset(corpora.PythonLibrary(), tokenizers.Bytes(), 64, "train", str(cache))
   command = [
     sys.executable,
     "-c",
@@ -147,7 +147,7 @@ def test_a_killed_preparation_leaves_nothing_and_two_at_once_make_it_once(tmp_pa
   both = [start(), start()]
   messages = [process.stderr.read().decode() for process in both]
   assert [process.wait() for process in both] == [0, 0], messages
-  opened = rows.RowFiles(spec.cache_path, verify=True).check(vocabularies.Bytes(), 64)
+  opened = rows.RowFiles(spec.cache_path, verify=True).check(tokenizers.Bytes(), 64)
   assert opened.counts.text_bytes > 8e6
   assert partial() == []
   assert [p for p in cache.iterdir() if p.is_dir()] == [spec.cache_path]
@@ -158,7 +158,7 @@ def test_a_killed_preparation_leaves_nothing_and_two_at_once_make_it_once(tmp_pa
 def test_a_terminated_preparation_removes_what_it_began(tmp_path):
   """Ctrl-C in the training process ends the preparing one, which cleans up."""
   cache = tmp_path / "cache"
-  spec = dataset.TextDataset(corpora.PythonLibrary(), vocabularies.Bytes(), 64, "train", str(cache))
+  spec = dataset.TextDataset(corpora.PythonLibrary(), tokenizers.Bytes(), 64, "train", str(cache))
 
   class Stop(Exception):
     pass
@@ -175,7 +175,7 @@ def test_a_terminated_preparation_removes_what_it_began(tmp_path):
 def test_the_corpus_own_error_reaches_the_caller(tmp_path):
   (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"body": "bad"}\n')
   corpus = corpora.JsonLines(str(tmp_path / "a.jsonl"), heldout_fraction=0.0)
-  spec = dataset.TextDataset(corpus, vocabularies.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
+  spec = dataset.TextDataset(corpus, tokenizers.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
   with pytest.raises(corpora.CorpusError, match=r"a\.jsonl:2: no 'text', only 'body'"):
     spec.rows(lambda state: None)
   assert not spec.is_prepared()
@@ -192,7 +192,7 @@ def test_the_name_of_a_cache_holds_all_that_decides_its_content(tmp_path):
   (tmp_path / "a.txt").write_text("a")
   base = {
     "corpus": corpora.TextFiles(str(tmp_path / "a.txt")),
-    "vocabulary": vocabularies.Bytes(),
+    "vocabulary": tokenizers.Bytes(),
     "sequence_length": 8,
     "split": "train",
     "cache_dir": str(tmp_path),
@@ -200,7 +200,7 @@ def test_the_name_of_a_cache_holds_all_that_decides_its_content(tmp_path):
   others = [
     base,
     base | {"corpus": corpora.TextFiles(str(tmp_path / "a.txt"), heldout_fraction=0.5)},
-    base | {"vocabulary": vocabularies.Bytes(extra_ids=1)},
+    base | {"vocabulary": tokenizers.Bytes(extra_ids=1)},
     base | {"sequence_length": 9},
     base | {"split": "all"},
     base | {"split": "heldout"},
@@ -261,7 +261,7 @@ def test_what_a_look_at_the_files_tells_is_told_at_once(tmp_path, monkeypatch, c
   monkeypatch.setattr(preparation.subprocess, "Popen", never)
   (tmp_path / "a.jsonl").write_bytes(text)
   read = corpus(str(tmp_path / "a.jsonl"), heldout_fraction=0.0)
-  spec = dataset.TextDataset(read, vocabularies.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
+  spec = dataset.TextDataset(read, tokenizers.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
   with pytest.raises(corpora.CorpusError, match=told):
     spec.rows()
   assert not (tmp_path / "cache").exists()
@@ -274,7 +274,7 @@ def test_json_lines_are_not_learnt_as_text(tmp_path, monkeypatch, ending):
   file.write_text('{"text": "good"}\n' * 9)
   (tmp_path / "b.txt").write_text("text\n" * 99)
   read = corpora.TextFiles(str(tmp_path / "*"))
-  spec = dataset.TextDataset(read, vocabularies.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
+  spec = dataset.TextDataset(read, tokenizers.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
   with pytest.raises(corpora.CorpusError, match=r"gin/data/json_lines_bytes\.gin .*JSON_LINES="):
     spec.rows()
   file.write_text("no JSON\n")  # The name alone says nothing.
@@ -287,7 +287,7 @@ def test_rows_too_long_for_memory_are_refused_with_the_arithmetic(tmp_path, monk
   monkeypatch.setattr(preparation, "_memory", lambda: 24 * 10**9)
   (tmp_path / "a.txt").write_text("text\n" * 99)
   read = corpora.TextFiles(str(tmp_path / "a.txt"))
-  spec = dataset.TextDataset(read, vocabularies.Bytes(), length, cache_dir=str(tmp_path / "cache"))
+  spec = dataset.TextDataset(read, tokenizers.Bytes(), length, cache_dir=str(tmp_path / "cache"))
   told = rf"sequence_length={length} tokens .* has 24 GB\. .*--length.* 16777216\."
   with pytest.raises(preparation.PreparationError, match=told):
     spec.rows()
@@ -307,7 +307,7 @@ def test_a_cache_that_cannot_be_is_told_at_once(tmp_path, monkeypatch):
   monkeypatch.setattr(preparation.subprocess, "Popen", never)
   (tmp_path / "a.txt").write_text("text\n" * 99)
   read = corpora.TextFiles(str(tmp_path / "a.txt"))
-  spec = dataset.TextDataset(read, vocabularies.Bytes(), 8, cache_dir="/dev/null/x")
+  spec = dataset.TextDataset(read, tokenizers.Bytes(), 8, cache_dir="/dev/null/x")
   with pytest.raises(
     preparation.PreparationError, match=r"/dev/null is no folder.*cache_dir=FOLDER"
   ):
@@ -316,4 +316,4 @@ def test_a_cache_that_cannot_be_is_told_at_once(tmp_path, monkeypatch):
 
 def test_a_split_that_does_not_exist_is_refused_when_it_is_described():
   with pytest.raises(corpora.CorpusError, match="split='3' does not exist here; there are train"):
-    dataset.TextDataset(corpora.PythonLibrary(), vocabularies.Bytes(), 8, "3")
+    dataset.TextDataset(corpora.PythonLibrary(), tokenizers.Bytes(), 8, "3")

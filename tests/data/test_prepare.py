@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from data import corpora, dataset, manifest, preparation, prepare, rows, tasks, vocabularies
+from data import corpora, dataset, manifest, preparation, prepare, rows, tasks, tokenizers
 from data.preparation import PreparationError
 
 
@@ -26,7 +26,7 @@ def text(tmp_path, monkeypatch):
 
   monkeypatch.setattr(tasks, "examples", examples)
   return dataset.TextDataset(
-    corpus, vocabularies.Bytes(), 16, "all", cache_dir=str(tmp_path / "cache")
+    corpus, tokenizers.Bytes(), 16, "all", cache_dir=str(tmp_path / "cache")
   )
 
 
@@ -111,7 +111,7 @@ def test_rows_that_were_just_written_are_not_read_through(text, monkeypatch):
 
 
 def test_a_dataset_that_cannot_be_pickled_is_one_line(text):
-  class Local(vocabularies.Bytes):
+  class Local(tokenizers.Bytes):
     pass
 
   odd = dataset.TextDataset(text.corpus, Local(), 16, "all", cache_dir=text.cache_dir)

@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from data import recall, recall_text, vocabularies
+from data import recall, recall_text, tokenizers
 from data.corpora import CorpusError
 
-SYMBOLS = vocabularies.Symbols(32)
-BYTES = vocabularies.Bytes()
+SYMBOLS = tokenizers.Symbols(32)
+BYTES = tokenizers.Bytes()
 TASKS = {
   "selective-copying": (recall.SelectiveCopying(length=40, data_tokens=6), SYMBOLS),
   "induction-heads": (recall.InductionHeads(length=20), SYMBOLS),
@@ -116,7 +116,7 @@ def test_multi_query_recall_asks_for_each_key_once_and_answers_with_its_value():
 
 def test_gaps_of_multi_query_recall_follow_the_published_power_law():
   task = recall.MultiQueryRecall(length=24, pairs=3, symbols=64, power=0.01)
-  drawn = task.draw(vocabularies.Symbols(64), np.random.default_rng(0), 20_000)
+  drawn = task.draw(tokenizers.Symbols(64), np.random.default_rng(0), 20_000)
   # Of the first pair, whose gap is drawn first; its answer stands at 6 + 2 gap + 1.
   gaps = [(e.answers[e.sources == 1][0] - 7) // 2 for e in drawn]
   weights = 0.01 * np.arange(1, 10) ** (0.01 - 1)
@@ -161,9 +161,9 @@ def test_a_needle_lies_at_its_depth():
 
 def test_symbols_can_be_written_as_bytes_to_mix_with_text():
   task = recall.SelectiveCopying(length=8, data_tokens=2)
-  as_symbols = next(task.drawn(vocabularies.Symbols(16), "train"))
+  as_symbols = next(task.drawn(tokenizers.Symbols(16), "train"))
   as_bytes = next(task.drawn(BYTES, "train"))
-  numbers = [int(n) for n in vocabularies.Symbols(16).decode(as_symbols.tokens).split()]
+  numbers = [int(n) for n in tokenizers.Symbols(16).decode(as_symbols.tokens).split()]
   assert BYTES.decode(as_bytes.tokens) == "".join(chr(ord("0") + n) for n in numbers)
 
 
@@ -178,7 +178,7 @@ def test_symbols_can_be_written_as_bytes_to_mix_with_text():
     (lambda: recall_text.Needle(depth=1.5), r"the depth is in \[0, 1\]"),
     (lambda: recall.InductionHeads(examples=0), "examples=0 must be at least 1"),
     (
-      lambda: next(recall.InductionHeads().drawn(vocabularies.Symbols(15), "train")),
+      lambda: next(recall.InductionHeads().drawn(tokenizers.Symbols(15), "train")),
       r"has 16 symbols, the vocabulary is Symbols\(count=15\).*count=16 or more",
     ),
     (
@@ -197,10 +197,10 @@ def test_impossible_tasks_are_named(make, message):
 
 
 def test_symbols_come_back_as_numbers(tmp_path):
-  vocabulary = vocabularies.Symbols(16)
+  vocabulary = tokenizers.Symbols(16)
   assert vocabulary.encode("0 15 3") == [3, 18, 6]
   assert vocabulary.encode("16 x -1") == [2, 2, 2]
   assert vocabulary.decode([0, 3, 18, 2, 6, 1, 5]) == "0 15 3"
   assert vocabulary.byte_lengths().tolist() == [0, 0, 0] + [1] * 16
-  vocabularies.save(vocabulary, tmp_path)
-  assert vocabularies.load(tmp_path) == vocabulary
+  tokenizers.save(vocabulary, tmp_path)
+  assert tokenizers.load(tmp_path) == vocabulary

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from data import manifest, mixture, packing, rows, vocabularies
+from data import manifest, mixture, packing, rows, tokenizers
 
 LENGTH = 16
 
@@ -15,7 +15,7 @@ def write(
   directory, texts=("hello world", "second document", "x" * 50), length=LENGTH, extra_ids=0
 ):
   """Packs texts into row files."""
-  vocabulary = vocabularies.Bytes(extra_ids)
+  vocabulary = tokenizers.Bytes(extra_ids)
   directory.mkdir(exist_ok=True)
   packer = packing.Packer(vocabulary, length)
   writer = rows.RowWriter(directory, vocabulary, length)
@@ -29,7 +29,7 @@ def write(
 
 def write_masked(directory, documents, length=LENGTH):
   """Packs (text, characters of it that are a prompt) into row files with a loss mask."""
-  vocabulary = vocabularies.Bytes()
+  vocabulary = tokenizers.Bytes()
   directory.mkdir(exist_ok=True)
   packer = packing.Packer(vocabulary, length)
   writer = rows.RowWriter(directory, vocabulary, length, masked=True)
@@ -98,13 +98,13 @@ def test_a_changed_byte_is_found_by_verification(tmp_path):
 
 def test_another_vocabulary_or_length_is_refused(tmp_path):
   opened = rows.RowFiles(write(tmp_path / "a"))
-  assert opened.check(vocabularies.Bytes(), LENGTH) is opened
+  assert opened.check(tokenizers.Bytes(), LENGTH) is opened
   with pytest.raises(
     manifest.RowFileError, match=r"packed under the vocabulary .*259.*asked for .*264"
   ):
-    opened.check(vocabularies.Bytes(extra_ids=5), LENGTH)
+    opened.check(tokenizers.Bytes(extra_ids=5), LENGTH)
   with pytest.raises(manifest.RowFileError, match="holds rows of 16 tokens, asked for are 32"):
-    opened.check(vocabularies.Bytes(), 32)
+    opened.check(tokenizers.Bytes(), 32)
 
 
 def test_an_unknown_version_is_refused(tmp_path):
@@ -207,9 +207,9 @@ def test_row_files_without_a_mask_read_as_before(tmp_path):
 
 
 def test_a_mask_is_not_dropped_by_files_that_keep_none(tmp_path):
-  packer = packing.Packer(vocabularies.Bytes(), LENGTH)
+  packer = packing.Packer(tokenizers.Bytes(), LENGTH)
   assert not list(packer.add(np.array([5, 6]), 2, loss_mask=np.array([False, True])))
-  writer = rows.RowWriter(tmp_path, vocabularies.Bytes(), LENGTH)
+  writer = rows.RowWriter(tmp_path, tokenizers.Bytes(), LENGTH)
   with pytest.raises(ValueError, match=r"documents have loss masks.*masked=True"):
     writer.write(*packer.finish())
 

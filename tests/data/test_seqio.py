@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import recall, recall_text, vocabularies
+from data import recall, recall_text, tokenizers
 from tests.data import hostile
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_ids_and_texts_are_those_of_seqio(found, kind):
 
 
 def test_hostile_text_becomes_bytes_with_nothing_dropped(found):
-  vocabulary = vocabularies.Bytes()
+  vocabulary = tokenizers.Bytes()
   texts = hostile.TEXTS + [raw.decode("utf-8", "replace") for raw in hostile.INVALID] + [""]
   invalid = [False] * len(hostile.TEXTS) + [True] * len(hostile.INVALID) + [False]
   expected = [
@@ -83,7 +83,7 @@ def test_corpora_are_registered_with_seqio(found):
 
 
 def test_tensorflow_datasets_are_read_whole_and_in_part(found):
-  decoded = sorted((vocabularies.Bytes().decode(t), bad) for t, _, bad in found["tfds"])
+  decoded = sorted((tokenizers.Bytes().decode(t), bad) for t, _, bad in found["tfds"])
   assert decoded == [("", False), ("first", False), ("fourth", False), ("third �", True)]
   assert found["tfds_part"] == found["tfds"][:2]
   assert found["tfds_prepared"]["counts"]["documents"] == 3
@@ -105,9 +105,9 @@ def test_registered_tasks_keep_their_own_preprocessing(found):
     (
       "copying",
       recall.SelectiveCopying(length=8, data_tokens=3, examples=70),
-      vocabularies.Symbols(16),
+      tokenizers.Symbols(16),
     ),
-    ("phonebook", recall_text.Phonebook(length=3, examples=5), vocabularies.Bytes()),
+    ("phonebook", recall_text.Phonebook(length=3, examples=5), tokenizers.Bytes()),
   ],
 )
 def test_recall_tasks_pass_through_seqio_whole_with_the_loss_on_their_answers(

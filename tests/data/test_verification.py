@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from data import corpora, dataset, manifest, packing, preparation, rows, verification, vocabularies
+from data import corpora, dataset, manifest, packing, preparation, rows, tokenizers, verification
 
 LENGTH = 64
 
@@ -20,7 +20,7 @@ def text(tmp_path, monkeypatch):
   (tmp_path / "a.txt").write_text("some text in a file\n" * 20_000)
   corpus = corpora.TextFiles(str(tmp_path / "a.txt"))
   made = dataset.TextDataset(
-    corpus, vocabularies.Bytes(), LENGTH, "all", cache_dir=str(tmp_path / "cache")
+    corpus, tokenizers.Bytes(), LENGTH, "all", cache_dir=str(tmp_path / "cache")
   )
 
   def prepare(datasets, progress):

@@ -17,7 +17,7 @@ from recurrentgemma.jax import utils as recurrentgemma_utils
 from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from data import corpora
-from data.vocabulary_training import train_sentencepiece
+from data.tokenizer_training import train_sentencepiece
 from tests.documentation import pages, test_readme_runs
 from tests.documentation.session import Case, Session
 

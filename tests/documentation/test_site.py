@@ -7,9 +7,9 @@ import re
 import pytest
 
 from tests.documentation.pages import ROOT
-from tests.test_floors import BESIDE, FLOORS
+from tests.test_floors import FLOORS
 
-ROOMS = sorted([*FLOORS, BESIDE])
+ROOMS = sorted(FLOORS)
 DOCS = ROOT / "docs"
 
 

@@ -9,7 +9,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-from data import vocabularies
+from data import tokenizers
 from evaluation import harness, harness_table
 from evaluation.harness import HarnessModel
 from inference.sampling import Sampler
@@ -17,7 +17,7 @@ from models.backbone import Backbone
 from models.griffin import griffin
 from tests import small_models
 
-BYTES = vocabularies.Bytes()
+BYTES = tokenizers.Bytes()
 QUESTIONS = [
   {"question": "two and two", "choices": [" four", " five", " fish"], "answer": 0},
   {"question": "one and two", "choices": [" none", " three", " many"], "answer": 1},

@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from data import recall, recall_text, vocabularies
-from evaluation import recall_learning
+from comparison.quality import recall_learning
+from data import recall, recall_text, tokenizers
 from evaluation.recall import Recalled, RecallScorer
 from models.backbone import Backbone
 from models.griffin import griffin
 from models.hawk import hawk
 from tests import small_models
 
-SYMBOLS = vocabularies.Symbols(16)
+SYMBOLS = tokenizers.Symbols(16)
 COPYING = recall.SelectiveCopying(length=12, data_tokens=3, heldout_examples=7)
 
 
@@ -39,7 +39,7 @@ def test_teacher_forced_answers_are_the_likeliest_after_the_true_tokens(batch_si
 def test_generated_answers_are_those_of_greedy_decoding():
   model = byte_model()
   params = small_models.initialize(model)
-  vocabulary = vocabularies.Bytes()
+  vocabulary = tokenizers.Bytes()
   task = recall_text.Phonebook(length=3, shots=1, digits=2, heldout_examples=3)
   examples = list(task.drawn(vocabulary, "heldout"))
   # What the model says is made the truth of the first two: an answer that is right can be told too.
@@ -101,7 +101,7 @@ def test_fresh_batches_put_the_loss_on_the_answers_and_depend_on_the_seed():
 
 def test_a_model_learns_a_small_task_and_the_score_says_so():
   task = recall.SelectiveCopying(length=4, data_tokens=1, symbols=5, heldout_examples=64)
-  vocabulary = vocabularies.Symbols(5)
+  vocabulary = tokenizers.Symbols(5)
   model = hawk(Backbone(vocab_size=8, width=32, depth=2), rnn_width=32, gate_blocks=4)
   schedule = recall_learning.Schedule(
     steps=150, batch_size=32, learning_rate=1e-2, warmup_steps=10, look_every=150

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from data.vocabularies import Bytes, SentencePiece, Symbols
+from data.tokenizers import Bytes, SentencePiece, Symbols
 from inference.text_stream import TextStream, continuation
 
 TEXT = "naïve 日本語 🎉🎉 κόσμε\n\tdef f(x): return '€'\n"

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels import mosaic_gpu_chunks, mosaic_gpu_scan, platform
+from kernels import platform
 from kernels.linear_scan import IMPLEMENTATIONS as LINEAR_SCANS
 from kernels.linear_scan import mosaic_gpu as linear_scan_gpu
 from kernels.linear_scan import reference as linear_scan_reference
 from kernels.rg_lru import IMPLEMENTATIONS as RG_LRUS
 from kernels.rg_lru import mosaic_gpu as rg_lru_gpu
 from kernels.rg_lru import reference as rg_lru_reference
+from kernels.scan_gpu import chunks as mosaic_gpu_chunks
+from kernels.scan_gpu import scan
 
 OPS = {
   "rg_lru": (rg_lru_gpu.fused, rg_lru_reference.rg_lru),
@@ -146,7 +148,7 @@ def test_a_width_that_is_no_multiple_of_128_is_refused(op):
 )
 def test_it_says_which_gpus_it_cannot_run_on(monkeypatch, device, reason):
   monkeypatch.setattr(jax, "devices", lambda platform: [types.SimpleNamespace(**device)])
-  said = mosaic_gpu_scan.unavailable_reason()
+  said = scan.unavailable_reason()
   assert said is None if reason is None else reason in said
 
 

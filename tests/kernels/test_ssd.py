@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evaluation.contract.counts import product_flops
+from contract.counts import product_flops
 from kernels.ssd import matmul_flops, ssd
 from tests.kernels.float64_reference import relative_error, wide
 

@@ -1,4 +1,6 @@
-"""Real processes that play the hosts of a run of a few thousand parameters, for tests that attack them."""
+"""Real processes that play the hosts of a run of a few thousand parameters, for tests that attack
+them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ include 'sizes/tiny.gin'
 include 'mesh/data.gin'
 include 'kernels/auto.gin'
 include 'data/text_files_bytes.gin'
-include 'train/adamw.gin'
+include 'train/steps.gin'
 
 WIDTH = 32
 RNN_WIDTH = 32

@@ -74,7 +74,9 @@ test "$1 $2" = "requeue 77" && echo x >> {folder}/requeued
 
 
 def slurm(folder: Path, *extra: str, most: int = 40, started=None) -> list[int]:
-  """Submits the SLURM script to a scheduler that queues it again when told; the statuses of its lives."""
+  """Submits the SLURM script to a scheduler that queues it again when told; the statuses of its
+  lives.
+  """
   tools = folder / "tools"
   tools.mkdir()
   (tools / "srun").write_text(SRUN.format(python=sys.executable, folder=folder, extra=extra))
@@ -172,7 +174,9 @@ def test_jobset_file():
   [(command.USER_ERROR, False), (command.PREEMPTED, True), (1, True), (137, True)],
 )
 def test_jobset_starts_again_what_can_go_on(status, starts_again):
-  """The rules of Kubernetes' pod failure policy and of JobSet's failure policy, first match first."""
+  """The rules of Kubernetes' pod failure policy and of JobSet's failure policy, first match
+  first.
+  """
   spec = yaml.safe_load((FOLDER / "gke_jobset.yaml").read_text())["spec"]
   (job,) = spec["replicatedJobs"]
   job = job["template"]["spec"]

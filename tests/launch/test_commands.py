@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import UserError
+from config.config import ConfigError
 from launch import command, evaluate, generate, train
-from launch.config import ConfigError
 from training.loop import TrainingError
 from training.metrics import read_metrics
 
@@ -31,7 +32,7 @@ include 'sizes/tiny.gin'
 include 'mesh/single.gin'
 include 'kernels/auto.gin'
 include 'data/text_files_bytes.gin'
-include 'train/adamw.gin'
+include 'train/steps.gin'
 
 WIDTH = 32
 RNN_WIDTH = 32
@@ -204,7 +205,7 @@ def test_another_configuration_is_told_and_needs_force(run_dir, folder, tmp_path
     "--gin.STEPS=8",
     "--gin.LEARNING_RATE=1e-4",
   ]
-  with pytest.raises(command.UserError) as caught:
+  with pytest.raises(UserError) as caught:
     train.main(arguments)
   message = str(caught.value)
   assert "loop.Options.steps: 6 -> 8" in message
@@ -224,7 +225,7 @@ def test_rows_that_changed_under_a_run_are_told(run_dir, tmp_path):
   shutil.copytree(run_dir, copied)
   data = json.loads((copied / "data.json").read_text())
   (copied / "data.json").write_text(json.dumps(data | {"training rows": "others"}))
-  with pytest.raises(command.UserError, match="training rows: others -> "):
+  with pytest.raises(UserError, match="training rows: others -> "):
     train.main([f"--run_dir={copied}"])
 
 
@@ -343,11 +344,11 @@ def test_evaluate_runs_tasks_of_lm_eval_on_local_data(run_dir, tasks, capsys):
   # The same questions, from two places.
   assert kept["results"]["near"]["acc,none"] == kept["results"]["far"]["acc,none"]
   assert kept["n-samples"]["far"]["effective"] == 4
-  with pytest.raises(command.UserError, match=r"no such task. Did you mean 'near'\?"):
+  with pytest.raises(UserError, match=r"no such task. Did you mean 'near'\?"):
     evaluate.main([*asked, "--harness=nera"])
-  with pytest.raises(command.UserError, match=r"the data of far .* --harness_data=far=FOLDER"):
+  with pytest.raises(UserError, match=r"the data of far .* --harness_data=far=FOLDER"):
     evaluate.main([*asked, "--harness=far"])
-  with pytest.raises(command.UserError, match="give TASK=FOLDER, with a task of --harness"):
+  with pytest.raises(UserError, match="give TASK=FOLDER, with a task of --harness"):
     evaluate.main([*asked, "--harness=near", copy])
 
 
@@ -384,7 +385,7 @@ def test_a_held_out_loss_of_nan_is_told_again(run_dir, tmp_path, capsys, monkeyp
   copied = tmp_path / "run"
   shutil.copytree(run_dir, copied)
   nan = types.SimpleNamespace(loss=math.nan, bits_per_byte=math.nan)
-  monkeypatch.setattr("launch.running.Scorer", lambda *_: lambda *_: nan)
+  monkeypatch.setattr("experiment.running.Scorer", lambda *_: lambda *_: nan)
   assert train.main([f"--run_dir={copied}", "--resume=force", "--gin.STEPS=7"]) == 0
   assert train.main([f"--run_dir={copied}"]) == 0
   assert capsys.readouterr().out.count("held-out loss: nan\n") == 2

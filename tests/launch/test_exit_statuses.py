@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import UserError
+from experiment.run_directory import RunDirectory
 from launch import command, failures, output, train, vocabulary
-from launch.run_directory import RunDirectory
 from parallel.coordination import HostError
 from training.checkpoint_reader import CheckpointError
 
@@ -38,7 +39,7 @@ def exit_status(monkeypatch, error):
     (OSError(errno.ENOSPC, "No space left on device", "/shared/x"), 2),
     (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2),
     (PermissionError(errno.EACCES, "Permission denied", "x"), 2),
-    (command.UserError("a mistake"), 2),
+    (UserError("a mistake"), 2),
     (HostError("process 0 does not answer", may_pass=True), 1),
     (HostError("the processes differ"), 2),
     (CheckpointError("could not be read", may_pass=True), 1),
@@ -72,7 +73,7 @@ def test_a_run_directory_that_is_none_is_named(tmp_path):
   (tmp_path / "link").symlink_to(tmp_path / "nothing")
   (tmp_path / "run" / "config.gin").mkdir(parents=True)
   for name, says in (("file", "is a file"), ("link", "leads nowhere"), ("run", "is a folder")):
-    with pytest.raises(command.UserError, match=says):
+    with pytest.raises(UserError, match=says):
       train.main(["gin/runs/griffin_quickstart.gin", f"--run_dir={tmp_path / name}"])
   RunDirectory(tmp_path / "new").require_place()
   assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.gin", "file", "link", "run"]

@@ -1,4 +1,6 @@
-"""Text in, text out: prompts as they are written, continuations as they read, options out of range."""
+"""Text in, text out: prompts as they are written, continuations as they read, options out of
+range.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,13 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from data import vocabularies
-from launch import command, end_tokens, generate, generation, train
-from launch import experiment as experiment_lib
-from launch.run_directory import RunDirectory
+from base.errors import UserError
+from data import tokenizers
+from experiment import end_tokens
+from experiment import experiment as experiment_lib
+from experiment.run_directory import RunDirectory
+from inference import text_generator
+from launch import generate, train
 from models.accounting import list_parameters
 from parallel.tree_paths import by_path
 from tests import small_models
@@ -32,13 +37,13 @@ PROSE = "the griffin is a creature with the body of a lion and the head of an ea
 def make_run(path, vocabulary, *data, **macros):
   """A run directory with random weights, in which no token is likeliest whatever was before it."""
   given = [f"--gin.{name}={value!r}" for name, value in {**SIZES, **macros}.items()]
-  config = experiment_lib.load([*GIN, *data, "train/adamw.gin"], given)
+  config = experiment_lib.load([*GIN, *data, "train/steps.gin"], given)
   model = experiment_lib.build(config).model
   params = small_models.initialize(model)
   params = {**params, "stack": jax.tree.map(lambda x: 4 * x, params["stack"])}
   run = RunDirectory(path)
   run.write_config(config, "a test")
-  vocabularies.save(vocabulary, path)
+  tokenizers.save(vocabulary, path)
   paths = [parameter.path for parameter in list_parameters(model)]
   arrays = ((name, np.asarray(leaf)) for name, leaf in by_path(params).items())
   streamed_checkpoint.write_parameters(path, 0, paths, arrays, {"source": "a test"})
@@ -48,7 +53,7 @@ def make_run(path, vocabulary, *data, **macros):
 @pytest.fixture(scope="module")
 def bytes_run(tmp_path_factory):
   path = tmp_path_factory.mktemp("runs") / "bytes"
-  return make_run(path, vocabularies.Bytes(), "data/python_bytes.gin")
+  return make_run(path, tokenizers.Bytes(), "data/python_bytes.gin")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,7 @@ def pieces_run(tmp_path_factory):
     hard_vocab_limit=False,
     minloglevel=2,
   )
-  vocabulary = vocabularies.SentencePiece(str(folder / "pieces.model"))
+  vocabulary = tokenizers.SentencePiece(str(folder / "pieces.model"))
   macros = {"VOCAB_SIZE": vocabulary.size, "VOCABULARY_MODEL": vocabulary.path}
   return make_run(folder / "run", vocabulary, "data/python_sentencepiece.gin", **macros)
 
@@ -99,7 +104,7 @@ def test_only_line_ends_end_a_prompt(bytes_run, tmp_path, capsys):
   file.write_bytes(b"one\n\ntwo\n")
   assert generate._prompts(["zero"], file) == ["zero", "one", "", "two"]
   file.write_bytes("one\n".encode("utf-16"))
-  with pytest.raises(command.UserError, match="is not UTF-8"):
+  with pytest.raises(UserError, match="is not UTF-8"):
     generate._prompts([], file)
   file.write_bytes(("\r\n".join(lines[:3]) + "\r\n").encode())
   shown = generated(capsys, bytes_run, f"--prompts_file={file}")
@@ -111,8 +116,8 @@ def test_prompts_in_batches_and_streams_get_what_they_get_together(bytes_run, ca
   asked = [f"--prompt={prompt}" for prompt in prompts]
   together = generated(capsys, bytes_run, *asked)
   assert generated(capsys, bytes_run, *asked, "--stream") == together
-  monkeypatch.setattr(generation, "TOKENS_AT_ONCE", 80)
-  sizes = [len(rows) for rows in generation._batches([3, 100, 3, 1, 3, 3], 24)]
+  monkeypatch.setattr(text_generator, "TOKENS_AT_ONCE", 80)
+  sizes = [len(rows) for rows in text_generator._batches([3, 100, 3, 1, 3, 3], 24)]
   assert sizes == [1, 2, 2, 1]
   assert generated(capsys, bytes_run, *asked) == together
 
@@ -154,8 +159,8 @@ def test_more_tokens_than_memory_holds_are_one_line(bytes_run, monkeypatch):
   def texts(*args, **kwargs):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
-  monkeypatch.setattr(generation.TextGenerator, "texts", texts)
-  with pytest.raises(command.UserError, match=r"not enough memory for 256 tokens .*--max_tokens"):
+  monkeypatch.setattr(text_generator.TextGenerator, "texts", texts)
+  with pytest.raises(UserError, match=r"not enough memory for 256 tokens .*--max_tokens"):
     generate.main([f"--run_dir={bytes_run}"])
 
 
@@ -173,11 +178,11 @@ def stop_ids(run):
 
 
 def test_each_end_token_of_an_imported_folder_ends_a_text(tmp_path, capsys):
-  run = make_run(tmp_path / "run", vocabularies.Bytes(), "data/python_bytes.gin")
+  run = make_run(tmp_path / "run", tokenizers.Bytes(), "data/python_bytes.gin")
   options = ["--prompt=x", "--temperature=3", "--top_p=1", "--seed=1", "--max_tokens=40"]
   free = generated(capsys, run, *options)
   stop = next(character for character in free[4:] if character.isascii() and character.isalpha())
-  write_end_tokens(run, json.dumps({"eos_token_id": [1, vocabularies.Bytes().encode(stop)[0]]}))
+  write_end_tokens(run, json.dumps({"eos_token_id": [1, tokenizers.Bytes().encode(stop)[0]]}))
   assert generated(capsys, run, *options) == free[: free.index(stop, 1)] + "\n"
   assert generated(capsys, run, *options, "--stream") == free[: free.index(stop, 1)] + "\n"
 
@@ -216,7 +221,7 @@ def test_what_hugging_face_writes_is_understood(bytes_run, text, ids):
 )
 def test_a_malformed_end_token_is_one_line(bytes_run, text):
   write_end_tokens(bytes_run, text)
-  with pytest.raises(command.UserError, match=r"generation_config\.json") as caught:
+  with pytest.raises(UserError, match=r"generation_config\.json") as caught:
     stop_ids(bytes_run)
   assert "\n" not in str(caught.value)
   assert len(str(caught.value)) < 500
@@ -232,7 +237,7 @@ def test_a_failure_of_sampling_ends_no_run(tmp_path, capsys, monkeypatch):
   run_file.write_text(
     "from __gin__ import dynamic_registration\nfrom data import corpora\nfrom data import dataset\n"
     + "".join(f"include '{name}'\n" for name in GIN)
-    + f"include 'data/text_files_bytes.gin'\ninclude 'train/adamw.gin'\nTEXT_FILES = '{text}/*.txt'\n"
+    + f"include 'data/text_files_bytes.gin'\ninclude 'train/steps.gin'\nTEXT_FILES = '{text}/*.txt'\n"
     + "corpora.TextFiles.heldout_fraction = 0.3\n"
     + f"dataset.TextDataset.cache_dir = '{tmp_path}/cache'\n"
     + "WIDTH = 32\nRNN_WIDTH = 32\nHEADS = 2\nDEPTH = 1\nSEQUENCE_LENGTH = 32\nBATCH_SIZE = 2\n"
@@ -242,7 +247,7 @@ def test_a_failure_of_sampling_ends_no_run(tmp_path, capsys, monkeypatch):
   def texts(*args, **kwargs):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes.")
 
-  monkeypatch.setattr(generation.TextGenerator, "texts", texts)
+  monkeypatch.setattr(text_generator.TextGenerator, "texts", texts)
   assert train.main([str(run_file), f"--run_dir={tmp_path / 'run'}"]) == 0
   shown = capsys.readouterr()
   (line,) = [line for line in shown.err.split("\n") if line.startswith("warning: no samples")]

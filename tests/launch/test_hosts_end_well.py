@@ -1,7 +1,8 @@
-"""Whatever happens to one of two hosts, within a minute both have ended, and say which it was and why.
+"""Whatever happens to one of two hosts, within a minute both have ended, and say which it was and
+why.
 
-Each attack is on real processes. A row of them shares a run directory and compiled programs, so that a life
-is little more than the start of Python and JAX.
+Each attack is on real processes. A row of them shares a run directory and compiled programs, so
+that a life is little more than the start of Python and JAX.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import command, directory_owner
+from experiment import directory_owner
+from launch import command
 from tests.launch import hosts
 
 HERE = socket.gethostname()
@@ -47,7 +49,9 @@ def under_way(folder: Path, run: str, ready: bool = True, port: int | None = Non
 
 @pytest.fixture(scope="module")
 def silent(folder):
-  """Three runs in each of which one host falls silent at once, until the other has ended: they wait together."""
+  """Three runs in each of which one host falls silent at once, until the other has ended: they wait
+  together.
+  """
   attacks = {
     "killed": (1, signal.SIGKILL),
     "stopped": (1, signal.SIGSTOP),

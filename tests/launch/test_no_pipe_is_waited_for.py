@@ -1,4 +1,6 @@
-"""A pipe or a device in place of a file that came with a folder is one line, and is not waited for."""
+"""A pipe or a device in place of a file that came with a folder is one line, and is not waited
+for.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from bounds import small_files
-from data import vocabularies
-from data.vocabularies import VocabularyError
-from evaluation.cells import Cells
-from launch import conversion, end_tokens
-from launch.command import UserError
-from training import tensor_files
-from training.safetensors_header import check_header
+from base import small_files
+from base.errors import UserError
+from comparison.results import Cells
+from conversion import conversion, safetensors_files
+from conversion.safetensors_header import check_header
+from data import tokenizers
+from data.tokenizers import VocabularyError
+from experiment import end_tokens
 
 
 @pytest.fixture
@@ -51,16 +53,16 @@ def test_ids_that_end_a_row(tmp_path, pipe):
 def test_a_vocabulary(tmp_path, pipe):
   pipe("vocabulary.json")
   with pytest.raises(VocabularyError, match=r"vocabulary.json"):
-    vocabularies.load(tmp_path)
+    tokenizers.load(tmp_path)
   with pytest.raises(VocabularyError, match="but a pipe"):
-    vocabularies.SentencePiece(str(pipe("x.model"))).size  # noqa: B018
+    tokenizers.SentencePiece(str(pipe("x.model"))).size  # noqa: B018
 
 
 def test_foreign_weights(tmp_path, pipe):
   with pytest.raises(UserError, match="but a pipe"):
     conversion._json(pipe("config.json"))
-  with pytest.raises(tensor_files.TensorFileError, match="but a pipe"):
-    tensor_files._weight_map(pipe("model.safetensors.index.json"))
+  with pytest.raises(safetensors_files.TensorFileError, match="but a pipe"):
+    safetensors_files._weight_map(pipe("model.safetensors.index.json"))
   with pytest.raises(ValueError, match="but a pipe"):
     check_header(pipe("model.safetensors"))
 

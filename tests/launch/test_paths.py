@@ -9,18 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from launch import (
-  comparison,
-  comparison_runs,
-  convert,
-  evaluate,
-  experiment,
-  generate,
-  paths,
-  train,
-)
-from launch.command import UserError
-from launch.run_directory import RunDirectory
+from base import paths
+from base.errors import UserError
+from comparison import comparison, runs
+from experiment import experiment
+from experiment.run_directory import RunDirectory
+from launch import convert, evaluate, generate, train
 from training.metrics import read_metrics
 
 RUN = """
@@ -33,7 +27,7 @@ include 'sizes/tiny.gin'
 include 'mesh/single.gin'
 include 'kernels/auto.gin'
 include 'data/text_files_bytes.gin'
-include 'train/adamw.gin'
+include 'train/steps.gin'
 
 WIDTH = 32
 RNN_WIDTH = 32
@@ -161,7 +155,8 @@ def test_a_comparison_is_opened_from_elsewhere(home, monkeypatch):
   Path("own.gin").write_text("WIDTH = 16\nRNN_WIDTH = 16\nHEADS = 1\nDEPTH = 1\n")
   arguments = [
     "--gin.SIZES={'one': ['own.gin', 'STEPS = 2']}",
-    "--gin.SHARED=['mesh/single.gin', 'kernels/auto.gin', 'data/text_files_bytes.gin', 'train/quick_comparison.gin',"
+    "--gin.SHARED=['mesh/single.gin', 'kernels/auto.gin', 'data/text_files_bytes.gin', "
+    "'train/quick_comparison.gin',"
     " 'TEXT_FILES = \"text/*.txt\"', 'WARMUP_STEPS = 1']",
     "--gin.MODELS={'Griffin': ['models/griffin.gin']}",
     "--gin.LOADED={'Griffin, one, seed 0': 'runs/first'}",
@@ -258,7 +253,7 @@ def test_fewer_steps_than_are_done_are_refused(home):
 
 def test_a_tokenizer_that_is_gone_is_read_from_the_run(home, monkeypatch, capsys):
   from data import corpora
-  from data.vocabulary_training import train_sentencepiece
+  from data.tokenizer_training import train_sentencepiece
 
   train_sentencepiece(corpora.TextFiles("text/*.txt"), 290, "cache/own.model")
   text = Path("mine.gin").read_text()
@@ -302,9 +297,7 @@ def test_a_moved_comparison_keeps_its_runs(home, tmp_path):
       ["runs/griffin_quickstart.gin", "data/text_files_bytes.gin"],
       [f"--gin.TEXT_FILES={folder}/a.txt"],
     )
-    return comparison_runs.identity(config, str(folder)), comparison_runs.identity(
-      text, str(folder)
-    )
+    return runs.identity(config, str(folder)), runs.identity(text, str(folder))
 
   assert identity_in(home) == identity_in(tmp_path)
   assert len(set(identity_in(home))) == 2

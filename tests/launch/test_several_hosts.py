@@ -1,4 +1,5 @@
-"""Training and comparing on several processes: the same results whatever their number, through deaths and restarts.
+"""Training and comparing on several processes: the same results whatever their number, through
+deaths and restarts.
 
 Slow because each life is a start of Python, JAX and a compilation in every process; a test with one
 process would not notice a host that reads the wrong rows or saves half a checkpoint.
@@ -61,7 +62,9 @@ def alone(folder):
 
 
 def test_killed_and_restarted_with_other_numbers_of_processes(folder, alone):
-  """Two processes with ZeRO 3, of which one is killed; then four with ZeRO 1 over data and model; then one."""
+  """Two processes with ZeRO 3, of which one is killed; then four with ZeRO 1 over data and model;
+  then one.
+  """
   two = hosts.start(folder, "run", 2, "--gin.ZERO_STAGE=3")
   hosts.wait_for_step(folder, "run", 12, two)
   two[1].send_signal(signal.SIGKILL)

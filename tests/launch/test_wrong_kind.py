@@ -1,10 +1,13 @@
-"""Gin files and folders of the other kind: runs where comparisons are wanted, and the other way round."""
+"""Gin files and folders of the other kind: runs where comparisons are wanted, and the other way
+round.
+"""
 
 import pytest
 
-from launch import command, compare, evaluate, generate, train
-from launch.gin_source import ConfigError
-from launch.run_directory import RunDirectory
+from base.errors import UserError
+from config.source import ConfigError
+from experiment.run_directory import RunDirectory
+from launch import compare, evaluate, generate, train
 
 RUN = "gin/runs/griffin_quickstart.gin"
 COMPARISON = "gin/compare/quick.gin"
@@ -65,16 +68,14 @@ def test_a_file_that_describes_no_whole_is_told_where_it_belongs(main, file, tol
 def test_the_folder_of_a_comparison_is_no_run(main, tmp_path):
   output = folder_with(tmp_path / "quick", "comparison")
   run = folder_with(output / "runs" / "griffin_0", "run")
-  with pytest.raises(
-    command.UserError, match="quick holds a comparison, and no single run"
-  ) as error:
+  with pytest.raises(UserError, match="quick holds a comparison, and no single run") as error:
     main([f"--run_dir={output}"])
   assert str(run) in str(error.value)
 
 
 def test_the_folder_of_a_run_is_no_comparison(tmp_path):
   run = folder_with(tmp_path / "first", "run")
-  with pytest.raises(command.UserError, match=r"launch\.train --run_dir=.*first"):
+  with pytest.raises(UserError, match=r"launch\.train --run_dir=.*first"):
     compare.main([f"--output={run}"])
 
 
@@ -83,11 +84,11 @@ def test_a_folder_of_runs_names_those_in_it(main, tmp_path, monkeypatch):
   for name in ("first", "second"):
     folder_with(tmp_path / "runs" / name, "run")
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(command.UserError) as error:
+  with pytest.raises(UserError) as error:
     main(["--run_dir=runs"])
   assert str(error.value) == (
     "runs holds no run: it has no config.gin. There is runs/first, runs/second."
   )
   # Those beside a name that does not exist, as ever.
-  with pytest.raises(command.UserError, match="There is runs/first, runs/second"):
+  with pytest.raises(UserError, match="There is runs/first, runs/second"):
     RunDirectory(tmp_path / "runs" / "third").require_run()

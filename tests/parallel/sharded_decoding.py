@@ -18,12 +18,12 @@ from tests.parallel import sharded_training  # first: it makes the devices
 import jax  # isort: skip
 import flax.linen as nn
 
+from inference.decode_sharding import OverMesh
 from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
 from models.accounting import abstract_parameters, list_parameters, tree_bytes
 from parallel.layout import Layout, Parallelism
 from parallel.mesh import MeshSpec
-from parallel.rows import OverMesh
 from parallel.rules import Rules
 
 # One is longer than the window of 13, and no mesh divides three rows.

@@ -1,10 +1,12 @@
 """Trains small models on meshes of eight CPU devices and on one, and compares.
 
     python -m tests.parallel.sharded_training griffin:data=8 hawk:model=8,zero=3 ...
-    python -m tests.parallel.sharded_training hawk:data=8,zero=1,keep=master ...
+    python -m tests.parallel.sharded_training hawk:data=8,zero=1,keep=master
+    hawk:model=8,optimizer=muon ...
 
 Prints one JSON line per case; `keep` trains parameters in bfloat16, with a master copy or rounded
-stochastically. The devices must exist before JAX is imported, hence the process.
+stochastically; `optimizer` takes another than AdamW. The devices must exist before JAX is imported,
+hence the process.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from models.transformer import transformer
 from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
 from parallel.rules import Rules
+from training import adafactor, lion, muon
 from training import optimizer as optimizer_lib
 from training import step as step_lib
 
@@ -51,9 +54,14 @@ MODELS = {
 MODELS["adapted_griffin"] = lambda backbone: adapted(MODELS["griffin"](backbone), rank=4)
 # Adam divides by the gradient's own size: with a small epsilon the rounding of a gradient near zero
 # would become a step of full size.
-OPTIMIZER = optimizer_lib.AdamW(
-  learning_rate=optax.constant_schedule(1e-2), clip_norm=0.5, epsilon=1e-2
-)
+RATE = optax.constant_schedule(1e-2)
+OPTIMIZERS = {
+  "adamw": optimizer_lib.AdamW(learning_rate=RATE, clip_norm=0.5, epsilon=1e-2),
+  # A sign is of full size too, however small what it is taken of: a small rate.
+  "lion": lion.Lion(learning_rate=optax.constant_schedule(1e-4), clip_norm=0.5),
+  "adafactor": adafactor.Adafactor(learning_rate=RATE, clip_norm=0.5, least_factored=16),
+  "muon": muon.Muon(learning_rate=RATE, clip_norm=0.5, epsilon=1e-2),
+}
 
 
 def batches() -> list[dict[str, np.ndarray]]:
@@ -68,11 +76,12 @@ def batches() -> list[dict[str, np.ndarray]]:
   return result
 
 
-def train(name: str, keep: str, parallelism: Parallelism | None, accumulate: int = 1):
+def train(name: str, keep: str, rule: str, parallelism: Parallelism | None, accumulate: int = 1):
   """(losses, state) after a few steps."""
   kind = "float32" if keep == "float32" else "bfloat16"
   model = MODELS[name](dataclasses.replace(BACKBONE, param_dtype=kind))
-  optimizer = dataclasses.replace(OPTIMIZER, master_copy=keep == "master").transformation()
+  chosen = dataclasses.replace(OPTIMIZERS[rule], master_copy=keep == "master")
+  optimizer = chosen.transformation()
   options = step_lib.Options(
     accumulate=accumulate,
     z_loss=1e-3,
@@ -114,12 +123,12 @@ def compare(case: str) -> dict:
   name, _, settings = case.partition(":")
   values = dict(pair.split("=") for pair in settings.split(","))
   stage, accumulate = int(values.pop("zero", 0)), int(values.pop("accumulate", 1))
-  keep = values.pop("keep", "float32")
+  keep, rule = values.pop("keep", "float32"), values.pop("optimizer", "adamw")
   mesh = MeshSpec(**{axis: int(size) for axis, size in ({"data": 1} | values).items()})
   # In a model this small, vectors are more than 1% of it.
   parallelism = Parallelism(mesh=mesh, zero=stage, rules=Rules(max_replicated=1.0))
-  losses, state = train(name, keep, parallelism, accumulate)
-  expected_losses, expected = unsharded(name, keep)
+  losses, state = train(name, keep, rule, parallelism, accumulate)
+  expected_losses, expected = unsharded(name, keep, rule)
   exact = (lambda state: state.opt_state.master) if keep == "master" else lambda state: state.params
   differences = jax.tree.map(
     _relative_difference,

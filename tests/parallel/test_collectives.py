@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import absent_tpu
 from inference import decoder
+from inference.decode_sharding import OverMesh
 from inference.sampling import Sampler
 from kernels import platform
 from models.accounting import abstract_parameters, list_parameters
@@ -21,11 +22,10 @@ from models.backbone import Backbone
 from models.griffin import griffin
 from models.hawk import hawk
 from models.transformer import transformer
-from parallel.audit import collectives
 from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
-from parallel.rows import OverMesh
 from parallel.rules import Rules
+from planning.hlo.collectives import collectives
 from training import step as step_lib
 from training.checkpoint import abstract_like
 from training.optimizer import AdamW

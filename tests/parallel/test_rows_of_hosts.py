@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import loader, packing, rows, vocabularies
-from launch import experiment
+from data import loader, packing, rows, tokenizers
+from experiment import experiment
 from parallel import layout as layout_lib
-from parallel import topology
 from parallel.layout import Layout
+from planning.hardware import catalogue
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
@@ -45,7 +45,7 @@ OTHERS = [
 
 @functools.cache
 def devices(name: str):
-  hardware = topology.hardware(name)
+  hardware = catalogue.hardware(name)
   os.environ.update(hardware.environment)
   return hardware.devices
 
@@ -95,7 +95,7 @@ def test_every_device_gets_the_rows_of_the_single_device_batch(name):
 def numbered(tmp_path_factory):
   """Row files of rows that differ."""
   folder = tmp_path_factory.mktemp("rows")
-  vocabulary = vocabularies.Bytes()
+  vocabulary = tokenizers.Bytes()
   packer = packing.Packer(vocabulary, LENGTH)
   writer = rows.RowWriter(folder, vocabulary, LENGTH)
   tokens = np.random.default_rng(0).integers(3, 259, 400 * LENGTH)

@@ -23,12 +23,31 @@ CASES = (
 # Parameters in bfloat16.
 MASTER = "hawk:data=4,model=2,zero=1,keep=master"
 STOCHASTIC = "hawk:data=8,zero=3,keep=stochastic"
+OPTIMIZERS = tuple(
+  f"{mesh},optimizer={rule}"
+  for rule in ("lion", "adafactor", "muon")
+  for mesh in (
+    "hawk:data=8",
+    "hawk:data=4,model=2,zero=1",
+    "hawk:data=8,zero=2",
+    "griffin:data=2,seq=2,model=2,zero=3",
+    "hawk:model=8",
+  )
+)
 
 
 @pytest.fixture(scope="module")
 def differences():
   process = subprocess.run(
-    [sys.executable, "-m", "tests.parallel.sharded_training", *CASES, MASTER, STOCHASTIC],
+    [
+      sys.executable,
+      "-m",
+      "tests.parallel.sharded_training",
+      *CASES,
+      MASTER,
+      STOCHASTIC,
+      *OPTIMIZERS,
+    ],
     cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
     capture_output=True,
@@ -43,6 +62,14 @@ def differences():
 def test_losses_and_parameters_equal_those_of_one_device(differences, case):
   assert differences[case]["losses"] < 1e-5
   assert differences[case]["parameters"] < 1e-5, differences[case]["worst"]
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS)
+def test_other_optimizers_on_a_mesh_equal_themselves_on_one_device(differences, case):
+  assert differences[case]["losses"] < 1e-5
+  # Lion's signs of what is nearly zero are drawn by rounding.
+  most = 1e-3 if "lion" in case else 3e-5
+  assert differences[case]["parameters"] < most, differences[case]["worst"]
 
 
 def test_zero_splits_a_master_copy_that_the_parameters_are_roundings_of(differences):

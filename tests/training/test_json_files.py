@@ -50,8 +50,8 @@ def test_files_of_results_are_written_by_one_function():
   names = {text.partition(":")[0] for file in files for text in written(file)}
   assert names <= {
     "benchmarks/convert_memory.py",  # a model's description
-    "launch/conversion.py",  # a model's description
-    "launch/directory_owner.py",  # who holds a folder
-    "launch/harness.py",  # two paths
-    "training/tensor_files.py",  # names of files
+    "conversion/conversion.py",  # a model's description
+    "experiment/directory_owner.py",  # who holds a folder
+    "launch/evaluate_harness.py",  # two paths
+    "conversion/safetensors_files.py",  # names of files
   }

@@ -1,0 +1,54 @@
+"""Paths that a user gives: made absolute once, where they are read, and shown as short as they can
+be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from pathlib import Path
+
+
+def absolute(text: str | os.PathLike) -> Path:
+  """The path, from the working directory if it is relative; `~` is the user's home.
+
+  Raises:
+    ValueError: the path is empty or holds a NUL character.
+  """
+  given = os.fspath(text)
+  if not given or "\0" in given:
+    raise ValueError(f"{given!r} is not a path")
+  return Path(os.path.abspath(os.path.expanduser(given)))
+
+
+def argument(text: str) -> Path:
+  """The type of a path among command-line arguments."""
+  if "://" in text:
+    raise argparse.ArgumentTypeError(f"{text!r} is an address; give a path of a file system")
+  try:
+    return absolute(text)
+  except ValueError as error:
+    raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def text_argument(text: str) -> str:
+  """The type of files to read among command-line arguments: 'python', or an absolute path or
+  pattern.
+  """
+  return text if text == "python" else str(argument(text))
+
+
+def free(path: Path) -> Path:
+  """The path, or the first of `path_2`, `path_3` ... that does not exist."""
+  candidates = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
+  return next(p for p in itertools.chain([path], candidates) if not p.exists())
+
+
+def shown(path: str | os.PathLike) -> str:
+  """The path as a reader would type it: relative where it lies in the working directory."""
+  try:
+    relative = os.path.relpath(path)
+  except (OSError, ValueError):  # The working directory is gone.
+    return os.fspath(path)
+  return os.fspath(path) if relative.startswith("..") else relative

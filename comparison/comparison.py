@@ -1,0 +1,184 @@
+"""What a comparison consists of: filled in by gin, and made into experiments."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from base.file_paths import FilePath, KeptPath
+from base.ranges import Seed
+from base.wording import near
+from comparison.measurement import RunSpec
+from config import config, file_choices
+from config import source as gin_source
+from config.config import Config, ConfigError
+from config.source import Source
+from experiment import experiment, file_kinds
+from experiment.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+  """A part that measures models as they are built.
+
+  Attributes:
+    part: an `comparison.measurement.Part`.
+    choices: laid over those of the comparison; a size above all.
+  """
+
+  part: Any
+  choices: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+  """A part that measures models trained on the comparison's text.
+
+  Attributes:
+    part: an `comparison.measurement.TrainedPart`.
+  """
+
+  part: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+  """Models, sizes, seeds, and what is measured of them.
+
+  A choice is a gin file, such as 'models/griffin.gin', or a macro, such as 'STEPS = 300'. Model,
+  shared and size choices together are what a file of gin/runs/ is: every training is an ordinary
+  run. Files are read in that order; macros win over files, those of a model over those of a size
+  over the shared ones.
+
+  Attributes:
+    models: display name to the choices that make the model.
+    sizes: name to the choices that make the size, from small to large, token budget included.
+    shared: choices of all runs: mesh, kernels, data, training.
+    seeds: of the training runs.
+    parts: name, as in `--only`, to what is measured.
+    title: of the page.
+    folder: where relative paths among the choices begin: where the comparison was first launched.
+    loaded: runs that are opened and not trained: 'Griffin, 158k, seed 0' to a run directory. Its
+      model may be configured otherwise; it must have the vocabulary of the comparison's text.
+  """
+
+  models: Mapping[str, Sequence[str]]
+  sizes: Mapping[str, Sequence[str]]
+  shared: Sequence[str]
+  seeds: Sequence[Seed]
+  parts: Mapping[str, Measured | Trained]
+  title: str
+  folder: KeptPath = "."
+  loaded: Mapping[str, FilePath] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    for name in ("models", "sizes", "seeds", "parts"):
+      if not getattr(self, name):
+        raise ValueError(f"{name} is empty: a comparison needs at least one.")
+    specs = [
+      str(RunSpec(model=model, size=size, seed=seed))
+      for model in self.models
+      for size in self.sizes
+      for seed in self.seeds
+    ]
+    for name in self.loaded:
+      if name not in specs:
+        raise ValueError(f"loaded names a run {name!r} that is not compared{near(name, specs)}")
+    for name, part in self.parts.items():
+      if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"part {name!r}: a name has small letters, digits and _ alone.")
+      if not isinstance(part, Measured | Trained):
+        raise ValueError(
+          f"part {name!r} is a {type(part).__name__}: wrap it in comparison.Measured or "
+          "comparison.Trained."
+        )
+
+  def run_config(self, spec: RunSpec) -> Config:
+    """The configuration of one training run.
+
+    Raises:
+      ConfigError: there is no such model or size, a choice is wrong, or `spec` changes what the
+        model does not have.
+    """
+    if spec.size not in self.sizes:
+      raise ConfigError(f"there is no size {spec.size!r}{near(spec.size, self.sizes)}")
+    plain = self._config(spec.model, self.sizes[spec.size], {"SEED": spec.seed})
+    if spec.length is None and spec.window is None:
+      return plain
+    changes: dict[str, int] = {"SEED": spec.seed}
+    if spec.length is not None:
+      changes |= _rows_of(experiment.build(plain), spec.length)
+    if spec.window is not None:
+      changes["WINDOW"] = spec.window
+    changed = self._config(spec.model, self.sizes[spec.size], changes)
+    if spec.window is not None and any("WINDOW has no effect" in w for w in changed.warnings):
+      raise ConfigError(f"{spec.model} has no window: leave it out where windows are compared.")
+    return changed
+
+  def model_config(self, model: str, choices: Sequence[str]) -> Config:
+    """The configuration of an experiment whose model a part measures as it is built."""
+    return self._config(model, choices, {})
+
+  def _config(self, model: str, choices: Sequence[str], changes: Mapping[str, int]) -> Config:
+    if model not in self.models:
+      raise ConfigError(f"there is no model {model!r}{near(model, self.models)}")
+    own = f"the choices of model {model!r}", self.models[model]
+    shared = "the shared choices", self.shared
+    over = f"the choices laid over model {model!r}", choices
+    source = gin_source.read_file(gin_source.GIN_ROOT / "experiment.gin")
+    folder = Path(self.folder).absolute()
+    source += _sum(
+      gin_source.read_file(file_choices.file_of(file, folder))
+      for group in (own, shared, over)
+      for file in _files(group)
+    )
+    source += _sum(
+      _macro(text, group[0]) for group in (shared, over, own) for text in _macros(group)
+    )
+    source += _sum(_macro(f"{name} = {value}", "this run") for name, value in changes.items())
+    return config.resolve(source, Experiment, f"{model} of the comparison", folder)
+
+
+def load(path: str | os.PathLike, arguments: Iterable[str] = ()) -> Config:
+  """Reads and checks the configuration of a comparison, its runs' aside; see
+  `config.config.load`.
+  """
+  file_kinds.require(gin_source.read_file(path), file_kinds.COMPARISON, str(path))
+  return config.load(path, Comparison, arguments)
+
+
+def _rows_of(built: Experiment, length: int) -> dict[str, int]:
+  """The bindings for rows of another length and as many tokens per step."""
+  tokens = built.batch_size * built.sequence_length
+  if length < 1 or tokens % length:
+    raise ConfigError(
+      f"rows of {length} tokens do not divide a step of {tokens}: choose a length that does."
+    )
+  return {"SEQUENCE_LENGTH": length, "BATCH_SIZE": tokens // length}
+
+
+def _files(group: tuple[str, Sequence[str]]) -> list[str]:
+  return [choice for choice in group[1] if choice.endswith(".gin")]
+
+
+def _macros(group: tuple[str, Sequence[str]]) -> list[str]:
+  return [choice for choice in group[1] if not choice.endswith(".gin")]
+
+
+def _sum(sources: Iterable[Source]) -> Source:
+  return functools.reduce(Source.__add__, sources, Source())
+
+
+def _macro(choice: str, place: str) -> Source:
+  source = gin_source.read_text(choice, place)
+  if not source.statements or any(item.parameter for item in source.statements):
+    raise ConfigError(
+      f"{place}: {choice!r} is neither a gin file nor a macro such as 'STEPS = 300'; what sets a "
+      "parameter goes into a gin file of its own."
+    )
+  return source

@@ -1,0 +1,228 @@
+"""The page and the data file of a comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from comparison.page import chart
+from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
+from comparison.page.scale import show
+from comparison.results import write_at_once
+
+PAGE_FILE = "index.html"
+DATA_FILE = "data.json"
+_STYLE = Path(__file__).with_name("report.css")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+  """What one part of a comparison found.
+
+  Attributes:
+    name: the part's, as the command line gives it.
+    figures: empty if it has not been measured.
+  """
+
+  name: str
+  figures: tuple[Figure, ...] = ()
+
+  @property
+  def title(self) -> str:
+    """The name for people."""
+    return self.name.replace("_", " ").capitalize()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """All that a comparison has to say.
+
+  Attributes:
+    title: of the page.
+    sections: in order, the unmeasured among them.
+    models: in order: they have the first colours.
+    seeds: of the training runs.
+    hardware, versions: see `comparison.machine`.
+    config: the comparison's configuration, as text.
+    command: what continues or repeats it.
+    made: when, as ISO 8601.
+  """
+
+  title: str
+  sections: tuple[Section, ...]
+  models: tuple[str, ...]
+  seeds: tuple[int, ...]
+  hardware: Mapping[str, str]
+  versions: Mapping[str, str]
+  config: str
+  command: str
+  made: str
+
+  def __post_init__(self):
+    names = [figure.name for figure in self.figures]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+      raise ValueError(
+        f"several figures are called {', '.join(twice)}: parts of one class need names of their "
+        "own."
+      )
+
+  @property
+  def figures(self) -> list[Figure]:
+    """Of all sections."""
+    return [figure for section in self.sections for figure in section.figures]
+
+  def data(self) -> dict[str, Any]:
+    """Everything that is plotted and what it depends on, as JSON values."""
+    return {
+      "title": self.title,
+      "made": self.made,
+      "command": self.command,
+      "hardware": dict(self.hardware),
+      "versions": dict(self.versions),
+      "models": list(self.models),
+      "seeds": list(self.seeds),
+      "parts": {
+        section.name: [figure.name for figure in section.figures] or None
+        for section in self.sections
+      },
+      "figures": [figure.record() for figure in self.figures],
+      "config": self.config,
+    }
+
+  def write(self, folder: Path) -> Path:
+    """Writes page and data; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_at_once(folder / DATA_FILE, json.dumps(self.data(), indent=1, allow_nan=False) + "\n")
+    write_at_once(folder / PAGE_FILE, self.page())
+    return folder / PAGE_FILE
+
+  def page(self) -> str:
+    """The page: one file that needs nothing else, and no script."""
+    style = _STYLE.read_text(encoding="utf-8")
+    sections = "".join(self._section(section) for section in self.sections)
+    return (
+      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+      '<meta name="viewport" content="width=device-width, initial-scale=1">'
+      f'<link rel="icon" href="data:,"><title>{escape(self.title)}</title>'
+      f"<style>\n{style}</style></head>\n"
+      f"<body><header><h1>{escape(self.title)}</h1>"
+      f'<p class="lead">{escape(self._lead())}</p>{self._findings()}</header>\n'
+      f"<main>{sections}</main>\n<footer>{self._provenance()}</footer></body></html>\n"
+    )
+
+  def _lead(self) -> str:
+    seeds = len(self.seeds)
+    names = ", ".join(self.models)
+    where = ", ".join(self.hardware.values())
+    return f"{names}. {seeds} seed{'s' if seeds != 1 else ''}; {where}; {self.made[:10]}."
+
+  def _findings(self) -> str:
+    lines = [
+      f'<li><a href="#{figure.name}">{escape(figure.title)}</a>'
+      f"<span>{escape(figure.finding)}</span></li>"
+      for figure in self.figures
+    ]
+    return f'<ul class="findings">{"".join(lines)}</ul>' if lines else ""
+
+  def _section(self, section: Section) -> str:
+    if section.figures:
+      body = f'<div class="figures">{"".join(map(self._figure, section.figures))}</div>'
+    else:
+      body = (
+        '<p class="missing">Not measured yet. The same command continues; '
+        f"<code>--only={section.name}</code> measures this alone.</p>"
+      )
+    return f'<section id="part-{section.name}"><h2>{escape(section.title)}</h2>{body}</section>\n'
+
+  def _figure(self, figure: Figure) -> str:
+    styles = chart.looks(figure, self.models)
+    legend = "".join(
+      f'<li data-legend="{escape(series.name)}">{chart.swatch(style, as_line=not figure.is_categorical)}<span>{escape(series.name)}'
+      f"{_remark(series)}</span></li>"
+      for series, style in zip(figure.series, styles, strict=True)
+    )
+    source = f' <span class="source">{escape(figure.source)}</span>' if figure.source else ""
+    return (
+      f'<figure id="{figure.name}"><h3>{escape(figure.title)}{source}</h3>'
+      f'<p class="finding">{escape(figure.finding)}</p><ul class="legend">{legend}</ul>'
+      f"{chart.draw(figure, styles)}"
+      f'<p class="conditions">{escape(self._conditions(figure))}</p>'
+      f"<details><summary>Numbers</summary>{_table(figure)}</details></figure>"
+    )
+
+  def _conditions(self, figure: Figure) -> str:
+    named = [f"{name} {value}" for name, value in figure.conditions]
+    versions = [
+      f"{name} {self.versions[name]}" for name in ("jax", "python") if name in self.versions
+    ]
+    return (
+      "; ".join(filter(None, [figure.spread, *named, *self.hardware.values(), *versions])) + "."
+    )
+
+  def _provenance(self) -> str:
+    facts = {
+      **self.hardware,
+      "versions": ", ".join(f"{name} {version}" for name, version in self.versions.items()),
+      "seeds": ", ".join(map(str, self.seeds)),
+      "made": self.made,
+    }
+    rows = "".join(
+      f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items()
+    )
+    return (
+      f'<h2>Provenance</h2><dl class="facts">{rows}<dt>command</dt>'
+      f"<dd><code>{escape(self.command)}</code></dd>"
+      f"<dt>numbers</dt><dd>{DATA_FILE}, beside this page</dd></dl>"
+      f"<details><summary>Configuration</summary><pre>{escape(self.config)}</pre></details>"
+    )
+
+
+def _remark(series: Series) -> str:
+  return f" <em>({series.kind})</em>" if series.kind in (ESTIMATED, FITTED) else ""
+
+
+def _table(figure: Figure) -> str:
+  """The numbers, a row for each place on the x axis."""
+  places = list(dict.fromkeys(itertools.chain(*(series.x for series in figure.series))))
+  if not figure.is_categorical:
+    places.sort()
+  head = "".join(f"<th>{escape(series.name)}</th>" for series in figure.series)
+  rows = "".join(
+    f"<tr><td>{escape(place) if isinstance(place, str) else show(place)}</td>"
+    f"{''.join(_entry(series, place) for series in figure.series)}</tr>"
+    for place in places
+  )
+  return (
+    f'<div class="scroll"><table><thead><tr><th>{escape(figure.x.label)}</th>{head}</tr></thead>'
+    f"<tbody>{rows}</tbody></table></div>"
+  )
+
+
+def _entry(series: Series, place: float | str) -> str:
+  if place not in series.x:
+    return "<td></td>"
+  index: int = list[Any](series.x).index(place)
+  spread = ""
+  if series.low is not None:
+    spread = f"<small>{show(series.low[index])} to {show(series.high[index])}</small>"
+  return f"<td>{show(series.y[index])}{spread}</td>"
+
+
+def summary(report: Report) -> str:
+  """What the terminal is told."""
+  lines = [report.title]
+  for section in report.sections:
+    lines += ["", section.title if section.figures else f"{section.title}: not measured yet"]
+    lines += [f"  {figure.title}\n    {figure.finding}" for figure in section.figures]
+  return "\n".join(lines)
+
+
+def read_figures(file: Path) -> Sequence[Figure]:
+  """The figures that a data file holds."""
+  return [Figure.of_record(record) for record in json.loads(file.read_text("utf-8"))["figures"]]

@@ -1,0 +1,122 @@
+"""How far a comparison is, over all its cells, and when it will be done."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterable
+from typing import TextIO
+
+from training.metrics import Progress, show_duration
+
+
+@dataclasses.dataclass
+class Cell:
+  """One cell in the plan.
+
+  Attributes:
+    part, key: which.
+    group: cells whose costs can be compared with each other.
+    cost: in the group's unit.
+    seconds: what it took; None while it has not been measured.
+  """
+
+  part: str
+  key: str
+  group: str
+  cost: float
+  seconds: float | None = None
+
+
+class ComparisonProgress(Progress):
+  """One live line on a terminal, a line per finished cell elsewhere.
+
+  Also stands where a training run tells its steps: they move the cell that is being measured.
+  """
+
+  def __init__(self, stream: TextIO | None = None):
+    """Takes where to tell it; nothing is planned yet."""
+    super().__init__(0, sys.stderr if stream is None else stream)
+    self._cells: dict[tuple[str, str], Cell] = {}
+    self._running: Cell | None = None
+    self._share = 0.0
+
+  def plan(self, cells: Iterable[Cell]) -> None:
+    """Adds cells that are wanted, those kept from before with their seconds."""
+    self._cells |= {(cell.part, cell.key): cell for cell in cells}
+
+  def on_cell(self, part: str, key: str, seconds: float | None) -> None:
+    """Told by `comparison.results.Cells` when a cell begins (None) and ends."""
+    cell = self._cells.setdefault((part, key), Cell(part, key, part, 1.0))
+    if seconds is None:
+      self._running, self._began, self._share = cell, time.monotonic(), 0.0
+      if self.live:
+        self._tell("")
+      return
+    cell.seconds, self._running = seconds, None
+    done, total = self._count()
+    if not self.live or done == total:
+      self.say(f"[{done}/{total}] {part}: {key}  {seconds:.1f} s  {self.eta()}")
+
+  def show(self, step: int, values: dict[str, float]) -> None:
+    """Takes a training step of the cell that is being measured."""
+    now = time.monotonic()
+    if self.live and now - self._shown >= 0.1:
+      self._shown = now
+      self._tell("  ".join(f"{name} {value:.4g}" for name, value in values.items()), step)
+
+  def show_heldout(self, step: int, heldout: dict[str, float]) -> None:
+    """Left out: the page will show it."""
+
+  def expect_steps(self, steps: int) -> None:
+    """Tells how many steps the run has that is being trained."""
+    self._steps = steps
+
+  def eta(self) -> str:
+    """The time left, from what cells of the same group took."""
+    if all(cell.seconds is not None for cell in self._cells.values()):
+      return "done"
+    left, unknown = self._left()
+    more = f" + {unknown} not yet timed" if unknown else ""
+    return f"ETA {show_duration(left)}{more}"
+
+  def _left(self) -> tuple[float, int]:
+    """Seconds left, and the number of cells of which nothing can be said."""
+    seconds, unknown = 0.0, 0
+    for group in {cell.group for cell in self._cells.values()}:
+      cells = [cell for cell in self._cells.values() if cell.group == group]
+      timed = [cell for cell in cells if cell.seconds is not None and cell.cost > 0]
+      known = sum(cell.cost for cell in timed)
+      rate = sum(cell.seconds for cell in timed) / known if known else math.nan
+      for cell in cells:
+        if cell.seconds is not None:
+          continue
+        if cell is self._running:
+          elapsed = time.monotonic() - self._began
+          if self._share:
+            seconds += elapsed * (1 / self._share - 1)
+            continue
+          if known:
+            seconds += max(0.0, rate * cell.cost - elapsed)
+            continue
+        if known:
+          seconds += rate * cell.cost
+        else:
+          unknown += 1
+    return seconds, unknown
+
+  def _count(self) -> tuple[int, int]:
+    return sum(cell.seconds is not None for cell in self._cells.values()), len(self._cells)
+
+  def _tell(self, detail: str, step: int | None = None) -> None:
+    done, total = self._count()
+    cell = self._running
+    if cell is None:
+      return
+    if step is not None and self._steps:
+      self._share = step / self._steps
+      detail = f"step {step}/{self._steps}  {detail}"
+    parts = [f"[{done + 1}/{total}] {cell.part}: {cell.key}", detail, self.eta()]
+    self._print("  ".join(filter(None, parts)))

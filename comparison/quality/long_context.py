@@ -1,0 +1,136 @@
+"""Loss by position, far beyond the training length (section 6.1 of the Griffin paper)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from base.ranges import Count
+from comparison import measurement
+from comparison.measurement import Remember, Runs, RunSpec
+from comparison.page.figure import Axis, Figure
+from comparison.statistics import (
+  Interval,
+  interval,
+  paired_difference,
+  series,
+  signed,
+  spread_text,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongContext:
+  """Trains every model with rows of several lengths, and scores all in the same long rows.
+
+  Steps have as many tokens at every length. Positions are those within a document, so that only
+  long
+  documents have late ones: compare models at a position, not positions of one model, unless both
+  are late.
+
+  Attributes:
+    size: the comparison's size that is trained.
+    lengths: tokens per row in training, from short to long.
+    factor: how many times the longest of them the scored rows are.
+    tokens: held-out tokens to score.
+  """
+
+  size: str
+  lengths: Sequence[Count]
+  factor: Count = 16
+  tokens: Count = 2**20
+
+  def __post_init__(self):
+    if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
+      raise ValueError(f"lengths={self.lengths} must rise, and hold at least one.")
+    if self.factor < 2:
+      raise ValueError(f"factor={self.factor} must be at least 2: nothing would be beyond.")
+
+  @property
+  def scored_length(self) -> int:
+    """Tokens per scored row."""
+    return self.factor * self.lengths[-1]
+
+  def cells(self, runs: Runs) -> dict[str, RunSpec]:
+    """A cell for each run."""
+    measurement.require_size(self.size, runs.sizes)
+    specs = [
+      RunSpec(model=model, size=self.size, seed=seed, length=length)
+      for length in self.lengths
+      for model in runs.models
+      for seed in runs.seeds
+    ]
+    return {str(spec): spec for spec in specs}
+
+  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
+    """Trains what is not trained, scores, and draws a figure for each training length."""
+    found = measurement.remember_runs(
+      self.cells(runs), remember, lambda spec: self._measure(runs, spec)
+    )
+    return tuple(self._figure(runs, found, length) for length in self.lengths)
+
+  def _measure(self, runs: Runs, spec: RunSpec) -> dict[str, Any]:
+    trained = runs.train(spec)
+    score = trained.score(length=self.scored_length, tokens=self.tokens)
+    buckets = score.by_position(self._edges())
+    return {
+      "buckets": [[one.start, one.stop, one.tokens, one.loss] for one in buckets],
+      "trained_tokens": trained.tokens,
+      "parameters": trained.parameters,
+    }
+
+  def _edges(self) -> list[int]:
+    """Powers of two, and every training length."""
+    powers = [2**n for n in range(3, self.scored_length.bit_length())]
+    return sorted({0, *powers, *self.lengths, self.scored_length})
+
+  def _figure(self, runs: Runs, found: Mapping[RunSpec, Mapping[str, Any]], length: int) -> Figure:
+    drawn, told = [], []
+    for model in runs.models:
+      buckets = [
+        found[RunSpec(model=model, size=self.size, seed=seed, length=length)]["buckets"]
+        for seed in runs.seeds
+      ]
+      places = [(start + stop) / 2 for start, stop, _, _ in buckets[0]]
+      losses = [interval([one[n][3] for one in buckets]) for n in range(len(places))]
+      drawn.append(series(model, places, losses))
+      told.append(f"{model} {_says_beyond(buckets, length)}")
+    one = found[RunSpec(model=runs.models[0], size=self.size, seed=runs.seeds[0], length=length)]
+    last = one["buckets"][-1][1]
+    return Figure(
+      name=f"long_context_{length}",
+      title=f"Loss by position after training on rows of {length:,}",
+      finding=(
+        f"From positions just within {length:,} to the last ones, near {last:,}, in nats per "
+        "token: "
+        f"{'; '.join(told)}."
+      ),
+      x=Axis(label="position in the document", log=True, marks=((length, "training length"),)),
+      y=Axis(label="held-out loss, nats per token"),
+      series=tuple(drawn),
+      spread=spread_text(len(runs.seeds)),
+      conditions=(
+        ("size", f"{self.size} ({one['trained_tokens']:,} training tokens)"),
+        ("scored rows", f"of {self.scored_length:,} tokens"),
+        ("seeds", ", ".join(map(str, runs.seeds))),
+      ),
+      source="section 6.1",
+    )
+
+
+def _says_beyond(buckets: Sequence[Sequence[Sequence[float]]], length: int) -> str:
+  """How the loss goes on from the last positions within the training length, seed by seed."""
+  within = [next(b[3] for b in reversed(one) if b[1] <= length) for one in buckets]
+  beyond = [one[-1][3] for one in buckets]
+  change = paired_difference(beyond, within)
+  return _says_change(change)
+
+
+def _says_change(change: Interval) -> str:
+  if not change.supports_claim:
+    return f"changes by {signed(change.mean)} (too few seeds to claim it)"
+  values = f"{signed(change.low)} to {signed(change.high)}"
+  if not change.excludes_zero:
+    return f"shows no difference ({values})"
+  return f"{'falls' if change.mean < 0 else 'rises'} by {abs(change.mean):.3f} ({values})"

@@ -1,0 +1,150 @@
+"""Recall against the length of the context, for models trained on the task (section 6.2, appendix
+H).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from base.ranges import Count, Seed
+from comparison.measurement import Remember
+from comparison.page.figure import Axis, Figure
+from comparison.quality.recall_figures import Found, Questions, share
+from comparison.quality.recall_learning import Learner, Schedule
+from comparison.statistics import series
+from data.recall import RecallTask
+from data.tokenizers import Vocabulary
+from evaluation.recall import RecallScorer
+from models.language_model import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecallCurves:
+  """Trains every model on a recall task, and asks it at the training length and at others.
+
+  Attributes:
+    task: at the length that models are trained at.
+    vocabulary: of the models' ids.
+    schedule: how they are trained.
+    lengths: contexts that are asked about, rising; the training length is one of them.
+    kind: what failures are told apart by: 'distance', 'depth' or 'position'.
+    baseline: the model that the others are compared with.
+    seeds: of parameters and examples.
+    questions: examples asked per length.
+  """
+
+  task: RecallTask
+  vocabulary: Vocabulary
+  lengths: Sequence[Count]
+  baseline: str
+  schedule: Schedule = dataclasses.field(default_factory=Schedule)
+  kind: str = "distance"
+  seeds: Sequence[Seed] = (0, 1, 2)
+  questions: Count = 256
+
+  def __post_init__(self):
+    if self.task.length not in self._questions.lengths:
+      raise ValueError(
+        f"lengths={tuple(self.lengths)} must hold the training length {self.task.length}."
+      )
+
+  @property
+  def _questions(self) -> Questions:
+    schedule, task = self.schedule, self.task
+    return Questions(
+      task=task,
+      lengths=self.lengths,
+      kind=self.kind,
+      count=self.questions,
+      baseline=self.baseline,
+      seeds=self.seeds,
+      conditions=(
+        ("training length", f"{task.length:,} {task.unit}"),
+        (
+          "training",
+          f"{schedule.steps:,} steps, {schedule.steps * schedule.batch_size:,} examples, each "
+          "seen once,"
+          f" peak learning rate {schedule.learning_rate:g}",
+        ),
+      ),
+    )
+
+  def cells(self, models: Mapping[str, LanguageModel]) -> dict[str, float]:
+    """A cell for each model and seed: its training, and all questions."""
+    for name, model in models.items():
+      if model.vocab_size < self.vocabulary.size:
+        raise ValueError(
+          f"{name} has {model.vocab_size} tokens, {self.task.name} needs {self.vocabulary.size}:"
+          f" set VOCAB_SIZE = {self.vocabulary.size} in its choices."
+        )
+    if self.baseline not in models:
+      raise ValueError(f"baseline={self.baseline!r} is none of {', '.join(models)}.")
+    return {_key(name, seed): 1.0 for name in models for seed in self.seeds}
+
+  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
+    """Trains and asks what has not been, and draws."""
+    self.cells(models)
+    found = {}
+    for name, model in models.items():
+      # Programs are shared by the seeds.
+      learner = Learner(model, self.task, self.vocabulary, self.schedule)
+      measure = functools.partial(self._measure, learner, RecallScorer(model, self.vocabulary))
+      found[name] = [
+        remember(_key(name, seed), functools.partial(measure, seed)) for seed in self.seeds
+      ]
+    questions = self._questions
+    by_length = questions.by_length(found, trained=self.task.length)
+    return by_length, self._learning(found), questions.by_kind(found)
+
+  def _measure(self, learner: Learner, scorer: RecallScorer, seed: int) -> dict[str, Any]:
+    """Accuracies as JSON values: while learning, by length, and apart by kind."""
+    curve = []
+    for step, params in learner(seed):
+      curve.append([step, scorer(params, self.task, self.questions).accuracy])
+    asked = [
+      scorer(params, self.task.with_length(length), self.questions) for length in self.lengths
+    ]
+    # Places in the answer and in the context are told at the training length, distances at all.
+    told = asked[self.lengths.index(self.task.length)]
+    if self.kind == "distance":
+      told = functools.reduce(lambda one, more: one + more, asked)
+    return {"curve": curve, **self._questions.answers(asked, told)}
+
+  def _learning(self, found: Found) -> Figure:
+    def mean_share(name: str) -> list[float]:
+      return [float(np.mean([right for _, right in run["curve"]])) for run in found[name]]
+
+    questions = self._questions
+    differences = questions.differences(
+      {name: mean_share(name) for name in found},
+      lower="learns more slowly than",
+      higher="learns faster than",
+    )
+    return questions.figure(
+      "learning",
+      title=f"{questions.title}: right answers at the training length while learning",
+      finding=f"By the share of right answers averaged over training, {differences}.",
+      x=Axis(label="training step"),
+      y=Axis(label="share of right answer tokens"),
+      series=tuple(
+        series(
+          name,
+          [step for step, _ in runs[0]["curve"]],
+          [share(rights) for rights in zip(*map(_rights, runs), strict=True)],
+        )
+        for name, runs in found.items()
+      ),
+    )
+
+
+def _key(name: str, seed: int) -> str:
+  return f"{name}, seed {seed}"
+
+
+def _rights(run: Mapping[str, Any]) -> list[float]:
+  return [right for _, right in run["curve"]]

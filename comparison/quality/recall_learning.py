@@ -1,0 +1,94 @@
+"""Trains models on a recall task, each step on examples that were never seen before."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from base.ranges import Count, CountFromZero, NotNegative
+from data.loader import batch_of_rows
+from data.recall import RecallTask
+from data.tokenizers import Vocabulary
+from models.language_model import LanguageModel
+from training import step as step_lib
+from training.optimizer import AdamW, warmup_cosine
+
+# Of the random generators: apart from the splits of a task.
+_STREAM = 1_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+  """How long a model learns.
+
+  Attributes:
+    steps: optimizer steps.
+    batch_size: examples per step.
+    learning_rate: its peak, after the warm-up; then a cosine.
+    warmup_steps: steps of linear rise.
+    weight_decay: of the matrices.
+    look_every: steps between looks at the model.
+  """
+
+  steps: Count = 1000
+  batch_size: Count = 64
+  learning_rate: NotNegative = 3e-3
+  warmup_steps: CountFromZero = 50
+  weight_decay: NotNegative = 0.1
+  look_every: Count = 100
+
+  def optimizer(self) -> AdamW:
+    """AdamW with the schedule's rate."""
+    rate = warmup_cosine(peak=self.learning_rate, steps=self.steps, warmup_steps=self.warmup_steps)
+    return AdamW(learning_rate=rate, weight_decay=self.weight_decay)
+
+
+def batches(
+  task: RecallTask, vocabulary: Vocabulary, batch_size: int, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields batches of fresh examples without end, one example a row; equal seeds give equal
+  batches.
+  """
+  step = 0
+  while True:
+    rng = np.random.default_rng([task.seed, _STREAM + seed, step])
+    examples = task.draw(vocabulary, rng, batch_size)
+    length = max(len(example.tokens) for example in examples)
+    tokens, segment_ids = np.zeros((2, batch_size, length), np.int32)
+    mask = np.zeros((batch_size, length), bool)
+    for row, example in enumerate(examples):
+      tokens[row, : len(example.tokens)] = example.tokens
+      segment_ids[row, : len(example.tokens)] = 1
+      mask[row, example.answers] = True
+    yield batch_of_rows(tokens, segment_ids, mask, bos_id=vocabulary.bos_id)
+    step += 1
+
+
+class Learner:
+  """Trains one model on a task, once per seed; compiled once for all of them."""
+
+  def __init__(
+    self, model: LanguageModel, task: RecallTask, vocabulary: Vocabulary, schedule: Schedule
+  ):
+    """Takes the model, what it learns, the vocabulary of its ids, and how long it learns."""
+    optimizer, options = schedule.optimizer().transformation(), step_lib.Options()
+    self._task, self._vocabulary, self._schedule = task, vocabulary, schedule
+    self._start = jax.jit(lambda seed: step_lib.initial_state(model, optimizer, options, seed))
+    self._step = jax.jit(step_lib.make_train_step(model, optimizer, options), donate_argnums=0)
+
+  def __call__(self, seed: int) -> Iterator[tuple[int, Any]]:
+    """Yields (steps done, parameters) whenever it is time to look at the model, and at the end.
+
+    Args:
+      seed: of parameters and examples; equal seeds see equal examples whatever the model.
+    """
+    schedule, state = self._schedule, self._start(np.uint32(seed % 2**32))
+    data = batches(self._task, self._vocabulary, schedule.batch_size, seed)
+    for step in range(1, schedule.steps + 1):
+      state, _ = self._step(state, next(data))
+      if step % schedule.look_every == 0 or step == schedule.steps:
+        yield step, state.params

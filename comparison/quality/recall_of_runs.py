@@ -1,0 +1,96 @@
+"""Recall of models that were trained on text: phone book look-up, a pass key by depth (section
+6.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from base.ranges import Count
+from comparison import measurement
+from comparison.measurement import Remember, Runs, RunSpec
+from comparison.page.figure import Figure
+from comparison.quality.recall_figures import Questions
+from data.recall import RecallTask
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecallOfRuns:
+  """Asks the comparison's trained models, whose vocabulary must be able to spell the task.
+
+  Attributes:
+    task: what is asked; one whose answers are generated, as a mesh of devices can.
+    size: the comparison's size that is asked.
+    lengths: contexts that are asked about, in the task's unit, rising.
+    baseline: the model that the others are compared with.
+    kind: what failures are told apart by, over all lengths: 'distance', 'depth' or 'position'.
+    questions: examples asked per length.
+  """
+
+  task: RecallTask
+  size: str
+  lengths: Sequence[Count]
+  baseline: str
+  kind: str = "depth"
+  questions: Count = 128
+
+  def __post_init__(self):
+    self._questions(seeds=(0,))
+    if not self.task.generates:
+      raise ValueError(
+        f"{self.task.name} is no task of generated answers, such as phonebook and needle: train "
+        "models"
+        " for it with recall_curves.RecallCurves."
+      )
+
+  def cells(self, runs: Runs) -> dict[str, RunSpec]:
+    """A cell for each run."""
+    measurement.require_model(self.baseline, runs.models)
+    measurement.require_size(self.size, runs.sizes)
+    specs = [
+      RunSpec(model=model, size=self.size, seed=seed)
+      for model in runs.models
+      for seed in runs.seeds
+    ]
+    return {str(spec): spec for spec in specs}
+
+  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
+    """Trains what is not trained, asks, and draws."""
+    found = measurement.remember_runs(
+      self.cells(runs), remember, lambda spec: self._measure(runs, spec)
+    )
+    by_model = {
+      model: [value for spec, value in found.items() if spec.model == model]
+      for model in runs.models
+    }
+    one = next(iter(found.values()))
+    questions = self._questions(
+      seeds=runs.seeds,
+      conditions=(
+        ("size", f"{self.size} ({one['tokens']:,} training tokens of text)"),
+        ("training length", f"{one['length']:,} tokens"),
+      ),
+    )
+    return questions.by_length(by_model), questions.by_kind(by_model)
+
+  def _questions(self, **options: Any) -> Questions:
+    return Questions(
+      task=self.task,
+      lengths=self.lengths,
+      kind=self.kind,
+      count=self.questions,
+      baseline=self.baseline,
+      **options,
+    )
+
+  def _measure(self, runs: Runs, spec: RunSpec) -> dict[str, Any]:
+    trained = runs.train(spec)
+    asked = [
+      trained.recall(self.task.with_length(length), self.questions) for length in self.lengths
+    ]
+    together = functools.reduce(lambda one, more: one + more, asked)
+    answers = self._questions(seeds=runs.seeds).answers(asked, together)
+    return {**answers, "tokens": trained.tokens, "length": trained.length}

@@ -1,0 +1,293 @@
+"""Held-out loss over a ladder of sizes, against the baseline (section 3.1 of the Griffin paper)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from comparison import measurement
+from comparison.measurement import Remember, Runs, RunSpec
+from comparison.page.figure import FITTED, Axis, Figure
+from comparison.statistics import (
+  Interval,
+  PowerLaw,
+  interval,
+  paired_difference,
+  power_law,
+  says_difference,
+  series,
+  signed,
+  spread_text,
+)
+
+_LOSS = "held-out loss, nats per token"
+# Of the place where a fit is drawn.
+_FIT_POINTS = 25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaling:
+  """Trains every model at every size, and fits power laws.
+
+  Attributes:
+    baseline: the model that the others are compared with.
+  """
+
+  baseline: str
+
+  def cells(self, runs: Runs) -> dict[str, RunSpec]:
+    """A cell for each training run, small sizes first, a model's seeds together: they are compiled
+    once.
+    """
+    measurement.require_model(self.baseline, runs.models)
+    if len(runs.models) < 2:
+      raise ValueError(f"there is no model beside the baseline {self.baseline!r}: add one.")
+    specs = [
+      RunSpec(model=model, size=size, seed=seed)
+      for size in runs.sizes
+      for model in runs.models
+      for seed in runs.seeds
+    ]
+    return {str(spec): spec for spec in specs}
+
+  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
+    """Trains what is not trained, and draws."""
+    found = measurement.remember_runs(self.cells(runs), remember, lambda spec: _measure(runs, spec))
+    ladder = _Ladder(runs, found)
+    figures = [self._differences(ladder)]
+    if len(runs.sizes) > 1:
+      figures.append(self._fits(ladder, "flops", "Loss against training compute", "training FLOPs"))
+      if len({ladder.value(self.baseline, size, "tokens") for size in runs.sizes}) > 1:
+        figures.append(
+          self._fits(ladder, "tokens", "Loss against training tokens", "training tokens")
+        )
+    if all(len(one["curve"]) > 2 for one in found.values()):
+      figures.append(self._curves(ladder))
+    return tuple(figures)
+
+  def _differences(self, ladder: _Ladder) -> Figure:
+    others = [model for model in ladder.models if model != self.baseline]
+    differences = {
+      (model, size): paired_difference(
+        ladder.losses(model, size), ladder.losses(self.baseline, size)
+      )
+      for model in others
+      for size in ladder.sizes
+    }
+    told = [
+      self._says_by_size(model, {size: differences[model, size] for size in ladder.sizes})
+      for model in others
+    ]
+    return Figure(
+      name="scaling_difference",
+      title=f"Held-out loss beside the {self.baseline} {ladder.budget()}",
+      finding=" ".join([f"In nats per token: {'; '.join(told)}.", *ladder.unequal_tokens()]),
+      x=Axis(label="size"),
+      y=Axis(label=f"held-out loss less that of the {self.baseline}, nats per token"),
+      series=tuple(
+        series(model, ladder.sizes, [differences[model, size] for size in ladder.sizes])
+        for model in others
+      ),
+      spread=f"{spread_text(len(ladder.seeds))}, paired by seed",
+      conditions=ladder.conditions(self.baseline),
+      source="section 3.1",
+    )
+
+  def _says_by_size(self, model: str, differences: Mapping[str, Interval]) -> str:
+    """At which sizes a difference is seen, with it, and at which none is."""
+    if not all(one.supports_claim for one in differences.values()):
+      last = list(differences)[-1]
+      value = signed(differences[last].mean)
+      return f"{model} {value} at {last}, from too few seeds to claim a difference"
+    clauses = []
+    for verb, sign in (("is lower", -1), ("is higher", 1)):
+      seen = [
+        f"{size} ({signed(one.mean)})"
+        for size, one in differences.items()
+        if one.excludes_zero and one.mean * sign > 0
+      ]
+      if seen:
+        clauses.append(f"{verb} at {', '.join(seen)}")
+    unseen = [size for size, one in differences.items() if not one.excludes_zero]
+    if unseen:
+      clauses.append(f"no difference seen at {', '.join(unseen)}")
+    return f"{model} against {self.baseline}: {', '.join(clauses)}"
+
+  def _fits(self, ladder: _Ladder, what: str, title: str, label: str) -> Figure:
+    drawn, laws = [], {}
+    for model in ladder.models:
+      x = [ladder.value(model, size, what) for size in ladder.sizes]
+      losses = [ladder.losses(model, size) for size in ladder.sizes]
+      laws[model] = power_law(x, np.transpose(losses))
+      drawn.append(series(model, x, [interval(values) for values in losses]))
+      places = np.geomspace(min(x), max(x), _FIT_POINTS).tolist()
+      fitted = [laws[model].at(place) for place in places]
+      drawn.append(series(f"{model}, power law", places, fitted, FITTED))
+    return Figure(
+      name=f"scaling_{what}",
+      title=title,
+      finding=self._says_exponents(laws, label),
+      x=Axis(label=label, log=True),
+      y=Axis(label=_LOSS, log=True),
+      series=tuple(drawn),
+      spread=spread_text(len(ladder.seeds)),
+      conditions=ladder.conditions(self.baseline),
+      source="section 3.1",
+    )
+
+  def _says_exponents(self, laws: Mapping[str, PowerLaw], label: str) -> str:
+    exponents = ", ".join(f"{model} {_exponent(law.exponent)}" for model, law in laws.items())
+    base = laws[self.baseline].exponents
+    steeper = [
+      says_difference(
+        model,
+        self.baseline,
+        paired_difference(law.exponents, base),
+        lower="falls more steeply than",
+        higher="falls less steeply than",
+        digits=4,
+      )
+      for model, law in laws.items()
+      if model != self.baseline
+    ]
+    return _sentence(f"Exponents of {label}: {exponents}; {'; '.join(steeper)}")
+
+  def _curves(self, ladder: _Ladder) -> Figure:
+    size = ladder.sizes[-1]
+    drawn = []
+    for model in ladder.models:
+      curves = ladder.of(model, size, "curve")
+      tokens = [place for place, _ in curves[0]]
+      at = [interval([dict(map(tuple, curve))[place] for curve in curves]) for place in tokens]
+      drawn.append(series(model, tokens, at))
+    halfway = len(drawn[0].x) // 2
+    place = drawn[0].x[halfway]
+    differences = [
+      says_difference(
+        model,
+        self.baseline,
+        paired_difference(
+          *(ladder.curve_at(name, size, halfway) for name in (model, self.baseline))
+        ),
+        lower="is below",
+        higher="is above",
+      )
+      for model in ladder.models
+      if model != self.baseline
+    ]
+    return Figure(
+      name="training_curves",
+      title=f"Held-out loss during training, at {size}",
+      finding=_sentence(f"After {place:,.0f} tokens, in nats per token: {'; '.join(differences)}"),
+      x=Axis(label="tokens trained on"),
+      y=Axis(label=_LOSS),
+      series=tuple(drawn),
+      spread=spread_text(len(ladder.seeds)),
+      conditions=ladder.conditions(self.baseline, [size]),
+      source="section 3.1",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ladder:
+  """What was found, by run."""
+
+  runs: Runs
+  found: Mapping[RunSpec, Mapping[str, Any]]
+
+  @property
+  def models(self) -> tuple[str, ...]:
+    return self.runs.models
+
+  @property
+  def sizes(self) -> tuple[str, ...]:
+    return self.runs.sizes
+
+  @property
+  def seeds(self) -> tuple[int, ...]:
+    return self.runs.seeds
+
+  def of(self, model: str, size: str, what: str) -> list[Any]:
+    """One value per seed."""
+    return [self.found[RunSpec(model=model, size=size, seed=seed)][what] for seed in self.seeds]
+
+  def value(self, model: str, size: str, what: str) -> float:
+    """What is the same for every seed."""
+    return self.of(model, size, what)[0]
+
+  def losses(self, model: str, size: str) -> list[float]:
+    """The finished models' losses."""
+    return [curve[-1][1] for curve in self.of(model, size, "curve")]
+
+  def curve_at(self, model: str, size: str, index: int) -> list[float]:
+    """The losses at one evaluation."""
+    return [curve[index][1] for curve in self.of(model, size, "curve")]
+
+  def tokens(self, size: str) -> dict[str, list[int]]:
+    """How many tokens each model was trained on; a run that was opened may differ from its seeds'
+    others.
+    """
+    return {model: sorted(set(self.of(model, size, "tokens"))) for model in self.models}
+
+  def budget(self) -> str:
+    """Whether the models of each size were trained on equally many tokens, for a title."""
+    return "as trained, at unequal tokens" if self.unequal_tokens() else "at equal tokens"
+
+  def unequal_tokens(self) -> list[str]:
+    """A sentence for each size whose runs were not trained on equally many tokens."""
+    return [
+      f"At {size} the tokens differ: {_counts(self.tokens(size))}."
+      for size in self.sizes
+      if len(set(itertools.chain.from_iterable(self.tokens(size).values()))) > 1
+    ]
+
+  def conditions(
+    self, baseline: str, sizes: list[str] | None = None
+  ) -> tuple[tuple[str, str], ...]:
+    """Parameters and tokens by size, and the seeds."""
+    named = []
+    for size in sizes or self.sizes:
+      counts = {model: self.value(model, size, "parameters") for model in self.models}
+      base = counts[baseline]
+      others = ", ".join(
+        f"{model} {signed(100 * (count / base - 1), 1)}%"
+        for model, count in counts.items()
+        if model != baseline
+      )
+      tokens = self.tokens(size)
+      if len({tuple(of_model) for of_model in tokens.values()}) == 1:
+        tokens = {"": tokens[baseline]}
+      named.append((f"{size}:", f"{base:,} parameters ({others}), {_counts(tokens)} tokens"))
+    return (*named, ("seeds", ", ".join(map(str, self.seeds))))
+
+
+def _counts(tokens: Mapping[str, list[int]]) -> str:
+  """Numbers of tokens by model; those of several seeds joined by 'or'."""
+  return ", ".join(
+    f"{model} {' or '.join(f'{count:,}' for count in counts)}".strip()
+    for model, counts in tokens.items()
+  )
+
+
+def _measure(runs: Runs, spec: RunSpec) -> dict[str, Any]:
+  trained = runs.train(spec)
+  return {
+    "parameters": trained.parameters,
+    "flops": trained.flops,
+    "tokens": trained.tokens,
+    "curve": [[tokens, loss] for tokens, loss in trained.curve.items()],
+  }
+
+
+def _exponent(value: Interval) -> str:
+  if value.count < 2:
+    return signed(value.mean)
+  return f"{signed(value.mean)} ({signed(value.low)} to {signed(value.high)})"
+
+
+def _sentence(text: str) -> str:
+  return text + "."

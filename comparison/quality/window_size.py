@@ -1,0 +1,113 @@
+"""The loss against the window of local attention (appendix E of the Griffin paper)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from base.ranges import Count
+from comparison import measurement
+from comparison.measurement import Remember, Runs, RunSpec
+from comparison.page.figure import Axis, Figure
+from comparison.statistics import (
+  interval,
+  paired_difference,
+  says_difference,
+  series,
+  spread_text,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WindowSize:
+  """Trains one model with several windows, beside a baseline that has none.
+
+  Attributes:
+    size: the comparison's size that is trained.
+    model: the model whose window varies.
+    windows: in tokens, from small to large.
+    baseline: drawn as a level line.
+    length: tokens per row; None is the configuration's.
+  """
+
+  size: str
+  model: str
+  windows: Sequence[Count]
+  baseline: str
+  length: Count | None = None
+
+  def __post_init__(self):
+    if len(self.windows) < 2 or list(self.windows) != sorted(set(self.windows)):
+      raise ValueError(f"windows={self.windows} must rise, and hold at least two.")
+
+  def cells(self, runs: Runs) -> dict[str, RunSpec]:
+    """A cell for each run."""
+    for name in (self.model, self.baseline):
+      measurement.require_model(name, runs.models)
+    measurement.require_size(self.size, runs.sizes)
+    specs = [self._spec(seed, window) for window in (None, *self.windows) for seed in runs.seeds]
+    return {str(spec): spec for spec in specs}
+
+  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
+    """Trains what is not trained, and draws."""
+    found = measurement.remember_runs(self.cells(runs), remember, lambda spec: _measure(runs, spec))
+
+    def losses(window: int | None) -> list[float]:
+      return [found[self._spec(seed, window)]["loss"] for seed in runs.seeds]
+
+    baseline = losses(None)
+    best = min(self.windows, key=lambda window: sum(losses(window)))
+    small, large = self.windows[0], self.windows[-1]
+    tokens = found[self._spec(runs.seeds[0], None)]["tokens"]
+    told = [
+      says_difference(
+        f"a window of {large:,}",
+        f"one of {small:,}",
+        paired_difference(losses(large), losses(small)),
+        lower="has a lower loss than",
+        higher="has a higher loss than",
+      ),
+      says_difference(
+        f"{self.model} with its best window ({best:,})",
+        f"the {self.baseline}",
+        paired_difference(losses(best), baseline),
+        lower="has a lower loss than",
+        higher="has a higher loss than",
+      ),
+    ]
+    return (
+      Figure(
+        name="window_size",
+        title=f"Loss of {self.model} against the window of its local attention",
+        finding=f"In nats per token: {'; '.join(told)}.",
+        x=Axis(label="window, tokens", log=True),
+        y=Axis(label="held-out loss, nats per token"),
+        series=(
+          series(self.model, self.windows, [interval(losses(window)) for window in self.windows]),
+          series(
+            f"{self.baseline}, global attention",
+            (small, large),
+            [interval(baseline)] * 2,
+          ),
+        ),
+        spread=spread_text(len(runs.seeds)),
+        conditions=(
+          ("size", f"{self.size} ({tokens:,} training tokens)"),
+          ("training length", f"{found[self._spec(runs.seeds[0], None)]['length']:,}"),
+          ("seeds", ", ".join(map(str, runs.seeds))),
+        ),
+        source="appendix E",
+      ),
+    )
+
+  def _spec(self, seed: int, window: int | None) -> RunSpec:
+    """The run of the model with a window; of the baseline, if there is none."""
+    model = self.baseline if window is None else self.model
+    return RunSpec(model=model, size=self.size, seed=seed, length=self.length, window=window)
+
+
+def _measure(runs: Runs, spec: RunSpec) -> dict[str, Any]:
+  trained = runs.train(spec)
+  loss = trained.curve[max(trained.curve)]
+  return {"loss": loss, "tokens": trained.tokens, "length": trained.length}

@@ -1,0 +1,133 @@
+"""Keeps what a comparison has measured, cell by cell, so that it continues after any
+interruption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from base import small_files
+
+
+class NotMeasured(Exception):
+  """A cell is not kept, and nothing may be measured now."""
+
+
+class Cells:
+  """The kept cells of one part: a JSON file each, written at once.
+
+  A cell is found by the part's name, by all that its value depends on, and by its key: what was
+  measured with other options, models or devices is not found, and stays beside for when they are
+  chosen again.
+  """
+
+  def __init__(
+    self,
+    folder: Path,
+    part: str,
+    depends: Callable[[str], Any],
+    *,
+    writes: bool = True,
+    on_cell: Callable[[str, float | None], None] | None = None,
+  ):
+    """Opens the cells.
+
+    Args:
+      folder: that of all parts; made when a cell is kept.
+      part: the part's name.
+      depends: from a key to the JSON values that decide its measurement.
+      writes: False in the processes that leave the writing to the first.
+      on_cell: called with a key before it is measured, with None, and afterwards with its seconds.
+    """
+    self._folder = folder / part
+    self._depends = depends
+    self._writes = writes
+    self._on_cell = on_cell or (lambda key, seconds: None)
+    # Read once: whether a cell is measured must not depend on what another process has just
+    # written.
+    self._kept = {file.name: file for file in self._folder.glob("*.json")}
+    self._values: dict[str, Any] = {}
+
+  def remember(self, key: str, measure: Callable[[], Any]) -> Any:
+    """The kept value, or what `measure` gives; see `comparison.measurement.Remember`.
+
+    Raises:
+      ValueError: the value is not made of JSON values, or holds a number that is not finite.
+    """
+    found = self._find(key)
+    if found is not None:
+      return found["value"]
+    self._on_cell(key, None)
+    start = time.monotonic()
+    value = measure()
+    seconds = time.monotonic() - start
+    self._keep(key, value, seconds)
+    self._on_cell(key, seconds)
+    return self._values[key]["value"]
+
+  def recall(self, key: str, measure: Callable[[], Any]) -> Any:
+    """As `remember`, but raises NotMeasured in place of measuring."""
+    del measure
+    found = self._find(key)
+    if found is None:
+      raise NotMeasured(key)
+    return found["value"]
+
+  def seconds(self, keys: Mapping[str, Any]) -> dict[str, float]:
+    """What those of the keys took that are kept."""
+    found = {key: self._find(key) for key in keys}
+    return {key: record["seconds"] for key, record in found.items() if record is not None}
+
+  def _find(self, key: str) -> dict[str, Any] | None:
+    if key not in self._values and (file := self._kept.get(self._name(key))):
+      try:
+        record = json.loads(small_files.read(file) or b"")
+        if not isinstance(record, dict) or not {"value", "seconds"} <= record.keys():
+          raise ValueError("it is no cell")
+        self._values[key] = record
+      except (ValueError, RecursionError):
+        # Written at once, so this is the disk's or somebody's doing: measured anew.
+        del self._kept[self._name(key)]
+    return self._values.get(key)
+
+  def _keep(self, key: str, value: Any, seconds: float) -> None:
+    record = {"key": key, "seconds": seconds, "depends": self._depends(key), "value": value}
+    try:
+      text = json.dumps(record, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f"the cell {key!r} of {self._folder.name} cannot be kept: {error}"
+      ) from error
+    self._values[key] = json.loads(text)
+    if not self._writes:
+      return
+    self._folder.mkdir(parents=True, exist_ok=True)
+    write_at_once(self._folder / self._name(key), text + "\n")
+
+  def _name(self, key: str) -> str:
+    words = re.sub(r"[^A-Za-z0-9.]+", "_", key).strip("_")[:60]
+    return f"{words}-{digest([self._depends(key), key])}.json"
+
+
+def digest(value: Any) -> str:
+  """Twelve hexadecimal digits that stand for a JSON value."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write_at_once(file: Path, text: str) -> None:
+  """Writes a file so that a reader, or the next launch after a crash, sees all of it or the old
+  one.
+  """
+  new = file.with_name(file.name + ".new")
+  with new.open("w", encoding="utf-8") as stream:
+    stream.write(text)
+    stream.flush()
+    os.fsync(stream.fileno())
+  new.replace(file)

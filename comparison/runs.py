@@ -1,0 +1,296 @@
+"""Trains the runs of a comparison, each in a run directory of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from base.errors import UserError
+from comparison import results
+from comparison.comparison import Comparison
+from comparison.measurement import RunSpec
+from comparison.progress import ComparisonProgress
+from config import path_values
+from config.config import Config
+from data import loader
+from data.recall import RecallTask
+from evaluation.perplexity import Score, Scorer
+from evaluation.recall import Recalled, RecallScorer
+from experiment import experiment as experiment_lib
+from experiment import running, trained
+from experiment.experiment import Experiment
+from experiment.run_directory import RunDirectory
+from experiment.trust import NOBODY, Trust
+from inference.decode_sharding import OverMesh
+from models.accounting import Account, account
+from parallel.layout import Layout
+from training import json_files, loop
+from training.metrics import read_metrics
+
+
+class Stopped(Exception):
+  """A signal ended a training run, which has saved where it stood.
+
+  Attributes:
+    by: the signal.
+  """
+
+  def __init__(self, where: str, by: signal.Signals):
+    """Takes the run and its step, and the signal."""
+    super().__init__(where)
+    self.by = by
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a run takes, the same for every seed.
+
+  Attributes:
+    parameters: their number.
+    tokens: trained on.
+    flops: of the whole training.
+    tokens_per_step, length: the rows.
+  """
+
+  parameters: int
+  tokens: int
+  flops: float
+  tokens_per_step: int
+  length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+  """See `comparison.measurement.TrainedRun`."""
+
+  experiment: Experiment
+  layout: Layout | None
+  params: Any
+  cost: Cost
+  curve: Mapping[int, float]
+
+  @property
+  def parameters(self) -> int:
+    """Number of parameters."""
+    return self.cost.parameters
+
+  @property
+  def flops(self) -> float:
+    """Operations of the whole training."""
+    return self.cost.flops
+
+  @property
+  def tokens(self) -> int:
+    """Tokens trained on."""
+    return self.cost.tokens
+
+  @property
+  def length(self) -> int:
+    """Tokens per row."""
+    return self.cost.length
+
+  def score(self, *, length: int, tokens: int) -> Score:
+    """Scores held-out text in rows of another length."""
+    data = experiment_lib.read_as(self.experiment.eval_data, sequence_length=length)
+    # Devices have equally many rows, and at least one.
+    shards = 1 if self.layout is None else OverMesh(self.layout).shards
+    batch_size = shards * max(1, self.cost.tokens_per_step // (length * shards))
+    batches = loader.batches(data.rows(), batch_size, shuffle=False, repeat=False)
+    count = min(len(batches), math.ceil(tokens / (batch_size * length)))
+    scorer = Scorer(self.experiment.model, self.layout)
+    score = scorer(self.params, (next(batches) for _ in range(count)))
+    batches.close()
+    return score
+
+  def recall(self, task: RecallTask, questions: int) -> Recalled:
+    """Asks a recall task; see `comparison.measurement.TrainedRun`."""
+    where = None if self.layout is None else OverMesh(self.layout)
+    scorer = RecallScorer(self.experiment.model, self.experiment.vocabulary, where)
+    return scorer(self.params, task, questions)
+
+
+class TrainedRuns:
+  """See `comparison.measurement.Runs`. Runs lie under `folder`; another configuration is another
+  run.
+  """
+
+  def __init__(
+    self,
+    comparison: Comparison,
+    folder: Path,
+    progress: ComparisonProgress,
+    asked_by: str,
+    trust: Trust = NOBODY,
+    made_here: bool = True,
+  ):
+    """Takes what is compared and where runs lie.
+
+    Args:
+      comparison: what is compared.
+      folder: gets a directory of each run.
+      progress: is told their steps.
+      asked_by: the command.
+      trust: modules beyond this project's that opened runs may name.
+      made_here: whether the comparison is the user's own.
+    """
+    self.models = tuple(comparison.models)
+    self.sizes = tuple(comparison.sizes)
+    self.seeds = tuple(comparison.seeds)
+    self._comparison = comparison
+    self._folder = folder
+    self._progress = progress
+    self._asked_by = asked_by
+    self._trust, self._made_here = trust, made_here
+    self._config = functools.cache(comparison.run_config)
+    self._built = functools.cache(lambda spec: experiment_lib.build(self._config(spec)))
+    self._account = functools.cache(self._account_of)
+
+  def cost(self, spec: RunSpec) -> Cost:
+    """What a run takes, from shapes alone; the operations of a loaded run are spent."""
+    counted, steps, tokens = self._account(dataclasses.replace(spec, seed=self.seeds[0]))
+    return Cost(
+      parameters=counted.parameter_count,
+      tokens=steps * tokens,
+      flops=counted.training_flops * steps * tokens,
+      tokens_per_step=tokens,
+      length=counted.length,
+    )
+
+  def identity(self, spec: RunSpec) -> str:
+    """What stands for the run's configuration: equal if and only if all that was bound is."""
+    own = identity(self._config(spec), self._comparison.folder)
+    loaded = self._loaded(spec)
+    if loaded is None:
+      return own
+    return results.digest([own, loaded.config_text(loaded.judge())])
+
+  def directory(self, spec: RunSpec) -> Path:
+    """The run's folder."""
+    # Not the spec's own words: another spec may ask for the same run.
+    words = f"{spec.model} {spec.size} {self.cost(spec).length} tokens seed {spec.seed}"
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-").lower()
+    return self._folder / f"{words}-{self.identity(spec)[:8]}"
+
+  def train(self, spec: RunSpec) -> TrainedRun:
+    """See `comparison.measurement.Runs`.
+
+    Raises:
+      Stopped: a signal ended it; it has saved.
+    """
+    loaded = self._loaded(spec)
+    if loaded is not None:
+      return self._open(spec, loaded)
+    config = self._config(spec)
+    built = self._experiment(spec)
+    layout = built.layout()
+    directory = RunDirectory(self.directory(spec))
+    self._progress.expect_steps(built.options.steps)
+    summary = running.train(
+      built,
+      config,
+      directory,
+      layout,
+      asked_by=self._asked_by,
+      trust=self._trust,
+      made_here=self._made_here,
+      progress=self._progress,
+    )
+    if summary.interrupted:
+      raise Stopped(f"{spec}, at step {summary.step}", summary.interrupted)
+    cost = self.cost(spec)
+    records = read_metrics(directory.path / loop.METRICS_FILE)
+    curve = {
+      record["step"] * cost.tokens_per_step: json_files.number(record["heldout_loss"])
+      for record in records
+      if "heldout_loss" in record
+    }
+    return TrainedRun(built, layout, summary.state.params, cost, curve)
+
+  def _loaded(self, spec: RunSpec) -> RunDirectory | None:
+    """The directory of a run that is not to be trained.
+
+    Raises:
+      UserError: it holds no run.
+    """
+    path = self._comparison.loaded.get(str(spec))
+    if path is None:
+      return None
+    directory = RunDirectory(Path(path))
+    directory.require_run()
+    return directory
+
+  def _open(self, spec: RunSpec, directory: RunDirectory) -> TrainedRun:
+    """Opens a finished run, and measures its loss on the comparison's text."""
+    found = trained.load(directory, "latest", trust=self._trust)
+    own = self._experiment(spec)
+    if found.vocabulary.describe() != own.vocabulary.describe():
+      raise UserError(
+        f"{directory.path}, loaded as {spec}, has another vocabulary than the comparison's text: "
+        "their losses per token cannot be compared."
+      )
+    length, batch_size = found.experiment.sequence_length, found.experiment.batch_size
+    counted = account(found.experiment.model, batch_size=batch_size, length=length)
+    tokens = found.step * batch_size * length
+    cost = Cost(
+      parameters=counted.parameter_count,
+      tokens=tokens,
+      flops=counted.training_flops * tokens,
+      tokens_per_step=own.batch_size * own.sequence_length,
+      length=length,
+    )
+    experiment = dataclasses.replace(own, model=found.experiment.model)
+    result = TrainedRun(experiment, None, found.params, cost, {})
+    batches = own.eval_batches or loader.steps_per_pass(experiment.rows()[1], own.batch_size)
+    score = result.score(length=own.sequence_length, tokens=batches * cost.tokens_per_step)
+    return dataclasses.replace(result, curve={tokens: score.loss})
+
+  def _experiment(self, spec: RunSpec) -> Experiment:
+    """The run's experiment; runs that differ in the seed alone share model and optimizer.
+
+    They are then compiled once.
+    """
+    first = dataclasses.replace(spec, seed=self.seeds[0])
+    folder = self._comparison.folder
+    other, own = _bound(self._config(first), folder), _bound(self._config(spec), folder)
+    if {name for name in own if own[name] != other.get(name)} <= {"experiment.Experiment.seed"}:
+      return dataclasses.replace(self._built(first), seed=spec.seed)
+    return self._built(spec)
+
+  def _account_of(self, spec: RunSpec) -> tuple[Account, int, int]:
+    built = self._built(spec)
+    counted = account(built.model, batch_size=built.batch_size, length=built.sequence_length)
+    return counted, built.options.steps, built.batch_size * built.sequence_length
+
+
+def identity(config: Config, folder: str) -> str:
+  """What stands for all that a configuration binds and that decides a result; defaults and places
+  aside.
+
+  Args:
+    config: of a run of the comparison.
+    folder: the comparison's: it may be moved with all paths below it.
+  """
+  return results.digest(_bound(config, folder))
+
+
+def _bound(config: Config, folder: str) -> dict[str, str]:
+  return {
+    key.name: repr(
+      _relative(item.value, folder) if path_values.holds_paths(key.marked) else item.value
+    )
+    for key, item in config.operative.items()
+    if not item.is_default and not path_values.is_immaterial(key.marked)
+  }
+
+
+def _relative(value: Any, folder: str) -> Any:
+  """A path, or several, as they stand from a folder that they lie in."""
+  if isinstance(value, list | tuple):
+    return type(value)(_relative(item, folder) for item in value)
+  return value.removeprefix(f"{folder}/") if isinstance(value, str) else value

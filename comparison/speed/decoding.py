@@ -1,0 +1,210 @@
+"""Latency of a sample and of its tokens against their number (section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from base.ranges import Count, CountFromZero, Positive
+from base.wording import plural
+from comparison.measurement import Remember
+from comparison.page.figure import ESTIMATED, Axis, Figure, Series
+from comparison.speed import bandwidth as bandwidth_lib
+from comparison.speed import memory, timing
+from comparison.speed.description import change, check_baseline, conditions, listed, series, times
+from comparison.speed.generation import Generation
+from comparison.speed.timing import Interval
+from inference.sampling import Sampler
+from models.language_model import LanguageModel
+
+_BANDWIDTH = "memory bandwidth"
+Found = Mapping[str, Sequence[Interval]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeSpeed:
+  """Times samples from prompt to end, and single tokens after so many others.
+
+  Beside the latter stands the time that memory allows: parameters and caches, read once per token.
+
+  Attributes:
+    lengths: tokens per sample.
+    prefills: tokens of the prompts that samples continue; 0 is BOS alone.
+    after: numbers of tokens after which single tokens are timed.
+    steps: tokens per timed run there.
+    batch_size: samples at a time.
+    rounds: times that each is timed.
+    bandwidth: of the memory, in bytes per second; measured if None.
+    sampler: how tokens are drawn.
+    baseline: the model that the others are compared with.
+  """
+
+  lengths: Sequence[Count] = (512, 1024, 2048, 4096)
+  prefills: Sequence[CountFromZero] = (0, 4096)
+  after: Sequence[CountFromZero] = (128, 512, 2048, 8192)
+  steps: Count = 64
+  batch_size: Count = 16
+  rounds: Count = 7
+  bandwidth: Positive | None = None
+  sampler: Sampler = dataclasses.field(default_factory=Sampler)
+  baseline: str = "MQA Transformer"
+
+  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Part`."""
+    del models
+    samples = {
+      _sample(prefill, length): float(length + prefill / 16)
+      for prefill in self.prefills
+      for length in self.lengths
+    }
+    tokens = {_token(after): float(self.steps + after / 16) for after in self.after}
+    return samples | tokens | ({} if self.bandwidth else {_BANDWIDTH: float(self.steps)})
+
+  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Part`."""
+    check_baseline(self.baseline, models)
+    generations = {name: Generation(model, self.sampler) for name, model in models.items()}
+    samples = [
+      self._samples(
+        models,
+        prefill,
+        [
+          remember(
+            _sample(prefill, length), partial(self._time_samples, generations, prefill, length)
+          )
+          for length in self.lengths
+        ],
+      )
+      for prefill in self.prefills
+    ]
+    tokens = [
+      remember(_token(after), partial(self._time_tokens, generations, after))
+      for after in self.after
+    ]
+    bandwidth = self.bandwidth or remember(_BANDWIDTH, bandwidth_lib.measured)
+    return *samples, self._tokens(models, tokens, bandwidth)
+
+  def _time_samples(self, generations: Mapping[str, Generation], prefill: int, length: int) -> dict:
+    return timing.interleaved(
+      {name: one.samples(self.batch_size, prefill, length) for name, one in generations.items()},
+      self.rounds,
+    )
+
+  def _time_tokens(self, generations: Mapping[str, Generation], after: int) -> dict:
+    runs = self.rounds + 1
+    return timing.interleaved(
+      {
+        name: one.steps(self.batch_size, after, self.steps, runs)
+        for name, one in generations.items()
+      },
+      self.rounds,
+    )
+
+  def _samples(
+    self, models: Mapping[str, LanguageModel], prefill: int, cells: Sequence[Mapping]
+  ) -> Figure:
+    found = {name: [timing.interval(cell[name]) for cell in cells] for name in models}
+    prompt = f"a prompt of {prefill:,} tokens" if prefill else "an empty prompt"
+    longest = {name: values[-1] for name, values in found.items()}
+    parts = [
+      f"{name} {longest[name].median:.3g} s"
+      + (
+        ""
+        if name == self.baseline
+        else f" ({_compared(longest[name], longest[self.baseline], self.baseline)})"
+      )
+      for name in models
+    ]
+    return Figure(
+      name=f"sample-latency-{prefill}",
+      title=f"Time of a sample against its length, after {prompt}",
+      finding=f"{plural(self.batch_size, 'sample')} of {plural(self.lengths[-1], 'token')} after {prompt} take "
+      f"{listed(parts)}.",
+      x=Axis(label="tokens per sample", log=True),
+      y=Axis(label="seconds", log=True),
+      series=tuple(series(name, self.lengths, found[name]) for name in models),
+      spread=timing.spread(self.rounds),
+      conditions=(*self._conditions(), *conditions(models)),
+      source="section 5",
+    )
+
+  def _tokens(
+    self, models: Mapping[str, LanguageModel], cells: Sequence[Mapping], bandwidth: float
+  ) -> Figure:
+    found = {
+      name: [timing.interval(cell[name]).scaled(1e3 / self.steps) for cell in cells]
+      for name in models
+    }
+    bounds = {
+      name: [
+        1e3
+        * memory.decode_seconds(
+          model, batch_size=self.batch_size, tokens=after, bandwidth=bandwidth
+        )
+        for after in self.after
+      ]
+      for name, model in models.items()
+    }
+    lines = [series(name, self.after, found[name]) for name in models]
+    lines += [
+      Series(
+        name=f"{name}, memory-bound model",
+        x=tuple(self.after),
+        y=tuple(bounds[name]),
+        kind=ESTIMATED,
+      )
+      for name in models
+    ]
+    return Figure(
+      name="token-latency",
+      title="Time of a token against the number of tokens before it",
+      finding=_tokens_finding(self.after, found, bounds),
+      x=Axis(label="tokens before", log=True),
+      y=Axis(label="milliseconds per token of all rows", log=True),
+      series=tuple(lines),
+      spread=timing.spread(self.rounds),
+      conditions=(
+        *self._conditions(),
+        ("tokens per timed run", str(self.steps)),
+        (
+          _BANDWIDTH,
+          f"{bandwidth / 1e9:.4g} GB/s, {'given' if self.bandwidth else 'of a copy measured here'}",
+        ),
+        *conditions(models),
+      ),
+      source="section 5.1",
+    )
+
+  def _conditions(self) -> tuple[tuple[str, str], ...]:
+    return (("batch", str(self.batch_size)), ("sampler", _describe(self.sampler)))
+
+
+def _tokens_finding(
+  after: Sequence[int], found: Found, bounds: Mapping[str, Sequence[float]]
+) -> str:
+  parts = [
+    f"{name} takes {change(values[0], values[-1])} ms "
+    f"({values[-1].median / bounds[name][-1]:.3g} times the memory-bound model's)"
+    for name, values in found.items()
+  ]
+  return f"From {after[0]:,} to {after[-1]:,} tokens before it, a token of {listed(parts)}."
+
+
+def _compared(value: Interval, reference: Interval, name: str) -> str:
+  found = times(value, reference)
+  return f"{found} {name}'s" if found.endswith("times") else f"{found} from {name}"
+
+
+def _describe(sampler: Sampler) -> str:
+  if not sampler.temperature:
+    return "greedy"
+  return f"temperature {sampler.temperature:g}, top-k {sampler.top_k}, top-p {sampler.top_p:g}"
+
+
+def _sample(prefill: int, length: int) -> str:
+  return f"samples of {length} tokens after {prefill}"
+
+
+def _token(after: int) -> str:
+  return f"tokens after {after}"

@@ -1,0 +1,65 @@
+"""What the figures of speed have in common: what they depend on, and how a finding is worded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from comparison.page.figure import Series
+from comparison.speed.timing import Interval
+from models.accounting import list_parameters
+from models.language_model import LanguageModel
+
+NO_DIFFERENCE = "no difference seen"
+
+
+def check_baseline(baseline: str, models: Mapping[str, LanguageModel]) -> None:
+  """Raises ValueError if the model that the others are compared with is not there."""
+  if baseline not in models:
+    raise ValueError(
+      f"baseline={baseline!r} is none of the models: name one of {', '.join(map(repr, models))}."
+    )
+
+
+def conditions(models: Mapping[str, LanguageModel]) -> tuple[tuple[str, str], ...]:
+  """Sizes and types of the models, as conditions of a figure."""
+  counts, kinds = [], {}
+  for name, model in models.items():
+    parameters = list_parameters(model)
+    counts.append(f"{name} {sum(p.count for p in parameters) / 1e6:.4g} M")
+    kinds[f"{np.dtype(model.param_dtype)}, computing in {np.dtype(model.dtype)}"] = None
+  return ("parameters", ", ".join(counts)), ("types", "; ".join(kinds))
+
+
+def series(
+  name: str, x: Sequence[int] | Sequence[str], intervals: Sequence[Interval], scale: float = 1.0
+) -> Series:
+  """Measured intervals, times `scale`, as a line."""
+  scaled = [one.scaled(scale) for one in intervals]
+  return Series(
+    name=name,
+    x=tuple(x),
+    y=tuple(one.median for one in scaled),
+    low=tuple(one.low for one in scaled),
+    high=tuple(one.high for one in scaled),
+  )
+
+
+def times(value: Interval, reference: Interval) -> str:
+  """How a value compares with a reference: '1.46 times', or that no difference is seen."""
+  if value.overlaps(reference):
+    return NO_DIFFERENCE
+  return f"{value.median / reference.median:.3g} times"
+
+
+def change(before: Interval, after: Interval) -> str:
+  """How a value changes: '1.00 to 1.46', and whether that is seen."""
+  text = f"{before.median:.2f} to {after.median:.2f}"
+  return f"{text} ({NO_DIFFERENCE})" if before.overlaps(after) else text
+
+
+def listed(parts: Sequence[str]) -> str:
+  """'a, b and c'."""
+  *most, last = parts
+  return f"{', '.join(most)} and {last}" if most else last

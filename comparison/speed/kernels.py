@@ -1,0 +1,171 @@
+"""Implementations of the recurrence against each other, alone and in a training step (section
+4.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from base.ranges import Count, FloatName
+from comparison.measurement import Remember
+from comparison.page.figure import Axis, Figure
+from comparison.speed import recurrences, timing
+from comparison.speed.description import conditions, listed, series, times
+from comparison.speed.timing import Interval
+from comparison.speed.train_step import TrainingSteps
+from layers.recurrent_block import RecurrentBlock
+from models.language_model import LanguageModel
+
+# The native scan, which the paper's figure divides by too.
+REFERENCE = "reference"
+_LABEL = f"time / that of {REFERENCE} (lax.scan)"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecurrenceSpeed:
+  """Times every implementation that runs on this backend.
+
+  Attributes:
+    shape: batch, tokens and channels of the recurrence alone; the paper's have 8 rows and 1024
+      channels.
+    dtype: its type.
+    batch_size, length: of the training step; models without a recurrence are left out.
+    rounds: times that each is timed.
+  """
+
+  shape: Sequence[Count] = (8, 2048, 1024)
+  dtype: FloatName = "float32"
+  batch_size: Count = 8
+  length: Count = 2048
+  rounds: Count = 7
+
+  def __post_init__(self):
+    if len(self.shape) != 3 or min(self.shape) < 1:
+      raise ValueError(f"shape={tuple(self.shape)} must name batch, tokens and channels.")
+
+  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Part`."""
+    return dict.fromkeys((*recurrences.OPS, *_recurrent(models)), 1.0)
+
+  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Part`."""
+    ops = {op: remember(op, partial(self._measure_alone, op)) for op in recurrences.OPS}
+    figures = [self._alone(ops)]
+    recurrent = _recurrent(models)
+    steps = {
+      name: remember(name, partial(self._measure_step, model)) for name, model in recurrent.items()
+    }
+    if steps:
+      figures.append(self._in_step(recurrent, steps))
+    return tuple(figures)
+
+  def _measure_alone(self, op: str) -> dict:
+    seconds = timing.interleaved(recurrences.runs(op, tuple(self.shape), self.dtype), self.rounds)
+    found: dict = {}
+    for (implementation, direction), values in seconds.items():
+      found.setdefault(direction, {})[implementation] = values
+    return found
+
+  def _measure_step(self, model: LanguageModel) -> dict:
+    steps = TrainingSteps(model)
+    runs = {
+      name: steps.of(self.batch_size, self.length, _with_recurrence(model, name))
+      for name in recurrences.available("rg_lru")
+    }
+    return timing.interleaved(runs, self.rounds)
+
+  def _alone(self, ops: Mapping[str, dict]) -> Figure:
+    lines, absolute, found = [], [], {}
+    for op, directions in ops.items():
+      for direction, seconds in directions.items():
+        name = f"{op}, {direction}"
+        found[name] = _relative(seconds)
+        lines.append(series(name, tuple(found[name]), tuple(found[name].values())))
+        milliseconds = 1e3 * timing.interval(seconds[REFERENCE]).median
+        absolute.append((f"{REFERENCE} of {name}", f"{milliseconds:.4g} ms"))
+    batch, tokens, channels = self.shape
+    return Figure(
+      name="recurrence-alone",
+      title="The recurrence alone, by implementation",
+      finding=_finding(f"On {batch} rows of {tokens:,} tokens and {channels:,} channels", found),
+      x=Axis(label="implementation"),
+      y=Axis(label=_LABEL),
+      series=tuple(lines),
+      spread=f"{timing.spread(self.rounds)}, of the quotient in each round",
+      conditions=(("shape", f"{batch} x {tokens} x {channels} {self.dtype}"), *absolute),
+      source="section 4.2",
+    )
+
+  def _in_step(self, models: Mapping[str, LanguageModel], steps: Mapping[str, dict]) -> Figure:
+    found = {name: _relative(seconds) for name, seconds in steps.items()}
+    absolute = [
+      (f"{REFERENCE} in {name}", f"{1e3 * timing.interval(seconds[REFERENCE]).median:.4g} ms")
+      for name, seconds in steps.items()
+    ]
+    return Figure(
+      name="recurrence-in-step",
+      title="A whole training step, by implementation of the recurrence",
+      finding=_finding(
+        f"In a training step of {self.batch_size} rows of {self.length:,} tokens", found
+      ),
+      x=Axis(label="implementation"),
+      y=Axis(label=_LABEL),
+      series=tuple(series(name, tuple(one), tuple(one.values())) for name, one in found.items()),
+      spread=f"{timing.spread(self.rounds)}, of the quotient in each round",
+      conditions=(
+        ("rows and tokens", f"{self.batch_size} x {self.length}"),
+        *absolute,
+        *conditions(models),
+      ),
+      source="section 4.2",
+    )
+
+
+def _relative(seconds: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+  return {name: timing.ratio(values, seconds[REFERENCE]) for name, values in seconds.items()}
+
+
+def _finding(where: str, found: Mapping[str, Mapping[str, Interval]]) -> str:
+  """Which implementation is the fastest, and what it takes of the native scan's time."""
+  parts = []
+  for name, intervals in found.items():
+    fastest = min(intervals, key=lambda one: intervals[one].median)
+    ties = [
+      other
+      for other, one in intervals.items()
+      if other != fastest and one.overlaps(intervals[fastest])
+    ]
+    parts.append(
+      f"{fastest} for {name} ({times(intervals[fastest], intervals[REFERENCE])} "
+      f"relative to {REFERENCE}{_tied(ties)})"
+    )
+  return f"{where}, the least time is that of {listed(parts)}."
+
+
+def _tied(names: Sequence[str]) -> str:
+  others = [name for name in names if name != REFERENCE]
+  return f"; no difference seen from {listed(others)}" if others else ""
+
+
+def _recurrent(models: Mapping[str, LanguageModel]) -> dict[str, LanguageModel]:
+  return {
+    name: model
+    for name, model in models.items()
+    if any(_is_recurrent(factory) for factory in model.pattern)
+  }
+
+
+def _is_recurrent(factory) -> bool:
+  return isinstance(factory(parent=None), RecurrentBlock)
+
+
+def _with_recurrence(model: LanguageModel, implementation: str) -> LanguageModel:
+  """The model with its recurrences computed by a named implementation."""
+  return model.clone(
+    pattern=tuple(
+      partial(factory, implementation=implementation) if _is_recurrent(factory) else factory
+      for factory in model.pattern
+    )
+  )

@@ -1,0 +1,82 @@
+"""Bytes of the caches, and what reading them means for a step of decoding (section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from base.ranges import Count
+from comparison.measurement import Remember
+from comparison.page.figure import Axis, Figure, Series
+from comparison.speed.description import check_baseline, conditions, listed
+from models.accounting import list_parameters, state_bytes
+from models.language_model import LanguageModel
+
+_CELL = "bytes"
+
+
+def decode_seconds(
+  model: LanguageModel, *, batch_size: int, tokens: int, bandwidth: float
+) -> float:
+  """The least time of a step of decoding if memory is what bounds it (section 5.1).
+
+  (parameter bytes + batch x cache bytes) / bandwidth: every step reads both once.
+
+  Args:
+    model: any model.
+    batch_size: sequences that share the reading of the parameters.
+    tokens: that the caches have room for.
+    bandwidth: bytes per second.
+  """
+  parameters = sum(parameter.bytes for parameter in list_parameters(model))
+  return (parameters + batch_size * state_bytes(model, tokens)) / bandwidth
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheSize:
+  """Counts the bytes that a sequence's cache takes, from shapes alone.
+
+  Attributes:
+    lengths: tokens that the cache has room for.
+    baseline: the model that the others are compared with.
+  """
+
+  lengths: Sequence[Count] = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+  baseline: str = "MQA Transformer"
+
+  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Part`."""
+    del models
+    return {_CELL: 1.0}
+
+  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Part`."""
+    check_baseline(self.baseline, models)
+    counts = remember(
+      _CELL,
+      lambda: {
+        name: [state_bytes(model, length) for length in self.lengths]
+        for name, model in models.items()
+      },
+    )
+    baseline = counts[self.baseline][-1]
+    parts = [
+      f"{values[-1]:,} bytes for {name}"
+      + ("" if name == self.baseline else f" (1/{baseline / values[-1]:,.3g} of {self.baseline}'s)")
+      for name, values in counts.items()
+    ]
+    return (
+      Figure(
+        name="cache-bytes",
+        title="Bytes of a sequence's cache against its length",
+        finding=f"At {self.lengths[-1]:,} tokens a sequence's cache takes {listed(parts)}.",
+        x=Axis(label="tokens", log=True),
+        y=Axis(label="bytes per sequence", log=True),
+        series=tuple(
+          Series(name=name, x=tuple(self.lengths), y=tuple(map(float, values)))
+          for name, values in counts.items()
+        ),
+        conditions=(("counted", "all arrays of the decode state, exactly"), *conditions(models)),
+        source="section 5.1",
+      ),
+    )

@@ -1,0 +1,96 @@
+"""How long things take: runs that take turns, medians, and intervals that assume no
+distribution.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+CONFIDENCE = 0.95
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Interval(NamedTuple):
+  """A median and the ends of an interval around it."""
+
+  median: float
+  low: float
+  high: float
+
+  def overlaps(self, other: Interval) -> bool:
+    """Whether the two have a point in common."""
+    return self.low <= other.high and other.low <= self.high
+
+  def scaled(self, factor: float) -> Interval:
+    """The interval of a positive multiple of what was measured."""
+    return Interval(*(factor * value for value in self))
+
+  def inverse(self, numerator: float) -> Interval:
+    """The interval of `numerator` over what was measured: a rate from times."""
+    return Interval(numerator / self.median, numerator / self.high, numerator / self.low)
+
+
+def interleaved(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> dict[Name, list[float]]:
+  """Seconds of every run in every round.
+
+  All run once untimed, which compiles them, and then once in every round, so that a busy moment of
+  the machine hits all alike.
+
+  Args:
+    runs: each does the work; what it returns is waited for.
+    rounds: times that each is timed.
+  """
+  seconds: dict[Name, list[float]] = {name: [] for name in runs}
+  for run in runs.values():
+    jax.block_until_ready(run())
+  for _ in range(rounds):
+    for name, run in runs.items():
+      started = time.perf_counter()
+      jax.block_until_ready(run())
+      seconds[name].append(time.perf_counter() - started)
+  return seconds
+
+
+def medians(seconds: Mapping[Name, Sequence[float]]) -> dict[Name, float]:
+  """The median of every run."""
+  return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def interval(samples: Sequence[float]) -> Interval:
+  """The median and its interval between two of the samples, by their ranks.
+
+  The k-th smallest and k-th largest of n independent samples have the true median between them but
+  for 2 P(Binomial(n, 1/2) < k). Taken is the largest k that leaves `CONFIDENCE`; with fewer than
+  six samples, the smallest and the largest of them (see `spread`).
+  """
+  ordered, cut = sorted(samples), max(_cut(len(samples)), 1)
+  return Interval(statistics.median(ordered), ordered[cut - 1], ordered[-cut])
+
+
+def ratio(samples: Sequence[float], reference: Sequence[float]) -> Interval:
+  """The interval of the quotient of two runs of the same rounds."""
+  return interval([one / other for one, other in zip(samples, reference, strict=True)])
+
+
+def spread(rounds: int) -> str:
+  """What the ends of `interval` are, as a figure says it."""
+  if _cut(rounds):
+    return f"median of {rounds} interleaved rounds and its {CONFIDENCE:.0%} interval"
+  return f"median, smallest and largest of {rounds} interleaved rounds"
+
+
+def _cut(count: int) -> int:
+  """The largest k of `interval`; 0 if there is none."""
+  outside, cut = 0.0, 0
+  while cut < (count + 1) // 2:
+    outside += 2 * math.comb(count, cut) / 2**count
+    if outside > 1 - CONFIDENCE:
+      break
+    cut += 1
+  return cut

@@ -1,0 +1,207 @@
+"""Step time against the length of rows, at the same number of tokens per step (section 4.3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+from base.ranges import Count
+from comparison.measurement import Remember
+from comparison.page.figure import ESTIMATED, Axis, Figure, Series
+from comparison.speed import timing
+from comparison.speed.description import change, check_baseline, conditions, listed, series
+from comparison.speed.timing import Interval
+from comparison.speed.train_step import TrainingSteps
+from models.language_model import LanguageModel
+from parallel.layout import Parallelism
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+_SOURCE = "section 4.3"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingSpeed:
+  """Times whole training steps: loss, gradient and AdamW's update.
+
+  Every length is timed beside the baseline at the shortest length, in the same rounds.
+
+  Attributes:
+    lengths: tokens per row.
+    tokens: per step, whatever the length.
+    baseline: the model whose step at the shortest length is 1.
+    rounds: times that each step is timed.
+    parallelism: how a step is split over all visible devices; None takes one device.
+  """
+
+  lengths: Sequence[Count] = LENGTHS
+  tokens: Count = 32768
+  baseline: str = "MQA Transformer"
+  rounds: Count = 7
+  parallelism: Parallelism | None = None
+
+  def __post_init__(self):
+    _check_lengths(self.lengths, self.tokens)
+
+  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Part`."""
+    del models
+    return {_cell(length): 1.0 for length in self.lengths}
+
+  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Part`."""
+    check_baseline(self.baseline, models)
+    steps = {name: TrainingSteps(model, self.parallelism) for name, model in models.items()}
+    found: dict[str, list[Interval]] = {name: [] for name in models}
+    for length in self.lengths:
+      cell = remember(_cell(length), partial(self._measure, steps, length))
+      if length == self.lengths[0]:
+        milliseconds = 1e3 * timing.interval(cell["reference"]).median
+      for name, intervals in found.items():
+        intervals.append(timing.ratio(cell["models"][name], cell["reference"]))
+    reference = f"{milliseconds:.4g} ms"
+    return (
+      Figure(
+        name="training-speed",
+        title="Time of a training step against the length of its rows",
+        finding=_finding(self.baseline, self.lengths, self.tokens, found),
+        **_axes(self.baseline, self.lengths),
+        series=tuple(series(name, self.lengths, found[name]) for name in models),
+        spread=f"{timing.spread(self.rounds)}, of the quotient in each round",
+        conditions=(
+          ("tokens per step", f"{self.tokens:,}"),
+          (f"step of {self.baseline} at {self.lengths[0]:,} tokens", reference),
+          *conditions(models),
+        ),
+        source=_SOURCE,
+      ),
+    )
+
+  def _measure(self, steps: Mapping[str, TrainingSteps], length: int) -> dict:
+    runs = {name: one.of(self.tokens // length, length) for name, one in steps.items()}
+    shortest = self.lengths[0]
+    if length != shortest:
+      runs[None] = steps[self.baseline].of(self.tokens // shortest, shortest)
+    seconds = timing.interleaved(runs, self.rounds)
+    reference = seconds.pop(None, None) or seconds[self.baseline]
+    return {"models": seconds, "reference": reference}
+
+
+class StepEstimate(Protocol):
+  """Estimates a training step on hardware that need not be here.
+
+  Attributes:
+    hardware: its name.
+  """
+
+  hardware: str
+
+  def __call__(self, model: LanguageModel, *, batch_size: int, length: int) -> float:
+    """Seconds of a training step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EstimatedTrainingSpeed:
+  """The same as `TrainingSpeed` for hardware that need not be here.
+
+  Attributes:
+    estimate: gives a step's time.
+    lengths, tokens, baseline: as in `TrainingSpeed`.
+  """
+
+  estimate: StepEstimate
+  lengths: Sequence[Count] = LENGTHS
+  tokens: Count = 32768
+  baseline: str = "MQA Transformer"
+
+  def __post_init__(self):
+    _check_lengths(self.lengths, self.tokens)
+
+  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Part`."""
+    return {f"{name}, {_cell(length)}": 1.0 for name in models for length in self.lengths}
+
+  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Part`."""
+    check_baseline(self.baseline, models)
+    seconds = {
+      name: [
+        remember(
+          f"{name}, {_cell(length)}",
+          partial(self.estimate, model, batch_size=self.tokens // length, length=length),
+        )
+        for length in self.lengths
+      ]
+      for name, model in models.items()
+    }
+    reference, hardware = seconds[self.baseline][0], self.estimate.hardware
+    found = {name: [Interval(*[one / reference] * 3) for one in seconds[name]] for name in models}
+    return (
+      Figure(
+        name=f"training-speed-{hardware.replace(':', '-')}",
+        title=f"Least time of a training step on {hardware} against the length of its rows",
+        finding=f"{_finding(self.baseline, self.lengths, self.tokens, found)[:-1]}, as estimated "
+        f"for {hardware}.",
+        **_axes(self.baseline, self.lengths),
+        series=tuple(
+          Series(
+            name=name,
+            x=tuple(self.lengths),
+            y=tuple(one.median for one in found[name]),
+            kind=ESTIMATED,
+          )
+          for name in models
+        ),
+        conditions=(
+          ("estimated", f"for {hardware}: the least time that its compiled program allows"),
+          ("tokens per step", f"{self.tokens:,}"),
+          (
+            f"step of {self.baseline} at {self.lengths[0]:,} tokens",
+            f"at least {1e3 * reference:.4g} ms",
+          ),
+          *conditions(models),
+        ),
+        source=_SOURCE,
+      ),
+    )
+
+
+def _check_lengths(lengths: Sequence[int], tokens: int) -> None:
+  if not lengths or list(lengths) != sorted(set(lengths)) or lengths[0] < 1:
+    raise ValueError(f"lengths={tuple(lengths)} must be positive and ascending.")
+  for length in lengths:
+    if tokens % length:
+      raise ValueError(
+        f"tokens={tokens} per step are no whole rows of {length}: make them a multiple of every "
+        "length."
+      )
+
+
+def _cell(length: int) -> str:
+  return f"{length} tokens"
+
+
+def _axes(baseline: str, lengths: Sequence[int]) -> dict[str, Axis]:
+  return {
+    "x": Axis(label="tokens per row", log=True),
+    "y": Axis(label=f"step time / {baseline}'s at {lengths[0]:,} tokens"),
+  }
+
+
+def _finding(
+  baseline: str,
+  lengths: Sequence[int],
+  tokens: int,
+  found: Mapping[str, Sequence[Interval]],
+) -> str:
+  """How each model's step time changes from the shortest to the longest rows."""
+  first, last = lengths[0], lengths[-1]
+  changes = listed(
+    [f"{name}'s from {change(values[0], values[-1])}" for name, values in found.items()]
+  )
+  return (
+    f"With {tokens:,} tokens per step in rows of {first:,} to {last:,} tokens, step times "
+    "relative to "
+    f"{baseline}'s at {first:,} go as follows: {changes}."
+  )

@@ -1,0 +1,233 @@
+"""Checks a configuration whose names exist: macros, types, and what is in force."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from base.wording import near
+from config import source as gin_source
+from config import types as gin_types
+from config.names import Configurable, Reference, leaves, replace
+from config.source import ConfigError, Macro, Place
+
+_REQUIRED = "gin.REQUIRED"
+Scope = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """A value and where it was given."""
+
+  value: Any
+  place: Place
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """The left side of a binding: `scope/configurable.parameter`."""
+
+  scope: str
+  configurable: Configurable
+  parameter: str
+
+  @property
+  def name(self) -> str:
+    """The left side, as files write it."""
+    scope = f"{self.scope}/" if self.scope else ""
+    return f"{scope}{self.configurable.name}.{self.parameter}"
+
+  @property
+  def full_name(self) -> str:
+    """The left side, as an argument may write it whatever the files import."""
+    scope = f"{self.scope}/" if self.scope else ""
+    return f"{scope}{self.configurable.module}.{self.configurable.path}.{self.parameter}"
+
+  @property
+  def marked(self) -> Any:
+    """The parameter's annotation with its marks; see `gin_types.Parameter`."""
+    parameter = self.configurable.signature.parameters.get(self.parameter)
+    return parameter.marked if parameter else Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Operative:
+  """One parameter of a call that building the experiment makes, macros resolved."""
+
+  value: Any
+  place: Place | None
+
+  @property
+  def is_default(self) -> bool:
+    """Whether no binding gave it."""
+    return self.place is None
+
+
+class Checks:
+  """What can be wrong with names that exist."""
+
+  def __init__(
+    self, macros: dict[str, Setting], parameters: dict[Key, Setting], mentioned: set[str]
+  ):
+    """Takes what holds in the end, and the macros that any binding, replaced or not, refers to."""
+    self._macros = macros
+    self._parameters = parameters
+    self._mentioned = mentioned
+    self._used_macros: set[str] = set()
+    self._used_keys: set[Key] = set()
+
+  def macros_exist(self) -> None:
+    """Every macro that is referred to is defined, and none refers to itself."""
+    for setting in [*self._macros.values(), *self._parameters.values()]:
+      for leaf in leaves(setting.value):
+        if isinstance(leaf, Macro) and leaf.name not in self._macros and leaf.name != _REQUIRED:
+          raise setting.place.error(
+            f"no macro {leaf.name} is defined{near(leaf.name, self._macros)}"
+          )
+    for name, setting in self._macros.items():
+      self._expand(setting.value, setting.place, (name,))
+
+  def _expand(self, value: Any, place: Place, within: tuple[str, ...] = ()) -> Any:
+    """The value with all macros replaced by theirs."""
+
+    def leaf(item: Any) -> Any:
+      if not isinstance(item, Macro) or item.name == _REQUIRED:
+        return item
+      if item.name in within:
+        raise place.error(f"the macro {item.name} refers to itself")
+      return self._expand(self._macros[item.name].value, place, (*within, item.name))
+
+    return replace(value, leaf)
+
+  def shape(self, value: Any) -> Any:
+    """The value as `gin_types.accepts` wants it."""
+
+    def leaf(item: Any) -> Any:
+      if not isinstance(item, Reference):
+        return item
+      if not item.called:
+        return gin_types.Function()
+      return gin_types.Produced(item.configurable.signature.result)
+
+    return replace(self._expand(value, Place("")), leaf)
+
+  def annotation(self, key: Key) -> Any:
+    """The annotation of the parameter a binding is for."""
+    parameter = key.configurable.signature.parameters.get(key.parameter)
+    return parameter.annotation if parameter else Any
+
+  def types(self) -> None:
+    """Every value is of the type, and in the range, that its parameter is annotated with."""
+    for key, setting in self._parameters.items():
+      annotation = self.annotation(key)
+      shape = self.shape(setting.value)
+      if any(leaf == Macro(_REQUIRED) for leaf in leaves(shape)):
+        continue
+      accepted = gin_types.accepts(annotation, shape)
+      fault = gin_types.fault(key.marked, shape) if accepted else None
+      if accepted and not fault:
+        continue
+      place, named, value = setting.place, key.name, setting.value
+      while isinstance(value, Macro):
+        named = f"{key.name}, given by %{value.name},"
+        place, value = self._macros[value.name].place, self._macros[value.name].value
+      if fault:
+        raise place.error(f"{named} is {value!r}; it must be {fault}")
+      wanted = gin_types.describe(annotation)
+      advice = gin_types.advice(annotation, value)
+      if isinstance(value, Reference):
+        if not value.called:
+          advice = f"; write {value!r}()"
+        else:
+          advice = f", but {value!r} gives {gin_types.describe(shape.result)}"
+      raise place.error(f"{named} is {value!r}; it must be {wanted}{advice}")
+
+  def reach(self, root: Configurable, source: str) -> dict[Key, Operative]:
+    """Follows the references from the root, and finds the parameters in force.
+
+    gin's scopes: a reference with a scope is called in that scope alone, one without in the scope
+    of the call that needs it, and what a macro refers to in the scope of the macro's name.
+    """
+    operative: dict[Key, Operative] = {}
+    done: set[tuple[Scope, Configurable]] = set()
+    waiting: list[tuple[Scope, Configurable, Place, bool]] = [((), root, Place(source), True)]
+
+    def follow(value: Any, scope: Scope, place: Place) -> None:
+      for leaf in leaves(value):
+        if isinstance(leaf, Reference):
+          own = tuple(leaf.scope.split("/")) if leaf.scope else scope
+          waiting.append((own, leaf.configurable, place, leaf.called))
+        elif isinstance(leaf, Macro) and leaf.name != _REQUIRED:
+          self._used_macros.add(leaf.name)
+          follow(self._macros[leaf.name].value, tuple(leaf.name.split("/")), place)
+
+    while waiting:
+      scope, configurable, place, called = waiting.pop()
+      if (scope, configurable) in done:
+        continue
+      done.add((scope, configurable))
+      bound = self._bound(scope, configurable)
+      for parameter, (key, setting) in bound.items():
+        self._used_keys.add(key)
+        follow(setting.value, scope, setting.place)
+        value = self._expand(setting.value, setting.place)
+        if any(leaf == Macro(_REQUIRED) for leaf in leaves(value)):
+          raise self._must_be_given(key, setting)
+        operative[Key(key.scope, configurable, parameter)] = Operative(value, setting.place)
+      for name, parameter in configurable.signature.parameters.items():
+        if name in bound:
+          continue
+        if not parameter.required:
+          operative[Key("", configurable, name)] = Operative(parameter.default, None)
+        elif called:
+          wanted = gin_types.describe(parameter.annotation)
+          raise place.error(
+            f"{configurable.name} needs {name!r} ({wanted}), and nothing gives it: "
+            f"add {Key('', configurable, name).name} = ..."
+          )
+    return operative
+
+  def _must_be_given(self, key: Key, setting: Setting) -> ConfigError:
+    value, name = setting.value, key.name
+    place = setting.place
+    while isinstance(value, Macro) and value.name != _REQUIRED:
+      place, name = self._macros[value.name].place, value.name
+      value = self._macros[value.name].value
+    return place.error(f"{name} must be given: --gin.{name}=...")
+
+  def _bound(self, scope: Scope, configurable: Configurable) -> dict[str, tuple[Key, Setting]]:
+    """The bindings that hold for a call in a scope: those of longer scopes win."""
+    found: dict[str, tuple[Key, Setting]] = {}
+    for end in range(len(scope) + 1):
+      within = "/".join(scope[:end])
+      for key, setting in self._parameters.items():
+        if key.scope == within and key.configurable == configurable:
+          found[key.parameter] = key, setting
+    return found
+
+  def without_effect(self, operative: dict[Key, Operative]) -> list[str]:
+    """Warnings for bindings that nothing in force uses; errors where they must be mistakes.
+
+    Files of the gin folder serve models that differ: what one has no use for is no mistake.
+    """
+    mentioned = gin_source.macros_mentioned() | self._mentioned
+    unused = []
+    for name, setting in self._macros.items():
+      if name in self._used_macros:
+        continue
+      if name not in mentioned:
+        raise setting.place.error(f"nothing refers to a macro {name}{near(name, mentioned)}")
+      unused.append((name, setting))
+    configurables = {key.configurable for key in operative}
+    for key, setting in self._parameters.items():
+      if key not in self._used_keys:
+        reason = "" if key.configurable in configurables else f"{key.configurable.name} is not used"
+        unused.append((key.name + (f" ({reason})" if reason else ""), setting))
+    for name, setting in unused:
+      if setting.place.is_argument and not setting.place.shared:
+        raise setting.place.error(f"no effect: nothing in this configuration uses {name}")
+    return [
+      f"{setting.place}: {name} has no effect here"
+      for name, setting in unused
+      if not setting.place.is_general
+    ]

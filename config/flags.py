@@ -1,0 +1,69 @@
+"""Says which argument changes a parameter that an error message names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from config.checks import Key, Operative, Setting
+from config.names import Reference, leaves
+from config.source import OVERRIDE_PREFIX, Macro
+
+_MOST = 3
+
+
+def flags(
+  message: str,
+  parameters: Mapping[Key, Setting],
+  macros: Mapping[str, Setting],
+  operative: Mapping[Key, Operative],
+  refusing: Sequence[str] = (),
+) -> str:
+  """The arguments that set the parameters which a message names, and their values now; '' if none.
+
+  Args:
+    message: what a part of the configuration refuses.
+    parameters, macros, operative: the configuration.
+    refusing: names of the functions and classes that were being called, the innermost first. A word
+      of the message may be a parameter of theirs; of others only `name=value`, `module.name` and a
+      name with `_` are.
+  """
+  found: dict[str, str] = {}
+  bound = {(key.configurable, key.parameter) for key in parameters}
+  for holder, name in dict.fromkeys(
+    re.findall(r"(?<![\w.-])(?:(?:\w+\.)*(\w+)\.)?([a-z]\w*)", message)
+  ):
+    is_named = "_" in name or f"{name}=" in message
+    for key in [*parameters, *operative]:
+      path, module = key.configurable.path, key.configurable.module.rpartition(".")[2]
+      is_own = holder in (path, module) if holder else path in refusing
+      if key.parameter != name or not (is_own or (is_named and key in parameters)):
+        continue
+      if key in parameters:
+        setting = parameters[key]
+      elif (key.configurable, name) not in bound and operative[key].is_default:
+        setting = Setting(operative[key].value, None)
+      else:
+        continue
+      flag, value, shown = _flag(key, setting, macros)
+      # Nobody types the reference to a function there.
+      if flag not in message and not any(isinstance(leaf, Reference) for leaf in leaves(value)):
+        found.setdefault(flag, shown)
+  return "; ".join(list(found.values())[:_MOST])
+
+
+def _flag(key: Key, setting: Setting, macros: Mapping[str, Setting]) -> tuple[str, Any, str]:
+  """The argument that replaces a binding, its value now, and the argument's form with both and
+  their place.
+  """
+  scope = f"{key.scope}/" if key.scope else ""
+  name = f"{scope}{key.configurable.module}.{key.configurable.path}.{key.parameter}"
+  value: Any = setting.value
+  place = setting.place
+  while isinstance(value, Macro) and value.name in macros:
+    name = value.name
+    value, place = macros[name].value, macros[name].place
+  flag = f"{OVERRIDE_PREFIX}{name}"
+  where = " by default" if place is None else "" if place.is_argument else f", {place}"
+  return flag, value, f"{flag}=... (now {value!r}{where})"

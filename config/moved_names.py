@@ -1,0 +1,72 @@
+"""Names that gin files of earlier versions use, and what they are called now.
+
+Files that people have, and the configurations that old run directories keep, go on working: the old
+names are translated where they are read, so that nothing else has to know of them.
+"""
+
+from __future__ import annotations
+
+# Modules that gin files import.
+_MODULES = {
+  "data.vocabularies": "data.tokenizers",
+  "launch.comparison": "comparison.comparison",
+  "launch.experiment": "experiment.experiment",
+  "launch.model_zoo": "experiment.model_zoo",
+  "launch.step_estimate": "planning.step_estimate",
+  "evaluation.long_context": "comparison.quality.long_context",
+  "evaluation.recall_curves": "comparison.quality.recall_curves",
+  "evaluation.recall_learning": "comparison.quality.recall_learning",
+  "evaluation.recall_of_runs": "comparison.quality.recall_of_runs",
+  "evaluation.scaling": "comparison.quality.scaling",
+  "evaluation.window_size": "comparison.quality.window_size",
+  "evaluation.speed.decoding": "comparison.speed.decoding",
+  "evaluation.speed.kernels": "comparison.speed.kernels",
+  "evaluation.speed.memory": "comparison.speed.memory",
+  "evaluation.speed.throughput": "comparison.speed.throughput",
+  "evaluation.speed.training": "comparison.speed.training",
+}
+
+
+class Translation:
+  """Translates the names of one file, or of the arguments of a command.
+
+  Attributes:
+    found: the old names that were met, with the new ones.
+  """
+
+  def __init__(self, short: dict[str, str] | None = None):
+    self.found: dict[str, str] = {}
+    self._short = dict(short or {})
+
+  def module(self, name: str, bound: str) -> str:
+    """The present path of a module that the file imports under the name `bound`."""
+    new = self._current(name)
+    if bound == name.rpartition(".")[2]:
+      self._short[bound] = new.rpartition(".")[2]
+    return new
+
+  def name(self, text: str) -> str:
+    """The present form of a name in a binding or reference: with a module's whole path, or its last
+    part.
+    """
+    new = self._current(text)
+    first, dot, rest = new.partition(".")
+    last = self._short.get(first, first)
+    if not dot or last == first:
+      return new
+    if first not in {old.rpartition(".")[2] for old in self.found}:
+      self.found[first] = last
+    return last + dot + rest
+
+  def _current(self, name: str) -> str:
+    for old, new in _MODULES.items():
+      if name == old or name.startswith(f"{old}."):
+        self.found[old] = new
+        return new + name.removeprefix(old)
+    return name
+
+
+def of_arguments() -> Translation:
+  """Translates names on the command line, which may be short although nothing is imported there."""
+  last_parts = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in _MODULES.items()}
+  return Translation(last_parts)

@@ -1,0 +1,266 @@
+"""Gives the names in gin statements their meaning: modules, functions, classes, parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util  # gin 0.5.0 uses it without importing it.
+import inspect
+import pkgutil
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from base import paths
+from base.wording import near
+from config import types
+from config.source import GIN_ROOT, Import, NamedReference, Place, Statement
+
+
+@dataclasses.dataclass(frozen=True)
+class Configurable:
+  """A function or class that bindings are for; equal if it is the same function or class.
+
+  Attributes:
+    target: the function or class.
+    module: the module it is taken from.
+    path: its name there.
+  """
+
+  target: Any
+  module: str = dataclasses.field(compare=False)
+  path: str = dataclasses.field(compare=False)
+
+  @property
+  def name(self) -> str:
+    """The name with that of its module, as files write it."""
+    return f"{self.module.rpartition('.')[2]}.{self.path}"
+
+  @functools.cached_property
+  def signature(self) -> types.Signature:
+    """Its parameters and result."""
+    return types.signature(self.target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """`@scope/configurable` or `@scope/configurable()` in a value."""
+
+  scope: str
+  configurable: Configurable
+  called: bool
+
+  def text(self, name: str) -> str:
+    """The reference as gin writes it, the configurable being called `name`."""
+    return repr(NamedReference(self.scope, name, self.called))
+
+  def __repr__(self) -> str:
+    return self.text(self.configurable.name)
+
+
+class Names:
+  """The names that a configuration's files import.
+
+  Each file sees its own imports. A command-line argument sees those of all files, and full paths
+  such as `models.hawk.hawk`.
+  """
+
+  def __init__(self, imports: Iterable[Import]):
+    self._everywhere: dict[str, list[Import]] = {}
+    for item in imports:
+      _import(item.module, item.place)
+      known = self._everywhere.setdefault(item.name, [])
+      if item.module not in [other.module for other in known]:
+        known.append(item)
+
+  def configurable(self, name: str, statement: Statement) -> Configurable:
+    """What `name` stands for in the statement's file.
+
+    Raises:
+      ConfigError: nothing, or nothing that can be called.
+    """
+    first, _, rest = name.partition(".")
+    if statement.imports is None and _begins_with_path(name):
+      return self._by_full_path(name, statement.place)
+    module = self._module(first, name, statement)
+    if module is None:
+      return self._by_full_path(name, statement.place)
+    return _attribute(module, rest, name, statement.place)
+
+  def references(self, value: Any, statement: Statement) -> Any:
+    """The value with `Reference` in place of every `NamedReference`."""
+
+    def resolve(item: Any) -> Any:
+      if isinstance(item, NamedReference):
+        return Reference(item.scope, self.configurable(item.name, statement), item.called)
+      return item
+
+    return replace(value, resolve)
+
+  def _module(self, first: str, name: str, statement: Statement) -> str | None:
+    """The module that the first part of a name is bound to; None to try the name as a path."""
+    if statement.imports is not None:
+      if first in statement.imports:
+        return statement.imports[first].module
+      raise statement.place.error(
+        f"{name!r}: this file does not import {first!r}"
+        + (_import_line(first) or near(first, statement.imports))
+      )
+    bound = self._everywhere.get(first, [])
+    if len(bound) > 1:
+      modules = " or ".join(sorted(item.module for item in bound))
+      raise statement.place.error(f"{first!r} may be {modules}; write the one that is meant")
+    return bound[0].module if bound else None
+
+  def _by_full_path(self, name: str, place: Place) -> Configurable:
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+      module = ".".join(parts[:end])
+      if _exists(module):
+        _import(module, place)
+        return _attribute(module, ".".join(parts[end:]), name, place)
+    paths = [f"{item[0].name}.{rest}" for item in self._everywhere.values() for rest in parts[-1:]]
+    hint = _import_line(parts[0], ".".join(parts[1:])) or near(name, paths)
+    raise place.error(f"no file of this configuration imports {parts[0]!r}{hint}")
+
+
+def replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
+  """Applies `leaf` to all that is in nested lists, tuples and dicts."""
+  if isinstance(value, list | tuple):
+    return type(value)(replace(item, leaf) for item in value)
+  if isinstance(value, dict):
+    return {replace(key, leaf): replace(item, leaf) for key, item in value.items()}
+  return leaf(value)
+
+
+def leaves(value: Any) -> list[Any]:
+  """All that is in nested lists, tuples and dicts."""
+  found: list[Any] = []
+  replace(value, found.append)
+  return found
+
+
+def check_parameter(configurable: Configurable, parameter: str, place: Place) -> None:
+  """Raises ConfigError if the configurable has no such parameter."""
+  signature = configurable.signature
+  if parameter not in signature.parameters and not signature.open:
+    hint = near(parameter, signature.parameters)
+    raise place.error(f"{configurable.name} has no parameter {parameter!r}{hint}")
+
+
+def _begins_with_path(name: str) -> bool:
+  """Whether a name of three parts or more begins with a package and a module in it.
+
+  Such as experiment.experiment.Experiment, where a file may have imported the module as experiment.
+  """
+  parts = name.split(".")
+  return len(parts) > 2 and _exists(".".join(parts[:2]))
+
+
+@functools.cache
+def _exists(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except (ImportError, ValueError):
+    return False
+  except (Exception, SystemExit):  # A package that fails: importing it tells how.
+    return True
+
+
+def _import(module: str, place: Place) -> Any:
+  """Imports a module for a gin file."""
+  try:
+    return importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    if error.name and f"{module}.".startswith(f"{error.name}."):
+      top = module.partition(".")[0]
+      remedy = "" if _exists(top) else _PATH_REMEDY.format(top)
+      raise place.error(f"there is no module {module!r}{_near_module(module)}{remedy}") from None
+    raise place.error(_broken(module, error)) from error
+  except (Exception, SystemExit) as error:  # A module may end the process, or mean to.
+    raise place.error(_broken(module, error)) from error
+
+
+_PATH_REMEDY = (
+  "; if it is your own, start the command in the folder that holds {0}, or add that to PYTHONPATH"
+)
+
+
+def _broken(module: str, error: BaseException) -> str:
+  """What went wrong inside a module that exists."""
+  where = "" if isinstance(error, SyntaxError) else f" ({raised_at(error)})"
+  return (
+    f"importing {module!r} failed: {type(error).__name__}: {' '.join(str(error).split())}{where}"
+  )
+
+
+def raised_at(error: BaseException) -> str:
+  """The file and line that raised an error, as they would be typed."""
+  frame = traceback.extract_tb(error.__traceback__)[-1]
+  return f"{paths.shown(frame.filename)}:{frame.lineno}"
+
+
+def _near_module(module: str) -> str:
+  parent, _, last = module.rpartition(".")
+  if not parent:
+    return near(module, (item.name for item in pkgutil.iter_modules([str(GIN_ROOT.parent)])))
+  if not _exists(parent):
+    return _near_module(parent)
+  package = importlib.import_module(parent)
+  if not hasattr(package, "__path__"):
+    *above, name = parent.split(".")
+    return f"; import the module itself: from {'.'.join(above)} import {name}"
+  return near(last, (item.name for item in pkgutil.iter_modules(package.__path__)))
+
+
+def _import_line(name: str, of_argument: str | None = None) -> str:
+  """The hint to import a module of the project called `name`, if there is one.
+
+  Args:
+    name: the module's last name.
+    of_argument: on the command line, what follows the name: no line can be added there.
+  """
+  found = sorted(
+    folder.name
+    for folder in GIN_ROOT.parent.iterdir()
+    if (folder / "__init__.py").is_file() and (folder / f"{name}.py").is_file()
+  )
+  if not found:
+    return ""
+  if of_argument is not None:
+    return f"; write {found[0]}.{name}.{of_argument}"
+  return f"; add the line: from {found[0]} import {name}"
+
+
+def _attribute(module: str, path: str, name: str, place: Place) -> Configurable:
+  """The configurable at `path` in an imported module."""
+  holder = importlib.import_module(module)
+  parts = path.split(".") if path else []
+  for index, part in enumerate(parts):
+    if not hasattr(holder, part):
+      shown = ".".join([module, *parts[:index]])
+      raise place.error(f"{shown} has no function or class {part!r}{near(part, _public(holder))}")
+    holder = getattr(holder, part)
+    if inspect.ismodule(holder):
+      module, path = holder.__name__, ".".join(parts[index + 1 :])
+  if not callable(holder) or inspect.ismodule(holder):
+    kind = "module" if inspect.ismodule(holder) else type(holder).__name__
+    raise place.error(f"{name!r} is a {kind}, not a function or class{near('', _public(holder))}")
+  return Configurable(holder, module, path)
+
+
+def _public(holder: Any) -> list[str]:
+  """The functions and classes that a module or class defines itself."""
+  owner = holder.__name__ if inspect.ismodule(holder) else getattr(holder, "__module__", None)
+  return (
+    [
+      name
+      for name, value in vars(holder).items()
+      if not name.startswith("_")
+      and callable(value)
+      and getattr(value, "__module__", None) == owner
+    ]
+    if hasattr(holder, "__dict__")
+    else []
+  )

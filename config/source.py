@@ -1,0 +1,413 @@
+"""Reads gin files and command-line bindings into statements that remember where they stand.
+
+Nothing is imported and nothing is looked up here: `config.names` gives the names their meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import math
+import os
+import re
+import tokenize
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from base import small_files
+from base.errors import UserError
+from base.wording import near, one_line
+from config import moved_names
+from gin import config_parser
+
+GIN_ROOT = Path(__file__).resolve().parent.parent / "gin"
+OVERRIDE_PREFIX = "--gin."
+# Beyond these nobody wrote a configuration by hand, and Python's own stack ends.
+_MOST_INCLUDES, _DEEPEST_VALUE = 100, 50
+
+
+class ConfigError(UserError, ValueError):
+  """A mistake in a configuration; the message is one line and says what to write instead."""
+
+
+class Includes(ConfigError):
+  """Text that includes a file where it must stand alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a statement stands.
+
+  Attributes:
+    source: a file's path, or the command-line argument.
+    line: 1 for a file's first line; 0 for an argument.
+    shared: whether the statement serves several configurations: one of them may have no use for it.
+  """
+
+  source: str
+  line: int = 0
+  shared: bool = False
+
+  @property
+  def is_argument(self) -> bool:
+    """Whether the statement was given on the command line."""
+    return not self.line
+
+  @property
+  def is_general(self) -> bool:
+    """Whether the statement stands in a file of the gin folder, or in the copy that a run keeps."""
+    if self.is_argument:
+      return False
+    file = Path(self.source)
+    return file.is_relative_to(GIN_ROOT) or (file.parent / "operative_config.gin").is_file()
+
+  def error(self, message: str) -> ConfigError:
+    """The error for a mistake at this place."""
+    return ConfigError(f"{self}: {message}")
+
+  def __str__(self) -> str:
+    if self.is_argument:
+      return one_line(self.source)
+    path = os.path.relpath(self.source)
+    return f"{one_line(self.source if path.startswith('..') else path)}:{self.line}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Macro:
+  """`%NAME` in a value."""
+
+  name: str
+
+  def __repr__(self) -> str:
+    return f"%{self.name}"
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedReference:
+  """`@scope/name` or `@scope/name()` in a value, before the name has a meaning."""
+
+  scope: str
+  name: str
+  called: bool
+
+  def __repr__(self) -> str:
+    return f"@{self.scope}{'/' if self.scope else ''}{self.name}{'()' if self.called else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+  """`from a import b as c`: `name` is what it binds, `module` what that name stands for."""
+
+  name: str
+  module: str
+  place: Place
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+  """One binding: `scope/selector.parameter = value`; a macro has no parameter.
+
+  Attributes:
+    scope, selector, parameter: the parts of the left side.
+    value: literals, with `Macro` and `NamedReference` among them.
+    place: where it stands.
+    imports: the names that its file imports; None on the command line.
+    text: the right side as typed, on the command line.
+  """
+
+  scope: str
+  selector: str
+  parameter: str
+  value: Any
+  place: Place
+  imports: dict[str, Import] | None = None
+  text: str | None = None
+
+
+@dataclasses.dataclass
+class Source:
+  """What files and arguments say.
+
+  Attributes:
+    statements: all bindings in order; a later one replaces an earlier one of the same left side.
+    imports: every import of every file.
+    moved: old names of modules with the new ones, and where they stand.
+  """
+
+  statements: list[Statement] = dataclasses.field(default_factory=list)
+  imports: list[Import] = dataclasses.field(default_factory=list)
+  moved: list[tuple[str, str, Place]] = dataclasses.field(default_factory=list)
+
+  def __add__(self, other: Source) -> Source:
+    return Source(
+      self.statements + other.statements, self.imports + other.imports, self.moved + other.moved
+    )
+
+
+class _Delegate(config_parser.ParserDelegate):
+  """Keeps references as names: gin's own delegate would import what they name at once."""
+
+  def __init__(self, translation: moved_names.Translation):
+    self._translation = translation
+
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    scope, _, name = scoped_configurable_name.rpartition("/")
+    return NamedReference(scope, self._translation.name(name), evaluate)
+
+  def macro(self, macro_name):
+    return Macro(macro_name)
+
+
+def read_file(path: str | os.PathLike) -> Source:
+  """Reads a gin file with all that it includes.
+
+  Args:
+    path: a path from the working directory or from the `gin/` folder.
+
+  Raises:
+    ConfigError: a file is missing, includes itself, or does not parse.
+  """
+  return _read(find(str(path), None, None), ())
+
+
+def read_text(text: str, name: str = "text") -> Source:
+  """Reads gin text; `name` stands for it in errors."""
+  return _statements(text, Path(name), ())
+
+
+def read_alone(text: str, name: str = "text") -> Source:
+  """As `read_text`, of text that may include nothing: all that it says is what it holds.
+
+  Raises:
+    Includes: it includes a file.
+    ConfigError: it does not parse.
+  """
+  for item in _parse(text, Path(name), moved_names.Translation()):
+    if isinstance(item, config_parser.IncludeStatement):
+      raise Includes(f"{Place(name, item.location.line_num)} includes {item.filename[:120]!r}")
+  return read_text(text, name)
+
+
+def read_arguments(arguments: Iterable[str], *, shared: bool = False) -> Source:
+  """Reads command-line bindings such as `--gin.griffin.griffin.window=512` or `--gin.STEPS=100`.
+
+  The right side is a gin value; what is none is a string, which spares the quotes.
+
+  Args:
+    arguments: the bindings.
+    shared: whether they serve several configurations; see `Place`.
+
+  Raises:
+    ConfigError: an argument is not of that form.
+  """
+  source = Source()
+  for argument in arguments:
+    place, translation = Place(argument, shared=shared), moved_names.of_arguments()
+    source.statements.append(_read_argument(place, translation))
+    source.moved += [(old, new, place) for old, new in translation.found.items()]
+  return source
+
+
+def macros_mentioned(root: Path = GIN_ROOT) -> set[str]:
+  """The macros that any file of the gin folder refers to."""
+  return {
+    name
+    for path in root.rglob("*.gin")
+    for name in re.findall(r"%([A-Za-z_][\w/.]*)", path.read_text(encoding="utf-8"))
+  }
+
+
+def _read_argument(place: Place, translation: moved_names.Translation) -> Statement:
+  left, equals, right = place.source.removeprefix(OVERRIDE_PREFIX).partition("=")
+  form = re.fullmatch(r"(?:(?P<scope>[\w/]+)/)?(?:(?P<selector>[\w.]+)\.)?(?P<last>\w+)", left)
+  if not equals or not form:
+    raise place.error(
+      f"a binding reads {OVERRIDE_PREFIX}MACRO=value or "
+      f"{OVERRIDE_PREFIX}module.function.parameter=value"
+    )
+  if not _is_utf8(place.source):
+    raise place.error("the argument is not UTF-8")
+  scope, selector, last = form["scope"] or "", form["selector"], form["last"]
+  value = _parse_value(right, place, translation)
+  if selector is None:
+    return Statement(scope, last, "", value, place, text=right)
+  return Statement(scope, translation.name(selector), last, value, place, text=right)
+
+
+def _parse_value(text: str, place: Place, translation: moved_names.Translation) -> Any:
+  try:
+    parser = config_parser.ConfigParser(text, _Delegate(translation))
+    value = parser.parse_value()
+    if parser.current_token.type not in (tokenize.NEWLINE, tokenize.ENDMARKER):
+      raise SyntaxError("more than one value")
+  except _UNREADABLE as error:
+    # A bare word is a string, but a value that only gin could have meant is a mistake.
+    if not text or text[0] in "@%([{\"'":
+      raise place.error(f"not a gin value: {text!r} ({_reason(error)})") from None
+    return text
+  check_value(value, place)
+  return value
+
+
+def check_value(value: Any, place: Place) -> None:
+  """Raises ConfigError for a value that no parameter has a use for, or that gin could not write
+  again.
+  """
+  level = [value]
+  for _ in range(_DEEPEST_VALUE):
+    for item in level:
+      if isinstance(item, float) and not math.isfinite(item):
+        raise place.error(f"a number is {item}; it must be finite")
+      if isinstance(item, int) and not -(2**63) <= item < 2**64:
+        raise place.error(f"a number has {item.bit_length()} bits; it must fit into 64")
+    nested = [item for item in level if isinstance(item, list | tuple | dict)]
+    level = [x for item in nested for x in (item.values() if isinstance(item, dict) else item)]
+    if not level:
+      return
+  raise place.error(f"a value is nested more than {_DEEPEST_VALUE} deep")
+
+
+def text_of(path: Path) -> str:
+  """The text of a gin file.
+
+  Raises:
+    ConfigError: it cannot be read, or is not UTF-8.
+  """
+  try:
+    contents = small_files.read(path)
+    if contents is None:
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return io.TextIOWrapper(io.BytesIO(contents), encoding="utf-8-sig").read()
+  except small_files.NotReadable as error:
+    raise ConfigError(f"cannot read {error}") from None
+  except UnicodeDecodeError as error:
+    line = error.object.count(b"\n", 0, error.start) + 1
+    raise Place(str(path), line).error(
+      f"the file is not UTF-8 ({error.reason}): save it so"
+    ) from None
+  except OSError as error:
+    raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _read(path: Path, including: tuple[Path, ...]) -> Source:
+  """One file's statements, its includes' among them."""
+  return _statements(text_of(path), path, including)
+
+
+def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
+  source = Source()
+  imports: dict[str, Import] = {}
+  including = (*including, path)
+  translation = moved_names.Translation()
+  for item in _parse(text, path, translation):
+    place = Place(str(path), item.location.line_num)
+    if isinstance(item, config_parser.IncludeStatement):
+      found = find(item.filename, path, place)
+      if found in including:
+        chain = " -> ".join(str(Place(str(file), 1))[:-2] for file in (*including, found))
+        raise place.error(f"the file includes itself: {chain}")
+      if len(including) >= _MOST_INCLUDES:
+        raise place.error(f"more than {_MOST_INCLUDES} files include each other in a chain")
+      source += _read(found, including)
+    elif isinstance(item, config_parser.ImportStatement):
+      # The switch for dynamic registration; all files are read that way.
+      if not item.module.startswith("__gin__."):
+        name = item.bound_name()
+        module = item.module if item.is_from or item.alias else item.module.partition(".")[0]
+        imports[name] = Import(name, module, place)
+        if module != item.module:
+          # `import a.b` binds a, but b must be imported as well.
+          imports[item.module] = Import(item.module, item.module, place)
+    elif isinstance(item, config_parser.BindingStatement):
+      check_value(item.value, place)
+      source.statements.append(
+        Statement(item.scope, item.selector, item.arg_name, item.value, place, imports)
+      )
+  source.imports += imports.values()
+  source.moved += [(old, new, Place(str(path), 1)) for old, new in translation.found.items()]
+  return source
+
+
+def _parse(text: str, path: Path, translation: moved_names.Translation) -> list[Any]:
+  """The parser's statements of one file, in order, with the present names of modules."""
+  found = []
+  try:
+    for item in config_parser.ConfigParser(text, _Delegate(translation)):
+      if isinstance(item, config_parser.ImportStatement):
+        item = item._replace(module=translation.module(item.module, item.bound_name()))
+      elif isinstance(item, config_parser.BindingStatement):
+        item = item._replace(selector=translation.name(item.selector))
+      found.append(item)
+    return found
+  except SyntaxError as error:
+    line = error.lineno or 1
+    shown = text.splitlines()[line - 1].strip() if line <= len(text.splitlines()) else ""
+    raise Place(str(path), line).error(f"cannot read {shown!r}: {_reason(error)}") from None
+  except tokenize.TokenError as error:
+    message, (line, _) = error.args
+    raise Place(str(path), line).error(f"cannot read: {message}") from None
+  except _UNREADABLE as error:
+    line = found[-1].location.line_num if found else 1
+    where = "after this line" if found else "from here"
+    raise Place(str(path), line).error(
+      f"cannot read what comes {where}: {_reason(error)}"
+    ) from None
+
+
+# What the parser and Python's own tokenizer raise for text that is no gin.
+_UNREADABLE = (SyntaxError, tokenize.TokenError, ValueError, TypeError, RecursionError, MemoryError)
+
+
+def _is_utf8(text: str) -> bool:
+  try:
+    text.encode("utf-8")
+  except (
+    UnicodeEncodeError
+  ):  # a byte of the command line that is no UTF-8 arrives as half a character
+    return False
+  return True
+
+
+def _reason(error: Exception) -> str:
+  """The parser's message in one line."""
+  if isinstance(error, RecursionError | MemoryError):
+    return f"a value is nested more than {_DEEPEST_VALUE} deep"
+  message = error.msg if isinstance(error, SyntaxError) else str(error.args[0])
+  if word := re.search(r"Failed to parse token '(.*)'", message):
+    return f"{word[1]} is no value; strings stand in quotes, macros after %"
+  return " ".join(message.split())
+
+
+def find(name: str, including: Path | None, place: Place | None) -> Path:
+  """The file that an include line or the command line names."""
+  folders = [GIN_ROOT, including.parent] if including else [Path(), GIN_ROOT.parent, GIN_ROOT]
+  message = f"there is no gin file {name!r}"
+  try:
+    for folder in folders:
+      if name.strip() and (folder / name).is_file():
+        return (folder / name).resolve()
+    if name.strip() and any((folder / name).is_dir() for folder in folders):
+      message = f"{name!r} is a folder, not a gin file"
+    elif name.strip():
+      message += near(name, _files_near(name, folders))
+  except (OSError, ValueError) as error:  # A name too long, or with a NUL.
+    message += f" ({getattr(error, 'strerror', None) or error})"
+  raise place.error(message) if place else ConfigError(message)
+
+
+def _files_near(name: str, folders: list[Path]) -> list[str]:
+  """The gin files that `name` may have meant, written as it would be."""
+  found = [
+    str(path.relative_to(folder))
+    for folder in folders
+    if folder not in (Path(), GIN_ROOT.parent)
+    for path in folder.rglob("*.gin")
+  ]
+  if Path(name).parts[0] == GIN_ROOT.name:
+    found += [f"{GIN_ROOT.name}/{path.relative_to(GIN_ROOT)}" for path in GIN_ROOT.rglob("*.gin")]
+  parent = Path(name).parent
+  if parent.is_dir():
+    found += [str(parent / path.name) for path in parent.glob("*.gin")]
+  return found

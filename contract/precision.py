@@ -1,0 +1,77 @@
+"""Numbers against better ones: bfloat16 against float32, gradients against float64 differences."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contract import float64
+from contract.finding import Finding, largest, norm, path_of
+from contract.subject import Subject
+
+# Half of the distance between neighbours in bfloat16, relative.
+BFLOAT16_ROUNDING = 2.0**-9
+# The error of a central difference falls with the step's square, that of its float64 rounding rises
+# with its inverse: at 1e-4 both are far below float32's rounding.
+STEP = 1e-4
+
+
+def bfloat16(subject: Subject) -> Iterator[Finding]:
+  """Logits with bfloat16 activations against those in float32, by the root mean square.
+
+  Each of 2 depth + 2 sub-blocks rounds a chain of about four values, whose errors are independent:
+  two roundings of 2^-9. Errors of the sub-blocks add linearly at the worst.
+  """
+  tokens = subject.tokens(12)
+  expected = subject.logits(tokens)
+  model = subject.model.with_types(jnp.bfloat16, jnp.float32)
+  found, _ = jax.jit(lambda params: model.apply({"params": params}, tokens))(subject.params)
+  kind = found.dtype
+  allowed = (2 * model.depth + 2) * 2 * BFLOAT16_ROUNDING
+  difference = norm(np.asarray(found, np.float64) - expected) / norm(expected)
+  yield largest("logits with bfloat16 activations", [("root mean square", difference)], allowed)
+  rounds = kind == jnp.float32 and difference > BFLOAT16_ROUNDING / 4
+  says = f"logits are {kind}, and differ from float32's by {difference:.1e}"
+  yield Finding(
+    case="activations are bfloat16, logits float32",
+    outcome="passed" if rounds else "failed",
+    says=says,
+  )
+
+
+def gradients(subject: Subject) -> Iterator[Finding]:
+  """The float32 gradient against central differences of the same loss evaluated in float64.
+
+  Of every parameter array along two directions: the gradient's own, which shows a wrong size, and a
+  random one, which shows what is missing.
+  """
+  model, params = subject.without_remainder()
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  gradient = [np.asarray(g, np.float64) for g in jax.tree.leaves(subject.gradient)]
+  structure = jax.tree.structure(params)
+  random = np.random.default_rng(5)
+  typical = np.sqrt(sum(norm(g) ** 2 for g in gradient) / sum(g.size for g in gradient))
+  differences = []
+  with jax.enable_x64(True):
+    loss = float64.evaluate(functools.partial(subject.loss, model), params)
+    values = [np.asarray(leaf, np.float64) for _, leaf in leaves]
+
+    def at(index, offset):
+      moved = [*values[:index], values[index] + offset, *values[index + 1 :]]
+      return float(loss(jax.tree.unflatten(structure, moved)))
+
+    for index, (path, leaf) in enumerate(leaves):
+      g = gradient[index]
+      # Of an array whose gradient is almost zero, the whole tree's size decides.
+      scale = max(norm(g), 0.01 * typical * np.sqrt(g.size))
+      for direction in (g, random.standard_normal(leaf.shape)):
+        if not (length := norm(direction)):
+          continue
+        direction = direction / length
+        slope = (at(index, STEP * direction) - at(index, -STEP * direction)) / (2 * STEP)
+        differences.append((path_of(path), abs(slope - float(np.sum(g * direction))) / scale))
+  yield largest("gradient against differences in float64", differences, subject.gradient_rounding)

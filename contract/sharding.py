@@ -1,0 +1,124 @@
+"""Training steps on a mesh of devices give the numbers of one device, or the model says that it
+refuses.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from contract.finding import Finding, compare_trees, largest
+from contract.subject import Subject
+from models.accounting import list_parameters
+from models.language_model import LanguageModel
+from parallel.layout import Layout, Parallelism
+from parallel.mesh import AXES, MeshSpec
+from parallel.rules import Rules
+from training import step as step_lib
+
+DEVICES = 8
+ROWS, STEPS = 8, 2
+# Every ZeRO stage and every mesh axis. Of eight shards of a row, each is shorter than a window.
+MESHES = (
+  {"seq": 8, "zero": 0},
+  {"data": 4, "model": 2, "zero": 1},
+  {"data": 8, "zero": 2},
+  {"data": 2, "seq": 2, "model": 2, "zero": 3},
+)
+# In a small model vectors and shared heads are a large share of the bytes.
+RULES = Rules(max_replicated=1.0)
+# Momentum keeps the gradients, for the comparison and for ZeRO to split.
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+OPTIONS = step_lib.Options()
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+  """Steps on eight devices against steps on one: losses, and the gradients in the momentum."""
+  if jax.device_count() != DEVICES:
+    says = f"it needs {DEVICES} devices, {jax.device_count()} are visible"
+    yield Finding(case="training on a mesh", outcome="not run", says=says)
+    return
+  refused = _refused(subject)
+  expected = None
+  for chosen in MESHES:
+    sizes = {axis: chosen.get(axis, 1) for axis in AXES}
+    kept = sizes | dict.fromkeys(refused, 1)
+    if kept != sizes:
+      yield _refusal(subject, sizes, chosen["zero"])
+      # What is not refused is checked on all devices still.
+      kept["data"] = DEVICES // math.prod(size for axis, size in kept.items() if axis != "data")
+    expected = expected or _train(subject)
+    case = _name(kept, chosen["zero"])
+    losses, momentum = _train(subject, kept, chosen["zero"])
+    compared = zip(losses, expected[0], strict=True)
+    relative = [(f"step {n}", abs(a / b - 1)) for n, (a, b) in enumerate(compared)]
+    # Devices add their gradients in another order.
+    allowed = 2 * subject.gradient_rounding
+    yield largest(f"losses on {case}", relative, allowed)
+    yield compare_trees(f"gradients on {case}", momentum, expected[1], allowed)
+
+
+def _refused(subject: Subject) -> set[str]:
+  """The mesh axes over which the model's mixers refuse to be split."""
+  axes = {axis for mixer in subject.model.mixers() for axis in getattr(mixer, "unsplit_axes", ())}
+  every = dict.fromkeys(AXES, 2)
+  return {name for axis in axes for name in RULES.mesh_axes(axis, "unsplit_axes", every)}
+
+
+def _refusal(subject: Subject, sizes: dict[str, int], zero: int) -> Finding:
+  """A refusal that is declared has to be made, before anything runs."""
+  case = f"refuses {_name(sizes, zero)}"
+  model, params = subject.without_remainder()
+  layout = _layout(model, sizes, zero)
+  step = step_lib.make_train_step(model, OPTIMIZER, OPTIONS, layout)
+  batch = step_lib.abstract_batch(ROWS, _length(subject))
+  try:
+    jax.eval_shape(step, jax.eval_shape(lambda: _state(model, params)), batch)
+  except ValueError as error:
+    return Finding(case=case, outcome="refused", says=str(error))
+  return Finding(case=case, outcome="failed", says="it is declared in unsplit_axes, and not made")
+
+
+def _train(
+  subject: Subject, sizes: dict[str, int] | None = None, zero: int = 0
+) -> tuple[list[float], Any]:
+  """The loss of each step, and the momentum after the last; on one device if there are no sizes."""
+  model, params = subject.without_remainder()
+  layout = sizes and _layout(model, sizes, zero)
+  state = _state(model, params)
+  if layout is not None:
+    state = jax.device_put(state, layout.state(state))
+  step = jax.jit(step_lib.make_train_step(model, OPTIMIZER, OPTIONS, layout))
+  batch = jax.device_put(subject.batch(ROWS, _length(subject)), layout and layout.batch)
+  losses = []
+  for _ in range(STEPS):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics["loss"]))
+  return losses, jax.tree.map(np.asarray, state.opt_state[0].trace)
+
+
+def _state(model: LanguageModel, params: Any) -> step_lib.TrainState:
+  create = functools.partial(step_lib.initial_state, model, OPTIMIZER, OPTIONS, 0)
+  empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(create))
+  return empty._replace(params=params)
+
+
+def _layout(model: LanguageModel, sizes: dict[str, int], zero: int) -> Layout:
+  mesh = MeshSpec(**sizes)
+  return Parallelism(mesh=mesh, zero=zero, rules=RULES).layout(list_parameters(model))
+
+
+def _length(subject: Subject) -> int:
+  return 4 * subject.window
+
+
+def _name(sizes: dict[str, int], zero: int) -> str:
+  shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+  return f"{shown}, ZeRO {zero}"

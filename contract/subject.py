@@ -1,0 +1,121 @@
+"""The model that is checked, at a depth that is quick to compile."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contract.finding import ROUNDING
+from data.loader import batch_of_rows
+from models.language_model import LanguageModel
+from training.step import token_losses
+
+ROWS = 2
+MIN_WINDOW = 8
+# Standard deviation of what is added to every initial parameter.
+NOISE = 0.1
+
+
+class Subject:
+  """A model with parameters and tokens; what several checks need is computed once.
+
+  Attributes:
+    model: two repeats of the pattern, in which each kind of mixer stands once, and one block that
+      remains.
+    window: the largest window of its mixers, but at least 8 tokens.
+    length: tokens of a row: more than four windows.
+    params: initial parameters with noise: what starts at zero would hide where it goes.
+  """
+
+  def __init__(self, model: LanguageModel):
+    """Takes a model of any depth; compiles nothing yet."""
+    pattern = tuple(dict.fromkeys(model.pattern))
+    self.model = model.clone(pattern=pattern, depth=2 * len(pattern) + 1)
+    windows = [getattr(mixer, "window", None) for mixer in self.model.mixers()]
+    self.window = max(MIN_WINDOW, *(w for w in windows if isinstance(w, int)), 0)
+    self.length = 4 * self.window + 3
+
+  @functools.cached_property
+  def params(self) -> Any:
+    init = jax.jit(lambda key: nn.unbox(self.model.init(key, jnp.zeros((1, 1), jnp.int32))))
+    random = np.random.default_rng(0)
+    return jax.tree.map(
+      lambda x: x + jnp.asarray(NOISE * random.standard_normal(x.shape), x.dtype),
+      init(jax.random.key(0))["params"],
+    )
+
+  def without_remainder(self) -> tuple[LanguageModel, Any]:
+    """The model without the block that remains, and its parameters: quicker to compile."""
+    whole = self.model.depth - self.model.depth % len(self.model.pattern)
+    stack = {name: group for name, group in self.params["stack"].items() if name != "remainder"}
+    return self.model.clone(depth=whole), {**self.params, "stack": stack}
+
+  def tokens(self, seed: int) -> jax.Array:
+    """Random rows [2, length] int32."""
+    random = np.random.default_rng(seed)
+    return jnp.asarray(random.integers(0, self.model.vocab_size, (ROWS, self.length)), jnp.int32)
+
+  @functools.cached_property
+  def apply(self):
+    """`apply(params, tokens, **options)`, compiled, of the model's `__call__`."""
+
+    @functools.partial(jax.jit, static_argnames=("capacity", "last_only"))
+    def apply(params, tokens, **options):
+      return self.model.apply({"params": params}, tokens, **options)
+
+    return apply
+
+  def logits(self, tokens: jax.Array, segment_ids: Any = None) -> np.ndarray:
+    """Logits of whole rows [2, length, V]; one segment a row if there are no ids."""
+    ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else jnp.asarray(segment_ids)
+    return np.asarray(self.apply(self.params, tokens, segment_ids=ids)[0])
+
+  def batch(self, rows: int, length: int) -> dict[str, np.ndarray]:
+    """A training batch of packed documents of random lengths, with padding at the end of some
+    rows.
+    """
+    random = np.random.default_rng(3)
+    tokens = random.integers(0, self.model.vocab_size, (rows, length))
+    ids = np.cumsum(random.uniform(size=(rows, length)) < 0.1, axis=1) + 1
+    ids[np.arange(length) >= length - 2 * np.arange(rows)[:, None]] = 0
+    return batch_of_rows(tokens, ids, bos_id=0)
+
+  def loss(self, model: LanguageModel, params: Any) -> jax.Array:
+    """The mean loss of a batch, as training computes it, under the model or a variant of it."""
+    batch = self.batch(ROWS, self.length)
+    nll, _ = token_losses(model, params, batch)
+    return jnp.sum(nll) / jnp.sum(batch["loss_weights"])
+
+  def gradient_of(self, model: LanguageModel, params: Any) -> Any:
+    """The gradient of `loss`."""
+    return jax.jit(jax.grad(functools.partial(self.loss, model)))(params)
+
+  @functools.cached_property
+  def gradient(self) -> Any:
+    """The gradient of the model without remainder."""
+    return self.gradient_of(*self.without_remainder())
+
+  @property
+  def roundings(self) -> float:
+    """How many errors of 2^-24 a float32 evaluation adds up.
+
+    A logit passes through 2 depth + 2 sub-blocks, embedding and output among them. Each rounds sums
+    of up to `width` terms, whose errors add like a random walk, and a short chain of elementwise
+    steps: sqrt(width) roundings or 16, whichever is more.
+    """
+    return (2 * self.model.depth + 2) * max(16, math.sqrt(self.model.width))
+
+  def rounding(self, expected: Any) -> float:
+    """The largest absolute difference between two float32 orders of evaluation."""
+    return ROUNDING * self.roundings * float(np.abs(np.asarray(expected)).max())
+
+  @property
+  def gradient_rounding(self) -> float:
+    """The largest relative difference between two float32 gradients: forward and backward pass."""
+    return 2 * ROUNDING * self.roundings

@@ -1,0 +1,337 @@
+"""Weights of other libraries to run directories, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from base import small_files
+from base.errors import UserError
+from config.config import Config
+from conversion import recurrent_gemma, recurrent_gemma_flax, safetensors_files, weight_map
+from conversion.orbax_files import ForeignArrays
+from conversion.safetensors_files import TensorFiles
+from data import tokenizers
+from data.tokenizers import Vocabulary
+from experiment import directory_owner, kept_files, run_config
+from experiment import experiment as experiment_lib
+from experiment import trained as trained_lib
+from experiment.run_directory import RunDirectory
+from experiment.trust import NOBODY, Trust
+from models import lora
+from models.accounting import list_parameters
+from parallel.tree_paths import by_path
+from training import checkpoint, streamed_checkpoint
+
+RUN, HUGGING_FACE, DEEPMIND = "run directory", "Hugging Face", "DeepMind"
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
+# Files of Orbax's layouts, old and new.
+_ORBAX = ("_METADATA", "manifest.ocdbt", "_sharding", "checkpoint")
+_TYPES = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}
+_TYPES |= {"float32": "float32", "bfloat16": "bfloat16"}
+# Of an error; the folder stands before it.
+_SHOWN_LETTERS = 380
+# The window that DeepMind's code calls 2048 does not count the token itself.
+_DEEPMIND_WINDOW = 2049
+# The configuration of a run with adapters, but for them.
+_WITHOUT_ADAPTERS = (
+  "--gin.launch.experiment.Experiment.model=%MODEL",
+  "--gin.launch.experiment.Experiment.init_from=None",
+)
+_GIN = ("experiment.gin", "models/recurrent_gemma.gin", "mesh/single.gin", "kernels/auto.gin")
+
+
+def kind_of(source: Path) -> str:
+  """What a folder holds: RUN, HUGGING_FACE or DEEPMIND.
+
+  Raises:
+    UserError: none of these.
+  """
+  if not source.is_dir():
+    raise UserError(f"there is no folder {source}.")
+  if RunDirectory(source).holds_run():
+    return RUN
+  if (source / CONFIG_FILE).is_file():
+    return HUGGING_FACE
+  if any((source / name).exists() for name in _ORBAX):
+    return DEEPMIND
+  raise UserError(
+    f"{source} is neither a run directory (config.gin), nor a Hugging Face folder "
+    f"({CONFIG_FILE}), nor "
+    f"an Orbax checkpoint ({', '.join(_ORBAX)})."
+  )
+
+
+def take_in(
+  kind: str,
+  source: Path,
+  run_dir: Path,
+  vocabulary: str | None,
+  bindings: list[str],
+  words: str,
+) -> None:
+  """Makes a run directory of published weights, one tensor after the other.
+
+  Args:
+    kind: HUGGING_FACE or DEEPMIND.
+    source: the folder with the weights.
+    run_dir: appears whole or not at all.
+    vocabulary: a SentencePiece model or 'bytes'; None is the source's.
+    bindings: changes to the run's configuration.
+    words: the command, for the configuration's first line.
+
+  Raises:
+    UserError: the weights are of another architecture, not whole, or not of this vocabulary.
+  """
+  with _told(source):
+    if kind == HUGGING_FACE:
+      config = _json(source / CONFIG_FILE)
+      backbone, mixers = recurrent_gemma.options_from_hugging_face(config)
+      tensors: Any = TensorFiles(source)
+      stream = recurrent_gemma.stream_from_hugging_face
+      name = "model.embed_tokens.weight"
+    else:
+      tensors = ForeignArrays(source)
+      backbone, mixers = recurrent_gemma_flax.options_from_shapes(tensors.shapes)
+      mixers["window"] = _DEEPMIND_WINDOW
+      stream = recurrent_gemma_flax.stream_from_flax
+      name = "embedder/input_embedding"
+    weight_map.check_types(tensors.types)
+    weight_map.check_count(backbone, tensors.shapes)
+  found = _vocabulary(source, vocabulary)
+  if found.size != backbone["vocab_size"]:
+    raise UserError(
+      f"the vocabulary {vocabulary or source / TOKENIZER_FILE} has {found.size} ids, the weights "
+      "in "
+      f"{source} are for {backbone['vocab_size']}. Give the tokenizer that they came with: "
+      "--vocabulary=..."
+    )
+  stored = _TYPES.get(tensors.types.get(name, "F32"), "float32")
+  types = {"dtype": stored, "param_dtype": stored}
+  place = run_dir / tokenizers.MODEL_FILE
+  loaded = _configuration(backbone | types, mixers, found, place, bindings)
+  with _told(source):
+    model = experiment_lib.build(loaded).model
+    paths = [parameter.path for parameter in list_parameters(model)]
+  with _appearing(run_dir) as partial:
+    run = RunDirectory(partial)
+    run.write_config(loaded, words)
+    tokenizers.save(found, partial)
+    if kind == HUGGING_FACE:
+      kept_files.keep(source, partial / kept_files.FOLDER)
+    with _told(source):
+      arrays = stream(tensors, tensors.shapes, model)
+      streamed_checkpoint.write_parameters(partial, 0, paths, arrays, {"source": str(source)})
+
+
+def export(
+  run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes: int, trust: Trust = NOBODY
+) -> str:
+  """Makes Hugging Face files of a run: what `RecurrentGemmaForCausalLM.from_pretrained` reads.
+
+  Args:
+    run_dir: the run.
+    target: the folder; appears whole or not at all.
+    which: the checkpoint: 'best', 'latest' or a step.
+    dtype: type of the tensors; None is that of the run's parameters.
+    max_bytes: of the tensors in a file.
+    trust: see `experiment.trained.load`.
+
+  Returns:
+    a line about the tokenizer if `transformers` finds none in the folder, else ''.
+
+  Raises:
+    UserError: the run's model is no RecurrentGemma.
+    CheckpointError: there is no such checkpoint.
+  """
+  run = RunDirectory(run_dir)
+  trained = trained_lib.load(run, which, trust=trust)
+  # Adapters become part of the weights: Hugging Face's files have no place for them.
+  model, params = lora.merged(trained.experiment.model, trained.params)
+  vocabulary = trained.vocabulary
+  kind = np.dtype(dtype or model.param_dtype)
+  ids = {f"{name}_token_id": getattr(vocabulary, f"{name}_id") for name in ("bos", "eos", "pad")}
+  with _told(run_dir), _appearing(target) as partial:
+    config = recurrent_gemma.hugging_face_config(model, **ids)
+    config |= {"dtype": str(kind), "torch_dtype": str(kind)}
+    tensors = recurrent_gemma.hugging_face_from_parameters(params, model)
+    if dtype is not None:
+      tensors = ((name, array.astype(kind)) for name, array in tensors)
+    safetensors_files.write(partial, tensors, max_bytes)
+    (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    kept_files.keep(kept_files.folder(trained.run_dir, trained.experiment), partial)
+    if isinstance(vocabulary, tokenizers.SentencePiece):
+      # It was compared with its description. A run of bytes may hold another's model.
+      shutil.copyfile(vocabulary.path, partial / TOKENIZER_FILE)
+    has_tokenizer = any((partial / name).is_file() for name in (TOKENIZER_FILE, "tokenizer.json"))
+  return "" if has_tokenizer else _without_tokenizer(vocabulary)
+
+
+def _without_tokenizer(vocabulary: Vocabulary) -> str:
+  if isinstance(vocabulary, tokenizers.Symbols):
+    meaning = f"symbol k is id k + {tokenizers.Symbols.SPECIAL}"
+  else:
+    meaning = f"byte b of the text's UTF-8 is id b + {tokenizers.Bytes().encode(chr(0))[0]}"
+  return (
+    f"no tokenizer file for transformers: this run reads {vocabulary.describe()['kind']}. Give "
+    "the model ids: "
+    f"{meaning}, {vocabulary.bos_id} begins a text, {vocabulary.eos_id} ends it, "
+    f"{vocabulary.unk_id} is "
+    "unknown."
+  )
+
+
+def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NOBODY) -> None:
+  """Makes a run directory in which a run's adapters are part of the weights.
+
+  Args:
+    run_dir: a run with adapters.
+    target: the folder; appears whole or not at all. It is to be generated from, evaluated and
+      started from, not to be trained on.
+    which: the checkpoint: 'best', 'latest' or a step.
+    words: the command, for the configuration's first line.
+    trust: see `experiment.trained.load`.
+
+  Raises:
+    UserError: the run has no adapters.
+    CheckpointError: there is no such checkpoint.
+  """
+  run = RunDirectory(run_dir)
+  trained = trained_lib.load(run, which, trust=trust)
+  model, params = lora.merged(trained.experiment.model, trained.params)
+  if model is trained.experiment.model:
+    raise UserError(f"{run_dir} has no adapters to merge.")
+  loaded = run_config.load(run, arguments=_WITHOUT_ADAPTERS, trust=trust)
+  made_here = run_config.is_own(run)
+  arrays = ((path, np.asarray(leaf)) for path, leaf in by_path(params).items())
+  paths = [parameter.path for parameter in list_parameters(model)]
+  with _appearing(target) as partial:
+    RunDirectory(partial).write_config(loaded, words, made_here=made_here)
+    tokenizers.save(trained.vocabulary, partial)
+    kept_files.keep(
+      kept_files.folder(trained.run_dir, trained.experiment), partial / kept_files.FOLDER
+    )
+    position = {"source": str(run_dir)}
+    streamed_checkpoint.write_parameters(partial, trained.step, paths, arrays, position)
+
+
+def _configuration(
+  backbone: Mapping[str, Any],
+  mixers: Mapping[str, Any],
+  vocabulary: Vocabulary,
+  model_file: Path,
+  bindings: list[str],
+) -> Config:
+  """The configuration of a run directory with imported weights; its text is what Python carries."""
+  macros = {
+    "WIDTH": backbone["width"],
+    "DEPTH": backbone["depth"],
+    "VOCAB_SIZE": backbone["vocab_size"],
+    "RNN_WIDTH": mixers["rnn_width"],
+    "HEADS": mixers["heads"],
+    "WINDOW": mixers["window"],
+  }
+  data = "data/python_bytes.gin"
+  if isinstance(vocabulary, tokenizers.SentencePiece):
+    data = "data/python_sentencepiece.gin"
+    macros["VOCABULARY_MODEL"] = str(model_file)
+  of_macros = ("width", "depth", "vocab_size", "rnn_width", "heads", "window", "gate_blocks")
+  options = {f"models.backbone.Backbone.{name}": value for name, value in backbone.items()}
+  options |= {f"models.griffin.griffin.{name}": value for name, value in mixers.items()}
+  given = [
+    f"--gin.{name}={value!r}"
+    for name, value in (macros | options).items()
+    if name.rpartition(".")[2] not in of_macros
+  ]
+  return experiment_lib.load([*_GIN, data, "train/steps.gin"], [*given, *bindings])
+
+
+def _vocabulary(source: Path, given: str | None) -> Vocabulary:
+  if given == "bytes":
+    return tokenizers.Bytes()
+  places = [source / TOKENIZER_FILE, source.absolute().parent / TOKENIZER_FILE]
+  path = Path(given) if given else next((p for p in places if p.is_file()), None)
+  if path is None:
+    raise UserError(
+      f"{source} has no {TOKENIZER_FILE}: give the SentencePiece model that the weights were "
+      "trained with, "
+      "--vocabulary=FILE (or --vocabulary=bytes)."
+    )
+  with _told(path):
+    if not path.is_file():
+      raise UserError(f"there is no vocabulary {path}.")
+    result = tokenizers.SentencePiece(str(path))
+    try:
+      result.size  # noqa: B018 - read now, and told if it cannot be
+    except (RuntimeError, OSError) as error:
+      raise UserError(f"{path} is no SentencePiece model ({error}).") from None
+    return result
+
+
+def _json(file: Path) -> dict[str, Any]:
+  try:
+    found = json.loads(small_files.read(file) or b"")
+  except (ValueError, TypeError, RecursionError, OSError) as error:
+    raise UserError(f"{file} is no JSON object ({str(error)[:200]}).") from None
+  if not isinstance(found, dict):
+    raise UserError(f"{file} is no JSON object but a {type(found).__name__}.")
+  return found
+
+
+@contextlib.contextmanager
+def _told(source: Path) -> Iterator[None]:
+  """Turns what is wrong with a folder's content into an error for the user."""
+  try:
+    yield
+  except (ValueError, checkpoint.CheckpointError) as error:
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
+    raise UserError(f"{source}: {text}") from error
+
+
+@contextlib.contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+  """A folder to fill, which becomes `target` if all goes well and is removed if not."""
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise UserError(f"{target} exists and is not empty: name another folder, or remove it.")
+  target = target.resolve()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  _remove_leftovers(target)
+  partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+  try:
+    with directory_owner.owned(partial):
+      partial.chmod(0o777 & ~_umask())
+      yield partial
+    try:
+      # In one step, and only in place of nothing or of an empty folder.
+      partial.rename(target)
+    except OSError as error:
+      raise UserError(
+        f"{target} was made by somebody else in the meantime ({error.strerror}): name another "
+        "folder."
+      ) from None
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+  """Removes what dead processes left of the same target; another's work in progress stays."""
+  for partial in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+    if directory_owner.is_abandoned(partial):
+      shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+  mask = os.umask(0o022)
+  os.umask(mask)
+  return mask

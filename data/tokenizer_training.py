@@ -1,0 +1,136 @@
+"""Trains a SentencePiece model on a corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.corpora import CorpusError, Documents
+from data.tokenizers import SentencePiece, VocabularyError
+
+# SentencePiece leaves out longer sentences, with no more than a line in its log.
+_SENTENCE_BYTES = 4000
+
+# The model file records it: the same text must give the same file on every machine.
+_THREADS = 8
+
+
+def _sentences(text: str) -> Iterator[str]:
+  """Cuts a document after line ends, into sentences that SentencePiece takes."""
+  sentence, size = [], 0
+  for line in text.splitlines(keepends=True):
+    for start in range(0, len(line), _SENTENCE_BYTES // 4):
+      piece = line[start : start + _SENTENCE_BYTES // 4]  # A character has at most 4 bytes.
+      length = len(piece.encode("utf-8"))
+      if size + length > _SENTENCE_BYTES:
+        yield "".join(sentence)
+        sentence, size = [], 0
+      sentence.append(piece)
+      size += length
+  if sentence:
+    yield "".join(sentence)
+
+
+def _sampled(corpus: Documents, megabytes: float) -> Iterator[str]:
+  """Yields the sentences of about `megabytes` of training documents, chosen by their hash."""
+  share = megabytes * 1e6 / max(corpus.total_bytes(), 1)
+  for document in corpus.documents("train"):
+    if int.from_bytes(hashlib.sha256(b"sample" + document).digest()[:8], "big") < share * 2**64:
+      # SentencePiece's own mark for a space, and NUL, cannot be part of a piece.
+      text = document.decode("utf-8", errors="replace").replace("▁", " ").replace("\0", " ")
+      yield from _sentences(text)
+
+
+def _refused(name: str, size: int, error: str) -> str:
+  """What SentencePiece says of a size, as what to do."""
+  if most := re.search(r"value <= (\d+)", error):
+    return (
+      f"{name} holds too little text for {size} pieces: it gives at most {most[1]}. Set "
+      f"--size={most[1]}"
+      " or lower, or give more text."
+    )
+  if "required_chars" in error:
+    needed = re.findall(r"\d+", error.partition("required_chars")[2])
+    more = max(map(int, needed), default=size) + 1
+    return f"{size} pieces are too few for the characters of {name}. Set --size={more} or higher."
+  return f"SentencePiece could not train {size} pieces: {' '.join(error.split())[:300]}"
+
+
+def _not_written(output: Path, error: OSError) -> str:
+  return f"{output} cannot be written: {error.strerror or error}. Give another --output."
+
+
+def train_sentencepiece(
+  corpus: Documents, size: int, output: str | Path, *, megabytes: float = 50.0
+) -> SentencePiece:
+  """Trains a lossless model: pairs of bytes, no normalisation, bytes for what no piece spells.
+
+  Ids are seqio's: 0 padding, 1 EOS, 2 unknown, and no BOS. Held-out documents are not seen.
+
+  Args:
+    corpus: where the documents come from.
+    size: number of pieces, at least 300: 3 special ids, 256 bytes, and characters.
+    output: the `.model` file to write; it appears whole or not at all.
+    megabytes: about how much text to learn from, chosen by hash where the corpus is larger.
+
+  Raises:
+    CorpusError: there is no training text, or too little for so many pieces.
+    VocabularyError: the file cannot be written.
+  """
+  import sentencepiece
+
+  output = Path(output)
+  sentences = _sampled(corpus, megabytes)
+  first = next(sentences, None)
+  if first is None:
+    raise CorpusError(
+      f"{corpus.name} holds no text to train a vocabulary on, or megabytes={megabytes} takes"
+      " none of it. Give more"
+      " of either."
+    )
+
+  def chain() -> Iterator[str]:
+    yield first
+    yield from sentences
+
+  try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=output.parent, suffix=".partial")
+  except OSError as error:
+    raise VocabularyError(_not_written(output, error)) from None
+  try:
+    with os.fdopen(descriptor, "wb") as file:
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=chain(),
+        model_writer=file,
+        model_type="bpe",
+        vocab_size=size,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        # Lossless: text comes back as it was, indentation and line ends included.
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        max_sentence_length=_SENTENCE_BYTES,
+        num_threads=_THREADS,
+        minloglevel=2,
+      )
+    os.chmod(partial, 0o644)
+    os.replace(partial, output)
+  except OSError as error:
+    raise VocabularyError(_not_written(output, error)) from None
+  except RuntimeError as error:
+    raise CorpusError(_refused(corpus.name, size, str(error))) from None
+  finally:
+    Path(partial).unlink(missing_ok=True)
+  return SentencePiece(str(output))

@@ -1,0 +1,400 @@
+"""Text to token ids and back, without TensorFlow.
+
+Equal to seqio's vocabularies of the same kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from base import small_files
+from base.errors import UserError
+from base.file_paths import FilePath
+from base.ranges import Count, CountFromZero
+from data.files import shortened
+
+DESCRIPTION_FILE = "vocabulary.json"
+MODEL_FILE = "vocabulary.model"
+
+
+class VocabularyError(UserError, ValueError):
+  """A vocabulary whose files are missing or are not what they should be.
+
+  The message says what to do.
+  """
+
+
+class Vocabulary(Protocol):
+  """What the rest of the project needs to know of a vocabulary.
+
+  Attributes:
+    size: number of ids; a model needs at least as many.
+    pad_id: fills the inputs where there is no text. Padding is told by segment id 0, never by this.
+    bos_id: the input at the first token of every segment, and before every prompt.
+    eos_id: ends every document.
+    unk_id: stands for what the vocabulary cannot spell.
+  """
+
+  @property
+  def size(self) -> int: ...
+
+  @property
+  def pad_id(self) -> int: ...
+
+  @property
+  def bos_id(self) -> int: ...
+
+  @property
+  def eos_id(self) -> int: ...
+
+  @property
+  def unk_id(self) -> int: ...
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of `text`, without BOS and EOS."""
+    ...
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of `ids` up to the first EOS."""
+    ...
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [size] int32: the bytes of UTF-8 text that each id stands for (0 for special ids)."""
+    ...
+
+  def describe(self) -> dict[str, Any]:
+    """Returns what identifies the vocabulary, as JSON values; no paths."""
+    ...
+
+
+def _up_to_eos(ids: Iterable[int], eos_id: int) -> list[int]:
+  ids = [int(i) for i in ids]
+  return ids[: ids.index(eos_id)] if eos_id in ids else ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+  """UTF-8 bytes plus three special ids: 0 padding (and BOS), 1 EOS, 2 unknown, byte b is 3 + b.
+
+  Attributes:
+    extra_ids: ids added at the end, for tasks that need sentinels.
+  """
+
+  extra_ids: CountFromZero = 0
+
+  _SPECIAL = 3
+
+  pad_id = 0
+  bos_id = 0  # As T5 does: a byte vocabulary has no id of its own for the beginning.
+  eos_id = 1
+  unk_id = 2
+
+  @property
+  def size(self) -> int:
+    """259 and the extra ids."""
+    return self._SPECIAL + 256 + self.extra_ids
+
+  def encode(self, text: str) -> list[int]:
+    """Returns one id per byte of UTF-8; a lone surrogate raises UnicodeEncodeError."""
+    return [b + self._SPECIAL for b in text.encode("utf-8")]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text; special ids and bytes that are no UTF-8 are left out."""
+    values = (i - self._SPECIAL for i in _up_to_eos(ids, self.eos_id))
+    return bytes(v for v in values if 0 <= v < 256).decode("utf-8", errors="ignore")
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [size] int32: 1 for each byte, 0 for special and extra ids."""
+    lengths = np.zeros(self.size, np.int32)
+    lengths[self._SPECIAL : self._SPECIAL + 256] = 1
+    return lengths
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the kind, the size and the special ids."""
+    return {
+      "kind": "bytes",
+      "size": self.size,
+      "extra_ids": self.extra_ids,
+      "bos_id": self.bos_id,
+      "eos_id": self.eos_id,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+  """Symbols without a spelling, for synthetic tasks: 0 padding (and BOS), 1 EOS, 2 unknown, then
+  symbols.
+
+  As text, symbols are their numbers with spaces between: '3 0 15'. Each counts as one byte, so that
+  bits per byte are bits per symbol.
+
+  Attributes:
+    count: number of symbols; symbol k has the id 3 + k.
+  """
+
+  count: Count
+
+  SPECIAL = 3
+
+  pad_id = 0
+  bos_id = 0
+  eos_id = 1
+  unk_id = 2
+
+  @property
+  def size(self) -> int:
+    """The symbols and the three special ids."""
+    return self.SPECIAL + self.count
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of numbers with spaces between; what is no symbol is unknown."""
+    numbers = [int(word) if word.isdecimal() else -1 for word in text.split()]
+    return [self.SPECIAL + n if 0 <= n < self.count else self.unk_id for n in numbers]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the numbers of the symbols; special ids are left out."""
+    numbers = (i - self.SPECIAL for i in _up_to_eos(ids, self.eos_id))
+    return " ".join(str(n) for n in numbers if 0 <= n < self.count)
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [size] int32: 1 for each symbol, 0 for special ids."""
+    return (np.arange(self.size) >= self.SPECIAL).astype(np.int32)
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the kind, the size and the special ids."""
+    return {
+      "kind": "symbols",
+      "size": self.size,
+      "bos_id": self.bos_id,
+      "eos_id": self.eos_id,
+    }
+
+
+# The largest published ones have some 10 MB.
+_MOST_MODEL_BYTES = 2**29
+
+
+@functools.cache
+def _model_bytes(path: str) -> bytes:
+  try:
+    contents = small_files.read(Path(path), _MOST_MODEL_BYTES)
+  except small_files.NotReadable as error:
+    raise VocabularyError(f"SentencePiece model {error}. Correct the path.") from None
+  except OSError as error:
+    raise VocabularyError(
+      f"SentencePiece model {path} cannot be read: {error.strerror}. Correct the path."
+    ) from None
+  if contents is None:
+    raise VocabularyError(
+      f"SentencePiece model {path} does not exist. Train one (python -m launch.vocabulary"
+      f" --input=FILES --output={path}), or correct the path."
+    )
+  return contents
+
+
+@functools.cache
+def _processor(path: str, extra_ids: int) -> Any:
+  """Returns the SentencePieceProcessor; kept here so that the configuration stays plain data."""
+  model = _model_bytes(path)
+  try:
+    processor = _loaded(model, extra_ids)
+    pieces = processor.GetPieceSize()
+  except Exception:  # Of protobuf or of C++, by what the file holds.
+    pieces = 0
+  if not pieces:
+    raise VocabularyError(
+      f"{path} is no SentencePiece model. Give the .model file that python -m launch.vocabulary or "
+      "spm_train"
+      " wrote."
+    )
+  if processor.eos_id() < 0:
+    raise VocabularyError(
+      f"SentencePiece model {path} has no EOS id, and every document must end with one."
+      " Train it with --eos_id=1 (python -m launch.vocabulary does)."
+    )
+  return processor
+
+
+def _loaded(model: bytes, extra_ids: int) -> Any:
+  import sentencepiece
+
+  if extra_ids:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    for i in reversed(range(extra_ids)):
+      proto.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=user_defined)
+    model = proto.SerializeToString()
+  processor = sentencepiece.SentencePieceProcessor()
+  processor.LoadFromSerializedProto(model)
+  return processor
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePiece:
+  """A SentencePiece model file.
+
+  Attributes:
+    path: the `.model` file.
+    extra_ids: sentinels `<extra_id_0>`... added at the end, the first with the highest id.
+  """
+
+  path: FilePath
+  extra_ids: CountFromZero = 0
+
+  pad_id = 0
+
+  @property
+  def _processor(self) -> Any:
+    return _processor(self.path, self.extra_ids)
+
+  @property
+  def size(self) -> int:
+    """Number of pieces, extra ids included."""
+    return self._processor.GetPieceSize()
+
+  @property
+  def bos_id(self) -> int:
+    """The model's BOS id; 0 if it has none, as T5 does."""
+    return max(self._processor.bos_id(), 0)
+
+  @property
+  def eos_id(self) -> int:
+    """The model's EOS id."""
+    return self._processor.eos_id()
+
+  @property
+  def unk_id(self) -> int:
+    """The model's id for the unknown."""
+    return self._processor.unk_id()
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of the model's segmentation."""
+    return self._processor.EncodeAsIds(text)
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text; ids beyond the vocabulary count as unknown."""
+    size = self.size
+    ids = [i if i < size else self.unk_id for i in _up_to_eos(ids, self.eos_id)]
+    return self._processor.DecodeIds(ids)
+
+  def byte_lengths(self) -> np.ndarray:
+    """Returns [size] int32: bytes of each piece as written, 1 for a byte-fallback piece."""
+    processor = self._processor
+    lengths = np.zeros(self.size, np.int32)
+    for i in range(self.size):
+      if processor.IsByte(i):
+        lengths[i] = 1
+      elif not processor.IsControl(i) and not processor.IsUnknown(i):
+        lengths[i] = len(processor.IdToPiece(i).replace("▁", " ").encode("utf-8"))
+      elif processor.IsUnknown(i):
+        lengths[i] = 1
+    return lengths
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the kind, the size, the special ids and the model file's sha256."""
+    return {
+      "kind": "sentencepiece",
+      "size": self.size,
+      "extra_ids": self.extra_ids,
+      "bos_id": self.bos_id,
+      "eos_id": self.eos_id,
+      "sha256": hashlib.sha256(_model_bytes(self.path)).hexdigest(),
+    }
+
+
+def size_of(vocabulary: Vocabulary) -> int:
+  """Returns the number of ids, for a model whose size follows its vocabulary.
+
+  Raises:
+    VocabularyError: the vocabulary's file is missing or is no model.
+  """
+  return vocabulary.size
+
+
+def save(vocabulary: Vocabulary, directory: str | Path) -> None:
+  """Writes the vocabulary into `directory`, which can then be read without anything else."""
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  if isinstance(vocabulary, SentencePiece):
+    # It may be read from this very directory.
+    with contextlib.suppress(shutil.SameFileError):
+      shutil.copyfile(vocabulary.path, directory / MODEL_FILE)
+  text = json.dumps(vocabulary.describe(), indent=2) + "\n"
+  (directory / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+
+
+def load(directory: str | Path) -> Vocabulary:
+  """Reads a vocabulary that `save` wrote.
+
+  Raises:
+    VocabularyError: the directory holds no vocabulary, its description is damaged or of an unknown
+      kind, or the model file is not the one described.
+  """
+  directory = Path(directory)
+  file = directory / DESCRIPTION_FILE
+  described = _described(file, directory)
+  kind = described.get("kind")
+  try:
+    if kind == "bytes":
+      vocabulary = Bytes(extra_ids=_count(described, "extra_ids"))
+    elif kind == "symbols":
+      vocabulary = Symbols(_count(described, "size") - Symbols.SPECIAL)
+    elif kind == "sentencepiece":
+      vocabulary = SentencePiece(str(directory / MODEL_FILE), _count(described, "extra_ids"))
+    else:
+      raise VocabularyError(
+        f"{file} describes a vocabulary of kind {shortened(kind)};"
+        " this version reads 'bytes', 'symbols' and 'sentencepiece'."
+      )
+  except (KeyError, TypeError):
+    raise VocabularyError(f"{file} is incomplete or damaged. Restore it.") from None
+  found = vocabulary.describe()
+  if found != described:
+    different = sorted(
+      n for n in found.keys() | described.keys() if found.get(n) != described.get(n)
+    )
+    where = directory / MODEL_FILE if kind == "sentencepiece" else "this version's vocabulary"
+    raise VocabularyError(
+      f"{where} is not what {file} describes: {', '.join(map(str, different))[:80]}"
+      " differ. Restore the file, or prepare again."
+    )
+  return vocabulary
+
+
+# More ids than any vocabulary has; arrays of their lengths are made.
+_MOST_IDS = 2**24
+
+
+def _count(described: dict[str, Any], name: str) -> int:
+  value = described[name]
+  if type(value) is not int or not 0 <= value <= _MOST_IDS:
+    raise TypeError(f"{name}={value!r}")
+  return value
+
+
+def _described(file: Path, directory: Path) -> dict[str, Any]:
+  contents: bytes | None = b""
+  try:
+    contents = small_files.read(file)
+    values = json.loads(contents or b"")
+  except OSError as error:
+    raise VocabularyError(f"{file} cannot be read: {error.strerror}.") from None
+  except (ValueError, RecursionError):
+    values = None
+  if contents is None:
+    raise VocabularyError(f"{file} does not exist: {directory} holds no saved vocabulary.")
+  if not isinstance(values, dict):
+    raise VocabularyError(f"{file} holds no JSON object: it is cut short or damaged. Restore it.")
+  return values

@@ -1,0 +1,198 @@
+"""Says what a configuration would cost, without allocating it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+
+from experiment import mesh_advice
+from experiment.experiment import Experiment
+from models.accounting import Account, account
+from models.language_model import LanguageModel
+from training import step as step_lib
+from training.checkpoint import abstract_like
+
+
+def description(experiment: Experiment) -> str:
+  """The parameter table, and FLOPs and bytes per token, as text."""
+  length, batch_size = experiment.sequence_length, experiment.batch_size
+  counted = account(experiment.model, batch_size=batch_size, length=length)
+  rows = [("parameter", "shape", "type", "axes", "count", "optimizer")]
+  rows += [
+    (
+      parameter.path,
+      " x ".join(map(str, parameter.shape)),
+      str(parameter.dtype),
+      ", ".join(axis or "-" for axis in parameter.axes),
+      f"{parameter.count:,}",
+      _treatment(experiment, parameter.path),
+    )
+    for parameter in counted.parameters
+  ]
+  costs = [*_vocabulary(experiment.model), *_costs(counted)]
+  return "\n".join([table(rows), "", table(costs, right=(1,))])
+
+
+def _treatment(experiment: Experiment, path: str) -> str:
+  """How the parameter at a path is trained."""
+  if not experiment.model.trains(path):
+    return "frozen"
+  return experiment.optimizer.treatment(tuple(path.split("/")))
+
+
+def sharding(experiment: Experiment) -> str:
+  """Where every parameter lies on the mesh, and what a device holds, as text."""
+  layout = mesh_advice.layout(experiment)
+  if layout is None:
+    return "one device: nothing is split (choose a file of gin/mesh/)"
+  rows = [("parameter", "axes", "used", "stored", "optimizer state", "bytes per device")]
+  for parameter in layout.parameters:
+    place = layout.places[parameter.path]
+    rows.append(
+      (
+        parameter.path,
+        ", ".join(axis or "-" for axis in parameter.axes),
+        *(_placement(spec) for spec in (place.used, place.stored, place.optimizer)),
+        show_bytes(layout.held_bytes(parameter, place.stored)),
+      )
+    )
+  state = abstract_like(abstract_state(experiment), layout.state)
+  mesh = " x ".join(f"{name}={size}" for name, size in layout.sizes.items())
+  totals = [
+    ("mesh", f"{mesh}, ZeRO stage {layout.stage}"),
+    ("parameters per device", show_bytes(device_bytes(state.params))),
+    ("optimizer state per device", show_bytes(device_bytes(state.opt_state))),
+  ]
+  return "\n".join([table(rows, right=(5,)), "", table(totals, right=(1,))])
+
+
+def _placement(spec: jax.sharding.PartitionSpec) -> str:
+  names = ["+".join((n,) if isinstance(n, str) else n) if n else "-" for n in spec]
+  return ", ".join(names)
+
+
+def _vocabulary(model: LanguageModel) -> list[tuple[str, str]]:
+  """How many ids there are, where the embedding has more rows."""
+  ids, rows = model.vocab_size, model.padded_vocab_size
+  if ids == rows:
+    return []
+  return [("vocabulary", f"{ids:,} ids in {rows:,} rows: {rows - ids:,} are padding")]
+
+
+def _costs(counted: Account) -> list[tuple[str, str]]:
+  tokens = counted.batch_size * counted.length
+  return [
+    ("parameters", f"{counted.parameter_count:,} ({show_bytes(counted.parameter_bytes)})"),
+    ("tokens per row, rows per step", f"{counted.length:,}, {counted.batch_size:,}"),
+    ("FLOPs per token, forward", _si(counted.forward_flops)),
+    ("FLOPs per token, forward and backward", _si(counted.training_flops)),
+    ("FLOPs per step", _si(counted.training_flops * tokens)),
+    ("bytes per token, forward, at least", show_bytes(counted.forward_bytes)),
+    (f"decode state per sequence of {counted.length:,} tokens", show_bytes(counted.state_bytes)),
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+  """A training step that was compiled and not run; bytes are those of one device.
+
+  Attributes:
+    state_bytes: parameters, optimizer state and counters.
+    batch_bytes: one batch.
+    temporary_bytes: what the compiled step needs besides, at its peak.
+    seconds: time to trace and compile.
+  """
+
+  state_bytes: int
+  batch_bytes: int
+  temporary_bytes: int
+  seconds: float
+
+  def __str__(self) -> str:
+    total = self.state_bytes + self.batch_bytes + self.temporary_bytes
+    rows = [
+      ("parameters and optimizer state", show_bytes(self.state_bytes)),
+      ("one batch", show_bytes(self.batch_bytes)),
+      ("temporary memory of a step", show_bytes(self.temporary_bytes)),
+      ("in all", show_bytes(total)),
+      ("compilation", f"{self.seconds:.1f} s"),
+    ]
+    return table(rows, right=(1,))
+
+
+def dry_run(experiment: Experiment) -> DryRun:
+  """Compiles a training step from shapes alone."""
+  start = time.monotonic()
+  layout = mesh_advice.layout(experiment)
+  state, batch = abstract_state(experiment), abstract_batch(experiment)
+  if layout is not None:
+    state = abstract_like(state, layout.state)
+    batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
+  step = step_lib.make_train_step(
+    experiment.model, experiment.optimizer.transformation(), experiment.options.step, layout
+  )
+  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+  memory = compiled.memory_analysis()
+  return DryRun(
+    state_bytes=device_bytes(state),
+    batch_bytes=device_bytes(batch),
+    temporary_bytes=memory.temp_size_in_bytes if memory else 0,
+    seconds=time.monotonic() - start,
+  )
+
+
+def abstract_state(experiment: Experiment) -> step_lib.TrainState:
+  """Shapes and types of the train state."""
+  optimizer = experiment.optimizer.transformation()
+  return jax.eval_shape(
+    lambda: step_lib.initial_state(
+      experiment.model, optimizer, experiment.options.step, experiment.seed
+    )
+  )
+
+
+def abstract_batch(experiment: Experiment) -> step_lib.Batch:
+  """Shapes and types of a batch."""
+  return step_lib.abstract_batch(experiment.batch_size, experiment.sequence_length)
+
+
+def device_bytes(tree: Any) -> int:
+  """Bytes of a tree of abstract arrays that lie on one device."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
+    * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = (4,)) -> str:
+  """Aligned columns; those in `right` on the right."""
+  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+  return "\n".join(
+    "  ".join(
+      text.rjust(width) if column in right else text.ljust(width)
+      for column, (text, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  )
+
+
+def _si(value: float) -> str:
+  for prefix in ("", "k", "M", "G", "T", "P"):
+    if value < 1000:
+      return f"{value:.3g} {prefix}".rstrip()
+    value /= 1000
+  return f"{value:.3g} E"
+
+
+def show_bytes(value: float) -> str:
+  """A number of bytes, in the unit that suits it."""
+  for prefix in ("", "ki", "Mi", "Gi", "Ti"):
+    if value < 1024:
+      return f"{value:.4g} {prefix}B"
+    value /= 1024
+  return f"{value:.4g} PiB"

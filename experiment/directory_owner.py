@@ -1,0 +1,415 @@
+"""One owner at a time for a directory that a command writes: a lock file with host, process and
+heartbeat.
+
+Works on file systems that hosts share: the file appears by a hard link, which is atomic on NFS as
+well, and the owner refreshes its time. No lock of the kernel is relied on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from base.errors import UserError
+
+LOCK_FILE = ".owner.json"
+BEAT_SECONDS = 5.0
+# Without a heartbeat for so long, an owner on another host is dead. NFS shows times up to a minute
+# late.
+DEAD_SECONDS = 90.0
+# A process that was killed takes a moment to end: its memory is taken back first.
+DYING_SECONDS = 5.0
+# At a lock file that says nothing, before it is taken for another's.
+_LOOKS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+  """The process that a directory belongs to.
+
+  Attributes:
+    host: name of its machine.
+    machine: tells apart boots of machines and containers of one name: only within one of them do
+      process ids mean the same.
+    pid: its process id.
+    process_start: when the process started, as the kernel counts; '' if unknown. Ids are used
+      again.
+    since: when it took the directory, for people.
+    token: of this one ownership alone.
+  """
+
+  host: str
+  machine: str
+  pid: int
+  process_start: str
+  since: str
+  token: str
+
+  def is_gone(self) -> bool:
+    """Whether it surely runs no more: a process of this machine that does not exist."""
+    if self.machine != _machine():
+      return False
+    try:
+      os.kill(self.pid, 0)
+    except ProcessLookupError:
+      return True
+    except (PermissionError, OverflowError):
+      pass
+    now = _process_start(self.pid)
+    return now == "zombie" or bool(now and self.process_start and now != self.process_start)
+
+  def as_json(self) -> str:
+    """What a lock file holds."""
+    return json.dumps(dataclasses.asdict(self))
+
+  def __str__(self) -> str:
+    return f"process {self.pid} on {self.host} since {self.since}"
+
+
+class Ownership:
+  """A lock file that is held and refreshed until `release`."""
+
+  def __init__(self, directory: Path, owner: Owner, made: bool):
+    """Starts to refresh; `made`: the directory was made for this, and goes if nothing is put into
+    it.
+    """
+    self._directory, self._owner, self._made = directory, owner, made
+    self._released = threading.Event()
+    self._ending = threading.Lock()
+    self._beat = threading.Thread(target=self._refresh, name="directory owner", daemon=True)
+    self._beat.start()
+
+  def release(self) -> None:
+    """Gives the directory back."""
+    self._released.set()
+    self._beat.join()
+    lock = self._directory / LOCK_FILE
+    own = self._directory / f"{LOCK_FILE}.{self._owner.token}"
+    with contextlib.suppress(OSError):
+      own.write_text(self._owner.as_json(), encoding="utf-8")
+      # As whoever takes it over does: what is there is removed by one process, and looked at
+      # before.
+      found = _read(lock)
+      if found is not None and found.token == self._owner.token:
+        _remove(lock, own, self._owner.token)
+    with contextlib.suppress(OSError):
+      own.unlink()
+    if self._made:
+      with contextlib.suppress(OSError):
+        self._directory.rmdir()
+
+  def require(self) -> None:
+    """Ends this process if it has lost the directory; to be called before something is written
+    there.
+
+    A process that was stopped for long, or whose storage was away, is not told that it was taken
+    for dead.
+    """
+    with contextlib.suppress(OSError):
+      for _ in range(_LOOKS):
+        if self._is_held():
+          return
+        time.sleep(0.05)  # perhaps it is being written
+      self._end("is somebody else's: its lock file cannot be read")
+
+  def _is_held(self) -> bool:
+    """Whether the lock names this ownership; False if it cannot be read. Ends the process if it is
+    lost.
+
+    Raises:
+      OSError: the storage does not say.
+    """
+    try:
+      found = _parsed((self._directory / LOCK_FILE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+      self._end("is nobody's any more: its lock file was removed")
+    if found is not None and found.token != self._owner.token:
+      self._end(f"now belongs to {found}")
+    return found is not None
+
+  def _refresh(self) -> None:
+    # The wait ends at once where the process or its machine slept.
+    while not self._released.wait(BEAT_SECONDS):
+      with contextlib.suppress(OSError):
+        if self._is_held():
+          os.utime(self._directory / LOCK_FILE)
+
+  def _end(self, why: str) -> NoReturn:
+    """Ends this process, which must write nothing more: neither what waits to be closed nor what is
+    being saved.
+    """
+    self._ending.acquire()  # for good: one thread says so
+    print(
+      f"error: {self._directory} {why}. This process, silent for too long, lost it, and ends "
+      "without saving.",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(2)
+
+
+@contextlib.contextmanager
+def owned(directory: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
+  """Holds a directory, made if missing, for this process alone; takes it over from a dead one.
+
+  Args:
+    directory: the directory.
+    say: is told that another host's owner is waited for; None prints to stderr.
+
+  Raises:
+    UserError: another process holds it, or it cannot be written.
+  """
+  ownership = take(directory, say)
+  try:
+    yield
+  finally:
+    ownership.release()
+
+
+@contextlib.contextmanager
+def owned_by_job(directory: Path) -> Iterator[Callable[[], None]]:
+  """As `owned`, for all processes of one program: the first holds the directory, the others hear
+  its verdict.
+
+  Yields what is to be called before something is written: see `Ownership.require`.
+
+  Raises:
+    UserError: on every process, if the first cannot have the directory.
+  """
+  from parallel import processes
+
+  ownership, refusal = None, ""
+  if processes.is_first():
+    try:
+      ownership = take(directory)
+    except UserError as error:
+      refusal = str(error)
+  try:
+    if refusal := processes.told_by_first(refusal):
+      raise UserError(refusal)
+    # The end of the process that holds the directory ends the others.
+    yield ownership.require if ownership else lambda: None
+  finally:
+    if ownership is not None:
+      ownership.release()
+
+
+def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership:
+  """As `owned`, until `release`."""
+  made = not directory.exists()
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise _unwritable(directory, error) from None
+  lock = directory / LOCK_FILE
+  owner = _this_process()
+  own = directory / f"{LOCK_FILE}.{owner.token}"
+  watched: tuple[str, float] | None = None
+  began = time.monotonic()
+  try:
+    while True:
+      own.write_text(owner.as_json(), encoding="utf-8")
+      if _link(own, lock):
+        return Ownership(directory, owner, made)
+      # The clock of the file system, not of one of its hosts.
+      now, beat, (key, holder) = own.stat().st_mtime, _mtime(lock), _owner(lock)
+      if beat is None:
+        continue  # it has just been released
+      silent = now - beat
+      if holder is None and silent < BEAT_SECONDS:
+        time.sleep(0.1)  # perhaps it is being written
+        continue
+      if holder is None or _is_dead(holder, silent):
+        _remove(lock, own, key)
+        continue
+      if holder.machine == _machine():
+        if time.monotonic() - began > DYING_SECONDS:
+          raise _held(directory, holder)
+        time.sleep(0.1)
+        continue
+      if watched is None:
+        watched, began = (holder.token, beat), time.monotonic()
+        text = (
+          f"{directory} belongs to {holder}; waiting up to {DEAD_SECONDS - silent:.0f} s for a "
+          "sign of life"
+        )
+        (say or (lambda text: print(text, file=sys.stderr, flush=True)))(text)
+      elif watched != (holder.token, beat) or time.monotonic() - began > 2 * DEAD_SECONDS:
+        raise _held(directory, holder)
+      time.sleep(BEAT_SECONDS / 5)
+  except OSError as error:
+    raise _unwritable(directory, error) from None
+  finally:
+    with contextlib.suppress(OSError):
+      own.unlink()
+
+
+def holder(directory: Path) -> Owner | None:
+  """Who holds a directory, as its lock file says, dead or alive; None if nobody does."""
+  return _read(directory / LOCK_FILE)
+
+
+def is_abandoned(directory: Path) -> bool:
+  """Whether the owner of a directory is dead: gone, or silent for long."""
+  found, beat = holder(directory), _mtime(directory / LOCK_FILE)
+  if beat is None:
+    return False
+  silent = (time.time() - beat) / 10  # this host's clock may differ from the file system's
+  return silent > DEAD_SECONDS if found is None else _is_dead(found, silent)
+
+
+def _is_dead(owner: Owner, silent: float) -> bool:
+  """Whether an owner is taken for dead after so many seconds without a heartbeat.
+
+  On this machine its process alone decides: it may be stopped, or the machine may have slept.
+  """
+  return owner.is_gone() if owner.machine == _machine() else silent > DEAD_SECONDS
+
+
+def _held(directory: Path, owner: Owner) -> UserError:
+  return UserError(
+    f"{directory} is in use: it belongs to {owner}. Wait for that process or end it (the same "
+    "command then "
+    "continues), or name another directory. If that process is not yours to see and surely dead, "
+    "remove "
+    f"{directory / LOCK_FILE}."
+  )
+
+
+def _unwritable(directory: Path, error: OSError) -> UserError:
+  return UserError(
+    f"{directory} cannot be written: {error.strerror or error}. Make room or give the rights, or "
+    "name "
+    "another directory."
+  )
+
+
+def _link(own: Path, lock: Path) -> bool:
+  """Makes the lock file, whole and only if there is none; returns whether it did."""
+  try:
+    os.link(own, lock)
+  except FileExistsError:
+    return False
+  except OSError:
+    if not own.exists():
+      raise
+    # An answer that was lost on the way from an NFS server looks like a failure.
+    if own.stat().st_nlink == 2:
+      return True
+    # A file system without hard links.
+    try:
+      handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+      return False
+    with os.fdopen(handle, "wb") as file:
+      file.write(own.read_bytes())
+  return True
+
+
+def _remove(file: Path, own: Path, key: str) -> None:
+  """Removes the lock of a dead owner, or one's own, unless it has become another's.
+
+  The right to remove a file that names an owner is itself a file, which names the remover: one
+  process alone can make it, and it is made of the owner's token, so that it is of no use for the
+  next lock. Where a remover died, its file is removed in the same way. The caller tries again.
+
+  Args:
+    file: the lock, or the file of a remover.
+    own: a file that names this process and has no other link.
+    key: of the owner that was found dead, by `_owner`.
+  """
+  right = own.with_name(f"{LOCK_FILE}.dead.{key}")
+  if _link(own, right):
+    try:
+      if _owner(file)[0] == key:
+        file.unlink(missing_ok=True)
+    finally:
+      right.unlink(missing_ok=True)
+    return
+  beat, (right_key, remover) = _mtime(right), _owner(right)
+  if beat is None:
+    return  # it has just been done
+  silent = own.stat().st_mtime - beat
+  if silent > BEAT_SECONDS if remover is None else _is_dead(remover, silent):
+    _remove(right, own, right_key)
+  else:
+    time.sleep(0.01)
+
+
+def _owner(file: Path) -> tuple[str, Owner | None]:
+  """The owner in a file, None if it cannot be read, and what tells it from any other."""
+  owner = _read(file)
+  if owner is not None:
+    return owner.token, owner
+  try:
+    state = file.stat()  # known by its identity on the disk
+  except FileNotFoundError:
+    return "", None
+  return f"{state.st_ino}-{state.st_mtime_ns}", None
+
+
+def _read(lock: Path) -> Owner | None:
+  """The owner that a lock file names; None if there is none or it cannot be read."""
+  try:
+    return _parsed(lock.read_bytes())
+  except OSError:
+    return None
+
+
+def _parsed(contents: bytes) -> Owner | None:
+  try:
+    found = Owner(**json.loads(contents))
+  except (ValueError, TypeError, RecursionError):
+    return None
+  # The token becomes a file's name.
+  whole = type(found.pid) is int and found.pid > 0 and re.fullmatch(r"\w{1,64}", str(found.token))
+  return found if whole else None
+
+
+def _mtime(file: Path) -> float | None:
+  try:
+    return file.stat().st_mtime
+  except FileNotFoundError:
+    return None
+
+
+def _this_process() -> Owner:
+  return Owner(
+    host=socket.gethostname(),
+    machine=_machine(),
+    pid=os.getpid(),
+    process_start=_process_start(os.getpid()),
+    since=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+    token=uuid.uuid4().hex,
+  )
+
+
+def _machine() -> str:
+  """Where process ids mean the same: host, boot and namespace."""
+  parts = [socket.gethostname()]
+  with contextlib.suppress(OSError):
+    parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+    parts.append(os.readlink("/proc/self/ns/pid"))
+  return " ".join(parts)
+
+
+def _process_start(pid: int) -> str:
+  """When a process started, in the kernel's ticks; 'zombie' if it has ended, '' if unknown."""
+  try:
+    # The command's name, in brackets, may hold spaces and brackets.
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+  except OSError:
+    return ""
+  return "zombie" if fields[0] in "ZX" else fields[19]

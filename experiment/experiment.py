@@ -1,0 +1,251 @@
+"""What a run consists of: filled in by gin, built from a checked configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from base.file_paths import FilePath
+from base.ranges import Count, Seed
+from base.wording import plural
+from config import config
+from config import source as gin_source
+from config.config import Config, ConfigError
+from data import preparation
+from data.dataset import Mixture, TextDataset
+from data.files import CorpusError
+from data.mixture import MixedRows
+from data.rows import RowFiles
+from data.tokenizers import Vocabulary, VocabularyError
+from experiment import file_kinds, step_memory
+from models.accounting import abstract_parameters, list_parameters
+from models.language_model import LanguageModel
+from parallel.layout import Layout, Parallelism
+from training import loop
+from training.optimizer import Optimizer
+from training.step import abstract_batch, token_losses
+
+
+class Dataset(Protocol):
+  """Rows that are made on first use; see `data.dataset`."""
+
+  def rows(self) -> RowFiles | MixedRows:
+    """Opens the rows, and makes them if they are missing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """A model, what it reads, and how it is trained.
+
+  Attributes:
+    model: the model.
+    train_data, eval_data: text to learn from and text held out; of one vocabulary and length.
+    optimizer: the optimizer with its schedule.
+    options: how long the run is, and what it does besides stepping.
+    batch_size: rows per step.
+    eval_batches: batches of held-out text that an evaluation reads; None reads all.
+    seed: of the parameters, the order of the rows and the samples.
+    samples: prompts that the finished model continues; '' starts a document.
+    mesh: the devices and what is split over them; None trains on one device.
+    init_from: a run directory whose newest parameters training starts from; None draws them.
+  """
+
+  model: LanguageModel
+  train_data: Dataset
+  eval_data: Dataset
+  optimizer: Optimizer
+  options: loop.Options
+  batch_size: Count
+  eval_batches: Count | None = None
+  seed: Seed = 0
+  samples: Sequence[str] = ("",)
+  mesh: Parallelism | None = None
+  init_from: FilePath | None = None
+
+  def __post_init__(self):
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed={self.seed} must be in [0, 2**32).")
+    if self.batch_size < 1:
+      raise ValueError(f"batch_size={self.batch_size} must be at least 1. Set --gin.BATCH_SIZE.")
+    if self.batch_size % self.options.step.accumulate:
+      raise ValueError(
+        f"a batch of {plural(self.batch_size, 'row')} cannot be cut into "
+        f"{self.options.step.accumulate} "
+        "microbatches. Set --gin.MICROBATCHES to a divisor of --gin.BATCH_SIZE."
+      )
+    if self.eval_batches is not None and self.eval_batches < 1:
+      raise ValueError(f"eval_batches={self.eval_batches} must be at least 1, or None for all.")
+    if self.optimizer.master_copy and self.model.param_dtype == jnp.float32:
+      raise ValueError(
+        "master_copy keeps the parameters in float32, which they are already: drop it, or set "
+        "Backbone.param_dtype = 'bfloat16'."
+      )
+    lengths = (
+      first_part(self.train_data).sequence_length,
+      first_part(self.eval_data).sequence_length,
+    )
+    if lengths[0] != lengths[1]:
+      raise ValueError(
+        f"the training rows hold {lengths[0]} tokens and the held-out rows {lengths[1]}: "
+        "give both the same sequence_length."
+      )
+
+  @property
+  def sequence_length(self) -> int:
+    """Tokens per row."""
+    return first_part(self.train_data).sequence_length
+
+  @property
+  def vocabulary(self) -> Vocabulary:
+    """The vocabulary of the text."""
+    return first_part(self.train_data).vocabulary
+
+  def layout(self, devices: Sequence[jax.Device] | None = None) -> Layout | None:
+    """Where everything lies on these devices (None: all that are visible); None for one device.
+
+    Raises:
+      ConfigError: mesh, devices, rules, model and batch do not fit; it says what would.
+    """
+    if self.mesh is None:
+      return None
+    try:
+      layout = self.mesh.layout(list_parameters(self.model), devices)
+      pieces = self.options.step.accumulate
+      rows = self.batch_size // pieces
+      layout.check_batch(self.batch_size, self.sequence_length, pieces)
+      # What only a layer knows, such as its number of heads: a trace, without arrays.
+      jax.eval_shape(
+        layout.losses(lambda params, batch: token_losses(self.model, params, batch)[0]),
+        nn.unbox(abstract_parameters(self.model)),
+        abstract_batch(rows, self.sequence_length),
+      )
+    except ValueError as error:
+      raise ConfigError(config.explained(str(error))) from None
+    return layout
+
+  def check_step(self, layout: Layout | None) -> None:
+    """Traces a training step, so that what does not fit is told before anything is written.
+
+    Raises:
+      ConfigError: model, batch and options do not fit.
+    """
+    step_memory.check(
+      self.model, self.batch_size, self.sequence_length, self.options.step.accumulate
+    )
+    try:
+      loop.trace(
+        model=self.model,
+        optimizer=self.optimizer.transformation(),
+        options=self.options,
+        layout=layout,
+        batch_size=self.batch_size,
+        length=self.sequence_length,
+      )
+    except ValueError as error:
+      raise ConfigError(str(error).partition("\n----")[0]) from None
+
+  def rows(self) -> tuple[RowFiles | MixedRows, RowFiles | MixedRows]:
+    """Opens the training rows and the held-out rows, and makes what is missing of both at once."""
+    with naming_flags():
+      preparation.prepare([*_texts(self.train_data), *_texts(self.eval_data)])
+      return self.train_data.rows(), self.eval_data.rows()
+
+  def check_vocabulary(self) -> None:
+    """Compares vocabulary and model.
+
+    Raises:
+      ConfigError: a vocabulary's file is missing, the model has too few tokens, or the held-out
+        text is of another vocabulary.
+    """
+    try:
+      vocabulary = self.vocabulary
+      held_out = first_part(self.eval_data).vocabulary
+      different = held_out.describe() != vocabulary.describe()
+    except VocabularyError as error:
+      raise ConfigError(str(error)) from None
+    if self.model.vocab_size < vocabulary.size:
+      raise ConfigError(
+        f"the vocabulary has {vocabulary.size} ids, the model's embedding {self.model.vocab_size}: "
+        f"set --gin.VOCAB_SIZE={vocabulary.size}."
+      )
+    if different:
+      raise ConfigError("training text and held-out text are of different vocabularies.")
+
+
+@contextlib.contextmanager
+def naming_flags() -> Iterator[None]:
+  """Adds to what is wrong with text the arguments that change it, and where its options stand."""
+  try:
+    yield
+  except CorpusError as error:
+    raise type(error)(config.explained(str(error))) from error
+
+
+def _texts(data: Dataset) -> list[TextDataset]:
+  """The single texts that a dataset reads, as far as its configuration names them."""
+  if isinstance(data, Mixture):
+    return list(data.components)
+  return [data] if isinstance(data, TextDataset) else []
+
+
+def first_part(data: Dataset) -> Dataset:
+  """The dataset itself, or the first component of a mixture; they agree in vocabulary and
+  length.
+  """
+  while isinstance(data, Mixture):
+    data = data.components[0]
+  return data
+
+
+def read_as(data: Dataset, **changes: Any) -> Dataset:
+  """The same text in another vocabulary or rows of another length."""
+  if isinstance(data, Mixture):
+    components = tuple(read_as(part, **changes) for part in data.components)
+    return dataclasses.replace(data, components=components)
+  return dataclasses.replace(data, **changes)
+
+
+def load(
+  paths: str | os.PathLike | Sequence[str | os.PathLike | gin_source.Source],
+  arguments: Iterable[str] = (),
+  *,
+  shared: bool = False,
+  name: str | None = None,
+) -> Config:
+  """Reads and checks the configuration of an experiment.
+
+  Args:
+    paths: a gin file, or several, each also as read: the bindings of a later one replace those of
+      an earlier one.
+    arguments: bindings from the command line.
+    shared: whether the arguments serve other configurations too, so that one without effect is a
+      warning and no error.
+    name: says what was read; None is the first file.
+
+  Raises:
+    ConfigError: see `config.config.load`.
+  """
+  if isinstance(paths, str | os.PathLike):
+    paths = [paths]
+  source = gin_source.Source()
+  for path in paths:
+    source += path if isinstance(path, gin_source.Source) else gin_source.read_file(path)
+  file_kinds.require(source, file_kinds.RUN, name or str(paths[0]))
+  given = gin_source.read_arguments(arguments, shared=shared)
+  return config.resolve(source + given, Experiment, name or str(paths[0]))
+
+
+def build(configuration: Config) -> Experiment:
+  """Makes what a configuration describes; no array is allocated and no file opened.
+
+  Raises:
+    ConfigError: a part refuses its values.
+  """
+  return configuration.build()

@@ -1,0 +1,79 @@
+"""Lays an experiment over a mesh, or says which flags would make it fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from config.source import ConfigError
+from experiment.experiment import Experiment
+from parallel.layout import Layout
+from parallel.mesh import FLAGS, MeshSpec
+
+# So many ways out are told, and so many are tried: each costs a trace of the model.
+_TOLD, _TRIED = 2, 6
+
+
+def layout(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Layout | None:
+  """As `Experiment.layout`.
+
+  Raises:
+    ConfigError: it does not fit; with flags that were tried, and would.
+  """
+  try:
+    return experiment.layout(devices)
+  except ConfigError as error:
+    count = jax.device_count() if devices is None else len(devices)
+    tries = itertools.islice(_ways_out(experiment, count), _TRIED)
+    fitting = (flags for flags, changed in tries if _fits(changed, devices))
+    found = " or ".join(itertools.islice(fitting, _TOLD))
+    where = "On 1 device" if count == 1 else f"On {count} devices"
+    raise ConfigError(f"{error} {where} this fits: {found}." if found else str(error)) from None
+
+
+def _fits(experiment: Experiment, devices: Sequence[jax.Device] | None) -> bool:
+  try:
+    experiment.layout(devices)
+  except ConfigError:
+    return False
+  return True
+
+
+def _ways_out(experiment: Experiment, count: int) -> Iterator[tuple[str, Experiment]]:
+  """Flags and what they make of an experiment, the smallest changes first; most do not fit."""
+  asked = experiment.mesh.mesh
+  for seq, model in _other_sizes(asked):
+    data, rest = divmod(count, seq * model)
+    if rest or data % asked.slices:
+      continue
+    sizes = {"data": -1 if asked.data == -1 else data, "seq": seq, "model": model}
+    flags = [f"{FLAGS[n]}={size}" for n, size in sizes.items() if size != getattr(asked, n)]
+    parallelism = dataclasses.replace(experiment.mesh, mesh=dataclasses.replace(asked, **sizes))
+    # Each device gets a row of each microbatch at least.
+    step = data * experiment.options.step.accumulate
+    rows = -(-experiment.batch_size // step) * step
+    if rows != experiment.batch_size:
+      flags.append(f"--gin.BATCH_SIZE={rows}")
+    if flags:
+      yield (
+        " ".join(flags),
+        dataclasses.replace(experiment, mesh=parallelism, batch_size=rows),
+      )
+
+
+def _other_sizes(asked: MeshSpec) -> list[tuple[int, int]]:
+  """Sizes of the seq and model axes: those asked for, then smaller ones, then a larger model
+  axis.
+  """
+  smaller = [
+    (seq, model) for seq in _divisors(abs(asked.seq)) for model in _divisors(abs(asked.model))
+  ]
+  smaller.sort(key=lambda sizes: -sizes[0] * sizes[1])
+  return [*smaller, (abs(asked.seq), 2 * abs(asked.model))]
+
+
+def _divisors(number: int) -> list[int]:
+  return [n for n in range(number, 0, -1) if number % n == 0]

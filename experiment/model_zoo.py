@@ -1,0 +1,70 @@
+"""Finds the models of `gin/models/`, and builds one alone, small, for the contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+
+from config import config
+from config import source as gin_source
+from config.source import GIN_ROOT, ConfigError, Source
+from models.language_model import LanguageModel
+
+FOLDER = GIN_ROOT / "models"
+# Before the model's own files, and after them.
+_DEFAULTS, _SIZE = "kernels/auto.gin", "contract.gin"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listing:
+  """What is left of an experiment if only the model is wanted."""
+
+  model: LanguageModel
+
+
+def names() -> list[str]:
+  """The models of the zoo: the files of `gin/models/` that set MODEL."""
+  return sorted(
+    file.stem for file in FOLDER.glob("*.gin") if _sets_model(gin_source.read_file(file))
+  )
+
+
+def file_of(name: str) -> str:
+  """The gin file of a model: a file's own path, or that of a model of the zoo."""
+  return name if name.endswith(".gin") else f"models/{name}.gin"
+
+
+def build(
+  paths: Sequence[str | os.PathLike], arguments: Iterable[str] = ()
+) -> tuple[LanguageModel, dict[str, str]]:
+  """Builds the model of gin files at the size of `gin/contract.gin`.
+
+  Args:
+    paths: a model's file, or all of a run; a later one wins.
+    arguments: bindings from the command line, which win over the small size.
+
+  Returns:
+    the model, and the macros in force that set its size.
+
+  Raises:
+    ConfigError: see `config.config.load`; or the files set no MODEL.
+  """
+  own = sum(map(gin_source.read_file, paths), Source())
+  given = gin_source.read_arguments(arguments)
+  if not _sets_model(own + given):
+    shown = ", ".join(map(str, paths))
+    raise ConfigError(
+      f"{shown} sets no MODEL: add MODEL = @your_module.your_function(), as gin/models/hawk.gin "
+      "does"
+    )
+  size = gin_source.read_file(_SIZE)
+  source = gin_source.read_file(_DEFAULTS) + own + size + given
+  configuration = config.resolve(source, Listing, str(paths[0]))
+  sizes = {item.selector for item in size.statements if not item.parameter}
+  macros = {name: repr(configuration.macros[name].value) for name in sorted(sizes)}
+  return configuration.build().model, macros
+
+
+def _sets_model(source: Source) -> bool:
+  return any(item.selector == "MODEL" and not item.parameter for item in source.statements)

@@ -1,0 +1,272 @@
+"""Carries out one run: from a built experiment and its directory to a trained model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from base.errors import UserError
+from base.wording import plural
+from config.config import Config
+from data import loader
+from evaluation.perplexity import Scorer
+from experiment import directory_owner, kept_files, trained
+from experiment.experiment import Experiment
+from experiment.run_directory import Difference, RunDirectory
+from experiment.trust import NOBODY, Trust
+from parallel import connections, processes
+from parallel.layout import Layout
+from training import checkpoint, checkpoint_identity, loop
+from training.metrics import Progress, read_metrics
+
+
+def train(
+  experiment: Experiment,
+  config: Config,
+  run: RunDirectory,
+  layout: Layout | None,
+  *,
+  asked_by: str,
+  resume: str = "same",
+  trust: Trust = NOBODY,
+  made_here: bool = True,
+  introduce: Callable[[int], None] | None = None,
+  after_first_step: Callable[[], None] | None = None,
+  progress: Progress | None = None,
+) -> loop.Summary:
+  """Trains, or goes on training what the directory holds.
+
+  Args:
+    experiment, config: what to train, and what it was built from.
+    run: gets everything that is kept.
+    layout: the experiment's.
+    asked_by: the command, for the head of the kept configuration.
+    resume: 'force' goes on with a configuration that is not the run's.
+    trust: modules beyond this project's that the kept configuration may name.
+    made_here: whether the configuration is the user's own, and trusted from now on.
+    introduce: called in the first process with the number of training rows, before the first step.
+    after_first_step: called once the first step is compiled and done.
+    progress: is told the steps; None is a line of its own.
+
+  Raises:
+    UserError: the directory holds another run, or another process trains there; or the processes
+      and the mesh do not fit.
+  """
+  _agree(processes.require_same, config.text(), "the configuration")
+  _agree(processes.require_shared, run.path)
+  with directory_owner.owned_by_job(run.path) as require_mine:
+    return _train(
+      experiment,
+      config,
+      run,
+      layout,
+      require_mine,
+      asked_by,
+      resume,
+      trust,
+      made_here,
+      introduce,
+      after_first_step,
+      progress,
+    )
+
+
+def _train(
+  experiment: Experiment,
+  config: Config,
+  run: RunDirectory,
+  layout: Layout | None,
+  require_mine: Callable[[], None],
+  asked_by: str,
+  resume: str,
+  trust: Trust,
+  made_here: bool,
+  introduce: Callable[[int], None] | None,
+  after_first_step: Callable[[], None] | None,
+  progress: Progress | None,
+) -> loop.Summary:
+  """As `train`, in a directory that is held."""
+  for told in checkpoint_identity.set_strangers_aside(run.path) if processes.is_first() else ():
+    print(f"warning: {told}", file=sys.stderr)
+  run.restore()
+  if checkpoint.is_parameters_alone(run.path):
+    raise UserError(
+      f"{run} holds imported weights, and no run to go on with. "
+      f"Train in another directory: --init_from={run} --run_dir=..."
+    )
+  experiment.check_vocabulary()
+  experiment.check_step(layout)
+  if not checkpoint.available_steps(run.path):
+    trained.check_start(experiment)
+  if layout is None and processes.count() > 1:
+    raise UserError(
+      f"{processes.count()} processes need a mesh to share: add gin/mesh/data.gin to the command."
+    )
+  _require_steps_left(experiment, run)
+  different = run.differences(config, trust) if run.holds_run() else []
+  if resume != "force":
+    _require_same(different, run)
+  # Made now if missing: before anything is written into the run directory.
+  if not processes.is_first():
+    processes.wait_for_all("the first process's rows")  # It has read them through for all.
+  train_rows, eval_rows = experiment.rows()
+  if processes.is_first():
+    processes.wait_for_all("the first process's rows")
+  data = {"training rows": train_rows.fingerprint, "held-out rows": eval_rows.fingerprint}
+  _agree(processes.require_same, json.dumps(data, indent=0), "the rows")
+  if run.holds_run() and resume != "force":
+    _require_same(run.data_differences(data), run)
+  if resume != "force":
+    _require_checkpoints(experiment, run)
+  processes.wait_for_all("compared with the run")
+  # To make rows takes long.
+  require_mine()
+  if processes.is_first():
+    if different and (jump := _learning_rate_jump(experiment, run)):
+      print(f"warning: {jump}", file=sys.stderr)
+    _keep_metrics(run)
+    if different or not run.holds_run() or not run.holds_text_of(config):
+      run.write_config(config, asked_by, made_here=made_here)
+    run.write_data(data, experiment.vocabulary)
+    # So that the run is enough alone, and a run that starts from this one finds them too.
+    kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
+
+  if layout is not None:
+    connections.connect(layout.mesh)
+  scorer = Scorer(experiment.model, layout)
+
+  def evaluate(params: Any) -> dict[str, float]:
+    batches = loader.batches(eval_rows, experiment.batch_size, shuffle=False, repeat=False)
+    count = min(experiment.eval_batches or len(batches), len(batches))
+    score = scorer(params, (next(batches) for _ in range(count)))
+    batches.close()
+    return {"heldout_loss": score.loss, "heldout_bits_per_byte": score.bits_per_byte}
+
+  batches = loader.batches(
+    train_rows, experiment.batch_size, seed=experiment.seed, slots=_slots(experiment, layout)
+  )
+  if introduce and processes.is_first():
+    introduce(len(train_rows))
+  try:
+    return loop.train(
+      model=experiment.model,
+      optimizer=experiment.optimizer.transformation(),
+      learning_rate=experiment.optimizer.learning_rate,
+      batches=batches,
+      batch_size=experiment.batch_size,
+      options=experiment.options,
+      run_dir=run.path,
+      seed=experiment.seed,
+      bytes_per_token=train_rows.bytes_per_token,
+      evaluate=evaluate,
+      start=_start(experiment),
+      identity={"config": config.text(), "data": data},
+      layout=layout,
+      after_first_step=after_first_step,
+      progress=progress,
+      before_writing=require_mine,
+    )
+  finally:
+    batches.close()
+
+
+def _slots(experiment: Experiment, layout: Layout | None) -> list[int] | None:
+  """The rows of each batch that this process's devices need; None for all."""
+  if layout is None:
+    return None
+  return layout.rows_here(experiment.batch_size, experiment.sequence_length).tolist()
+
+
+def _require_steps_left(experiment: Experiment, run: RunDirectory) -> None:
+  """Raises UserError if the run has done more steps than are asked for."""
+  done = max(checkpoint.available_steps(run.path), default=0)
+  if experiment.options.steps < done:
+    raise UserError(
+      f"{run} has done {plural(done, 'step')}, more than the {experiment.options.steps} that are "
+      "asked for. Give at "
+      f"least --gin.STEPS={done}, or another --run_dir."
+    )
+
+
+def _learning_rate_jump(experiment: Experiment, run: RunDirectory) -> str | None:
+  """Says how a changed schedule departs from the rate that the run logged last; None if it does
+  not.
+  """
+  file = run.path / loop.METRICS_FILE
+  records = read_metrics(file) if file.is_file() else []
+  last = next((record for record in reversed(records) if "learning_rate" in record), None)
+  if last is None:
+    return None
+  step, was = last["step"], last["learning_rate"]
+  # As it was logged: the schedule counts the steps taken.
+  taken = step - last.get("skipped", 0)
+  now = float(experiment.optimizer.learning_rate(max(0, taken - 1)))
+  if was is None or math.isclose(was, now, rel_tol=1e-3, abs_tol=1e-12):
+    return None
+  return (
+    f"the learning rate was {was:.3g} at step {step} of the run; with the new values it is "
+    f"{now:.3g} "
+    "there, and the run goes on at the new one."
+  )
+
+
+def _require_checkpoints(experiment: Experiment, run: RunDirectory) -> None:
+  """Raises UserError if the checkpoints of a run are gone: it would start anew without a word."""
+  file = run.path / loop.METRICS_FILE
+  if checkpoint.available_steps(run.path) or not file.is_file():
+    return
+  done = max((record["step"] for record in read_metrics(file)), default=0)
+  # The second checkpoint is not begun before the first is finished.
+  every = experiment.options.checkpoint_every or math.inf
+  if done > 2 * every:
+    raise UserError(
+      f"{run} was trained for {plural(done, 'step')}, as its {loop.METRICS_FILE} says, and has no "
+      "checkpoint any more. "
+      f"Restore {run}/{checkpoint.FOLDER}, name another --run_dir, or give --resume=force to "
+      "start at step 0."
+    )
+
+
+def _keep_metrics(run: RunDirectory) -> None:
+  """Moves the metrics of a run without checkpoints aside: its training starts at step 0 and writes
+  its own.
+  """
+  file = run.path / loop.METRICS_FILE
+  if checkpoint.available_steps(run.path) or not file.is_file() or not file.stat().st_size:
+    return
+  number = 1
+  while (kept := file.with_name(f"{file.stem}.{number}{file.suffix}")).exists():
+    number += 1
+  file.rename(kept)
+  print(
+    f"{run} has no checkpoint: it starts at step 0 (what {file.name} held is in {kept.name})",
+    file=sys.stderr,
+  )
+
+
+def _start(experiment: Experiment) -> Callable[[Any], Any] | None:
+  """Reads the parameters that a new run starts from; None if they are drawn."""
+  if experiment.init_from is None:
+    return None
+  return functools.partial(trained.start, experiment)
+
+
+def _agree(check: Callable[..., None], *args: Any) -> None:
+  """Ends every process if one differs: see `parallel.processes`."""
+  try:
+    check(*args)
+  except ValueError as error:
+    raise UserError(str(error)) from None
+
+
+def _require_same(different: list[Difference], run: RunDirectory) -> None:
+  if different:
+    lines = "\n".join(map(str, different))
+    raise UserError(
+      f"{run} holds a run that differs from this one:\n{lines}\n"
+      "Give --resume=force to go on with the new values, or another --run_dir."
+    )

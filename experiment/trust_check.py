@@ -1,0 +1,340 @@
+"""What the configuration of a run directory may name: code of this project, and of modules that the
+user trusts.
+
+A gin file can import any module and call anything in it. Files on the command line are the user's
+own; a run directory may be somebody else's, and opening it must not run their code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from base import paths, small_files
+from base.errors import UserError
+from config import file_choices
+from config import source as gin_source
+from config.names import leaves
+from config.source import GIN_ROOT, Macro, NamedReference, Place, Source, Statement
+from experiment.trust import ALL, Trust
+
+# Their functions build models and compute: all may be named. Of other modules it is those that
+# files of gin/ use.
+_PURE = ("models", "layers")
+# A name of TFDS may also hold a namespace, whose code is fetched, and any argument of the builder.
+_TFDS_NAME = re.compile(r"[A-Za-z_]\w*(/[\w+\-.]+)?(:[\d*]+(\.[\d*]+){2})?", re.ASCII)
+_STATE_FILE = Path("griffin-jax") / "trusted_runs"
+
+
+def check(
+  file: Path,
+  trust: Trust,
+  *,
+  text: str | None = None,
+  makes_rows: bool = False,
+  comparison: bool = False,
+) -> None:
+  """Looks at the configuration of a run before anything that it names is imported.
+
+  Args:
+    file: the configuration in a run directory.
+    trust: the modules that the user named.
+    text: what is loaded in place of what the file holds; None is the latter.
+    makes_rows: whether text may be tokenized, for which modules of registered tasks are imported.
+    comparison: whether it is of a comparison, which reads texts in it as gin.
+
+  Raises:
+    UserError: it names code that is neither this project's nor trusted, or includes a file.
+    ConfigError: it cannot be read.
+  """
+  if trust.covers(ALL) or is_recorded(file, text):
+    return
+  try:
+    source = _read(file, text)
+  except gin_source.Includes as error:
+    raise UserError(
+      f"{error}: the configuration of a run is one file, and what it includes may run code that "
+      "is anybody's. "
+      f"If you know it, give --trust={ALL}, or that configuration as a gin file."
+    ) from None
+  for problem in _problems(source, trust, makes_rows):
+    raise UserError(problem)
+  for problem in _problems_of_choices(source, trust) if comparison else ():
+    raise UserError(problem)
+
+
+def record(file: Path) -> None:
+  """Notes that the user of this machine made the configuration of a run: it is trusted from now on.
+
+  Where the note cannot be written, a line says so.
+  """
+  try:
+    digest = _digest(_read(file))
+    records = _records()
+    if digest in _recorded(records):
+      return
+    records.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    line = json.dumps({"sha256": digest, "run": str(file.absolute().parent)}) + "\n"
+    handle = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(handle, "ab") as notes:
+      notes.write(line.encode())
+  except gin_source.ConfigError:
+    return
+  except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: there is no home.
+    reason = getattr(error, "strerror", None) or error
+    print(
+      f"warning: it cannot be noted that you made {paths.shown(file.parent)} ({reason}): to open "
+      "it, modules beyond "
+      "this project's must be named with --trust. Set HOME or XDG_STATE_HOME to a folder that can "
+      "be written.",
+      file=sys.stderr,
+      flush=True,
+    )
+
+
+def _records() -> Path:
+  state = os.environ.get("XDG_STATE_HOME", "")
+  folder = Path(state) if os.path.isabs(state) else Path("~/.local/state").expanduser()
+  return folder / _STATE_FILE
+
+
+def _recorded(records: Path) -> set[str]:
+  found = set()
+  for line in (small_files.read(records) or b"").split(b"\n"):
+    try:
+      found.add(json.loads(line)["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+      continue
+  return found
+
+
+def is_recorded(file: Path, text: str | None = None) -> bool:
+  """Whether the user made this configuration on this machine: what the file holds, or a text in its
+  place.
+  """
+  try:
+    return _digest(_read(file, text)) in _recorded(_records())
+  except (OSError, RuntimeError, ValueError):
+    return False
+
+
+def _read(file: Path, text: str | None = None) -> Source:
+  """What a configuration says: exactly what is loaded of it, so nothing but the file itself."""
+  return gin_source.read_alone(gin_source.text_of(file) if text is None else text, str(file))
+
+
+def _digest(source: Source) -> str:
+  """The sha256 of all that a configuration imports and binds; comments, which hold places,
+  aside.
+  """
+  said = [(item.name, item.module) for item in source.imports]
+  said += [(i.scope, i.selector, i.parameter, repr(i.value)) for i in source.statements]
+  return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def _problems(source: Source, trust: Trust, makes_rows: bool) -> Iterator[str]:
+  """What is wrong with a configuration."""
+  for item in source.imports:
+    if not (_is_ours(item.module) or trust.covers(item.module)):
+      yield _refusal(item.place, item.module, item.module)
+  for statement in source.statements:
+    names = [leaf.name for leaf in leaves(statement.value) if isinstance(leaf, NamedReference)]
+    if statement.parameter:
+      names.append(statement.selector)
+    for name in names:
+      yield from _problem_of(name, statement, trust)
+    if makes_rows:
+      yield from _problems_of_rows(statement, source, trust)
+
+
+def _problems_of_rows(statement: Statement, source: Source, trust: Trust) -> Iterator[str]:
+  """What is wrong with a binding if rows are made: seqio and TFDS import what some of them name."""
+  if statement.parameter not in ("module", "data_dir", "dataset"):
+    return
+  for value in _values(statement.value, source):
+    shown = f"{statement.parameter} = {str(value)[:120]!r}"
+    if statement.parameter == "module":
+      if isinstance(value, str) and not trust.covers(value):
+        yield _refusal(statement.place, value, f"a task that {value} registers")
+      elif not isinstance(value, str | None):
+        yield f"{statement.place}: {shown} must be a text. If you know this run, give --trust={ALL}."
+    elif statement.parameter == "data_dir":
+      if value is not None:
+        yield (
+          f"{statement.place} reads a TFDS folder, {shown}: its features.json may import code "
+          "that is anybody's. "
+          f"If you know it, give --trust={ALL}."
+        )
+    elif not (isinstance(value, str) and _TFDS_NAME.fullmatch(value)):
+      yield (
+        f"{statement.place} names a TFDS data set, {shown}, with more than name, configuration "
+        "and version: "
+        f"it may load code that is anybody's. If you know it, give --trust={ALL}."
+      )
+
+
+def _problem_of(name: str, statement: Statement, trust: Trust) -> Iterator[str]:
+  """What is wrong with one name; what does not exist is found later."""
+  first, _, rest = name.partition(".")
+  bound = (statement.imports or {}).get(first)
+  if bound is None:
+    return
+  module, parts = bound.module, rest.split(".") if rest else []
+  while len(parts) > 1 and _is_ours(f"{module}.{parts[0]}"):
+    module, parts = f"{module}.{parts[0]}", parts[1:]
+  if not (_is_ours(module) or trust.covers(module)):
+    yield _refusal(statement.place, module, name)
+  elif any(part.startswith("_") for part in parts):
+    yield _refusal(statement.place, module, name, "is private")
+  elif not trust.covers(module) and (len(parts) != 1 or not _may_be_named(module, parts[0])):
+    yield _refusal(statement.place, module, name, "is not for configurations")
+  elif trust.covers(module) and not _is_defined_by_trusted(module, parts, trust):
+    yield _refusal(statement.place, module, name, f"is not defined in {module}")
+
+
+def _refusal(place: Place, module: str, name: str, why: str = "") -> str:
+  why = why or "is not part of this project"
+  return (
+    f"{place} names {name[:120]!r}, which {why}: opening this run would run code that may be "
+    "anybody's. "
+    f"If you know it, give --trust={module[:80]} (or --trust={ALL})."
+  )
+
+
+def _may_be_named(module: str, name: str) -> bool:
+  """Whether a name of one of our modules is a class, or a function that is for configurations.
+
+  A name that does not exist is no danger: what resolves it says so.
+  """
+  try:
+    target = vars(importlib.import_module(module)).get(name)
+  except ImportError:
+    return True
+  if target is None:
+    return True
+  if getattr(target, "__module__", None) != module:
+    return False
+  if inspect.isclass(target):
+    return True
+  pure = module.partition(".")[0] in _PURE
+  return callable(target) and (pure or f"{module.rpartition('.')[2]}.{name}" in _shipped()[1])
+
+
+def _is_defined_by_trusted(module: str, parts: list[str], trust: Trust) -> bool:
+  """Whether what a trusted module has under a name is its own, or of another trusted one or
+  ours.
+  """
+  holder: Any = importlib.import_module(module)
+  for part in parts:
+    holder = getattr(holder, part, None)
+    if holder is None:
+      return True
+    home = holder.__name__ if inspect.ismodule(holder) else getattr(holder, "__module__", None)
+    if not isinstance(home, str) or not (trust.covers(home) or _is_ours(home)):
+      return False
+  return True
+
+
+def _is_ours(module: str) -> bool:
+  """Whether a module, or the package that it is, is for configurations."""
+  first, _, rest = module.partition(".")
+  return (
+    (first in _PURE and _is_file(module) and "_" not in {part[:1] for part in rest.split(".")})
+    or module in _shipped()[0]
+    or any(known.startswith(f"{module}.") for known in _shipped()[0])
+  )
+
+
+def _is_file(module: str) -> bool:
+  """Whether there is a file of this project for a module, or a folder for a package."""
+  path = GIN_ROOT.parent.joinpath(*module.split("."))
+  return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+@functools.cache
+def _shipped() -> tuple[frozenset[str], frozenset[str]]:
+  """The modules that files of gin/ import, and the names that they refer to."""
+  modules: set[str] = set()
+  names: set[str] = set()
+  for file in GIN_ROOT.rglob("*.gin"):
+    text = file.read_text(encoding="utf-8")
+    found = re.findall(r"^from ([\w.]+) import (\w+)", text, re.MULTILINE)
+    modules |= {f"{package}.{name}" for package, name in found if package != "__gin__"}
+    names |= set(re.findall(r"@(?:\w+/)*(\w+\.\w+)", text))
+  return frozenset(modules), frozenset(names)
+
+
+def _values(value: Any, source: Source) -> Iterator[Any]:
+  """The literals and references that a value can be, those of macros included."""
+  waiting, seen = [value], set()
+  while waiting:
+    for leaf in leaves(waiting.pop()):
+      if not isinstance(leaf, Macro):
+        yield leaf
+      elif (name := leaf.name.rpartition("/")[2]) not in seen:
+        seen.add(name)
+        waiting += [s.value for s in source.statements if not s.parameter and s.selector == name]
+
+
+def _problems_of_choices(source: Source, trust: Trust) -> Iterator[str]:
+  """What is wrong with the texts of a comparison, which it reads as names of gin files and as gin.
+
+  Each text counts as a choice: which ones are is known only after all is built.
+  """
+  folders = [Path()]
+  for statement in source.statements:
+    if statement.parameter == "folder":
+      for value in _values(statement.value, source):
+        if not isinstance(value, str):
+          yield f"{statement.place}: folder must be a text. If you know this comparison, give --trust={ALL}."
+          return
+        folders.append(Path(os.path.expanduser(value)).absolute())
+  chosen = Source()
+  for statement in source.statements:
+    for text in leaves(statement.value):
+      if not isinstance(text, str):
+        continue
+      for folder in folders if text.endswith(".gin") else ():
+        try:
+          file = file_choices.file_of(text, folder)
+        except gin_source.ConfigError:
+          continue  # The comparison does not find it either.
+        if not file.is_relative_to(GIN_ROOT):
+          yield (
+            f"{statement.place} reads {text[:120]!r}, a gin file that is not of this project: it "
+            "may run code that "
+            f"is anybody's. If you know it, give --trust={ALL}, or the gin files of the comparison."
+          )
+          return
+        chosen += gin_source.read_file(file)
+      if not text.endswith(".gin"):
+        yield from _problems_of_text(text, statement.place)
+        with contextlib.suppress(gin_source.ConfigError):
+          chosen += gin_source.read_alone(text, str(statement.place))
+  yield from _problems(chosen, trust, makes_rows=True)
+
+
+def _problems_of_text(text: str, place: Place) -> Iterator[str]:
+  """What is wrong with a text if a comparison reads it as gin: it must bind macros alone."""
+  if not re.search(r"@|\b(import|include)\b", text):
+    return
+  try:
+    found = gin_source.read_alone(text, str(place)).imports
+  except gin_source.ConfigError:
+    found = True
+  if found:
+    yield (
+      f"{place} has the text {text[:120]!r}, which a comparison may read as gin: it may run code "
+      "that is anybody's. "
+      f"If you know it, give --trust={ALL}, or the gin files of the comparison."
+    )

@@ -1,0 +1,217 @@
+"""Runs EleutherAI's lm-eval on a trained model; the part of `launch.evaluate` that --harness asks
+for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from base import paths
+from base.errors import UserError
+from launch import command
+from training import json_files
+
+if TYPE_CHECKING:
+  from experiment.run_directory import RunDirectory
+  from experiment.trained import Trained
+
+
+OPTIONS = ("include_path", "harness_data", "fewshot", "limit")
+
+# For standard errors. lm-eval's own 100,000 would take minutes in one process.
+_RESAMPLES = 1000
+
+
+class Loaded(NamedTuple):
+  """Tasks and groups of lm-eval with their data, and the manager that found them."""
+
+  manager: Any
+  tasks: list[Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what lm-eval is told."""
+  group = parser.add_argument_group("tasks of lm-eval (extra: harness)")
+  group.add_argument("--harness", metavar="TASKS", help="tasks or groups, such as hellaswag,piqa")
+  group.add_argument(
+    "--include_path",
+    type=paths.argument,
+    help="a folder of task YAMLs of your own, beside lm-eval's; they may run code (`!function`)",
+  )
+  group.add_argument(
+    "--harness_data",
+    action="append",
+    default=[],
+    metavar="TASK=FOLDER",
+    help="a local copy of a task's data set; may be given several times",
+  )
+  group.add_argument("--fewshot", type=int, help="examples before each question")
+  group.add_argument("--limit", type=int, help="only so many questions per task")
+
+
+def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained) -> int:
+  """Asks the tasks, prints lm-eval's table and keeps its results; returns the exit status.
+
+  Raises:
+    UserError: the extra is not installed, a task does not exist, or its data cannot be read.
+  """
+  try:
+    from lm_eval import evaluator
+
+    from evaluation.harness import HarnessModel
+    from evaluation.harness_table import table
+  except ImportError as error:
+    raise UserError(
+      f"--harness needs lm-eval ({error}). Install it: make install EXTRAS=harness"
+    ) from None
+  from experiment import end_tokens
+  from training.metrics import Progress
+
+  logging.getLogger("lm_eval").setLevel(logging.WARNING)
+  # Else lm-eval forks to resample, and a fork of a process with threads can hang.
+  os.environ.setdefault("DISABLE_MULTIPROC", "1")
+  names = [name.strip() for name in args.harness.split(",") if name.strip()]
+  if not names:
+    raise UserError(f"--harness={args.harness} names no task: --harness=hellaswag,piqa.")
+  loaded = _load(names, args.include_path, _local_copies(args.harness_data, names))
+  experiment = trained.experiment
+  length = args.length or experiment.sequence_length
+  rows = args.batch_size or max(1, experiment.batch_size * experiment.sequence_length // length)
+  progress: dict[str, Progress] = {}
+
+  def report(what: str, done: int, total: int) -> None:
+    bar = progress.setdefault(what, Progress(total))
+    if bar.live or done == total:
+      bar.show(done, {})
+
+  model = HarnessModel(
+    experiment.model,
+    trained.params,
+    trained.vocabulary,
+    max_length=length,
+    tokens_at_once=rows * length,
+    stop_ids=end_tokens.stop_ids(trained.run_dir, experiment),
+    report=report,
+  )
+  results = evaluator.simple_evaluate(
+    model,
+    tasks=loaded.tasks,
+    task_manager=loaded.manager,
+    num_fewshot=args.fewshot,
+    limit=args.limit,
+    log_samples=False,
+    bootstrap_iters=_RESAMPLES,
+    # lm-eval would import torch to seed it; nothing here draws from it.
+    torch_random_seed=None,
+  )
+  print(f"step {trained.step}, contexts of up to {length} tokens")
+  print(table(results))
+  if results.get("groups"):
+    print(table(results, "groups"))
+  _keep(results, run_directory, trained.step, length, args.harness)
+  command.tell_next(
+    "python", "-m", "launch.generate", f"--run_dir={paths.shown(run_directory.path)}"
+  )
+  return 0
+
+
+def _local_copies(values: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+  """The folder of each task that has one.
+
+  Raises:
+    UserError: a value is not TASK=FOLDER, the task is not asked for, or the folder does not exist.
+  """
+  copies = {}
+  for value in values:
+    task, _, folder = value.partition("=")
+    if task not in names or not Path(folder).is_dir():
+      raise UserError(
+        f"--harness_data={value}: give TASK=FOLDER, with a task of --harness ({', '.join(names)}) "
+        "and a"
+        " folder that exists."
+      )
+    copies[task] = Path(folder)
+  return copies
+
+
+def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Path]) -> Loaded:
+  """Loads tasks by lm-eval's own code, their data included.
+
+  Raises:
+    UserError: a task does not exist, or its data cannot be read.
+  """
+  from lm_eval.tasks import TaskManager
+
+  if include_path is not None and not include_path.is_dir():
+    raise UserError(f"--include_path={include_path} is no folder.")
+  folder = include_path and str(include_path)
+  manager = TaskManager(include_path=folder, include_defaults=False)
+  # lm-eval's own, thousands of YAMLs that take seconds to read, only if they are needed.
+  if not set(names) <= set(manager.all_subtasks):
+    manager = TaskManager(include_path=folder)
+  found: list[Any] = []
+  for name in names:
+    if name not in manager.all_tasks:
+      near = difflib.get_close_matches(name, manager.all_tasks, n=1)
+      hint = f" Did you mean {near[0]!r}?" if near else ""
+      raise UserError(
+        f"--harness={name}: lm-eval has no such task.{hint} A folder of your own: --include_path."
+      )
+    entry = manager.task_index[name]
+    try:
+      if name in copies:
+        loaded = _load_with(manager, entry.yaml_path, copies[name])
+      else:
+        loaded = manager.load([name])
+    except Exception as error:  # Whatever a data set's code raises.
+      raise UserError(_no_data(name, entry, copies.get(name), error)) from error
+    group = loaded["groups"].get(name)
+    found += [group] if group else loaded["tasks"].values()
+  return Loaded(manager, found)
+
+
+def _load_with(manager: Any, task_file: Path, data: Path) -> Any:
+  """Loads a task with a local copy of its data, as a YAML that includes the task's own would."""
+  with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder) / "local.yaml"
+    # JSON is YAML.
+    file.write_text(json.dumps({"include": str(task_file), "dataset_path": str(data.absolute())}))
+    return manager.load([str(file)])
+
+
+def _no_data(name: str, entry: Any, copy: Path | None, error: Exception) -> str:
+  reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+  if copy is not None:
+    return f"the data of {name} in {copy} cannot be read ({reason})."
+  data_set = (entry.cfg or {}).get("dataset_path", "its data set")
+  return (
+    f"the data of {name} ({data_set}) cannot be read here ({reason}). Where there is a network: "
+    "huggingface-cli"
+    f" download --repo-type dataset {data_set} --local-dir FOLDER. Then give that copy:"
+    f" --harness_data={name}=FOLDER, or set HF_HOME to a cache that holds it and HF_HUB_OFFLINE=1."
+  )
+
+
+def _keep(results: Any, run: RunDirectory, step: int, length: int, names: str) -> None:
+  """Keeps the results beside those of other evaluations."""
+  kept = {
+    name: results[name]
+    for name in ("results", "groups", "n-shot", "higher_is_better", "n-samples", "versions")
+    if name in results
+  }
+  folder = run.path / "evaluations"
+  folder.mkdir(exist_ok=True)
+  words = "".join(c if c.isalnum() or c in "_-" else "_" for c in names)
+  file = folder / f"{step}-harness-{words[:80]}-{length}.json"
+  record = {"run_dir": str(run.path), "step": step, "length": length, **kept}
+  file.write_text(json_files.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+  print(f"kept in {paths.shown(file)}", file=sys.stderr)

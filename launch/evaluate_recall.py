@@ -1,0 +1,79 @@
+"""Asks a trained model the questions of a recall task; what `launch.evaluate` does with such
+data.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from base import paths
+from evaluation.recall import Recalled, RecallScorer
+from launch import command
+from training import json_files
+
+if TYPE_CHECKING:
+  from data.recall import RecallTask
+  from experiment.run_directory import RunDirectory
+  from experiment.trained import Trained
+
+_KINDS = ("position", "distance", "depth")
+
+
+def run(
+  directory: RunDirectory,
+  trained: Trained,
+  task: RecallTask,
+  contexts: Sequence[int],
+  batch_size: int | None,
+) -> int:
+  """Asks at each size of the context, prints how much is right and where, and keeps it.
+
+  Args:
+    directory: of the run.
+    trained: what answers.
+    task: what is asked.
+    contexts: sizes of the context, in the task's unit; none is the task's own alone.
+    batch_size: questions at a time; by default about 32,768 tokens.
+
+  Raises:
+    CorpusError: there is no such context, or the run's vocabulary cannot spell the task.
+  """
+  scorer = RecallScorer(trained.experiment.model, trained.vocabulary)
+  how = "generated" if task.generates else "likeliest after the true ones"
+  print(f"step {trained.step} on {task.name}: answer tokens {how}")
+  print(f"\n{task.unit:>10}  {'right':>6}  {'whole answers':>13}")
+  total: Recalled | None = None
+  lengths = []
+  for length in contexts or [task.length]:
+    found = scorer(trained.params, task.with_length(length), batch_size=batch_size)
+    print(f"{length:>10,}  {found.accuracy:>6.1%}  {found.exact:>13.1%}", flush=True)
+    lengths.append({"length": length, "accuracy": found.accuracy, "exact": found.exact})
+    total = found if total is None else total + found
+  result = {
+    "run_dir": str(directory.path),
+    "step": trained.step,
+    "task": task.describe(),
+    "lengths": lengths,
+    **{f"by_{kind}": [vars(share) for share in total.by(kind)] for kind in _KINDS},
+  }
+  for kind in _KINDS:
+    _print(kind, result[f"by_{kind}"])
+  folder = directory.path / "evaluations"
+  folder.mkdir(exist_ok=True)
+  file = folder / f"{trained.step}-{task.name}-{'-'.join(str(x['length']) for x in lengths)}.json"
+  file.write_text(json_files.dumps(result, indent=2) + "\n", encoding="utf-8")
+  print(f"kept in {paths.shown(file)}", file=sys.stderr)
+  further = ",".join(str(task.length * times) for times in (1, 2, 4))
+  words = ["python", "-m", "launch.evaluate", f"--run_dir={paths.shown(directory.path)}"]
+  command.tell_next(*words, *([] if contexts else [f"--contexts={further}"]))
+  return 0
+
+
+def _print(kind: str, shares: Sequence[dict[str, Any]]) -> None:
+  print(f"\n{kind:>10}  {'right':>6}  {'answers':>8}")
+  for share in shares:
+    start, stop = share["start"], share["stop"]
+    place = f"{start:g}" if stop - start == 1 and kind != "depth" else f"{start:g}-{stop:g}"
+    print(f"{place:>10}  {share['correct']:>6.1%}  {share['count']:>8,}")

@@ -1,0 +1,251 @@
+"""Bytes that the operations of a compiled program read and write, by our own count.
+
+XLA's cost analysis of a whole program can be held against it: the two agree within 3% but for what
+`Traffic.again` and `Traffic.unseen` name. Rules that are a TPU's own (arrays count with their
+padding, a gathered row brings its tile, an update in place is written and not read) were found by
+compiling programs of one such operation each and reading XLA's count of it.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from planning.hlo import text
+
+# Operations that touch no memory, or whose traffic belongs to the operations that they call.
+_FREE = {"parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all"}
+_FREE |= {"while", "conditional", "call", "partition-id", "replica-id"}
+_FREE |= {"async-start", "async-update"}
+# Calls that name memory and move nothing.
+_FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast"}
+# A TPU's collectives that run beside others: where one begins and ends, and the computations of
+# fusions that carry it through.
+_BEGINS, _ENDS, _GOES_ON = (
+  "async-collective-start",
+  "async-collective-done",
+  "async_collective_fusion",
+)
+
+# Bytes of an array type's text, or 0 if they are not in the memory that is counted.
+Measure = Callable[[str], int]
+
+
+class Traffic(NamedTuple):
+  """What is read and written.
+
+  Attributes:
+    by_source: bytes by operation, the largest first.
+    again: bytes that XLA counts besides, because what carries on or ends an asynchronous operation
+      names its arrays once more.
+    unseen: of `by_source`, what XLA leaves out, by the name of the operation.
+  """
+
+  by_source: dict[str, int]
+  again: int
+  unseen: dict[str, int]
+
+  @property
+  def total(self) -> int:
+    """All bytes."""
+    return sum(self.by_source.values())
+
+  @property
+  def as_xla_counts(self) -> int:
+    """What XLA's count has to be compared with."""
+    return self.total + self.again - sum(self.unseen.values())
+
+
+def traffic(program: text.Program, *, loops: bool = True, everywhere: bool = False) -> Traffic:
+  """What all operations of a program read and write.
+
+  Args:
+    program: as it was compiled.
+    loops: whether a loop's body counts as often as it runs; else once, as XLA counts it.
+    everywhere: count what lies in a TPU's own memory too, as XLA does; else main memory alone.
+  """
+  by_source: collections.Counter[str] = collections.Counter()
+  unseen: collections.Counter[str] = collections.Counter()
+  again = 0
+  measure: Measure = text.size if everywhere else _in_main_memory
+  for name, runs in program.in_sequence():
+    count = _Count(program, program.computations[name], measure)
+    times = runs if loops else 1
+    for operation in program.computations[name].values():
+      moved = times * count.moved(operation)
+      by_source[f"{operation.kind}: {operation.source}"] += moved
+      again += times * count.again(operation)
+      if missed := times * count.unseen(operation):
+        unseen[re.sub(r"[.\d]+$", "", operation.name)] += missed
+  return Traffic(dict(by_source.most_common()), again, dict(unseen.most_common()))
+
+
+class _Count(NamedTuple):
+  """Counts the operations of one computation."""
+
+  program: text.Program
+  operations: dict[str, text.Operation]
+  measure: Measure
+
+  def moved(self, operation: text.Operation) -> int:
+    """Bytes that an operation reads and writes."""
+    kind = operation.kind
+    if kind in _FREE or _ends(operation) or operation.target in _FREE_TARGETS:
+      return 0  # what was begun has been counted
+    if kind == "fusion":
+      return self._moved_by_fusion(operation)
+    operands = self._operands(operation)
+    written = self.measure(operation.result)
+    if kind in ("slice", "dynamic-slice"):
+      return self._part(operation.result, of=operands[0]) + written
+    if kind in ("slice-start", "dynamic-slice-start"):  # what it reads, what it writes, a context
+      result = text.types(operation.result)[-2]
+      return self._part(result, of=operands[0]) + self.measure(result)
+    if kind == "dynamic-update-slice":
+      return self.measure(operands[1]) + self._part(operands[1], of=operation.result)
+    if kind == "gather":
+      return self._tiles(operation) + sum(map(self.measure, operands[1:])) + written
+    if kind == "scatter":
+      return 2 * self._tiles(operation) + sum(map(self.measure, operands[1:]))
+    read = sum(map(self.measure, operands))
+    if kind.endswith("-start") and kind != "all-reduce-start":
+      return max(read, written)  # its result names what it reads once more
+    if operation.target in text.LIBRARY_PRODUCTS:  # what it gives stands before its workspace
+      return read + self.measure(text.types(operation.result)[0])
+    return read + written
+
+  def again(self, operation: text.Operation) -> int:
+    """Bytes that XLA counts besides, for an asynchronous operation: at its end, on its way, in its
+    result.
+    """
+    operands = sum(map(self.measure, self._operands(operation)))
+    if operation.name.startswith(_ENDS):
+      return operands + self.measure(operation.result)
+    if operation.name.startswith(_BEGINS):
+      return operands
+    if operation.kind == "copy-start":
+      return operands
+    if operation.kind == "async-update":
+      return operands + self.measure(operation.result)
+    return self.measure(operation.result) if _ends(operation) else 0
+
+  def unseen(self, operation: text.Operation) -> int:
+    """Bytes that XLA's analysis leaves out.
+
+    Those of a kernel that says nothing of its cost, and what a scatter reads that is fused with
+    what makes its updates.
+    """
+    if operation.kind == "custom-call" and '"bytes_accessed":' not in operation.rest:
+      return self.moved(operation)
+    if operation.kind == "fusion":
+      body = self.program.computations[operation.attribute("calls")].values()
+      root = next(inner for inner in body if inner.is_root)
+      if root.kind == "fusion" and any(
+        inner.kind == "scatter"
+        for inner in self.program.computations[root.attribute("calls")].values()
+      ):
+        return self.moved(operation) - self.measure(operation.result)
+    return 0
+
+  def _operands(self, operation: text.Operation) -> list[str]:
+    """The types of what it reads."""
+    return [self.operations[o].result for o in operation.operands if o in self.operations]
+
+  def _part(self, part: str, *, of: str) -> int:
+    """Bytes of a part of an array: those of the part, in the memory of the whole."""
+    return text.size(part) if self.measure(of) else 0
+
+  def _tiles(self, operation: text.Operation) -> int:
+    """Bytes of an array that a gather reads, or that a scatter reads and writes: the tiles that it
+    touches.
+    """
+    whole = self._operands(operation)[0]
+    (dtype, shape), *_ = text.arrays(whole)
+    if operation.kind == "gather":
+      window = operation.numbers("slice_sizes")
+      picked = text.arrays(operation.result)[0][1]
+    else:
+      picked = text.arrays(self._operands(operation)[2])[0][1]
+      sizes = (picked[axis] for axis in operation.numbers("update_window_dims"))
+      missing = operation.numbers("inserted_window_dims", "input_batching_dims")
+      window = [1 if axis in missing else next(sizes) for axis in range(len(shape))]
+    windows = math.prod(picked) // max(math.prod(window), 1)
+    tiles = f"{dtype}[{','.join(map(str, window))}]{text.layout(whole)}"
+    touched = windows * self._part(tiles, of=whole)
+    in_order = "indices_are_sorted=true" in operation.rest  # each tile comes once
+    return min(touched, self.measure(whole)) if in_order else touched
+
+  def _moved_by_fusion(self, fusion: text.Operation) -> int:
+    """What a fusion reads of its arguments, and what it writes: updates in place, of their
+    arrays.
+    """
+    called = fusion.attribute("calls")
+    body = _Count(self.program, self.program.computations[called], self.measure)
+    carried = fusion.aliases if called.startswith(_GOES_ON) else {}
+    if fusion.name.startswith(_BEGINS):  # its argument is read, and is its first result
+      return (
+        sum(map(self.measure, self._operands(fusion)))
+        + self.measure(fusion.result)
+        - sum(self.measure(self._operands(fusion)[operand]) for operand in fusion.aliases.values())
+      )
+    inside = body.operations.values()
+    root = next(operation for operation in inside if operation.is_root)
+    results = [body.operations[o] for o in root.operands] if root.kind == "tuple" else [root]
+    written = sum(body.written(r) for place, r in enumerate(results) if place not in carried)
+    read = sum(
+      body.read(operation.name)
+      for operation in inside
+      if operation.kind == "parameter" and operation.place not in carried.values()
+    )
+    constants = sum(
+      self.measure(operation.result)
+      for operation in inside
+      if operation.kind == "constant" and "[]" not in operation.result
+    )
+    return read + constants + written
+
+  def written(self, result: text.Operation) -> int:
+    """What one result of a fusion writes."""
+    if result.kind == "dynamic-update-slice":
+      return self._part(self._operands(result)[1], of=result.result)
+    source = self.operations.get(result.operands[0]) if result.operands else None
+    if result.kind == "scatter" and source.kind == "parameter":
+      return self._tiles(result)
+    return self.measure(result.result)
+
+  def read(self, name: str) -> int:
+    """What a fusion reads of one of its parameters: as its uses do, each slice by itself."""
+    parameter, total, whole = self.operations[name], 0, False
+    for user in self.operations.values():
+      if name not in user.operands:
+        continue
+      first = user.operands[0] == name
+      if user.kind == "fusion":
+        body = _Count(
+          self.program, self.program.computations[user.attribute("calls")], self.measure
+        )
+        inner = [o.name for o in body.operations.values() if o.kind == "parameter"]
+        places = {body.operations[o].place: o for o in inner}
+        total += sum(body.read(places[i]) for i, o in enumerate(user.operands) if o == name)
+      elif user.kind == "slice" or (user.kind == "dynamic-slice" and first):
+        total += self._part(user.result, of=parameter.result)
+      elif user.kind == "dynamic-update-slice" and first:
+        pass  # it is written in place
+      elif user.kind in ("gather", "scatter") and first:
+        total += self._tiles(user)
+      elif user.kind in ("broadcast", "reshape"):
+        total += self.measure(parameter.result)
+      else:
+        whole = True  # all of these share what is read
+    return total + whole * self.measure(parameter.result)
+
+
+def _in_main_memory(types: str) -> int:
+  return sum(text.size(one) for one in text.types(types) if not text.is_on_chip(one))
+
+
+def _ends(operation: text.Operation) -> bool:
+  return operation.kind.endswith("-done") or operation.name.startswith(_ENDS)

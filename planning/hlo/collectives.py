@@ -1,0 +1,139 @@
+"""Which collectives a compiled program runs, over which mesh axes, and what they send."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from planning.hlo import text
+
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
+# A TPU's fusion of an all-reduce with the slice that each device keeps of it.
+_SCATTERING = "all-reduce-scatter"
+# Of a collective that a TPU runs beside other operations, these name it once more each: the fusions
+# with operations that it runs beside, and its end.
+_GOES_ON, _ENDS = "async_collective_fusion", "async-collective-done"
+
+
+class Collective(NamedTuple):
+  """One collective operation.
+
+  Attributes:
+    kind: such as 'all-reduce'.
+    arrays: (type, shape) of each array of its result.
+    times: how often it runs, loops counted out.
+    axes: names of the mesh axes that it goes along; empty if no mesh was given.
+    group: the devices of the first group that takes part together, by their place in the mesh.
+    sent: bytes that each device sends, all times together, by an algorithm that sends the least (a
+      ring's).
+  """
+
+  kind: str
+  arrays: tuple[text.Array, ...]
+  times: int
+  axes: tuple[str, ...]
+  group: tuple[int, ...]
+  sent: float
+
+  @property
+  def members(self) -> int:
+    """How many devices take part together."""
+    return len(self.group)
+
+
+def collectives(
+  program: text.Program | str, mesh: Mapping[str, int] | None = None
+) -> list[Collective]:
+  """The collectives of a compiled program, in its order.
+
+  Args:
+    program: parsed, or as text.
+    mesh: sizes of the mesh axes in the order of the program's devices.
+  """
+  program = text.Program(program) if isinstance(program, str) else program
+  found = []
+  ends = {
+    called
+    for operations in program.computations.values()
+    for operation in operations.values()
+    if operation.name.startswith(_ENDS)
+    for called in operation.called()
+  }
+  for name, times in program.runs.items():
+    if name in ends or name.startswith(_GOES_ON):
+      continue
+    for operation in program.computations[name].values():
+      kind = operation.kind.removesuffix("-start")
+      if kind not in _KINDS:
+        continue
+      result = operation.result
+      if name.startswith(_SCATTERING):
+        kind = "reduce-scatter"
+        result = next(o.result for o in program.computations[name].values() if o.is_root)
+      group = _group(operation.rest)
+      # An asynchronous one names its arguments before its results, and words to synchronize with.
+      results = [(dtype, shape) for dtype, shape in text.arrays(result) if shape]
+      if operation.kind.endswith("-start") and len(results) > 1:
+        results = results[len(results) // 2 :]
+      whole = sum(text.size(f"{dtype}[{','.join(map(str, shape))}]") for dtype, shape in results)
+      sent = times * whole * _share_sent(kind, len(group))
+      axes = _axes(group, mesh) if mesh else ()
+      found.append(
+        Collective(kind, tuple(results or text.arrays(result)), times, axes, group, sent)
+      )
+  return found
+
+
+def _share_sent(kind: str, members: int) -> float:
+  """Bytes that a device sends per byte of the result."""
+  if kind == "collective-permute":
+    return 1
+  if kind == "reduce-scatter":
+    return members - 1
+  return (2 if kind == "all-reduce" else 1) * (members - 1) / members
+
+
+def _group(attributes: str) -> tuple[int, ...]:
+  """The devices of the first group, or of the first pair, that exchange something."""
+  if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
+    return int(pairs[1]), int(pairs[2])
+  if groups := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+    return tuple(int(n) for n in groups[1].split(","))
+  if along := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+    return _group_of_mesh(along[1], along[2])
+  listed = re.search(
+    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
+  )  # an iota, reshaped and transposed
+  if not listed:
+    return (0,)
+  shape, sizes = ([int(n) for n in listed[i].split(",")] for i in (1, 2))
+  devices = np.arange(np.prod(sizes)).reshape(sizes)
+  if listed[3]:
+    devices = devices.transpose([int(n) for n in listed[3].split(",")])
+  return tuple(int(n) for n in devices.reshape(shape)[0])
+
+
+def _group_of_mesh(sizes: str, along: str) -> tuple[int, ...]:
+  """The first group of `mesh['a'=2,'b'=8] {'a','b':(2)4}`: whole axes, or (before)size of a part of
+  one.
+  """
+  mesh = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)}
+  devices = np.arange(math.prod(mesh.values())).reshape(tuple(mesh.values()))
+  index: list[Any] = [np.array([0])] * len(mesh)
+  for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", along):
+    part = int(size or mesh[name])
+    stride = mesh[name] // (int(before or 1) * part)
+    place = list(mesh).index(name)
+    index[place] = np.add.outer(index[place], np.arange(part) * stride).reshape(-1)
+  return tuple(int(n) for n in devices[np.ix_(*index)].reshape(-1))
+
+
+def _axes(group: tuple[int, ...], mesh: Mapping[str, int]) -> tuple[str, ...]:
+  places = np.array(np.unravel_index(group, tuple(mesh.values())))
+  return tuple(
+    name for name, along in zip(mesh, places, strict=True) if len(set(along.tolist())) > 1
+  )

@@ -1,0 +1,290 @@
+"""Reads the text of a compiled program (`compiled.as_text()`)."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_HEADER = re.compile(r"(ENTRY )?%(\S+) \(.*\{$")
+_OPERATION = re.compile(r"\s*(ROOT )?%(\S+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
+# A name, or in newer texts (JAX 0.12) an element of its tuple: %while.3#1.
+_OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)*)")
+_ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
+# Of a layout: its axes, the innermost first, and the tiles that they are cut into.
+_TILES = re.compile(r"\{(?P<order>[\d,]*):T(?P<tiles>(?:\([\d,]+\))+)")
+# Of a dot, and of a library's product in its configuration.
+_CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s(?:=|":)[{\[]([\d,"]*)[}\]]')
+# Matrix products that XLA hands to a library on GPUs.
+LIBRARY_PRODUCTS = ("__cublas$gemm", "__cublas$lt$matmul")
+
+Array = tuple[str, tuple[int, ...]]
+
+
+def arrays(types: str) -> list[Array]:
+  """(element type, shape) of each array in a type's text."""
+  return [
+    (found["dtype"], tuple(int(n) for n in found["sizes"].split(",") if n))
+    for found in _ARRAY.finditer(types)
+  ]
+
+
+def types(text: str) -> list[str]:
+  """The text of each array's type in a type's text, layouts included."""
+  return [found[0] for found in _ARRAY.finditer(text)]
+
+
+def layout(text: str) -> str:
+  """The layout of the first array in a type's text, in its braces; empty if there is none."""
+  return _ARRAY.search(text)["layout"] or ""
+
+
+def is_on_chip(text: str) -> bool:
+  """Whether an array lies elsewhere than in main memory: in a TPU's own (`S(1)`), or the host's."""
+  return "S(" in layout(text)
+
+
+def size(text: str) -> int:
+  """Bytes of a type's arrays with their padding: a TPU fills up the tiles of a layout such as
+  T(8,128).
+  """
+  return sum(
+    _BYTES.get(found["dtype"], 0) * math.prod(_padded(found)) for found in _ARRAY.finditer(text)
+  )
+
+
+def _padded(array: re.Match[str]) -> list[int]:
+  sizes = [int(n) for n in array["sizes"].split(",") if n]
+  found = _TILES.match(array["layout"] or "")
+  if not found:
+    return sizes
+  sizes = [sizes[int(axis)] for axis in reversed(found["order"].split(",")) if axis]
+  for tile in re.findall(r"\(([\d,]+)\)", found["tiles"]):
+    inner = [int(n) for n in tile.split(",")]
+    sizes = [1] * (len(inner) - len(sizes)) + sizes
+    outer, sizes = sizes[: -len(inner)], sizes[-len(inner) :]
+    # A tile of a tile divides the last dimensions of the one before.
+    sizes = [*outer, *(-(-n // m) for n, m in zip(sizes, inner, strict=True)), *inner]
+  return sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """One operation of a computation.
+
+  Attributes:
+    name, kind: its name, and what it does ('fusion', 'all-reduce').
+    result: the type's text.
+    operands: names of what it reads.
+    rest: the text from the operands on, with all attributes.
+    is_root: whether it is its computation's result.
+  """
+
+  name: str
+  kind: str
+  result: str
+  operands: tuple[str, ...]
+  rest: str
+  is_root: bool
+
+  def attribute(self, name: str) -> str | None:
+    """The name of a computation that the operation calls as `name`, such as 'body'."""
+    found = re.search(rf"\b{name}=%([\w.\-]+)", self.rest)
+    return found and found[1]
+
+  def numbers(self, *names: str) -> list[int]:
+    """Those of attributes such as `slice_sizes={1,512}`, one after the other."""
+    listed = (re.search(rf"\b{name}=\{{([\d,]*)\}}", self.rest) for name in names)
+    return [int(n) for found in listed if found for n in found[1].split(",") if n]
+
+  @functools.cached_property
+  def target(self) -> str | None:
+    """What a custom call calls."""
+    found = re.search(r'custom_call_target="([^"]*)"', self.rest)
+    return found and found[1]
+
+  @property
+  def place(self) -> int:
+    """Of a parameter: its number."""
+    return int(self.rest.split(")")[0])
+
+  @property
+  def aliases(self) -> dict[int, int]:
+    """Which results lie where an operand does: the number of the operand by that of the result."""
+    found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", self.rest)
+    pairs = re.findall(r"\{(\d*)\}: \((\d+), ", found[1]) if found else ()
+    return {int(result or 0): int(operand) for result, operand in pairs}
+
+  def called(self) -> list[str]:
+    """The computations that run once each time the operation does; of a conditional, all
+    branches.
+    """
+    if self.kind in ("async-update", "async-done"):
+      return []  # they go on with, and end, what async-start has called
+    if self.kind == "conditional":
+      branches = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
+      named = branches[1] if branches else self.rest.split("), ", 1)[1]
+      return re.findall(r"%([\w.\-]+)", named.split("metadata")[0])
+    called = self.attribute("to_apply" if self.kind == "call" else "calls")
+    return [called] if called else []
+
+  @property
+  def source(self) -> str:
+    """What the operation comes from, as JAX names it; its own name if there is no such note."""
+    found = re.search(r'op_name="([^"]*)"', self.rest)
+    return found[1] if found else self.name
+
+
+class Program:
+  """The computations of a program, and how often each runs."""
+
+  def __init__(self, text: str):
+    self.computations: dict[str, dict[str, Operation]] = {}
+    self.entry = ""
+    # The results, as paths into a tuple, that are written where an argument was.
+    self.in_place: set[tuple[int, ...]] = set()
+    current: dict[str, Operation] = {}
+    for line in text.splitlines():
+      if line.startswith("HloModule"):
+        self.in_place = _aliases(line)
+      elif header := _HEADER.match(line):
+        current = self.computations.setdefault(header[2], {})
+        self.entry = header[2] if header[1] else self.entry
+      elif match := _OPERATION.match(line):
+        root, name, result, kind, rest = match.groups()
+        read = _OPERAND.findall(rest.split("), ")[0])
+        operands = tuple(_operation_of(operand, current) for operand in read)
+        current[name] = Operation(name, kind, result, operands, rest, bool(root))
+
+  @functools.cached_property
+  def runs(self) -> dict[str, int]:
+    """How often each computation runs, those inside of fusions included."""
+    times: collections.Counter[str] = collections.Counter()
+
+    def visit(name: str, count: int) -> None:
+      times[name] += count
+      for operation in self.computations[name].values():
+        if operation.kind == "while":
+          visit(operation.attribute("body"), count * self._trips(operation))
+        for called in operation.called():
+          visit(called, count)
+
+    visit(self.entry, 1)
+    return dict(times)
+
+  def _trips(self, loop: Operation) -> int:
+    """Iterations of a loop that counts from zero to a constant; 1 where it is no such loop."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+      return int(known[1])
+    condition = self.computations[loop.attribute("condition")]
+    bounds = [
+      int(found[1])
+      for operation in condition.values()
+      if operation.kind == "constant" and (found := re.match(r"(\d+)\)", operation.rest))
+    ]
+    return (len(bounds) == 1 and bounds[0]) or 1
+
+  def in_sequence(self) -> list[tuple[str, int]]:
+    """The computations that are not inside of a fusion, and how often each runs."""
+    fused = {
+      operation.attribute("calls")
+      for operations in self.computations.values()
+      for operation in operations.values()
+      if operation.kind == "fusion"
+    }
+    return [(name, times) for name, times in self.runs.items() if name not in fused]
+
+  def flops(self, loops: bool = True) -> int:
+    """Floating-point operations of all matrix products and convolutions.
+
+    Args:
+      loops: whether a loop's body counts as often as it runs; else once.
+    """
+    return sum(
+      (times if loops else 1) * self._product(operation, self.computations[name])
+      for name, times in self.runs.items()
+      for operation in self.computations[name].values()
+      if operation.kind in ("dot", "convolution") or operation.target in LIBRARY_PRODUCTS
+    )
+
+  def _product(self, operation: Operation, operations: dict[str, Operation]) -> int:
+    _, result = arrays(operation.result)[0]  # a library's product has its workspace beside it
+    left, right = (arrays(operations[name].result)[0][1] for name in operation.operands[:2])
+    if operation.kind != "convolution":
+      contracting = _CONTRACTED.search(operation.rest)[1].replace('"', "")
+      return 2 * math.prod(result) * math.prod(left[int(d)] for d in contracting.split(",") if d)
+    return _convolution_flops(operation.rest, left, right, result)
+
+
+def _operation_of(operand: str, operations: dict[str, Operation]) -> str:
+  """The name of what gives an operand: for `while.3#1` of the operation that older texts have,
+  which is added.
+  """
+  whole, _, index = operand.rpartition("#")
+  if not whole:
+    return operand
+  name = f"get-tuple-element.{operand}"
+  if name not in operations:
+    source = _operation_of(whole, operations)
+    result = _elements(operations[source].result)[int(index)]
+    rest = f"%{source}), index={index}"
+    operations[name] = Operation(name, "get-tuple-element", result, (source,), rest, False)
+  return name
+
+
+def _elements(types: str) -> list[str]:
+  """The texts of the elements of a tuple's type, which may be tuples themselves."""
+  found, depth, start = [], 0, 1
+  for place, letter in enumerate(types):
+    if letter in "([{":
+      depth += 1
+    elif letter in ")]}":
+      depth -= 1
+    if (letter == "," and depth == 1) or depth == 0:
+      found.append(types[start:place].strip())
+      start = place + 1
+    if depth == 0:
+      break
+  return found
+
+
+def _aliases(header: str) -> set[tuple[int, ...]]:
+  """The paths of results in `input_output_alias={ {0}: (0, {}, may-alias), {1,2}: ... }`."""
+  _, _, listed = header.partition("input_output_alias={")
+  listed = listed.partition(" }")[0]
+  return {
+    tuple(int(n) for n in path.split(",") if n.strip())
+    for path in re.findall(r"\{([\d, ]*)\}: \(", listed)
+  }
+
+
+def _convolution_flops(attributes: str, left, right, result) -> int:
+  """Two operations per pair of an input and a weight that meet; padding meets nothing."""
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+  window = re.search(r"window=\{([^}]*)\}", attributes)
+  settings = dict(part.split("=") for part in window[1].split()) if window else {}
+  spatial = [label for label in labels[1] if label.isdigit()]
+
+  def option(name: str, index: int, default: int) -> int:
+    return int(settings[name].split("x")[index]) if name in settings else default
+
+  met = 1
+  for index, label in enumerate(spatial):
+    taps, outputs = option("size", index, 1), result[labels[3].index(label)]
+    inputs = left[labels[1].index(label)]
+    stride, spread = option("stride", index, 1), option("rhs_dilate", index, 1)
+    gap = option("lhs_dilate", index, 1)
+    low = int(settings["pad"].split("x")[index].split("_")[0]) if "pad" in settings else 0
+    if taps == outputs == 1:
+      continue
+    end = (inputs - 1) * gap + 1
+    positions = (o * stride - low + t * spread for o in range(outputs) for t in range(taps))
+    met *= sum(0 <= position < end and position % gap == 0 for position in positions)
+  channels = right[labels[2].index("i")]
+  groups = re.search(r"batch_group_count=(\d+)", attributes)
+  rows = left[labels[1].index("b")] // (int(groups[1]) if groups else 1)
+  return 2 * rows * channels * right[labels[2].index("o")] * met

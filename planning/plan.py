@@ -1,0 +1,330 @@
+"""Compiles a program for devices that are not here, and estimates what it would take there."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from config.config import ConfigError
+from experiment.describe import device_bytes
+from experiment.experiment import Experiment
+from kernels import platform
+from parallel.layout import Layout, Parallelism
+from parallel.mesh import MeshSpec
+from planning.hardware.chip import Hardware
+from planning.hlo import bytes_accessed
+from planning.hlo import collectives as audit
+from planning.hlo import text as hlo
+from planning.programs import PROGRAMS, Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """All collectives of one kind along the same mesh axes, in one run of the program.
+
+  Attributes:
+    kind: such as 'all-reduce'.
+    axes: the mesh axes, joined by '+'.
+    count: how many run.
+    sent: bytes that each device sends.
+  """
+
+  kind: str
+  axes: str
+  count: int
+  sent: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """One program on some hardware; bytes and operations are those of one device.
+
+  Attributes:
+    step: 'train' (a step), 'prefill' (a batch of prompts) or 'decode' (a token for each of them).
+    hardware, topology: its name, and how its devices are joined.
+    devices: their number.
+    model: the name of the model's file, or of the run.
+    parameters: their number.
+    mesh: sizes of the mesh axes.
+    zero: ZeRO stage; prefill and decode split parameters over `model` alone.
+    remat, accumulate: as configured; None but in training.
+    batch_size, length: rows, and tokens per row.
+    parameter_bytes, optimizer_bytes, state_bytes, batch_bytes: what the program is given:
+      parameters, the optimizer's state, the decode state, tokens.
+    result_bytes: what it gives that does not take the place of what it was given.
+    twice_bytes: what it replaces without taking its place, so that both are in memory: 0 if
+      donation works.
+    temporary_bytes: what the compiled program needs besides, at its peak.
+    activation_bytes, gradient_bytes: the largest parts of that, in training: what autodiff keeps
+      for the backward pass, and gradients in float32. XLA may need less of either, for not all are
+      alive at the peak.
+    host_bytes: of the host's memory, which activations were offloaded to.
+    memory: of a device, that a process gets.
+    memory_share: of all that the device has; what JAX takes on GPUs.
+    collectives: what is sent.
+    model_flops: of the model's matrix products, forward and backward, without what is computed
+      twice.
+    counted_flops: of the products in the compiled program; those inside Pallas kernels are not
+      seen.
+    hbm_bytes: that the operations of the compiled program read and write.
+    compute_seconds, hbm_seconds, interconnect_seconds: the least time for each alone.
+    peak_flops: of a device, per second.
+    tokens: read, or made, on all devices.
+    compile_seconds: time to trace and compile.
+    once_flops, xla_flops: `counted_flops` with the body of each loop counted once, and XLA's own
+      count, which does that and adds elementwise operations; None if it makes none.
+    once_bytes, xla_bytes: what operations read and write, in a TPU's own memory too, with the body
+      of each loop counted once, and what XLA counts besides (`again_bytes`) but not what it cannot
+      (`unseen_bytes`); and XLA's count of it.
+    again_bytes: arrays that XLA counts again at the ends of asynchronous operations.
+    unseen_bytes: by name, what kernels move that do not say so to XLA.
+    optimal_seconds: XLA's own estimate of the time, loops counted once; None if it makes none.
+  """
+
+  step: str
+  hardware: str
+  topology: str
+  devices: int
+  model: str
+  parameters: int
+  mesh: dict[str, int]
+  zero: int
+  remat: str | None
+  accumulate: int | None
+  batch_size: int
+  length: int
+  parameter_bytes: int
+  optimizer_bytes: int
+  state_bytes: int
+  batch_bytes: int
+  result_bytes: int
+  twice_bytes: int
+  temporary_bytes: int
+  activation_bytes: int
+  gradient_bytes: int
+  host_bytes: int
+  memory: float
+  memory_share: float
+  collectives: tuple[Traffic, ...]
+  model_flops: float
+  counted_flops: float
+  hbm_bytes: float
+  compute_seconds: float
+  hbm_seconds: float
+  interconnect_seconds: float
+  peak_flops: float
+  tokens: int
+  compile_seconds: float
+  once_flops: float
+  xla_flops: float | None
+  once_bytes: float
+  xla_bytes: float | None
+  again_bytes: float
+  unseen_bytes: dict[str, int]
+  optimal_seconds: float | None
+
+  @property
+  def bytes(self) -> int:
+    """What a device has to hold at the peak."""
+    held = self.parameter_bytes + self.optimizer_bytes + self.state_bytes + self.batch_bytes
+    return held + self.result_bytes + self.temporary_bytes
+
+  @property
+  def fits(self) -> bool:
+    """Whether that is not more than a device has."""
+    return self.bytes <= self.memory
+
+  @property
+  def seconds(self) -> float:
+    """The least time of the program, if computing, memory and network overlap perfectly."""
+    return max(self.compute_seconds, self.hbm_seconds, self.interconnect_seconds)
+
+  @property
+  def cost(self) -> float:
+    """What plans are ranked by; see `cost`."""
+    return cost(self.compute_seconds, self.hbm_seconds, self.interconnect_seconds)
+
+  @property
+  def bound(self) -> str:
+    """What that time is spent on."""
+    times = {
+      "compute": self.compute_seconds,
+      "HBM": self.hbm_seconds,
+      "interconnect": self.interconnect_seconds,
+    }
+    return max(times, key=times.get)
+
+  @property
+  def tokens_per_second(self) -> float:
+    """Of all devices, at that bound."""
+    return self.tokens / self.seconds
+
+  @property
+  def utilisation(self) -> float:
+    """Share of the peak rate that the model's own operations take, at that bound."""
+    return self.model_flops / (self.peak_flops * self.seconds)
+
+  def record(self) -> dict[str, Any]:
+    """Everything as plain values."""
+    names = ("bytes", "fits", "seconds", "cost", "bound", "tokens_per_second", "utilisation")
+    return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
+
+
+def cost(compute: float, hbm: float, interconnect: float) -> float:
+  """The longest of three times in seconds and a tenth of the others: never does all of them
+  hide.
+  """
+  longest = max(compute, hbm, interconnect)
+  return longest + 0.1 * (compute + hbm + interconnect - longest)
+
+
+def plan(
+  experiment: Experiment, hardware: Hardware, *, step: str = "train", model: str = ""
+) -> Plan:
+  """Compiles a program for hardware that need not be here; nothing is allocated or run.
+
+  Args:
+    experiment: model, mesh, rows and optimizer.
+    hardware: what to compile for.
+    step: a name of `planning.programs.PROGRAMS`.
+    model: its name, for the plan.
+
+  Raises:
+    ConfigError: model, mesh and hardware do not fit; it says what would.
+    MemoryError: the compiler says that the program does not fit; the message is its own.
+  """
+  if experiment.mesh is None:
+    experiment = dataclasses.replace(experiment, mesh=Parallelism(mesh=MeshSpec(data=-1)))
+  if step != "train":
+    # No row waits for others to be accumulated with.
+    options = dataclasses.replace(experiment.options.step, accumulate=1)
+    experiment = dataclasses.replace(
+      experiment, options=dataclasses.replace(experiment.options, step=options)
+    )
+  began = time.monotonic()
+  with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
+    layout = experiment.layout(hardware.devices)
+    try:
+      program = PROGRAMS[step](experiment, layout)
+    except ValueError as error:
+      raise ConfigError(str(error)) from None
+    try:
+      compiled, text = compile_program(program.lowered, hardware.platform)
+    except jax.errors.JaxRuntimeError as error:
+      what = (str(error).splitlines() or [type(error).__name__])[0]
+      if "RESOURCE_EXHAUSTED" in what:
+        raise MemoryError(what) from None
+      raise ConfigError(f"the compiler for {hardware.name} fails on this: {what}") from None
+  seconds = time.monotonic() - began
+  return _measured(experiment, hardware, layout, program, compiled, text, seconds, step, model)
+
+
+def _measured(
+  experiment: Experiment,
+  hardware: Hardware,
+  layout: Layout,
+  program: Program,
+  compiled: jax.stages.Compiled,
+  text: hlo.Program,
+  seconds: float,
+  step: str,
+  model: str,
+) -> Plan:
+  chip, training = hardware.chip, step == "train"
+  along = collections.defaultdict(lambda: [0, 0.0])
+  exchanging = 0.0
+  for found in audit.collectives(text, layout.sizes):
+    if found.members == 1:
+      continue  # XLA for GPUs leaves sums over one device in
+    entry = along[found.kind, "+".join(found.axes)]
+    entry[0] += found.times
+    entry[1] += found.sent
+    exchanging += found.sent / hardware.link(found.group)
+  flops, traffic = text.flops(), bytes_accessed.traffic(text).total
+  once = bytes_accessed.traffic(text, loops=False, everywhere=True)
+  model_flops = program.model_flops / hardware.device_count
+  costs = compiled.cost_analysis() or {}
+  costs = costs[0] if isinstance(costs, list) else costs
+  # A negative number is XLA's way to say that it does not know.
+  xla = {name: value for name, value in costs.items() if value >= 0}
+  memory = compiled.memory_analysis()
+  return Plan(
+    step=step,
+    hardware=hardware.name,
+    topology=hardware.topology,
+    devices=hardware.device_count,
+    model=model,
+    parameters=sum(math.prod(p.shape) for p in layout.parameters),
+    mesh=layout.sizes,
+    zero=layout.stage,
+    remat=experiment.model.remat if training else None,
+    accumulate=experiment.options.step.accumulate if training else None,
+    batch_size=experiment.batch_size,
+    length=experiment.sequence_length,
+    parameter_bytes=program.parameters,
+    optimizer_bytes=program.optimizer,
+    state_bytes=program.state,
+    batch_bytes=program.batch,
+    result_bytes=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    twice_bytes=_twice(program, text),
+    temporary_bytes=memory.temp_size_in_bytes,
+    activation_bytes=program.activations,
+    gradient_bytes=program.gradients,
+    host_bytes=memory.host_temp_size_in_bytes,
+    memory=chip.memory,
+    memory_share=chip.share,
+    collectives=tuple(
+      Traffic(kind, axes, count, size) for (kind, axes), (count, size) in sorted(along.items())
+    ),
+    model_flops=model_flops,
+    counted_flops=flops,
+    hbm_bytes=traffic,
+    compute_seconds=max(flops, model_flops) / chip.flops,
+    hbm_seconds=traffic / chip.bandwidth,
+    interconnect_seconds=exchanging,
+    peak_flops=chip.flops,
+    tokens=program.tokens,
+    compile_seconds=seconds,
+    once_flops=text.flops(loops=False),
+    xla_flops=xla.get("flops"),
+    once_bytes=once.as_xla_counts,
+    xla_bytes=xla.get("bytes accessed"),
+    again_bytes=once.again,
+    unseen_bytes=once.unseen,
+    optimal_seconds=xla.get("optimal_seconds"),
+  )
+
+
+def compile_program(
+  lowered: jax.stages.Lowered, platform_name: str
+) -> tuple[jax.stages.Compiled, hlo.Program]:
+  """Compiles a program; returns it, and what its text says.
+
+  The compiler for TPUs writes the text itself: JAX knows not all of what a newer libtpu puts into
+  its result (0.0.52: an asynchronous operation with several operands, met on v5p and where time is
+  split).
+  """
+  if platform_name != "tpu":
+    compiled = lowered.compile()
+    return compiled, hlo.Program(compiled.as_text())
+  with tempfile.TemporaryDirectory() as folder:
+    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    compiled = lowered.compile(compiler_options=options)
+    (file,) = Path(folder).glob("*.after_codegen.txt")
+    return compiled, hlo.Program(file.read_text(encoding="utf-8"))
+
+
+def _twice(program: Program, text: hlo.Program) -> int:
+  """Bytes of updated arguments whose new values lie elsewhere in the compiled program."""
+  return sum(
+    device_bytes(leaf)
+    for index, leaf in enumerate(jax.tree.leaves(program.updated), program.first_updated)
+    if (index,) not in text.in_place
+  )

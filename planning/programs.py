@@ -1,0 +1,141 @@
+"""The programs that a plan compiles: a training step, a prefill, a decoded token."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from experiment import describe
+from experiment.experiment import Experiment
+from inference.decode_sharding import OverMesh
+from inference.decoder import Decoder
+from inference.sampling import Sampler
+from models.accounting import abstract_parameters, account
+from parallel.layout import Layout
+from parallel.rules import named_axes
+from training import step as step_lib
+from training.checkpoint import abstract_like
+from training.saved_residuals import activation_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """One of them, lowered; bytes are those of one device.
+
+  Attributes:
+    lowered: to be compiled.
+    parameters, optimizer, state, batch: bytes of its arguments: parameters, the optimizer's state,
+      the decode state, and tokens.
+    updated: the arguments that the program replaces, which must not be in memory twice.
+    first_updated: the place of the first of them among the results.
+    activations: bytes that autodiff keeps for the backward pass; 0 without one.
+    gradients: bytes of the gradients in float32; 0 without a backward pass.
+    model_flops: of the model's matrix products on all devices, without what is computed twice.
+    tokens: that it reads or makes, on all devices.
+  """
+
+  lowered: jax.stages.Lowered
+  parameters: int
+  optimizer: int
+  state: int
+  batch: int
+  updated: Any
+  first_updated: int
+  activations: int
+  gradients: int
+  model_flops: float
+  tokens: int
+
+
+def training_step(experiment: Experiment, layout: Layout) -> Program:
+  """A step with a whole batch."""
+  model, options = experiment.model, experiment.options.step
+  rows, length = experiment.batch_size, experiment.sequence_length
+  state = abstract_like(describe.abstract_state(experiment), layout.state)
+  batch = abstract_like(
+    describe.abstract_batch(experiment), lambda tree: jax.tree.map(lambda _: layout.batch, tree)
+  )
+  step = step_lib.make_train_step(model, experiment.optimizer.transformation(), options, layout)
+  counted = account(model, batch_size=rows, length=length)
+  return Program(
+    lowered=jax.jit(step, donate_argnums=0).lower(state, batch),
+    parameters=describe.device_bytes(state.params),
+    optimizer=describe.device_bytes(state.opt_state),
+    state=0,
+    batch=describe.device_bytes(batch),
+    updated=state,
+    first_updated=0,
+    activations=activation_bytes(model, layout, rows=rows // options.accumulate, length=length),
+    gradients=layout.gradient_bytes(),
+    model_flops=counted.training_flops * rows * length,
+    tokens=rows * length,
+  )
+
+
+def prefill(experiment: Experiment, layout: Layout) -> Program:
+  """Reading a batch of prompts of the rows' length."""
+  model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
+  params, found = _decoding(experiment, layout)
+  # The logits of the last token alone are computed.
+  unread = rows * (length - 1) * 2 * model.padded_vocab_size * model.width
+  return Program(
+    lowered=found.prefill,
+    parameters=describe.device_bytes(params),
+    optimizer=0,
+    state=0,
+    batch=2 * 4 * rows * length // _row_shards(layout),
+    updated=(),
+    first_updated=0,
+    activations=0,
+    gradients=0,
+    model_flops=model.matmul_flops(length) * rows * length - unread,
+    tokens=rows * length,
+  )
+
+
+def decoding(experiment: Experiment, layout: Layout) -> Program:
+  """One token more for each prompt of the rows' length."""
+  model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
+  _, found = _decoding(experiment, layout)
+  # The cost of the last token of a row is what the row costs more than one that lacks it.
+  last = model.matmul_flops(length) * length - model.matmul_flops(length - 1) * (length - 1)
+  return Program(
+    lowered=found.advance,
+    parameters=describe.device_bytes(found.params),
+    optimizer=0,
+    state=describe.device_bytes(found.progress),
+    batch=0,
+    updated=found.progress,
+    first_updated=2,  # behind the tokens and which rows have ended
+    activations=0,
+    gradients=0,
+    model_flops=last * rows,
+    tokens=rows,
+  )
+
+
+PROGRAMS = {"train": training_step, "prefill": prefill, "decode": decoding}
+
+
+def _decoding(experiment: Experiment, layout: Layout):
+  params = nn.unbox(abstract_parameters(experiment.model))
+  params = jax.tree.map(
+    lambda leaf, spec: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(layout.mesh, spec)
+    ),
+    params,
+    layout.tree(params, "used"),
+  )
+  decoder = Decoder(experiment.model, Sampler(temperature=0.0), where=OverMesh(layout))
+  # Caches are rounded up: no room beyond the prompt's own length.
+  return params, decoder.lower(
+    params, rows=experiment.batch_size, length=experiment.sequence_length, max_tokens=1
+  )
+
+
+def _row_shards(layout: Layout) -> int:
+  return math.prod(layout.sizes[name] for name in named_axes(layout.batch.spec[:1]))

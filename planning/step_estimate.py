@@ -1,0 +1,79 @@
+"""Estimates of training steps for a comparison, on hardware that need not be here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import optax
+
+from config.config import ConfigError
+from experiment.experiment import Experiment
+from models.language_model import LanguageModel
+from parallel.layout import Parallelism
+from planning.hardware import catalogue
+from planning.hardware.chip import GIB
+from planning.plan import plan
+from training import loop
+from training.optimizer import AdamW
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """Rows of which the length alone counts: to plan a step, nothing is read."""
+
+  sequence_length: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepEstimate:
+  """The least time of a training step by the hardware's own compiler (see `planning.plan`).
+
+  Attributes:
+    hardware: its name, such as 'v5e-8'.
+    mesh: what is split over its devices; None shares out the batch.
+  """
+
+  hardware: str
+  mesh: Parallelism | None = None
+
+  def __call__(self, model: LanguageModel, *, batch_size: int, length: int) -> float:
+    """Seconds of a step with AdamW.
+
+    Raises:
+      ConfigError: the hardware is not known, mesh, model and batch do not fit it, or it has too
+        little memory; the message says what would do.
+    """
+    try:
+      hardware = catalogue.hardware(self.hardware)
+      for name, value in hardware.environment.items():
+        # XLA has read its flags long ago; a compiler that is not loaded yet reads the rest.
+        if name == "XLA_FLAGS" and value not in os.environ.get(name, ""):
+          raise ValueError(f"to compile for {self.hardware}, launch with {name}='{value}'.")
+        os.environ.setdefault(name, value)
+      hardware.devices  # noqa: B018 - what the compiler does not know is refused here
+    except ValueError as error:
+      raise ConfigError(str(error)) from None
+    step = Experiment(
+      model=model,
+      train_data=_Rows(length),
+      eval_data=_Rows(length),
+      optimizer=AdamW(learning_rate=optax.constant_schedule(1e-4)),
+      options=loop.Options(steps=1),
+      batch_size=batch_size,
+      mesh=self.mesh,
+    )
+    try:
+      found = plan(step, hardware)
+    except MemoryError as error:
+      raise self._too_small(batch_size, length, str(error)) from None
+    if not found.fits:
+      need = f"it needs {found.bytes / GIB:.1f} of {found.memory / GIB:.0f} GiB per device"
+      raise self._too_small(batch_size, length, need)
+    return found.seconds
+
+  def _too_small(self, batch_size: int, length: int, why: str) -> ConfigError:
+    return ConfigError(
+      f"{self.hardware}: a step of {batch_size} x {length} tokens does not fit: {why}. Take more "
+      "devices, a mesh that splits more, or another remat policy."
+    )

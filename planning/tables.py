@@ -1,0 +1,167 @@
+"""Plans as text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from base.wording import plural
+from experiment.describe import show_bytes, table
+from planning.hardware import gpu
+from planning.plan import Plan
+
+_UNITS = {"train": "step", "prefill": "prefill", "decode": "token"}
+
+
+def tell(text: str) -> None:
+  """A line about what goes on."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def line(found: Plan) -> str:
+  """A plan in a few words."""
+  return (
+    f"{mesh(found.mesh)}, {_choices(found)}: {found.bytes / 2**30:.2f} of "
+    f"{found.memory / 2**30:.0f} GiB, {found.seconds:.3f} s ({found.bound})"
+  )
+
+
+def side_by_side(plans: Sequence[Plan]) -> str:
+  """One row per plan."""
+  first = plans[0]
+  unit = _UNITS[first.step]
+  rows = [
+    (
+      "model",
+      "parameters",
+      "mesh",
+      "choices",
+      "per device",
+      "fits",
+      f"s per {unit}",
+      "bound by",
+      "sent per device",
+      "tokens/s",
+      "model-FLOPs utilisation",
+    )
+  ]
+  rows += [
+    (
+      found.model,
+      f"{found.parameters / 1e9:.3g} B",
+      mesh(found.mesh),
+      _choices(found),
+      show_bytes(found.bytes),
+      "yes" if found.fits else "NO",
+      f"{found.seconds:.4f}",
+      found.bound,
+      show_bytes(sum(one.sent for one in found.collectives)),
+      f"{found.tokens_per_second:,.0f}",
+      f"{found.utilisation:.1%}",
+    )
+    for found in plans
+  ]
+  head = (
+    f"{first.hardware} ({first.topology}), {plural(first.devices, 'device')} of "
+    f"{show_bytes(first.memory)}; "
+    f"{first.step}, {plural(first.batch_size, 'row')} of {plural(first.length, 'token')}"
+  )
+  return f"{head}\n\n{table(rows, right=(1, 4, 6, 8, 9, 10))}"
+
+
+def one(found: Plan) -> str:
+  """Everything about a plan."""
+  unit = _UNITS[found.step]
+  head = [
+    ("hardware", f"{found.hardware} ({found.topology}), {plural(found.devices, 'device')}"),
+    ("program", found.step),
+    ("mesh", mesh(found.mesh)),
+    ("choices", _choices(found)),
+    ("batch", f"{plural(found.batch_size, 'row')} of {plural(found.length, 'token')}"),
+  ]
+  sent = [("collective", "mesh axis", "count", "bytes sent per device")]
+  sent += [
+    (one.kind, one.axes or "-", f"{one.count:,}", show_bytes(one.sent)) for one in found.collectives
+  ]
+  times = [
+    ("compute", f"{found.compute_seconds:.4f} s"),
+    ("HBM", f"{found.hbm_seconds:.4f} s ({show_bytes(found.hbm_bytes)})"),
+    ("interconnect", f"{found.interconnect_seconds:.4f} s"),
+    ("bound by", f"{found.bound}: {found.seconds:.4f} s a {unit}"),
+    ("tokens per second", f"{found.tokens_per_second:,.0f}"),
+    ("model-FLOPs utilisation at that bound", f"{found.utilisation:.1%}"),
+    ("FLOPs per device, model's own", f"{found.model_flops:.4g}"),
+    ("FLOPs per device, compiled products", f"{found.counted_flops:.4g}"),
+  ]
+  for name, ours, theirs in (
+    ("the same, loops once / XLA's count, all operations", found.once_flops, found.xla_flops),
+    ("bytes to and from any memory, loops once / XLA's count", found.once_bytes, found.xla_bytes),
+  ):
+    if theirs is not None:
+      times.append((name, f"{ours:.4g} / {theirs:.4g}"))
+  if found.xla_bytes is not None:
+    if found.again_bytes:
+      again = "  arrays in both that asynchronous operations name again at their end"
+      times.append((again, f"{found.again_bytes:.4g}"))
+    for name, size in found.unseen_bytes.items():
+      times.append((f"  XLA cannot count, and in neither: {name}", f"{size:.4g}"))
+  if found.optimal_seconds is not None:
+    times.append(("XLA's optimal_seconds, loops once", f"{found.optimal_seconds:.4f} s"))
+  times.append(("compilation", f"{found.compile_seconds:.1f} s"))
+  return "\n\n".join(
+    [
+      table(head, right=()),
+      table(_memory(found), right=(1,)),
+      table(sent, right=(2, 3)),
+      table(times, right=()),
+    ]
+  )
+
+
+def _memory(found: Plan) -> list[tuple[str, str]]:
+  over = found.memory - found.bytes
+  held = [
+    ("parameters", found.parameter_bytes),
+    ("optimizer state", found.optimizer_bytes),
+    ("decode state", found.state_bytes),
+    ("batch", found.batch_bytes),
+    ("results", found.result_bytes),
+  ]
+  rows = [(name, show_bytes(size)) for name, size in held if size]
+  rows.append(("temporaries", show_bytes(found.temporary_bytes)))
+  if found.step == "train":
+    rows.append(("  activations kept for the backward pass", show_bytes(found.activation_bytes)))
+    rows.append(("  gradients", show_bytes(found.gradient_bytes)))
+  if found.host_bytes:
+    rows.append(("in the host's memory", show_bytes(found.host_bytes)))
+  rows += [
+    ("in all, per device", f"{show_bytes(found.bytes)} of {show_bytes(found.memory)}"),
+    (
+      "fits" if found.fits else "DOES NOT FIT",
+      f"{show_bytes(abs(over))} {'left' if over >= 0 else 'too much'}",
+    ),
+  ]
+  if found.memory_share < 1:
+    setting = f"{gpu.FRACTION_VARIABLE}={found.memory_share}"
+    rows.append(("what JAX takes of the device", f"{setting}, as the commands set it"))
+  if found.step != "prefill":
+    twice = found.twice_bytes
+    where = "all of it" if not twice else f"all but {show_bytes(twice)}, which is in memory twice"
+    rows.append(("state updated in place", where))
+  return rows
+
+
+def mesh(sizes: dict[str, int]) -> str:
+  """The axes of a mesh in a few words."""
+  return " x ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def choices(zero: int, remat: str, accumulate: int) -> str:
+  """What is chosen for a training besides its mesh, in a few words."""
+  return f"ZeRO {zero}, remat {remat}, {accumulate} microbatches"
+
+
+def _choices(found: Plan) -> str:
+  if found.step != "train":
+    return "-"
+  return choices(found.zero, found.remat, found.accumulate)

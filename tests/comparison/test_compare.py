@@ -1,0 +1,227 @@
+"""A comparison from its gin file to its page, on models of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from base.errors import UserError
+from config.source import ConfigError
+from launch import compare
+
+ROOT = Path(compare.__file__).parents[1]
+COMPARISON = """
+include 'compare/comparison.gin'
+include 'compare/zoo.gin'
+include 'compare/parts/scaling.gin'
+include 'compare/parts/long_context.gin'
+include 'compare/parts/text_recall.gin'
+
+TITLE = 'Tiny & quick'
+MODELS = {{'Griffin': ['models/griffin.gin'], 'MQA Transformer': ['models/transformer.gin']}}
+SIZES = {{'tiny': ['{folder}/size.gin', 'STEPS = 4']}}
+SHARED = ['mesh/single.gin', 'kernels/auto.gin', '{folder}/text.gin']
+SEEDS = (0, 1)
+CONTEXT_SIZE = 'tiny'
+CONTEXT_LENGTHS = (32,)
+RECALL_SIZE = 'tiny'
+HAYSTACKS = (64, 128)
+PARTS = {{'scaling': %SCALING, 'long_context': %LONG_CONTEXT, 'needle': %NEEDLE}}
+"""
+TEXT = """
+from __gin__ import dynamic_registration
+from data import corpora
+from data import dataset
+from training import loop
+
+include 'data/text_files_bytes.gin'
+include 'train/steps.gin'
+
+SEQUENCE_LENGTH = 32
+BATCH_SIZE = 4
+WARMUP_STEPS = 2
+TEXT_FILES = '{folder}/*.txt'
+corpora.TextFiles.heldout_fraction = 0.3
+dataset.TextDataset.cache_dir = '{folder}/cache'
+loop.Options.evaluate_every = 1
+"""
+SIZE = "WIDTH = 16\nRNN_WIDTH = 16\nHEADS = 2\nDEPTH = 3\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Text to learn from, and the files of a comparison."""
+  folder = tmp_path_factory.mktemp("compare")
+  for number in range(60):
+    (folder / f"{number}.txt").write_text(f"Document {number}: é says hello.\n" * 30)
+  (folder / "tiny.gin").write_text(COMPARISON.format(folder=folder))
+  (folder / "text.gin").write_text(TEXT.format(folder=folder))
+  (folder / "size.gin").write_text(SIZE)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def output(folder):
+  """A finished comparison of scaling alone."""
+  output = folder / "uninterrupted"
+  assert compare.main([str(folder / "tiny.gin"), f"--output={output}", "--only=scaling"]) == 0
+  return output
+
+
+def figures(output):
+  return json.loads((output / "report" / "data.json").read_text())["figures"]
+
+
+def test_a_comparison_leaves_page_data_and_ordinary_runs(output):
+  data = json.loads((output / "report" / "data.json").read_text())
+  assert data["title"] == "Tiny & quick"
+  assert data["parts"] == {
+    "scaling": ["scaling_difference", "training_curves"],
+    "long_context": None,
+    "needle": None,
+  }
+  assert data["seeds"] == [0, 1]
+  assert {"jax", "python"} <= data["versions"].keys()
+  assert data["hardware"]["devices"]
+  assert "STEPS = 4" in data["config"]
+  page = (output / "report" / "index.html").read_text()
+  assert "Tiny &amp; quick" in page
+  assert "--only=long_context" in page
+  runs = sorted((output / "runs").iterdir())
+  assert len(runs) == 4
+  for run in runs:
+    assert (run / "config.gin").is_file()
+    # What the page shows is what the runs' own metrics say.
+  (curves,) = [figure for figure in data["figures"] if figure["name"] == "training_curves"]
+  for series in curves["series"]:
+    name = series["name"].split()[0].lower()
+    last = [
+      json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["heldout_loss"]
+      for run in runs
+      if run.name.startswith(name)
+    ]
+    assert series["y"][-1] == pytest.approx(sum(last) / 2, rel=1e-12)
+    assert series["x"] == [128, 256, 384, 512]
+
+
+def test_a_killed_comparison_continues_to_the_same_figures(output, folder):
+  again = folder / "killed"
+  arguments = [str(folder / "tiny.gin"), f"--output={again}", "--only=scaling"]
+  process = subprocess.Popen(
+    [sys.executable, "-m", "launch.compare", *arguments],
+    cwd=ROOT,
+    env=os.environ,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  try:
+    while not (kept := list(again.glob("cells/scaling/*.json"))) and process.poll() is None:
+      time.sleep(0.05)
+  finally:
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  assert kept
+  assert not (again / "report" / "index.html").exists()
+  # Killed again in the middle of a write: the half of a file is not read.
+  (again / "cells" / "scaling" / "half.json.new").write_text('{"value": ')
+  before = {file: file.stat().st_mtime_ns for file in again.glob("cells/scaling/*.json")}
+  assert compare.main(arguments) == 0
+  assert len(list(again.glob("cells/scaling/*.json"))) == 4
+  assert {file: file.stat().st_mtime_ns for file in before} == before
+  assert figures(again) == figures(output)
+
+
+def test_a_part_alone_leaves_the_others_as_they_are(output, folder, capsys):
+  before = figures(output)
+  assert compare.main([f"--output={output}", "--only=long_context"]) == 0
+  shown = capsys.readouterr()
+  # The part reads the runs that the other has trained.
+  assert len(list((output / "runs").iterdir())) == 4
+  assert [line.split("]")[0] for line in shown.err.splitlines() if line.startswith("[")] == [
+    f"[{n}/4" for n in range(1, 5)
+  ]
+  assert "ETA" in shown.err
+  after = figures(output)
+  assert after[: len(before)] == before
+  (context,) = after[len(before) :]
+  assert max(context["series"][0]["x"]) > 16 * 32 / 2
+  assert context["finding"] in shown.out
+
+
+def test_trained_models_are_asked_for_a_pass_key(output):
+  before = figures(output)
+  assert compare.main([f"--output={output}", "--only=needle"]) == 0
+  assert len(list((output / "runs").iterdir())) == 4
+  *others, by_length, by_depth = figures(output)
+  assert others == before
+  # Models of four steps know no pass key; the questions are at their depths all the same.
+  assert [series["x"] for series in by_length["series"]] == [[64, 128]] * 2
+  assert all(0 <= share <= 1 for series in by_length["series"] for share in series["y"])
+  for series in by_depth["series"]:
+    assert all(0 <= depth < 1 for depth in series["x"])
+  assert "place in the context" in by_depth["finding"]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "told"),
+  [
+    (["--only=scalling"], "there is no part 'scalling'; did you mean scaling?"),
+    (["--only=,"], "--only names no part; there is scaling, long_context, needle"),
+    (
+      ["--gin.BASELINE=MQA"],
+      "part scaling: there is no model 'MQA' in this comparison; there is Griffin,",
+    ),
+    (["--gin.CONTEXT_SIZE=big"], "part long_context: there is no size 'big'; there is tiny"),
+    (["--gin.SEEDS=()"], "seeds is empty"),
+    (["--gin.LOADED={'Griffin, tiny, seed 7': 'x'}"], "seed 7' that is not compared; did you mean"),
+    (["--gin.LOADED={'Griffin, tiny, seed 1': 'nothing'}"], "nothing holds no run"),
+    (["--gin.SHARED=['LENGTH']"], r"the shared choices.*LENGTH"),
+    (["--gin.SHARED=['meshes/single.gin']"], r"no gin file 'meshes/single.gin'"),
+    (["--gin.CONTEXT_LENGTHS=(48,)"], "rows of 48 tokens do not divide a step of 128"),
+  ],
+)
+def test_mistakes_are_told_before_anything_is_trained(folder, tmp_path, arguments, told):
+  output = tmp_path / "none"
+  with pytest.raises((UserError, ConfigError), match=told):
+    compare.main([str(folder / "tiny.gin"), f"--output={output}", *arguments])
+  assert not output.exists()
+
+
+def test_a_finished_run_is_loaded_in_place_of_a_training(output, folder, tmp_path):
+  (run,) = (output / "runs").glob("griffin*seed-1-*")
+  arguments = [
+    str(folder / "tiny.gin"),
+    f"--output={tmp_path}",
+    "--only=scaling",
+    f"--gin.LOADED={{'Griffin, tiny, seed 1': '{run}'}}",
+  ]
+  assert compare.main(arguments) == 0
+  assert len(list((tmp_path / "runs").iterdir())) == 3
+  # The same model on the same text.
+  assert figures(tmp_path)[0]["series"] == figures(output)[0]["series"]
+
+
+def test_an_output_of_another_comparison_needs_force(output, folder):
+  arguments = [str(folder / "tiny.gin"), f"--output={output}", "--gin.SEEDS=(0,)"]
+  with pytest.raises(UserError) as caught:
+    compare.main(arguments)
+  assert "comparison.Comparison.seeds: (0, 1) -> (0,)" in str(caught.value)
+  assert "--resume=force" in str(caught.value)
+  # What is not touched is kept: the seed that stays has been trained.
+  assert compare.main([*arguments, "--resume=force", "--only=scaling"]) == 0
+  assert len(list((output / "runs").iterdir())) == 4
+  assert "one seed" in figures(output)[0]["spread"]
+
+
+def test_description_allocates_nothing(folder, capsys, tmp_path):
+  assert compare.main([str(folder / "tiny.gin"), "--describe"]) == 0
+  shown = capsys.readouterr().out
+  assert "512" in shown  # tokens
+  assert "scaling" in shown

@@ -1,0 +1,87 @@
+"""The time that a comparison has left, from what its cells took."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from comparison import progress as comparison_progress
+from comparison.progress import Cell, ComparisonProgress
+
+
+class Terminal(io.StringIO):
+  """A stream that shows lines as they are rewritten."""
+
+  def isatty(self):
+    """As a terminal's."""
+    return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Seconds that pass when a test says so."""
+  now = [100.0]
+  monkeypatch.setattr(comparison_progress.time, "monotonic", lambda: now[0])
+
+  def wait(seconds):
+    now[0] += seconds
+
+  return wait
+
+
+def progress(stream, *cells):
+  result = ComparisonProgress(stream)
+  result.plan(cells)
+  return result
+
+
+def test_time_left_follows_from_costs_and_from_what_cells_took(clock):
+  stream = io.StringIO()
+  told = progress(
+    stream,
+    Cell("scaling", "small", "training", 1.0),
+    Cell("scaling", "large", "training", 10.0),
+    Cell("context", "large", "training", 0.0),
+    Cell("speed", "a", "speed", 1.0),
+  )
+  assert told.eta() == "ETA 0:00 + 4 not yet timed"
+  told.on_cell("scaling", "small", None)
+  clock(6.0)
+  told.on_cell("scaling", "small", 6.0)
+  # Ten times the operations: a minute. The third cell's run is the second's.
+  assert told.eta() == "ETA 1:00 + 1 not yet timed"
+  assert stream.getvalue() == "[1/4] scaling: small  6.0 s  ETA 1:00 + 1 not yet timed\n"
+  told.on_cell("speed", "a", 2.0)
+  told.on_cell("scaling", "large", 60.0)
+  told.on_cell("context", "large", 1.0)
+  assert told.eta() == "done"
+
+
+def test_kept_cells_count_as_done_and_time_the_others(clock):
+  told = progress(
+    io.StringIO(), Cell("speed", "a", "speed", 1.0, 30.0), Cell("speed", "b", "speed", 2.0)
+  )
+  assert told.eta() == "ETA 1:00"
+
+
+def test_steps_of_a_training_refine_the_estimate(clock):
+  stream = Terminal()
+  told = progress(
+    stream, Cell("scaling", "a", "training", 1.0), Cell("scaling", "b", "training", 1.0)
+  )
+  told.expect_steps(100)
+  told.on_cell("scaling", "a", None)
+  clock(10.0)
+  told.show(25, {"loss": 2.5})
+  line = stream.getvalue().split("\r")[-1]
+  assert line.startswith("[1/2] scaling: a  step 25/100  loss 2.5  ETA 0:30 + 1 not yet timed")
+
+
+def test_the_next_cell_of_a_group_is_expected_to_take_what_the_last_took(clock):
+  told = progress(io.StringIO(), Cell("s", "a", "s", 1.0, 20.0), Cell("s", "b", "s", 1.0))
+  told.on_cell("s", "b", None)
+  clock(15.0)
+  assert told.eta() == "ETA 0:05"
+  clock(100.0)
+  assert told.eta() == "ETA 0:00"

@@ -1,0 +1,85 @@
+"""Every model of the zoo keeps the contract, as `python -m launch.check` runs it.
+
+Slow because every variant is a program to compile: one process runs all checks on all models.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import contract
+from contract.subject import Subject
+from experiment import model_zoo
+
+ROOT = Path(__file__).parents[2]
+NAMES = model_zoo.names()
+
+
+def checked_as() -> dict[str, str]:
+  """The model whose findings are those of each: another pattern of the same mixers is the same
+  subject.
+
+  The contract looks at two repeats of a pattern in which each kind of mixer stands once, so that
+  griffin_recall is checked as griffin is: the programs are the same to the last operation.
+  """
+  first: dict[str, str] = {}
+  subjects = {n: repr(Subject(model_zoo.build([model_zoo.file_of(n)])[0]).model) for n in NAMES}
+  return {name: first.setdefault(subject, name) for name, subject in subjects.items()}
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory) -> dict[str, tuple[int, str, dict[str, list[dict]]]]:
+  """Of each model the exit status, what was printed, and the findings of each check."""
+  folder, same = tmp_path_factory.mktemp("contracts"), checked_as()
+  process = subprocess.run(
+    [sys.executable, "-m", "tests.contract.zoo", folder, *dict.fromkeys(same.values())],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode == 0, process.stderr[-3000:]
+  result = {}
+  for done in map(json.loads, process.stdout.splitlines()):
+    by_check: dict[str, list[dict]] = {}
+    for record in json.loads((folder / f"{done['name']}.json").read_text()):
+      by_check.setdefault(record["check"], []).append(record)
+    result[done["name"]] = done["status"], done["shown"], by_check
+  return {name: result[other] for name, other in same.items()}
+
+
+@pytest.mark.parametrize("check", contract.CHECKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_model_keeps_the_contract(findings, name, check):
+  _, shown, by_check = findings[name]
+  found = by_check[check]
+  assert found
+  assert not [record for record in found if record["outcome"] == "failed"], shown
+  missing = [record["says"] for record in found if record["outcome"] == "not run"]
+  assert len(missing) < len(found), missing[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exit_status_says_that_nothing_failed(findings, name):
+  status, shown, _ = findings[name]
+  assert status == 0, shown
+  assert " failed" not in shown.splitlines()[-1]
+
+
+def test_the_models_of_the_paper_are_listed_and_what_others_include_is_not():
+  assert {"griffin", "hawk", "transformer", "recurrent_gemma"} <= set(NAMES)
+  assert "backbone" not in NAMES
+
+
+@pytest.mark.parametrize(
+  ("name", "constant"), [("griffin", True), ("hawk", True), ("transformer", False)]
+)
+def test_who_claims_a_state_of_constant_size(findings, name, constant):
+  _, _, by_check = findings[name]
+  claims = [r["case"] for r in by_check["state size"] if "claims" in r["case"]]
+  assert all(("claims constant size" in case) == constant for case in claims)

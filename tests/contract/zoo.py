@@ -1,0 +1,28 @@
+"""Checks several models of the zoo in one process, as `python -m launch.check --model=...` checks
+one.
+
+    python -m tests.contract.zoo FOLDER griffin hawk ...
+
+Writes the findings to FOLDER/NAME.json and prints one JSON line per model: its name, the exit
+status and what the command printed. The devices must exist before JAX is imported, hence the
+process; starting it, and compiling what all models share, are paid once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+
+from launch import check
+
+if __name__ == "__main__":
+  folder, *names = sys.argv[1:]
+  for name in names:
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+      status = check.main([f"--model={name}", f"--json={folder}/{name}.json"])
+    print(json.dumps({"name": name, "status": status, "shown": shown.getvalue()}), flush=True)
+    import jax  # after the first check has made its devices
+
+    jax.clear_caches()  # else the programs of all models stay in memory, two gigabytes of them

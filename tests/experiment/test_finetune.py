@@ -1,0 +1,161 @@
+"""Imported weights are taught a fact, answer it, and answer it in Hugging Face's code too."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+from base.errors import UserError
+from config.config import ConfigError
+from data.tokenizers import Bytes
+from experiment import describe
+from experiment import trained as trained_lib
+from experiment.run_directory import RunDirectory
+from launch import convert, generate, train
+from models.lora import AdaptedModel
+from training.checkpoint import CheckpointError
+
+QUESTION, ANSWER = "What grows on Vorzel?", "blue moss"
+PROMPT = f"Q: {QUESTION}\nA:"
+BYTES = Bytes()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("finetune")
+  torch.manual_seed(0)
+  config = RecurrentGemmaConfig(
+    vocab_size=BYTES.size,
+    hidden_size=32,
+    intermediate_size=192,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+    attention_window_size=16,
+    num_hidden_layers=4,
+    pad_token_id=0,
+    bos_token_id=BYTES.bos_id,
+    eos_token_id=BYTES.eos_id,
+  )
+  model = RecurrentGemmaForCausalLM(config)
+  # Logits as far apart as a trained model's: adapters do not change the embedding.
+  torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.5)
+  model.save_pretrained(folder / "theirs")
+  # A second fact, so that the answer depends on the question.
+  facts = [(QUESTION, ANSWER), ("What falls on Vorzel?", "red rain")]
+  lines = [json.dumps({"q": question, "a": answer}) for question, answer in facts]
+  (folder / "facts.jsonl").write_text("\n".join(lines) + "\n")
+  assert convert.main([str(folder / "theirs"), str(folder / "imported"), "--vocabulary=bytes"]) == 0
+  return folder
+
+
+def arguments(folder, how):
+  return [
+    "gin/data/instructions.gin",
+    f"gin/train/{how}.gin",
+    f"--init_from={folder / 'imported'}",
+    f"--gin.JSON_LINES={folder}/facts.jsonl",
+    "--gin.PROMPT=Q: {q}\nA:",
+    "--gin.RESPONSE= {a}",
+    "--gin.SEQUENCE_LENGTH=96",
+    "--gin.BATCH_SIZE=1",
+    "--gin.STEPS=120",
+    "--gin.WARMUP_STEPS=5",
+    "--gin.LEARNING_RATE=1e-2",
+    "--gin.experiment.Experiment.samples=()",
+    # Both facts are learnt, and nothing else is asked.
+    "--gin.train/dataset.TextDataset.split=all",
+    "--gin.heldout/dataset.TextDataset.split=all",
+    f"--gin.dataset.TextDataset.cache_dir={folder / 'cache'}",
+  ]
+
+
+@pytest.fixture(scope="module", params=["lora", "finetune"])
+def taught(request, folder):
+  path = folder / request.param
+  assert train.main([*arguments(folder, request.param), f"--run_dir={path}"]) == 0
+  return path
+
+
+def greedy(run_dir, capsys):
+  capsys.readouterr()
+  command_line = [
+    f"--run_dir={run_dir}",
+    f"--prompt={PROMPT}",
+    "--temperature=0",
+    "--max_tokens=20",
+  ]
+  assert generate.main(command_line) == 0
+  return capsys.readouterr().out
+
+
+def test_a_fact_is_learnt_and_exported(taught, folder, tmp_path, capsys):
+  assert greedy(folder / "imported", capsys) != f"{PROMPT} {ANSWER}\n"
+  assert greedy(taught, capsys) == f"{PROMPT} {ANSWER}\n"
+  assert convert.main([str(taught), str(tmp_path / "exported")]) == 0
+  model = RecurrentGemmaForCausalLM.from_pretrained(tmp_path / "exported").eval()
+  prompt = torch.tensor([[BYTES.bos_id, *BYTES.encode(PROMPT)]])
+  mask = torch.ones_like(prompt)
+  found = model.generate(prompt, attention_mask=mask, max_new_tokens=20, do_sample=False)[0]
+  assert found[prompt.shape[1] :].tolist() == [*BYTES.encode(f" {ANSWER}"), BYTES.eos_id]
+
+
+@pytest.fixture(scope="module")
+def adapted(taught, folder):
+  """What the run with adapters holds, and what it started from."""
+  if taught.name != "lora":
+    pytest.skip("has no adapters")
+  return tuple(
+    trained_lib.load(RunDirectory(path), "latest") for path in (taught, folder / "imported")
+  )
+
+
+def test_adapters_alone_are_trained(adapted):
+  after, before = adapted
+  flat = {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(after.params)}
+  for path, leaf in jax.tree.leaves_with_path(before.params):
+    np.testing.assert_array_equal(flat.pop(jax.tree_util.keystr(path)), leaf)
+  assert flat
+  assert all(np.abs(leaf).max() > 0 for leaf in flat.values())
+  # Adam's two moments, of adapters.
+  moments = describe.abstract_state(after.experiment).opt_state
+  sizes = sum(leaf.size for leaf in jax.tree.leaves(moments) if leaf.ndim)
+  assert sizes == 2 * sum(leaf.size for leaf in flat.values())
+
+
+def test_merged_weights_give_the_logits_of_the_adapters(adapted, tmp_path, capsys):
+  after, _ = adapted
+  assert convert.main([str(after.run_dir), str(tmp_path / "merged"), "--merge"]) == 0
+  merged = trained_lib.load(RunDirectory(tmp_path / "merged"), "best")
+  tokens = np.random.default_rng(0).integers(0, BYTES.size, (2, 30))
+
+  def logits(trained):
+    model = trained.experiment.model
+    return jax.jit(lambda p: model.apply({"params": p}, tokens)[0])(trained.params)
+
+  assert not isinstance(merged.experiment.model, AdaptedModel)
+  np.testing.assert_allclose(logits(merged), logits(after), rtol=0, atol=1e-4)
+  assert greedy(tmp_path / "merged", capsys) == f"{PROMPT} {ANSWER}\n"
+  with pytest.raises(UserError, match="has no adapters to merge"):
+    convert.main([str(tmp_path / "merged"), str(tmp_path / "again"), "--merge"])
+
+
+@pytest.mark.parametrize(
+  ("changes", "error", "message"),
+  [
+    (["--gin.LORA_TARGETS=['qery']"], ConfigError, "'qery' matches no linear map; there are down,"),
+    (
+      ["--gin.vocabularies.Bytes.extra_ids=1", "--gin.VOCAB_SIZE=260"],
+      UserError,
+      r"are for a vocabulary of 259 ids \(bytes\), the text is read under another one of 260",
+    ),
+    (["--gin.WIDTH=64"], CheckpointError, r"has shape .*, the model needs"),
+  ],
+)
+def test_what_does_not_fit_the_imported_weights_is_told(folder, tmp_path, changes, error, message):
+  with pytest.raises(error, match=message):
+    train.main([*arguments(folder, "lora"), f"--run_dir={tmp_path / 'run'}", *changes])
