@@ -32,7 +32,7 @@ QUICK_TESTS := tests/test_floors.py tests/documentation/test_names.py \
   tests/documentation/test_site.py tests/documentation/test_contributing.py \
   tests/kernels/test_matmul.py tests/kernels/test_causal_conv.py tests/layers/test_layers.py \
   tests/data/test_packing.py tests/training/test_json_files.py tests/training/test_step.py \
-  tests/inference/test_sampling.py tests/launch/test_config.py
+  tests/inference/test_sampling.py tests/config/test_config.py
 
 quick: lint  ## what to run before a commit: the linter and fast tests, under two minutes
 	$(BIN)/python -m pytest $(QUICK_TESTS) $(ARGS)
