@@ -390,9 +390,7 @@ def _remedy(
   run_dir: Path, good: int | None, learning_rate: optax.Schedule, options: Options
 ) -> str:
   """What to do after too many skips, or in a state that is not finite."""
-  peak = max(
-    float(np.asarray(learning_rate(step))) for step in np.linspace(0, options.steps, 100, dtype=int)
-  )
+  peak = float(np.max([learning_rate(s) for s in np.linspace(0, options.steps, 100, dtype=int)]))
   command = (
     f"python -m launch.train --run_dir={shlex.quote(str(run_dir))} --resume=force "
     f"--gin.LEARNING_RATE={peak / 2:.2g}"
