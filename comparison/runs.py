@@ -18,6 +18,7 @@ from comparison.measurement import RunSpec
 from comparison.progress import ComparisonProgress
 from config import path_values
 from config.config import Config
+from config.moved_names import first_form
 from data import loader
 from data.recall import RecallTask
 from evaluation.perplexity import Score, Scorer
@@ -279,14 +280,19 @@ def identity(config: Config, folder: str) -> str:
   return results.digest(_bound(config, folder))
 
 
+# Shipped files bind these to their defaults, and did not always: it is the same run without.
+_BOUND_LATER = {"optimizer.AdamW.master_copy": "False", "optimizer.AdamW.weight_decay": "0.1"}
+
+
 def _bound(config: Config, folder: str) -> dict[str, str]:
-  return {
-    key.name: repr(
-      _relative(item.value, folder) if path_values.holds_paths(key.marked) else item.value
+  found = {
+    first_form(key.name): first_form(
+      repr(_relative(item.value, folder) if path_values.holds_paths(key.marked) else item.value)
     )
     for key, item in config.operative.items()
     if not item.is_default and not path_values.is_immaterial(key.marked)
   }
+  return {name: text for name, text in found.items() if _BOUND_LATER.get(name) != text}
 
 
 def _relative(value: Any, folder: str) -> Any:

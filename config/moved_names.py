@@ -6,6 +6,8 @@ names are translated where they are read, so that nothing else has to know of th
 
 from __future__ import annotations
 
+import re
+
 # Modules that gin files import.
 _MODULES = {
   "data.vocabularies": "data.tokenizers",
@@ -70,3 +72,15 @@ def of_arguments() -> Translation:
   """Translates names on the command line, which may be short although nothing is imported there."""
   last_parts = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in _MODULES.items()}
   return Translation(last_parts)
+
+
+def first_form(text: str) -> str:
+  """A text with the last parts of modules that it was first written with.
+
+  What was measured or trained is found by digests of such texts, made under the old names.
+  """
+  for old, new in _MODULES.items():
+    was, now = old.rpartition(".")[2], new.rpartition(".")[2]
+    if was != now:
+      text = re.sub(rf"\b{now}\.(?=[A-Z])", f"{was}.", text)
+  return text

@@ -184,7 +184,7 @@ class _Work:
 
   name: str
   costs: Mapping[str, tuple[str, float]]
-  results: Cells | None
+  cells: Cells | None
   figures: Callable[[Any], tuple[Figure, ...]]
 
 
@@ -211,8 +211,8 @@ def _works(
         given, depends, costs = _on_models(wrapped, comparison, name)
     except ValueError as error:
       raise UserError(f"part {name}: {error}") from error
-    results = folder and _cells(folder, name, wrapped.part, depends, on_cell)
-    works.append(_Work(name, costs, results, functools.partial(wrapped.part, given)))
+    cells = folder and _cells(folder, name, wrapped.part, depends, on_cell)
+    works.append(_Work(name, costs, cells, functools.partial(wrapped.part, given)))
   return works
 
 
