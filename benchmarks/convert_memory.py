@@ -37,10 +37,10 @@ CONFIG = {
 }
 IMPORT = """
 import sys
-from data import vocabularies
-from launch import conversion
+from data import tokenizers
+from conversion import conversion
 
-class Vocabulary(vocabularies.Bytes):
+class Vocabulary(tokenizers.Bytes):
   size = 256_000
 
 conversion._vocabulary = lambda source, given: Vocabulary()

@@ -120,8 +120,8 @@ def symbol_ids(vocabulary: Vocabulary, count: int) -> np.ndarray:
   if isinstance(vocabulary, tokenizers.Bytes) and first + count <= 256:
     return tokenizers.Bytes().encode("\0")[0] + first + np.arange(count, dtype=np.int32)
   raise CorpusError(
-    f"The task has {count} symbols, the vocabulary is {vocabulary!r}. Give vocabularies.Symbols"
-    f" with count={count} or more, or vocabularies.Bytes for up to {256 - first} symbols."
+    f"The task has {count} symbols, the vocabulary is {vocabulary!r}. Give tokenizers.Symbols"
+    f" with count={count} or more, or tokenizers.Bytes for up to {256 - first} symbols."
   )
 
 

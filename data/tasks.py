@@ -49,7 +49,7 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
   if isinstance(vocabulary, tokenizers.Symbols):
     return seqio.PassThroughVocabulary(vocabulary.size, eos_id=vocabulary.eos_id)
   raise TypeError(
-    f"vocabulary={vocabulary!r} must be vocabularies.Bytes, .SentencePiece or .Symbols."
+    f"vocabulary={vocabulary!r} must be tokenizers.Bytes, .SentencePiece or .Symbols."
   )
 
 

@@ -37,8 +37,8 @@ def refused(file: Path | str, *arguments: str) -> str:
     (f"{GOOD}SEED = {'9' * 10_000}\n".encode(), "odd.gin:2"),
     (GOOD.encode() + b"ST\0EPS = 3\n", "odd.gin"),
     (GOOD.encode() + b"STEPS = {[1]: 2}\n", "odd.gin"),
-    (b"", "needs"),
-    (b"\n \n# nothing\n", "needs"),
+    (b"", "describes no whole run"),
+    (b"\n \n# nothing\n", "describes no whole run"),
   ],
 )
 def test_an_odd_file_is_refused_in_a_line(tmp_path, content, says):
@@ -162,7 +162,7 @@ def test_bindings_of_general_files_are_no_warning(tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "flag"),
   [
-    (["--gin.WARMUP_STEPS=5000", "--gin.STEPS=4"], "--gin.WARMUP_STEPS=5000"),
+    (["--gin.WARMUP_STEPS=5000", "--gin.STEPS=4"], "--gin.WARMUP_STEPS=... (now 5000)"),
     (["--gin.BATCH_SIZE=0"], "--gin.BATCH_SIZE=0"),
     (["--gin.SEED=-1"], "--gin.SEED=-1"),
     (["--gin.EVAL_BATCHES=0"], "--gin.EVAL_BATCHES=0"),

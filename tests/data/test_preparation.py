@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 # As a training run would: datasets, batches, and a look at what was imported.
 TRAIN = """
 import json, sys
-from data import dataset, corpora, loader, preparation, vocabularies
+from data import dataset, corpora, loader, preparation, tokenizers
 texts = corpora.TextFiles('texts/*.txt', heldout_fraction=0.3)
 train, heldout = (
-  dataset.TextDataset(texts, vocabularies.Bytes(), 32, split) for split in ('train', 'heldout')
+  dataset.TextDataset(texts, tokenizers.Bytes(), 32, split) for split in ('train', 'heldout')
 )
 mixture = dataset.RegisteredMixture(
-  'short_and_long', vocabularies.Bytes(), 32, module='tests.data.registered_tasks'
+  'short_and_long', tokenizers.Bytes(), 32, module='tests.data.registered_tasks'
 )
 preparation.prepare([train, heldout])
 mixed = mixture.rows()

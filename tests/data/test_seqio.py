@@ -135,9 +135,9 @@ def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
   ("case", "message"),
   [
     ("bad_line", "bad.jsonl:2: 'text' is a int, not a string"),
-    ("empty", "text-files (train) holds no text: it has no documents (1 empty ones were left out)"),
+    ("empty", "text-files (train) holds no text: 1 document, all empty."),
     ("no_heldout", "text-files (heldout) holds no text"),
-    ("split", "split='validation' does not exist in text-files; there are train, heldout, all."),
+    ("split", "split='validation' does not exist here; there are train, heldout, all."),
     ("cut_recall", "an example of 13 tokens lies in two rows of 12"),
     ("cut_recall", "whole_documents=True and a sequence_length of at least 13"),
     ("few_symbols", "The task has 16 symbols, the vocabulary is Symbols(count=9)"),

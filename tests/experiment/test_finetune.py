@@ -149,7 +149,7 @@ def test_merged_weights_give_the_logits_of_the_adapters(adapted, tmp_path, capsy
   [
     (["--gin.LORA_TARGETS=['qery']"], ConfigError, "'qery' matches no linear map; there are down,"),
     (
-      ["--gin.vocabularies.Bytes.extra_ids=1", "--gin.VOCAB_SIZE=260"],
+      ["--gin.tokenizers.Bytes.extra_ids=1", "--gin.VOCAB_SIZE=260"],
       UserError,
       r"are for a vocabulary of 259 ids \(bytes\), the text is read under another one of 260",
     ),

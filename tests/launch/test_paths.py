@@ -257,10 +257,10 @@ def test_a_tokenizer_that_is_gone_is_read_from_the_run(home, monkeypatch, capsys
 
   train_sentencepiece(corpora.TextFiles("text/*.txt"), 290, "cache/own.model")
   text = Path("mine.gin").read_text()
-  text += "VOCABULARY = @vocabularies.SentencePiece()\nVOCAB_SIZE = 290\n"
-  text += "vocabularies.SentencePiece.path = 'cache/own.model'\n"
+  text += "VOCABULARY = @tokenizers.SentencePiece()\nVOCAB_SIZE = 290\n"
+  text += "tokenizers.SentencePiece.path = 'cache/own.model'\n"
   Path("own.gin").write_text(
-    text.replace("import corpora", "import corpora\nfrom data import vocabularies")
+    text.replace("import corpora", "import corpora\nfrom data import tokenizers")
   )
   assert train.main(["own.gin", "--run_dir=runs/own"]) == 0
   Path("cache/own.model").unlink()

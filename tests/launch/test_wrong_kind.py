@@ -12,8 +12,8 @@ from launch import compare, evaluate, generate, train
 RUN = "gin/runs/griffin_quickstart.gin"
 COMPARISON = "gin/compare/quick.gin"
 KEPT = {
-  "run": "from launch import experiment\nexperiment.Experiment.batch_size = 1\n",
-  "comparison": "from launch import comparison\ncomparison.Comparison.title = 'x'\n",
+  "run": "from experiment import experiment\nexperiment.Experiment.batch_size = 1\n",
+  "comparison": "from comparison import comparison\ncomparison.Comparison.title = 'x'\n",
 }
 
 
