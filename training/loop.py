@@ -6,25 +6,25 @@ import dataclasses
 import functools
 import math
 import os
-import shlex
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Annotated, Any, Protocol, TextIO
 
 import jax
 import numpy as np
 import optax
 
-from base.ranges import Count, CountFromZero
+from base.ranges import Count, CountFromZero, Immaterial
 from parallel import processes
 from parallel.layout import Layout
-from training import host_memory, padded_vocabulary, retention
+from training import host_memory, padded_vocabulary, remedies, retention
 from training import position as position_lib
 from training import step as step_lib
 from training.checkpoint import FOLDER, CheckpointError, Checkpoints, abstract_like
 from training.interruption import Interruption
+from training.metric_writers import MetricWriter, TensorBoard
 from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
 from training.record import NotFinite, Record, TooManySkips, TrainingError
 
@@ -57,7 +57,8 @@ class Options:
     evaluate_every: steps between held-out losses; 0 measures at the end alone.
     checkpoint_every: steps between checkpoints; 0 saves at the end alone.
     keep: newest checkpoints that stay, beside the best.
-    tensorboard: also write TensorBoard event files.
+    tensorboard: also write TensorBoard event files: a short form of one of the writers.
+    writers: get the metrics too; see `training.metric_writers`.
     step: what a step does; see `training.step.Options`.
   """
 
@@ -67,6 +68,7 @@ class Options:
   checkpoint_every: CountFromZero = 500
   keep: Count = 2
   tensorboard: bool = False
+  writers: Annotated[tuple[MetricWriter, ...], Immaterial()] = ()
   step: step_lib.Options = dataclasses.field(default_factory=step_lib.Options)
 
   def __post_init__(self):
@@ -76,6 +78,10 @@ class Options:
     for name in ("evaluate_every", "checkpoint_every"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 is 'at the end'.")
+
+  def is_due(self, done: int, every: int) -> bool:
+    """Whether something falls due after so many steps; 0 is at the end alone."""
+    return done == self.steps or (every > 0 and done % every == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +169,10 @@ def train(
     try:
       position_lib.check(position)
     except ValueError as error:
+      folder = run_dir / FOLDER / str(restored.step)
       raise CheckpointError(
-        f"checkpoint {restored.step} in {run_dir}: {error}. Move "
-        f"{run_dir / FOLDER / str(restored.step)} away to go "
-        "on from the one before."
+        f"checkpoint {restored.step} in {run_dir}: {error}. Move {folder} away to go on from "
+        "the one before."
       ) from None
     batches.restore(position_lib.of_data(position))
 
@@ -186,7 +192,7 @@ def train(
     metrics=MetricsFile(
       run_dir / METRICS_FILE,
       position.get("metrics") or 0,
-      tensorboard=options.tensorboard,
+      writers=[writer.open(run_dir, start_step) for writer in _writers(options)],
       before_writing=before_writing,
     )
     if speaks
@@ -242,9 +248,9 @@ def train(
           run.start_clock()
           if after_first_step:
             after_first_step()
-        evaluates = evaluate is not None and _due(done, options.evaluate_every, options.steps)
+        evaluates = evaluate is not None and options.is_due(done, options.evaluate_every)
         stops = interruption.requested_at(done)
-        saves = _due(done, options.checkpoint_every, options.steps) or stops or owed is not None
+        saves = options.is_due(done, options.checkpoint_every) or stops or owed is not None
         if evaluates or saves:
           run.record(done, last_metrics)
           last_metrics = None
@@ -263,13 +269,13 @@ def train(
     checkpoints.wait()
   except NotFinite as error:
     checkpoints.wait()
-    told = f"{error} {_remedy(run_dir, saved_step, learning_rate, options)}"
+    told = f"{error} {remedies.remedy(run_dir, saved_step, learning_rate, options.steps)}"
     raise TrainingError(told) from None
   except TooManySkips as error:
     if restored is not None and error.since == start_step:
-      raise TrainingError(f"{error} {_suspects(run_dir, start_step)}") from None
+      raise TrainingError(f"{error} {remedies.suspects(run_dir, start_step)}") from None
     good, moved = checkpoints.give_up(error.since)
-    told = f"{error} {_remedy(run_dir, good, learning_rate, options)}"
+    told = f"{error} {remedies.remedy(run_dir, good, learning_rate, options.steps)}"
     if moved:
       told += f" (Not good, and moved: {', '.join(map(str, moved))}.)"
     raise TrainingError(told) from None
@@ -343,13 +349,13 @@ def _place(batch: dict[str, np.ndarray], layout: Layout | None, batch_size: int)
   return jax.device_put(batch) if layout is None else layout.place(batch, batch_size)
 
 
+def _writers(options: Options) -> tuple[MetricWriter, ...]:
+  return (*options.writers, *([TensorBoard()] if options.tensorboard else []))
+
+
 def _silence() -> TextIO:
   """For the processes that leave the talking to the first."""
   return open(os.devnull, "w")
-
-
-def _due(done: int, every: int, steps: int) -> bool:
-  return done == steps or (every > 0 and done % every == 0)
 
 
 def _wrong(run: Record) -> str:
@@ -371,30 +377,3 @@ def _require_finite(done: int, owed: int, options: Options) -> None:
       f"step {done}: the parameters or the optimizer's state have not been finite since step "
       f"{owed} or before."
     )
-
-
-def _suspects(run_dir: Path, step: int) -> str:
-  """What to do after too many skips that began with the first step after a restored checkpoint."""
-  folder = run_dir / FOLDER / str(step)
-  told = (
-    f"Checkpoint {step}, from which it went on, was good when it was saved, and stays: the batches "
-    "or options "
-    "of this start are suspect. Correct them, and go on with the same command."
-  )
-  if retention.kept_loss(folder) is not None:
-    return told
-  return f"{told} If they are right, move {folder} away: the run then goes on from the one before."
-
-
-def _remedy(
-  run_dir: Path, good: int | None, learning_rate: optax.Schedule, options: Options
-) -> str:
-  """What to do after too many skips, or in a state that is not finite."""
-  peak = float(np.max([learning_rate(s) for s in np.linspace(0, options.steps, 100, dtype=int)]))
-  command = (
-    f"python -m launch.train --run_dir={shlex.quote(str(run_dir))} --resume=force "
-    f"--gin.LEARNING_RATE={peak / 2:.2g}"
-  )
-  if good is None:
-    return f"No good checkpoint was saved before. Begin again, with a lower rate: {command}"
-  return f"Checkpoint {good} is good. Go on from it, with a lower rate: {command}"

@@ -7,11 +7,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from training import json_files
+from training.metric_writers import OpenWriter
 
 
 class MetricsFile:
@@ -25,7 +26,7 @@ class MetricsFile:
     path: Path,
     position: int | None = None,
     *,
-    tensorboard: bool = False,
+    writers: Sequence[OpenWriter] = (),
     before_writing: Callable[[], None] = lambda: None,
   ):
     """Opens the file, cutting off what comes after `position` bytes (all of it if 0).
@@ -33,7 +34,7 @@ class MetricsFile:
     Args:
       path: the file; made if missing.
       position: bytes to keep; None keeps all.
-      tensorboard: also write event files beside it.
+      writers: get every record too, and are closed with the file.
       before_writing: called before the file is changed; it ends a process that may not.
     """
     before_writing()
@@ -46,21 +47,20 @@ class MetricsFile:
       self._file.seek(0, 2)
       if 0 < size < position and not path.read_bytes().endswith(b"\n"):
         self._file.write(b"\n")  # it was cut short in a line, which must not swallow the next one
-    self._writer = None
-    if tensorboard:
-      from tensorboardX import SummaryWriter
-
-      self._writer = SummaryWriter(str(path.parent / "tensorboard"))
+    self._writers = tuple(writers)
 
   def write(self, record: dict[str, Any]) -> None:
     """Appends a record, which has a 'step'."""
     self._before_writing()
     self._file.write((json_files.dumps(record) + "\n").encode())
     self._file.flush()
-    if self._writer:
-      for name, value in record.items():
-        if name != "step" and isinstance(value, int | float):
-          self._writer.add_scalar(name, value, record["step"])
+    values = {
+      name: json_files.without_nan(value)
+      for name, value in record.items()
+      if name != "step" and isinstance(value, int | float)
+    }
+    for writer in self._writers:
+      writer.write(record["step"], values)
 
   @property
   def position(self) -> int:
@@ -70,8 +70,8 @@ class MetricsFile:
   def close(self) -> None:
     """Closes the file."""
     self._file.close()
-    if self._writer:
-      self._writer.close()
+    for writer in self._writers:
+      writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

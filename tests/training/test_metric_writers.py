@@ -1,0 +1,96 @@
+"""Metrics reach every writer that a configuration names, and the file of JSON lines always."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from training.metric_writers import TensorBoard
+from training.metrics import MetricsFile
+
+WRITTEN = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Collects:
+  """A writer of a user's own."""
+
+  name: str
+
+  def open(self, run_dir: Path, step: int):
+    WRITTEN.append((self.name, run_dir.name, step))
+    return self
+
+  def write(self, step, values):
+    WRITTEN.append((step, dict(values)))
+
+  def close(self):
+    WRITTEN.append("closed")
+
+
+@pytest.fixture(autouse=True)
+def nothing_written():
+  WRITTEN.clear()
+
+
+def test_a_record_reaches_the_file_and_every_writer(tmp_path):
+  writer = Collects("mine").open(tmp_path, 3)
+  metrics = MetricsFile(tmp_path / "metrics.jsonl", writers=[writer])
+  metrics.write({"step": 4, "loss": 2.5, "grad_norm": math.inf})
+  metrics.close()
+  assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+    "step": 4,
+    "loss": 2.5,
+    "grad_norm": None,
+  }
+  assert [
+    ("mine", tmp_path.name, 3),
+    (4, {"loss": 2.5, "grad_norm": None}),
+    "closed",
+  ] == WRITTEN
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+  from tensorboardX.proto import event_pb2
+  from tensorboardX.record_writer import masked_crc32c  # noqa: F401 - the format's own module
+
+  writer = TensorBoard().open(tmp_path, 0)
+  writer.write(1, {"loss": 2.5, "grad_norm": None})
+  writer.close()
+  (file,) = (tmp_path / "tensorboard").iterdir()
+  data, found = file.read_bytes(), {}
+  while data:
+    length = int.from_bytes(data[:8], "little")
+    event = event_pb2.Event.FromString(data[12 : 12 + length])
+    found |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+    data = data[16 + length :]
+  assert found[1, "loss"] == 2.5
+  assert math.isnan(found[1, "grad_norm"])
+
+
+def test_a_training_opens_the_writers_that_its_configuration_names(tmp_path, monkeypatch):
+  from launch import train
+
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "text").mkdir()
+  for number in range(4):
+    (tmp_path / f"text/{number}.txt").write_text("the griffin guards the gold " * 30)
+  (tmp_path / "mine.gin").write_text(
+    "from __gin__ import dynamic_registration\n"
+    "from tests.training import test_metric_writers\nfrom training import loop\n"
+    "include 'runs/griffin_quickstart.gin'\ninclude 'data/text_files_bytes.gin'\n"
+    "TEXT_FILES = 'text/*.txt'\n"
+    "loop.Options.writers = (@test_metric_writers.Collects(),)\n"
+    "test_metric_writers.Collects.name = 'mine'\n"
+  )
+  small = ["WIDTH=8", "RNN_WIDTH=16", "HEADS=2", "DEPTH=3", "SEQUENCE_LENGTH=32", "STEPS=2"]
+  arguments = [f"--gin.{one}" for one in [*small, "WARMUP_STEPS=1", "WINDOW=16"]]
+  assert train.main(["mine.gin", "--run_dir=runs/a", *arguments]) == 0
+  from tests.training import test_metric_writers as seen_by_gin
+
+  written = seen_by_gin.WRITTEN
+  assert written[0] == ("mine", "a", 0)
+  assert any(isinstance(one, tuple) and one[0] == 2 and "loss" in one[1] for one in written[1:])
+  assert written[-1] == "closed"
