@@ -21,20 +21,20 @@ def description(experiment: Experiment) -> str:
   """The parameter table, and FLOPs and bytes per token, as text."""
   length, batch_size = experiment.sequence_length, experiment.batch_size
   counted = account(experiment.model, batch_size=batch_size, length=length)
-  rows = [("parameter", "shape", "type", "axes", "count", "optimizer")]
+  rows = [("parameter", "shape", "type", "axes", "optimizer", "count")]
   rows += [
     (
       parameter.path,
       " x ".join(map(str, parameter.shape)),
       str(parameter.dtype),
       ", ".join(axis or "-" for axis in parameter.axes),
-      f"{parameter.count:,}",
       _treatment(experiment, parameter.path),
+      f"{parameter.count:,}",
     )
     for parameter in counted.parameters
   ]
   costs = [*_vocabulary(experiment.model), *_costs(counted)]
-  return "\n".join([table(rows), "", table(costs, right=(1,))])
+  return "\n".join([table(rows, right=(5,)), "", table(costs, right=(1,))])
 
 
 def _treatment(experiment: Experiment, path: str) -> str:
@@ -169,7 +169,7 @@ def device_bytes(tree: Any) -> int:
   )
 
 
-def table(rows: list[tuple[str, ...]], right: tuple[int, ...] = (4,)) -> str:
+def table(rows: list[tuple[str, ...]], right: tuple[int, ...]) -> str:
   """Aligned columns; those in `right` on the right."""
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   return "\n".join(

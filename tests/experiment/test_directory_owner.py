@@ -27,7 +27,7 @@ ROOT = Path(directory_owner.__file__).parents[1]
 HOLD = """
 import sys
 from pathlib import Path
-from launch import directory_owner
+from experiment import directory_owner
 directory_owner.take(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -224,7 +224,7 @@ def test_a_lock_that_was_removed_is_lost(tmp_path):
 WRITE = """
 import sys, time
 from pathlib import Path
-from launch import directory_owner
+from experiment import directory_owner
 from training.metrics import MetricsFile
 directory_owner._machine = lambda: sys.argv[2]  # as on a host of that name
 directory_owner.BEAT_SECONDS = 3600.0  # the heartbeat sees nothing in time

@@ -15,7 +15,7 @@ RUN = "gin/runs/griffin_quickstart.gin"
 # One line per case: what the command would say on eight devices, or 'fits'.
 PROGRAM = """
 import sys
-from launch import experiment, mesh_advice
+from experiment import experiment, mesh_advice
 for case in sys.argv[1:]:
   mesh, *flags = case.split()
   built = experiment.build(experiment.load(["gin/runs/griffin_quickstart.gin", mesh], flags))

@@ -185,7 +185,7 @@ def test_training_notes_the_configuration_that_it_writes(tmp_path, evil):
 
 
 UNUSED = """
-from launch import comparison
+from comparison import comparison
 comparison.Comparison.shared = ['import evil_module']
 """
 
