@@ -281,7 +281,7 @@ def identity(config: Config, folder: str) -> str:
 
 
 # Shipped files bind these to their defaults, and did not always: it is the same run without.
-_BOUND_LATER = {"optimizer.AdamW.master_copy": "False", "optimizer.AdamW.weight_decay": "0.1"}
+_BOUND_LATER = {"optimizer.AdamW.weight_decay": "0.1"}
 
 
 def _bound(config: Config, folder: str) -> dict[str, str]:

@@ -45,8 +45,8 @@ _SHOWN_LETTERS = 380
 _DEEPMIND_WINDOW = 2049
 # The configuration of a run with adapters, but for them.
 _WITHOUT_ADAPTERS = (
-  "--gin.launch.experiment.Experiment.model=%MODEL",
-  "--gin.launch.experiment.Experiment.init_from=None",
+  "--gin.experiment.experiment.Experiment.model=%MODEL",
+  "--gin.experiment.experiment.Experiment.init_from=None",
 )
 _GIN = ("experiment.gin", "models/recurrent_gemma.gin", "mesh/single.gin", "kernels/auto.gin")
 

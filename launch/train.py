@@ -106,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
   trusted = trust.Trust.of(args.trust)
   made_here = True
   if args.init_from is not None:
-    bindings.append(f"--gin.launch.experiment.Experiment.init_from={str(args.init_from)!r}")
+    bindings.append(f"--gin.experiment.experiment.Experiment.init_from={str(args.init_from)!r}")
     init = RunDirectory(args.init_from)
     config = run_config.load(init, args.config, bindings, trust=trusted, makes_rows=True)
     made_here = run_config.is_own(init)

@@ -210,3 +210,23 @@ def test_a_model_with_too_few_tokens_is_refused():
   built = experiment.build(experiment.load(RUNS[0], ["--gin.VOCAB_SIZE=200"]))
   with pytest.raises(config.ConfigError, match=r"has 259 ids.*set --gin.VOCAB_SIZE=259"):
     built.check_vocabulary()
+
+
+@pytest.mark.parametrize("file", ["optimizer/muon.gin", "schedule/wsd.gin"])
+def test_another_optimizer_or_schedule_keeps_the_numbers_of_the_run(file):
+  run, changed = experiment.load([RUNS[0]]), experiment.load([RUNS[0], "train/tuning.gin", file])
+  names = "WARMUP_STEPS", "WEIGHT_DECAY", "LEARNING_RATE"
+  tuning = experiment.load([RUNS[0], "train/tuning.gin"])
+  assert [changed.macros[name].value for name in names] == (
+    [tuning.macros[name].value for name in names]
+  )
+  one = experiment.load([RUNS[0], file])
+  assert one.macros["LEARNING_RATE"].value == run.macros["LEARNING_RATE"].value
+
+
+@pytest.mark.parametrize("rule", ["adamw", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize("last", [False, True])
+def test_every_optimizer_keeps_a_master_copy_whichever_file_comes_first(rule, last):
+  files = [f"optimizer/{rule}.gin", "precision/bfloat16_master.gin"]
+  built = experiment.build(experiment.load([RUNS[0], *(files if last else reversed(files))]))
+  assert built.optimizer.master_copy

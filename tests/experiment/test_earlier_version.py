@@ -45,6 +45,21 @@ def test_adapters_continue_a_text(capsys):
   assert capsys.readouterr().out.startswith("the griffin")
 
 
+@pytest.mark.parametrize("start", ["run", "imported"])
+@pytest.mark.parametrize("file", ["train/lora.gin", "train/finetune.gin", "train/adamw_wsd.gin"])
+def test_files_that_train_fit_onto_it(start, file, capsys):
+  arguments = [file, "data/bytes.gin", "data/text_files.gin", TEXT, "--gin.BATCH_SIZE=2"]
+  assert train.main([*arguments, f"--init_from={start}", "--print_config"]) == 0
+  told = capsys.readouterr()
+  assert "warning" not in told.err  # none of an old name that nobody typed
+  assert ("warmup_stable_decay" in told.out) == ("wsd" in file)
+
+
+def test_another_schedule_acts_on_a_run_that_names_none(capsys):
+  assert train.main(["schedule/wsd.gin", "--run_dir=run", "--print_config"]) == 0
+  assert "optimizer.AdamW.learning_rate = %SCHEDULE" in capsys.readouterr().out
+
+
 def test_exported_and_imported_weights_are_the_same_run():
   assert convert.main(["exported", "again", "--vocabulary=bytes"]) == 0
   assert convert.main(["imported", "out"]) == 0
