@@ -40,6 +40,13 @@ def test_a_run_goes_on(capsys):
   assert "from experiment import experiment\n" in Path("run/config.gin").read_text()
 
 
+def test_shipped_files_change_the_configuration_of_a_run(capsys):
+  arguments = ["--init_from=run", "--run_dir=tuned", TEXT, "--gin.STEPS=2", "--gin.WARMUP_STEPS=1"]
+  assert train.main(["gin/train/lora.gin", "gin/optimizer/muon.gin", *arguments]) == 0
+  assert train.main(["gin/precision/bfloat16_master.gin", *arguments[:1], "--describe"]) == 0
+  assert "AdamW, decayed" in capsys.readouterr().out
+
+
 def test_adapters_continue_a_text(capsys):
   assert generate.main(["--run_dir=lora", "--prompt=the griffin", "--temperature=0"]) == 0
   assert capsys.readouterr().out.startswith("the griffin")
