@@ -122,6 +122,14 @@ def _train(
     _require_same(run.data_differences(data), run)
   if resume != "force":
     _require_checkpoints(experiment, run)
+  # Before the run's own configuration is replaced.
+  loop.require_same_arrays(
+    run.path,
+    experiment.model,
+    experiment.optimizer.transformation(),
+    experiment.options,
+    layout,
+  )
   processes.wait_for_all("compared with the run")
   # To make rows takes long.
   require_mine()

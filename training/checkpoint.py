@@ -19,7 +19,7 @@ import numpy as np
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training import json_files, reading, retention
-from training.checkpoint_reader import PARAMS, CheckpointError, load, orbax
+from training.checkpoint_reader import PARAMS, CheckpointError, check, load, orbax
 from training.checksum import checksums, seal
 from training.padded_vocabulary import NO_ROWS, VocabularyRows
 from training.reading import Damage
@@ -260,6 +260,17 @@ def _agreed_steps(run_dir: Path) -> list[int]:
     "--run_dir "
     "that all hosts share."
   )
+
+
+def require_same_arrays(
+  run_dir: Path, abstract: TrainState, rows: VocabularyRows = NO_ROWS
+) -> None:
+  """Raises CheckpointError if the newest checkpoint is of another model or optimizer. All processes
+  come here; see `Checkpoints.restore`, which finds it too.
+  """
+  for step in _agreed_steps(run_dir)[-1:]:
+    wanted = {PARAMS: abstract.params, _REST: _rest(abstract)}
+    check(run_dir / FOLDER / str(step), wanted, f"checkpoint {step}", rows)
 
 
 def is_parameters_alone(run_dir: Path) -> bool:

@@ -69,6 +69,22 @@ def load(
   return parts, contents["position"]
 
 
+def check(
+  folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows = NO_ROWS
+) -> None:
+  """Raises CheckpointError where `load` would because it is of another model or optimizer; reads no
+  array, and finds no damage.
+  """
+  problem = ""
+  try:
+    _describe(folder.absolute(), abstract, where, rows)
+  except CheckpointError as error:
+    problem = f"{type(error).__name__}\n{error}"
+  except (Damage, Refusal):
+    pass  # Who loads it says so, or takes the one before.
+  _agree(problem, folder, where)
+
+
 def _describe(
   folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -184,7 +200,9 @@ def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters"
   """Raises CheckpointError at the first array that is missing, too many, or of another shape."""
   thing = "parameter" if kind == "parameters" else "optimizer state"
   owner = "model" if kind == "parameters" else "optimizer"
-  remedy = f"It is of another {owner}: use the configuration it was trained with."
+  remedy = f"It is of another {owner}: use the configuration it was trained with"
+  # With these parameters another optimizer can start.
+  remedy += ", or start another run from it (--init_from)." if owner == "optimizer" else "."
   needed = {path: tuple(leaf.shape) for path, leaf in by_path(expected).items()}
   held = {path: tuple(leaf.shape) for path, leaf in by_path(found).items()}
   for path, shape in needed.items():
@@ -195,7 +213,10 @@ def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters"
         f"{where}: {thing} {path} has shape {held[path]}, the {owner} needs {shape}. {remedy}"
       )
   for path in sorted(held.keys() - needed.keys()):
-    raise CheckpointError(f"{where} has a {thing} {path} that the {owner} lacks. {remedy}")
+    raise CheckpointError(
+      f"{where} has {'a' if owner == 'model' else 'an'} {thing} {path} that the {owner} lacks. "
+      f"{remedy}"
+    )
 
 
 def orbax() -> Any:

@@ -19,6 +19,7 @@ import optax
 from base.ranges import Count, CountFromZero, Immaterial
 from parallel import processes
 from parallel.layout import Layout
+from training import checkpoint as checkpoint_lib
 from training import host_memory, padded_vocabulary, remedies, retention
 from training import position as position_lib
 from training import step as step_lib
@@ -319,6 +320,18 @@ def trace(
     # As `Layout.place` makes it: JAX traces again for arguments that lie elsewhere.
     batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
   take_step.trace(abstract, batch)
+
+
+def require_same_arrays(
+  run_dir: Path,
+  model: Any,
+  optimizer: optax.GradientTransformation,
+  options: Options,
+  layout: Layout | None,
+) -> None:
+  """See `training.checkpoint.require_same_arrays`."""
+  abstract, _, _ = _programs(model, optimizer, options.step, layout)
+  checkpoint_lib.require_same_arrays(run_dir, abstract, padded_vocabulary.VocabularyRows.of(model))
 
 
 @functools.lru_cache(maxsize=4)

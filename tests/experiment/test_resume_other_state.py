@@ -1,0 +1,35 @@
+"""A run that cannot go on with another optimizer or model is left as it was."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch import train
+from tests.launch.test_commands import RUN
+from training.checkpoint import CheckpointError
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+  for number in range(20):
+    (tmp_path / f"{number}.txt").write_text(f"Document {number}: é says hello.\n" * 3)
+  (tmp_path / "run.gin").write_text(RUN.format(folder=tmp_path))
+  monkeypatch.chdir(tmp_path)
+  assert train.main(["run.gin", "--run_dir=run", "--gin.STEPS=2", "--gin.WARMUP_STEPS=1"]) == 0
+  return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+  ("change", "says"),
+  [
+    ("optimizer/muon.gin", r"or start another run from it \(--init_from\)"),
+    ("--gin.WIDTH=16", "of another model: use the configuration"),
+  ],
+)
+def test_what_it_cannot_go_on_with_changes_nothing(run, change, says):
+  before = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}
+  arguments = ["run.gin", change, "--run_dir=run", "--gin.STEPS=3", "--gin.WARMUP_STEPS=1"]
+  with pytest.raises(CheckpointError, match=says):
+    train.main([*arguments, "--resume=force"])
+  assert {file: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
+  assert train.main(["--run_dir=run", "--gin.STEPS=3", "--resume=force"]) == 0
