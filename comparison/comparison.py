@@ -144,12 +144,20 @@ class Comparison:
     return config.resolve(source, Experiment, f"{model} of the comparison", folder)
 
 
-def load(path: str | os.PathLike, arguments: Iterable[str] = ()) -> Config:
+def load(
+  path: str | os.PathLike, arguments: Iterable[str] = (), *, text: str | None = None
+) -> Config:
   """Reads and checks the configuration of a comparison, its runs' aside; see
   `config.config.load`.
+
+  Args:
+    path: a gin file.
+    arguments: bindings from the command line.
+    text: what the file held when it was read; None reads it.
   """
-  file_kinds.require(gin_source.read_file(path), file_kinds.COMPARISON, str(path))
-  return config.load(path, Comparison, arguments)
+  own = gin_source.read_file(path) if text is None else gin_source.read_text(text, str(path))
+  file_kinds.require(own, file_kinds.COMPARISON, str(path))
+  return config.resolve(own + gin_source.read_arguments(arguments), Comparison, str(path))
 
 
 def _rows_of(built: Experiment, length: int) -> dict[str, int]:

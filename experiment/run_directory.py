@@ -148,8 +148,10 @@ class RunDirectory:
     try:
       return _values_of(file)
     except ConfigError:
-      trust_check.check(self.config_file, trust, makes_rows=True)
-      own = config_lib.load(self.config_file, config.root.target)
+      text = gin_source.text_of(self.config_file)
+      trust_check.check(self.config_file, trust, text=text, makes_rows=True)
+      kept = gin_source.read_text(text, str(self.config_file))
+      own = config_lib.resolve(kept, config.root.target, str(self.config_file))
       return _values(gin_source.read_text(own.operative_text()))
 
   def holds_text_of(self, config: Config) -> bool:
@@ -227,10 +229,11 @@ class RunDirectory:
     self.path.mkdir(parents=True, exist_ok=True)
     run_record.write(self.path, config.text(), config.operative_text())
     first = one_line(command)
-    run_record.replace(self.config_file, f"# {first}\n{config.text()}")
+    text = f"# {first}\n{config.text()}"
+    run_record.replace(self.config_file, text)
     run_record.replace(self.path / OPERATIVE_FILE, config.operative_text())
     if made_here:
-      trust_check.record(self.config_file)
+      trust_check.record(self.config_file, text)
 
   def write_data(self, data: dict[str, Any], vocabulary: Vocabulary) -> None:
     """Writes what identifies the rows, and the vocabulary itself."""

@@ -73,13 +73,17 @@ def check(
     raise UserError(problem)
 
 
-def record(file: Path) -> None:
+def record(file: Path, text: str | None = None) -> None:
   """Notes that the user of this machine made the configuration of a run: it is trusted from now on.
+
+  Args:
+    file: the configuration in a run directory.
+    text: what was written there; None is what the file holds.
 
   Where the note cannot be written, a line says so.
   """
   try:
-    digest = _digest(_read(file))
+    digest = _digest(_read(file, text))
     records = _records()
     if digest in _recorded(records):
       return

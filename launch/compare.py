@@ -78,11 +78,13 @@ def main(arguments: Sequence[str]) -> int:
 
   directory = RunDirectory(args.output) if args.output else None
   trusted = trust.Trust.of(args.trust)
+  kept = None
   if args.config is None:
-    directory.require_run()
-    trust_check.check(directory.config_file, trusted, makes_rows=True, comparison=True)
-    directory.require_made_from(file_kinds.COMPARISON)
-  config = comparison_lib.load(args.config or directory.config_file, bindings)
+    # Read once: what is judged is what is loaded.
+    kept = directory.config_text()
+    trust_check.check(directory.config_file, trusted, text=kept, makes_rows=True, comparison=True)
+    directory.require_made_from(file_kinds.COMPARISON, kept)
+  config = comparison_lib.load(args.config or directory.config_file, bindings, text=kept)
   comparison = config.build()
   only = _chosen(args.only, comparison)
   if args.describe:
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
   asked_by = shlex.join(["python", "-m", "launch.compare", *arguments])
   # Mistakes are found before the output is claimed.
-  made_here = args.config is not None or trust_check.is_recorded(directory.config_file)
+  made_here = kept is None or trust_check.is_recorded(directory.config_file, kept)
   comparing = _Comparing(comparison, config, args.output, asked_by, trusted, made_here)
   with directory_owner.owned_by_job(args.output) as require_mine:
     _open(directory, config, args.resume, asked_by, trusted, made_here)

@@ -1,0 +1,50 @@
+"""A file that is replaced while it is judged: what was judged is what is loaded and noted."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiment import experiment, run_directory, run_record, trust_check
+from experiment.trust import NOBODY
+from launch import compare
+from tests.experiment.test_trust import COMPARISON, HEAD, evil, sent  # noqa: F401  (a fixture)
+
+
+@pytest.fixture
+def swapped(monkeypatch):
+  """Has the file name a module as soon as it was judged."""
+  judge = trust_check.check
+
+  def check(file, *args, **options):
+    judge(file, *args, **options)
+    file.write_text("import evil_module\n" + file.read_text())
+
+  monkeypatch.setattr(trust_check, "check", check)
+
+
+def test_a_comparison_is_loaded_as_it_was_judged(tmp_path, evil, swapped):  # noqa: F811
+  folder = sent(tmp_path, "", head=COMPARISON)
+  assert compare.main(["--describe", f"--output={folder}"]) == 0
+  assert not evil.exists()
+
+
+def test_values_in_force_are_of_what_was_judged(tmp_path, evil, swapped):  # noqa: F811
+  run = run_directory.RunDirectory(sent(tmp_path, "", head=HEAD))
+  config = experiment.load(run.config_file)
+  assert run.differences(config, NOBODY) == []
+  assert not evil.exists()
+
+
+def test_what_was_written_is_noted_and_not_what_came_in_its_place(tmp_path, evil, monkeypatch):  # noqa: F811
+  run = run_directory.RunDirectory(sent(tmp_path, "", head=HEAD))
+  config = experiment.load(run.config_file)
+  write = run_record.replace
+
+  def replace(file, text):
+    write(file, text)
+    if file == run.config_file:
+      file.write_text("import evil_module\n" + file.read_text())
+
+  monkeypatch.setattr(run_record, "replace", replace)
+  run.write_config(config, "x")
+  assert not trust_check.is_recorded(run.config_file)
