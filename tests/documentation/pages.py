@@ -10,6 +10,35 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# In the order in which they are read and typed; the site's navigation has the same.
+PAGES = (
+  "README.md",
+  "docs/getting_started.md",
+  "docs/configuration.md",
+  "docs/models.md",
+  "docs/data.md",
+  "docs/distributed_training.md",
+  "docs/several_hosts.md",
+  "docs/planning.md",
+  "docs/comparing.md",
+  "docs/evaluating_and_generating.md",
+  "docs/converting_and_finetuning.md",
+  "docs/add_an_architecture.md",
+  "docs/benchmarks.md",
+  "docs/limitations.md",
+  "docs/design/configuration.md",
+  "docs/design/models.md",
+  "docs/design/kernels.md",
+  "docs/design/sharding.md",
+  "docs/design/data.md",
+  "docs/design/checkpoints.md",
+  "docs/design/planning.md",
+  "docs/design/comparison.md",
+  "docs/design/conversion.md",
+  "docs/design/contract.md",
+)
+# Works in a folder of its own: test_add_an_architecture.py.
+RECIPE = "docs/add_an_architecture.md"
 
 
 class Step(NamedTuple):
@@ -27,9 +56,13 @@ class Step(NamedTuple):
 
 
 def sections(page: Path) -> dict[str, list[Step]]:
-  """The steps of a page by its headings (`## ...`), in order; headings without any are left out."""
+  """The steps of a page by its headings (`## ...`), in order; headings without any are left out.
+
+  Steps before the first heading stand under ''.
+  """
   parts = re.split(r"^## (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-  found = {title: steps(text) for title, text in zip(parts[1::2], parts[2::2], strict=True)}
+  texts = {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+  found = {title: steps(text) for title, text in texts.items()}
   return {title: listed for title, listed in found.items() if listed}
 
 
@@ -62,17 +95,30 @@ def commands(block: str) -> list[str]:
   return [" ".join(line.split()) for line in stripped if line.strip()]
 
 
-def paired(page: Path, cases: dict[str, list]) -> list:
-  """The steps of the named sections, each beside its case, as parameters of a test.
+def paired(cases: dict[str, dict[str, list]]) -> list:
+  """Every step of every page but the recipe, beside its case, as parameters of a test.
 
-  None stands where one of the lists is shorter.
+  Args:
+    cases: page to section to the cases of its steps.
+
+  Returns:
+    (step, case) in the order of `PAGES`; None where there is no step or no case.
   """
-  found = sections(page)
-  return [
-    pytest.param(step, case, id=label(step or case.starts))
-    for title, listed in cases.items()
-    for step, case in itertools.zip_longest(found.get(title, []), listed)
-  ]
+  pairs = []
+  for page in PAGES:
+    if page == RECIPE:
+      continue
+    found, listed = sections(ROOT / page), cases.get(page, {})
+    for title in [*found, *(title for title in listed if title not in found)]:
+      for step, case in itertools.zip_longest(found.get(title, []), listed.get(title, [])):
+        name = f"{Path(page).stem}: {label(step or case.starts)}"
+        pairs.append(pytest.param(step, case, id=name))
+  return pairs
+
+
+def typed_on(page: str) -> set[str]:
+  """The commands and files of a page."""
+  return {step.text for listed in sections(ROOT / page).values() for step in listed}
 
 
 def label(step: Step | str) -> str:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.documentation import pages
 from tests.documentation.pages import ROOT, Step
 
 SECONDS = 900
@@ -41,6 +42,7 @@ class Case(NamedTuple):
     leaves: files and folders that it leaves; patterns from the copy's root.
     instead: what is done with the command in place of running it once.
     skipped: the reason why it is not run.
+    repeats: an earlier page that has the same step, where it was run.
   """
 
   starts: str
@@ -49,6 +51,7 @@ class Case(NamedTuple):
   leaves: tuple[str, ...] = ()
   instead: Callable[[Session, str], None] | None = None
   skipped: str = ""
+  repeats: str = ""
 
 
 class Session:
@@ -153,6 +156,9 @@ class Session:
     name = step.name or step.text
     assert case is not None, f"the page also says {name!r}: add a case"
     assert name.startswith(case.starts), f"the page says {name!r}, the case {case.starts!r}"
+    if case.repeats:
+      assert step.text in pages.typed_on(case.repeats), f"{case.repeats} does not say {name!r}"
+      pytest.skip(f"was run on {case.repeats}")
     if case.skipped:
       pytest.skip(case.skipped)
     if step.kind == "file":

@@ -4,38 +4,119 @@ from __future__ import annotations
 
 import importlib
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.documentation.pages import ROOT, sections
+from tests.documentation import pages
+from tests.documentation.pages import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ROOT_PAGES = ("README.md", "BUILD_NOTES.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [
+  *(ROOT / name for name in ROOT_PAGES if (ROOT / name).exists()),
+  *sorted((ROOT / "docs").rglob("*.md")),
+]
+NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
+ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+FOLDERS = {*ROOMS, "gin", "docs", "tests", "benchmarks"}
 COMMANDS = sorted(
   file.stem for file in (ROOT / "launch").glob("*.py") if "__main__" in file.read_text("utf-8")
 )
+each_page = pytest.mark.parametrize("page", PAGES, ids=NAMES)
 
 
-def test_the_table_of_gin_files_lists_them_all():
-  text = PAGES[0].read_text(encoding="utf-8")
-  for folder, cell in re.findall(r"^\| `(\w+)/` \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE):
+def spans(page: Path) -> list[str]:
+  """The code spans of a page."""
+  text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+  return re.findall(r"`([^`\n]+)`", text)
+
+
+def anchors(page: Path) -> set[str]:
+  """What links may name of a page: its headings in small letters, joined by hyphens."""
+  text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
+  titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+  return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_the_table_of_gin_files_lists_what_exists():
+  text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+  rows = re.findall(r"^\| `(\w+)/` \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE)
+  folders = {path.name for path in (ROOT / "gin").iterdir() if path.is_dir()}
+  assert {folder for folder, _ in rows} == folders - {"runs"}
+  for folder, cell in rows:
     cell = re.sub(r"\([^)]*\)", "", cell)  # Notes, not names.
     files = {file.stem for file in (ROOT / "gin" / folder).glob("*.gin")}
     named = set(re.findall(r"`(\w+)`", cell))
     assert named <= files, f"gin/{folder}/ has no {named - files}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_table_of_macros_has_every_macro_and_no_other():
+  text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+  text = text[text.index("## Macros") :]
+  cells = re.findall(r"^\| (`[A-Z][^|]*) \|", text, re.MULTILINE)
+  listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+  assert len(listed) == len(set(listed)), "a macro stands there twice"
+  defined = {
+    name
+    for file in (ROOT / "gin").rglob("*.gin")
+    for name in re.findall(r"^([A-Z][A-Z0-9_]*) *=", file.read_text("utf-8"), re.MULTILINE)
+  }
+  assert set(listed) == defined
+
+
+@each_page
 def test_paths_in_the_text_exist(page):
-  spans = re.findall(r"`([\w./-]+)`", page.read_text(encoding="utf-8"))
-  links = re.findall(r"\]\(([\w./-]+)\)", page.read_text(encoding="utf-8"))
-  folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
-  for name in spans:
-    if name.split("/")[0] in {"gin", "launch", "benchmarks", "docs"} & folders:
+  for name in spans(page):
+    if not re.fullmatch(r"[\w./-]+", name):
+      continue
+    if re.fullmatch(r"\w+/\w+\.gin", name):
+      assert (ROOT / "gin" / name).exists() or (ROOT / name).exists(), name
+    elif "/" in name and name.split("/")[0] in FOLDERS:
       assert (ROOT / name).exists(), name
-    elif re.fullmatch(r"\w+/\w+\.gin", name):
-      assert (ROOT / "gin" / name).exists(), name
-  for name in links:
-    assert (page.parent / name).exists(), name
+
+
+@each_page
+def test_links_lead_to_files_and_headings(page):
+  text = page.read_text(encoding="utf-8")
+  inline = re.findall(r"\]\(([^)\s]+)\)", text)
+  defined = dict(re.findall(r"^\[([^\]]+)\]: (\S+)$", text, flags=re.MULTILINE))
+  for link in [*inline, *defined.values()]:
+    if re.match(r"https?://", link):
+      continue
+    name, _, anchor = link.partition("#")
+    target = (page.parent / name).resolve() if name else page
+    assert target.is_file(), link
+    if page.is_relative_to(ROOT / "docs"):  # The site has no other pages.
+      assert target.is_relative_to(ROOT / "docs"), link
+    if anchor:
+      assert anchor in anchors(target), link
+  for name in re.findall(r"(?<=\. )\[(\w+)\]$", text, flags=re.MULTILINE):
+    assert name in defined, f"[{name}] leads nowhere"
+
+
+@each_page
+def test_modules_and_what_they_define_exist(page):
+  """Names such as `data.corpora.Tfds`, with the whole path."""
+  for name in spans(page):
+    parts = name.split(".")
+    if re.fullmatch(r"\w+(\.\w+)+", name) and parts[0] in ROOMS and parts[-1] not in ("gin", "py"):
+      if (
+        not (ROOT / parts[0] / f"{parts[1]}.py").exists()
+        and not (ROOT / parts[0] / parts[1]).is_dir()
+      ):
+        # A field, such as `data.json`, or a name that a package defines.
+        assert len(parts) == 2, name
+        continue
+      found, rest = importlib.import_module(".".join(parts[:2])), parts[2:]
+      while rest:
+        try:
+          found, rest = getattr(found, rest[0]), rest[1:]
+        except AttributeError:
+          fields = getattr(found, "__dataclass_fields__", {})
+          if rest[0] in fields or rest[0] in getattr(found, "__annotations__", {}):
+            break
+          found, rest = importlib.import_module(f"{found.__name__}.{rest[0]}"), rest[1:]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -45,14 +126,36 @@ def test_paths_in_help_texts_exist(name):
     assert (ROOT / file).is_file(), f"launch.{name} --help names {file}"
 
 
-def test_modules_in_the_text_exist():
-  for page in PAGES:
-    for module in re.findall(r"python -m ([\w.]+)", page.read_text(encoding="utf-8")):
-      path = ROOT / module.replace(".", "/")
-      assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+@each_page
+def test_commands_in_the_text_exist(page):
+  for module in re.findall(r"python -m ([\w.]+)", page.read_text(encoding="utf-8")):
+    path = ROOT / module.replace(".", "/")
+    known = path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+    assert known or module in ("pytest", "pip"), module
 
 
-def test_every_page_is_typed():
-  """A page that is added needs a test beside those of README and this one, if it has commands."""
-  typed = ["README.md", "add_an_architecture.md"]
-  assert [page.name for page in PAGES if sections(page)] == typed
+def test_every_page_with_commands_is_typed():
+  """A page that is added belongs into `pages.PAGES`."""
+  with_commands = {
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    if pages.sections(path)
+  }
+  assert with_commands <= set(pages.PAGES)
+  assert all((ROOT / name).is_file() for name in pages.PAGES)
+
+
+def listed(nav: list) -> list[str]:
+  """The pages of a navigation, in order."""
+  found = []
+  for entry in nav:
+    value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+    found += listed(value) if isinstance(value, list) else [value]
+  return found
+
+
+@pytest.mark.skipif(not (ROOT / "mkdocs.yml").exists(), reason="there is no site")
+def test_the_navigation_of_the_site_has_the_order_of_the_pages():
+  nav = listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+  typed = [f"docs/{name}" for name in nav if name != "index.md" and not name.startswith("api/")]
+  assert typed == [name for name in pages.PAGES if name != "README.md"]

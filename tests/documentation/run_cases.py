@@ -1,0 +1,236 @@
+"""How the steps of the pages that train, evaluate and generate are tried."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+from tests.documentation.session import Case, Session
+
+SMALL = (
+  "--gin.WIDTH=64 --gin.RNN_WIDTH=64 --gin.DEPTH=3 --gin.SEQUENCE_LENGTH=64 --gin.BATCH_SIZE=2 "
+  "--gin.WARMUP_STEPS=2"
+)
+HEADS = "--gin.HEADS=4"
+SHORT = f"{SMALL} {HEADS} --gin.STEPS=6"
+ON_A_MESH = (
+  "--gin.WIDTH=64 --gin.RNN_WIDTH=128 --gin.DEPTH=3 --gin.SEQUENCE_LENGTH=64 --gin.STEPS=2 "
+  "--gin.WARMUP_STEPS=1"
+)
+# A checkpoint every few steps, so that there is time to stop the run.
+MANY = f"{SMALL} {HEADS} --gin.STEPS=100 --gin.training.loop.Options.checkpoint_every=10"
+TRAINED = r"held-out bits per byte: \d+\.\d+"
+INSTALLS = "installs packages from a network"
+CLUSTER = "needs a cluster: tests/launch/test_cluster_files.py reads the file"
+
+
+def losses(run: Path) -> list[dict]:
+  """The metrics of a run, without what depends on the machine's speed."""
+  lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+
+
+def train_kill_and_train_again(session: Session, command: str) -> None:
+  """A run that is killed ends with the metrics of one that is not.
+
+  A finished one stays as it is.
+  """
+  run, aside = session.folder / "runs/griffin_quickstart", session.folder / "runs/uninterrupted"
+  session.type(command)
+  run.rename(aside)
+  killed = session.stop(
+    command, signal.SIGKILL, "runs/griffin_quickstart/checkpoints/[1-9]*/commit_success.txt"
+  )
+  assert killed.status != 0
+  assert len(losses(run)) < len(losses(aside))
+  again = session.type(command)
+  assert "held-out bits per byte" in again.out
+  assert losses(run) == losses(aside)
+  finished = session.type(command)
+  assert "runs/griffin_quickstart is finished: it has done 100 steps already" in finished.out
+  assert "next: python -m launch.train" in finished.err
+  assert "first step done" not in finished.err
+  assert losses(run) == losses(aside)
+
+
+def stop_and_resume(session: Session, command: str) -> None:
+  """Ctrl-C saves; the same command resumes."""
+  stopped = session.stop(command, signal.SIGINT, "runs/mine/checkpoints/[1-9]*/commit_success.txt")
+  assert "the same command goes on" in stopped.out
+  assert "held-out bits per byte" in session.type(command).out
+
+
+def resolve(session: Session, command: str) -> None:
+  """The configuration of a command for hardware that is not here is valid."""
+  words = command.replace("-m launch.plan", "-m launch.train").split()
+  shown = session.type(" ".join(w for w in words if not w.startswith("--hardware")))
+  assert "SEQUENCE_LENGTH = 2048" in shown.out
+
+
+CASES = {
+  "README.md": {
+    "Two commands": [
+      Case(
+        "make train",
+        f"ARGS='{MANY}'",
+        instead=train_kill_and_train_again,
+        leaves=tuple(
+          f"runs/griffin_quickstart/{name}"
+          for name in (
+            "config.gin",
+            "operative_config.gin",
+            "data.json",
+            "metrics.jsonl",
+            "loss.png",
+            "checkpoints/100",
+          )
+        ),
+      ),
+      Case("make test", "ARGS='-n0 tests/test_floors.py'", prints=r"\d+ passed"),
+    ],
+    "Launch": [
+      Case("my_run.gin"),
+      Case("source .venv/bin/activate"),
+      Case("python -m launch.train my_run.gin --dry_run", SHORT, r"temporary memory of a step +\d"),
+      Case("python -m launch.train my_run.gin --run_dir=runs/mine", MANY, instead=stop_and_resume),
+    ],
+  },
+  "docs/getting_started.md": {
+    "A laptop": [
+      Case("make train", repeats="README.md"),
+      Case("source .venv/bin/activate", repeats="README.md"),
+      Case("python -m launch.train gin/runs/griffin_quickstart.gin", SHORT, TRAINED),
+      Case(
+        "python -m launch.train gin/runs/hawk_quickstart.gin", f"{SMALL} --gin.STEPS=6", TRAINED
+      ),
+    ],
+    "The run directory": [
+      Case("python -m launch.train --run_dir=runs/first", prints=r"runs/first is finished"),
+      Case(
+        "python -m launch.train --run_dir=runs/first --gin.STEPS=",
+        "--gin.STEPS=8",
+        TRAINED,
+        leaves=("runs/first/checkpoints/8",),
+      ),
+      Case(
+        "python -m launch.train --init_from=runs/first --run_dir=runs/second",
+        "--gin.STEPS=4",
+        TRAINED,
+        leaves=("runs/second/checkpoints/4",),
+      ),
+      Case('export PYTHONPATH="$PWD"'),
+      Case(
+        "(cd runs && python -m launch.train", SHORT, TRAINED, leaves=("runs/elsewhere/config.gin",)
+      ),
+      Case("(cd runs && python -m launch.evaluate", "--batches=1", r"bits per byte +\d+\.\d"),
+    ],
+    "One GPU": [
+      Case("make install EXTRAS=gpu", skipped=INSTALLS),
+      Case("python -m launch.train", "--print_config", instead=resolve),
+    ],
+    "A TPU VM": [
+      Case("make install EXTRAS=tpu", skipped=INSTALLS),
+      Case("python -m launch.train", "--print_config", instead=resolve),
+      Case("python -m launch.plan", "--print_config", instead=resolve),
+    ],
+    "GKE": [Case("kubectl apply", skipped=CLUSTER)],
+    "SLURM": [Case("sbatch launch/cluster/slurm.sbatch", skipped=CLUSTER)],
+  },
+  "docs/configuration.md": {
+    "Look before you launch": [
+      Case("python -m launch.train my_run.gin --describe", prints=r"FLOPs per token, forward +\d"),
+      Case(
+        "python -m launch.train my_run.gin --print_config", prints=r"TEXT_FILES = .*my_run.gin:\d"
+      ),
+      Case("python -m launch.train my_run.gin --dry_run", repeats="README.md"),
+    ],
+  },
+  "docs/models.md": {"Use it as a library": [Case("import jax")]},
+  "docs/data.md": {
+    "Your own text": [
+      Case("python -m launch.vocabulary", prints=r"2,000 pieces", leaves=("books.model",)),
+      Case(
+        "python -m launch.train my_run.gin gin/data/text_files_sentencepiece.gin", SHORT, TRAINED
+      ),
+    ],
+  },
+  "docs/distributed_training.md": {
+    "Meshes": [
+      Case("export XLA_FLAGS="),
+      Case(
+        "python -m launch.train my_run.gin gin/mesh/zero3.gin --describe_sharding",
+        prints=r"data=8 x seq=1 x model=1, ZeRO stage 3",
+      ),
+      Case("python -m launch.train my_run.gin gin/mesh/zero3.gin", ON_A_MESH, TRAINED),
+      Case("python -m launch.train my_run.gin gin/mesh/megatron8_zero1.gin", ON_A_MESH, TRAINED),
+      Case("python -m launch.train my_run.gin gin/mesh/sequence8.gin", ON_A_MESH, TRAINED),
+      Case("unset XLA_FLAGS"),
+    ],
+    "Several hosts": [
+      Case(
+        "python -m launch.train my_run.gin --run_dir=/shared/run --distributed",
+        skipped="needs several hosts: tests/launch/test_several_hosts.py plays them",
+      ),
+      Case(
+        "python -m launch.train my_run.gin --run_dir=/shared/run --coordinator=",
+        skipped="needs two hosts: tests/launch/test_several_hosts.py plays them",
+      ),
+    ],
+  },
+  "docs/evaluating_and_generating.md": {
+    "Evaluate and generate": [
+      Case(
+        "python -m launch.evaluate --run_dir=runs/first --by_position",
+        "--batches=1",
+        r"2048-4095 ",
+        leaves=("runs/first/evaluations/*.json", "runs/first/evaluations/*.png"),
+      ),
+      Case("python -m launch.generate --run_dir=runs/first", "--max_tokens=8", r"^def "),
+      Case("XLA_FLAGS=", "--max_tokens=8", r"^def "),
+    ],
+    "Recall": [
+      Case(
+        "python -m launch.train gin/runs/griffin_induction_heads.gin",
+        "--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=4",
+        TRAINED,
+      ),
+      Case("python -m launch.evaluate --run_dir=runs/recall", prints=r"0\.9-1 +\d+\.\d%"),
+    ],
+    "Downstream tasks": [
+      Case(
+        "python -m launch.evaluate --run_dir=runs/first --harness=hellaswag",
+        skipped="needs data sets from a network",
+      ),
+      Case(
+        "python -m launch.evaluate --run_dir=runs/first --harness=my_task", prints=r"my_task.*acc"
+      ),
+      Case(
+        "python -m launch.evaluate --run_dir=runs/first --harness=piqa",
+        skipped="needs a copy of a published data set",
+      ),
+    ],
+  },
+}
+
+# What a user gets wrong, and what the one line says.
+MISTAKES = [
+  ("python -m launch.train gin/runs/grifin_quickstart.gin --run_dir=runs/x", "griffin_quickstart"),
+  ("python -m launch.train my_run.gin", "--run_dir"),
+  ("python -m launch.train my_run.gin --run_dir=runs/x --gin.STPES=3", "STEPS"),
+  ("python -m launch.train my_run.gin --run_dir=runs/x --rundir=y", "--run_?dir"),
+  ("python -m launch.train my_run.gin --run_dir=runs/x --gin.STEPS=many", "STEPS"),
+  (
+    "python -m launch.train my_run.gin --run_dir=runs/x --gin.TEXT_FILES='no/*.txt'",
+    r"no/\*\.txt",
+  ),
+  ("python -m launch.train my_run.gin --run_dir=runs/first", "--resume=force"),
+  ("python -m launch.train --run_dir=runs/nowhere", "runs/nowhere"),
+  ("python -m launch.evaluate --run_dir=runs/nowhere", "runs/nowhere"),
+  ("python -m launch.evaluate --run_dir=runs/first --contexts=8", "recall"),
+  ("python -m launch.evaluate --run_dir=runs/first --checkpoint=999", "999"),
+  ("python -m launch.generate --run_dir=runs/first --temperature=-1", "temperature"),
+  ("python -m launch.generate --run_dir=runs/first --prompts_file=none.txt", "none.txt"),
+  ("python -m launch.generate --run_dir=runs/broken", "runs/broken"),
+  ("python -m launch.train --init_from=runs/broken --run_dir=runs/x", "runs/broken"),
+]

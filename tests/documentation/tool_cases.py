@@ -1,0 +1,115 @@
+"""How the steps of the pages that plan, compare, convert and check are tried."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+
+from tests.documentation.run_cases import TRAINED
+from tests.documentation.session import Case, Session
+
+SHORT = "--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=2 --gin.SEQUENCE_LENGTH=64"
+TINY = ["compare/sizes/66k.gin", "WARMUP_STEPS = 2", "BATCH_SIZE = 2"]
+STEPS = {"66k": 20, "158k": 21, "343k": 22}
+MACROS = {
+  "MODELS": {
+    "Griffin": ["compare/quick_griffin.gin"],
+    "MQA Transformer": ["models/transformer.gin"],
+  },
+  "SEEDS": (0,),
+  "SIZES": {size: [*TINY, f"STEPS = {steps}"] for size, steps in STEPS.items()},
+  "ROUNDS": 1,
+  "SAMPLES": 1,
+  "SAMPLE_LENGTHS": (4, 8),
+  "PREFILLS": (0,),
+  "TOKENS_BEFORE": (8, 16),
+}
+COMPARED = shlex.join(f"--gin.{name}={value}" for name, value in MACROS.items())
+
+
+def stop_and_resume(session: Session, command: str) -> None:
+  """A comparison that is stopped continues, and trains no run twice."""
+  command += " --only=scaling"
+  stopped = session.stop(command, signal.SIGTERM, "comparisons/quick/runs/*/metrics.jsonl")
+  assert stopped.status != 0
+  done = session.type(command)
+  assert "comparisons/quick/report/index.html" in done.out
+
+
+CASES = {
+  "README.md": {
+    "Compare": [
+      Case(
+        "python -m launch.compare gin/compare/quick.gin --output=comparisons/quick",
+        COMPARED,
+        instead=stop_and_resume,
+        leaves=("comparisons/quick/report/index.html", "comparisons/quick/report/data.json"),
+      ),
+    ],
+    "Extend": [
+      Case("python -m launch.check --model=griffin", "--only=causality,packing", r"\d+ passed in"),
+    ],
+  },
+  "docs/planning.md": {
+    "Plan before you rent": [
+      Case(
+        "python -m launch.plan gin/runs/griffin_quickstart.gin",
+        "--gin.WIDTH=256 --gin.RNN_WIDTH=256 --gin.HEADS=8 --gin.DEPTH=1 --gin.MICROBATCHES=1 "
+        "--gin.SEQUENCE_LENGTH=128 --gin.WINDOW=64 --gin.RECURRENCE_KERNEL=associative",
+        "all-reduce",
+      ),
+    ],
+  },
+  "docs/comparing.md": {
+    "Compare models": [
+      Case("python -m launch.compare gin/compare/quick.gin", repeats="README.md"),
+      Case("python -m launch.compare gin/compare/paper.gin --output=", skipped="needs a pod"),
+      Case("python -m launch.compare gin/compare/quick.gin", COMPARED, r"Decode speed\n"),
+      Case("python -m launch.compare gin/compare/paper.gin --describe", prints=r"scaling +\d"),
+    ],
+  },
+  "docs/converting_and_finetuning.md": {
+    "RecurrentGemma in and out": [
+      Case(
+        "python -m launch.convert recurrentgemma-2b/ runs/gemma",
+        prints="is ready",
+        leaves=("runs/gemma/config.gin",),
+      ),
+      Case(
+        "python -m launch.convert recurrentgemma-flax/2b runs/flax",
+        "--vocabulary=recurrentgemma-2b/tokenizer.model --gin.WINDOW=9",
+        "is ready",
+        leaves=("runs/flax/config.gin",),
+      ),
+      Case("python -m launch.generate --run_dir=runs/gemma", "--max_tokens=8", "^The Griffin is"),
+      Case(
+        "python -m launch.convert runs/gemma exported/",
+        prints="is ready",
+        leaves=("exported/model.safetensors", "exported/tokenizer.model"),
+      ),
+    ],
+    "Fine-tune": [
+      Case("python -m launch.train gin/data/instructions.gin gin/train/lora.gin", SHORT, TRAINED),
+      Case(
+        "python -m launch.convert runs/tuned exported_tuned/",
+        prints="is ready",
+        leaves=("exported_tuned/model.safetensors",),
+      ),
+      Case(
+        "python -m launch.convert runs/tuned runs/merged --merge",
+        prints="is ready",
+        leaves=("runs/merged/config.gin",),
+      ),
+    ],
+  },
+}
+MISTAKES = [
+  ("python -m launch.convert recurrentgemma-3b/ runs/x", "recurrentgemma-3b"),
+  ("python -m launch.convert runs/gemma exported/", "exported"),
+  ("python -m launch.convert broken/ runs/x", "broken"),
+  ("python -m launch.compare gin/compare/quick.gin --output=comparisons/quick", "--resume=force"),
+  ("python -m launch.compare gin/compare/quick.gin --output=x --only=speeed", "speeed"),
+  ("python -m launch.plan gin/runs/griffin_quickstart.gin --hardware=v9-8", "v9"),
+  ("python -m launch.check --model=grifin", "griffin"),
+  ("python -m launch.check --model=griffin --only=causalty", "causality"),
+]
