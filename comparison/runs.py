@@ -71,7 +71,7 @@ class TrainedRun:
   """See `comparison.measurement.TrainedRun`."""
 
   experiment: Experiment
-  layout: Layout | None
+  layout: Layout
   params: Any
   cost: Cost
   curve: Mapping[int, float]
@@ -100,7 +100,7 @@ class TrainedRun:
     """Scores held-out text in rows of another length."""
     data = experiment_lib.read_as(self.experiment.eval_data, sequence_length=length)
     # Devices have equally many rows, and at least one.
-    shards = 1 if self.layout is None else OverMesh(self.layout).shards
+    shards = OverMesh(self.layout).shards
     batch_size = shards * max(1, self.cost.tokens_per_step // (length * shards))
     batches = loader.batches(data.rows(), batch_size, shuffle=False, repeat=False)
     count = min(len(batches), math.ceil(tokens / (batch_size * length)))
@@ -111,7 +111,7 @@ class TrainedRun:
 
   def recall(self, task: RecallTask, questions: int) -> Recalled:
     """Asks a recall task; see `comparison.measurement.TrainedRun`."""
-    where = None if self.layout is None else OverMesh(self.layout)
+    where = None if self.layout.mesh.size == 1 else OverMesh(self.layout)
     scorer = RecallScorer(self.experiment.model, self.experiment.vocabulary, where)
     return scorer(self.params, task, questions)
 

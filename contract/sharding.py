@@ -18,7 +18,7 @@ from contract.finding import Finding, compare_trees, largest
 from contract.subject import Subject
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
-from parallel.layout import Layout, Parallelism
+from parallel.layout import Layout, Parallelism, on_one_device
 from parallel.mesh import AXES, MeshSpec
 from parallel.rules import Rules
 from training import step as step_lib
@@ -91,12 +91,11 @@ def _train(
 ) -> tuple[list[float], Any]:
   """The loss of each step, and the momentum after the last; on one device if there are no sizes."""
   model, params = subject.without_remainder()
-  layout = sizes and _layout(model, sizes, zero)
+  layout = _layout(model, sizes, zero) if sizes else on_one_device(list_parameters(model))
   state = _state(model, params)
-  if layout is not None:
-    state = jax.device_put(state, layout.state(state))
+  state = jax.device_put(state, layout.state(state))
   step = jax.jit(step_lib.make_train_step(model, OPTIMIZER, OPTIONS, layout))
-  batch = jax.device_put(subject.batch(ROWS, _length(subject)), layout and layout.batch)
+  batch = jax.device_put(subject.batch(ROWS, _length(subject)), layout.batch)
   losses = []
   for _ in range(STEPS):
     state, metrics = step(state, batch)

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from models.accounting import list_parameters
 from models.language_model import LanguageModel
-from parallel.layout import Layout
+from parallel.layout import Layout, on_one_device
 from training.step import token_losses
 
 
@@ -80,7 +81,7 @@ class Bucket:
 
 
 @functools.lru_cache(maxsize=4)
-def _losses(model: LanguageModel, layout: Layout | None) -> Callable[[Any, Any], jax.Array]:
+def _losses(model: LanguageModel, layout: Layout) -> Callable[[Any, Any], jax.Array]:
   """(parameters, batch) to the loss of every token, [B, T]; kept, so that a model is compiled
   once.
   """
@@ -88,8 +89,6 @@ def _losses(model: LanguageModel, layout: Layout | None) -> Callable[[Any, Any],
   def losses(params, batch):
     return token_losses(model, params, batch)[0]
 
-  if layout is None:
-    return jax.jit(losses)
   # Every process reads all of them, whatever devices computed them.
   return jax.jit(layout.losses(losses), out_shardings=layout.everywhere)
 
@@ -98,9 +97,9 @@ class Scorer:
   """Scores text with one model; compiled once for every shape of batch."""
 
   def __init__(self, model: LanguageModel, layout: Layout | None = None):
-    """Takes the model and where parameters lie."""
-    self._losses = _losses(model, layout)
-    self._layout = layout
+    """Takes the model and where parameters lie; None is one device."""
+    self._layout = layout or on_one_device(list_parameters(model))
+    self._losses = _losses(model, self._layout)
 
   def __call__(
     self,
@@ -132,8 +131,7 @@ class Scorer:
     # Summed on the host, in float64.
     placed = dict(batch)
     row_bytes = placed.pop("row_bytes")
-    if self._layout is not None:
-      placed = self._layout.place(placed, len(batch["inputs"]))
+    placed = self._layout.place(placed, len(batch["inputs"]))
     losses = np.asarray(self._losses(params, placed), np.float64)
     counted = batch["loss_weights"] > 0
     positions, length = batch["positions"][counted], counted.shape[1]

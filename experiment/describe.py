@@ -46,9 +46,9 @@ def _treatment(experiment: Experiment, path: str) -> str:
 
 def sharding(experiment: Experiment) -> str:
   """Where every parameter lies on the mesh, and what a device holds, as text."""
-  layout = mesh_advice.layout(experiment)
-  if layout is None:
+  if experiment.mesh is None:
     return "one device: nothing is split (choose a file of gin/mesh/)"
+  layout = mesh_advice.layout(experiment)
   rows = [("parameter", "axes", "used", "stored", "optimizer state", "bytes per device")]
   for parameter in layout.parameters:
     place = layout.places[parameter.path]
@@ -129,9 +129,8 @@ def dry_run(experiment: Experiment) -> DryRun:
   start = time.monotonic()
   layout = mesh_advice.layout(experiment)
   state, batch = abstract_state(experiment), abstract_batch(experiment)
-  if layout is not None:
-    state = abstract_like(state, layout.state)
-    batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
+  state = abstract_like(state, layout.state)
+  batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
   step = step_lib.make_train_step(
     experiment.model, experiment.optimizer.transformation(), experiment.options.step, layout
   )

@@ -27,7 +27,7 @@ from data.tokenizers import Vocabulary, VocabularyError
 from experiment import file_kinds, step_memory
 from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
-from parallel.layout import Layout, Parallelism
+from parallel.layout import Layout, Parallelism, on_one_device
 from training import loop
 from training.optimizer import Optimizer
 from training.step import abstract_batch, token_losses
@@ -107,16 +107,17 @@ class Experiment:
     """The vocabulary of the text."""
     return first_part(self.train_data).vocabulary
 
-  def layout(self, devices: Sequence[jax.Device] | None = None) -> Layout | None:
-    """Where everything lies on these devices (None: all that are visible); None for one device.
+  def layout(self, devices: Sequence[jax.Device] | None = None) -> Layout:
+    """Where everything lies on these devices (None: all that are visible), or on the first alone.
 
     Raises:
       ConfigError: mesh, devices, rules, model and batch do not fit; it says what would.
     """
-    if self.mesh is None:
-      return None
     try:
-      layout = self.mesh.layout(list_parameters(self.model), devices)
+      parameters = list_parameters(self.model)
+      if self.mesh is None:
+        return on_one_device(parameters, devices[0] if devices else None)
+      layout = self.mesh.layout(parameters, devices)
       pieces = self.options.step.accumulate
       rows = self.batch_size // pieces
       layout.check_batch(self.batch_size, self.sequence_length, pieces)
@@ -130,7 +131,7 @@ class Experiment:
       raise ConfigError(config.explained(str(error))) from None
     return layout
 
-  def check_step(self, layout: Layout | None) -> None:
+  def check_step(self, layout: Layout) -> None:
     """Traces a training step, so that what does not fit is told before anything is written.
 
     Raises:

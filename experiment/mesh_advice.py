@@ -17,7 +17,7 @@ from parallel.mesh import FLAGS, MeshSpec
 _TOLD, _TRIED = 2, 6
 
 
-def layout(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Layout | None:
+def layout(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Layout:
   """As `Experiment.layout`.
 
   Raises:

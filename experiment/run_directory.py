@@ -118,9 +118,8 @@ class RunDirectory:
     """How a configuration differs from that of the run, in values in force.
 
     A parameter that the run did not have, at its default, is no difference. Neither is one on which
-    no
-    result depends, nor a path under which nothing is found any more: the rows themselves are
-      compared.
+    no result depends, nor a path under which nothing is found any more: the rows themselves are
+    compared.
 
     Args:
       config: the configuration.

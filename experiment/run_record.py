@@ -2,9 +2,9 @@
 hold.
 
 The authority is sealed with a checksum: the newest checkpoint, or, from the start of a training
-  until its first
-checkpoint, the record that the start wrote. Who reads a run goes by what is sealed and changes
-nothing: another process may be training there. Who holds the directory puts its files back.
+until its first checkpoint, the record that the start wrote. Who reads a run goes by what is sealed
+and changes nothing: another process may be training there. Who holds the directory puts its files
+back.
 """
 
 from __future__ import annotations

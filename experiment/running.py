@@ -28,7 +28,7 @@ def train(
   experiment: Experiment,
   config: Config,
   run: RunDirectory,
-  layout: Layout | None,
+  layout: Layout,
   *,
   asked_by: str,
   resume: str = "same",
@@ -79,7 +79,7 @@ def _train(
   experiment: Experiment,
   config: Config,
   run: RunDirectory,
-  layout: Layout | None,
+  layout: Layout,
   require_mine: Callable[[], None],
   asked_by: str,
   resume: str,
@@ -102,7 +102,7 @@ def _train(
   experiment.check_step(layout)
   if not checkpoint.available_steps(run.path):
     trained.check_start(experiment)
-  if layout is None and processes.count() > 1:
+  if experiment.mesh is None and processes.count() > 1:
     raise UserError(
       f"{processes.count()} processes need a mesh to share: add gin/mesh/data.gin to the command."
     )
@@ -143,8 +143,7 @@ def _train(
     # So that the run is enough alone, and a run that starts from this one finds them too.
     kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
 
-  if layout is not None:
-    connections.connect(layout.mesh)
+  connections.connect(layout.mesh)
   scorer = Scorer(experiment.model, layout)
 
   def evaluate(params: Any) -> dict[str, float]:
@@ -182,9 +181,9 @@ def _train(
     batches.close()
 
 
-def _slots(experiment: Experiment, layout: Layout | None) -> list[int] | None:
+def _slots(experiment: Experiment, layout: Layout) -> list[int] | None:
   """The rows of each batch that this process's devices need; None for all."""
-  if layout is None:
+  if layout.mesh.size == 1:
     return None
   return layout.rows_here(experiment.batch_size, experiment.sequence_length).tolist()
 

@@ -1,10 +1,9 @@
 """Programs that carry a state of their own from call to call, and read and give rows: generation.
 
 On a mesh, rows lie over the data axes, and channels, heads and vocabulary over the model axes, as
-in
-training. What a program carries is opaque here: each device keeps its own part, whatever its shape,
-under a leading axis with an entry per device. So the state of any model can be carried, by no rule
-of its own.
+in training. What a program carries is opaque here: each device keeps its own part, whatever its
+shape, under a leading axis with an entry per device. So the state of any model can be carried, by
+no rule of its own.
 """
 
 from __future__ import annotations
@@ -93,10 +92,9 @@ class OverMesh:
 
   Parameters are split over the model axes alone, whatever the ZeRO stage: a token takes too little
   time to gather them for each. If lean, they stay as the training stores them, and each layer's are
-  gathered
-  when it is computed, as in training: no device ever holds all that ZeRO stage 3 has split. Devices
-  along `seq` do the same work. Threads may not call programs at once: the devices would meet in the
-    collectives of different programs.
+  gathered when it is computed, as in training: no device ever holds all that ZeRO stage 3 has
+  split. Devices along `seq` do the same work. Threads may not call programs at once: the devices
+  would meet in the collectives of different programs.
   """
 
   concurrent = False

@@ -215,12 +215,12 @@ def _how_it_stopped(summary: Any) -> str:
   )
 
 
-def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout | None, rows: int) -> None:
+def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout, rows: int) -> None:
   import jax
 
   from models.accounting import list_parameters
 
-  devices = "" if layout is None else f"{plural(layout.mesh.size, 'device')} of "
+  devices = "" if layout.mesh.size == 1 else f"{plural(layout.mesh.size, 'device')} of "
   parameters = list_parameters(experiment.model)
   count = sum(parameter.count for parameter in parameters)
   trained = sum(p.count for p in parameters if experiment.model.trains(p.path))
@@ -235,9 +235,7 @@ def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout | None,
   )
 
 
-def _samples(
-  experiment: Experiment, params: Any, layout: Layout | None, run: RunDirectory
-) -> list[str]:
+def _samples(experiment: Experiment, params: Any, layout: Layout, run: RunDirectory) -> list[str]:
   """Continues the experiment's prompts from the parameters as training holds them, without a
   copy.
   """
@@ -253,7 +251,7 @@ def _samples(
     params,
     experiment.vocabulary,
     Sampler(temperature=0.8, top_p=0.95),
-    OneDevice(lean=True) if layout is None else OverMesh(layout, lean=True),
+    OneDevice(lean=True) if layout.mesh.size == 1 else OverMesh(layout, lean=True),
     stop_ids=end_tokens.stop_ids(run.path, experiment),
   )
   return generator.texts(experiment.samples, max_tokens=200, seed=experiment.seed)

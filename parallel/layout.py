@@ -52,6 +52,12 @@ class Parallelism:
     return Layout(self.mesh.build(devices), self.rules, self.zero, tuple(parameters))
 
 
+def on_one_device(parameters: Iterable[Parameter], device: jax.Device | None = None) -> Layout:
+  """Places a model's parameters on one device; None takes the first of this process."""
+  one = jax.local_devices()[0] if device is None else device
+  return Parallelism().layout(parameters, [one])
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
   """Where one parameter lies.
@@ -69,7 +75,10 @@ class Place:
 
 
 class Layout:
-  """Placements of the parameters, gradients, optimizer state and batches of one model."""
+  """Placements of the parameters, gradients, optimizer state and batches of one model.
+
+  One device is a mesh of one: what nothing is split over is then what everything else is.
+  """
 
   def __init__(self, mesh: Mesh, rules: Rules, stage: int, parameters: tuple[Parameter, ...]):
     """Computes all placements; see `Parallelism.layout`."""

@@ -4,8 +4,7 @@ Section 4.1 of the Griffin paper. In training logits are never gathered: what cr
 devices is one number per token and reduction.
 
 The table may have more rows than there are ids, so that a mesh divides them. The rows behind the
-last id
-belong to no token: nothing reads them, and their logits are left out or -inf.
+last id belong to no token: nothing reads them, and their logits are left out or -inf.
 """
 
 from __future__ import annotations

@@ -114,6 +114,7 @@ class Summary:
 def train(
   *,
   model: Any,
+  layout: Layout,
   optimizer: optax.GradientTransformation,
   learning_rate: optax.Schedule,
   batches: Batches,
@@ -125,7 +126,6 @@ def train(
   evaluate: Callable[[Any], dict[str, float]] | None = None,
   start: Callable[[Any], Any] | None = None,
   identity: dict[str, Any] | None = None,
-  layout: Layout | None = None,
   after_first_step: Callable[[], None] | None = None,
   progress: Progress | None = None,
   before_writing: Callable[[], None] = lambda: None,
@@ -145,7 +145,7 @@ def train(
     evaluate: parameters to held-out figures; 'heldout_loss' chooses the best checkpoint.
     start: abstract parameters to those that a new run starts from; what they lack is drawn.
     identity: JSON values kept in each checkpoint (the configuration).
-    layout: where everything lies; None is one device.
+    layout: where everything lies.
     after_first_step: called once the first step is compiled and done.
     progress: is told the steps in place of a line on stderr.
     before_writing: called before anything is written; it ends a process that may not.
@@ -230,7 +230,7 @@ def train(
   try:
     with Interruption() as interruption:
       for step in range(start_step, options.steps):
-        batch = _place(next(batches), layout, batch_size)
+        batch = layout.place(next(batches), batch_size)
         if step == start_step:
           take_step.lower(state, batch).compile()
           host_memory.give_back()
@@ -305,7 +305,7 @@ def trace(
   model: Any,
   optimizer: optax.GradientTransformation,
   options: Options,
-  layout: Layout | None,
+  layout: Layout,
   batch_size: int,
   length: int,
 ) -> None:
@@ -316,9 +316,8 @@ def trace(
   """
   abstract, _, take_step = _programs(model, optimizer, options.step, layout)
   batch = step_lib.abstract_batch(batch_size, length)
-  if layout is not None:
-    # As `Layout.place` makes it: JAX traces again for arguments that lie elsewhere.
-    batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
+  # As `Layout.place` makes it: JAX traces again for arguments that lie elsewhere.
+  batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
   take_step.trace(abstract, batch)
 
 
@@ -339,7 +338,7 @@ def _programs(
   model: Any,
   optimizer: optax.GradientTransformation,
   options: step_lib.Options,
-  layout: Layout | None,
+  layout: Layout,
 ) -> tuple[Any, Callable[..., step_lib.TrainState], Callable[..., Any]]:
   """The train state's shapes, `create(seed, given)` and the step.
 
@@ -349,17 +348,13 @@ def _programs(
   def create(seed, given):
     return step_lib.initial_state(model, optimizer, options, seed, given)
 
-  abstract = abstract_like(jax.eval_shape(create, np.uint32(0), {}), layout and layout.state)
+  abstract = abstract_like(jax.eval_shape(create, np.uint32(0), {}), layout.state)
   where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   return (
     abstract,
     jax.jit(create, out_shardings=where, donate_argnums=1),
     jax.jit(step_lib.make_train_step(model, optimizer, options, layout), donate_argnums=0),
   )
-
-
-def _place(batch: dict[str, np.ndarray], layout: Layout | None, batch_size: int) -> step_lib.Batch:
-  return jax.device_put(batch) if layout is None else layout.place(batch, batch_size)
 
 
 def _writers(options: Options) -> tuple[MetricWriter, ...]:

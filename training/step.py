@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from base.ranges import Count, Factor, NotNegative
+from models.accounting import list_parameters
 from parallel import sharded_vocabulary, shards
-from parallel.layout import TOKENS, Layout
+from parallel.layout import TOKENS, Layout, on_one_device
 from parallel.tree_paths import by_path, joined
 from training import rounding
 
@@ -152,7 +153,7 @@ def make_train_step(
   options: Options,
   layout: Layout | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns `step(state, batch) -> (state, metrics)`, on one device or laid out over many.
+  """Returns `step(state, batch) -> (state, metrics)`, laid out over devices; by default over one.
 
   A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing but
   the guard and the number of the step; the optimizer's count, and with it the schedule, stand
@@ -160,16 +161,17 @@ def make_train_step(
   skipped_in_a_row.
   """
 
-  differentiate = functools.partial(loss_and_gradient, model, options)
-  if layout is not None:
-    differentiate = layout.gradient(differentiate, trained=lambda params: split(model, params)[0])
+  layout = layout or on_one_device(list_parameters(model))
+  differentiate = layout.gradient(
+    functools.partial(loss_and_gradient, model, options),
+    trained=lambda params: split(model, params)[0],
+  )
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     (loss, targets), gradient = differentiate(state.params, batch, jax.random.key_data(rng))
     params, frozen = split(model, state.params)
-    if layout is not None:
-      gradient, params = layout.split_for_update(gradient), layout.split_for_update(params)
+    gradient, params = layout.split_for_update(gradient), layout.split_for_update(params)
     norm = optax.global_norm(gradient)
     take, guard = _decide(state.guard, loss, norm, options)
     updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
@@ -189,12 +191,10 @@ def make_train_step(
       guard=guard,
       rng=state.rng,
     )
-    if layout is not None:
-      # Whole parameters are gathered once, from what was chosen.
-      new_state = new_state._replace(params=layout.split_for_update(new_state.params))
-    new_state = new_state._replace(params=join(new_state.params, frozen))
-    if layout is not None:
-      new_state = jax.lax.with_sharding_constraint(new_state, layout.state(new_state))
+    # Whole parameters are gathered once, from what was chosen.
+    chosen = layout.split_for_update(new_state.params)
+    new_state = new_state._replace(params=join(chosen, frozen))
+    new_state = jax.lax.with_sharding_constraint(new_state, layout.state(new_state))
     metrics = {
       "loss": loss,
       "grad_norm": norm,

@@ -25,9 +25,8 @@ class LongContext:
   """Trains every model with rows of several lengths, and scores all in the same long rows.
 
   Steps have as many tokens at every length. Positions are those within a document, so that only
-  long
-  documents have late ones: compare models at a position, not positions of one model, unless both
-  are late.
+  long documents have late ones: compare models at a position, not positions of one model, unless
+  both are late.
 
   Attributes:
     size: the comparison's size that is trained.
