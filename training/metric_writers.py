@@ -49,6 +49,12 @@ class TensorBoard:
 
   folder: str = "tensorboard"
 
+  def __post_init__(self):
+    if Path(self.folder).is_absolute() or ".." in Path(self.folder).parts or not self.folder:
+      raise ValueError(
+        f"folder={self.folder!r} must be a folder of the run directory, such as 'tensorboard'."
+      )
+
   def open(self, run_dir: Path, step: int) -> OpenWriter:
     """See `MetricWriter`."""
     from tensorboardX import SummaryWriter

@@ -49,6 +49,7 @@ LARGEST_RATIO = {"compare/quick.gin": 1.02, "compare/paper.gin": 1.21}
 # Included by others, and nothing alone.
 FRAGMENTS = {
   "models/backbone.gin": "models/griffin.gin",
+  "train/tensorboard.gin": "train/steps.gin",
   "data/text_dataset.gin": "data/python_bytes.gin",
   "data/recall.gin": "data/induction_heads.gin",
   "data/bytes.gin": "data/python_bytes.gin",

@@ -94,3 +94,16 @@ def test_a_training_opens_the_writers_that_its_configuration_names(tmp_path, mon
   assert written[0] == ("mine", "a", 0)
   assert any(isinstance(one, tuple) and one[0] == 2 and "loss" in one[1] for one in written[1:])
   assert written[-1] == "closed"
+
+
+def test_the_shipped_file_asks_for_tensorboard():
+  from experiment import experiment
+
+  found = experiment.load(["runs/griffin_quickstart.gin", "train/tensorboard.gin"])
+  assert experiment.build(found).options.writers == (TensorBoard(),)
+
+
+@pytest.mark.parametrize("folder", ["/tmp/elsewhere", "../elsewhere", ""])
+def test_event_files_stay_in_the_run_directory(folder):
+  with pytest.raises(ValueError, match="must be a folder of the run directory"):
+    TensorBoard(folder)
