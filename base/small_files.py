@@ -1,4 +1,7 @@
-"""Reads a small file whole: it may be missing, a pipe, endless, or on failing storage."""
+"""Small files, read and written whole.
+
+What is there may be missing, a pipe, endless, or on failing storage.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,27 @@ def read(path: Path, most: int = MOST_BYTES) -> bytes | None:
   raise AssertionError
 
 
+def replace(path: Path, contents: str | bytes) -> None:
+  """Writes a file at once: a reader, or who comes after a crash, sees the old or the new one.
+
+  A pipe or a link of that name is replaced, not followed: whoever sent a folder does not choose
+  where it leads.
+
+  Raises:
+    OSError: it cannot be written; the old one is as it was.
+  """
+  new = path.with_name(f"{path.name}.{os.getpid()}.new")
+  new.unlink(missing_ok=True)
+  try:
+    with new.open("xb") as file:
+      file.write(contents.encode() if isinstance(contents, str) else contents)
+      file.flush()
+      os.fsync(file.fileno())
+    new.replace(path)
+  finally:
+    new.unlink(missing_ok=True)
+
+
 def require_regular(path: Path) -> None:
   """Raises NotReadable for what is there and no regular file: to open it might wait for ever."""
   try:
@@ -53,6 +77,15 @@ def require_regular(path: Path) -> None:
     return  # Whoever opens it says what is wrong.
   if not stat.S_ISREG(mode):
     raise NotReadable(f"{path} is not a regular file but {_kind(mode)}")
+
+
+def require_regular_below(folder: Path) -> None:
+  """Raises NotReadable unless everything in a folder is a file or a folder: for what libraries
+  open.
+  """
+  for path in folder.rglob("*"):
+    if not path.is_dir():
+      require_regular(path)
 
 
 def _read(path: Path, most: int) -> bytes:

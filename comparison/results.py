@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -109,7 +108,7 @@ class Cells:
     if not self._writes:
       return
     self._folder.mkdir(parents=True, exist_ok=True)
-    write_at_once(self._folder / self._name(key), text + "\n")
+    small_files.replace(self._folder / self._name(key), text + "\n")
 
   def _name(self, key: str) -> str:
     words = re.sub(r"[^A-Za-z0-9.]+", "_", key).strip("_")[:60]
@@ -119,15 +118,3 @@ class Cells:
 def digest(value: Any) -> str:
   """Twelve hexadecimal digits that stand for a JSON value."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def write_at_once(file: Path, text: str) -> None:
-  """Writes a file so that a reader, or the next launch after a crash, sees all of it or the old
-  one.
-  """
-  new = file.with_name(file.name + ".new")
-  with new.open("w", encoding="utf-8") as stream:
-    stream.write(text)
-    stream.flush()
-    os.fsync(stream.fileno())
-  new.replace(file)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from base import small_files
 from parallel import tree_paths
 from training import reading
 from training.checkpoint import CheckpointError
@@ -32,6 +33,10 @@ class ForeignArrays(Mapping[str, np.ndarray]):
     """
     import orbax.checkpoint as ocp
 
+    try:
+      small_files.require_regular_below(folder)
+    except small_files.NotReadable as error:
+      raise CheckpointError(f"{error}. Download the checkpoint again.") from None
     self._folder = folder.absolute()
     self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     try:

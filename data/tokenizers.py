@@ -5,12 +5,10 @@ Equal to seqio's vocabularies of the same kind.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -328,11 +326,9 @@ def save(vocabulary: Vocabulary, directory: str | Path) -> None:
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   if isinstance(vocabulary, SentencePiece):
-    # It may be read from this very directory.
-    with contextlib.suppress(shutil.SameFileError):
-      shutil.copyfile(vocabulary.path, directory / MODEL_FILE)
+    small_files.replace(directory / MODEL_FILE, _model_bytes(vocabulary.path))
   text = json.dumps(vocabulary.describe(), indent=2) + "\n"
-  (directory / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+  small_files.replace(directory / DESCRIPTION_FILE, text)
 
 
 def load(directory: str | Path) -> Vocabulary:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from base import small_files
 from base.errors import UserError
 
 LOCK_FILE = ".owner.json"
@@ -132,9 +133,12 @@ class Ownership:
       OSError: the storage does not say.
     """
     try:
-      found = _parsed((self._directory / LOCK_FILE).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+      contents = small_files.read(self._directory / LOCK_FILE)
+    except small_files.NotReadable:
+      return False
+    if contents is None:
       self._end("is nobody's any more: its lock file was removed")
+    found = _parsed(contents)
     if found is not None and found.token != self._owner.token:
       self._end(f"now belongs to {found}")
     return found is not None
@@ -354,7 +358,7 @@ def _owner(file: Path) -> tuple[str, Owner | None]:
   if owner is not None:
     return owner.token, owner
   try:
-    state = file.stat()  # known by its identity on the disk
+    state = file.lstat()  # known by its identity on the disk; a link may lead nowhere
   except FileNotFoundError:
     return "", None
   return f"{state.st_ino}-{state.st_mtime_ns}", None
@@ -363,9 +367,10 @@ def _owner(file: Path) -> tuple[str, Owner | None]:
 def _read(lock: Path) -> Owner | None:
   """The owner that a lock file names; None if there is none or it cannot be read."""
   try:
-    return _parsed(lock.read_bytes())
-  except OSError:
+    contents = small_files.read(lock)
+  except (OSError, small_files.NotReadable):
     return None
+  return None if contents is None else _parsed(contents)
 
 
 def _parsed(contents: bytes) -> Owner | None:
@@ -380,7 +385,7 @@ def _parsed(contents: bytes) -> Owner | None:
 
 def _mtime(file: Path) -> float | None:
   try:
-    return file.stat().st_mtime
+    return file.lstat().st_mtime
   except FileNotFoundError:
     return None
 

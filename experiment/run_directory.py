@@ -21,10 +21,15 @@ from data.tokenizers import Vocabulary, VocabularyError
 from experiment import file_kinds, run_record, trust_check
 from experiment.trust import NOBODY, Trust
 from parallel import processes
+from training.loop import LOSS_PICTURE, METRICS_FILE
 
 CONFIG_FILE = "config.gin"
 OPERATIVE_FILE = "operative_config.gin"
 DATA_FILE = "data.json"
+_WRITTEN = (
+  CONFIG_FILE, OPERATIVE_FILE, DATA_FILE, run_record.RECORD_FILE, METRICS_FILE, LOSS_PICTURE,
+  tokenizers.DESCRIPTION_FILE, tokenizers.MODEL_FILE,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +98,16 @@ class RunDirectory:
     if self.path in (Path(self.path.anchor), gin_source.GIN_ROOT.parent):
       raise UserError(f"{self} is no folder for a run. Name one of its own: --run_dir=runs/first.")
     if self.path.is_dir():
-      wrong = next(
-        (f for f in (CONFIG_FILE, OPERATIVE_FILE, DATA_FILE) if (self.path / f).is_dir()), None
-      )
+      wrong = next((name for name in _WRITTEN if (self.path / name).is_dir()), None)
       if wrong:
         raise UserError(f"{self}/{wrong} is a folder. Remove it, or name another --run_dir.")
+      metrics = self.path / METRICS_FILE
+      # It alone is written in place: what it leads to would be cut short.
+      if metrics.is_symlink() or (metrics.exists() and not metrics.is_file()):
+        raise UserError(
+          f"{self}/{METRICS_FILE} is a link, a pipe or a device, and no file of the run. Remove "
+          "it, or name another --run_dir."
+        )
     elif self.path.is_symlink():
       raise UserError(f"{self} is a link that leads nowhere. Remove it, or name another --run_dir.")
     elif self.path.exists():
@@ -229,14 +239,14 @@ class RunDirectory:
     run_record.write(self.path, config.text(), config.operative_text())
     first = one_line(command)
     text = f"# {first}\n{config.text()}"
-    run_record.replace(self.config_file, text)
-    run_record.replace(self.path / OPERATIVE_FILE, config.operative_text())
+    small_files.replace(self.config_file, text)
+    small_files.replace(self.path / OPERATIVE_FILE, config.operative_text())
     if made_here:
       trust_check.record(self.config_file, text)
 
   def write_data(self, data: dict[str, Any], vocabulary: Vocabulary) -> None:
     """Writes what identifies the rows, and the vocabulary itself."""
-    run_record.replace(self.path / DATA_FILE, json.dumps(data, indent=2) + "\n")
+    small_files.replace(self.path / DATA_FILE, json.dumps(data, indent=2) + "\n")
     tokenizers.save(vocabulary, self.path)
 
   def vocabulary(self) -> Vocabulary:

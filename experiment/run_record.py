@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +48,7 @@ def write(run_dir: Path, config: str, operative: str) -> None:
   """Records what a training starts with, before anything else says so."""
   newest = max(checkpoint.available_steps(run_dir), default=-1)
   contents = {"config": config, "operative": operative, "after": newest}
-  replace(run_dir / RECORD_FILE, json.dumps(seal(contents)) + "\n")
+  small_files.replace(run_dir / RECORD_FILE, json.dumps(seal(contents)) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,16 +143,6 @@ def _tell(line: str) -> None:
   print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-def replace(file: Path, text: str) -> None:
-  """Writes a file at once: a reader sees the old or the new one, also after a crash."""
-  new = file.with_name(f"{file.name}.{os.getpid()}.new")
-  try:
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)
-  finally:
-    new.unlink(missing_ok=True)
-
-
 def _read(run_dir: Path) -> Record | None:
   try:
     contents = small_files.read(run_dir / RECORD_FILE)
@@ -227,7 +216,7 @@ def _put_back(fault: Fault) -> None:
   try:
     if file.exists():
       file.replace(kept)
-    replace(file, fault.text)
+    small_files.replace(file, fault.text)
   except OSError as error:
     raise UserError(
       f"{fault}. It cannot be put back: {error.strerror}. Make the folder writable, or copy the "

@@ -56,6 +56,7 @@ def train(
     UserError: the directory holds another run, or another process trains there; or the processes
       and the mesh do not fit.
   """
+  run.require_place()
   _agree(processes.require_same, config.text(), "the configuration")
   _agree(processes.require_shared, run.path)
   with directory_owner.owned_by_job(run.path) as require_mine:

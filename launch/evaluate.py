@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base import paths
+from base import paths, small_files
 from base.wording import plural
 from experiment import trust
 from launch import command, evaluate_harness
@@ -176,7 +177,7 @@ def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: 
   folder.mkdir(exist_ok=True)
   name = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{result['step']}-{result['data']}-{result['length']}")
   file = folder / f"{name}.json"
-  file.write_text(json_files.dumps(result, indent=2) + "\n", encoding="utf-8")
+  small_files.replace(file, json_files.dumps(result, indent=2) + "\n")
   if by_position:
     print(f"\n{'positions':>15}  {'tokens':>10}  {'loss':>7}")
     for bucket in buckets:
@@ -198,7 +199,9 @@ def _draw(buckets: Sequence[Any], file: Path, title: str) -> None:
   axes.plot(middles, [b.loss for b in buckets], marker="o")
   axes.set(xscale="log", xlabel="position", ylabel="nats per token", title=title)
   axes.grid(alpha=0.3)
-  figure.savefig(file, dpi=120)
+  picture = io.BytesIO()
+  figure.savefig(picture, dpi=120)
+  small_files.replace(file, picture.getvalue())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from base import paths
+from base import paths, small_files
 from base.errors import UserError
 from launch import command
 from training import json_files
@@ -213,5 +213,5 @@ def _keep(results: Any, run: RunDirectory, step: int, length: int, names: str) -
   words = "".join(c if c.isalnum() or c in "_-" else "_" for c in names)
   file = folder / f"{step}-harness-{words[:80]}-{length}.json"
   record = {"run_dir": str(run.path), "step": step, "length": length, **kept}
-  file.write_text(json_files.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+  small_files.replace(file, json_files.dumps(record, indent=2, default=str) + "\n")
   print(f"kept in {paths.shown(file)}", file=sys.stderr)

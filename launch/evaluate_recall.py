@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from base import paths
+from base import paths, small_files
 from evaluation.recall import Recalled, RecallScorer
 from launch import command
 from training import json_files
@@ -63,7 +63,7 @@ def run(
   folder = directory.path / "evaluations"
   folder.mkdir(exist_ok=True)
   file = folder / f"{trained.step}-{task.name}-{'-'.join(str(x['length']) for x in lengths)}.json"
-  file.write_text(json_files.dumps(result, indent=2) + "\n", encoding="utf-8")
+  small_files.replace(file, json_files.dumps(result, indent=2) + "\n")
   print(f"kept in {paths.shown(file)}", file=sys.stderr)
   further = ",".join(str(task.length * times) for times in (1, 2, 4))
   words = ["python", "-m", "launch.evaluate", f"--run_dir={paths.shown(directory.path)}"]

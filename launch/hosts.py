@@ -10,6 +10,9 @@ from base.errors import UserError
 # How long to wait for the others: hosts of a cluster start minutes apart, persons type faster.
 CLUSTER_SECONDS = 300
 TYPED_SECONDS = 50
+# Timers count no longer, and no cluster has more hosts: each is waited for by its number.
+_MOST_SECONDS = 7 * 24 * 3600
+_MOST_PROCESSES = 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,14 +48,20 @@ def join(args: argparse.Namespace) -> None:
   if given and len(given) < len(explicit):
     missing = ", ".join(f"--{name}" for name in explicit if name not in given)
     raise UserError(f"--{given[0]} needs {missing} too: each process is told all three.")
+  if given and not 1 <= args.processes <= _MOST_PROCESSES:
+    raise UserError(
+      f"--processes={_shown(args.processes)} must be at least 1 and at most {_MOST_PROCESSES}."
+    )
   if given and not 0 <= args.process < args.processes:
-    raise UserError(f"--process={args.process} must be in [0, {args.processes}).")
+    raise UserError(f"--process={_shown(args.process)} must be in [0, {args.processes}).")
 
   seconds = args.join_seconds
   if seconds is None:
     seconds = TYPED_SECONDS if given else CLUSTER_SECONDS
-  if seconds < 1:
-    raise UserError(f"--join_seconds={seconds} must be at least 1.")
+  if not 1 <= seconds <= _MOST_SECONDS:
+    raise UserError(
+      f"--join_seconds={_shown(seconds)} must be at least 1 and at most {_MOST_SECONDS}, a week."
+    )
   if given and not _is_address(args.coordinator):
     raise UserError(f"--coordinator={args.coordinator} is no address. Give host:port of process 0.")
 
@@ -73,6 +82,11 @@ def join(args: argparse.Namespace) -> None:
     )
     told.may_pass = getattr(error, "may_pass", False)
     raise told from None
+
+
+def _shown(number: int) -> str:
+  text = str(number)
+  return text if len(text) <= 20 else f"{text[:20]}..."
 
 
 def _is_address(text: str) -> bool:

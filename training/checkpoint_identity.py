@@ -55,8 +55,7 @@ def set_strangers_aside(run_dir: Path) -> list[str]:
     )
   told = []
   for path in sorted(folder.iterdir()):
-    is_empty = path.is_dir() and not any(path.iterdir())
-    if path.name.isdecimal() and (is_empty or not path.is_dir()):
+    if path.name.isdecimal() and not _may_be_checkpoint(path):
       target = run_dir / DAMAGED_FOLDER / path.name
       number = 1
       while target.exists():
@@ -71,3 +70,14 @@ def set_strangers_aside(run_dir: Path) -> list[str]:
         ) from None
       told.append(f"{path} is no checkpoint (moved to {target})")
   return told
+
+
+def _may_be_checkpoint(path: Path) -> bool:
+  """Whether it is a folder of files alone: Orbax waits for a pipe, in old checkpoints too."""
+  if not path.is_dir() or not any(path.iterdir()):
+    return False
+  try:
+    small_files.require_regular_below(path)
+  except small_files.NotReadable:
+    return False
+  return True

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from base import small_files
 from base.errors import UserError
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
@@ -115,6 +116,10 @@ def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]
   Where Orbax fails to read a description it logs why and returns None. This raises instead, so that
   `training.reading.attempt` sees a failure, with what was logged, and tries again.
   """
+  try:
+    small_files.require_regular_below(folder)
+  except small_files.NotReadable as error:
+    raise Damage(str(error)) from None
   metadata = orbax().checkpointables_metadata(folder)
   try:
     contents = unseal(metadata.custom_metadata)

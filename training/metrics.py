@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from base import small_files
 from training import json_files
 from training.metric_writers import OpenWriter
 
@@ -78,8 +80,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
   """The records of a metrics file; lines that a crash cut short or that are damaged are left out.
 
   A number that was not finite is None.
+
+  Raises:
+    small_files.NotReadable: it is a pipe, a device or a folder.
   """
   records = []
+  small_files.require_regular(path)
   for line in path.read_bytes().split(b"\n"):
     try:
       record = json.loads(line)
@@ -175,4 +181,6 @@ def plot_losses(records: list[dict[str, Any]], path: Path, title: str) -> None:
   axes.set(title=title, xlabel="step", ylabel="bits per byte")
   axes.grid(alpha=0.3)
   axes.legend()
-  figure.savefig(path, dpi=120)
+  picture = io.BytesIO()
+  figure.savefig(picture, dpi=120)
+  small_files.replace(path, picture.getvalue())

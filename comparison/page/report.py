@@ -10,10 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from base import small_files
 from comparison.page import chart
 from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
 from comparison.page.scale import show
-from comparison.results import write_at_once
 
 PAGE_FILE = "index.html"
 DATA_FILE = "data.json"
@@ -98,8 +98,10 @@ class Report:
   def write(self, folder: Path) -> Path:
     """Writes page and data; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_at_once(folder / DATA_FILE, json.dumps(self.data(), indent=1, allow_nan=False) + "\n")
-    write_at_once(folder / PAGE_FILE, self.page())
+    small_files.replace(
+      folder / DATA_FILE, json.dumps(self.data(), indent=1, allow_nan=False) + "\n"
+    )
+    small_files.replace(folder / PAGE_FILE, self.page())
     return folder / PAGE_FILE
 
   def page(self) -> str:
