@@ -76,7 +76,9 @@ def load(
     {checkpoint.PARAMS: nn.unbox(abstract_parameters(experiment.model))},
     None if layout is None else layout.state,
   )[checkpoint.PARAMS]
-  number = int(which) if which.isascii() and which.isdecimal() else which
+  # Python reads no number of thousands of digits.
+  is_step = which.isascii() and which.isdecimal() and len(which) < 20
+  number = int(which) if is_step else which
   rows = VocabularyRows.of(experiment.model)
   params, step = checkpoint.load_parameters(run.path, abstract, number, rows)
   return Trained(experiment, params, step, run.vocabulary(), run.path, layout)

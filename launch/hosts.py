@@ -63,7 +63,9 @@ def join(args: argparse.Namespace) -> None:
       f"--join_seconds={_shown(seconds)} must be at least 1 and at most {_MOST_SECONDS}, a week."
     )
   if given and not _is_address(args.coordinator):
-    raise UserError(f"--coordinator={args.coordinator} is no address. Give host:port of process 0.")
+    raise UserError(
+      f"--coordinator={args.coordinator[:80]} is no address. Give host:port of process 0."
+    )
 
   import jax
 
@@ -91,4 +93,4 @@ def _shown(number: int) -> str:
 
 def _is_address(text: str) -> bool:
   host, _, port = text.rpartition(":")
-  return bool(host) and port.isdecimal() and 0 < int(port) < 2**16
+  return bool(host) and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16

@@ -326,9 +326,10 @@ def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
         "training."
       )
     return found
-  if not str(which).isdecimal() or int(which) not in steps:
+  if which not in steps:
     raise CheckpointError(
-      f"{run_dir} has no checkpoint {which!r}; there are 'latest', 'best' and the steps {steps}."
+      f"{run_dir} has no checkpoint {repr(which)[:40]}; there are 'latest', 'best' and the steps "
+      f"{steps}."
     )
   return int(which)
 

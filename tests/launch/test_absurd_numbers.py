@@ -1,0 +1,37 @@
+"""Numbers on the command line that no machine can take: one line, at once."""
+
+import pytest
+
+from base.errors import UserError
+from launch import generate, train
+from tests.launch.test_commands import folder, run_dir  # noqa: F401 - fixtures
+
+RUN = ["gin/runs/griffin_quickstart.gin", "--run_dir=never"]
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    {"processes": 10**30},
+    {"processes": 0},
+    {"processes": 10**30, "process": 10**29},
+    {"process": 10**4000},
+    {"join_seconds": 10**30},
+    {"join_seconds": 10**12},
+    {"coordinator": "localhost:" + "9" * 5000},
+    {"coordinator": "a" * 3000},
+  ],
+  ids=lambda given: " ".join(given),
+)
+def test_of_hosts(given):
+  options = {"processes": 2, "process": 0, "coordinator": "localhost:1", **given}
+  with pytest.raises(UserError, match="^--") as error:
+    train.main([*RUN, *(f"--{name}={value}" for name, value in options.items())])
+  assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("step", ["9" * 5000, "9" * 300, "99"])
+def test_of_checkpoints(run_dir, step):  # noqa: F811
+  with pytest.raises(UserError, match="has no checkpoint '99") as error:
+    generate.main([f"--run_dir={run_dir}", f"--checkpoint={step}"])
+  assert len(str(error.value)) < 500
