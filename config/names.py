@@ -8,6 +8,7 @@ import importlib
 import importlib.util  # gin 0.5.0 uses it without importing it.
 import inspect
 import pkgutil
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -120,7 +121,10 @@ class Names:
       if _exists(module):
         _import(module, place)
         return _attribute(module, ".".join(parts[end:]), name, place)
-    paths = [f"{item[0].name}.{rest}" for item in self._everywhere.values() for rest in parts[-1:]]
+    modules = {item[0].name: item[0].module for item in self._everywhere.values()}
+    # Rather one that has such a name than one whose own name is nearer.
+    holders = {m for m, path in modules.items() if hasattr(sys.modules.get(path), parts[-1])}
+    paths = [f"{module}.{parts[-1]}" for module in holders or modules]
     hint = _import_line(parts[0], ".".join(parts[1:])) or near(name, paths)
     raise place.error(f"no file of this configuration imports {parts[0]!r}{hint}")
 

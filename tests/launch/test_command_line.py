@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import UserError
 from launch import check, command, compare, convert, evaluate, failures, generate, plan, train
 from launch import vocabulary as vocabulary_command
 
@@ -283,3 +284,9 @@ def test_a_reader_that_has_gone_ends_a_command_quietly():
   shell = f"{sys.executable} -m launch.train {RUN_FILE} --print_config 2>&1 | true; echo ${{PIPESTATUS[0]}}"
   ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
   assert (ended.stdout.strip(), ended.stderr) == ("141", "")
+
+
+def test_a_module_that_holds_a_name_is_meant(tmp_path):
+  file, option = "gin/runs/griffin_quickstart.gin", "--gin.Experiment.samples=[]"
+  with pytest.raises(UserError, match=r"did you mean experiment\.Experiment\?"):
+    train.main([file, f"--run_dir={tmp_path / 'run'}", option])
