@@ -9,7 +9,8 @@ from base.wording import near
 from config import source as gin_source
 from config import types as gin_types
 from config.names import Configurable, Reference, leaves, replace
-from config.source import ConfigError, Macro, Place
+from config.place import ConfigError, Place
+from config.source import Macro
 
 _REQUIRED = "gin.REQUIRED"
 Scope = tuple[str, ...]

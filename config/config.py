@@ -29,7 +29,8 @@ from config.names import (
   raised_at,
   replace,
 )
-from config.source import ConfigError, Macro, Place, Source
+from config.place import ConfigError, Place
+from config.source import Macro, Source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Any
 from base import paths
 from base.wording import near
 from config import types
-from config.source import GIN_ROOT, Import, NamedReference, Place, Statement
+from config.place import GIN_ROOT, Place
+from config.source import Import, NamedReference, Statement
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,22 +8,18 @@ well, and the owner refreshes its time. No lock of the kernel is relied on.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import datetime
-import json
 import os
-import re
-import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from base import small_files
 from base.errors import UserError
+from experiment import lock_owner
+from experiment.lock_owner import Owner
 
 LOCK_FILE = ".owner.json"
 BEAT_SECONDS = 5.0
@@ -34,49 +30,6 @@ DEAD_SECONDS = 90.0
 DYING_SECONDS = 5.0
 # At a lock file that says nothing, before it is taken for another's.
 _LOOKS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Owner:
-  """The process that a directory belongs to.
-
-  Attributes:
-    host: name of its machine.
-    machine: tells apart boots of machines and containers of one name: only within one of them do
-      process ids mean the same.
-    pid: its process id.
-    process_start: when the process started, as the kernel counts; '' if unknown. Ids are used
-      again.
-    since: when it took the directory, for people.
-    token: of this one ownership alone.
-  """
-
-  host: str
-  machine: str
-  pid: int
-  process_start: str
-  since: str
-  token: str
-
-  def is_gone(self) -> bool:
-    """Whether it surely runs no more: a process of this machine that does not exist."""
-    if self.machine != _machine():
-      return False
-    try:
-      os.kill(self.pid, 0)
-    except ProcessLookupError:
-      return True
-    except (PermissionError, OverflowError):
-      pass
-    now = _process_start(self.pid)
-    return now == "zombie" or bool(now and self.process_start and now != self.process_start)
-
-  def as_json(self) -> str:
-    """What a lock file holds."""
-    return json.dumps(dataclasses.asdict(self))
-
-  def __str__(self) -> str:
-    return f"process {self.pid} on {self.host} since {self.since}"
 
 
 class Ownership:
@@ -102,7 +55,7 @@ class Ownership:
       own.write_text(self._owner.as_json(), encoding="utf-8")
       # As whoever takes it over does: what is there is removed by one process, and looked at
       # before.
-      found = _read(lock)
+      found = lock_owner.read(lock)
       if found is not None and found.token == self._owner.token:
         _remove(lock, own, self._owner.token)
     with contextlib.suppress(OSError):
@@ -138,7 +91,7 @@ class Ownership:
       return False
     if contents is None:
       self._end("is nobody's any more: its lock file was removed")
-    found = _parsed(contents)
+    found = lock_owner.parsed(contents)
     if found is not None and found.token != self._owner.token:
       self._end(f"now belongs to {found}")
     return found is not None
@@ -218,7 +171,7 @@ def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership
   except OSError as error:
     raise _unwritable(directory, error) from None
   lock = directory / LOCK_FILE
-  owner = _this_process()
+  owner = lock_owner.this_process()
   own = directory / f"{LOCK_FILE}.{owner.token}"
   watched: tuple[str, float] | None = None
   began = time.monotonic()
@@ -238,7 +191,7 @@ def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership
       if holder is None or _is_dead(holder, silent):
         _remove(lock, own, key)
         continue
-      if holder.machine == _machine():
+      if holder.machine == lock_owner.machine():
         if time.monotonic() - began > DYING_SECONDS:
           raise _held(directory, holder)
         time.sleep(0.1)
@@ -262,7 +215,7 @@ def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership
 
 def holder(directory: Path) -> Owner | None:
   """Who holds a directory, as its lock file says, dead or alive; None if nobody does."""
-  return _read(directory / LOCK_FILE)
+  return lock_owner.read(directory / LOCK_FILE)
 
 
 def is_abandoned(directory: Path) -> bool:
@@ -279,7 +232,7 @@ def _is_dead(owner: Owner, silent: float) -> bool:
 
   On this machine its process alone decides: it may be stopped, or the machine may have slept.
   """
-  return owner.is_gone() if owner.machine == _machine() else silent > DEAD_SECONDS
+  return owner.is_gone() if owner.machine == lock_owner.machine() else silent > DEAD_SECONDS
 
 
 def _held(directory: Path, owner: Owner) -> UserError:
@@ -354,7 +307,7 @@ def _remove(file: Path, own: Path, key: str) -> None:
 
 def _owner(file: Path) -> tuple[str, Owner | None]:
   """The owner in a file, None if it cannot be read, and what tells it from any other."""
-  owner = _read(file)
+  owner = lock_owner.read(file)
   if owner is not None:
     return owner.token, owner
   try:
@@ -364,57 +317,8 @@ def _owner(file: Path) -> tuple[str, Owner | None]:
   return f"{state.st_ino}-{state.st_mtime_ns}", None
 
 
-def _read(lock: Path) -> Owner | None:
-  """The owner that a lock file names; None if there is none or it cannot be read."""
-  try:
-    contents = small_files.read(lock)
-  except (OSError, small_files.NotReadable):
-    return None
-  return None if contents is None else _parsed(contents)
-
-
-def _parsed(contents: bytes) -> Owner | None:
-  try:
-    found = Owner(**json.loads(contents))
-  except (ValueError, TypeError, RecursionError):
-    return None
-  # The token becomes a file's name.
-  whole = type(found.pid) is int and found.pid > 0 and re.fullmatch(r"\w{1,64}", str(found.token))
-  return found if whole else None
-
-
 def _mtime(file: Path) -> float | None:
   try:
     return file.lstat().st_mtime
   except FileNotFoundError:
     return None
-
-
-def _this_process() -> Owner:
-  return Owner(
-    host=socket.gethostname(),
-    machine=_machine(),
-    pid=os.getpid(),
-    process_start=_process_start(os.getpid()),
-    since=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-    token=uuid.uuid4().hex,
-  )
-
-
-def _machine() -> str:
-  """Where process ids mean the same: host, boot and namespace."""
-  parts = [socket.gethostname()]
-  with contextlib.suppress(OSError):
-    parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-    parts.append(os.readlink("/proc/self/ns/pid"))
-  return " ".join(parts)
-
-
-def _process_start(pid: int) -> str:
-  """When a process started, in the kernel's ticks; 'zombie' if it has ended, '' if unknown."""
-  try:
-    # The command's name, in brackets, may hold spaces and brackets.
-    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-  except OSError:
-    return ""
-  return "zombie" if fields[0] in "ZX" else fields[19]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from config.source import ConfigError, Source
+from config.place import ConfigError
+from config.source import Source
 
 RUN, COMPARISON = "Experiment", "Comparison"
 # What each is called, a file of it, its command, and the option of that for a folder.

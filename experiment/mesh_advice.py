@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from config.source import ConfigError
+from config.place import ConfigError
 from experiment.experiment import Experiment
 from parallel.layout import Layout
 from parallel.mesh import FLAGS, MeshSpec

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from config import config
 from config import source as gin_source
-from config.source import GIN_ROOT, ConfigError, Source
+from config.place import GIN_ROOT, ConfigError
+from config.source import Source
 from models.language_model import LanguageModel
 
 FOLDER = GIN_ROOT / "models"

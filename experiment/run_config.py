@@ -10,7 +10,8 @@ from pathlib import Path
 from base.errors import UserError
 from config import source
 from config.config import Config
-from config.source import ConfigError, Macro
+from config.place import ConfigError
+from config.source import Macro
 from data import tokenizers
 from experiment import experiment as experiment_lib
 from experiment import file_kinds, run_record, trust_check

@@ -20,7 +20,7 @@ from typing import Any
 from base import paths, small_files
 from base.errors import UserError
 from config import source as gin_source
-from config.source import ConfigError
+from config.place import ConfigError
 from training import checkpoint, checkpoint_identity
 from training.checksum import seal, unseal
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from base.wording import plural
-from config.source import ConfigError
+from config.place import ConfigError
 from models.language_model import LanguageModel
 
 # Inputs, targets, segments, positions and loss weights: see `training.step.abstract_batch`.

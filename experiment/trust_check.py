@@ -25,7 +25,8 @@ from base.errors import UserError
 from config import file_choices
 from config import source as gin_source
 from config.names import leaves
-from config.source import GIN_ROOT, Macro, NamedReference, Place, Source, Statement
+from config.place import GIN_ROOT, Place
+from config.source import Macro, NamedReference, Source, Statement
 from experiment.trust import ALL, Trust
 
 # Their functions build models and compute: all may be named. Of other modules it is those that

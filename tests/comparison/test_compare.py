@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
-from config.source import ConfigError
+from config.place import ConfigError
 from launch import compare
 
 ROOT = Path(compare.__file__).parents[1]

@@ -14,7 +14,7 @@ from comparison import comparison
 from comparison.progress import ComparisonProgress
 from comparison.runs import TrainedRuns
 from config import config
-from config.source import GIN_ROOT
+from config.place import GIN_ROOT
 from experiment import describe, experiment
 from models import accounting
 from parallel.layout import Layout

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from config import source
-from config.source import GIN_ROOT
+from config.place import GIN_ROOT
 
 MOST_LINES = 25
 # Bindings that two files may have in common by accident: two sizes with as many heads and blocks,

@@ -4,7 +4,7 @@ with them.
 
 import pytest
 
-from config.source import ConfigError
+from config.place import ConfigError
 from experiment import mesh_advice
 from experiment.experiment import build, load
 from launch import train

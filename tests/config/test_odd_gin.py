@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import source
-from config.source import ConfigError
+from config.place import ConfigError
 from launch import train
 
 ROOT = Path(__file__).parents[2]

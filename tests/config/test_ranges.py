@@ -15,7 +15,7 @@ from base.ranges import Range
 from comparison import comparison
 from config import config, types
 from config import source as gin_source
-from config.source import GIN_ROOT, ConfigError
+from config.place import GIN_ROOT, ConfigError
 from experiment import experiment
 from launch import train
 from models import accounting

@@ -18,7 +18,7 @@ import pytest
 
 from base.errors import UserError
 from conversion import conversion
-from experiment import directory_owner
+from experiment import directory_owner, lock_owner
 from experiment.directory_owner import LOCK_FILE, owned, owned_by_job
 from launch import compare, train
 from training.checkpoint import Checkpoints
@@ -96,7 +96,7 @@ def test_a_silent_owner_elsewhere_is_followed_and_a_live_one_is_not(tmp_path, mo
   (tmp_path / LOCK_FILE).write_text(
     json.dumps(
       dataclasses.asdict(
-        dataclasses.replace(directory_owner._this_process(), machine="another", host="elsewhere")
+        dataclasses.replace(lock_owner.this_process(), machine="another", host="elsewhere")
       )
     )
   )
@@ -224,9 +224,9 @@ def test_a_lock_that_was_removed_is_lost(tmp_path):
 WRITE = """
 import sys, time
 from pathlib import Path
-from experiment import directory_owner
+from experiment import directory_owner, lock_owner
 from training.metrics import MetricsFile
-directory_owner._machine = lambda: sys.argv[2]  # as on a host of that name
+lock_owner.machine = lambda: sys.argv[2]  # as on a host of that name
 directory_owner.BEAT_SECONDS = 3600.0  # the heartbeat sees nothing in time
 directory_owner.DEAD_SECONDS = 0.5
 folder = Path(sys.argv[1])

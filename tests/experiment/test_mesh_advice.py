@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config.source import ConfigError
+from config.place import ConfigError
 from experiment import experiment
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ round.
 import pytest
 
 from base.errors import UserError
-from config.source import ConfigError
+from config.place import ConfigError
 from experiment.run_directory import RunDirectory
 from launch import compare, evaluate, generate, train
 

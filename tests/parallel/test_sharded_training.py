@@ -67,7 +67,7 @@ def test_losses_and_parameters_equal_those_of_one_device(differences, case):
 @pytest.mark.parametrize("case", OPTIMIZERS)
 def test_other_optimizers_on_a_mesh_equal_themselves_on_one_device(differences, case):
   assert differences[case]["losses"] < 1e-5
-  # Updates of full size of what is nearly zero: rounding draws Lion's signs, and nearly Adafactor's.
+  # Updates of full size of what is nearly zero: rounding draws Lion's signs, nearly Adafactor's.
   most = 3e-5 if "muon" in case else 1e-3
   assert differences[case]["parameters"] < most, differences[case]["worst"]
 
