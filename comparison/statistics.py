@@ -138,7 +138,8 @@ def says_difference(
     digits: after the point.
   """
   if not difference.supports_claim:
-    return f"too few seeds to claim a difference between {name} and {other} ({signed(difference.mean, digits)})"
+    mean = signed(difference.mean, digits)
+    return f"too few seeds to claim a difference between {name} and {other} ({mean})"
   values = f"{signed(difference.low, digits)} to {signed(difference.high, digits)}"
   if not difference.excludes_zero:
     return f"no difference seen between {name} and {other} ({values})"

@@ -116,7 +116,8 @@ def _data_for(kind: str, run: RunDirectory) -> str:
   """What to type so that text is read under a run's vocabulary."""
   if kind == "sentencepiece":
     model = f"--gin.VOCABULARY_MODEL={run}/{tokenizers.MODEL_FILE}"
-    return f"gin/data/text_files_sentencepiece.gin or another file of gin/data/ for SentencePiece, and {model}"
+    files = "gin/data/text_files_sentencepiece.gin or another file of gin/data/ for SentencePiece"
+    return f"{files}, and {model}"
   if kind == "bytes":
     return "gin/data/text_files_bytes.gin or another file of gin/data/ for bytes"
   return "the file of gin/data/ that the run was trained with"

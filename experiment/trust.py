@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action="append",
     default=[],
     metavar="MODULE",
-    help="a module beyond this project's that the configuration of an opened run may use, or 'all'; runs that "
+    help="a module beyond this project's that the configuration of an opened run may use, or "
+    "'all'; runs that "
     "you made on this machine need not be named",
   )

@@ -172,7 +172,9 @@ def _problems_of_rows(statement: Statement, source: Source, trust: Trust) -> Ite
       if isinstance(value, str) and not trust.covers(value):
         yield _refusal(statement.place, value, f"a task that {value} registers")
       elif not isinstance(value, str | None):
-        yield f"{statement.place}: {shown} must be a text. If you know this run, give --trust={ALL}."
+        yield (
+          f"{statement.place}: {shown} must be a text. If you know this run, give --trust={ALL}."
+        )
     elif statement.parameter == "data_dir":
       if value is not None:
         yield (
@@ -301,7 +303,10 @@ def _problems_of_choices(source: Source, trust: Trust) -> Iterator[str]:
     if statement.parameter == "folder":
       for value in _values(statement.value, source):
         if not isinstance(value, str):
-          yield f"{statement.place}: folder must be a text. If you know this comparison, give --trust={ALL}."
+          yield (
+            f"{statement.place}: folder must be a text. If you know this comparison, give "
+            f"--trust={ALL}."
+          )
           return
         folders.append(Path(os.path.expanduser(value)).absolute())
   chosen = Source()

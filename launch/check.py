@@ -28,8 +28,8 @@ The model is one of gin/models/, or one of your own that a gin file names by its
   python -m launch.check --model=griffin
   python -m launch.check my_model.gin --gin.MY_STATE_SIZE=16
 
-It is built at the size of gin/contract.gin; --gin. arguments change that, and whatever else its size
-depends on. Everything runs on eight devices that the CPU plays."""
+It is built at the size of gin/contract.gin; --gin. arguments change that, and whatever else its
+size depends on. Everything runs on eight devices that the CPU plays."""
 
 
 def parser() -> argparse.ArgumentParser:

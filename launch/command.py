@@ -21,8 +21,9 @@ from launch import failures, output
 from planning.hardware import gpu
 
 EPILOG = """\
-Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter (--gin.models.griffin.griffin.window=64)
-in place of the gin files; strings need no quotes. Files and options may stand in any order."""
+Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter
+(--gin.models.griffin.griffin.window=64) in place of the gin files; strings need no quotes.
+Files and options may stand in any order."""
 
 
 COMPILATION_CACHE = "cache/jax"

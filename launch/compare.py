@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Trains and measures the models of a gin file, and shows in one page which is better, and where.
 
-The output gets report/index.html, report/data.json, the training runs and every measured cell. The same
-command continues what was interrupted, and measures anew only what was changed."""
+The output gets report/index.html, report/data.json, the training runs and every measured cell. The
+same command continues what was interrupted, and measures anew only what was changed."""
 
 
 def parser() -> argparse.ArgumentParser:

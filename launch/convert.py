@@ -12,11 +12,12 @@ from experiment import trust
 from launch import command
 
 DESCRIPTION = """\
-Makes a run directory of RecurrentGemma's published weights, or Hugging Face files of a run directory.
+Makes a run directory of RecurrentGemma's published weights, or Hugging Face files of a run
+directory.
 
 SOURCE says which: a folder with config.json and safetensors (Hugging Face) or an Orbax checkpoint
-(DeepMind's Flax code) becomes a run directory, a run directory becomes Hugging Face files. TARGET appears
-whole or not at all. --gin. bindings change the configuration of a new run directory."""
+(DeepMind's Flax code) becomes a run directory, a run directory becomes Hugging Face files. TARGET
+appears whole or not at all. --gin. bindings change the configuration of a new run directory."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument("target", type=paths.argument, help="the folder to make")
   result.add_argument(
     "--vocabulary",
-    help="the SentencePiece model of imported weights, or 'bytes'; by default SOURCE's tokenizer.model",
+    help="the SentencePiece model of imported weights, or 'bytes'; by default SOURCE's "
+    "tokenizer.model",
   )
   result.add_argument(
     "--checkpoint",

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Scores the model of a run on held-out text: bits per byte, and the loss at each position.
 
-Needs the run directory alone. The text is that of the run, or of any file of gin/data/; it may be read
-in rows longer than those of the training. The vocabulary is always the run's.
+Needs the run directory alone. The text is that of the run, or of any file of gin/data/; it may be
+read in rows longer than those of the training. The vocabulary is always the run's.
 
-Of a recall task, such as gin/data/phonebook.gin, it says how many answers are right, and where not."""
+Of a recall task, such as gin/data/phonebook.gin, it says how many answers are right, and where
+not."""
 
 
 # What a recall task has no use for.

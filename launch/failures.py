@@ -39,8 +39,9 @@ _LESS_MEMORY = (
 
 # What goes away without the user, such as a file server that does not answer: worth another start.
 _PASSING = {
-  errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED,
-  errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EAGAIN, errno.ENOMEM, errno.EBUSY, errno.EPIPE,
+  errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED,
+  errno.ECONNABORTED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EAGAIN,
+  errno.ENOMEM, errno.EBUSY, errno.EPIPE,
 }  # fmt: skip
 
 

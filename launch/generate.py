@@ -176,7 +176,8 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
 def _lines(text: str) -> list[str]:
   r"""Cuts a text after each \n or \r\n, which are left out.
 
-  `str.splitlines` would also cut at characters that stand within a line, such as U+2028 and form feed.
+  `str.splitlines` would also cut at characters that stand within a line, such as U+2028 and form
+  feed.
   """
   *lines, last = text.split("\n")
   return [line.removesuffix("\r") for line in [*lines, *([last] if last else [])]]

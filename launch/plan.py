@@ -23,11 +23,12 @@ if TYPE_CHECKING:
   from planning.plan import Plan
 
 DESCRIPTION = """\
-Compiles the training step of a gin file, or its prefill or decoding, for TPUs or GPUs that are not here,
-and says whether it fits, what it sends, and the least time that it can take. Later gin files replace
-bindings of earlier ones:
+Compiles the training step of a gin file, or its prefill or decoding, for TPUs or GPUs that are not
+here, and says whether it fits, what it sends, and the least time that it can take. Later gin files
+replace bindings of earlier ones:
 
-  python -m launch.plan gin/runs/griffin_quickstart.gin gin/sizes/7b.gin gin/mesh/megatron8_zero1.gin \\
+  python -m launch.plan gin/runs/griffin_quickstart.gin gin/sizes/7b.gin \\
+    gin/mesh/megatron8_zero1.gin \\
     --hardware=v5e-256 --gin.BATCH_SIZE=512 --gin.SEQUENCE_LENGTH=2048
 
 Several models in one table:
@@ -59,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--search",
     action="store_true",
-    help="find the mesh, ZeRO stage, remat policy and microbatches that take the least time for the batch",
+    help="find the mesh, ZeRO stage, remat policy and microbatches that take the least time for "
+    "the batch",
   )
   result.add_argument(
     "--compiles",

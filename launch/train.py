@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "config",
     nargs="*",
-    help="gin files, such as gin/runs/griffin_quickstart.gin; a later one wins. Without any, the run's own "
+    help="gin files, such as gin/runs/griffin_quickstart.gin; a later one wins. Without any, the "
+    "run's own "
     "configuration; files that describe no whole experiment, such as gin/precision/bfloat16.gin, "
     "change it",
   )
@@ -50,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument(
     "--init_from",
     type=paths.argument,
-    help="a run directory: start from its parameters and its configuration, which the gin files change",
+    help="a run directory: start from its parameters and its configuration, which the gin files "
+    "change",
   )
   result.add_argument(
     "--resume",

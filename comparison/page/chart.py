@@ -163,7 +163,8 @@ def _x_axis(label: str, x: Scale, bottom: float, height: float, top: float | Non
     )
   middle = (x.start + x.stop) / 2
   parts.append(
-    f'<text class="axis-label" x="{middle}" y="{height - 6}" text-anchor="middle">{escape(label)}</text>'
+    f'<text class="axis-label" x="{middle}" y="{height - 6}" text-anchor="middle">'
+    f"{escape(label)}</text>"
   )
   return "".join(parts)
 
@@ -173,7 +174,8 @@ def _mark(place: float, name: str, x: Scale, bottom: float) -> str:
   anchor, shift = ("end", -4) if at > WIDTH / 2 else ("start", 4)
   return (
     f'<path class="mark" d="M{at} {_TOP}V{bottom}"/>'
-    f'<text class="tick" x="{at + shift}" y="{bottom - 6}" text-anchor="{anchor}">{escape(name)}</text>'
+    f'<text class="tick" x="{at + shift}" y="{bottom - 6}" text-anchor="{anchor}">'
+    f"{escape(name)}</text>"
   )
 
 
@@ -248,11 +250,13 @@ def _bar(point: _Point, style: Look, x: Scale, top: float, as_bars: bool) -> str
   middle, end = top + _BAR / 2, x(point.y)
   shape = ""
   if as_bars:
-    shape = f'<rect class="bar" x="{x.start}" y="{top}" width="{max(end - x.start, 0.5):.2f}" height="{_BAR}"/>'
+    width = f"{max(end - x.start, 0.5):.2f}"
+    shape = f'<rect class="bar" x="{x.start}" y="{top}" width="{width}" height="{_BAR}"/>'
   right = end
   if point.low is not None:
     low, right = x(point.low), x(point.high)
-    shape += f'<path class="whisker" d="M{low} {middle}H{right}M{low} {middle - 3}v6M{right} {middle - 3}v6"/>'
+    ends = f"M{low} {middle - 3}v6M{right} {middle - 3}v6"
+    shape += f'<path class="whisker" d="M{low} {middle}H{right}{ends}"/>'
   if not as_bars:
     shape += _marker(style.colour, end, middle)
   label = (

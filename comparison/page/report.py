@@ -145,7 +145,8 @@ class Report:
   def _figure(self, figure: Figure) -> str:
     styles = chart.looks(figure, self.models)
     legend = "".join(
-      f'<li data-legend="{escape(series.name)}">{chart.swatch(style, as_line=not figure.is_categorical)}<span>{escape(series.name)}'
+      f'<li data-legend="{escape(series.name)}">'
+      f"{chart.swatch(style, as_line=not figure.is_categorical)}<span>{escape(series.name)}"
       f"{_remark(series)}</span></li>"
       for series, style in zip(figure.series, styles, strict=True)
     )

@@ -119,7 +119,8 @@ class DecodeSpeed:
     return Figure(
       name=f"sample-latency-{prefill}",
       title=f"Time of a sample against its length, after {prompt}",
-      finding=f"{plural(self.batch_size, 'sample')} of {plural(self.lengths[-1], 'token')} after {prompt} take "
+      finding=f"{plural(self.batch_size, 'sample')} of {plural(self.lengths[-1], 'token')} after "
+      f"{prompt} take "
       f"{listed(parts)}.",
       x=Axis(label="tokens per sample", log=True),
       y=Axis(label="seconds", log=True),

@@ -137,7 +137,8 @@ class Throughput:
     return Figure(
       name="throughput-by-batch",
       title=f"Throughput against the batch, samples of {last:,} tokens",
-      finding=f"In samples of {last:,} tokens the tokens per second grow as follows: {listed(parts)}.",
+      finding=f"In samples of {last:,} tokens the tokens per second grow as follows: "
+      f"{listed(parts)}.",
       x=Axis(label="batch", log=True),
       y=Axis(label="tokens per second", log=True),
       series=tuple(series(name, tuple(one), tuple(one.values())) for name, one in found.items()),

@@ -69,7 +69,8 @@ def sent(tmp_path, lines, head=HEAD):
 
 
 LINES = {
-  "a module": "import evil_module\nfrom training import optimizer\noptimizer.AdamW.learning_rate = @evil_module.schedule()",
+  "a module": "import evil_module\nfrom training import optimizer\n"
+  "optimizer.AdamW.learning_rate = @evil_module.schedule()",
   "a module, imported alone": "import evil_module",
   "a module under one of our names": "import evil_module as hawk",
   "the standard library": "import os\nSEED = @os.getpid()",
@@ -82,7 +83,8 @@ LINES = {
   "a function that writes": "from data import tokenizers\nSEED = @tokenizers.save()",
   "a class that writes": "from training import metrics\nSEED = @metrics.MetricsFile()",
   "a private name": "from models import backbone\nSEED = @backbone.__builtins__.exit()",
-  "a special method": "from models import backbone\nSEED = @backbone.Backbone.__init__.__globals__()",
+  "a special method": "from models import backbone\n"
+  "SEED = @backbone.Backbone.__init__.__globals__()",
   "a package": "import data\nSEED = @data.preparation.prepare()",
   "gin itself": "import gin\nSEED = @gin.config.importlib.import_module()",
   "a benchmark": "from benchmarks import kernels\nSEED = @kernels.main()",

@@ -281,7 +281,8 @@ def test_closed_streams_and_plain_ascii_are_no_failure():
 
 
 def test_a_reader_that_has_gone_ends_a_command_quietly():
-  shell = f"{sys.executable} -m launch.train {RUN_FILE} --print_config 2>&1 | true; echo ${{PIPESTATUS[0]}}"
+  command = f"{sys.executable} -m launch.train {RUN_FILE} --print_config"
+  shell = f"{command} 2>&1 | true; echo ${{PIPESTATUS[0]}}"
   ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
   assert (ended.stdout.strip(), ended.stderr) == ("141", "")
 

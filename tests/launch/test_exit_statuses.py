@@ -57,7 +57,10 @@ def test_a_pipe_to_something_else_is_no_reader_that_has_gone(capsys):
   error = BrokenPipeError(errno.EPIPE, "Broken pipe")
   assert output.failure(error) is None
   assert failures.may_pass(error)
-  program = "import sys; from launch import output\ntry:\n  print('x' * 100000, flush=True)\nexcept OSError as e:\n  sys.exit(output.failure(e))"
+  program = (
+    "import sys; from launch import output\ntry:\n  print('x' * 100000, flush=True)\n"
+    "except OSError as e:\n  sys.exit(output.failure(e))"
+  )
   done = subprocess.run(
     f'{sys.executable} -c "$PROGRAM" | true; exit ${{PIPESTATUS[0]}}',
     shell=True,

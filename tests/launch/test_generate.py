@@ -237,7 +237,8 @@ def test_a_failure_of_sampling_ends_no_run(tmp_path, capsys, monkeypatch):
   run_file.write_text(
     "from __gin__ import dynamic_registration\nfrom data import corpora\nfrom data import dataset\n"
     + "".join(f"include '{name}'\n" for name in GIN)
-    + f"include 'data/text_files_bytes.gin'\ninclude 'train/steps.gin'\nTEXT_FILES = '{text}/*.txt'\n"
+    + "include 'data/text_files_bytes.gin'\ninclude 'train/steps.gin'\n"
+    + f"TEXT_FILES = '{text}/*.txt'\n"
     + "corpora.TextFiles.heldout_fraction = 0.3\n"
     + f"dataset.TextDataset.cache_dir = '{tmp_path}/cache'\n"
     + "WIDTH = 32\nRNN_WIDTH = 32\nHEADS = 2\nDEPTH = 1\nSEQUENCE_LENGTH = 32\nBATCH_SIZE = 2\n"

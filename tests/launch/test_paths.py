@@ -201,7 +201,10 @@ def test_a_run_is_evaluated_and_continued_without_its_corpus(home, capsys):
 def test_a_pattern_without_files_is_told_with_its_flag_and_place(home):
   """In training, from a file and from the command line, and in the evaluation of other text."""
   Path("lost.gin").write_text("include 'mine.gin'\nTEXT_FILES = 'books/**/*.txt'\n")
-  told = r"No file matches '.*books/\*\*/\*\.txt' .*'a\.txt', 'b\.txt'.* --gin\.TEXT_FILES=\.\.\. \(now '.*', lost\.gin:2\)"
+  told = (
+    r"No file matches '.*books/\*\*/\*\.txt' .*'a\.txt', 'b\.txt'.* "
+    r"--gin\.TEXT_FILES=\.\.\. \(now '.*', lost\.gin:2\)"
+  )
   with pytest.raises(ValueError, match=told):
     train.main(["lost.gin", "--run_dir=runs/lost"])
   with pytest.raises(ValueError, match=r"--gin\.TEXT_FILES=\.\.\. \(now '.*none\.txt'\)"):
