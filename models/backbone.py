@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
+import jax
 import jax.numpy as jnp
 
 from base.ranges import Count, Depth, FloatName, Immaterial, Positive
 from layers.attention import SelfAttention
 from layers.dtypes import Dtypes
 from layers.mixer import MixerFactory
-from layers.mlp import GatedMLP
+from layers.mlp import GatedMLP, gelu_gated
 from layers.norm import RMSNorm
 from layers.recurrent_block import RecurrentBlock
 from models.language_model import LanguageModel
@@ -28,7 +30,8 @@ class Backbone:
       them; those behind the last id stand for nothing, and no id is drawn or learnt there.
     width: D.
     depth: number of residual blocks.
-    mlp_expansion: MLP width over D.
+    mlp_expansion: MLP width over D, where `mlp_width` is None.
+    mlp_width: MLP width F, any number.
     use_bias: biases on the linear maps, but for the attention's inputs (RecurrentGemma has them).
     zero_centered_norm: norms store scale - 1 (RecurrentGemma).
     scale_embedding: multiply the embedded tokens by sqrt(D), rounded to bfloat16 (RecurrentGemma).
@@ -44,6 +47,7 @@ class Backbone:
   depth: Depth
   vocab_multiple: Annotated[Count, Immaterial()] = 1
   mlp_expansion: Count = 3
+  mlp_width: Count | None = None
   use_bias: bool = False
   zero_centered_norm: bool = False
   scale_embedding: bool = False
@@ -80,6 +84,7 @@ class Backbone:
     rotary_fraction: float,
     implementation: str | None,
     kv_heads: int = 1,
+    rotary_base: float = 10_000.0,
   ) -> MixerFactory:
     """Multi-query attention (with one key/value head) at this size."""
     if self.width % heads:
@@ -97,29 +102,63 @@ class Backbone:
       kv_heads=kv_heads,
       window=window,
       rotary_fraction=rotary_fraction,
+      rotary_base=rotary_base,
       use_output_bias=self.use_bias,
       output_scale=self.output_scale,
       implementation=implementation,
       **self.dtypes,
     )
 
-  def model(self, pattern: tuple[MixerFactory, ...]) -> LanguageModel:
-    """The language model whose blocks mix by `pattern`, repeated and cut to depth."""
-    mlp = partial(
+  def mlp(
+    self, gated: Callable[[jax.Array, jax.Array], jax.Array] = gelu_gated
+  ) -> Callable[..., GatedMLP]:
+    """The MLP at this size; `gated` joins its branches."""
+    return partial(
       GatedMLP,
-      hidden=self.mlp_expansion * self.width,
+      hidden=self.mlp_width or self.mlp_expansion * self.width,
       output_scale=self.output_scale,
       use_bias=self.use_bias,
+      gated=gated,
       **self.dtypes,
     )
+
+  def model(
+    self,
+    pattern: tuple[MixerFactory, ...],
+    *,
+    mlp: Callable[..., GatedMLP] | None = None,
+    tied: bool = True,
+  ) -> LanguageModel:
+    """The language model whose blocks mix by `pattern`, repeated and cut to depth.
+
+    Args:
+      pattern: the mixers of the blocks.
+      mlp: of every block; None is `self.mlp()`.
+      tied: whether the embedding is the output head too.
+    """
+    return self._model(pattern, mlp or self.mlp(), depth=self.depth, tied=tied)
+
+  def model_of_mixers(self, pattern: tuple[MixerFactory, ...], *, depth: int) -> LanguageModel:
+    """A language model of `depth` mixers without MLPs, such as Mamba-2."""
+    return self._model(pattern, None, depth=depth, tied=True)
+
+  def _model(
+    self,
+    pattern: tuple[MixerFactory, ...],
+    mlp: Callable[..., GatedMLP] | None,
+    *,
+    depth: int,
+    tied: bool,
+  ) -> LanguageModel:
     scale = float(jnp.sqrt(self.width).astype(jnp.bfloat16)) if self.scale_embedding else 1.0
     return LanguageModel(
       vocab_size=self.vocab_size,
       vocab_multiple=self.vocab_multiple,
       width=self.width,
-      depth=self.depth,
+      depth=depth,
       pattern=pattern,
       mlp=mlp,
+      tied=tied,
       norm=partial(RMSNorm, zero_centered=self.zero_centered_norm, **self.dtypes),
       embedding_scale=scale,
       logit_cap=self.logit_cap,

@@ -6,8 +6,6 @@ Source: Touvron et al. 2023 (Llama 2, with grouped queries) and Grattafiori et a
 
 from __future__ import annotations
 
-from functools import partial
-
 from base.ranges import Count, Positive
 from layers.mlp import silu_gated
 from models.backbone import Backbone
@@ -33,7 +31,11 @@ def llama(
     attention: an attention kernel's name; None picks by backend.
   """
   mixer = backbone.attention(
-    heads=heads, kv_heads=kv_heads, window=None, rotary_fraction=1.0, implementation=attention
+    heads=heads,
+    kv_heads=kv_heads,
+    window=None,
+    rotary_fraction=1.0,
+    rotary_base=rotary_base,
+    implementation=attention,
   )
-  model = backbone.model((partial(mixer, rotary_base=rotary_base),))
-  return model.clone(mlp=partial(model.mlp, gated=silu_gated), tied=False)
+  return backbone.model((mixer,), mlp=backbone.mlp(silu_gated), tied=False)

@@ -34,7 +34,7 @@ def mamba2(
       "divide "
       f"width={backbone.width}. Choose a number of heads whose double does."
     )
-  model, depth = backbone.model(()), 2 * backbone.depth
+  depth = 2 * backbone.depth
   mixer = partial(
     Mamba2Mixer,
     heads=4 * heads,
@@ -44,7 +44,6 @@ def mamba2(
     chunk=chunk,
     output_scale=1 / depth,
     implementation=ssd,
-    dtype=model.dtype,
-    param_dtype=model.param_dtype,
+    **backbone.dtypes,
   )
-  return model.clone(pattern=(mixer,), depth=depth, mlp=None)
+  return backbone.model_of_mixers((mixer,), depth=depth)
