@@ -9,7 +9,7 @@ from base.wording import near
 from config import source as gin_source
 from config import types as gin_types
 from config.names import Configurable, Reference, leaves, replace
-from config.place import ConfigError, Place
+from config.place import GIN_ROOT, ConfigError, Place
 from config.source import Macro
 
 _REQUIRED = "gin.REQUIRED"
@@ -141,6 +141,8 @@ class Checks:
           advice = f"; write {value!r}()"
         else:
           advice = f", but {value!r} gives {gin_types.describe(shape.result)}"
+      elif not advice and isinstance(value, str):
+        advice = _file_that_sets(value)
       raise place.error(f"{named} is {value!r}; it must be {wanted}{advice}")
 
   def reach(self, root: Configurable, source: str) -> dict[Key, Operative]:
@@ -232,3 +234,15 @@ class Checks:
       for name, setting in unused
       if not setting.place.is_general
     ]
+
+
+def _file_that_sets(name: str) -> str:
+  """The end of an error message: the gin file of this name, where an object was named by it.
+
+  `--gin.OPTIMIZER=muon` means the file gin/optimizer/muon.gin.
+  """
+  files = sorted(file for file in GIN_ROOT.rglob("*.gin") if file.stem == name)
+  if not files:
+    return ""
+  shown = " or ".join(f"{GIN_ROOT.name}/{file.relative_to(GIN_ROOT).as_posix()}" for file in files)
+  return f"; to choose it, name {shown} after the run file"

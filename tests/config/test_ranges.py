@@ -131,6 +131,11 @@ def test_no_number_of_a_configuration_ends_in_a_traceback(value):
     ("backbone.Backbone.dtype=int8", "must be 'float32' or 'bfloat16' or 'float16'"),
     ("backbone.Backbone.logit_cap=-1", "is -1; it must be above 0$"),
     ("SEED=-1", "is -1; it must be at least 0$"),
+    (
+      "OPTIMIZER=muon",
+      "Optimizer; to choose it, name gin/optimizer/muon.gin after the run file",
+    ),
+    ("MODEL=hawk", "must be .*; to choose it, name gin/models/hawk.gin after the run file"),
     ("WARMUP_STEPS=400", "warmup_steps=400 must be at least 0 and below the 400 steps"),
   ],
 )
