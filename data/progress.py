@@ -53,7 +53,7 @@ class Progress:
     if self.total_bytes or self.finished:
       full = int(share * _BAR_WIDTH)
       bar = "[" + "#" * full + "." * (_BAR_WIDTH - full) + f"] {share:4.0%}  "
-    size = f"{self.text_bytes / 1e6:.1f} MB"
+    size = _size(self.text_bytes)
     counted = f"{plural(self.documents, 'document')}, {size}, {self.seconds:.0f} s"
     line = f"preparing {self.what}: {bar}{counted}"
     return line + (self._notes() if self.finished else "")
@@ -65,6 +65,11 @@ class Progress:
     if self.invalid_utf8_documents:
       notes.append(f"{self.invalid_utf8_documents} with invalid UTF-8")
     return f" ({'; '.join(notes)})" if notes else ""
+
+
+def _size(count: int) -> str:
+  """A number of bytes; a small text is not shown as 0.0 MB."""
+  return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
 class ProgressBar:

@@ -223,12 +223,14 @@ def test_a_terminal_shows_one_line_that_moves():
   bar(progress.Progress("corpus (train)", seconds=3.2))
   half = {"documents": 5, "text_bytes": 500_000, "total_bytes": 1_000_000, "seconds": 4.0}
   bar(progress.Progress("corpus (train)", **half))
+  bar(progress.Progress("corpus (train)", documents=1, text_bytes=1_733))
   whole = half | {"documents": 9, "text_bytes": 990_000, "seconds": 5.0, "finished": True}
   bar(progress.Progress("corpus (train)", **whole, empty_documents=2, invalid_utf8_documents=1))
   lines = stream.getvalue().split("\r")[1:]
   assert [line.strip() for line in lines] == [
     "preparing corpus (train): starting the process that reads the text, 3 s",
     "preparing corpus (train): [############............]  50%  5 documents, 0.5 MB, 4 s",
+    "preparing corpus (train): 1 document, 1.7 kB, 0 s",
     "preparing corpus (train): [########################] 100%  9 documents, 1.0 MB, 5 s"
     " (2 empty, left out; 1 with invalid UTF-8)",
   ]
