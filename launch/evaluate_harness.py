@@ -195,8 +195,7 @@ def _no_data(name: str, entry: Any, copy: Path | None, error: Exception) -> str:
   data_set = (entry.cfg or {}).get("dataset_path", "its data set")
   return (
     f"the data of {name} ({data_set}) cannot be read here ({reason}). Where there is a network: "
-    "huggingface-cli"
-    f" download --repo-type dataset {data_set} --local-dir FOLDER. Then give that copy:"
+    f"hf download --repo-type dataset {data_set} --local-dir FOLDER. Then give that copy:"
     f" --harness_data={name}=FOLDER, or set HF_HOME to a cache that holds it and HF_HUB_OFFLINE=1."
   )
 

@@ -346,8 +346,11 @@ def test_evaluate_runs_tasks_of_lm_eval_on_local_data(run_dir, tasks, capsys):
   assert kept["n-samples"]["far"]["effective"] == 4
   with pytest.raises(UserError, match=r"no such task. Did you mean 'near'\?"):
     evaluate.main([*asked, "--harness=nera"])
-  with pytest.raises(UserError, match=r"the data of far .* --harness_data=far=FOLDER"):
+  with pytest.raises(UserError, match=r"the data of far .* --harness_data=far=FOLDER") as error:
     evaluate.main([*asked, "--harness=far"])
+  # The command that it tells came with the extra.
+  told = str(error.value).partition("Where there is a network: ")[2].split()[0]
+  assert (Path(sys.executable).parent / told).is_file()
   with pytest.raises(UserError, match="give TASK=FOLDER, with a task of --harness"):
     evaluate.main([*asked, "--harness=near", copy])
 
