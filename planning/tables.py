@@ -84,10 +84,10 @@ def one(found: Plan) -> str:
     (one.kind, one.axes or "-", f"{one.count:,}", show_bytes(one.sent)) for one in found.collectives
   ]
   times = [
-    ("compute", f"{found.compute_seconds:.4f} s"),
-    ("HBM", f"{found.hbm_seconds:.4f} s ({show_bytes(found.hbm_bytes)})"),
-    ("interconnect", f"{found.interconnect_seconds:.4f} s"),
-    ("bound by", f"{found.bound}: {found.seconds:.4f} s a {unit}"),
+    ("compute", _duration(found.compute_seconds)),
+    ("HBM", f"{_duration(found.hbm_seconds)} ({show_bytes(found.hbm_bytes)})"),
+    ("interconnect", _duration(found.interconnect_seconds)),
+    ("bound by", f"{found.bound}: {_duration(found.seconds)} a {unit}"),
     ("tokens per second", f"{found.tokens_per_second:,.0f}"),
     ("model-FLOPs utilisation at that bound", f"{found.utilisation:.1%}"),
     ("FLOPs per device, model's own", f"{found.model_flops:.4g}"),
@@ -106,7 +106,7 @@ def one(found: Plan) -> str:
     for name, size in found.unseen_bytes.items():
       times.append((f"  XLA cannot count, and in neither: {name}", f"{size:.4g}"))
   if found.optimal_seconds is not None:
-    times.append(("XLA's optimal_seconds, loops once", f"{found.optimal_seconds:.4f} s"))
+    times.append(("XLA's optimal_seconds, loops once", _duration(found.optimal_seconds)))
   times.append(("compilation", f"{found.compile_seconds:.1f} s"))
   return "\n\n".join(
     [
@@ -151,6 +151,11 @@ def _memory(found: Plan) -> list[tuple[str, str]]:
   return rows
 
 
+def _duration(seconds: float) -> str:
+  """A time that is never shown as zero: steps of small models take microseconds."""
+  return f"{seconds:.4f} s" if seconds >= 0.01 else f"{seconds * 1e6:,.1f} us"
+
+
 def mesh(sizes: dict[str, int]) -> str:
   """The axes of a mesh in a few words."""
   return " x ".join(f"{name}={size}" for name, size in sizes.items())
@@ -158,7 +163,8 @@ def mesh(sizes: dict[str, int]) -> str:
 
 def choices(zero: int, remat: str, accumulate: int) -> str:
   """What is chosen for a training besides its mesh, in a few words."""
-  return f"ZeRO {zero}, remat {remat}, {accumulate} microbatches"
+  pieces = plural(accumulate, "microbatch", "microbatches")
+  return f"ZeRO {zero}, remat {remat}, {pieces}"
 
 
 def _choices(found: Plan) -> str:

@@ -96,6 +96,10 @@ def test_a_plan_agrees_with_arithmetic_and_with_xla(run_file, tmp_path, capsys):
   assert found["activation_bytes"] > 3 * (4 * 256 * 512) * 4 * (1 + 3)
   for text in ("all-reduce", "bound by", "fits", "all of it", f"{found['bytes'] / 2**20:.1f}"[:3]):
     assert text in shown
+  # A small model's step takes microseconds: no time is shown as zero.
+  assert " 0.0000 s" not in shown
+  assert shown.count(" us") >= 4
+  assert "1 microbatch\n" in shown
 
 
 @needs_libtpu
