@@ -180,7 +180,8 @@ def plot_losses(records: list[dict[str, Any]], path: Path, title: str) -> None:
       axes.plot(steps, values, label=label, **style)
   axes.set(title=title, xlabel="step", ylabel="bits per byte")
   axes.grid(alpha=0.3)
-  axes.legend()
+  if axes.lines:  # A run that stopped before its first line has no curve to name.
+    axes.legend()
   picture = io.BytesIO()
   figure.savefig(picture, dpi=120)
   small_files.replace(path, picture.getvalue())

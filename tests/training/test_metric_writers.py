@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import math
+import warnings
 from pathlib import Path
 
 import pytest
 
+from training import metrics
 from training.metric_writers import TensorBoard
 from training.metrics import MetricsFile
 
@@ -107,3 +109,10 @@ def test_the_shipped_file_asks_for_tensorboard():
 def test_event_files_stay_in_the_run_directory(folder):
   with pytest.raises(ValueError, match="must be a folder of the run directory"):
     TensorBoard(folder)
+
+
+def test_a_run_that_logged_nothing_gets_a_picture_without_a_warning(tmp_path):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    metrics.plot_losses([], tmp_path / "loss.png", "run")
+  assert (tmp_path / "loss.png").stat().st_size
