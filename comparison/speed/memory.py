@@ -59,10 +59,10 @@ class CacheSize:
         for name, model in models.items()
       },
     )
-    baseline = counts[self.baseline][-1]
+    held = counts[self.baseline][-1]
     parts = [
       f"{values[-1]:,} bytes for {name}"
-      + ("" if name == self.baseline else f" (1/{baseline / values[-1]:,.3g} of {self.baseline}'s)")
+      + ("" if name == self.baseline else f" (1/{_short(held / values[-1])} of {self.baseline}'s)")
       for name, values in counts.items()
     ]
     return (
@@ -80,3 +80,8 @@ class CacheSize:
         source="section 5.1",
       ),
     )
+
+
+def _short(ratio: float) -> str:
+  """Three digits, or all of them before the point: never 2.85e+03."""
+  return f"{ratio:,.0f}" if ratio >= 1000 else f"{ratio:,.3g}"

@@ -308,3 +308,9 @@ def test_options_that_do_not_fit_are_told(models):
     ValueError, match="baseline='MQA Transformer' is none of the models: name one of"
   ):
     TrainingSpeed(lengths=(8,), tokens=8)(models, Store())
+
+
+def test_a_cache_that_is_thousands_of_times_smaller_is_told_in_digits(models):
+  sizes = {name: [1_000] for name in models} | {BASELINE: [2_852_123]}
+  (figure,) = CacheSize(lengths=(8,), baseline=BASELINE)(models, lambda key, measure: sizes)
+  assert f"(1/2,852 of {BASELINE}'s)" in figure.finding
