@@ -246,6 +246,8 @@ def describe(annotation: Any) -> str:
     return (
       f"tuple[{', '.join('...' if item is Ellipsis else describe(item) for item in arguments)}]"
     )
+  if origin is collections.abc.Callable:
+    return "a function"
   return str(annotation).replace("typing.", "").replace("collections.abc.", "")
 
 

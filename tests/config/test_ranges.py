@@ -135,6 +135,7 @@ def test_no_number_of_a_configuration_ends_in_a_traceback(value):
       "OPTIMIZER=muon",
       "Optimizer; to choose it, name gin/optimizer/muon.gin after the run file",
     ),
+    ("SCHEDULE=wsd", "must be a function; to choose it, name gin/schedule/wsd.gin after the run"),
     ("MODEL=hawk", "must be .*; to choose it, name gin/models/hawk.gin after the run file"),
     ("WARMUP_STEPS=400", "warmup_steps=400 must be at least 0 and below the 400 steps"),
   ],
