@@ -246,7 +246,7 @@ class TrainedRuns:
       length=length,
     )
     experiment = dataclasses.replace(own, model=found.experiment.model)
-    result = TrainedRun(experiment, None, found.params, cost, {})
+    result = TrainedRun(experiment, found.layout, found.params, cost, {})
     batches = own.eval_batches or loader.steps_per_pass(experiment.rows()[1], own.batch_size)
     score = result.score(length=own.sequence_length, tokens=batches * cost.tokens_per_step)
     return dataclasses.replace(result, curve={tokens: score.loss})

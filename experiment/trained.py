@@ -18,8 +18,8 @@ from experiment import mesh_advice, run_config
 from experiment.experiment import Experiment
 from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
-from models.accounting import abstract_parameters
-from parallel.layout import Layout
+from models.accounting import abstract_parameters, list_parameters
+from parallel.layout import Layout, on_one_device
 from training import checkpoint
 from training.padded_vocabulary import VocabularyRows
 from training.step import split
@@ -35,7 +35,7 @@ class Trained:
     step: the checkpoint's step.
     vocabulary: that of the text it was trained on.
     run_dir: the run's directory.
-    layout: the mesh that the parameters lie on; None for one device.
+    layout: where the parameters lie.
   """
 
   experiment: Experiment
@@ -43,7 +43,7 @@ class Trained:
   step: int
   vocabulary: Vocabulary
   run_dir: Path
-  layout: Layout | None = None
+  layout: Layout
 
 
 def load(
@@ -71,10 +71,10 @@ def load(
   """
   config = run_config.load(run, [mesh] if mesh else (), arguments, trust=trust)
   experiment = experiment_lib.build(config)
-  layout = _layout(experiment) if mesh else None
+  layout = _layout(experiment) if mesh else on_one_device(list_parameters(experiment.model))
   abstract = checkpoint.abstract_like(
     {checkpoint.PARAMS: nn.unbox(abstract_parameters(experiment.model))},
-    None if layout is None else layout.state,
+    layout.state,
   )[checkpoint.PARAMS]
   # Python reads no number of thousands of digits.
   is_step = which.isascii() and which.isdecimal() and len(which) < 20

@@ -326,7 +326,7 @@ def require_same_arrays(
   model: Any,
   optimizer: optax.GradientTransformation,
   options: Options,
-  layout: Layout | None,
+  layout: Layout,
 ) -> None:
   """See `training.checkpoint.require_same_arrays`."""
   abstract, _, _ = _programs(model, optimizer, options.step, layout)
