@@ -178,7 +178,10 @@ def test_trained_models_are_asked_for_a_pass_key(output):
       ["--gin.BASELINE=MQA"],
       "part scaling: there is no model 'MQA' in this comparison; there is Griffin,",
     ),
-    (["--gin.CONTEXT_SIZE=big"], "part long_context: there is no size 'big'; there is tiny"),
+    (
+      ["--gin.CONTEXT_SIZE=big"],
+      r"part long_context: there is no size 'big'; there is tiny\. Let",
+    ),
     (["--gin.SEEDS=()"], "seeds is empty"),
     (["--gin.LOADED={'Griffin, tiny, seed 7': 'x'}"], "seed 7' that is not compared; did you mean"),
     (["--gin.LOADED={'Griffin, tiny, seed 1': 'nothing'}"], "nothing holds no run"),
