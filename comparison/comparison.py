@@ -106,10 +106,7 @@ class Comparison:
         model does not have.
     """
     if spec.size not in self.sizes:
-      raise ConfigError(
-        f"there is no size {spec.size!r}{near(spec.size, self.sizes)}. Let the part have one of "
-        "--gin.SIZES: --gin.CONTEXT_SIZE, --gin.WINDOW_SIZE_SIZE and --gin.RECALL_SIZE name it."
-      )
+      raise ConfigError(f"there is no size {spec.size!r}{near(spec.size, self.sizes)}")
     plain = self._config(spec.model, self.sizes[spec.size], {"SEED": spec.seed})
     if spec.length is None and spec.window is None:
       return plain

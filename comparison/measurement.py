@@ -154,7 +154,10 @@ def require_model(name: str, models: Collection[str]) -> None:
 def require_size(name: str, sizes: Collection[str]) -> None:
   """Raises ValueError if a part's option names a size that is not there."""
   if name not in sizes:
-    raise ValueError(f"there is no size {name!r}; there is {', '.join(sizes)}.")
+    raise ValueError(
+      f"there is no size {name!r}; there is {', '.join(sizes)}. Let the part have one of "
+      "--gin.SIZES: --gin.CONTEXT_SIZE, --gin.WINDOW_SIZE_SIZE and --gin.RECALL_SIZE name it."
+    )
 
 
 def remember_runs(
