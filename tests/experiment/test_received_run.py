@@ -112,7 +112,7 @@ def test_classes_that_a_checkpoint_names_are_not_imported(run_dir, tmp_path, mon
   kept = run_dir / "checkpoints" / "2" / file
   text = kept.read_text()
   was = ("orbax.checkpoint.experimental.v1._src.handlers.pytree_handler.PyTreeHandler",)
-  was += ("jax.Array", "SingleDeviceSharding")
+  was += ("jax.Array", "NamedSharding")
   for name in was:
     text = text.replace(name, "evil_class.Evil")
   assert "evil_class" in text

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiment import experiment, run_directory, run_record, trust_check
+from base import small_files
+from experiment import experiment, run_directory, trust_check
 from experiment.trust import NOBODY
 from launch import compare
 from tests.experiment.test_trust import COMPARISON, HEAD, evil, sent  # noqa: F401  (a fixture)
@@ -38,13 +39,13 @@ def test_values_in_force_are_of_what_was_judged(tmp_path, evil, swapped):  # noq
 def test_what_was_written_is_noted_and_not_what_came_in_its_place(tmp_path, evil, monkeypatch):  # noqa: F811
   run = run_directory.RunDirectory(sent(tmp_path, "", head=HEAD))
   config = experiment.load(run.config_file)
-  write = run_record.replace
+  write = small_files.replace
 
   def replace(file, text):
     write(file, text)
     if file == run.config_file:
       file.write_text("import evil_module\n" + file.read_text())
 
-  monkeypatch.setattr(run_record, "replace", replace)
+  monkeypatch.setattr(small_files, "replace", replace)
   run.write_config(config, "x")
   assert not trust_check.is_recorded(run.config_file)
