@@ -32,6 +32,19 @@ def argument(text: str) -> Path:
     raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def output_argument(text: str) -> Path:
+  """The type of a file to write among command-line arguments; what cannot be written is refused."""
+  path = argument(text)
+  if path.is_dir():
+    raise argparse.ArgumentTypeError(f"{shown(path)} is a folder; name a file in it")
+  above = next(parent for parent in path.parents if parent.exists())
+  if not above.is_dir():
+    raise argparse.ArgumentTypeError(f"{shown(above)} is a file; name a folder for {path.name}")
+  if not os.access(above, os.W_OK):
+    raise argparse.ArgumentTypeError(f"{shown(above)} cannot be written to; name another folder")
+  return path
+
+
 def text_argument(text: str) -> str:
   """The type of files to read among command-line arguments: 'python', or an absolute path or
   pattern.

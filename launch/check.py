@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
   result.add_argument("config", nargs="*", help="gin files that set MODEL; a later one wins")
   result.add_argument("--model", help="a model of gin/models/, such as hawk, or a gin file")
   result.add_argument("--only", help="checks to run, joined by commas, such as causality,packing")
-  result.add_argument("--json", type=paths.argument, help="write the findings to this file too")
+  result.add_argument(
+    "--json", type=paths.output_argument, help="write the findings to this file too"
+  )
   return result
 
 

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     default=16,
     help="most steps that a search compiles (default: %(default)s)",
   )
-  result.add_argument("--json", type=paths.argument, help="write all plans to this file too")
+  result.add_argument("--json", type=paths.output_argument, help="write all plans to this file too")
   return result
 
 

@@ -14,7 +14,7 @@ from base.errors import UserError
 from comparison import comparison, runs
 from experiment import experiment
 from experiment.run_directory import RunDirectory
-from launch import convert, evaluate, generate, train
+from launch import check, convert, evaluate, generate, plan, train
 from training.metrics import read_metrics
 
 RUN = """
@@ -304,3 +304,16 @@ def test_a_moved_comparison_keeps_its_runs(home, tmp_path):
 
   assert identity_in(home) == identity_in(tmp_path)
   assert len(set(identity_in(home))) == 2
+
+
+@pytest.mark.parametrize("file", ["/", ".", "/dev/null/plan.json", "mine.gin/plan.json"])
+@pytest.mark.parametrize("command", [plan, check])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_compiled(
+  command, file, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  Path("mine.gin").touch()
+  with pytest.raises(SystemExit) as ended:
+    command.main(["gin/runs/griffin_quickstart.gin", f"--json={file}"])
+  assert ended.value.code == 2
+  assert "argument --json: " in capsys.readouterr().err
