@@ -146,7 +146,9 @@ class SelfAttention(nn.Module):
   def _rotate(self, x: jax.Array, segments: Segments) -> jax.Array:
     return rotate(x, segments.positions, fraction=self.rotary_fraction, base=self.rotary_base)
 
-  def _seen(self, k: jax.Array, v: jax.Array, ids: jax.Array) -> tuple[jax.Array, ...]:
+  def _seen(
+    self, k: jax.Array, v: jax.Array, ids: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The keys and values that this shard of time sees, its own last, and their segments."""
     if not sequence.is_split():
       return k, v, ids
@@ -157,7 +159,8 @@ class SelfAttention(nn.Module):
       reach = self.window - 1
       both = jnp.concatenate([sequence.before(both, reach), both], axis=1)
       ids = jnp.concatenate([sequence.ids_before(ids, reach), ids], axis=1)
-    return *jnp.split(both, 2, axis=-1), ids
+    k, v = jnp.split(both, 2, axis=-1)
+    return k, v, ids
 
   def _attend(self, q, k, v, kv_segment_ids, q_segment_ids) -> jax.Array:
     return local_attention(

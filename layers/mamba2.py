@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -100,7 +100,8 @@ class Mamba2Mixer(nn.Module):
     y, h = self._recur(u, dt, bc, segments.positions == 0, h0, kept)
     y = GatedRMSNorm(channels, "heads", self.groups, name="norm", **dtypes)(y, z)
     out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **dtypes)
-    return out(y), Mamba2State(x_history, bc_history, h) if kept else None
+    # A state that is kept has an h.
+    return out(y), Mamba2State(x_history, bc_history, cast(jax.Array, h)) if kept else None
 
   def _recur(self, u, dt, bc, reset, h0, last) -> tuple[jax.Array, jax.Array | None]:
     """y [B, T, H P] and the last state, from u like y, dt [B, T, H] and bc [B, T, 2 G N]."""

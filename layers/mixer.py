@@ -24,21 +24,14 @@ class MixerError(UserError, ValueError):
 class Mixer(Protocol):
   """A temporal-mixing layer: the part in which architectures differ.
 
-  A mixer is a flax module with the three methods below and fields `dtype` and `param_dtype`. It
-  must be causal, keep segments apart, and continue from a state exactly as if the tokens before had
-  been part of the call. `contract` tests all of that, and what the two properties claim;
-  a mixer that lacks a property claims nothing by it.
+  A mixer is a flax module with the first three methods below and fields `dtype` and `param_dtype`.
+  It must be causal, keep segments apart, and continue from a state exactly as if the tokens before
+  had been part of the call. `contract` tests all of that, and what two optional properties claim:
+
+    constant_state: bool, whether the state's size does not depend on its capacity; False without.
+    unsplit_axes: tuple of logical axes that may not be split over devices, such as 'time'; none
+      without.
   """
-
-  @property
-  def constant_state(self) -> bool:
-    """Whether the state's size does not depend on its capacity (optional; False)."""
-    ...
-
-  @property
-  def unsplit_axes(self) -> tuple[str, ...]:
-    """Logical axes that may not be split over devices, such as 'time' (optional; none)."""
-    ...
 
   def __call__(
     self,
@@ -66,6 +59,10 @@ class Mixer(Protocol):
 
   def matmul_flops(self, width: int, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
+    ...
+
+  def clone(self, *, parent: None) -> Mixer:
+    """The same mixer outside of any module; every flax module has this method."""
     ...
 
 
@@ -145,7 +142,7 @@ def _check_state(
       )
     return
   what = "the state it was given"
-  if before is None:
+  if before is None and capacity is not None:
     what = f"initial_state(batch_size={batch}, capacity={capacity})"
     if shards.is_per_device():
       return  # its initial state is that of a device that has everything

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,4 +37,5 @@ def parameter(
     shards.stored_shape(axes, shape),
     param_dtype,
   )
+  stored = cast(jax.Array, stored)  # `param` takes it out of the initializer's box.
   return shards.gather_parameter(stored.astype(dtype), axes, shape)

@@ -114,7 +114,8 @@ class Stack(nn.Module):
       Group,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, nn.broadcast),
+      # flax annotates no axes: its default, 0, is taken for their type.
+      in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
       out_axes=0,
       length=repeats,
       unroll=min(self.unroll, repeats),

@@ -72,15 +72,16 @@ def of_cluster(seconds: int) -> tuple[str, int, int, Any]:
   found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
     os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, seconds
   )
-  if None in found[:3]:
+  address, count, index, devices = found
+  if address is None or count is None or index is None:
     raise HostError(
       "neither SLURM, Kubernetes nor a TPU's service says who the other processes are."
     )
   if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
     # Said by the user; a cluster knows only one device a process. JAX reads it where none are
     # passed.
-    return *found[:3], None
-  return found
+    devices = None
+  return address, count, index, devices
 
 
 def receive(coordinator: str, count: int, seconds: int) -> None:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from parallel.arrival import HostError, come_to, is_gone, of_cluster, receive
 from parallel.native_log import NativeLog
@@ -87,6 +87,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, secon
   local = None
   if coordinator is None:
     coordinator, count, index, local = of_cluster(seconds)
+  count, index = cast(int, count), cast(int, index)  # Whoever gives a coordinator gives both.
   if count == 1:
     return
   began = time.monotonic()

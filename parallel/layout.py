@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from base.ranges import ZeroStage
 from parallel import shards, tree_paths, zero
-from parallel.mesh import MeshSpec
+from parallel.mesh import Device, MeshSpec
 from parallel.rules import Parameter, Rules, check_replication, named_axes
 from parallel.tree_paths import joined
 
@@ -42,7 +42,7 @@ class Parallelism:
     zero.check_stage(self.zero)
 
   def layout(
-    self, parameters: Iterable[Parameter], devices: Sequence[jax.Device] | None = None
+    self, parameters: Iterable[Parameter], devices: Sequence[Device] | None = None
   ) -> Layout:
     """Places a model's parameters on devices; None takes all that are visible.
 
@@ -52,7 +52,7 @@ class Parallelism:
     return Layout(self.mesh.build(devices), self.rules, self.zero, tuple(parameters))
 
 
-def on_one_device(parameters: Iterable[Parameter], device: jax.Device | None = None) -> Layout:
+def on_one_device(parameters: Iterable[Parameter], device: Device | None = None) -> Layout:
   """Places a model's parameters on one device; None takes the first of this process."""
   one = jax.local_devices()[0] if device is None else device
   return Parallelism().layout(parameters, [one])
@@ -181,7 +181,9 @@ class Layout:
     def make(rows):
       shape = (batch_size, rows.shape[1])
       held = None if len(rows) == batch_size else self.rows_here(*shape)
-      return jax.make_array_from_callback(shape, self.batch, lambda index: part(rows, held, index))
+      return jax.make_array_from_callback(
+        shape, self.batch, lambda index: part(rows, held, cast(tuple[slice, slice], index))
+      )
 
     return {name: make(rows) for name, rows in batch.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -22,6 +23,16 @@ FLAGS = {
   "seq": "--gin.SEQUENCE_SHARDS",
   "model": "--gin.MODEL_SHARDS",
 }
+
+
+class Device(Protocol):
+  """What is read of a `jax.Device`, which jaxlib gives no type that a checker knows."""
+
+  @property
+  def platform(self) -> str: ...
+
+  @property
+  def process_index(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +104,7 @@ class MeshSpec:
       )
     return sizes
 
-  def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  def build(self, devices: Sequence[Device] | None = None) -> Mesh:
     """Arranges devices.
 
     Args:
@@ -106,7 +117,7 @@ class MeshSpec:
     sizes = tuple(self.sizes(len(devices)).values())
     return Mesh(self._arrange(devices, sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
-  def _arrange(self, devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarray:
+  def _arrange(self, devices: list[Device], sizes: tuple[int, ...]) -> np.ndarray:
     if devices[0].platform == "cpu":
       return np.array(devices).reshape(sizes)
     if self.slices == 1:

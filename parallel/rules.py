@@ -60,11 +60,20 @@ _COUNTED = {
 class Parameter(Protocol):
   """What a rule needs to know of a parameter: see `models.accounting.Parameter`."""
 
-  path: str
-  shape: tuple[int, ...]
-  axes: tuple[str | None, ...]
-  dtype: np.dtype
-  bytes: int
+  @property
+  def path(self) -> str: ...
+
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+  @property
+  def axes(self) -> tuple[str | None, ...]: ...
+
+  @property
+  def dtype(self) -> np.dtype: ...
+
+  @property
+  def bytes(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,7 +141,7 @@ class Rules:
     axes = tuple(axes)
     if len(axes) != len(shape):
       raise ValueError(f"{name} has shape {shape}, and {len(axes)} logical axes: {axes}.")
-    owner: dict[str, str] = {}
+    owner: dict[str, str | None] = {}
     entries: list[MeshAxes] = []
     for axis, size in zip(axes, shape, strict=True):
       names = self.mesh_axes(axis, name, sizes) if size > 1 else ()
@@ -200,7 +209,7 @@ def check_replication(
       )
 
 
-def named_axes(spec: PartitionSpec) -> tuple[str, ...]:
+def named_axes(spec: Iterable[MeshAxes]) -> tuple[str, ...]:
   """The mesh axes that a placement uses, in order of the dimensions."""
   names: list[str] = []
   for entry in spec:

@@ -14,20 +14,20 @@ maps of Blelloch 1990, one map per shard.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from base.custom_gradient import custom_vjp
 from parallel import shards
 
 AXIS = "time"
 # Of a segment id that no token has.
 NOWHERE = -1
 
-Run = Callable[..., tuple[jax.Array, jax.Array]]
+Run = Callable[..., tuple[jax.Array, jax.Array | None]]
 LogDecay = Callable[..., jax.Array]
 
 
@@ -104,7 +104,7 @@ def recur(
   return _recur(run, log_decay, arrays, reset)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(nondiff_argnums=(0, 1))
 def _recur(run, log_decay, arrays, reset):
   return _forward(run, log_decay, arrays, reset)[0]
 

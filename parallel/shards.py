@@ -12,13 +12,13 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from base.custom_gradient import custom_vjp
 from parallel import zero
 
 
@@ -101,7 +101,7 @@ def total(x: jax.Array, *axes: str) -> jax.Array:
   return lax.psum(x, names) if names else x
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
+@custom_vjp(nondiff_argnums=(1,))
 def _sum_gradient(x, names):
   del names
   return x
@@ -110,7 +110,7 @@ def _sum_gradient(x, names):
 _sum_gradient.defvjp(lambda x, names: (x, None), lambda names, _, g: (lax.psum(g, names),))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
+@custom_vjp(nondiff_argnums=(1,))
 def _sum(x, names):
   return lax.psum(x, names)
 

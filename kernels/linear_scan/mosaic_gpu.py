@@ -6,11 +6,10 @@ few rows and channels for the GPU (`mosaic_gpu_chunks`). exp is taken in float32
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
+from base.custom_gradient import custom_vjp
 from kernels import checkpoint_names, manual_axes
 from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
@@ -64,7 +63,7 @@ def scan(x, log_a, h0, reset, reverse=False, *, chunks=None, interpret=None):
   return h.reshape(x.shape), h_last
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(nondiff_argnums=(0, 1))
 def _linear_scan(chunks, interpret, x, log_a, h0, mask):
   return _forward(chunks, interpret, x, log_a, h0, mask)[:2]
 

@@ -6,11 +6,10 @@ in float32 inside the kernel, so a decay never loses its digits to bfloat16.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
+from base.custom_gradient import custom_vjp
 from kernels import checkpoint_names, manual_axes
 from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
@@ -63,7 +62,7 @@ def scan(x, log_a, h0, reset, reverse=False, *, plan=None, interpret=False):
   return _linear_scan(plan, interpret, *arrays)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(nondiff_argnums=(0, 1))
 def _linear_scan(plan, interpret, x, log_a, h0, mask):
   h, h_last, _ = _forward(plan, interpret, x, log_a, h0, mask, save_entries=False)
   return h, h_last

@@ -9,13 +9,13 @@ inner product of mu_t with `i |a_t| g_{t-1}`. So no sum over time is taken of te
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from base.custom_gradient import custom_vjp
 from kernels import manual_axes
 from kernels.linear_scan.reference import decay
 
@@ -38,7 +38,7 @@ def complex_scan(
   return _scan(run, reverse, *arrays)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(nondiff_argnums=(0, 1))
 def _scan(run, reverse, *arrays):
   return _forward(run, reverse, *arrays)[0]
 

@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from base.custom_gradient import custom_vjp
 from kernels import checkpoint_names
 
 MAX_GLOBAL_BLOCKS = 16  # of unrolled code, when there is no window
@@ -91,7 +92,7 @@ def _pad(x, before, after, fill):
   return jnp.pad(x, [(0, 0), (before, after)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@custom_vjp(nondiff_argnums=(4,))
 def _attend(q, k, v, visible, scale):
   """Attention of rows over one span of keys.
 

@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from base.custom_gradient import custom_vjp
 from kernels import checkpoint_names, manual_axes
 from kernels.rg_lru import reference, tile_math
 from kernels.scan_gpu import chunks as mosaic_gpu_chunks
@@ -53,9 +54,8 @@ def fused(x, gate_a, gate_x, log_decay, h0, reset, *, chunks=None, interpret=Non
   if chunks is None:
     chunks = mosaic_gpu_chunks.choose(x.shape, x.dtype.itemsize)
   tiles = [mosaic_gpu_chunks.split(v, chunks) for v in (x, gate_a, gate_x)]
-  mask = None
-  if reset is not None:
-    mask = scan.reset_log(mosaic_gpu_chunks.split(reset, chunks))
+  reset = mosaic_gpu_chunks.split(reset, chunks)
+  mask = None if reset is None else scan.reset_log(reset)
   arithmetic = tile_math.Arithmetic(x.dtype == jnp.float32, False, True)
   arrays = manual_axes.vary_together(
     *tiles, log_decay.astype(jnp.float32), h0.astype(jnp.float32), mask
@@ -64,7 +64,7 @@ def fused(x, gate_a, gate_x, log_decay, h0, reset, *, chunks=None, interpret=Non
   return h.reshape(x.shape), h_last
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@custom_vjp(nondiff_argnums=(0, 1, 2))
 def _rg_lru(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
   return _forward(chunks, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask)[:2]
 

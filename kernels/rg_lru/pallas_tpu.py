@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from base.custom_gradient import custom_vjp
 from kernels import checkpoint_names, manual_axes
 from kernels.rg_lru import reference, tile_math
 from kernels.scan_tpu import blocks as tpu_blocks
@@ -63,7 +64,7 @@ def fused(x, gate_a, gate_x, log_decay, h0, reset, *, plan=None, native_math=Non
   return _rg_lru(plan, arithmetic, interpret, *arrays)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@custom_vjp(nondiff_argnums=(0, 1, 2))
 def _rg_lru(plan, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask):
   h, h_last, _ = _forward(
     plan, arithmetic, interpret, x, gate_a, gate_x, log_decay, h0, mask, save_entries=False
