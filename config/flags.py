@@ -43,7 +43,7 @@ def flags(
       if key in parameters:
         setting = parameters[key]
       elif (key.configurable, name) not in bound and operative[key].is_default:
-        setting = Setting(operative[key].value, None)
+        setting = operative[key]
       else:
         continue
       flag, value, shown = _flag(key, setting, macros)
@@ -53,7 +53,9 @@ def flags(
   return "; ".join(list(found.values())[:_MOST])
 
 
-def _flag(key: Key, setting: Setting, macros: Mapping[str, Setting]) -> tuple[str, Any, str]:
+def _flag(
+  key: Key, setting: Setting | Operative, macros: Mapping[str, Setting]
+) -> tuple[str, Any, str]:
   """The argument that replaces a binding, its value now, and the argument's form with both and
   their place.
   """

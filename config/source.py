@@ -14,7 +14,7 @@ import re
 import tokenize
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from base import small_files
 from base.wording import near
@@ -193,7 +193,8 @@ def _parse_value(text: str, place: Place, translation: moved_names.Translation) 
   try:
     parser = config_parser.ConfigParser(text, _Delegate(translation))
     value = parser.parse_value()
-    if parser.current_token.type not in (tokenize.NEWLINE, tokenize.ENDMARKER):
+    token = cast(tokenize.TokenInfo, parser.current_token)  # There is one after any value.
+    if token.type not in (tokenize.NEWLINE, tokenize.ENDMARKER):
       raise SyntaxError("more than one value")
   except _UNREADABLE as error:
     # A bare word is a string, but a value that only gin could have meant is a mistake.

@@ -358,7 +358,8 @@ class RegisteredTask:
     unknown = [name for name in self.loss_on or () if name not in self.features]
     if unknown or self.loss_on == ():
       raise CorpusError(
-        f"loss_on={list(self.loss_on)} must be some of features={list(self.features)}, or None."
+        f"loss_on={list(self.loss_on or ())} must be some of features={list(self.features)}, or"
+        " None."
       )
 
   @property

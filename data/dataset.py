@@ -11,13 +11,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from base import small_files
 from base.file_paths import KeptPath
 from base.ranges import Count, Positive
 from data import heldout, preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
+from data.file_corpora import FileCorpus
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
 from data.mixture import MixedRows
 from data.progress import Progress, ProgressBar
@@ -93,7 +94,8 @@ class TextDataset:
 
   def _kept(self, start: Path) -> Path | None:
     """The newest directory of rows that were made as this dataset says, of whatever files."""
-    options = self.corpus.options() | self._options()
+    # Only a corpus of files can be gone.
+    options = cast(FileCorpus, self.corpus).options() | self._options()
     vocabulary = self.vocabulary.describe()
     found = []
     for directory in start.parent.glob(f"{glob.escape(start.name)}-*"):

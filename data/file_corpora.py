@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from base.file_paths import FilePath
 from data import heldout
 from data.files import (
   CorpusError,
@@ -20,25 +21,45 @@ from data.heldout import in_split
 LOOKED_AT = 8
 
 
-class FileCorpus(Protocol):
-  """A corpus whose documents lie in files.
+class HasFiles(Protocol):
+  """What is read from files.
 
   Attributes:
     files: a path or glob pattern, or several.
+  """
+
+  @property
+  def files(self) -> FilePath | Sequence[FilePath]: ...
+
+
+class FileCorpus(HasFiles, Protocol):
+  """A corpus whose documents lie in files.
+
+  Attributes:
+    name: a short name for directories.
     heldout_fraction: share of the documents that is held out.
   """
 
-  files: Any
-  heldout_fraction: float
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def heldout_fraction(self) -> float: ...
+
+  def options(self) -> dict[str, Any]:
+    """Returns what `describe` says without a look at the files."""
+    ...
 
   def undivided(self) -> Iterator[bytes]:
     """Yields the documents of all splits."""
+    ...
 
   def largest_document(self) -> int | None:
     """Returns the bytes of the largest document; None if that is not known without reading."""
+    ...
 
 
-def files_of(corpus: Any) -> list[Path]:
+def files_of(corpus: HasFiles) -> list[Path]:
   """Returns the files that the patterns of a corpus match.
 
   Raises:

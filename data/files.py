@@ -81,7 +81,9 @@ def shortened(value: Any, length: int = 60) -> str:
   return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def matching_files(patterns: str | Sequence[str], option: str = "files") -> list[Path]:
+def matching_files(
+  patterns: str | Sequence[str | os.PathLike[str]], option: str = "files"
+) -> list[Path]:
   """Returns the files that match, by path, each once.
 
   A file of that very name goes before the pattern.
@@ -97,7 +99,7 @@ def matching_files(patterns: str | Sequence[str], option: str = "files") -> list
   if not patterns:
     raise CorpusError(f"{option}=[] names no file. Give a path or a pattern.")
   found = set()
-  for pattern in map(os.fspath, patterns):
+  for pattern in (os.fspath(pattern) for pattern in patterns):
     if not pattern or "\0" in pattern:
       raise CorpusError(f"{option}={shortened(pattern)} is not a path. Correct it.")
     if os.path.lexists(pattern):

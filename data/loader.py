@@ -147,8 +147,8 @@ class _Slots:
   def __len__(self) -> int:
     return (len(self._rows) - self._first) // self._batch_size
 
-  def __getitem__(self, step: int) -> tuple[np.ndarray, ...]:
-    start = self._first + step * self._batch_size
+  def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+    start = self._first + index * self._batch_size
     rows = [self._rows[start + slot] for slot in self._slots]
     return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 

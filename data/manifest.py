@@ -207,4 +207,5 @@ def _array_file(name: str, values: dict[str, Any]) -> ArrayFile:
   if not isinstance(values["sha256"], str):
     raise ValueError(f"the sha256 of {name} is {shortened(values['sha256'])}, not a string")
   shape = tuple(_number(size, f"the shape of {name}") for size in values["shape"])
-  return ArrayFile(**(values | {"shape": shape}))
+  fields: dict[str, Any] = values | {"shape": shape}
+  return ArrayFile(**fields)

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from base.wording import plural
 from data import corpora, recall, tasks, verification
@@ -160,7 +160,9 @@ def _publish(partial: Path, target: Path) -> None:
 
 def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
   corpus = dataset.corpus
-  total = corpus.total_bytes() if hasattr(corpus, "total_bytes") else 0
+  total = 0
+  if hasattr(corpus, "total_bytes"):
+    total = cast(corpora.Documents, corpus).total_bytes()
   total = int(total * _expected_share(corpus, dataset.split))
   packer = Packer(dataset.vocabulary, dataset.sequence_length, whole=dataset.whole_documents)
   masked = getattr(corpus, "has_loss_mask", False)
@@ -242,7 +244,7 @@ def main() -> int:
   try:
     report({"done": _answer(pickle.load(sys.stdin.buffer), report)})
   except SystemExit as error:
-    return error.code
+    return cast(int, error.code)  # That of `stop`.
   except BrokenPipeError:
     return 1  # Whoever asked is gone.
   except Exception as error:

@@ -196,8 +196,8 @@ class _ArrayWriter:
   def write(self, array: np.ndarray) -> None:
     """Appends [rows, *row_shape]."""
     data = np.ascontiguousarray(array, np.dtype(self._dtype).newbyteorder("<"))
-    self._file.write(data)
-    self._hash.update(data)
+    self._file.write(data.data)
+    self._hash.update(data.data)
     self._rows += len(array)
 
   def finish(self) -> ArrayFile:

@@ -8,7 +8,7 @@ import importlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -82,7 +82,9 @@ def _tokenize(dataset: Any, output_features: Any, field: str) -> Any:
     raw = example[field]
     text = tf.strings.unicode_transcode(raw, "UTF-8", "UTF-8", errors="replace")
     result = seqio.preprocessors.tokenize_impl({"targets": text}, output_features, False)
-    result = seqio.preprocessors.append_eos_after_trim_impl(result, output_features)
+    result = seqio.preprocessors.append_eos_after_trim_impl(
+      cast(dict[str, Any], result), output_features
+    )
     result["text_bytes"] = tf.strings.length(text, unit="BYTE")
     result["invalid_utf8"] = tf.not_equal(raw, text)
     return result
@@ -120,7 +122,7 @@ def _source(corpus: corpora.Corpus, failure: _Failure) -> Any:
   def read(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
     def generate() -> Iterator[dict[str, list[bytes]]]:
       try:
-        for group in _groups(corpus.documents(split)):
+        for group in _groups(cast(corpora.Documents, corpus).documents(split)):
           yield {"text": group}
       except Exception as error:
         failure.error = error
@@ -155,11 +157,11 @@ def _recall_source(task: recall.RecallTask, vocabulary: Vocabulary, failure: _Fa
         failure.error = error
         raise
 
+    # TensorFlow's stubs lack the method.
+    cut = tf.RaggedTensor.from_row_lengths  # pyright: ignore[reportAttributeAccessIssue]
+
     def ragged(tokens: Any, mask: Any, lengths: Any) -> dict[str, Any]:
-      return {
-        "targets": tf.RaggedTensor.from_row_lengths(tokens, lengths),
-        "loss_mask": tf.RaggedTensor.from_row_lengths(mask, lengths),
-      }
+      return {"targets": cut(tokens, lengths), "loss_mask": cut(mask, lengths)}
 
     signature = (tf.TensorSpec((None,), tf.int32),) * 3
     groups = tf.data.Dataset.from_generator(generate, output_signature=signature)
@@ -303,7 +305,9 @@ def _instruction_examples(
 
 def _group_size(corpus: corpora.Corpus) -> int:
   """Returns how many documents fit in memory together, by the largest if it is known."""
-  largest = corpus.largest_document() if hasattr(corpus, "largest_document") else None
+  largest = None
+  if hasattr(corpus, "largest_document"):
+    largest = cast(corpora.Documents, corpus).largest_document()
   return _GROUP if largest is None else max(1, min(_GROUP, 32 * _GROUP_BYTES // max(largest, 1)))
 
 
@@ -339,8 +343,9 @@ def _registered_example(
       # An empty answer: its end is in the loss.
       tokens, mask = np.append(tokens, vocabulary.eos_id), np.append(mask, True)
   raw = [values.get(name + "_pretokenized") for name in corpus.features]
-  if all(isinstance(text, bytes) for text in raw):
-    text = b"".join(raw)
+  texts = [text for text in raw if isinstance(text, bytes)]
+  if len(texts) == len(raw):
+    text = b"".join(texts)
     return Example(tokens, len(text), not _is_utf8(text), mask)
   in_range = tokens[(tokens >= 0) & (tokens < vocabulary.size)]
   return Example(tokens, int(vocabulary.byte_lengths()[in_range].sum()), False, mask)

@@ -229,8 +229,10 @@ def _loaded(model: bytes, extra_ids: int) -> Any:
   if extra_ids:
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    # protobuf makes the class when the module is imported.
+    ModelProto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
+    proto = ModelProto.FromString(model)
+    user_defined = ModelProto.SentencePiece.USER_DEFINED
     for i in reversed(range(extra_ids)):
       proto.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=user_defined)
     model = proto.SerializeToString()

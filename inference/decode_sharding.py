@@ -48,6 +48,7 @@ class Rows(Protocol):
 
     All see all of the arrays.
     """
+    ...
 
   def abstract(self, tree: Any, kind: str) -> Any:
     """Shapes, with where the arrays lie between calls: 'rows', what is 'carried', or 'shared' by

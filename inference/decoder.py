@@ -8,7 +8,7 @@ import functools
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -296,14 +296,19 @@ def _cut(where: Rows, params):
   return where.start(cut, params, ())
 
 
+def _applied(model: LanguageModel, params, tokens, **options) -> tuple[jax.Array, DecodeState]:
+  """The model's logits and state; options hold a state or a capacity."""
+  return cast(tuple[jax.Array, DecodeState], model.apply({"params": params}, tokens, **options))
+
+
 @functools.partial(jax.jit, static_argnames=("where", "model", "capacity"))
 def _prefill(where: Rows, model: LanguageModel, params, rows, *, capacity: int):
   """Reads the prompts."""
 
   def read(params, rows):
     tokens, segment_ids = rows
-    logits, state = model.apply(
-      {"params": params}, tokens, segment_ids=segment_ids, capacity=capacity, last_only=True
+    logits, state = _applied(
+      model, params, tokens, segment_ids=segment_ids, capacity=capacity, last_only=True
     )
     ended = jnp.zeros(tokens.shape[0], bool)
     if not where.lean:
@@ -348,9 +353,7 @@ def _advance(
       logits = jnp.maximum(progress.logits, jnp.finfo(jnp.float32).min)
       token = sampler(jnp.where(choices.allowed, logits, -jnp.inf), step_keys)
       ended = progress.ended | choices.stops[token]
-      logits, state = model.apply(
-        {"params": params}, token[:, None], state=progress.state, last_only=True
-      )
+      logits, state = _applied(model, params, token[:, None], state=progress.state, last_only=True)
       shown = jnp.where(ended, ENDED, token)
       tokens = jax.lax.dynamic_update_slice(tokens, shown[:, None], (0, column))
       logits = whole(logits[:, 0], model.vocab_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,11 @@ def warmup_stable_decay(
     ],
     [warmup_steps, steps - decay_steps],
   )
+
+
+def rate_at(schedule: optax.Schedule, taken: float) -> float:
+  """The learning rate after so many steps that were taken."""
+  return float(cast(jax.Array, schedule(taken)))
 
 
 def _check_warmup(steps: int, warmup_steps: int) -> None:
@@ -165,8 +170,8 @@ def with_master_copy(inner: optax.GradientTransformation) -> optax.GradientTrans
     # Copied, because an array that is float32 already would lie in two places of a donated state.
     return WithMasterCopy(inner.init(params), jax.tree.map(jnp.copy, params))
 
-  def update(gradient, state, params=None):
-    updates, inner_state = inner.update(gradient, state.inner, state.master)
+  def update(updates, state, params=None):
+    updates, inner_state = inner.update(updates, state.inner, state.master)
     master = optax.apply_updates(state.master, updates)
     return jax.tree.map(jnp.subtract, master, params), WithMasterCopy(inner_state, master)
 

@@ -12,6 +12,7 @@ import optax
 from base.errors import UserError
 from training import json_files
 from training.metrics import MetricsFile, Progress
+from training.optimizer import rate_at
 
 if TYPE_CHECKING:
   from training.loop import Options
@@ -110,7 +111,7 @@ class Record:
         "bits_per_byte": self._bits_per_byte(loss),
         "grad_norm": sum(norms) / len(norms),
         # The last that was applied: the schedule counts the steps taken.
-        "learning_rate": float(self.learning_rate(max(0, step - values["skipped"] - 1))),
+        "learning_rate": rate_at(self.learning_rate, max(0, step - values["skipped"] - 1)),
         "targets": sum(targets),
         "skipped": values["skipped"],
         "tokens_per_second": rate,

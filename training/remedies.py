@@ -10,6 +10,7 @@ import optax
 
 from training import retention
 from training.checkpoint import FOLDER
+from training.optimizer import rate_at
 
 
 def suspects(run_dir: Path, step: int) -> str:
@@ -26,7 +27,8 @@ def suspects(run_dir: Path, step: int) -> str:
 
 def remedy(run_dir: Path, good: int | None, learning_rate: optax.Schedule, steps: int) -> str:
   """What to do after too many skips, or in a state that is not finite."""
-  peak = float(np.max([learning_rate(s) for s in np.linspace(0, steps, 100, dtype=int)]))
+  rates = [rate_at(learning_rate, s) for s in np.linspace(0, steps, 100, dtype=int)]
+  peak = float(np.max(rates))
   command = (
     f"python -m launch.train --run_dir={shlex.quote(str(run_dir))} --resume=force "
     f"--gin.LEARNING_RATE={peak / 2:.2g}"

@@ -8,11 +8,12 @@ import flax.linen as nn
 import jax
 
 from models.accounting import abstract_parameters
+from models.language_model import LanguageModel
 from parallel.layout import Layout
 from training.step import abstract_batch, token_losses
 
 
-def activation_bytes(model: nn.Module, layout: Layout, *, rows: int, length: int) -> int:
+def activation_bytes(model: LanguageModel, layout: Layout, *, rows: int, length: int) -> int:
   """Bytes per device of all that automatic differentiation keeps, by the model's remat policy.
 
   Counted from a trace, without arrays: XLA may keep less, where it computes something again or

@@ -15,6 +15,7 @@ import optax
 
 from base.ranges import Count, Factor, NotNegative
 from models.accounting import list_parameters
+from models.language_model import LanguageModel
 from parallel import sharded_vocabulary, shards
 from parallel.layout import TOKENS, Layout, on_one_device
 from parallel.tree_paths import by_path, joined
@@ -102,7 +103,7 @@ def abstract_batch(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStru
 
 
 def initial_state(
-  model: nn.Module,
+  model: LanguageModel,
   optimizer: optax.GradientTransformation,
   options: Options,
   seed: int,
@@ -129,7 +130,7 @@ def initial_state(
   )
 
 
-def split(model: nn.Module, params: Any) -> tuple[Any, Any]:
+def split(model: LanguageModel, params: Any) -> tuple[Any, Any]:
   """The parameters that training changes, and the others, each with None in the other's places."""
 
   def part(trained: bool) -> Any:
@@ -148,7 +149,7 @@ def join(trained: Any, frozen: Any) -> Any:
 
 
 def make_train_step(
-  model: nn.Module,
+  model: LanguageModel,
   optimizer: optax.GradientTransformation,
   options: Options,
   layout: Layout | None = None,
@@ -231,7 +232,7 @@ def _decide(
 
 
 def loss_and_gradient(
-  model: nn.Module, options: Options, params: Any, batch: Batch, rng_data: jax.Array
+  model: LanguageModel, options: Options, params: Any, batch: Batch, rng_data: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
   """Differentiates the loss of a batch, a microbatch at a time.
 
@@ -288,7 +289,7 @@ def loss_and_gradient(
 
 
 def token_losses(
-  model: nn.Module, params: Any, batch: Batch, rng: jax.Array | None = None
+  model: LanguageModel, params: Any, batch: Batch, rng: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """Negative log-likelihood of each target, and the squared log of each softmax's sum.
 
@@ -330,10 +331,11 @@ def token_losses(
   def piece(carry, inputs):
     return carry, jax.checkpoint(losses)(*inputs)
 
-  _, results = jax.lax.scan(piece, None, tuple(map(cut, arguments)))
-  return tuple(
-    jnp.moveaxis(x, 0, 1).reshape(len(hidden), pieces * size)[:, :length] for x in results
-  )
+  def together(x):
+    return jnp.moveaxis(x, 0, 1).reshape(len(hidden), pieces * size)[:, :length]
+
+  _, (nll, squares) = jax.lax.scan(piece, None, tuple(map(cut, arguments)))
+  return together(nll), together(squares)
 
 
 def _pieces(length: int, least: int) -> tuple[int, int]:
