@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend import core
 
 from contract.finding import Finding, path_of, stated
@@ -99,8 +100,10 @@ def product_flops(jaxpr: core.Jaxpr) -> int:
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
       ((contracted, _), _) = equation.params["dimension_numbers"]
-      depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-      total += 2 * equation.outvars[0].aval.size * depth
+      left, product = (
+        cast(ShapedArray, variable.aval) for variable in (equation.invars[0], equation.outvars[0])
+      )
+      total += 2 * product.size * math.prod(left.shape[axis] for axis in contracted)
     trips = equation.params["length"] if equation.primitive.name == "scan" else 1
     total += trips * sum(map(product_flops, _inner(equation.params)))
   return total

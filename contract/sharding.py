@@ -68,7 +68,7 @@ def check(subject: Subject) -> Iterator[Finding]:
 def _refused(subject: Subject) -> set[str]:
   """The mesh axes over which the model's mixers refuse to be split."""
   axes = {axis for mixer in subject.model.mixers() for axis in getattr(mixer, "unsplit_axes", ())}
-  every = dict.fromkeys(AXES, 2)
+  every: dict[str, int] = dict.fromkeys(AXES, 2)
   return {name for axis in axes for name in RULES.mesh_axes(axis, "unsplit_axes", every)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 from contract.finding import ROUNDING
 from data.loader import batch_of_rows
 from models.language_model import LanguageModel
-from training.step import token_losses
+from training.step import Batch, token_losses
 
 ROWS = 2
 MIN_WINDOW = 8
@@ -71,7 +71,7 @@ class Subject:
 
     return apply
 
-  def logits(self, tokens: jax.Array, segment_ids: Any = None) -> np.ndarray:
+  def logits(self, tokens: jax.Array | np.ndarray, segment_ids: Any = None) -> np.ndarray:
     """Logits of whole rows [2, length, V]; one segment a row if there are no ids."""
     ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else jnp.asarray(segment_ids)
     return np.asarray(self.apply(self.params, tokens, segment_ids=ids)[0])
@@ -89,7 +89,7 @@ class Subject:
   def loss(self, model: LanguageModel, params: Any) -> jax.Array:
     """The mean loss of a batch, as training computes it, under the model or a variant of it."""
     batch = self.batch(ROWS, self.length)
-    nll, _ = token_losses(model, params, batch)
+    nll, _ = token_losses(model, params, cast(Batch, batch))
     return jnp.sum(nll) / jnp.sum(batch["loss_weights"])
 
   def gradient_of(self, model: LanguageModel, params: Any) -> Any:

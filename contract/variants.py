@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -39,10 +40,11 @@ def scan(subject: Subject) -> Iterator[Finding]:
   expected = subject.logits(tokens)
   allowed = subject.rounding(expected)
   cut = {**subject.params, "stack": unstack(subject.params["stack"])}
-  for case, params, options in (
+  cases: tuple[tuple[str, Any, dict[str, Any]], ...] = (
     ("blocks with parameters of their own, without a scan", cut, {"scan": False}),
     ("two repeats of the pattern per step of the scan", subject.params, {"unroll": 2}),
-  ):
+  )
+  for case, params, options in cases:
     model = subject.model.clone(**options)
     found, _ = jax.jit(lambda params, m=model: m.apply({"params": params}, tokens))(params)
     yield compare_rows(case, found, expected, allowed)

@@ -97,7 +97,7 @@ def _check_leaf(folder: Path, keys: tuple[str, ...], leaf: Any) -> None:
   where = f"{folder}: {'/'.join(keys)[:120] or 'the checkpoint'}"
   if not keys or any(key in ("", ".", "..") or "/" in key or "\0" in key for key in keys):
     raise CheckpointError(f"{where} is no name of an array.")
-  shape = getattr(leaf, "shape", None)
+  shape: Any = getattr(leaf, "shape", None)
   try:
     sizes = tuple(shape)
     np.dtype(leaf.dtype)

@@ -234,7 +234,7 @@ def _require_finite(array: np.ndarray, name: str) -> None:
 
 def digest(array: np.ndarray) -> bytes:
   """The sha256 of an array's bytes."""
-  return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).digest()
+  return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
 
 
 def nest(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:

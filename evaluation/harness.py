@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -108,7 +108,10 @@ class HarnessModel(TemplateLM):
         *(
           self._encode_pair(*request.args)
           if request.args[0]
-          else ([self.prefix_token_id], self.tok_encode(request.args[1], add_special_tokens=False))
+          else (
+            [self.prefix_token_id],
+            self.tok_encode(_arguments(request)[1], add_special_tokens=False),
+          )
         ),
       )
       for request in requests
@@ -131,7 +134,7 @@ class HarnessModel(TemplateLM):
     for (text, _, _), score in zip(requests, found, strict=True):
       if text is not None:
         self.cache_hook.add_partial("loglikelihood", text, tuple(score))
-    return [tuple(score) for score in found]
+    return [(score.log_probability, score.greedy) for score in found]
 
   def loglikelihood_rolling(
     self, requests: list[Instance], disable_tqdm: bool = False
@@ -166,10 +169,11 @@ class HarnessModel(TemplateLM):
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
-      groups[json.dumps(request.args[1], sort_keys=True)].append(index)
+      groups[json.dumps(_arguments(request)[1], sort_keys=True)].append(index)
     texts, done = [""] * len(requests), 0
     for indices in groups.values():
-      options = _options(requests[indices[0]].args[1], min(_MAX_NEW_TOKENS, self.max_length // 2))
+      given = _arguments(requests[indices[0]])[1]
+      options = _options(given, min(_MAX_NEW_TOKENS, self.max_length // 2))
       stops = [stop for stop in handle_stop_sequences(options.get("until"), eos=None) if stop]
       limit = options["max_gen_toks"]
       if limit >= self.max_length:
@@ -233,6 +237,11 @@ class HarnessModel(TemplateLM):
     return [postprocess_generated_text(text, stops, None) for text in texts]
 
 
+def _arguments(request: Instance) -> tuple[Any, Any]:
+  """A context and what is asked of it; lm-eval's types know of a context alone."""
+  return cast(tuple[Any, Any], request.args)
+
+
 def _options(given: dict[str, Any], max_tokens: int) -> dict[str, Any]:
   """A request's options with lm-eval's defaults; null in a YAML is as if nothing was said.
 
@@ -241,7 +250,7 @@ def _options(given: dict[str, Any], max_tokens: int) -> dict[str, Any]:
   """
   try:
     said = {name: value for name, value in given.items() if value is not None}
-    return normalize_gen_kwargs(said, max_tokens)
+    return cast(dict[str, Any], normalize_gen_kwargs(said, max_tokens))
   except (TypeError, ValueError) as error:
     raise _of_task(error) from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -166,12 +166,14 @@ def _score(
 
   Logits are computed in pieces of P, one after the other.
   """
-  hidden = model.apply({"params": params}, inputs, segment_ids=segment_ids, method="hidden")
+  hidden = cast(
+    jax.Array, model.apply({"params": params}, inputs, segment_ids=segment_ids, method="hidden")
+  )
   hidden = jnp.take_along_axis(hidden, columns[..., None], axis=1)
 
   def piece(arguments):
     hidden, targets = arguments
-    logits = model.apply({"params": params}, hidden, method="logits")
+    logits = cast(jax.Array, model.apply({"params": params}, hidden, method="logits"))
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == targets
 
@@ -180,4 +182,8 @@ def _score(
     jnp.moveaxis(x.reshape(rows, pieces, places // pieces, *x.shape[2:]), 1, 0)
     for x in (hidden, targets)
   ]
-  return tuple(jnp.moveaxis(x, 0, 1).reshape(rows, places) for x in jax.lax.map(piece, tuple(cut)))
+  scores, likeliest = jax.lax.map(piece, tuple(cut))
+  return (
+    jnp.moveaxis(scores, 0, 1).reshape(rows, places),
+    jnp.moveaxis(likeliest, 0, 1).reshape(rows, places),
+  )

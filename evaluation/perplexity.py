@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -99,7 +99,8 @@ class Scorer:
   def __init__(self, model: LanguageModel, layout: Layout | None = None):
     """Takes the model and where parameters lie; None is one device."""
     self._layout = layout or on_one_device(list_parameters(model))
-    self._losses = _losses(model, self._layout)
+    # flax hashes modules by their fields, which no type says.
+    self._losses = _losses(cast(Hashable, model), self._layout)
 
   def __call__(
     self,

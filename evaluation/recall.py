@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -138,8 +138,8 @@ class RecallScorer:
         method="hidden",
       )
       # Logits of the answers alone.
-      asked = jnp.take_along_axis(hidden, columns[..., None], axis=1)
-      logits = model.apply({"params": params}, asked, method="logits")
+      asked = jnp.take_along_axis(cast(jax.Array, hidden), columns[..., None], axis=1)
+      logits = cast(jax.Array, model.apply({"params": params}, asked, method="logits"))
       return jnp.argmax(logits, axis=-1)
 
     self._likeliest = jax.jit(likeliest)

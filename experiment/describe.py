@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -49,7 +50,9 @@ def sharding(experiment: Experiment) -> str:
   if experiment.mesh is None:
     return "one device: nothing is split (choose a file of gin/mesh/)"
   layout = mesh_advice.layout(experiment)
-  rows = [("parameter", "axes", "used", "stored", "optimizer state", "bytes per device")]
+  rows: list[Sequence[str]] = [
+    ("parameter", "axes", "used", "stored", "optimizer state", "bytes per device")
+  ]
   for parameter in layout.parameters:
     place = layout.places[parameter.path]
     rows.append(
@@ -154,7 +157,7 @@ def abstract_state(experiment: Experiment) -> step_lib.TrainState:
   )
 
 
-def abstract_batch(experiment: Experiment) -> step_lib.Batch:
+def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and types of a batch."""
   return step_lib.abstract_batch(experiment.batch_size, experiment.sequence_length)
 
@@ -168,7 +171,7 @@ def device_bytes(tree: Any) -> int:
   )
 
 
-def table(rows: list[tuple[str, ...]], right: tuple[int, ...]) -> str:
+def table(rows: Sequence[Sequence[str]], right: tuple[int, ...]) -> str:
   """Aligned columns; those in `right` on the right."""
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   return "\n".join(

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,7 @@ from experiment import file_kinds, step_memory
 from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
 from parallel.layout import Layout, Parallelism, on_one_device
+from parallel.mesh import Device
 from training import loop
 from training.optimizer import Optimizer
 from training.step import abstract_batch, token_losses
@@ -38,6 +39,17 @@ class Dataset(Protocol):
 
   def rows(self) -> RowFiles | MixedRows:
     """Opens the rows, and makes them if they are missing."""
+    ...
+
+
+class Text(Dataset, Protocol):
+  """A dataset that is no mixture of others."""
+
+  @property
+  def sequence_length(self) -> int: ...
+
+  @property
+  def vocabulary(self) -> Vocabulary: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +119,7 @@ class Experiment:
     """The vocabulary of the text."""
     return first_part(self.train_data).vocabulary
 
-  def layout(self, devices: Sequence[jax.Device] | None = None) -> Layout:
+  def layout(self, devices: Sequence[Device] | None = None) -> Layout:
     """Where everything lies on these devices (None: all that are visible), or on the first alone.
 
     Raises:
@@ -196,13 +208,13 @@ def _texts(data: Dataset) -> list[TextDataset]:
   return [data] if isinstance(data, TextDataset) else []
 
 
-def first_part(data: Dataset) -> Dataset:
+def first_part(data: Dataset) -> Text:
   """The dataset itself, or the first component of a mixture; they agree in vocabulary and
   length.
   """
   while isinstance(data, Mixture):
     data = data.components[0]
-  return data
+  return cast(Text, data)
 
 
 def read_as(data: Dataset, **changes: Any) -> Dataset:
@@ -210,7 +222,7 @@ def read_as(data: Dataset, **changes: Any) -> Dataset:
   if isinstance(data, Mixture):
     components = tuple(read_as(part, **changes) for part in data.components)
     return dataclasses.replace(data, components=components)
-  return dataclasses.replace(data, **changes)
+  return dataclasses.replace(cast(TextDataset, data), **changes)
 
 
 def load(

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import jax
 
 from config.place import ConfigError
 from experiment.experiment import Experiment
-from parallel.layout import Layout
-from parallel.mesh import FLAGS, MeshSpec
+from parallel.layout import Layout, Parallelism
+from parallel.mesh import FLAGS, Device, MeshSpec
 
 # So many ways out are told, and so many are tried: each costs a trace of the model.
 _TOLD, _TRIED = 2, 6
 
 
-def layout(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Layout:
+def layout(experiment: Experiment, devices: Sequence[Device] | None = None) -> Layout:
   """As `Experiment.layout`.
 
   Raises:
@@ -34,7 +35,7 @@ def layout(experiment: Experiment, devices: Sequence[jax.Device] | None = None) 
     raise ConfigError(f"{error} {where} this fits: {found}." if found else str(error)) from None
 
 
-def _fits(experiment: Experiment, devices: Sequence[jax.Device] | None) -> bool:
+def _fits(experiment: Experiment, devices: Sequence[Device] | None) -> bool:
   try:
     experiment.layout(devices)
   except ConfigError:
@@ -44,14 +45,15 @@ def _fits(experiment: Experiment, devices: Sequence[jax.Device] | None) -> bool:
 
 def _ways_out(experiment: Experiment, count: int) -> Iterator[tuple[str, Experiment]]:
   """Flags and what they make of an experiment, the smallest changes first; most do not fit."""
-  asked = experiment.mesh.mesh
+  laid = cast(Parallelism, experiment.mesh)  # Without a mesh everything fits.
+  asked = laid.mesh
   for seq, model in _other_sizes(asked):
     data, rest = divmod(count, seq * model)
     if rest or data % asked.slices:
       continue
     sizes = {"data": -1 if asked.data == -1 else data, "seq": seq, "model": model}
     flags = [f"{FLAGS[n]}={size}" for n, size in sizes.items() if size != getattr(asked, n)]
-    parallelism = dataclasses.replace(experiment.mesh, mesh=dataclasses.replace(asked, **sizes))
+    parallelism = dataclasses.replace(laid, mesh=dataclasses.replace(asked, **sizes))
     # Each device gets a row of each microbatch at least.
     step = data * experiment.options.step.accumulate
     rows = -(-experiment.batch_size // step) * step

@@ -99,7 +99,7 @@ def judge(run_dir: Path, config_file: str, operative_file: str, data_file: str) 
   operative = None
   if record is not None and _sealed_values(record.config) == sealed:
     operative = _sealed_values(record.operative)
-  if operative is not None:
+  if record is not None and operative is not None:
     if (what := _difference(run_dir / operative_file, operative)) is not None:
       faults.append(Fault(run_dir / operative_file, record.operative, what, source))
   elif faults or _values_of(run_dir / operative_file) is None:
@@ -126,7 +126,7 @@ def repair(faults: Iterable[Fault]) -> None:
       with contextlib.suppress(OSError):
         fault.file.unlink(missing_ok=True)
     else:
-      _put_back(fault)
+      _put_back(fault, fault.text)
       _tell(f"{fault}. It is put back; to change a run, give --gin.NAME=VALUE with --resume=force")
 
 
@@ -209,14 +209,14 @@ def _unreadable_json(file: Path) -> str | None:
   return None if isinstance(found, dict) else "it could not be read"
 
 
-def _put_back(fault: Fault) -> None:
+def _put_back(fault: Fault, text: str) -> None:
   """Writes a file anew, and keeps the old one beside it."""
   file = fault.file
   kept = paths.free(file.with_name(file.name + ".damaged"))
   try:
     if file.exists():
       file.replace(kept)
-    small_files.replace(file, fault.text)
+    small_files.replace(file, text)
   except OSError as error:
     raise UserError(
       f"{fault}. It cannot be put back: {error.strerror}. Make the folder writable, or copy the "

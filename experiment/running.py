@@ -22,6 +22,7 @@ from parallel import connections, processes
 from parallel.layout import Layout
 from training import checkpoint, checkpoint_identity, loop
 from training.metrics import Progress, read_metrics
+from training.optimizer import rate_at
 
 
 def train(
@@ -212,7 +213,7 @@ def _learning_rate_jump(experiment: Experiment, run: RunDirectory) -> str | None
   step, was = last["step"], last["learning_rate"]
   # As it was logged: the schedule counts the steps taken.
   taken = step - last.get("skipped", 0)
-  now = float(experiment.optimizer.learning_rate(max(0, taken - 1)))
+  now = rate_at(experiment.optimizer.learning_rate, max(0, taken - 1))
   if was is None or math.isclose(was, now, rel_tol=1e-3, abs_tol=1e-12):
     return None
   return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -140,7 +140,7 @@ def start(experiment: Experiment, abstract: Any) -> Any:
   if jax.tree.leaves(frozen):
     wanted = frozen
   rows = VocabularyRows.of(experiment.model)
-  source = Path(experiment.init_from)
+  source = Path(cast(str, experiment.init_from))
   return checkpoint.load_parameters(source, _without_none(wanted), rows=rows)[0]
 
 
