@@ -41,6 +41,7 @@ class Part(Protocol):
     Raises:
       ValueError: the options and the models do not fit; one line that says which and what would.
     """
+    ...
 
   def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
     """Measures.
@@ -48,8 +49,8 @@ class Part(Protocol):
     Args:
       models: by the name that figures show, such as 'Griffin', in the order of the legend.
       remember: keeps each cell's value, see `Remember`.
-
     """
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ class TrainedRun(Protocol):
       length: tokens per row, which may be more than the training had.
       tokens: how much to read, rounded up to whole batches.
     """
+    ...
 
   def recall(self, task: RecallTask, questions: int) -> Recalled:
     """Asks the finished model so many questions of a recall task with generated answers.
@@ -110,6 +112,7 @@ class TrainedRun(Protocol):
     Raises:
       CorpusError: the run's vocabulary cannot spell the task.
     """
+    ...
 
 
 class Runs(Protocol):
@@ -131,6 +134,7 @@ class Runs(Protocol):
     Raises:
       ValueError: there is no such model or size, or what `spec` changes has no meaning for it.
     """
+    ...
 
 
 class TrainedPart(Protocol):
@@ -138,9 +142,11 @@ class TrainedPart(Protocol):
 
   def cells(self, runs: Runs) -> Mapping[str, RunSpec]:
     """The keys that a call will remember, in order, with the run that each needs."""
+    ...
 
   def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
     """As in `Part`."""
+    ...
 
 
 def require_model(name: str, models: Collection[str]) -> None:

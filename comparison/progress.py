@@ -89,7 +89,7 @@ class ComparisonProgress(Progress):
       cells = [cell for cell in self._cells.values() if cell.group == group]
       timed = [cell for cell in cells if cell.seconds is not None and cell.cost > 0]
       known = sum(cell.cost for cell in timed)
-      rate = sum(cell.seconds for cell in timed) / known if known else math.nan
+      rate = sum(cell.seconds or 0.0 for cell in timed) / known if known else math.nan
       for cell in cells:
         if cell.seconds is not None:
           continue

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from scipy.special import stdtrit
 
-from comparison.page.figure import MEASURED, Series
+from comparison.page.figure import MEASURED, Places, Series
 
 CONFIDENCE = 0.95
 # Below this many seeds a difference is shown and nothing is claimed.
@@ -43,7 +44,7 @@ class Interval:
     return self.supports_claim and (self.low > 0 or self.high < 0)
 
 
-def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def interval(values: Sequence[float] | np.ndarray, confidence: float = CONFIDENCE) -> Interval:
   """The mean of independent values with Student's t interval.
 
   With three seeds a percentile bootstrap would cover the truth in about 3 of 4 cases instead of 19
@@ -101,7 +102,7 @@ class PowerLaw:
     )
 
 
-def power_law(x: Sequence[float], y: Sequence[Sequence[float]]) -> PowerLaw:
+def power_law(x: Sequence[float], y: Sequence[Sequence[float]] | np.ndarray) -> PowerLaw:
   """Fits a power law to each seed's values, so that its spread is that of the seeds.
 
   Without the constant that the loss would end at (the text's own entropy): over a ladder that spans
@@ -156,7 +157,8 @@ def series(
   if all(value.count > 1 for value in values):
     spread["low"] = tuple(value.low for value in values)
     spread["high"] = tuple(value.high for value in values)
-  return Series(name=name, x=tuple(x), y=tuple(value.mean for value in values), kind=kind, **spread)
+  y = tuple(value.mean for value in values)
+  return Series(name=name, x=cast(Places, tuple(x)), y=y, kind=kind, **spread)
 
 
 def spread_text(count: int) -> str:
@@ -171,7 +173,7 @@ def signed(value: float, digits: int = 3) -> str:
   return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _finite(values: Sequence[float]) -> np.ndarray:
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
   array = np.asarray(values, np.float64)
   if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
     raise ValueError(f"needs at least one finite value, not {array.tolist()}.")

@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -159,7 +159,7 @@ class Plan:
       "HBM": self.hbm_seconds,
       "interconnect": self.interconnect_seconds,
     }
-    return max(times, key=times.get)
+    return max(times, key=lambda name: times[name])
 
   @property
   def tokens_per_second(self) -> float:
@@ -238,14 +238,15 @@ def _measured(
   model: str,
 ) -> Plan:
   chip, training = hardware.chip, step == "train"
-  along = collections.defaultdict(lambda: [0, 0.0])
+  times: dict[tuple[str, str], int] = collections.defaultdict(int)
+  sent: dict[tuple[str, str], float] = collections.defaultdict(float)
   exchanging = 0.0
   for found in audit.collectives(text, layout.sizes):
     if found.members == 1:
       continue  # XLA for GPUs leaves sums over one device in
-    entry = along[found.kind, "+".join(found.axes)]
-    entry[0] += found.times
-    entry[1] += found.sent
+    along = found.kind, "+".join(found.axes)
+    times[along] += found.times
+    sent[along] += found.sent
     exchanging += found.sent / hardware.link(found.group)
   flops, traffic = text.flops(), bytes_accessed.traffic(text).total
   once = bytes_accessed.traffic(text, loops=False, everywhere=True)
@@ -254,7 +255,7 @@ def _measured(
   costs = costs[0] if isinstance(costs, list) else costs
   # A negative number is XLA's way to say that it does not know.
   xla = {name: value for name, value in costs.items() if value >= 0}
-  memory = compiled.memory_analysis()
+  memory: Any = compiled.memory_analysis()  # None only of backends that are not planned for.
   return Plan(
     step=step,
     hardware=hardware.name,
@@ -281,7 +282,7 @@ def _measured(
     memory=chip.memory,
     memory_share=chip.share,
     collectives=tuple(
-      Traffic(kind, axes, count, size) for (kind, axes), (count, size) in sorted(along.items())
+      Traffic(*along, count, sent[along]) for along, count in sorted(times.items())
     ),
     model_flops=model_flops,
     counted_flops=flops,
@@ -313,7 +314,7 @@ def compile_program(
   """
   if platform_name != "tpu":
     compiled = lowered.compile()
-    return compiled, hlo.Program(compiled.as_text())
+    return compiled, hlo.Program(cast(str, compiled.as_text()))
   with tempfile.TemporaryDirectory() as folder:
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     compiled = lowered.compile(compiler_options=options)

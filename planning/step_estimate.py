@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import cast
 
 import optax
 
 from config.config import ConfigError
-from experiment.experiment import Experiment
+from experiment.experiment import Dataset, Experiment
 from models.language_model import LanguageModel
 from parallel.layout import Parallelism
 from planning.hardware import catalogue
@@ -54,10 +55,11 @@ class StepEstimate:
       hardware.devices  # noqa: B018 - what the compiler does not know is refused here
     except ValueError as error:
       raise ConfigError(str(error)) from None
+    rows = cast(Dataset, _Rows(length))
     step = Experiment(
       model=model,
-      train_data=_Rows(length),
-      eval_data=_Rows(length),
+      train_data=rows,
+      eval_data=rows,
       optimizer=AdamW(learning_rate=optax.constant_schedule(1e-4)),
       options=loop.Options(steps=1),
       batch_size=batch_size,

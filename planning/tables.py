@@ -161,7 +161,7 @@ def mesh(sizes: dict[str, int]) -> str:
   return " x ".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def choices(zero: int, remat: str, accumulate: int) -> str:
+def choices(zero: int, remat: str | None, accumulate: int | None) -> str:
   """What is chosen for a training besides its mesh, in a few words."""
   pieces = plural(accumulate, "microbatch", "microbatches")
   return f"ZeRO {zero}, remat {remat}, {pieces}"

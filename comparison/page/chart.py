@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from html import escape
+from typing import cast
 
 from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
 from comparison.page.scale import Scale, scale_of, show
@@ -103,7 +104,7 @@ def swatch(style: Look, *, as_line: bool) -> str:
 def _lines(figure: Figure, styles: Sequence[Look]) -> tuple[int, str]:
   bottom = _HEIGHT - _BOTTOM
   x = scale_of(
-    [place for series in figure.series for place in series.x],
+    [place for series in figure.series for place in _numbers(series)],
     _LEFT,
     WIDTH - _RIGHT,
     log=figure.x.log,
@@ -120,6 +121,11 @@ def _lines(figure: Figure, styles: Sequence[Look]) -> tuple[int, str]:
   parts += [_band(figure.series[n], styles[n], x, y) for n in order]
   parts += [_line(figure.series[n], styles[n], x, y) for n in order]
   return _HEIGHT, "".join(parts)
+
+
+def _numbers(series: Series) -> tuple[float, ...]:
+  """The places of a line, which are no categories."""
+  return cast(tuple[float, ...], series.x)
 
 
 def _heights(figure: Figure) -> list[float]:
@@ -180,9 +186,9 @@ def _mark(place: float, name: str, x: Scale, bottom: float) -> str:
 
 
 def _band(series: Series, style: Look, x: Scale, y: Scale) -> str:
-  if series.low is None or len(series.x) < 2 or not style.connected:
+  if series.low is None or series.high is None or len(series.x) < 2 or not style.connected:
     return ""
-  points = sorted(zip(series.x, series.low, series.high, strict=True))
+  points = sorted(zip(_numbers(series), series.low, series.high, strict=True))
   upper = [f"{x(place)} {y(high)}" for place, _, high in points]
   lower = [f"{x(place)} {y(low)}" for place, low, _ in reversed(points)]
   return f'<path class="band {style.classes}" d="M{"L".join([*upper, *lower])}Z"/>'
@@ -190,17 +196,20 @@ def _band(series: Series, style: Look, x: Scale, y: Scale) -> str:
 
 def _line(series: Series, style: Look, x: Scale, y: Scale) -> str:
   places = [
-    f"{x(place)} {y(value)}" for place, value in sorted(zip(series.x, series.y, strict=True))
+    f"{x(place)} {y(value)}"
+    for place, value in sorted(zip(_numbers(series), series.y, strict=True))
   ]
   parts = (
     [f'<path class="line" d="M{"L".join(places)}"{style.dashes}/>']
     if style.connected and len(places) > 1
     else []
   )
-  for point in _points(series):
-    at_x, at_y = x(point.x), y(point.y)
+  for place, point in zip(_numbers(series), _points(series), strict=True):
+    at_x, at_y = x(place), y(point.y)
     shape = ""
-    if point.low is not None and (len(places) == 1 or not style.connected):
+    if (
+      point.low is not None and point.high is not None and (len(places) == 1 or not style.connected)
+    ):
       shape = f'<path class="whisker" d="M{at_x} {y(point.low)}V{y(point.high)}"/>'
     # Many points make one thick line of their markers.
     hidden = style.kind == FITTED or len(places) > 24
@@ -253,7 +262,7 @@ def _bar(point: _Point, style: Look, x: Scale, top: float, as_bars: bool) -> str
     width = f"{max(end - x.start, 0.5):.2f}"
     shape = f'<rect class="bar" x="{x.start}" y="{top}" width="{width}" height="{_BAR}"/>'
   right = end
-  if point.low is not None:
+  if point.low is not None and point.high is not None:
     low, right = x(point.low), x(point.high)
     ends = f"M{low} {middle - 3}v6M{right} {middle - 3}v6"
     shape += f'<path class="whisker" d="M{low} {middle}H{right}{ends}"/>'
@@ -277,7 +286,7 @@ class _Point:
     place = self.x if isinstance(self.x, str) else show(self.x)
     told = f"{name}, {place}: {show(self.y)}"
     numbers = {"x": self.x, "y": self.y}
-    if self.low is not None:
+    if self.low is not None and self.high is not None:
       numbers |= {"low": self.low, "high": self.high}
       told += f" ({show(self.low)} to {show(self.high)})"
     attributes = "".join(

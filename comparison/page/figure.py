@@ -15,6 +15,10 @@ FITTED = "fitted"
 KINDS = (MEASURED, ESTIMATED, FITTED)
 
 
+# Of a series on the x axis: numbers, or names of categories.
+Places = tuple[float, ...] | tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
   """One line, or one set of bars, of a figure.
@@ -30,7 +34,7 @@ class Series:
   """
 
   name: str
-  x: tuple[float, ...] | tuple[str, ...]
+  x: Places
   y: tuple[float, ...]
   low: tuple[float, ...] | None = None
   high: tuple[float, ...] | None = None
@@ -129,13 +133,14 @@ class Figure:
 
 
 def _axis(record: dict[str, Any]) -> Axis:
-  return Axis(**record | {"marks": tuple((place, name) for place, name in record["marks"])})
+  fields = dict(record)
+  fields["marks"] = tuple((place, name) for place, name in record["marks"])
+  return Axis(**fields)
 
 
 def _series(record: dict[str, Any]) -> Series:
-  return Series(
-    **{
-      name: tuple(value) if isinstance(value, list | tuple) else value
-      for name, value in record.items()
-    }
-  )
+  fields: dict[str, Any] = {
+    name: tuple(value) if isinstance(value, list | tuple) else value
+    for name, value in record.items()
+  }
+  return Series(**fields)

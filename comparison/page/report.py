@@ -212,7 +212,7 @@ def _entry(series: Series, place: float | str) -> str:
     return "<td></td>"
   index: int = list[Any](series.x).index(place)
   spread = ""
-  if series.low is not None:
+  if series.low is not None and series.high is not None:
     spread = f"<small>{show(series.low[index])} to {show(series.high[index])}</small>"
   return f"<td>{show(series.y[index])}{spread}</td>"
 

@@ -171,7 +171,7 @@ class Scaling:
         model,
         self.baseline,
         paired_difference(
-          *(ladder.curve_at(name, size, halfway) for name in (model, self.baseline))
+          ladder.curve_at(model, size, halfway), ladder.curve_at(self.baseline, size, halfway)
         ),
         lower="is below",
         higher="is above",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
-from comparison.page.figure import Series
+from comparison.page.figure import Places, Series
 from comparison.speed.timing import Interval
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
@@ -39,7 +40,7 @@ def series(
   scaled = [one.scaled(scale) for one in intervals]
   return Series(
     name=name,
-    x=tuple(x),
+    x=cast(Places, tuple(x)),
     y=tuple(one.median for one in scaled),
     low=tuple(one.low for one in scaled),
     high=tuple(one.high for one in scaled),

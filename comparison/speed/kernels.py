@@ -62,7 +62,9 @@ class RecurrenceSpeed:
     return tuple(figures)
 
   def _measure_alone(self, op: str) -> dict:
-    seconds = timing.interleaved(recurrences.runs(op, tuple(self.shape), self.dtype), self.rounds)
+    batch, tokens, channels = self.shape
+    shape = batch, tokens, channels
+    seconds = timing.interleaved(recurrences.runs(op, shape, self.dtype), self.rounds)
     found: dict = {}
     for (implementation, direction), values in seconds.items():
       found.setdefault(direction, {})[implementation] = values

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from base.ranges import Count
 from comparison.measurement import Remember
@@ -61,12 +61,14 @@ class TrainingSpeed:
       for name, intervals in found.items():
         intervals.append(timing.ratio(cell["models"][name], cell["reference"]))
     reference = f"{milliseconds:.4g} ms"
+    x, y = _axes(self.baseline, self.lengths)
     return (
       Figure(
         name="training-speed",
         title="Time of a training step against the length of its rows",
         finding=_finding(self.baseline, self.lengths, self.tokens, found),
-        **_axes(self.baseline, self.lengths),
+        x=x,
+        y=y,
         series=tuple(series(name, self.lengths, found[name]) for name in models),
         spread=f"{timing.spread(self.rounds)}, of the quotient in each round",
         conditions=(
@@ -79,7 +81,10 @@ class TrainingSpeed:
     )
 
   def _measure(self, steps: Mapping[str, TrainingSteps], length: int) -> dict:
-    runs = {name: one.of(self.tokens // length, length) for name, one in steps.items()}
+    # None is the reference, timed beside the models.
+    runs: dict[str | None, Callable[[], Any]] = {
+      name: one.of(self.tokens // length, length) for name, one in steps.items()
+    }
     shortest = self.lengths[0]
     if length != shortest:
       runs[None] = steps[self.baseline].of(self.tokens // shortest, shortest)
@@ -99,6 +104,7 @@ class StepEstimate(Protocol):
 
   def __call__(self, model: LanguageModel, *, batch_size: int, length: int) -> float:
     """Seconds of a training step."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,13 +143,15 @@ class EstimatedTrainingSpeed:
     }
     reference, hardware = seconds[self.baseline][0], self.estimate.hardware
     found = {name: [Interval(*[one / reference] * 3) for one in seconds[name]] for name in models}
+    x, y = _axes(self.baseline, self.lengths)
     return (
       Figure(
         name=f"training-speed-{hardware.replace(':', '-')}",
         title=f"Least time of a training step on {hardware} against the length of its rows",
         finding=f"{_finding(self.baseline, self.lengths, self.tokens, found)[:-1]}, as estimated "
         f"for {hardware}.",
-        **_axes(self.baseline, self.lengths),
+        x=x,
+        y=y,
         series=tuple(
           Series(
             name=name,
@@ -182,11 +190,11 @@ def _cell(length: int) -> str:
   return f"{length} tokens"
 
 
-def _axes(baseline: str, lengths: Sequence[int]) -> dict[str, Axis]:
-  return {
-    "x": Axis(label="tokens per row", log=True),
-    "y": Axis(label=f"step time / {baseline}'s at {lengths[0]:,} tokens"),
-  }
+def _axes(baseline: str, lengths: Sequence[int]) -> tuple[Axis, Axis]:
+  return (
+    Axis(label="tokens per row", log=True),
+    Axis(label=f"step time / {baseline}'s at {lengths[0]:,} tokens"),
+  )
 
 
 def _finding(

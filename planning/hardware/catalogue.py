@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from planning.hardware import gpu, tpu
 from planning.hardware.chip import Hardware
 
@@ -18,4 +20,4 @@ def hardware(name: str) -> Hardware:
       f"hardware {name!r} is not known: name a slice of {', '.join(tpu.GENERATIONS)}, such as "
       f"v5e-256 or v5p:4x4x4, or a number of {' or '.join(gpu.CHIPS)}, such as h200-8."
     )
-  return found
+  return cast(Hardware, found)  # pyright takes no `cached_property` for a protocol's property.

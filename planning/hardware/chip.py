@@ -44,10 +44,17 @@ class Hardware(Protocol):
       knows no such topology.
   """
 
-  name: str
-  platform: str
-  chip: Chip
-  device_count: int
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def platform(self) -> str: ...
+
+  @property
+  def chip(self) -> Chip: ...
+
+  @property
+  def device_count(self) -> int: ...
 
   @property
   def topology(self) -> str: ...
@@ -60,6 +67,7 @@ class Hardware(Protocol):
 
   def link(self, members: tuple[int, ...]) -> float:
     """Bytes per second that each of these devices can send while they exchange something."""
+    ...
 
 
 def without_compiler(name: str, compiler: str, extra: str) -> str:

@@ -80,7 +80,7 @@ class Nodes:
     # ones; untuned, XLA's own kernels get tiles that nobody would run.
     flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     found = importlib.util.find_spec("nvidia")
-    for folder in found.submodule_search_locations if found else ():
+    for folder in (found and found.submodule_search_locations) or ():
       # pip puts the assembler where the plugin does not look.
       if (toolkit := pathlib.Path(folder) / "cu13").is_dir():
         flags += f" --xla_gpu_cuda_data_dir={toolkit}"

@@ -141,11 +141,11 @@ class _Count(NamedTuple):
     if operation.kind == "custom-call" and '"bytes_accessed":' not in operation.rest:
       return self.moved(operation)
     if operation.kind == "fusion":
-      body = self.program.computations[operation.attribute("calls")].values()
+      body = self.program.computations[operation.computation("calls")].values()
       root = next(inner for inner in body if inner.is_root)
       if root.kind == "fusion" and any(
         inner.kind == "scatter"
-        for inner in self.program.computations[root.attribute("calls")].values()
+        for inner in self.program.computations[root.computation("calls")].values()
       ):
         return self.moved(operation) - self.measure(operation.result)
     return 0
@@ -182,7 +182,7 @@ class _Count(NamedTuple):
     """What a fusion reads of its arguments, and what it writes: updates in place, of their
     arrays.
     """
-    called = fusion.attribute("calls")
+    called = fusion.computation("calls")
     body = _Count(self.program, self.program.computations[called], self.measure)
     carried = fusion.aliases if called.startswith(_GOES_ON) else {}
     if fusion.name.startswith(_BEGINS):  # its argument is read, and is its first result
@@ -212,7 +212,7 @@ class _Count(NamedTuple):
     if result.kind == "dynamic-update-slice":
       return self._part(self._operands(result)[1], of=result.result)
     source = self.operations.get(result.operands[0]) if result.operands else None
-    if result.kind == "scatter" and source.kind == "parameter":
+    if result.kind == "scatter" and source is not None and source.kind == "parameter":
       return self._tiles(result)
     return self.measure(result.result)
 
@@ -225,7 +225,7 @@ class _Count(NamedTuple):
       first = user.operands[0] == name
       if user.kind == "fusion":
         body = _Count(
-          self.program, self.program.computations[user.attribute("calls")], self.measure
+          self.program, self.program.computations[user.computation("calls")], self.measure
         )
         inner = [o.name for o in body.operations.values() if o.kind == "parameter"]
         places = {body.operations[o].place: o for o in inner}

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import TypeVar, cast
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
@@ -33,6 +34,14 @@ def arrays(types: str) -> list[Array]:
   ]
 
 
+_Found = TypeVar("_Found")
+
+
+def _found(found: _Found | None) -> _Found:
+  """What XLA's texts always hold where it is looked for."""
+  return cast(_Found, found)
+
+
 def types(text: str) -> list[str]:
   """The text of each array's type in a type's text, layouts included."""
   return [found[0] for found in _ARRAY.finditer(text)]
@@ -40,7 +49,7 @@ def types(text: str) -> list[str]:
 
 def layout(text: str) -> str:
   """The layout of the first array in a type's text, in its braces; empty if there is none."""
-  return _ARRAY.search(text)["layout"] or ""
+  return _found(_ARRAY.search(text))["layout"] or ""
 
 
 def is_on_chip(text: str) -> bool:
@@ -95,6 +104,10 @@ class Operation:
     """The name of a computation that the operation calls as `name`, such as 'body'."""
     found = re.search(rf"\b{name}=%([\w.\-]+)", self.rest)
     return found and found[1]
+
+  def computation(self, name: str) -> str:
+    """As `attribute`, of an operation that has it."""
+    return _found(self.attribute(name))
 
   def numbers(self, *names: str) -> list[int]:
     """Those of attributes such as `slice_sizes={1,512}`, one after the other."""
@@ -169,7 +182,7 @@ class Program:
       times[name] += count
       for operation in self.computations[name].values():
         if operation.kind == "while":
-          visit(operation.attribute("body"), count * self._trips(operation))
+          visit(operation.computation("body"), count * self._trips(operation))
         for called in operation.called():
           visit(called, count)
 
@@ -180,7 +193,7 @@ class Program:
     """Iterations of a loop that counts from zero to a constant; 1 where it is no such loop."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
       return int(known[1])
-    condition = self.computations[loop.attribute("condition")]
+    condition = self.computations[loop.computation("condition")]
     bounds = [
       int(found[1])
       for operation in condition.values()
@@ -215,7 +228,7 @@ class Program:
     _, result = arrays(operation.result)[0]  # a library's product has its workspace beside it
     left, right = (arrays(operations[name].result)[0][1] for name in operation.operands[:2])
     if operation.kind != "convolution":
-      contracting = _CONTRACTED.search(operation.rest)[1].replace('"', "")
+      contracting = _found(_CONTRACTED.search(operation.rest))[1].replace('"', "")
       return 2 * math.prod(result) * math.prod(left[int(d)] for d in contracting.split(",") if d)
     return _convolution_flops(operation.rest, left, right, result)
 
@@ -264,7 +277,7 @@ def _aliases(header: str) -> set[tuple[int, ...]]:
 
 def _convolution_flops(attributes: str, left, right, result) -> int:
   """Two operations per pair of an input and a weight that meet; padding meets nothing."""
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+  labels = _found(re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes))
   window = re.search(r"window=\{([^}]*)\}", attributes)
   settings = dict(part.split("=") for part in window[1].split()) if window else {}
   spatial = [label for label in labels[1] if label.isdigit()]
