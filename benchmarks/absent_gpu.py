@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from planning.hardware import gpu
+from planning.hardware import catalogue
 
-H200 = gpu.nodes_of("h200-1")
+H200 = catalogue.hardware("h200-1")
 os.environ.update(H200.environment, JAX_PLATFORMS="cpu")

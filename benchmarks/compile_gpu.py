@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from typing import Any
 
 from benchmarks.absent_gpu import H200
 
@@ -66,7 +67,8 @@ def _compiles(run, arguments) -> bool:
   except Exception as error:
     print(f" FAILED {type(error).__name__}: {str(error).splitlines()[0][:300]}", flush=True)
     return False
-  megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
+  memory: Any = compiled.memory_analysis()
+  megabytes = memory.temp_size_in_bytes / 1e6
   print(f" {time.perf_counter() - start:5.1f} s, {megabytes:7.1f} MB temporary", flush=True)
   return True
 

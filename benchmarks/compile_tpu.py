@@ -108,8 +108,8 @@ def _rg_lru(native: bool):
   return run
 
 
-def _linear_scan(*arguments):
-  return linear_scan_tpu.linear_scan(*arguments, False)
+def _linear_scan(x, log_a, h0, reset):
+  return linear_scan_tpu.linear_scan(x, log_a, h0, reset, False)
 
 
 def _compile_sharded(generation: str, op, check_vma: bool):
@@ -187,7 +187,7 @@ OPS = {"recurrences": recurrences, "attention": attentions}
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("generations", nargs="*", help=f"of {', '.join(absent_tpu.GENERATIONS)}")
   parser.add_argument("--distinct", action="store_true", help="only shapes with distinct kernels")
   parser.add_argument("--op", choices=OPS, help="only these; both if left out")

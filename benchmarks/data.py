@@ -18,7 +18,7 @@ from data.tokenizers import Bytes
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--length", type=int, default=512, help="tokens per row")
   parser.add_argument("--batch_size", type=int, default=8)
   parser.add_argument("--batches", type=int, default=1000)

@@ -74,7 +74,7 @@ def measure(shape, dtype, repeats: int) -> list[dict]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--shape", nargs=3, type=int, metavar=("B", "T", "R"))
   parser.add_argument("--dtype", choices=("float32", "bfloat16"))
   parser.add_argument("--repeats", type=int, default=7)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from base.ranges import FloatName
+
 # RecurrentGemma's options at the quickstart's size: r, r, a, r, r, a.
 CONFIG = {
   "vocab_size": 256,
@@ -30,7 +32,7 @@ MICROBATCHES = 2
 PEERS = ("recurrentgemma linear", "recurrentgemma associative", "transformers")
 
 
-def training_step(name: str, dtype: str, batch: int, length: int) -> Callable[[], None]:
+def training_step(name: str, dtype: FloatName, batch: int, length: int) -> Callable[[], None]:
   """Loss and gradient of all parameters for a batch of random tokens."""
   tokens = np.random.default_rng(0).integers(0, CONFIG["vocab_size"], (batch, length + 1))
   if name == OURS:
@@ -40,7 +42,7 @@ def training_step(name: str, dtype: str, batch: int, length: int) -> Callable[[]
   return _recurrentgemma_training_step(name.split()[1], dtype, tokens)
 
 
-def decoding(name: str, dtype: str, batch: int, prompt: int) -> Callable[[int], None]:
+def decoding(name: str, dtype: FloatName, batch: int, prompt: int) -> Callable[[int], None]:
   """Reads a prompt; the thunk continues it greedily by so many tokens, from where it left off."""
   tokens = np.random.default_rng(0).integers(0, CONFIG["vocab_size"], (batch, prompt))
   if name == OURS:
@@ -50,7 +52,7 @@ def decoding(name: str, dtype: str, batch: int, prompt: int) -> Callable[[int], 
   return _recurrentgemma_decoding(name.split()[1], dtype, tokens)
 
 
-def _ours(dtype: str):
+def _ours(dtype: FloatName):
   import jax
   import jax.numpy as jnp
   from flax import linen as nn
@@ -96,7 +98,7 @@ def _our_decoding(dtype, tokens):
   return run
 
 
-def _recurrentgemma(scan: str, dtype: str):
+def _recurrentgemma(scan: str, dtype: FloatName):
   import jax
   import jax.numpy as jnp
   from recurrentgemma import common
@@ -170,7 +172,7 @@ def _recurrentgemma_decoding(scan, dtype, tokens):
   return run
 
 
-def _torch_model(dtype: str):
+def _torch_model(dtype: FloatName):
   import torch
   from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 

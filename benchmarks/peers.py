@@ -19,7 +19,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import IO, cast
 
+from base.ranges import FloatName
 from benchmarks import huge_pages, peer_models
 from training import json_files
 
@@ -74,21 +77,23 @@ class Side:
     return self._answer()
 
   def _answer(self) -> dict:
-    line = self._process.stdout.readline()
+    line = cast(IO[str], self._process.stdout).readline()
     if not line:
       raise RuntimeError(f"{self._process.args} ended with status {self._process.wait()}.")
     return json.loads(line)
 
 
-def work(kind: str, name: str, dtype: str, batch: int, length: int) -> None:
+def work(kind: str, name: str, dtype: FloatName, batch: int, length: int) -> None:
   """What the process of one side does: the first step, then what it is asked for."""
   started = time.perf_counter()
+  turn: Callable[[int], None]
   if kind == "train":
     step = peer_models.training_step(name, dtype, batch, length)
 
-    def turn(_: int) -> None:
+    def train(_: int) -> None:
       step()
 
+    turn = train
     turn(1)
   else:
     turn = peer_models.decoding(name, dtype, batch, length)
@@ -184,7 +189,7 @@ def compare_decoding(dtype: str, turns: int, plain: bool) -> list[dict]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("what", choices=("train", "decode"))
   parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"))
   parser.add_argument("--lengths", nargs="+", type=int, default=(512, 2048))
@@ -208,6 +213,7 @@ def main() -> None:
 
 if __name__ == "__main__":
   if sys.argv[1:2] == ["work"]:
-    work(*sys.argv[2:5], *map(int, sys.argv[5:7]))
+    kind, name, dtype, batch, length = sys.argv[2:7]
+    work(kind, name, cast(FloatName, dtype), int(batch), int(length))
   else:
     main()

@@ -85,7 +85,7 @@ def row(found: dict[str, Any], seconds: float) -> str:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("words", nargs="*", help="plan the rows whose names hold one of these")
   parser.add_argument("--keep", type=paths.argument, help="a folder for the plans' JSON files")
   parser.add_argument("--commands", action="store_true", help="print the commands alone")

@@ -210,7 +210,7 @@ def compare(library, op: str, shape, rounds: int) -> list[dict]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument(
     "--shape", nargs=3, type=int, default=(4, 2048, 1024), metavar=("B", "T", "R")
   )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from typing import Any
 
 from benchmarks import absent_tpu
 
@@ -40,7 +41,9 @@ def compiled(generation: str, shape=SHAPE, heads=HEADS, implementation="pallas_t
   key = jax.eval_shape(lambda: jax.random.key(0))
 
   with platform.targeting("tpu"):
-    variables = jax.eval_shape(block.init, key, x, Segments(ids, ids))
+    variables = jax.eval_shape(
+      lambda key, x, ids: block.init(key, x, Segments(ids, ids)), key, x, ids
+    )
     # Without the boxes that name logical axes.
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), variables["params"])
     leaves, structure = jax.tree.flatten(params)
@@ -66,7 +69,7 @@ def traffic(program) -> float:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("generation", nargs="?", default="v5e", choices=absent_tpu.GENERATIONS)
   parser.add_argument("--implementation", default="pallas_tpu")
   parser.add_argument("--shape", nargs=3, type=int, default=SHAPE, metavar=("B", "T", "R"))
@@ -79,12 +82,13 @@ def main() -> None:
     print(json.dumps({name: traffic(program) for name, program in programs.items()}))
     return
   for name, program in programs.items():
-    moved, memory = traffic(program), program.memory_analysis()
+    moved = traffic(program)
+    memory: Any = program.memory_analysis()
     print(
       f"{name}: {moved / 1e9:.2f} GB, {moved / math.prod(shape):.1f} bytes per element, "
       f"{memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries"
     )
-    text = hlo.Program(program.as_text())
+    text = hlo.Program(program.as_text() or "")
     for source, size in bytes_accessed.traffic(text).by_source.items():
       if size > 0.01 * moved:
         print(f"  {size / 1e9:6.3f} GB  {source[:150]}")

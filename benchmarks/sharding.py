@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 
 from benchmarks import absent_tpu
 
@@ -63,9 +64,9 @@ STRATEGIES = {
 }
 
 
-def build(settings: dict[str, int | str], model: str = "griffin") -> experiment_lib.Experiment:
+def build(settings: Mapping[str, int | str], model: str = "griffin") -> experiment_lib.Experiment:
   """The experiment with other macros or parameters."""
-  arguments = [f"--gin.{name}={value}" for name, value in (SIZES | settings).items()]
+  arguments = [f"--gin.{name}={value}" for name, value in {**SIZES, **settings}.items()]
   files = [*FILES, f"models/{model}.gin"]
   # Models have no use for some of the macros.
   return experiment_lib.build(experiment_lib.load(files, arguments, shared=True))
@@ -156,7 +157,7 @@ def depths(runs: int) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("table", nargs="?", choices=("both", "traffic", "depths"), default="both")
   parser.add_argument("strategies", nargs="*", default=list(STRATEGIES))
   parser.add_argument(

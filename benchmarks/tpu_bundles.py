@@ -147,7 +147,7 @@ def table(measured: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("generations", nargs="*")
   parser.add_argument("--json", action="store_true", help="print JSON, not a table")
   options = parser.parse_args()

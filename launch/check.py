@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -32,7 +31,7 @@ It is built at the size of gin/contract.gin; --gin. arguments change that, and w
 size depends on. Everything runs on eight devices that the CPU plays."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
   """The command's arguments."""
   result = command.parser("check", DESCRIPTION)
   result.add_argument("config", nargs="*", help="gin files that set MODEL; a later one wins")

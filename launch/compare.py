@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import functools
@@ -10,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from base import paths
 from base.errors import UserError
@@ -32,7 +31,7 @@ The output gets report/index.html, report/data.json, the training runs and every
 same command continues what was interrupted, and measures anew only what was changed."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
   """The command's arguments."""
   result = command.parser("compare", DESCRIPTION)
   result.add_argument(
@@ -79,22 +78,25 @@ def main(arguments: Sequence[str]) -> int:
   directory = RunDirectory(args.output) if args.output else None
   trusted = trust.Trust.of(args.trust)
   kept = None
-  if args.config is None:
+  if directory is not None and args.config is None:
     # Read once: what is judged is what is loaded.
     kept = directory.config_text()
     trust_check.check(directory.config_file, trusted, text=kept, makes_rows=True, comparison=True)
     directory.require_made_from(file_kinds.COMPARISON, kept)
-  config = comparison_lib.load(args.config or directory.config_file, bindings, text=kept)
+  source = args.config or cast(RunDirectory, directory).config_file
+  config = comparison_lib.load(source, bindings, text=kept)
   comparison = config.build()
   only = _chosen(args.only, comparison)
   if args.describe:
     print(_description(comparison))
     return 0
+  # Only a description can do without.
+  output, directory = cast(Path, args.output), cast(RunDirectory, directory)
   asked_by = shlex.join(["python", "-m", "launch.compare", *arguments])
   # Mistakes are found before the output is claimed.
   made_here = kept is None or trust_check.is_recorded(directory.config_file, kept)
-  comparing = _Comparing(comparison, config, args.output, asked_by, trusted, made_here)
-  with directory_owner.owned_by_job(args.output) as require_mine:
+  comparing = _Comparing(comparison, config, output, asked_by, trusted, made_here)
+  with directory_owner.owned_by_job(output) as require_mine:
     _open(directory, config, args.resume, asked_by, trusted, made_here)
     return comparing.run(only, require_mine)
 
@@ -188,6 +190,11 @@ class _Work:
   costs: Mapping[str, tuple[str, float]]
   cells: Cells | None
   figures: Callable[[Any], tuple[Figure, ...]]
+
+  @property
+  def measured(self) -> Cells:
+    """The cells of a part that is measured."""
+    return cast("Cells", self.cells)
 
 
 def _works(
@@ -308,7 +315,7 @@ class _Comparing:
 
     for work in self._works:
       if work.name in only:
-        seconds = work.cells.seconds(work.costs)
+        seconds = work.measured.seconds(work.costs)
         self._progress.plan(
           Cell(work.name, key, group, cost, seconds.get(key))
           for key, (group, cost) in work.costs.items()
@@ -318,7 +325,7 @@ class _Comparing:
     for work in self._works:
       if work.name in only and work.name not in found:
         try:
-          found[work.name] = work.figures(_checked(work.cells.remember, before_writing))
+          found[work.name] = work.figures(_checked(work.measured.remember, before_writing))
         except Stopped as stopped:
           print(f"stopped in {work.name} ({stopped}); the same command continues", file=sys.stderr)
           return command.status_of_stop(stopped.by)
@@ -375,7 +382,7 @@ def _kept(work: _Work) -> tuple[Figure, ...] | None:
   from comparison.results import NotMeasured
 
   try:
-    return work.figures(work.cells.recall)
+    return work.figures(work.measured.recall)
   except NotMeasured:
     return None
 

@@ -20,7 +20,7 @@ SOURCE says which: a folder with config.json and safetensors (Hugging Face) or a
 appears whole or not at all. --gin. bindings change the configuration of a new run directory."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
   """The command's arguments."""
   result = command.parser("convert", DESCRIPTION)
   result.add_argument("source", type=paths.argument, help="the folder to read")

@@ -36,7 +36,7 @@ not."""
 _OF_TEXT = ("length", "batches", "by_position")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
   """The command's arguments."""
   result = command.parser("evaluate", DESCRIPTION)
   result.add_argument("--run_dir", type=paths.argument, required=True, help="the folder of the run")

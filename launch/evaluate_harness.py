@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from base import paths, small_files
 from base.errors import UserError
@@ -111,8 +111,10 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained)
     log_samples=False,
     bootstrap_iters=_RESAMPLES,
     # lm-eval would import torch to seed it; nothing here draws from it.
-    torch_random_seed=None,
+    # Its type is that of its default; None is documented.
+    torch_random_seed=None,  # pyright: ignore[reportArgumentType]
   )
+  results = cast(dict[str, Any], results)  # None on other hosts than the first alone.
   print(f"step {trained.step}, contexts of up to {length} tokens")
   print(table(results))
   if results.get("groups"):
@@ -169,9 +171,9 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
     entry = manager.task_index[name]
     try:
       if name in copies:
-        loaded = _load_with(manager, entry.yaml_path, copies[name])
+        loaded = _load_with(manager, cast(Path, entry.yaml_path), copies[name])
       else:
-        loaded = manager.load([name])
+        loaded = cast(dict[str, Any], manager.load([name]))
     except Exception as error:  # Whatever a data set's code raises.
       raise UserError(_no_data(name, entry, copies.get(name), error)) from error
     group = loaded["groups"].get(name)
@@ -179,7 +181,7 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
   return Loaded(manager, found)
 
 
-def _load_with(manager: Any, task_file: Path, data: Path) -> Any:
+def _load_with(manager: Any, task_file: Path, data: Path) -> dict[str, Any]:
   """Loads a task with a local copy of its data, as a YAML that includes the task's own would."""
   with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "local.yaml"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from base import paths, small_files
 from evaluation.recall import Recalled, RecallScorer
@@ -51,12 +51,13 @@ def run(
     print(f"{length:>10,}  {found.accuracy:>6.1%}  {found.exact:>13.1%}", flush=True)
     lengths.append({"length": length, "accuracy": found.accuracy, "exact": found.exact})
     total = found if total is None else total + found
+  whole = cast(Recalled, total)  # There is a context.
   result = {
     "run_dir": str(directory.path),
     "step": trained.step,
     "task": task.describe(),
     "lengths": lengths,
-    **{f"by_{kind}": [vars(share) for share in total.by(kind)] for kind in _KINDS},
+    **{f"by_{kind}": [vars(share) for share in whole.by(kind)] for kind in _KINDS},
   }
   for kind in _KINDS:
     _print(kind, result[f"by_{kind}"])

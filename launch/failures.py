@@ -96,7 +96,7 @@ def of_system(error: BaseException) -> str | None:
     file = error.filename2 if number in _DISK.values() and error.filename2 else error.filename
     says = error.strerror or type(error).__name__
     return _sentence(says, paths.shown(os.fsdecode(file)) if _is_path(file) else file, number)
-  if number in _DISK.values():
+  if number is not None and number in _DISK.values():
     return _sentence(os.strerror(number), _file_in(str(error)), number)
   if isinstance(error, OSError) and number is not None:
     return _sentence(os.strerror(number), None, number)
@@ -122,7 +122,7 @@ def _gigabytes(count: int) -> str:
 
 
 def _sentence(says: str, subject: object, number: int | None) -> str:
-  remedy = _REMEDIES.get(number)
+  remedy = None if number is None else _REMEDIES.get(number)
   return says + (f": {subject}" if subject else "") + (f". {remedy}." if remedy else "")
 
 

@@ -27,7 +27,7 @@ Continues prompts with the model of a run. Needs the run directory alone.
 Equal seeds give equal texts, whatever other prompts are continued at the same time."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
   """The command's arguments."""
   result = command.parser("generate", DESCRIPTION)
   result.epilog = None  # --mesh says what bindings are for

@@ -36,7 +36,7 @@ Several models in one table:
   python -m launch.plan ... --models=griffin,hawk,transformer"""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
   """The command's arguments."""
   result = command.parser("plan", DESCRIPTION)
   result.add_argument("config", nargs="+", help="gin files; a later one wins")

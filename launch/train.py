@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from base import paths
 from base.wording import plural
@@ -34,7 +34,7 @@ exit status:
   else something failed, such as another host: the same command goes on from the last checkpoint"""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
   """The command's arguments."""
   result = command.parser("train", DESCRIPTION)
   result.add_argument(
@@ -125,6 +125,7 @@ def main(arguments: Sequence[str]) -> int:
   if looks:
     _look(experiment, args)
     return 0
+  run = cast("RunDirectory", run)  # Only a look can do without.
   return _train(experiment, config, run, args.resume, trusted, made_here, list(arguments), began)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ _JSON_LINES = (".json", ".jsonl")
 _LEAST_SIZE, _MOST_SIZE = 260, 2**20
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
   """Returns the command's arguments."""
   result = command.parser("vocabulary", DESCRIPTION, takes_bindings=False)
   result.add_argument(
