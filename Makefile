@@ -34,14 +34,16 @@ QUICK_TESTS := tests/test_floors.py tests/documentation/test_names.py \
   tests/data/test_packing.py tests/training/test_json_files.py tests/training/test_step.py \
   tests/inference/test_sampling.py tests/config/test_config.py
 
-quick: lint  ## what to run before a commit: the linter and fast tests, under two minutes
+quick: lint  ## what to run before a commit: style, types and fast tests, under two minutes
 	$(BIN)/python -m pytest $(QUICK_TESTS) $(ARGS)
 
-lint: $(VENV)/.installed-test  ## check the code's style
+lint: $(VENV)/.installed-test  ## check the code's style and its types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+# Python 3.12 has a later JAX, whose types differ.
+	@[ ! -d $(VENV)/lib/python3.11 ] || $(BIN)/basedpyright --pythonpath $(BIN)/python
 
-types: $(VENV)/.installed-test  ## check the types by pyright
+types: $(VENV)/.installed-test  ## check the types alone, by pyright
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 # Not --quiet: mkdocs would count no warnings.

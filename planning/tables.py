@@ -161,13 +161,13 @@ def mesh(sizes: dict[str, int]) -> str:
   return " x ".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def choices(zero: int, remat: str | None, accumulate: int | None) -> str:
+def choices(zero: int, remat: str, accumulate: int) -> str:
   """What is chosen for a training besides its mesh, in a few words."""
   pieces = plural(accumulate, "microbatch", "microbatches")
   return f"ZeRO {zero}, remat {remat}, {pieces}"
 
 
 def _choices(found: Plan) -> str:
-  if found.step != "train":
-    return "-"
+  if found.remat is None or found.accumulate is None:
+    return "-"  # No training.
   return choices(found.zero, found.remat, found.accumulate)
