@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -109,8 +110,12 @@ def state_bytes(model: LanguageModel, length: int) -> int:
   return tree_bytes(jax.eval_shape(lambda: model.initial_state(1, length)))
 
 
+@functools.lru_cache(maxsize=8)
 def list_parameters(model: LanguageModel) -> tuple[Parameter, ...]:
-  """The model's parameters in tree order, from shapes alone."""
+  """The model's parameters in tree order, from shapes alone.
+
+  Kept: a start asks four times, and each trace takes a tenth of a second or more.
+  """
   boxed = abstract_parameters(model)
   axes = nn.get_partition_spec(boxed)
   leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(boxed))
