@@ -233,9 +233,9 @@ def test_a_second_job_at_the_port_of_another_leaves_it_alone(folder, begun):
 def test_two_processes_of_one_number_are_told(tmp_path):
   port = hosts.free_port()
   started = [
-    hosts.start(tmp_path, "twice", 3, "--join_seconds=45", port=port, only=[1])[0] for _ in "ab"
+    hosts.start(tmp_path, "twice", 3, "--join_seconds=30", port=port, only=[1])[0] for _ in "ab"
   ]
-  started += hosts.start(tmp_path, "twice", 3, "--join_seconds=45", port=port, only=[0])
+  started += hosts.start(tmp_path, "twice", 3, "--join_seconds=30", port=port, only=[0])
   outputs = hosts.end(started)
   assert any("process 1 has joined already" in output for output in outputs[:2])
   assert "process 2 of 3 did not join process 0" in outputs[2]
