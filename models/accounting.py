@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -110,12 +111,15 @@ def state_bytes(model: LanguageModel, length: int) -> int:
   return tree_bytes(jax.eval_shape(lambda: model.initial_state(1, length)))
 
 
-@functools.lru_cache(maxsize=8)
 def list_parameters(model: LanguageModel) -> tuple[Parameter, ...]:
-  """The model's parameters in tree order, from shapes alone.
+  """The model's parameters in tree order, from shapes alone."""
+  # flax hashes modules by their fields, which no type says.
+  return _list_parameters(cast(Hashable, model))
 
-  Kept: a start asks four times, and each trace takes a tenth of a second or more.
-  """
+
+@functools.lru_cache(maxsize=8)
+def _list_parameters(model: Any) -> tuple[Parameter, ...]:
+  """Kept: a start asks four times, and each trace takes a tenth of a second or more."""
   boxed = abstract_parameters(model)
   axes = nn.get_partition_spec(boxed)
   leaves = jax.tree_util.tree_leaves_with_path(nn.unbox(boxed))
