@@ -27,7 +27,7 @@ SIZES = {"1b": MODELS, "7b": MODELS, "14b": ("griffin",)}
 HARDWARE = ("v3-512", "v5e-256", "v5p-128", "h200-8")
 # The recurrence's gates, 1 to 2% of the parameters, have no dimension that 64 devices divide.
 WHOLE_GATES = (
-  "--gin.layout.Parallelism.rules=@parallel.rules.Rules()",
+  "--gin.sharding_plan.Parallelism.rules=@parallel.rules.Rules()",
   "--gin.parallel.rules.Rules.max_replicated=0.02",
 )
 FILES = (

@@ -144,7 +144,7 @@ def depths(runs: int) -> None:
       jax.clear_caches()
       began = time.process_time()
       with platform.targeting("tpu"):
-        training_step(experiment, experiment.layout(devices)).lowered.compile()
+        training_step(experiment, experiment.sharding_plan(devices)).lowered.compile()
       found.append(time.process_time() - began)
   least = {key: min(found) for key, found in seconds.items()}
   rows = [("model", "layers", "seconds of CPU to trace and compile", "ratio")]

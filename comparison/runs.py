@@ -30,7 +30,7 @@ from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
 from inference.decode_sharding import OverMesh
 from models.accounting import Account, account
-from parallel.layout import Layout
+from parallel.sharding_plan import ShardingPlan
 from training import json_files, loop
 from training.metrics import read_metrics
 
@@ -71,7 +71,7 @@ class TrainedRun:
   """See `comparison.measurement.TrainedRun`."""
 
   experiment: Experiment
-  layout: Layout
+  sharding_plan: ShardingPlan
   params: Any
   cost: Cost
   curve: Mapping[int, float]
@@ -100,18 +100,18 @@ class TrainedRun:
     """Scores held-out text in rows of another length."""
     data = experiment_lib.read_as(self.experiment.eval_data, sequence_length=length)
     # Devices have equally many rows, and at least one.
-    shards = OverMesh(self.layout).shards
+    shards = OverMesh(self.sharding_plan).shards
     batch_size = shards * max(1, self.cost.tokens_per_step // (length * shards))
     batches = loader.batches(data.rows(), batch_size, shuffle=False, repeat=False)
     count = min(len(batches), math.ceil(tokens / (batch_size * length)))
-    scorer = Scorer(self.experiment.model, self.layout)
+    scorer = Scorer(self.experiment.model, self.sharding_plan)
     score = scorer(self.params, (next(batches) for _ in range(count)))
     batches.close()
     return score
 
   def recall(self, task: RecallTask, questions: int) -> Recalled:
     """Asks a recall task; see `comparison.measurement.TrainedRun`."""
-    where = None if self.layout.mesh.size == 1 else OverMesh(self.layout)
+    where = None if self.sharding_plan.mesh.size == 1 else OverMesh(self.sharding_plan)
     scorer = RecallScorer(self.experiment.model, self.experiment.vocabulary, where)
     return scorer(self.params, task, questions)
 
@@ -189,14 +189,14 @@ class TrainedRuns:
       return self._open(spec, loaded)
     config = self._config(spec)
     built = self._experiment(spec)
-    layout = built.layout()
+    sharding_plan = built.sharding_plan()
     directory = RunDirectory(self.directory(spec))
     self._progress.expect_steps(built.options.steps)
     summary = running.train(
       built,
       config,
       directory,
-      layout,
+      sharding_plan,
       asked_by=self._asked_by,
       trust=self._trust,
       made_here=self._made_here,
@@ -211,7 +211,7 @@ class TrainedRuns:
       for record in records
       if "heldout_loss" in record
     }
-    return TrainedRun(built, layout, summary.state.params, cost, curve)
+    return TrainedRun(built, sharding_plan, summary.state.params, cost, curve)
 
   def _loaded(self, spec: RunSpec) -> RunDirectory | None:
     """The directory of a run that is not to be trained.
@@ -246,7 +246,7 @@ class TrainedRuns:
       length=length,
     )
     experiment = dataclasses.replace(own, model=found.experiment.model)
-    result = TrainedRun(experiment, found.layout, found.params, cost, {})
+    result = TrainedRun(experiment, found.sharding_plan, found.params, cost, {})
     batches = own.eval_batches or loader.steps_per_pass(experiment.rows()[1], own.batch_size)
     score = result.score(length=own.sequence_length, tokens=batches * cost.tokens_per_step)
     return dataclasses.replace(result, curve={tokens: score.loss})

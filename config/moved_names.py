@@ -15,6 +15,7 @@ _MODULES = {
   "launch.experiment": "experiment.experiment",
   "launch.model_zoo": "experiment.model_zoo",
   "launch.step_estimate": "planning.step_estimate",
+  "parallel.layout": "parallel.sharding_plan",
   "evaluation.long_context": "comparison.quality.long_context",
   "evaluation.recall_curves": "comparison.quality.recall_curves",
   "evaluation.recall_learning": "comparison.quality.recall_learning",

@@ -18,9 +18,9 @@ from contract.finding import Finding, compare_trees, largest
 from contract.subject import Subject
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
-from parallel.layout import Layout, Parallelism, on_one_device
 from parallel.mesh import AXES, MeshSpec
 from parallel.rules import Rules
+from parallel.sharding_plan import Parallelism, ShardingPlan, on_one_device
 from training import step as step_lib
 
 DEVICES = 8
@@ -76,8 +76,8 @@ def _refusal(subject: Subject, sizes: dict[str, int], zero: int) -> Finding:
   """A refusal that is declared has to be made, before anything runs."""
   case = f"refuses {_name(sizes, zero)}"
   model, params = subject.without_remainder()
-  layout = _layout(model, sizes, zero)
-  step = step_lib.make_train_step(model, OPTIMIZER, OPTIONS, layout)
+  sharding_plan = _sharding_plan(model, sizes, zero)
+  step = step_lib.make_train_step(model, OPTIMIZER, OPTIONS, sharding_plan)
   batch = step_lib.abstract_batch(ROWS, _length(subject))
   try:
     jax.eval_shape(step, jax.eval_shape(lambda: _state(model, params)), batch)
@@ -91,11 +91,13 @@ def _train(
 ) -> tuple[list[float], Any]:
   """The loss of each step, and the momentum after the last; on one device if there are no sizes."""
   model, params = subject.without_remainder()
-  layout = _layout(model, sizes, zero) if sizes else on_one_device(list_parameters(model))
+  sharding_plan = (
+    _sharding_plan(model, sizes, zero) if sizes else on_one_device(list_parameters(model))
+  )
   state = _state(model, params)
-  state = jax.device_put(state, layout.state(state))
-  step = jax.jit(step_lib.make_train_step(model, OPTIMIZER, OPTIONS, layout))
-  batch = jax.device_put(subject.batch(ROWS, _length(subject)), layout.batch)
+  state = jax.device_put(state, sharding_plan.state(state))
+  step = jax.jit(step_lib.make_train_step(model, OPTIMIZER, OPTIONS, sharding_plan))
+  batch = jax.device_put(subject.batch(ROWS, _length(subject)), sharding_plan.batch)
   losses = []
   for _ in range(STEPS):
     state, metrics = step(state, batch)
@@ -109,9 +111,9 @@ def _state(model: LanguageModel, params: Any) -> step_lib.TrainState:
   return empty._replace(params=params)
 
 
-def _layout(model: LanguageModel, sizes: dict[str, int], zero: int) -> Layout:
+def _sharding_plan(model: LanguageModel, sizes: dict[str, int], zero: int) -> ShardingPlan:
   mesh = MeshSpec(**sizes)
-  return Parallelism(mesh=mesh, zero=zero, rules=RULES).layout(list_parameters(model))
+  return Parallelism(mesh=mesh, zero=zero, rules=RULES).sharding_plan(list_parameters(model))
 
 
 def _length(subject: Subject) -> int:

@@ -13,8 +13,8 @@ from contract.finding import Finding
 from contract.subject import Subject
 from kernels import platform
 from models.accounting import list_parameters
-from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
+from parallel.sharding_plan import Parallelism
 from planning.hardware.catalogue import hardware
 from training import step as step_lib
 from training.checkpoint import abstract_like
@@ -46,12 +46,14 @@ def _compile(subject: Subject, name: str) -> None:
   slice_ = hardware(name)
   model, _ = subject.without_remainder()
   with platform.targeting("tpu"):
-    layout = Parallelism(mesh=MeshSpec(data=-1)).layout(list_parameters(model), slice_.devices)
+    sharding_plan = Parallelism(mesh=MeshSpec(data=-1)).sharding_plan(
+      list_parameters(model), slice_.devices
+    )
     create = functools.partial(step_lib.initial_state, model, OPTIMIZER, OPTIONS, 0)
-    state = abstract_like(jax.eval_shape(create), layout.state)
+    state = abstract_like(jax.eval_shape(create), sharding_plan.state)
     batch = abstract_like(
       step_lib.abstract_batch(slice_.device_count, LENGTH),
-      lambda tree: jax.tree.map(lambda _: layout.batch, tree),
+      lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree),
     )
-    step = step_lib.make_train_step(model, OPTIMIZER, OPTIONS, layout)
+    step = step_lib.make_train_step(model, OPTIMIZER, OPTIONS, sharding_plan)
     jax.jit(step).lower(state, batch).compile()

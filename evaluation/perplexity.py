@@ -14,7 +14,7 @@ import numpy as np
 
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
-from parallel.layout import Layout, on_one_device
+from parallel.sharding_plan import ShardingPlan, on_one_device
 from training.step import token_losses
 
 
@@ -81,7 +81,7 @@ class Bucket:
 
 
 @functools.lru_cache(maxsize=4)
-def _losses(model: LanguageModel, layout: Layout) -> Callable[[Any, Any], jax.Array]:
+def _losses(model: LanguageModel, sharding_plan: ShardingPlan) -> Callable[[Any, Any], jax.Array]:
   """(parameters, batch) to the loss of every token, [B, T]; kept, so that a model is compiled
   once.
   """
@@ -90,17 +90,17 @@ def _losses(model: LanguageModel, layout: Layout) -> Callable[[Any, Any], jax.Ar
     return token_losses(model, params, batch)[0]
 
   # Every process reads all of them, whatever devices computed them.
-  return jax.jit(layout.losses(losses), out_shardings=layout.everywhere)
+  return jax.jit(sharding_plan.losses(losses), out_shardings=sharding_plan.everywhere)
 
 
 class Scorer:
   """Scores text with one model; compiled once for every shape of batch."""
 
-  def __init__(self, model: LanguageModel, layout: Layout | None = None):
+  def __init__(self, model: LanguageModel, sharding_plan: ShardingPlan | None = None):
     """Takes the model and where parameters lie; None is one device."""
-    self._layout = layout or on_one_device(list_parameters(model))
+    self._sharding_plan = sharding_plan or on_one_device(list_parameters(model))
     # flax hashes modules by their fields, which no type says.
-    self._losses = _losses(cast(Hashable, model), self._layout)
+    self._losses = _losses(cast(Hashable, model), self._sharding_plan)
 
   def __call__(
     self,
@@ -132,7 +132,7 @@ class Scorer:
     # Summed on the host, in float64.
     placed = dict(batch)
     row_bytes = placed.pop("row_bytes")
-    placed = self._layout.place(placed, len(batch["inputs"]))
+    placed = self._sharding_plan.place(placed, len(batch["inputs"]))
     losses = np.asarray(self._losses(params, placed), np.float64)
     counted = batch["loss_weights"] > 0
     positions, length = batch["positions"][counted], counted.shape[1]

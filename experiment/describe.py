@@ -49,24 +49,24 @@ def sharding(experiment: Experiment) -> str:
   """Where every parameter lies on the mesh, and what a device holds, as text."""
   if experiment.mesh is None:
     return "one device: nothing is split (choose a file of gin/mesh/)"
-  layout = mesh_advice.layout(experiment)
+  sharding_plan = mesh_advice.sharding_plan(experiment)
   rows: list[Sequence[str]] = [
     ("parameter", "axes", "used", "stored", "optimizer state", "bytes per device")
   ]
-  for parameter in layout.parameters:
-    place = layout.places[parameter.path]
+  for parameter in sharding_plan.parameters:
+    place = sharding_plan.param_shardings[parameter.path]
     rows.append(
       (
         parameter.path,
         ", ".join(axis or "-" for axis in parameter.axes),
         *(_placement(spec) for spec in (place.used, place.stored, place.optimizer)),
-        show_bytes(layout.held_bytes(parameter, place.stored)),
+        show_bytes(sharding_plan.held_bytes(parameter, place.stored)),
       )
     )
-  state = abstract_like(abstract_state(experiment), layout.state)
-  mesh = " x ".join(f"{name}={size}" for name, size in layout.sizes.items())
+  state = abstract_like(abstract_state(experiment), sharding_plan.state)
+  mesh = " x ".join(f"{name}={size}" for name, size in sharding_plan.sizes.items())
   totals = [
-    ("mesh", f"{mesh}, ZeRO stage {layout.stage}"),
+    ("mesh", f"{mesh}, ZeRO stage {sharding_plan.stage}"),
     ("parameters per device", show_bytes(device_bytes(state.params))),
     ("optimizer state per device", show_bytes(device_bytes(state.opt_state))),
   ]
@@ -130,12 +130,12 @@ class DryRun:
 def dry_run(experiment: Experiment) -> DryRun:
   """Compiles a training step from shapes alone."""
   start = time.monotonic()
-  layout = mesh_advice.layout(experiment)
+  sharding_plan = mesh_advice.sharding_plan(experiment)
   state, batch = abstract_state(experiment), abstract_batch(experiment)
-  state = abstract_like(state, layout.state)
-  batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
+  state = abstract_like(state, sharding_plan.state)
+  batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree))
   step = step_lib.make_train_step(
-    experiment.model, experiment.optimizer.transformation(), experiment.options.step, layout
+    experiment.model, experiment.optimizer.transformation(), experiment.options.step, sharding_plan
   )
   compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
   memory = compiled.memory_analysis()

@@ -27,8 +27,8 @@ from data.tokenizers import Vocabulary, VocabularyError
 from experiment import file_kinds, step_memory
 from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
-from parallel.layout import Layout, Parallelism, on_one_device
 from parallel.mesh import Device
+from parallel.sharding_plan import Parallelism, ShardingPlan, on_one_device
 from training import loop
 from training.optimizer import Optimizer
 from training.step import abstract_batch, token_losses
@@ -119,7 +119,7 @@ class Experiment:
     """The vocabulary of the text."""
     return first_part(self.train_data).vocabulary
 
-  def layout(self, devices: Sequence[Device] | None = None) -> Layout:
+  def sharding_plan(self, devices: Sequence[Device] | None = None) -> ShardingPlan:
     """Where everything lies on these devices (None: all that are visible), or on the first alone.
 
     Raises:
@@ -129,21 +129,21 @@ class Experiment:
       parameters = list_parameters(self.model)
       if self.mesh is None:
         return on_one_device(parameters, devices[0] if devices else None)
-      layout = self.mesh.layout(parameters, devices)
+      sharding_plan = self.mesh.sharding_plan(parameters, devices)
       pieces = self.options.step.accumulate
       rows = self.batch_size // pieces
-      layout.check_batch(self.batch_size, self.sequence_length, pieces)
+      sharding_plan.check_batch(self.batch_size, self.sequence_length, pieces)
       # What only a layer knows, such as its number of heads: a trace, without arrays.
       jax.eval_shape(
-        layout.losses(lambda params, batch: token_losses(self.model, params, batch)[0]),
+        sharding_plan.losses(lambda params, batch: token_losses(self.model, params, batch)[0]),
         nn.unbox(abstract_parameters(self.model)),
         abstract_batch(rows, self.sequence_length),
       )
     except ValueError as error:
       raise ConfigError(config.explained(str(error))) from None
-    return layout
+    return sharding_plan
 
-  def check_step(self, layout: Layout) -> None:
+  def check_step(self, sharding_plan: ShardingPlan) -> None:
     """Traces a training step, so that what does not fit is told before anything is written.
 
     Raises:
@@ -157,7 +157,7 @@ class Experiment:
         model=self.model,
         optimizer=self.optimizer.transformation(),
         options=self.options,
-        layout=layout,
+        sharding_plan=sharding_plan,
         batch_size=self.batch_size,
         length=self.sequence_length,
       )

@@ -11,21 +11,21 @@ import jax
 
 from config.place import ConfigError
 from experiment.experiment import Experiment
-from parallel.layout import Layout, Parallelism
 from parallel.mesh import FLAGS, Device, MeshSpec
+from parallel.sharding_plan import Parallelism, ShardingPlan
 
 # So many ways out are told, and so many are tried: each costs a trace of the model.
 _TOLD, _TRIED = 2, 6
 
 
-def layout(experiment: Experiment, devices: Sequence[Device] | None = None) -> Layout:
-  """As `Experiment.layout`.
+def sharding_plan(experiment: Experiment, devices: Sequence[Device] | None = None) -> ShardingPlan:
+  """As `Experiment.sharding_plan`.
 
   Raises:
     ConfigError: it does not fit; with flags that were tried, and would.
   """
   try:
-    return experiment.layout(devices)
+    return experiment.sharding_plan(devices)
   except ConfigError as error:
     count = jax.device_count() if devices is None else len(devices)
     tries = itertools.islice(_ways_out(experiment, count), _TRIED)
@@ -37,7 +37,7 @@ def layout(experiment: Experiment, devices: Sequence[Device] | None = None) -> L
 
 def _fits(experiment: Experiment, devices: Sequence[Device] | None) -> bool:
   try:
-    experiment.layout(devices)
+    experiment.sharding_plan(devices)
   except ConfigError:
     return False
   return True

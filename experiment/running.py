@@ -19,7 +19,7 @@ from experiment.experiment import Experiment
 from experiment.run_directory import Difference, RunDirectory
 from experiment.trust import NOBODY, Trust
 from parallel import connections, processes
-from parallel.layout import Layout
+from parallel.sharding_plan import ShardingPlan
 from training import checkpoint, checkpoint_identity, loop
 from training.metrics import Progress, read_metrics
 from training.optimizer import rate_at
@@ -29,7 +29,7 @@ def train(
   experiment: Experiment,
   config: Config,
   run: RunDirectory,
-  layout: Layout,
+  sharding_plan: ShardingPlan,
   *,
   asked_by: str,
   resume: str = "same",
@@ -44,7 +44,7 @@ def train(
   Args:
     experiment, config: what to train, and what it was built from.
     run: gets everything that is kept.
-    layout: the experiment's.
+    sharding_plan: the experiment's.
     asked_by: the command, for the head of the kept configuration.
     resume: 'force' goes on with a configuration that is not the run's.
     trust: modules beyond this project's that the kept configuration may name.
@@ -65,7 +65,7 @@ def train(
       experiment,
       config,
       run,
-      layout,
+      sharding_plan,
       require_mine,
       asked_by,
       resume,
@@ -81,7 +81,7 @@ def _train(
   experiment: Experiment,
   config: Config,
   run: RunDirectory,
-  layout: Layout,
+  sharding_plan: ShardingPlan,
   require_mine: Callable[[], None],
   asked_by: str,
   resume: str,
@@ -101,7 +101,7 @@ def _train(
       f"Train in another directory: --init_from={run} --run_dir=..."
     )
   experiment.check_vocabulary()
-  experiment.check_step(layout)
+  experiment.check_step(sharding_plan)
   if not checkpoint.available_steps(run.path):
     trained.check_start(experiment)
   if experiment.mesh is None and processes.count() > 1:
@@ -130,7 +130,7 @@ def _train(
     experiment.model,
     experiment.optimizer.transformation(),
     experiment.options,
-    layout,
+    sharding_plan,
   )
   processes.wait_for_all("compared with the run")
   # To make rows takes long.
@@ -145,8 +145,8 @@ def _train(
     # So that the run is enough alone, and a run that starts from this one finds them too.
     kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
 
-  connections.connect(layout.mesh)
-  scorer = Scorer(experiment.model, layout)
+  connections.connect(sharding_plan.mesh)
+  scorer = Scorer(experiment.model, sharding_plan)
 
   def evaluate(params: Any) -> dict[str, float]:
     batches = loader.batches(eval_rows, experiment.batch_size, shuffle=False, repeat=False)
@@ -156,7 +156,7 @@ def _train(
     return {"heldout_loss": score.loss, "heldout_bits_per_byte": score.bits_per_byte}
 
   batches = loader.batches(
-    train_rows, experiment.batch_size, seed=experiment.seed, slots=_slots(experiment, layout)
+    train_rows, experiment.batch_size, seed=experiment.seed, slots=_slots(experiment, sharding_plan)
   )
   if introduce and processes.is_first():
     introduce(len(train_rows))
@@ -174,7 +174,7 @@ def _train(
       evaluate=evaluate,
       start=_start(experiment),
       identity={"config": config.text(), "data": data},
-      layout=layout,
+      sharding_plan=sharding_plan,
       after_first_step=after_first_step,
       progress=progress,
       before_writing=require_mine,
@@ -183,11 +183,11 @@ def _train(
     batches.close()
 
 
-def _slots(experiment: Experiment, layout: Layout) -> list[int] | None:
+def _slots(experiment: Experiment, sharding_plan: ShardingPlan) -> list[int] | None:
   """The rows of each batch that this process's devices need; None for all."""
-  if layout.mesh.size == 1:
+  if sharding_plan.mesh.size == 1:
     return None
-  return layout.rows_here(experiment.batch_size, experiment.sequence_length).tolist()
+  return sharding_plan.rows_here(experiment.batch_size, experiment.sequence_length).tolist()
 
 
 def _require_steps_left(experiment: Experiment, run: RunDirectory) -> None:

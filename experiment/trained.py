@@ -19,7 +19,7 @@ from experiment.experiment import Experiment
 from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
 from models.accounting import abstract_parameters, list_parameters
-from parallel.layout import Layout, on_one_device
+from parallel.sharding_plan import ShardingPlan, on_one_device
 from training import checkpoint
 from training.padded_vocabulary import VocabularyRows
 from training.step import split
@@ -35,7 +35,7 @@ class Trained:
     step: the checkpoint's step.
     vocabulary: that of the text it was trained on.
     run_dir: the run's directory.
-    layout: where the parameters lie.
+    sharding_plan: where the parameters lie.
   """
 
   experiment: Experiment
@@ -43,7 +43,7 @@ class Trained:
   step: int
   vocabulary: Vocabulary
   run_dir: Path
-  layout: Layout
+  sharding_plan: ShardingPlan
 
 
 def load(
@@ -71,25 +71,29 @@ def load(
   """
   config = run_config.load(run, [mesh] if mesh else (), arguments, trust=trust)
   experiment = experiment_lib.build(config)
-  layout = _layout(experiment) if mesh else on_one_device(list_parameters(experiment.model))
+  sharding_plan = (
+    _sharding_plan(experiment) if mesh else on_one_device(list_parameters(experiment.model))
+  )
   abstract = checkpoint.abstract_like(
     {checkpoint.PARAMS: nn.unbox(abstract_parameters(experiment.model))},
-    layout.state,
+    sharding_plan.state,
   )[checkpoint.PARAMS]
   # Python reads no number of thousands of digits.
   is_step = which.isascii() and which.isdecimal() and len(which) < 20
   number = int(which) if is_step else which
   rows = VocabularyRows.of(experiment.model)
   params, step = checkpoint.load_parameters(run.path, abstract, number, rows)
-  return Trained(experiment, params, step, run.vocabulary(), run.path, layout)
+  return Trained(experiment, params, step, run.vocabulary(), run.path, sharding_plan)
 
 
-def _layout(experiment: Experiment) -> Layout:
+def _sharding_plan(experiment: Experiment) -> ShardingPlan:
   """The mesh for generation: rows are added to what is asked until they can be split."""
   step = dataclasses.replace(experiment.options.step, accumulate=1)
   options = dataclasses.replace(experiment.options, step=step)
   rows = jax.device_count()
-  return mesh_advice.layout(dataclasses.replace(experiment, batch_size=rows, options=options))
+  return mesh_advice.sharding_plan(
+    dataclasses.replace(experiment, batch_size=rows, options=options)
+  )
 
 
 def check_start(experiment: Experiment) -> None:

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from parallel import shards
-from parallel.layout import Layout
+from parallel.sharding_plan import ShardingPlan
 
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
@@ -89,7 +89,7 @@ class OneDevice:
 
 
 class OverMesh:
-  """On the mesh of a layout.
+  """On the mesh of a sharding plan.
 
   Parameters are split over the model axes alone, whatever the ZeRO stage: a token takes too little
   time to gather them for each. If lean, they stay as the training stores them, and each layer's are
@@ -100,16 +100,16 @@ class OverMesh:
 
   concurrent = False
 
-  def __init__(self, layout: Layout, *, lean: bool = False):
-    """Takes over the layout's mesh and rules; see `Rows` for lean."""
+  def __init__(self, sharding_plan: ShardingPlan, *, lean: bool = False):
+    """Takes over the mesh and rules of the sharding plan; see `Rows` for lean."""
     self.lean = lean
-    self._layout = layout
+    self._sharding_plan = sharding_plan
     self._placement = "stored" if lean else "used"
-    table = tuple((axis, names) for axis, names in layout.region.table if axis != "time")
-    stored_over = layout.region.stored_over if lean else ()
-    self._region = layout.region._replace(table=table, stored_over=stored_over)
+    table = tuple((axis, names) for axis, names in sharding_plan.region.table if axis != "time")
+    stored_over = sharding_plan.region.stored_over if lean else ()
+    self._region = sharding_plan.region._replace(table=table, stored_over=stored_over)
     self._over = dict(table)["batch"]
-    self._all = PartitionSpec(tuple(layout.sizes))
+    self._all = PartitionSpec(tuple(sharding_plan.sizes))
     self._rows = PartitionSpec(self._over or None)
     with shards.per_device(self._region):
       self.shards = shards.count("batch")
@@ -118,8 +118,8 @@ class OverMesh:
     """Gathers what ZeRO has split, unless lean."""
     if self.lean:
       return params
-    used = self._layout.tree(params, "used")
-    shardings = jax.tree.map(lambda spec: NamedSharding(self._layout.mesh, spec), used)
+    used = self._sharding_plan.tree(params, "used")
+    shardings = jax.tree.map(lambda spec: NamedSharding(self._sharding_plan.mesh, spec), used)
     return jax.jit(lambda tree: tree, out_shardings=shardings)(params)
 
   def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
@@ -129,7 +129,7 @@ class OverMesh:
       with shards.per_device(self._region):
         return _owned(function(params, rows))
 
-    specs = self._layout.tree(params, self._placement), self._rows
+    specs = self._sharding_plan.tree(params, self._placement), self._rows
     return self._map(per_device, specs, self._all)(params, rows)
 
   def go_on(
@@ -145,14 +145,14 @@ class OverMesh:
         found, carried = function(held, carried, rows, shared)
         return jax.tree.map(self._gather, found), _owned(carried)
 
-    of_held = self._layout.tree(held, self._placement) if self.lean else self._all
+    of_held = self._sharding_plan.tree(held, self._placement) if self.lean else self._all
     specs = of_held, self._all, self._rows, PartitionSpec()
     return self._map(per_device, specs, (PartitionSpec(), self._all))(held, carried, rows, shared)
 
   def abstract(self, tree: Any, kind: str) -> Any:
     """See `Rows`."""
     spec = {"rows": self._rows, "carried": self._all, "shared": PartitionSpec()}[kind]
-    sharding = NamedSharding(self._layout.mesh, spec)
+    sharding = NamedSharding(self._sharding_plan.mesh, spec)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
   def _gather(self, x: jax.Array) -> jax.Array:
@@ -161,7 +161,7 @@ class OverMesh:
   def _map(self, function, in_specs, out_specs):
     return jax.shard_map(
       function,
-      mesh=self._layout.mesh,
+      mesh=self._sharding_plan.mesh,
       in_specs=in_specs,
       out_specs=out_specs,
       check_vma=False,

@@ -106,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
     arguments=bindings,
     trust=trust.Trust.of(args.trust),
   )
-  where = None if trained.layout.mesh.size == 1 else OverMesh(trained.layout)
+  where = None if trained.sharding_plan.mesh.size == 1 else OverMesh(trained.sharding_plan)
   generator = TextGenerator(
     trained.experiment.model,
     trained.params,

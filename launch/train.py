@@ -19,7 +19,7 @@ if TYPE_CHECKING:
   from config.config import Config
   from experiment.experiment import Experiment
   from experiment.run_directory import RunDirectory
-  from parallel.layout import Layout
+  from parallel.sharding_plan import ShardingPlan
 
 DESCRIPTION = """\
 Trains a model as a gin file says, or goes on training what the run directory holds.
@@ -166,17 +166,17 @@ def _train(
     if processes.is_first():
       print(f"first step done {time.monotonic() - began:.1f} s after launch", file=sys.stderr)
 
-  layout = mesh_advice.layout(experiment)
+  sharding_plan = mesh_advice.sharding_plan(experiment)
   summary = running.train(
     experiment,
     config,
     run,
-    layout,
+    sharding_plan,
     asked_by=shlex.join(["python", "-m", "launch.train", *arguments]),
     resume=resume,
     trust=trusted,
     made_here=made_here,
-    introduce=lambda rows: _introduce(experiment, run, layout, rows),
+    introduce=lambda rows: _introduce(experiment, run, sharding_plan, rows),
     after_first_step=first_step_done,
   )
   if summary.interrupted:
@@ -193,7 +193,7 @@ def _train(
     _tell_end(summary, run, experiment)
   texts = []
   try:
-    texts = _samples(experiment, summary.state.params, layout, run)
+    texts = _samples(experiment, summary.state.params, sharding_plan, run)
   except Exception as error:  # Whatever it is: the run is finished and saved, and must end so.
     reason = f"no samples: {_in_one_line(error)}"
     print(f"warning: {reason}", file=sys.stderr)
@@ -218,12 +218,16 @@ def _how_it_stopped(summary: Any) -> str:
   )
 
 
-def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout, rows: int) -> None:
+def _introduce(
+  experiment: Experiment, run: RunDirectory, sharding_plan: ShardingPlan, rows: int
+) -> None:
   import jax
 
   from models.accounting import list_parameters
 
-  devices = "" if layout.mesh.size == 1 else f"{plural(layout.mesh.size, 'device')} of "
+  devices = (
+    "" if sharding_plan.mesh.size == 1 else f"{plural(sharding_plan.mesh.size, 'device')} of "
+  )
   parameters = list_parameters(experiment.model)
   count = sum(parameter.count for parameter in parameters)
   trained = sum(p.count for p in parameters if experiment.model.trains(p.path))
@@ -238,7 +242,9 @@ def _introduce(experiment: Experiment, run: RunDirectory, layout: Layout, rows: 
   )
 
 
-def _samples(experiment: Experiment, params: Any, layout: Layout, run: RunDirectory) -> list[str]:
+def _samples(
+  experiment: Experiment, params: Any, sharding_plan: ShardingPlan, run: RunDirectory
+) -> list[str]:
   """Continues the experiment's prompts from the parameters as training holds them, without a
   copy.
   """
@@ -254,7 +260,7 @@ def _samples(experiment: Experiment, params: Any, layout: Layout, run: RunDirect
     params,
     experiment.vocabulary,
     Sampler(temperature=0.8, top_p=0.95),
-    OneDevice(lean=True) if layout.mesh.size == 1 else OverMesh(layout, lean=True),
+    OneDevice(lean=True) if sharding_plan.mesh.size == 1 else OverMesh(sharding_plan, lean=True),
     stop_ids=end_tokens.stop_ids(run.path, experiment),
   )
   return generator.texts(experiment.samples, max_tokens=200, seed=experiment.seed)

@@ -16,8 +16,8 @@ from config.config import ConfigError
 from experiment.describe import device_bytes
 from experiment.experiment import Experiment
 from kernels import platform
-from parallel.layout import Layout, Parallelism
 from parallel.mesh import MeshSpec
+from parallel.sharding_plan import Parallelism, ShardingPlan
 from planning.hardware.chip import Hardware
 from planning.hlo import bytes_accessed
 from planning.hlo import collectives as audit
@@ -210,9 +210,9 @@ def plan(
     )
   began = time.monotonic()
   with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
-    layout = experiment.layout(hardware.devices)
+    sharding_plan = experiment.sharding_plan(hardware.devices)
     try:
-      program = PROGRAMS[step](experiment, layout)
+      program = PROGRAMS[step](experiment, sharding_plan)
     except ValueError as error:
       raise ConfigError(str(error)) from None
     try:
@@ -223,13 +223,15 @@ def plan(
         raise MemoryError(what) from None
       raise ConfigError(f"the compiler for {hardware.name} fails on this: {what}") from None
   seconds = time.monotonic() - began
-  return _measured(experiment, hardware, layout, program, compiled, text, seconds, step, model)
+  return _measured(
+    experiment, hardware, sharding_plan, program, compiled, text, seconds, step, model
+  )
 
 
 def _measured(
   experiment: Experiment,
   hardware: Hardware,
-  layout: Layout,
+  sharding_plan: ShardingPlan,
   program: Program,
   compiled: jax.stages.Compiled,
   text: hlo.Program,
@@ -241,7 +243,7 @@ def _measured(
   times: dict[tuple[str, str], int] = collections.defaultdict(int)
   sent: dict[tuple[str, str], float] = collections.defaultdict(float)
   exchanging = 0.0
-  for found in audit.collectives(text, layout.sizes):
+  for found in audit.collectives(text, sharding_plan.sizes):
     if found.members == 1:
       continue  # XLA for GPUs leaves sums over one device in
     along = found.kind, "+".join(found.axes)
@@ -262,9 +264,9 @@ def _measured(
     topology=hardware.topology,
     devices=hardware.device_count,
     model=model,
-    parameters=sum(math.prod(p.shape) for p in layout.parameters),
-    mesh=layout.sizes,
-    zero=layout.stage,
+    parameters=sum(math.prod(p.shape) for p in sharding_plan.parameters),
+    mesh=sharding_plan.sizes,
+    zero=sharding_plan.stage,
     remat=experiment.model.remat if training else None,
     accumulate=experiment.options.step.accumulate if training else None,
     batch_size=experiment.batch_size,

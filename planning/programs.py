@@ -15,8 +15,8 @@ from inference.decode_sharding import OverMesh
 from inference.decoder import Decoder
 from inference.sampling import Sampler
 from models.accounting import abstract_parameters, account
-from parallel.layout import Layout
 from parallel.rules import named_axes
+from parallel.sharding_plan import ShardingPlan
 from training import step as step_lib
 from training.checkpoint import abstract_like
 from training.saved_residuals import activation_bytes
@@ -51,15 +51,18 @@ class Program:
   tokens: int
 
 
-def training_step(experiment: Experiment, layout: Layout) -> Program:
+def training_step(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
   """A step with a whole batch."""
   model, options = experiment.model, experiment.options.step
   rows, length = experiment.batch_size, experiment.sequence_length
-  state = abstract_like(describe.abstract_state(experiment), layout.state)
+  state = abstract_like(describe.abstract_state(experiment), sharding_plan.state)
   batch = abstract_like(
-    describe.abstract_batch(experiment), lambda tree: jax.tree.map(lambda _: layout.batch, tree)
+    describe.abstract_batch(experiment),
+    lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree),
   )
-  step = step_lib.make_train_step(model, experiment.optimizer.transformation(), options, layout)
+  step = step_lib.make_train_step(
+    model, experiment.optimizer.transformation(), options, sharding_plan
+  )
   counted = account(model, batch_size=rows, length=length)
   return Program(
     lowered=jax.jit(step, donate_argnums=0).lower(state, batch),
@@ -69,17 +72,19 @@ def training_step(experiment: Experiment, layout: Layout) -> Program:
     batch=describe.device_bytes(batch),
     updated=state,
     first_updated=0,
-    activations=activation_bytes(model, layout, rows=rows // options.accumulate, length=length),
-    gradients=layout.gradient_bytes(),
+    activations=activation_bytes(
+      model, sharding_plan, rows=rows // options.accumulate, length=length
+    ),
+    gradients=sharding_plan.gradient_bytes(),
     model_flops=counted.training_flops * rows * length,
     tokens=rows * length,
   )
 
 
-def prefill(experiment: Experiment, layout: Layout) -> Program:
+def prefill(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
   """Reading a batch of prompts of the rows' length."""
   model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
-  params, found = _decoding(experiment, layout)
+  params, found = _decoding(experiment, sharding_plan)
   # The logits of the last token alone are computed.
   unread = rows * (length - 1) * 2 * model.padded_vocab_size * model.width
   return Program(
@@ -87,7 +92,7 @@ def prefill(experiment: Experiment, layout: Layout) -> Program:
     parameters=describe.device_bytes(params),
     optimizer=0,
     state=0,
-    batch=2 * 4 * rows * length // _row_shards(layout),
+    batch=2 * 4 * rows * length // _row_shards(sharding_plan),
     updated=(),
     first_updated=0,
     activations=0,
@@ -97,10 +102,10 @@ def prefill(experiment: Experiment, layout: Layout) -> Program:
   )
 
 
-def decoding(experiment: Experiment, layout: Layout) -> Program:
+def decoding(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
   """One token more for each prompt of the rows' length."""
   model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
-  _, found = _decoding(experiment, layout)
+  _, found = _decoding(experiment, sharding_plan)
   # The cost of the last token of a row is what the row costs more than one that lacks it.
   last = model.matmul_flops(length) * length - model.matmul_flops(length - 1) * (length - 1)
   return Program(
@@ -121,21 +126,21 @@ def decoding(experiment: Experiment, layout: Layout) -> Program:
 PROGRAMS = {"train": training_step, "prefill": prefill, "decode": decoding}
 
 
-def _decoding(experiment: Experiment, layout: Layout):
+def _decoding(experiment: Experiment, sharding_plan: ShardingPlan):
   params = nn.unbox(abstract_parameters(experiment.model))
   params = jax.tree.map(
     lambda leaf, spec: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(layout.mesh, spec)
+      leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(sharding_plan.mesh, spec)
     ),
     params,
-    layout.tree(params, "used"),
+    sharding_plan.tree(params, "used"),
   )
-  decoder = Decoder(experiment.model, Sampler(temperature=0.0), where=OverMesh(layout))
+  decoder = Decoder(experiment.model, Sampler(temperature=0.0), where=OverMesh(sharding_plan))
   # Caches are rounded up: no room beyond the prompt's own length.
   return params, decoder.lower(
     params, rows=experiment.batch_size, length=experiment.sequence_length, max_tokens=1
   )
 
 
-def _row_shards(layout: Layout) -> int:
-  return math.prod(layout.sizes[name] for name in named_axes(layout.batch.spec[:1]))
+def _row_shards(sharding_plan: ShardingPlan) -> int:
+  return math.prod(sharding_plan.sizes[name] for name in named_axes(sharding_plan.batch.spec[:1]))

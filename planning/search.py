@@ -13,8 +13,8 @@ from experiment import describe
 from experiment.experiment import Experiment
 from kernels import platform
 from models.accounting import account
-from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
+from parallel.sharding_plan import Parallelism
 from planning import plan, tables
 from planning.hardware.chip import Hardware
 from training.checkpoint import abstract_like
@@ -231,14 +231,14 @@ def least_bytes(experiment: Experiment, hardware: Hardware) -> int:
     ConfigError: mesh, hardware and model do not fit.
   """
   with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
-    layout, options = experiment.layout(hardware.devices), experiment.options.step
-    state = abstract_like(describe.abstract_state(experiment), layout.state)
+    sharding_plan, options = experiment.sharding_plan(hardware.devices), experiment.options.step
+    state = abstract_like(describe.abstract_state(experiment), sharding_plan.state)
     return (
       describe.device_bytes(state)
-      + layout.gradient_bytes()
+      + sharding_plan.gradient_bytes()
       + activation_bytes(
         experiment.model,
-        layout,
+        sharding_plan,
         rows=experiment.batch_size // options.accumulate,
         length=experiment.sequence_length,
       )

@@ -11,7 +11,7 @@ import optax
 from config.config import ConfigError
 from experiment.experiment import Dataset, Experiment
 from models.language_model import LanguageModel
-from parallel.layout import Parallelism
+from parallel.sharding_plan import Parallelism
 from planning.hardware import catalogue
 from planning.hardware.chip import GIB
 from planning.plan import plan

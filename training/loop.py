@@ -18,7 +18,7 @@ import optax
 
 from base.ranges import Count, CountFromZero, Immaterial
 from parallel import processes
-from parallel.layout import Layout
+from parallel.sharding_plan import ShardingPlan
 from training import checkpoint as checkpoint_lib
 from training import host_memory, padded_vocabulary, remedies, retention
 from training import position as position_lib
@@ -114,7 +114,7 @@ class Summary:
 def train(
   *,
   model: Any,
-  layout: Layout,
+  sharding_plan: ShardingPlan,
   optimizer: optax.GradientTransformation,
   learning_rate: optax.Schedule,
   batches: Batches,
@@ -145,7 +145,7 @@ def train(
     evaluate: parameters to held-out figures; 'heldout_loss' chooses the best checkpoint.
     start: abstract parameters to those that a new run starts from; what they lack is drawn.
     identity: JSON values kept in each checkpoint (the configuration).
-    layout: where everything lies.
+    sharding_plan: where everything lies.
     after_first_step: called once the first step is compiled and done.
     progress: is told the steps in place of a line on stderr.
     before_writing: called before anything is written; it ends a process that may not.
@@ -156,7 +156,7 @@ def train(
     training.checkpoint.CheckpointError: what the run directory holds cannot be continued.
   """
   began = time.monotonic()
-  abstract, create, take_step = _programs(model, optimizer, options.step, layout)
+  abstract, create, take_step = _programs(model, optimizer, options.step, sharding_plan)
   checkpoints = Checkpoints(run_dir, keep=options.keep, before_writing=before_writing)
   restored = checkpoints.restore(abstract, padded_vocabulary.VocabularyRows.of(model))
   if restored is None:
@@ -230,7 +230,7 @@ def train(
   try:
     with Interruption() as interruption:
       for step in range(start_step, options.steps):
-        batch = layout.place(next(batches), batch_size)
+        batch = sharding_plan.place(next(batches), batch_size)
         if step == start_step:
           take_step.lower(state, batch).compile()
           host_memory.give_back()
@@ -305,7 +305,7 @@ def trace(
   model: Any,
   optimizer: optax.GradientTransformation,
   options: Options,
-  layout: Layout,
+  sharding_plan: ShardingPlan,
   batch_size: int,
   length: int,
 ) -> None:
@@ -314,10 +314,10 @@ def trace(
   Raises:
     ValueError: model, options and batch do not fit.
   """
-  abstract, _, take_step = _programs(model, optimizer, options.step, layout)
+  abstract, _, take_step = _programs(model, optimizer, options.step, sharding_plan)
   batch = step_lib.abstract_batch(batch_size, length)
-  # As `Layout.place` makes it: JAX traces again for arguments that lie elsewhere.
-  batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: layout.batch, tree))
+  # As `ShardingPlan.place` makes it: JAX traces again for arguments that lie elsewhere.
+  batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree))
   take_step.trace(abstract, batch)
 
 
@@ -326,10 +326,10 @@ def require_same_arrays(
   model: Any,
   optimizer: optax.GradientTransformation,
   options: Options,
-  layout: Layout,
+  sharding_plan: ShardingPlan,
 ) -> None:
   """See `training.checkpoint.require_same_arrays`."""
-  abstract, _, _ = _programs(model, optimizer, options.step, layout)
+  abstract, _, _ = _programs(model, optimizer, options.step, sharding_plan)
   checkpoint_lib.require_same_arrays(run_dir, abstract, padded_vocabulary.VocabularyRows.of(model))
 
 
@@ -338,7 +338,7 @@ def _programs(
   model: Any,
   optimizer: optax.GradientTransformation,
   options: step_lib.Options,
-  layout: Layout,
+  sharding_plan: ShardingPlan,
 ) -> tuple[Any, Callable[..., step_lib.TrainState], Callable[..., Any]]:
   """The train state's shapes, `create(seed, given)` and the step.
 
@@ -348,12 +348,12 @@ def _programs(
   def create(seed, given):
     return step_lib.initial_state(model, optimizer, options, seed, given)
 
-  abstract = abstract_like(jax.eval_shape(create, np.uint32(0), {}), layout.state)
+  abstract = abstract_like(jax.eval_shape(create, np.uint32(0), {}), sharding_plan.state)
   where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   return (
     abstract,
     jax.jit(create, out_shardings=where, donate_argnums=1),
-    jax.jit(step_lib.make_train_step(model, optimizer, options, layout), donate_argnums=0),
+    jax.jit(step_lib.make_train_step(model, optimizer, options, sharding_plan), donate_argnums=0),
   )
 
 

@@ -9,11 +9,13 @@ import jax
 
 from models.accounting import abstract_parameters
 from models.language_model import LanguageModel
-from parallel.layout import Layout
+from parallel.sharding_plan import ShardingPlan
 from training.step import abstract_batch, token_losses
 
 
-def activation_bytes(model: LanguageModel, layout: Layout, *, rows: int, length: int) -> int:
+def activation_bytes(
+  model: LanguageModel, sharding_plan: ShardingPlan, *, rows: int, length: int
+) -> int:
   """Bytes per device of all that automatic differentiation keeps, by the model's remat policy.
 
   Counted from a trace, without arrays: XLA may keep less, where it computes something again or
@@ -21,7 +23,7 @@ def activation_bytes(model: LanguageModel, layout: Layout, *, rows: int, length:
 
   Args:
     model: a language model of the zoo.
-    layout: the mesh and where parameters lie on it.
+    sharding_plan: the mesh and where parameters lie on it.
     rows: rows of a microbatch, on all devices together.
     length: tokens per row.
   """
@@ -36,5 +38,5 @@ def activation_bytes(model: LanguageModel, layout: Layout, *, rows: int, length:
     return losses
 
   params = nn.unbox(abstract_parameters(model))
-  jax.eval_shape(layout.losses(forward), params, abstract_batch(rows, length))
+  jax.eval_shape(sharding_plan.losses(forward), params, abstract_batch(rows, length))
   return found

@@ -17,7 +17,7 @@ from base.ranges import Count, Factor, NotNegative
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
 from parallel import sharded_vocabulary, shards
-from parallel.layout import TOKENS, Layout, on_one_device
+from parallel.sharding_plan import TOKENS, ShardingPlan, on_one_device
 from parallel.tree_paths import by_path, joined
 from training import rounding
 
@@ -152,7 +152,7 @@ def make_train_step(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
   options: Options,
-  layout: Layout | None = None,
+  sharding_plan: ShardingPlan | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """Returns `step(state, batch) -> (state, metrics)`, laid out over devices; by default over one.
 
@@ -162,8 +162,8 @@ def make_train_step(
   skipped_in_a_row.
   """
 
-  layout = layout or on_one_device(list_parameters(model))
-  differentiate = layout.gradient(
+  sharding_plan = sharding_plan or on_one_device(list_parameters(model))
+  differentiate = sharding_plan.gradient(
     functools.partial(loss_and_gradient, model, options),
     trained=lambda params: split(model, params)[0],
   )
@@ -172,7 +172,10 @@ def make_train_step(
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     (loss, targets), gradient = differentiate(state.params, batch, jax.random.key_data(rng))
     params, frozen = split(model, state.params)
-    gradient, params = layout.split_for_update(gradient), layout.split_for_update(params)
+    gradient, params = (
+      sharding_plan.split_for_update(gradient),
+      sharding_plan.split_for_update(params),
+    )
     norm = optax.global_norm(gradient)
     take, guard = _decide(state.guard, loss, norm, options)
     updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
@@ -193,9 +196,9 @@ def make_train_step(
       rng=state.rng,
     )
     # Whole parameters are gathered once, from what was chosen.
-    chosen = layout.split_for_update(new_state.params)
+    chosen = sharding_plan.split_for_update(new_state.params)
     new_state = new_state._replace(params=join(chosen, frozen))
-    new_state = jax.lax.with_sharding_constraint(new_state, layout.state(new_state))
+    new_state = jax.lax.with_sharding_constraint(new_state, sharding_plan.state(new_state))
     metrics = {
       "loss": loss,
       "grad_norm": norm,

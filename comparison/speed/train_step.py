@@ -13,7 +13,7 @@ import optax
 from data.loader import batch_of_rows
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
-from parallel.layout import Parallelism, on_one_device
+from parallel.sharding_plan import Parallelism, on_one_device
 from training.checkpoint import abstract_like
 from training.optimizer import AdamW
 from training.step import Options, initial_state, make_train_step
@@ -30,14 +30,16 @@ class TrainingSteps:
     self._model = model
     self._optimizer = _ADAMW.transformation()
     parameters = list_parameters(model)
-    self._layout = parallelism.layout(parameters) if parallelism else on_one_device(parameters)
+    self._sharding_plan = (
+      parallelism.sharding_plan(parameters) if parallelism else on_one_device(parameters)
+    )
     self._steps: dict[LanguageModel, Callable[..., Any]] = {}
 
   @functools.cached_property
   def _carried(self) -> list[Any]:
     """The train state, in a list because every step replaces it; made when the first one runs."""
     create = functools.partial(initial_state, self._model, self._optimizer, _OPTIONS, 0)
-    abstract = abstract_like(jax.eval_shape(create), self._layout.state)
+    abstract = abstract_like(jax.eval_shape(create), self._sharding_plan.state)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return [jax.jit(create, out_shardings=where)()]
 
@@ -53,8 +55,8 @@ class TrainingSteps:
     """
     tokens = np.random.default_rng(0).integers(0, self._model.vocab_size, (batch_size, length))
     batch = batch_of_rows(tokens, np.ones_like(tokens), bos_id=0)
-    self._layout.check_batch(batch_size, length)
-    batch = self._layout.place(batch, batch_size)
+    self._sharding_plan.check_batch(batch_size, length)
+    batch = self._sharding_plan.place(batch, batch_size)
     step = self._compiled(model or self._model)
 
     def run() -> dict[str, jax.Array]:
@@ -66,6 +68,6 @@ class TrainingSteps:
   def _compiled(self, model: LanguageModel) -> Callable[..., Any]:
     """The same function for the same model, so that JAX compiles it once per shape."""
     if model not in self._steps:
-      step = make_train_step(model, self._optimizer, _OPTIONS, self._layout)
+      step = make_train_step(model, self._optimizer, _OPTIONS, self._sharding_plan)
       self._steps[model] = jax.jit(step, donate_argnums=0)
     return self._steps[model]

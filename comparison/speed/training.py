@@ -15,7 +15,7 @@ from comparison.speed.description import change, check_baseline, conditions, lis
 from comparison.speed.timing import Interval
 from comparison.speed.train_step import TrainingSteps
 from models.language_model import LanguageModel
-from parallel.layout import Parallelism
+from parallel.sharding_plan import Parallelism
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 _SOURCE = "section 4.3"

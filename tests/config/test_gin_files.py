@@ -17,8 +17,8 @@ from config import config
 from config.place import GIN_ROOT
 from experiment import describe, experiment
 from models import accounting
-from parallel.layout import Layout
 from parallel.rules import Rules
+from parallel.sharding_plan import ShardingPlan
 from training import step as step_lib
 
 
@@ -160,8 +160,8 @@ def test_described_sharding_says_where_every_parameter_lies(monkeypatch):
     )
   )
   mesh = AbstractMesh((2, 1, 4), ("data", "seq", "model"))
-  placed = Layout(mesh, Rules(max_replicated=1.0), 3, accounting.list_parameters(built.model))
-  monkeypatch.setattr(experiment.Experiment, "layout", lambda self, devices=None: placed)
+  placed = ShardingPlan(mesh, Rules(max_replicated=1.0), 3, accounting.list_parameters(built.model))
+  monkeypatch.setattr(experiment.Experiment, "sharding_plan", lambda self, devices=None: placed)
   lines = [line.split("  ") for line in describe.sharding(built).splitlines()]
   told = {parts[0]: [part.strip() for part in parts[1:] if part] for parts in lines}
   assert {parameter.path for parameter in placed.parameters} <= set(told)
@@ -171,7 +171,7 @@ def test_described_sharding_says_where_every_parameter_lies(monkeypatch):
     describe.show_bytes(vocabulary * 256 * 4 / 8),
   ]  # fmt: skip
   assert told["mesh"] == ["data=2 x seq=1 x model=4, ZeRO stage 3"]
-  held = sum(placed.held_bytes(p, placed.places[p.path].stored) for p in placed.parameters)
+  held = sum(placed.held_bytes(p, placed.param_shardings[p.path].stored) for p in placed.parameters)
   assert told["parameters per device"] == [describe.show_bytes(held)]
 
 

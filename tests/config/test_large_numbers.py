@@ -28,7 +28,7 @@ SMALL = ["DEPTH=3", "WIDTH=16", "RNN_WIDTH=16", "HEADS=1", "SEQUENCE_LENGTH=8", 
 def test_a_large_whole_number_is_a_number(name, value):
   small = [f"--gin.{setting}" for setting in SMALL]
   experiment = build(load("gin/runs/griffin_quickstart.gin", [f"--gin.{name}={value}", *small]))
-  experiment.check_step(mesh_advice.layout(experiment))
+  experiment.check_step(mesh_advice.sharding_plan(experiment))
 
 
 @pytest.mark.parametrize("name", ["SEQUENCE_LENGTH", "BATCH_SIZE"])

@@ -40,7 +40,12 @@ def test_old_paths_mean_the_new_modules(tmp_path, capsys):
 
 @pytest.mark.parametrize(
   "argument",
-  ["--gin.launch.experiment.Experiment.batch_size=3", "--gin.VOCABULARY=@vocabularies.Bytes()"],
+  [
+    "--gin.launch.experiment.Experiment.batch_size=3",
+    "--gin.VOCABULARY=@vocabularies.Bytes()",
+    "--gin.experiment.Experiment.mesh=@layout.Parallelism()",
+    "--gin.parallel.layout.Parallelism.zero=1",
+  ],
 )
 def test_old_names_in_arguments(argument, capsys):
   config_lib.load("runs/griffin_quickstart.gin", Experiment, [argument])

@@ -94,7 +94,7 @@ def make(built, module: str) -> None:
   if module.startswith("models."):
     accounting.list_parameters(built.model)
   elif module.startswith("parallel."):
-    built.layout(jax.devices())
+    built.sharding_plan(jax.devices())
   elif module.startswith("training.optimizer"):
     jax.eval_shape(built.optimizer.learning_rate, jax.ShapeDtypeStruct((), jnp.int32))
 

@@ -20,7 +20,7 @@ for case in sys.argv[1:]:
   mesh, *flags = case.split()
   built = experiment.build(experiment.load(["gin/runs/griffin_quickstart.gin", mesh], flags))
   try:
-    mesh_advice.layout(built)
+    mesh_advice.sharding_plan(built)
     print("fits")
   except experiment.ConfigError as error:
     print(error)

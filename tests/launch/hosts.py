@@ -24,7 +24,7 @@ from __gin__ import dynamic_registration
 from data import corpora
 from data import dataset
 from parallel import rules
-from parallel import layout
+from parallel import sharding_plan
 from training import loop
 
 include 'experiment.gin'
@@ -52,7 +52,7 @@ loop.Options.log_every = 1
 loop.Options.checkpoint_every = 5
 # In a model this small, vectors are more than 1% of it.
 rules.Rules.max_replicated = 1.0
-layout.Parallelism.rules = @rules.Rules()
+sharding_plan.Parallelism.rules = @rules.Rules()
 """
 # What C++ says of an end that was not meant: nothing a user should have to read.
 CRASHES = ("terminate called", "FATAL:", "Check failure stack trace")

@@ -143,11 +143,11 @@ def test_a_run_of_one_device_generates_the_same_on_a_mesh(run_dir, tmp_path, cap
   mesh = tmp_path / "mesh.gin"
   mesh.write_text("""
 from __gin__ import dynamic_registration
-from parallel import layout
+from parallel import sharding_plan
 from parallel import rules
 include 'mesh/zero3.gin'
 rules.Rules.max_replicated = 1.0  # in a model this small, vectors are more than 1% of it
-layout.Parallelism.rules = @rules.Rules()
+sharding_plan.Parallelism.rules = @rules.Rules()
 """)
   arguments = [f"--run_dir={run_dir}", "--prompt=Document", "--temperature=0", "--max_tokens=12"]
   assert generate.main(arguments) == 0

@@ -22,9 +22,9 @@ from inference.decode_sharding import OverMesh
 from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
 from models.accounting import abstract_parameters, list_parameters, tree_bytes
-from parallel.layout import Layout, Parallelism
 from parallel.mesh import MeshSpec
 from parallel.rules import Rules
+from parallel.sharding_plan import Parallelism, ShardingPlan
 
 # One is longer than the window of 13, and no mesh divides three rows.
 PROMPTS = ([1, 5, 9, 3], [1], [1, *range(2, 40)])
@@ -41,14 +41,14 @@ def memory() -> dict:
   """What the programs of a decoder without a copy of the parameters need, by XLA's own account."""
   backbone = dataclasses.replace(sharded_training.BACKBONE, width=64, depth=24)
   model = sharded_training.MODELS["hawk"](backbone)
-  layout = layout_of(model, {"data": 8}, 3)
+  sharding_plan = sharding_plan_of(model, {"data": 8}, 3)
   params = nn.unbox(abstract_parameters(model))
   stored = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
     params,
-    layout.state({"params": params})["params"],
+    sharding_plan.state({"params": params})["params"],
   )
-  decoder = Decoder(model, Sampler(), where=OverMesh(layout, lean=True))
+  decoder = Decoder(model, Sampler(), where=OverMesh(sharding_plan, lean=True))
   lowered = decoder.lower(stored, rows=8, length=64, max_tokens=1)
   found = {"case": "memory", "parameters": tree_bytes(params)}
   for name in ("prefill", "advance"):
@@ -57,11 +57,11 @@ def memory() -> dict:
   return found
 
 
-def layout_of(model, sizes: dict, stage: int) -> Layout:
+def sharding_plan_of(model, sizes: dict, stage: int) -> ShardingPlan:
   parallelism = Parallelism(
     mesh=MeshSpec(**{"data": 1} | sizes), zero=stage, rules=Rules(max_replicated=1.0)
   )
-  return parallelism.layout(list_parameters(model))
+  return parallelism.sharding_plan(list_parameters(model))
 
 
 def compare(case: str) -> dict:
@@ -74,13 +74,13 @@ def compare(case: str) -> dict:
   params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
   # Else the embedding, which is tied, makes every token predict itself, whatever the state.
   params = params | {"stack": jax.tree.map(lambda x: 4 * x, params["stack"])}
-  layout = layout_of(model, values, stage)
-  stored = jax.device_put(params, layout.state({"params": params})["params"])
+  sharding_plan = sharding_plan_of(model, values, stage)
+  stored = jax.device_put(params, sharding_plan.state({"params": params})["params"])
   return {
     "case": case,
     "one": decode(model, params, None),
-    "mesh": decode(model, stored, OverMesh(layout)),
-    "lean": decode(model, stored, OverMesh(layout, lean=True)),
+    "mesh": decode(model, stored, OverMesh(sharding_plan)),
+    "lean": decode(model, stored, OverMesh(sharding_plan, lean=True)),
   }
 
 

@@ -21,9 +21,9 @@ from data.loader import batch_of_rows
 from models.accounting import list_parameters
 from models.backbone import Backbone
 from models.hawk import hawk
-from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
 from parallel.rules import Rules
+from parallel.sharding_plan import Parallelism
 from training import step as step_lib
 
 IDS = 61
@@ -45,17 +45,17 @@ def batch() -> dict[str, np.ndarray]:
 def differentiate(model, parallelism: Parallelism | None):
   """(loss, gradient) of the initial parameters."""
   params = nn.unbox(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-  layout = parallelism and parallelism.layout(list_parameters(model))
+  sharding_plan = parallelism and parallelism.sharding_plan(list_parameters(model))
 
   def function(params, batch, key):
     return step_lib.loss_and_gradient(model, OPTIONS, params, batch, key)
 
-  if layout:
-    function = layout.gradient(function, trained=lambda params: params)
-    params = jax.device_put(params, layout.state({"params": params})["params"])
+  if sharding_plan:
+    function = sharding_plan.gradient(function, trained=lambda params: params)
+    params = jax.device_put(params, sharding_plan.state({"params": params})["params"])
   key = jax.random.key_data(jax.random.key(1))
   (loss, _), gradient = jax.jit(function)(
-    params, jax.device_put(batch(), layout and layout.batch), key
+    params, jax.device_put(batch(), sharding_plan and sharding_plan.batch), key
   )
   return float(loss), jax.device_get(gradient)
 

@@ -35,9 +35,9 @@ from models.griffin import griffin
 from models.hawk import hawk
 from models.lora import adapted
 from models.transformer import transformer
-from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
 from parallel.rules import Rules
+from parallel.sharding_plan import Parallelism
 from training import adafactor, lion, muon
 from training import optimizer as optimizer_lib
 from training import step as step_lib
@@ -87,17 +87,19 @@ def train(name: str, keep: str, rule: str, parallelism: Parallelism | None, accu
     z_loss=1e-3,
     rounding="stochastic" if keep == "stochastic" else "nearest",
   )
-  layout = parallelism and parallelism.layout(list_parameters(model))
+  sharding_plan = parallelism and parallelism.sharding_plan(list_parameters(model))
   create = functools.partial(step_lib.initial_state, model, optimizer, options, 0)
-  shardings = layout and layout.state(jax.eval_shape(create))
+  shardings = sharding_plan and sharding_plan.state(jax.eval_shape(create))
   state = jax.jit(create, out_shardings=shardings)()
-  step = jax.jit(step_lib.make_train_step(model, optimizer, options, layout), donate_argnums=0)
+  step = jax.jit(
+    step_lib.make_train_step(model, optimizer, options, sharding_plan), donate_argnums=0
+  )
   losses = []
   for batch in batches():
-    state, metrics = step(state, jax.device_put(batch, layout and layout.batch))
+    state, metrics = step(state, jax.device_put(batch, sharding_plan and sharding_plan.batch))
     losses.append(float(metrics["loss"]))
-  if layout:
-    expected = jax.tree.map(lambda s: s.spec, layout.state(state))
+  if sharding_plan:
+    expected = jax.tree.map(lambda s: s.spec, sharding_plan.state(state))
     found = jax.tree.map(lambda x: x.sharding.spec, state)
     jax.tree.map(_assert_placed, found, expected)
   return losses, jax.device_get(state)

@@ -15,9 +15,9 @@ from jax.sharding import AxisType, Mesh
 
 from data import loader
 from data.rows import RowFiles
-from parallel.layout import Layout
 from parallel.mesh import AXES
 from parallel.rules import Rules
+from parallel.sharding_plan import ShardingPlan
 
 BATCH_SIZE = 16
 # (data, seq, model)
@@ -35,15 +35,15 @@ def main(folder: str, port: str, count: int, index: int) -> None:
   for number, shape in enumerate(SHAPES):
     devices = np.random.default_rng(number).permutation(np.array(jax.devices(), object))
     mesh = Mesh(devices.reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    layout = Layout(mesh, Rules(), 0, ())
-    held = layout.rows_here(BATCH_SIZE, rows.sequence_length)
+    sharding_plan = ShardingPlan(mesh, Rules(), 0, ())
+    held = sharding_plan.rows_here(BATCH_SIZE, rows.sequence_length)
     pieces += int(np.any(np.diff(held) > 1))
     batches = loader.batches(rows, BATCH_SIZE, seed=7, slots=held.tolist())
-    copy = jax.jit(lambda batch: batch, out_shardings=layout.everywhere)
+    copy = jax.jit(lambda batch: batch, out_shardings=sharding_plan.everywhere)
     for batch in expected:
       # Training reads a process's own rows, a held-out score all of them.
       for given in (next(batches), batch):
-        found = copy(layout.place(given, BATCH_SIZE))
+        found = copy(sharding_plan.place(given, BATCH_SIZE))
         for name, array in batch.items():
           np.testing.assert_array_equal(np.asarray(found[name]), array)
     batches.close()

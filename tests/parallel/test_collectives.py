@@ -22,9 +22,9 @@ from models.backbone import Backbone
 from models.griffin import griffin
 from models.hawk import hawk
 from models.transformer import transformer
-from parallel.layout import Parallelism
 from parallel.mesh import MeshSpec
 from parallel.rules import Rules
+from parallel.sharding_plan import Parallelism
 from planning.hlo.collectives import collectives
 from training import step as step_lib
 from training.checkpoint import abstract_like
@@ -54,16 +54,17 @@ def compiled_step(
   options = {} if name == "transformer" else {"rnn_width": WIDTH, "gate_blocks": 8}
   backbone = Backbone(vocab_size=4096, width=WIDTH, depth=repeats * pattern, dtype="bfloat16")
   model = build(backbone, **options)
-  layout = Parallelism(
+  sharding_plan = Parallelism(
     mesh=MeshSpec(**{"data": 1} | mesh), zero=zero, rules=Rules(max_replicated=0.02)
-  ).layout(list_parameters(model), absent_tpu.devices("v5e"))
+  ).sharding_plan(list_parameters(model), absent_tpu.devices("v5e"))
   optimizer = AdamW(learning_rate=optax.constant_schedule(1e-3)).transformation()
   create = functools.partial(step_lib.initial_state, model, optimizer, step_lib.Options(), 0)
-  state = abstract_like(jax.eval_shape(create), layout.state)
+  state = abstract_like(jax.eval_shape(create), sharding_plan.state)
   batch = abstract_like(
-    step_lib.abstract_batch(ROWS, length), lambda tree: jax.tree.map(lambda _: layout.batch, tree)
+    step_lib.abstract_batch(ROWS, length),
+    lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree),
   )
-  step = step_lib.make_train_step(model, optimizer, step_lib.Options(), layout)
+  step = step_lib.make_train_step(model, optimizer, step_lib.Options(), sharding_plan)
   with platform.targeting("tpu"):
     return jax.jit(step, donate_argnums=0).lower(state, batch).compile().as_text()
 
@@ -143,13 +144,15 @@ def test_a_decoded_token_costs_one_all_reduce_per_sub_block():
   build, pattern = MODELS["griffin"]
   backbone = Backbone(vocab_size=4096, width=WIDTH, depth=pattern, dtype="bfloat16")
   model = build(backbone, rnn_width=WIDTH, gate_blocks=8)
-  layout = Parallelism(mesh=MeshSpec(data=1, model=8)).layout(
+  sharding_plan = Parallelism(mesh=MeshSpec(data=1, model=8)).sharding_plan(
     list_parameters(model), absent_tpu.devices("v5e")
   )
-  params = abstract_like({"params": nn.unbox(abstract_parameters(model))}, layout.state)["params"]
+  params = abstract_like({"params": nn.unbox(abstract_parameters(model))}, sharding_plan.state)[
+    "params"
+  ]
   with platform.targeting("tpu"):
     prefill, step, *_ = decoder.Decoder(
-      model, Sampler(temperature=0.0), where=OverMesh(layout)
+      model, Sampler(temperature=0.0), where=OverMesh(sharding_plan)
     ).lower(params, rows=ROWS, length=LENGTH, max_tokens=64)
   assert prefill.compile().memory_analysis().temp_size_in_bytes < 2**28
   found = collectives(step.compile().as_text())

@@ -20,8 +20,8 @@ import pytest
 
 from data import loader, packing, rows, tokenizers
 from experiment import experiment
-from parallel import layout as layout_lib
-from parallel.layout import Layout
+from parallel import sharding_plan as sharding_plan_lib
+from parallel.sharding_plan import ShardingPlan
 from planning.hardware import catalogue
 
 needs_libtpu = pytest.mark.skipif(
@@ -50,45 +50,45 @@ def devices(name: str):
   return hardware.devices
 
 
-def arranged(name: str, mesh: str, **macros: int) -> Layout | None:
-  """The layout of a mesh file on a slice; None for the file of a single device."""
+def arranged(name: str, mesh: str, **macros: int) -> ShardingPlan | None:
+  """The sharding plan of a mesh file on a slice; None for the file of a single device."""
   arguments = [f"--gin.{macro}={value}" for macro, value in macros.items()]
   run = Path(__file__).parents[2] / "gin" / "runs" / "griffin_quickstart.gin"
   file = run.parents[1] / "mesh" / f"{mesh}.gin"
   found = experiment.build(experiment.load([run, file], arguments)).mesh
-  return found and found.layout((), devices(name))
+  return found and found.sharding_plan((), devices(name))
 
 
-def check(layout: Layout, batch: np.ndarray, read) -> int:
+def check(sharding_plan: ShardingPlan, batch: np.ndarray, read) -> int:
   """Simulates every process; `read(held)` are the rows it loads.
 
   Returns the number of processes.
   """
-  placed = layout.batch.devices_indices_map(batch.shape)
+  placed = sharding_plan.batch.devices_indices_map(batch.shape)
   processes = {device.process_index for device in placed}
   for process in processes:
-    held = layout.rows_of(process, *batch.shape)
+    held = sharding_plan.rows_of(process, *batch.shape)
     mine = read(held)
     whole = None if len(held) == len(batch) else held
     for device, index in placed.items():
       if device.process_index == process:
-        np.testing.assert_array_equal(layout_lib.part(mine, whole, index), batch[index])
+        np.testing.assert_array_equal(sharding_plan_lib.part(mine, whole, index), batch[index])
   return len(processes)
 
 
 @needs_libtpu
 @pytest.mark.parametrize("name", SLICES)
 def test_every_device_gets_the_rows_of_the_single_device_batch(name):
-  layouts = [arranged(name, mesh) for mesh in MESHES]
-  layouts += [arranged(name, "data", **macros) for macros in OTHERS]
+  sharding_plans = [arranged(name, mesh) for mesh in MESHES]
+  sharding_plans += [arranged(name, "data", **macros) for macros in OTHERS]
   tried = 0
-  for layout in filter(None, layouts):
+  for sharding_plan in filter(None, sharding_plans):
     for count in ROWS:
-      if count % layout.sizes["data"] == 0:
+      if count % sharding_plan.sizes["data"] == 0:
         batch = np.arange(count * LENGTH).reshape(count, LENGTH)
-        assert check(layout, batch, batch.__getitem__) > 1
+        assert check(sharding_plan, batch, batch.__getitem__) > 1
         tried += 1
-  assert tried >= len(layouts)
+  assert tried >= len(sharding_plans)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def numbered(tmp_path_factory):
 @needs_libtpu
 @pytest.mark.parametrize("name", ["v5e:4x4", "v5p:4x4x4"])
 def test_the_loader_of_every_host_reads_what_its_devices_need(name, numbered):
-  layout = arranged(name, "data")
+  sharding_plan = arranged(name, "data")
   whole = loader.batches(numbered, 192, seed=3, start_step=5)
   batch = next(whole)["targets"]
   whole.close()
@@ -121,14 +121,14 @@ def test_the_loader_of_every_host_reads_what_its_devices_need(name, numbered):
     batches.close()
     return found
 
-  assert check(layout, batch, read) == layout.mesh.size // 4
+  assert check(sharding_plan, batch, read) == sharding_plan.mesh.size // 4
 
 
 @needs_libtpu
 def test_hosts_do_hold_rows_in_pieces():
   """What the other tests are for: on this slice the rows of a host are no block of the batch."""
-  layout = arranged("v5e:4x4", "data")
-  held = [layout.rows_of(process, 192, LENGTH) for process in range(4)]
+  sharding_plan = arranged("v5e:4x4", "data")
+  held = [sharding_plan.rows_of(process, 192, LENGTH) for process in range(4)]
   assert any(np.any(np.diff(some) > 1) for some in held)
   assert sorted(np.concatenate(held)) == list(range(192))
 

@@ -243,7 +243,7 @@ def test_a_search_compiles_the_cheapest_that_can_fit(run_file):
 
   # A run that is given these arguments is the one that was planned.
   run = build(run_file, "models/hawk.gin", *arguments, *search.arguments(roomy))
-  assert run.layout(slice_.devices).sizes == roomy.mesh
+  assert run.sharding_plan(slice_.devices).sizes == roomy.mesh
   assert (run.mesh.zero, run.model.remat) == (roomy.zero, roomy.remat)
   assert run.options.step.accumulate == roomy.accumulate
 

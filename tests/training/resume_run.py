@@ -12,7 +12,7 @@ import numpy as np
 
 from data.loader import batch_of_rows
 from models.accounting import list_parameters
-from parallel.layout import on_one_device
+from parallel.sharding_plan import on_one_device
 from tests.small_models import VOCAB_SIZE, build
 from training import loop, optimizer
 
@@ -45,7 +45,7 @@ def main(run_dir: Path, steps: int) -> None:
   )  # to a run a model is arrays: this one is quickly traced in every life
   summary = loop.train(
     model=model,
-    layout=on_one_device(list_parameters(model)),
+    sharding_plan=on_one_device(list_parameters(model)),
     optimizer=optimizer.AdamW(learning_rate=schedule).transformation(),
     learning_rate=schedule,
     batches=Sequences(),

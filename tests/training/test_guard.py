@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from models.accounting import list_parameters
-from parallel.layout import on_one_device
+from parallel.sharding_plan import on_one_device
 from tests.small_models import build
 from tests.training.resume_run import Sequences
 from training import checkpoint, loop, optimizer, retention
@@ -88,7 +88,7 @@ def run(folder, *, bad=(), rate=lambda step: 1e-3 + 0 * step, evaluate=None, ste
   adam = optimizer.AdamW(learning_rate=rate)
   return loop.train(
     model=MODEL,
-    layout=on_one_device(list_parameters(MODEL)),
+    sharding_plan=on_one_device(list_parameters(MODEL)),
     optimizer=adam.transformation(),
     learning_rate=rate,
     batches=Poisoned(bad),

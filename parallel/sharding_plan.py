@@ -1,4 +1,4 @@
-"""Where everything of a training step lies: rules and ZeRO applied to one model on one mesh."""
+"""Shardings of everything in a training step: rules and ZeRO applied to one model on one mesh."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ class Parallelism:
   def __post_init__(self):
     zero.check_stage(self.zero)
 
-  def layout(
+  def sharding_plan(
     self, parameters: Iterable[Parameter], devices: Sequence[Device] | None = None
-  ) -> Layout:
+  ) -> ShardingPlan:
     """Places a model's parameters on devices; None takes all that are visible.
 
     Raises:
       ValueError: mesh and devices, or rules and parameters, do not fit; see `Rules.spec`.
     """
-    return Layout(self.mesh.build(devices), self.rules, self.zero, tuple(parameters))
+    return ShardingPlan(self.mesh.build(devices), self.rules, self.zero, tuple(parameters))
 
 
-def on_one_device(parameters: Iterable[Parameter], device: Device | None = None) -> Layout:
+def on_one_device(parameters: Iterable[Parameter], device: Device | None = None) -> ShardingPlan:
   """Places a model's parameters on one device; None takes the first of this process."""
   one = jax.local_devices()[0] if device is None else device
-  return Parallelism().layout(parameters, [one])
+  return Parallelism().sharding_plan(parameters, [one])
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-  """Where one parameter lies.
+class ParamSharding:
+  """The shardings of one parameter, and of what is computed for it.
 
   Attributes:
     used: the part that a device computes with.
@@ -74,34 +74,34 @@ class Place:
   optimizer: PartitionSpec
 
 
-class Layout:
-  """Placements of the parameters, gradients, optimizer state and batches of one model.
+class ShardingPlan:
+  """Shardings of the parameters, gradients, optimizer state and batches of one model on one mesh.
 
   One device is a mesh of one: what nothing is split over is then what everything else is.
   """
 
   def __init__(self, mesh: Mesh, rules: Rules, stage: int, parameters: tuple[Parameter, ...]):
-    """Computes all placements; see `Parallelism.layout`."""
+    """Computes all shardings; see `Parallelism.sharding_plan`."""
     self.mesh = mesh
     self.stage = stage
     self.sizes = dict(mesh.shape)
     self.parameters = parameters
     self._rules = rules
     over = tuple(name for name in _OVER if self.sizes[name] > 1)
-    self.places: dict[str, Place] = {}
+    self.param_shardings: dict[str, ParamSharding] = {}
     self._shapes = {parameter.path: parameter.shape for parameter in parameters}
     for parameter in parameters:
       axes, shape = parameter.axes, parameter.shape
       used = rules.spec(axes, shape, self.sizes, parameter.path)
       split = zero.placement(used, axes, shape, self.sizes, over)
-      self.places[parameter.path] = Place(
+      self.param_shardings[parameter.path] = ParamSharding(
         used,
         *(
           split if stage >= first else used
           for first in (zero.PARAMETERS, zero.GRADIENTS, zero.OPTIMIZER)
         ),
       )
-    used = {path: place.stored for path, place in self.places.items()}
+    used = {path: place.stored for path, place in self.param_shardings.items()}
     holding = ("model", *(over if stage >= zero.PARAMETERS else ()))
     check_replication(rules, parameters, used, self.sizes, holding)
     self.region = shards.Region(
@@ -134,7 +134,7 @@ class Layout:
   def gradient_bytes(self) -> int:
     """Bytes of all gradients on one device, in float32."""
     return sum(
-      self.held_bytes(p, self.places[p.path].gradient) * 4 // p.dtype.itemsize
+      self.held_bytes(p, self.param_shardings[p.path].gradient) * 4 // p.dtype.itemsize
       for p in self.parameters
     )
 
@@ -188,9 +188,11 @@ class Layout:
     return {name: make(rows) for name, rows in batch.items()}
 
   def tree(self, params: Any, kind: str) -> Any:
-    """A tree of PartitionSpecs like that of the parameters; `kind` is an attribute of Place."""
+    """A tree of PartitionSpecs like that of the parameters; `kind` is an attribute of
+    `ParamSharding`.
+    """
     return jax.tree_util.tree_map_with_path(
-      lambda path, _: getattr(self.places[joined(path)], kind), params
+      lambda path, _: getattr(self.param_shardings[joined(path)], kind), params
     )
 
   def state(self, state: Any) -> Any:
@@ -204,7 +206,7 @@ class Layout:
       names = [tree_paths.name(key) for key in path]
       for start in range(len(names)):
         path_of_copy = "/".join(names[start:])
-        place = self.places.get(path_of_copy)
+        place = self.param_shardings.get(path_of_copy)
         if place is not None and leaf.shape == self._shapes[path_of_copy]:
           spec = place.stored if names[0] == "params" else place.optimizer
           return NamedSharding(self.mesh, spec)
@@ -265,7 +267,7 @@ class Layout:
     everywhere = tuple(n for axis in TOKENS for n in shards.mesh_axes(axis))
 
     def scatter(path, leaf):
-      place = self.places[joined(path)]
+      place = self.param_shardings[joined(path)]
       if place.gradient == place.used:
         return leaf, everywhere
       if place.stored == place.used:
@@ -298,7 +300,7 @@ def part(rows: np.ndarray, held: np.ndarray | None, index: tuple[slice, slice]) 
   return rows[found, index[1]]
 
 
-def _further(place: Place) -> int:
+def _further(place: ParamSharding) -> int:
   """The dimension that ZeRO splits."""
   used = [*place.used] + [None] * (len(place.gradient) - len(place.used))
   return next(i for i, (a, b) in enumerate(zip(used, place.gradient, strict=True)) if a != b)

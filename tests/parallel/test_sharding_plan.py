@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec as P
 from models.accounting import list_parameters
 from models.backbone import Backbone
 from models.griffin import griffin
-from parallel.layout import Layout, Parallelism
 from parallel.mesh import MeshSpec
 from parallel.rules import Rules
+from parallel.sharding_plan import Parallelism, ShardingPlan
 
 
 def model(**options):
@@ -20,21 +20,21 @@ def model(**options):
   return griffin(Backbone(vocab_size=32_000, width=2048, depth=24), **sizes)
 
 
-def layout(stage: int = 0, rules: Rules | None = None, built=None, **sizes) -> Layout:
+def sharding_plan(stage: int = 0, rules: Rules | None = None, built=None, **sizes) -> ShardingPlan:
   mesh = AbstractMesh(
     (sizes.get("data", 1), sizes.get("seq", 1), sizes.get("model", 1)), ("data", "seq", "model")
   )
-  return Layout(mesh, rules or Rules(), stage, list_parameters(built or model()))
+  return ShardingPlan(mesh, rules or Rules(), stage, list_parameters(built or model()))
 
 
-def held(found: Layout, kind: str) -> int:
+def held(found: ShardingPlan, kind: str) -> int:
   """Bytes of all parameters on one device, were they placed as a kind of array is."""
-  places = found.places
+  places = found.param_shardings
   return sum(found.held_bytes(p, getattr(places[p.path], kind)) for p in found.parameters)
 
 
 def test_megatron_splits_columns_then_rows_and_leaves_the_shared_head_whole():
-  places = layout(model=16).places
+  places = sharding_plan(model=16).param_shardings
   block = "stack/repeats/block_0/"
   expected = {
     block + "mixer/linear_x/kernel": P(None, None, "model"),
@@ -51,7 +51,7 @@ def test_megatron_splits_columns_then_rows_and_leaves_the_shared_head_whole():
 
 @pytest.mark.parametrize("stage", range(4))
 def test_each_zero_stage_divides_what_it_promises(stage):
-  found, whole = layout(stage, data=32), layout(0).parameters
+  found, whole = sharding_plan(stage, data=32), sharding_plan(0).parameters
   total = sum(parameter.bytes for parameter in whole)
   for kind, first in (("optimizer", 1), ("gradient", 2), ("stored", 3)):
     share = held(found, kind) / total
@@ -61,7 +61,7 @@ def test_each_zero_stage_divides_what_it_promises(stage):
 
 
 def test_zero_and_megatron_divide_together():
-  found = layout(3, data=16, model=16)
+  found = sharding_plan(3, data=16, model=16)
   total = sum(parameter.bytes for parameter in found.parameters)
   shared_heads = sum(p.bytes for p in found.parameters if "kv_heads" in p.axes)
   assert held(found, "stored") < total / 256 + shared_heads / 16 + 1e-3 * total
@@ -84,15 +84,15 @@ def test_zero_and_megatron_divide_together():
 )
 def test_a_dimension_that_does_not_divide_is_named_with_the_way_out(sizes, options, message):
   with pytest.raises(ValueError, match=message):
-    layout(built=model(**options), **sizes)
+    sharding_plan(built=model(**options), **sizes)
 
 
 def test_an_axis_without_a_rule_and_a_rule_without_an_axis_are_named():
   table = dict(Rules().table)
   with pytest.raises(ValueError, match="no rule for its logical axis 'mlp'"):
-    layout(rules=Rules(table={k: v for k, v in table.items() if k != "mlp"}), model=2)
+    sharding_plan(rules=Rules(table={k: v for k, v in table.items() if k != "mlp"}), model=2)
   with pytest.raises(ValueError, match="'mlp' -> 'tensor' names no axis of the mesh; it has data"):
-    layout(rules=Rules(table=table | {"mlp": "tensor"}), model=2)
+    sharding_plan(rules=Rules(table=table | {"mlp": "tensor"}), model=2)
 
 
 def test_parameters_replicated_by_oversight_are_an_error():
@@ -100,12 +100,12 @@ def test_parameters_replicated_by_oversight_are_an_error():
   with pytest.raises(
     ValueError, match=r"of the parameter bytes are replicated over mesh axis model"
   ):
-    layout(rules=rules, model=4)
-  layout(rules=Rules(table=rules.table, replicated=("mlp", "kv_heads")), model=4)
+    sharding_plan(rules=rules, model=4)
+  sharding_plan(rules=Rules(table=rules.table, replicated=("mlp", "kv_heads")), model=4)
 
 
 def test_rows_that_cannot_be_split_are_named():
-  found = layout(data=4)
+  found = sharding_plan(data=4)
   found.check_batch(8, 511)
   message = (
     r"batch: 6 rows at a time cannot be split evenly over data=4\. Make --gin\.BATCH_SIZE a "
@@ -122,7 +122,7 @@ def test_a_row_that_the_time_axis_does_not_divide_is_refused():
     match=r"batch: 65 tokens of a row cannot be split evenly over seq=2\. "
     r"Make --gin\.SEQUENCE_LENGTH a",
   ):
-    layout(seq=2).check_batch(8, 65)
+    sharding_plan(seq=2).check_batch(8, 65)
 
 
 def test_minus_one_takes_the_devices_that_are_left():
@@ -173,7 +173,7 @@ def test_a_mesh_that_cannot_exist_is_refused(sizes, message):
 
 def test_zero_splits_over_the_time_axis_too():
   """Devices along it see other tokens of the same rows: they would hold copies."""
-  found, alone = layout(3, data=2, seq=8), layout(3, data=16)
+  found, alone = sharding_plan(3, data=2, seq=8), sharding_plan(3, data=16)
   assert held(found, "stored") == held(alone, "stored")
 
 
