@@ -74,7 +74,7 @@ def _our_training_step(dtype, tokens):
   model, params = _ours(dtype)
   model = model.clone(remat="mixers")  # as the quickstart trains
   batch = batch_of_rows(tokens[:, 1:], np.ones_like(tokens[:, 1:]), bos_id=0)
-  options = Options(accumulate=MICROBATCHES)
+  options = Options(grad_accum_steps=MICROBATCHES)
   key = jax.random.key_data(jax.random.key(0))
   step = jax.jit(functools.partial(loss_and_gradient, model, options))
   step.lower(params, batch, key).compile()

@@ -189,7 +189,7 @@ _moved_names_told = False
 
 
 def _tell_moved(source: Source) -> None:
-  """Says once that files of the user name modules by their old paths. Copies that runs keep may."""
+  """Says once that files of the user hold old names. Copies that runs keep may."""
   global _moved_names_told
   written = [(old, new, place) for old, new, place in source.moved if not place.is_general]
   if written and not _moved_names_told:

@@ -29,6 +29,9 @@ _MODULES = {
   "evaluation.speed.training": "comparison.speed.training",
 }
 
+# Parameters, by the class or function that they are bound for.
+_PARAMETERS = {"training.step.Options.accumulate": "grad_accum_steps"}
+
 
 class Translation:
   """Translates the names of one file, or of the arguments of a command.
@@ -40,12 +43,14 @@ class Translation:
   def __init__(self, short: dict[str, str] | None = None):
     self.found: dict[str, str] = {}
     self._short = dict(short or {})
+    self._bound: dict[str, str] = {}
 
   def module(self, name: str, bound: str) -> str:
     """The present path of a module that the file imports under the name `bound`."""
     new = self._current(name)
     if bound == name.rpartition(".")[2]:
       self._short[bound] = new.rpartition(".")[2]
+    self._bound[bound] = new
     return new
 
   def name(self, text: str) -> str:
@@ -60,6 +65,21 @@ class Translation:
     if first not in {old.rpartition(".")[2] for old in self.found}:
       self.found[first] = last
     return last + dot + rest
+
+  def binding(self, selector: str, parameter: str) -> tuple[str, str]:
+    """The present form of the left side of a binding."""
+    selector = self.name(selector)
+    old = f"{selector}.{parameter}"
+    for known, new in _PARAMETERS.items():
+      if known in self._paths(old) or (not self._bound and known.endswith(f".{old}")):
+        self.found[_short_form(known)] = _short_form(f"{known.rpartition('.')[0]}.{new}")
+        return selector, new
+    return selector, parameter
+
+  def _paths(self, name: str) -> tuple[str, ...]:
+    """What a name may stand for with its module's whole path."""
+    first, _, rest = name.partition(".")
+    return name, f"{self._bound.get(first, first)}.{rest}"
 
   def _current(self, name: str) -> str:
     for old, new in _MODULES.items():
@@ -76,12 +96,20 @@ def of_arguments() -> Translation:
 
 
 def first_form(text: str) -> str:
-  """A text with the last parts of modules that it was first written with.
+  """A text with the last parts of modules, and the parameters, that it was first written with.
 
   What was measured or trained is found by digests of such texts, made under the old names.
   """
+  for old, parameter in _PARAMETERS.items():
+    short = _short_form(old)
+    text = re.sub(rf"\b{short.rpartition('.')[0]}\.{parameter}\b", short, text)
   for old, new in _MODULES.items():
     was, now = old.rpartition(".")[2], new.rpartition(".")[2]
     if was != now:
       text = re.sub(rf"\b{now}\.(?=[A-Z])", f"{was}.", text)
   return text
+
+
+def _short_form(parameter: str) -> str:
+  """A parameter's name as files write it, with the last part of its module."""
+  return ".".join(parameter.split(".")[-3:])

@@ -86,7 +86,7 @@ class Source:
   Attributes:
     statements: all bindings in order; a later one replaces an earlier one of the same left side.
     imports: every import of every file.
-    moved: old names of modules with the new ones, and where they stand.
+    moved: old names with the new ones, and where they stand.
   """
 
   statements: list[Statement] = dataclasses.field(default_factory=list)
@@ -186,7 +186,8 @@ def _read_argument(place: Place, translation: moved_names.Translation) -> Statem
   value = _parse_value(right, place, translation)
   if selector is None:
     return Statement(scope, last, "", value, place, text=right)
-  return Statement(scope, translation.name(selector), last, value, place, text=right)
+  selector, last = translation.binding(selector, last)
+  return Statement(scope, selector, last, value, place, text=right)
 
 
 def _parse_value(text: str, place: Place, translation: moved_names.Translation) -> Any:
@@ -285,14 +286,15 @@ def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
 
 
 def _parse(text: str, path: Path, translation: moved_names.Translation) -> list[Any]:
-  """The parser's statements of one file, in order, with the present names of modules."""
+  """The parser's statements of one file, in order, with the present names of what has moved."""
   found = []
   try:
     for item in config_parser.ConfigParser(text, _Delegate(translation)):
       if isinstance(item, config_parser.ImportStatement):
         item = item._replace(module=translation.module(item.module, item.bound_name()))
       elif isinstance(item, config_parser.BindingStatement):
-        item = item._replace(selector=translation.name(item.selector))
+        selector, parameter = translation.binding(item.selector, item.arg_name)
+        item = item._replace(selector=selector, arg_name=parameter)
       found.append(item)
     return found
   except SyntaxError as error:

@@ -86,10 +86,10 @@ class Experiment:
       raise ValueError(f"seed={self.seed} must be in [0, 2**32).")
     if self.batch_size < 1:
       raise ValueError(f"batch_size={self.batch_size} must be at least 1. Set --gin.BATCH_SIZE.")
-    if self.batch_size % self.options.step.accumulate:
+    if self.batch_size % self.options.step.grad_accum_steps:
       raise ValueError(
         f"a batch of {plural(self.batch_size, 'row')} cannot be cut into "
-        f"{self.options.step.accumulate} "
+        f"{self.options.step.grad_accum_steps} "
         "microbatches. Set --gin.MICROBATCHES to a divisor of --gin.BATCH_SIZE."
       )
     if self.eval_batches is not None and self.eval_batches < 1:
@@ -130,7 +130,7 @@ class Experiment:
       if self.mesh is None:
         return on_one_device(parameters, devices[0] if devices else None)
       sharding_plan = self.mesh.sharding_plan(parameters, devices)
-      pieces = self.options.step.accumulate
+      pieces = self.options.step.grad_accum_steps
       rows = self.batch_size // pieces
       sharding_plan.check_batch(self.batch_size, self.sequence_length, pieces)
       # What only a layer knows, such as its number of heads: a trace, without arrays.
@@ -150,7 +150,7 @@ class Experiment:
       ConfigError: model, batch and options do not fit.
     """
     step_memory.check(
-      self.model, self.batch_size, self.sequence_length, self.options.step.accumulate
+      self.model, self.batch_size, self.sequence_length, self.options.step.grad_accum_steps
     )
     try:
       loop.trace(

@@ -55,7 +55,7 @@ def _ways_out(experiment: Experiment, count: int) -> Iterator[tuple[str, Experim
     flags = [f"{FLAGS[n]}={size}" for n, size in sizes.items() if size != getattr(asked, n)]
     parallelism = dataclasses.replace(laid, mesh=dataclasses.replace(asked, **sizes))
     # Each device gets a row of each microbatch at least.
-    step = data * experiment.options.step.accumulate
+    step = data * experiment.options.step.grad_accum_steps
     rows = -(-experiment.batch_size // step) * step
     if rows != experiment.batch_size:
       flags.append(f"--gin.BATCH_SIZE={rows}")

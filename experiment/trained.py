@@ -88,7 +88,7 @@ def load(
 
 def _sharding_plan(experiment: Experiment) -> ShardingPlan:
   """The mesh for generation: rows are added to what is asked until they can be split."""
-  step = dataclasses.replace(experiment.options.step, accumulate=1)
+  step = dataclasses.replace(experiment.options.step, grad_accum_steps=1)
   options = dataclasses.replace(experiment.options, step=step)
   rows = jax.device_count()
   return mesh_advice.sharding_plan(

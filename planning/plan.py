@@ -54,7 +54,7 @@ class Plan:
     parameters: their number.
     mesh: sizes of the mesh axes.
     zero: ZeRO stage; prefill and decode split parameters over `model` alone.
-    remat, accumulate: as configured; None but in training.
+    remat, grad_accum_steps: as configured; None but in training.
     batch_size, length: rows, and tokens per row.
     parameter_bytes, optimizer_bytes, state_bytes, batch_bytes: what the program is given:
       parameters, the optimizer's state, the decode state, tokens.
@@ -97,7 +97,7 @@ class Plan:
   mesh: dict[str, int]
   zero: int
   remat: str | None
-  accumulate: int | None
+  grad_accum_steps: int | None
   batch_size: int
   length: int
   parameter_bytes: int
@@ -174,7 +174,10 @@ class Plan:
   def record(self) -> dict[str, Any]:
     """Everything as plain values."""
     names = ("bytes", "fits", "seconds", "cost", "bound", "tokens_per_second", "utilisation")
-    return dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
+    values = dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
+    # The key that files of earlier versions have.
+    values["accumulate"] = values.pop("grad_accum_steps")
+    return values
 
 
 def cost(compute: float, hbm: float, interconnect: float) -> float:
@@ -204,7 +207,7 @@ def plan(
     experiment = dataclasses.replace(experiment, mesh=Parallelism(mesh=MeshSpec(data=-1)))
   if step != "train":
     # No row waits for others to be accumulated with.
-    options = dataclasses.replace(experiment.options.step, accumulate=1)
+    options = dataclasses.replace(experiment.options.step, grad_accum_steps=1)
     experiment = dataclasses.replace(
       experiment, options=dataclasses.replace(experiment.options, step=options)
     )
@@ -268,7 +271,7 @@ def _measured(
     mesh=sharding_plan.sizes,
     zero=sharding_plan.stage,
     remat=experiment.model.remat if training else None,
-    accumulate=experiment.options.step.accumulate if training else None,
+    grad_accum_steps=experiment.options.step.grad_accum_steps if training else None,
     batch_size=experiment.batch_size,
     length=experiment.sequence_length,
     parameter_bytes=program.parameters,

@@ -38,7 +38,7 @@ class Choice:
       it.
     compute, interconnect: the seconds that these alone take.
     data, seq, model: sizes of the mesh axes.
-    accumulate: microbatches.
+    grad_accum_steps: microbatches.
     zero: ZeRO stage.
     remat: a name of `layers.remat.POLICIES`.
   """
@@ -49,7 +49,7 @@ class Choice:
   data: int
   seq: int
   model: int
-  accumulate: int
+  grad_accum_steps: int
   zero: int
   remat: str
 
@@ -65,7 +65,7 @@ class Choice:
       rules=experiment.mesh.rules if experiment.mesh else Parallelism().rules,
       zero=self.zero,
     )
-    step = dataclasses.replace(experiment.options.step, accumulate=self.accumulate)
+    step = dataclasses.replace(experiment.options.step, grad_accum_steps=self.grad_accum_steps)
     return dataclasses.replace(
       experiment,
       model=experiment.model.clone(remat=self.remat),
@@ -74,7 +74,7 @@ class Choice:
     )
 
   def __str__(self) -> str:
-    chosen = tables.choices(self.zero, self.remat, self.accumulate)
+    chosen = tables.choices(self.zero, self.remat, self.grad_accum_steps)
     return f"{tables.mesh(self.mesh)}, {chosen}"
 
 
@@ -148,7 +148,7 @@ def arguments(found: plan.Plan) -> list[str]:
     "SEQUENCE_SHARDS": found.mesh["seq"],
     "MODEL_SHARDS": found.mesh["model"],
     "ZERO_STAGE": found.zero,
-    "training.step.Options.accumulate": found.accumulate,
+    "training.step.Options.grad_accum_steps": found.grad_accum_steps,
     "models.backbone.Backbone.remat": found.remat,
   }
   return ["gin/mesh/data.gin", *(f"--gin.{name}={value}" for name, value in bindings.items())]
@@ -166,7 +166,7 @@ def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
   trained = sum(p.count for p in work.parameters if experiment.model.trains(p.path))
   optimizer_bytes = describe.device_bytes(describe.abstract_state(experiment).opt_state)
   found = []
-  for data, seq, model, accumulate in _meshes(experiment, hardware.device_count):
+  for data, seq, model, grad_accum_steps in _meshes(experiment, hardware.device_count):
     for zero in (1, 3) if data * seq > 1 else (0,):
       # Parameters and their gradients, and what the optimizer keeps of each in float32.
       shards = model * (data * seq if zero == 3 else 1)
@@ -177,10 +177,10 @@ def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
       for remat, again in _AGAIN.items():
         tokens = experiment.batch_size * experiment.sequence_length / hardware.device_count
         compute = again * work.training_flops * tokens / hardware.chip.flops
-        mesh = (data, seq, model, accumulate, zero)
+        mesh = (data, seq, model, grad_accum_steps, zero)
         sent = _sending(experiment, hardware, work.parameter_count, *mesh)
         # Every microbatch and every exchange within rows begins and ends something.
-        more = 1 + 0.01 * math.log2(accumulate * seq)
+        more = 1 + 0.01 * math.log2(grad_accum_steps * seq)
         found.append(Choice(plan.cost(compute, 0, sent) * more, compute, sent, *mesh, remat))
   return sorted(found)
 
@@ -190,10 +190,10 @@ def _meshes(experiment: Experiment, devices: int) -> Iterator[tuple[int, int, in
   rows, length = experiment.batch_size, experiment.sequence_length
   for data in _divisors(devices):
     for seq in _divisors(devices // data):
-      for accumulate in _divisors(rows // data) if rows % data == 0 else ():
-        alone = rows == data * accumulate
+      for grad_accum_steps in _divisors(rows // data) if rows % data == 0 else ():
+        alone = rows == data * grad_accum_steps
         if seq == 1 or (alone and length % seq == 0):
-          yield data, seq, devices // data // seq, accumulate
+          yield data, seq, devices // data // seq, grad_accum_steps
 
 
 def _sending(
@@ -203,7 +203,7 @@ def _sending(
   data: int,
   seq: int,
   model: int,
-  accumulate: int,
+  grad_accum_steps: int,
   zero: int,
 ) -> float:
   """Seconds for what tensor parallelism and ZeRO send; what `seq` exchanges within rows is
@@ -215,7 +215,7 @@ def _sending(
   streams = 4 * experiment.model.depth * 2 * tokens * experiment.model.width * 2
   seconds = streams * (model - 1) / model / hardware.link(tuple(range(model)))
   # Gathered twice and scattered once per microbatch in bfloat16, or in float32 once per step.
-  per_parameter = 3 * 2 * accumulate if zero == 3 else 2 * 4
+  per_parameter = 3 * 2 * grad_accum_steps if zero == 3 else 2 * 4
   exchanged = per_parameter * count / model * (others - 1) / others
   return seconds + exchanged / hardware.link(tuple(range(0, model * others, model)))
 
@@ -239,7 +239,7 @@ def least_bytes(experiment: Experiment, hardware: Hardware) -> int:
       + activation_bytes(
         experiment.model,
         sharding_plan,
-        rows=experiment.batch_size // options.accumulate,
+        rows=experiment.batch_size // options.grad_accum_steps,
         length=experiment.sequence_length,
       )
     )

@@ -161,13 +161,13 @@ def mesh(sizes: dict[str, int]) -> str:
   return " x ".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def choices(zero: int, remat: str, accumulate: int) -> str:
+def choices(zero: int, remat: str, grad_accum_steps: int) -> str:
   """What is chosen for a training besides its mesh, in a few words."""
-  pieces = plural(accumulate, "microbatch", "microbatches")
+  pieces = plural(grad_accum_steps, "microbatch", "microbatches")
   return f"ZeRO {zero}, remat {remat}, {pieces}"
 
 
 def _choices(found: Plan) -> str:
-  if found.remat is None or found.accumulate is None:
+  if found.remat is None or found.grad_accum_steps is None:
     return "-"  # No training.
-  return choices(found.zero, found.remat, found.accumulate)
+  return choices(found.zero, found.remat, found.grad_accum_steps)

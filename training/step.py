@@ -33,7 +33,7 @@ class Options:
   """What a step does beside the optimizer's update.
 
   Attributes:
-    accumulate: microbatches that a batch is cut into.
+    grad_accum_steps: microbatches that a batch is cut into; their gradients are added up.
     z_loss: weight of the squared logarithm of the softmax's sum.
     spike_factor: a step whose gradient norm exceeds this many medians of recent norms is skipped.
     spike_window: recent norms that the median is taken of, those of spikes among them, so that a
@@ -44,7 +44,7 @@ class Options:
       `training.rounding`.
   """
 
-  accumulate: Count = 1
+  grad_accum_steps: Count = 1
   z_loss: NotNegative = 0.0
   spike_factor: Factor = 10.0
   spike_window: Count = 64
@@ -53,7 +53,7 @@ class Options:
 
   def __post_init__(self):
     rounding.check(self.rounding)
-    for name in ("accumulate", "spike_window", "max_skips"):
+    for name in ("grad_accum_steps", "spike_window", "max_skips"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.spike_factor <= 1:
@@ -255,11 +255,11 @@ def loss_and_gradient(
     ValueError: the microbatches do not divide the batch.
   """
   rng = jax.random.wrap_key_data(rng_data)
-  pieces = options.accumulate
+  pieces = options.grad_accum_steps
   size = batch["inputs"].shape[0]
   if size % pieces:
     raise ValueError(
-      f"accumulate={pieces} does not divide the batch of {size} rows. "
+      f"grad_accum_steps={pieces} does not divide the batch of {size} rows. "
       "Choose a number of microbatches that does."
     )
   # The sum over all microbatches is divided once, so that a microbatch with much padding does not

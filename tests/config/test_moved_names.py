@@ -45,6 +45,8 @@ def test_old_paths_mean_the_new_modules(tmp_path, capsys):
     "--gin.VOCABULARY=@vocabularies.Bytes()",
     "--gin.experiment.Experiment.mesh=@layout.Parallelism()",
     "--gin.parallel.layout.Parallelism.zero=1",
+    "--gin.step.Options.accumulate=2",
+    "--gin.training.step.Options.accumulate=2",
   ],
 )
 def test_old_names_in_arguments(argument, capsys):
@@ -65,8 +67,36 @@ def test_an_alias_is_left_alone():
   assert read.statements[0].value.name == "v.Bytes"
 
 
+def test_an_old_parameter_in_files(tmp_path, capsys):
+  file = tmp_path / "old.gin"
+  for line in ("from training import step\nstep", "import training.step\ntraining.step"):
+    text = f"{OLD}{line}.Options.accumulate = 2\n"
+    file.write_text(text.replace("batch_size = 3", "batch_size = 4"))
+    found = config_lib.load(file, Experiment)
+    assert "\nstep.Options.grad_accum_steps = 2" in found.operative_text()
+    assert "accumulate" not in found.text()
+  assert capsys.readouterr().err.count("warning:") == 1
+
+
+def test_an_alias_has_the_parameters_of_its_module():
+  text = "from training import step as s\nfrom x import step\n{}.Options.accumulate = 2\n"
+  (found,) = source.read_text(text.format("s")).statements
+  assert (found.selector, found.parameter) == ("s.Options", "grad_accum_steps")
+  (found,) = source.read_text(text.format("step")).statements
+  assert found.parameter == "accumulate"  # of another module called step
+
+
+def test_results_are_found_by_their_first_names():
+  assert moved_names.first_form("step.Options.grad_accum_steps") == "step.Options.accumulate"
+  assert moved_names.first_form("@tokenizers.Bytes()") == "@vocabularies.Bytes()"
+
+
 def test_every_new_name_exists():
   import importlib
+  import inspect
 
   for new in moved_names._MODULES.values():
     importlib.import_module(new)
+  for old, new in moved_names._PARAMETERS.items():
+    module, name = old.rpartition(".")[0].rsplit(".", 1)
+    assert new in inspect.signature(getattr(importlib.import_module(module), name)).parameters

@@ -76,14 +76,16 @@ def batches() -> list[dict[str, np.ndarray]]:
   return result
 
 
-def train(name: str, keep: str, rule: str, parallelism: Parallelism | None, accumulate: int = 1):
+def train(
+  name: str, keep: str, rule: str, parallelism: Parallelism | None, grad_accum_steps: int = 1
+):
   """(losses, state) after a few steps."""
   kind = "float32" if keep == "float32" else "bfloat16"
   model = MODELS[name](dataclasses.replace(BACKBONE, param_dtype=kind))
   chosen = dataclasses.replace(OPTIMIZERS[rule], master_copy=keep == "master")
   optimizer = chosen.transformation()
   options = step_lib.Options(
-    accumulate=accumulate,
+    grad_accum_steps=grad_accum_steps,
     z_loss=1e-3,
     rounding="stochastic" if keep == "stochastic" else "nearest",
   )
@@ -124,12 +126,12 @@ def compare(case: str) -> dict:
   """
   name, _, settings = case.partition(":")
   values = dict(pair.split("=") for pair in settings.split(","))
-  stage, accumulate = int(values.pop("zero", 0)), int(values.pop("accumulate", 1))
+  stage, grad_accum_steps = int(values.pop("zero", 0)), int(values.pop("grad_accum_steps", 1))
   keep, rule = values.pop("keep", "float32"), values.pop("optimizer", "adamw")
   mesh = MeshSpec(**{axis: int(size) for axis, size in ({"data": 1} | values).items()})
   # In a model this small, vectors are more than 1% of it.
   parallelism = Parallelism(mesh=mesh, zero=stage, rules=Rules(max_replicated=1.0))
-  losses, state = train(name, keep, rule, parallelism, accumulate)
+  losses, state = train(name, keep, rule, parallelism, grad_accum_steps)
   expected_losses, expected = unsharded(name, keep, rule)
   exact = (lambda state: state.opt_state.master) if keep == "master" else lambda state: state.params
   differences = jax.tree.map(

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CASES = (
   "griffin:data=2,seq=2,model=2,zero=3",
-  "hawk:data=4,model=2,zero=2,accumulate=2",
+  "hawk:data=4,model=2,zero=2,grad_accum_steps=2",
   "transformer:data=2,seq=4,zero=1",
   "adapted_griffin:data=2,seq=2,model=2,zero=3",
 )

@@ -237,7 +237,7 @@ def test_a_search_compiles_the_cheapest_that_can_fit(run_file):
   slice_, told = catalogue.hardware("v5e-8"), []
   (roomy,) = search.search(built, slice_, compiles=1, tell=told.append)
   assert roomy.fits
-  assert (roomy.remat, roomy.accumulate) == ("none", 1)
+  assert (roomy.remat, roomy.grad_accum_steps) == ("none", 1)
   assert "remat none" in told[0]
   assert "--compiles tries more" in told[-1]
 
@@ -245,13 +245,13 @@ def test_a_search_compiles_the_cheapest_that_can_fit(run_file):
   run = build(run_file, "models/hawk.gin", *arguments, *search.arguments(roomy))
   assert run.sharding_plan(slice_.devices).sizes == roomy.mesh
   assert (run.mesh.zero, run.model.remat) == (roomy.zero, roomy.remat)
-  assert run.options.step.accumulate == roomy.accumulate
+  assert run.options.step.grad_accum_steps == roomy.grad_accum_steps
 
   small = with_memory(slice_, roomy.bytes * 0.6)
   (tight,) = search.search(built, small, compiles=1, tell=told.append)
   assert tight.fits
   assert tight.bytes <= small.chip.memory
-  assert (tight.remat, tight.accumulate, tight.mesh) != ("none", 1, roomy.mesh)
+  assert (tight.remat, tight.grad_accum_steps, tight.mesh) != ("none", 1, roomy.mesh)
 
 
 @needs_libtpu
@@ -265,7 +265,7 @@ def test_a_search_splits_time_where_there_is_one_row(run_file):
   assert found.mesh["seq"] > 1
   # With more rows than a microbatch's devices, time stays whole.
   for choice in search.choices(build(run_file), slice_):
-    assert choice.seq == 1 or choice.data * choice.accumulate == 8
+    assert choice.seq == 1 or choice.data * choice.grad_accum_steps == 8
 
 
 @needs_libtpu
@@ -282,7 +282,7 @@ def test_what_is_left_out_of_a_search(run_file):
   found = search.choices(built, slice_)
   assert [choice.seconds for choice in found] == sorted(choice.seconds for choice in found)
   rows = built.batch_size
-  assert all(rows % (choice.data * choice.accumulate) == 0 for choice in found)
+  assert all(rows % (choice.data * choice.grad_accum_steps) == 0 for choice in found)
   assert all(choice.data * choice.seq * choice.model == 8 for choice in found)
   assert {choice.zero for choice in found if choice.data * choice.seq == 1} == {0}
   # AdamW's moments alone, shared out by all, take a byte more than each has.

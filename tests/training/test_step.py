@@ -70,14 +70,14 @@ def test_loss_is_the_mean_over_targets_that_count(model, plain):
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_accumulated_microbatches_equal_the_whole_batch(model, plain, pieces):
   whole, expected = plain
-  cut, found = one_step(model, step_lib.Options(accumulate=pieces))
+  cut, found = one_step(model, step_lib.Options(grad_accum_steps=pieces))
   assert found["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
   assert_trees_close(cut.params, whole.params, atol=2e-5)
 
 
 def test_microbatches_must_divide_the_batch(model):
-  with pytest.raises(ValueError, match="accumulate=3 does not divide the batch of 4 rows"):
-    one_step(model, step_lib.Options(accumulate=3))
+  with pytest.raises(ValueError, match="grad_accum_steps=3 does not divide the batch of 4 rows"):
+    one_step(model, step_lib.Options(grad_accum_steps=3))
 
 
 def test_large_logits_are_computed_in_pieces_with_equal_results(model, plain, monkeypatch):
