@@ -27,7 +27,10 @@ from training.step import TrainState
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged_checkpoints"
-_REST = "rest"
+# In the files of a checkpoint, which earlier versions read: the train state but for the parameters,
+# and its fields that have another name there.
+_TRAIN_STATE = "rest"
+_SAVED_FIELDS = {"spike_detector": "guard"}
 # Seconds within which all hosts see the same checkpoints in a shared folder.
 _LISTINGS = 10
 _HUSHED_FOR_GOOD: list[contextlib.ExitStack] = []
@@ -97,7 +100,7 @@ class Checkpoints:
       writer = self._open()
       if any(saved.step == step for saved in writer.checkpoints):
         return
-    parts = {PARAMS: state.params, _REST: _rest(state)}
+    parts = {PARAMS: state.params, _TRAIN_STATE: _train_state(state)}
     # Orbax notices files that are cut short, but not a changed byte inside an array.
     sums = {name: checksums(part) for name, part in parts.items()}
     self._before_writing()
@@ -160,7 +163,7 @@ class Checkpoints:
     Raises:
       CheckpointError: it is of another model, or none of several can be read.
     """
-    wanted = {PARAMS: abstract.params, _REST: _rest(abstract)}
+    wanted = {PARAMS: abstract.params, _TRAIN_STATE: _train_state(abstract)}
     damaged: dict[int, str] = {}
     for step in reversed(_agreed_steps(self._run_dir)):
       try:
@@ -176,7 +179,10 @@ class Checkpoints:
         for step, reason in damaged.items()
       ]
       return Restored(
-        step, _with_rest(abstract, loaded[PARAMS], loaded[_REST]), position, passed_over
+        step,
+        _with_train_state(abstract, loaded[PARAMS], loaded[_TRAIN_STATE]),
+        position,
+        passed_over,
       )
     if damaged:
       reasons = "; ".join(f"checkpoint {step}: {reason}" for step, reason in damaged.items())
@@ -269,7 +275,7 @@ def require_same_arrays(
   come here; see `Checkpoints.restore`, which finds it too.
   """
   for step in _agreed_steps(run_dir)[-1:]:
-    wanted = {PARAMS: abstract.params, _REST: _rest(abstract)}
+    wanted = {PARAMS: abstract.params, _TRAIN_STATE: _train_state(abstract)}
     check(run_dir / FOLDER / str(step), wanted, f"checkpoint {step}", rows)
 
 
@@ -278,7 +284,7 @@ def is_parameters_alone(run_dir: Path) -> bool:
   trained there.
   """
   folder, steps = run_dir / FOLDER, available_steps(run_dir)
-  return bool(steps) and not any((folder / str(step) / _REST).exists() for step in steps)
+  return bool(steps) and not any((folder / str(step) / _TRAIN_STATE).exists() for step in steps)
 
 
 def load_parameters(
@@ -334,16 +340,24 @@ def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
   return int(which)
 
 
-def _rest(state: TrainState) -> dict[str, Any]:
+def _train_state(state: TrainState) -> dict[str, Any]:
   """All but the parameters as a flat dict, so that the file does not depend on optax's types."""
-  rest = state._replace(params=None)
-  return by_path(rest, ".")
+  arrays = by_path(state._replace(params=None), ".")
+  return {_saved_name(name): array for name, array in arrays.items()}
 
 
-def _with_rest(abstract: TrainState, params: Any, rest: dict[str, Any]) -> TrainState:
+def _with_train_state(abstract: TrainState, params: Any, saved: dict[str, Any]) -> TrainState:
   structure = abstract._replace(params=None)
-  filled = jax.tree_util.tree_map_with_path(lambda path, _: rest[joined(path, ".")], structure)
+  filled = jax.tree_util.tree_map_with_path(
+    lambda path, _: saved[_saved_name(joined(path, "."))], structure
+  )
   return filled._replace(params=params)
+
+
+def _saved_name(name: str) -> str:
+  """The name of an array of the train state in the files of a checkpoint."""
+  first, dot, rest = name.partition(".")
+  return _SAVED_FIELDS.get(first, first) + dot + rest
 
 
 def abstract_like(tree: Any, sharding_of: Callable[[Any], Any] | None = None) -> Any:

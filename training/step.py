@@ -60,8 +60,8 @@ class Options:
       raise ValueError(f"spike_factor={self.spike_factor} must be above 1: it multiplies a median.")
 
 
-class Guard(NamedTuple):
-  """What decides whether a step is taken.
+class SpikeDetector(NamedTuple):
+  """Decides whether a step is taken, by the gradient norms before it.
 
   Attributes:
     norms: [spike_window] float32, the last gradient norms that were finite, the newest last.
@@ -83,14 +83,14 @@ class TrainState(NamedTuple):
     step: [] int32, batches seen.
     params: the model's parameters.
     opt_state: the optimizer's state, float32 whatever the parameters' type.
-    guard: see `Guard`.
+    spike_detector: see `SpikeDetector`.
     rng: key data of the run's random key, for models that draw.
   """
 
   step: jax.Array
   params: Any
   opt_state: Any
-  guard: Guard
+  spike_detector: SpikeDetector
   rng: jax.Array
 
 
@@ -125,7 +125,7 @@ def initial_state(
     step=zero,
     params=params,
     opt_state=optimizer.init(_float32(split(model, params)[0])),
-    guard=Guard(jnp.zeros(options.spike_window, jnp.float32), zero, zero, zero),
+    spike_detector=SpikeDetector(jnp.zeros(options.spike_window, jnp.float32), zero, zero, zero),
     rng=jax.random.key_data(run_key),
   )
 
@@ -157,8 +157,8 @@ def make_train_step(
   """Returns `step(state, batch) -> (state, metrics)`, laid out over devices; by default over one.
 
   A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing but
-  the guard and the number of the step; the optimizer's count, and with it the schedule, stand
-  still. Metrics are scalars: loss (nats per target), grad_norm, targets, skipped (total),
+  the spike detector and the number of the step; the optimizer's count, and with it the schedule,
+  stand still. Metrics are scalars: loss (nats per target), grad_norm, targets, skipped (total),
   skipped_in_a_row.
   """
 
@@ -177,7 +177,7 @@ def make_train_step(
       sharding_plan.split_for_update(params),
     )
     norm = optax.global_norm(gradient)
-    take, guard = _decide(state.guard, loss, norm, options)
+    take, detector = _decide(state.spike_detector, loss, norm, options)
     updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
 
     # The run's own key plus the number of the step: a resumed run rounds as it would have.
@@ -192,7 +192,7 @@ def make_train_step(
       step=state.step + 1,
       params=jax.tree.map(choose, new_params, params),
       opt_state=jax.tree.map(choose, opt_state, state.opt_state),
-      guard=guard,
+      spike_detector=detector,
       rng=state.rng,
     )
     # Whole parameters are gathered once, from what was chosen.
@@ -203,8 +203,8 @@ def make_train_step(
       "loss": loss,
       "grad_norm": norm,
       "targets": targets,
-      "skipped": guard.skipped,
-      "skipped_in_a_row": guard.in_a_row,
+      "skipped": detector.skipped,
+      "skipped_in_a_row": detector.in_a_row,
     }
     return new_state, metrics
 
@@ -212,25 +212,25 @@ def make_train_step(
 
 
 def _decide(
-  guard: Guard, loss: jax.Array, norm: jax.Array, options: Options
-) -> tuple[jax.Array, Guard]:
-  """Whether to take a step, and the guard after it.
+  detector: SpikeDetector, loss: jax.Array, norm: jax.Array, options: Options
+) -> tuple[jax.Array, SpikeDetector]:
+  """Whether to take a step, and the spike detector after it.
 
   A skipped step leaves the parameters as they were, so that the next norm is as large if it was the
   parameters that made it, and not the batch. So the median learns from spikes, too, and there is no
   last chance that a spike could miss.
   """
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-  full = guard.taken >= options.spike_window
-  spike = full & (norm > float(options.spike_factor) * jnp.median(guard.norms))
-  last_chance = guard.in_a_row >= options.max_skips - 1
+  full = detector.taken >= options.spike_window
+  spike = full & (norm > float(options.spike_factor) * jnp.median(detector.norms))
+  last_chance = detector.in_a_row >= options.max_skips - 1
   take = finite & (~spike | last_chance)
-  norms = jnp.roll(guard.norms, -1).at[-1].set(norm)
-  return take, Guard(
-    norms=jnp.where(finite, norms, guard.norms),
-    taken=guard.taken + take,
-    skipped=guard.skipped + ~take,
-    in_a_row=jnp.where(take, 0, guard.in_a_row + 1),
+  norms = jnp.roll(detector.norms, -1).at[-1].set(norm)
+  return take, SpikeDetector(
+    norms=jnp.where(finite, norms, detector.norms),
+    taken=detector.taken + take,
+    skipped=detector.skipped + ~take,
+    in_a_row=jnp.where(take, 0, detector.in_a_row + 1),
   )
 
 

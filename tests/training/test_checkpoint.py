@@ -14,7 +14,7 @@ import pytest
 
 from training import checkpoint, checkpoint_identity, checksum, reading
 from training.checkpoint import CheckpointError, Checkpoints
-from training.step import Guard, TrainState
+from training.step import SpikeDetector, TrainState
 
 # Orbax does not await the reads that were under way when one of them failed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -32,7 +32,7 @@ def make_state(step: int, **changes) -> TrainState:
     step=number,
     params=params,
     opt_state=optax.adam(1e-3).init(params),
-    guard=Guard(jnp.full(4, step, jnp.float32), number, number, number),
+    spike_detector=SpikeDetector(jnp.full(4, step, jnp.float32), number, number, number),
     rng=jax.random.key_data(jax.random.key(step)),
   )
 

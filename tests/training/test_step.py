@@ -163,12 +163,12 @@ def test_a_spike_is_skipped_once_the_window_is_full_and_then_the_run_goes_on(mod
   for _ in range(4):
     state, metrics = step(state, batch)
   norm = float(metrics["grad_norm"])
-  state = state._replace(guard=state.guard._replace(norms=jnp.full(4, norm / 10)))
+  state = state._replace(spike_detector=state.spike_detector._replace(norms=jnp.full(4, norm / 10)))
   before = state
   state, metrics = step(state, batch)
   assert int(metrics["skipped_in_a_row"]) == 1
   assert_trees_close(state.params, before.params, rtol=0)
-  state = state._replace(guard=state.guard._replace(norms=jnp.full(4, norm)))
+  state = state._replace(spike_detector=state.spike_detector._replace(norms=jnp.full(4, norm)))
   state, metrics = step(state, batch)
   assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (1, 0)
 

@@ -23,13 +23,13 @@ from training.metrics import read_metrics
 def taken(norms: np.ndarray, options: step_lib.Options) -> list[bool]:
   """Which of the steps with these gradient norms are taken."""
 
-  def step(guard, norm):
-    take, guard = step_lib._decide(guard, jnp.float32(1), norm, options)
-    return guard, take
+  def step(detector, norm):
+    take, detector = step_lib._decide(detector, jnp.float32(1), norm, options)
+    return detector, take
 
   zero = jnp.zeros((), jnp.int32)
-  guard = step_lib.Guard(jnp.zeros(options.spike_window, jnp.float32), zero, zero, zero)
-  return np.asarray(jax.lax.scan(step, guard, jnp.asarray(norms, jnp.float32))[1]).tolist()
+  detector = step_lib.SpikeDetector(jnp.zeros(options.spike_window, jnp.float32), zero, zero, zero)
+  return np.asarray(jax.lax.scan(step, detector, jnp.asarray(norms, jnp.float32))[1]).tolist()
 
 
 def noisy(count: int) -> np.ndarray:
