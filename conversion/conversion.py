@@ -221,8 +221,8 @@ def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NO
     kept_files.keep(
       kept_files.folder(trained.run_dir, trained.experiment), partial / kept_files.FOLDER
     )
-    position = {"source": str(run_dir)}
-    streamed_checkpoint.write_parameters(partial, trained.step, paths, arrays, position)
+    metadata = {"source": str(run_dir)}
+    streamed_checkpoint.write_parameters(partial, trained.step, paths, arrays, metadata)
 
 
 def _configuration(

@@ -19,7 +19,7 @@ import numpy as np
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training import json_files, reading, retention
-from training.checkpoint_reader import PARAMS, CheckpointError, check, load, orbax
+from training.checkpoint_reader import METADATA, PARAMS, CheckpointError, check, load, orbax
 from training.checksum import checksums, seal
 from training.padded_vocabulary import NO_ROWS, VocabularyRows
 from training.reading import Damage
@@ -44,13 +44,13 @@ class Restored(NamedTuple):
   Attributes:
     step: batches seen.
     state: the train state.
-    position: what was passed to `Checkpoints.save` beside the state.
+    metadata: as passed to `Checkpoints.save`.
     passed_over: newer checkpoints that could not be read, with the reason and where they are now.
   """
 
   step: int
   state: TrainState
-  position: dict[str, Any]
+  metadata: dict[str, Any]
   passed_over: list[str]
 
 
@@ -76,7 +76,7 @@ class Checkpoints:
   def save(
     self,
     state: TrainState,
-    position: dict[str, Any],
+    metadata: dict[str, Any],
     heldout_loss: float | None = None,
     *,
     judged: bool = True,
@@ -87,7 +87,7 @@ class Checkpoints:
 
     Args:
       state: the train state; its step names the checkpoint.
-      position: JSON values that say where data and metrics stand.
+      metadata: JSON values that say where data and metrics stand.
       heldout_loss: what the best checkpoint is chosen by; one that is not finite is none.
       judged: whether its last step was taken; if not, the good ones all stay beside it.
 
@@ -110,7 +110,7 @@ class Checkpoints:
         parts,
         force=True,
         metrics=retention.metrics(heldout_loss, judged),
-        custom_metadata=seal(json_files.without_nan({"position": position, "checksums": sums})),
+        custom_metadata=seal(json_files.without_nan({METADATA: metadata, "checksums": sums})),
       )
 
   @contextlib.contextmanager
@@ -168,7 +168,7 @@ class Checkpoints:
     for step in reversed(_agreed_steps(self._run_dir)):
       try:
         folder = self._run_dir / FOLDER / str(step)
-        loaded, position = load(folder, wanted, f"checkpoint {step}", rows)
+        loaded, metadata = load(folder, wanted, f"checkpoint {step}", rows)
         if not retention.is_finite(loaded):
           raise Damage("holds values that are not finite")
       except Damage as error:
@@ -181,7 +181,7 @@ class Checkpoints:
       return Restored(
         step,
         _with_train_state(abstract, loaded[PARAMS], loaded[_TRAIN_STATE]),
-        position,
+        metadata,
         passed_over,
       )
     if damaged:

@@ -12,6 +12,7 @@ from typing import Any
 from base import small_files
 from training import checkpoint
 from training.checkpoint import DAMAGED_FOLDER, FOLDER, CheckpointError
+from training.checkpoint_reader import METADATA
 from training.checksum import unseal
 
 _METADATA_FILE = "_CHECKPOINT_METADATA"
@@ -29,7 +30,7 @@ def newest_identity(run_dir: Path) -> tuple[int, dict[str, Any]] | None:
   for step in reversed(checkpoint.available_steps(run_dir)):
     try:
       text = small_files.read(run_dir / FOLDER / str(step) / _METADATA_FILE)
-      identity = unseal(json.loads(text or b"")["custom_metadata"])["position"]["identity"]
+      identity = unseal(json.loads(text or b"")["custom_metadata"])[METADATA]["identity"]
     except (ValueError, KeyError, TypeError, RecursionError):
       continue
     if isinstance(identity, dict) and isinstance(identity.get("config"), str):

@@ -18,6 +18,8 @@ from training.padded_vocabulary import NO_ROWS, VocabularyRows
 from training.reading import Damage, Refusal, attempt
 
 PARAMS = "params"
+# In the files of a checkpoint, where earlier versions look for it.
+METADATA = "position"
 
 
 class CheckpointError(UserError):
@@ -31,7 +33,7 @@ class CheckpointError(UserError):
 def load(
   folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows = NO_ROWS
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads parts of a checkpoint, compares them with their checksums, and returns the position too.
+  """Reads parts of a checkpoint, compares them with their checksums, and returns the metadata too.
 
   Args:
     folder: of the checkpoint.
@@ -67,7 +69,7 @@ def load(
     parts = {name: rows.padded_anew(loaded[name], wanted) for name, wanted in abstract.items()}
   except ValueError as error:
     raise CheckpointError(f"{where}: {error}. Use the VOCAB_SIZE it was trained with.") from None
-  return parts, contents["position"]
+  return parts, contents[METADATA]
 
 
 def check(
@@ -141,7 +143,7 @@ def _malformed(contents: dict[str, Any], parts: Iterable[str]) -> str | None:
     numbers = sums.get(name)
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
       return f"the checksums of its {_called(name)} are no list of whole numbers"
-  if not isinstance(contents.get("position"), dict):
+  if not isinstance(contents.get(METADATA), dict):
     return "its position in the data is missing"
   return None
 

@@ -20,8 +20,7 @@ from base.ranges import Count, CountFromZero, Immaterial
 from parallel import processes
 from parallel.sharding_plan import ShardingPlan
 from training import checkpoint as checkpoint_lib
-from training import host_memory, padded_vocabulary, remedies, retention
-from training import position as position_lib
+from training import checkpoint_metadata, host_memory, padded_vocabulary, remedies, retention
 from training import step as step_lib
 from training.checkpoint import FOLDER, CheckpointError, Checkpoints, abstract_like
 from training.interruption import Interruption
@@ -164,18 +163,18 @@ def train(
     # Of a seed that is longer, JAX takes the last 32 bits too.
     state = create(np.uint32(seed % 2**32), given)
     del given
-    position: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
   else:
-    state, position = restored.state, restored.position
+    state, metadata = restored.state, restored.metadata
     try:
-      position_lib.check(position)
+      checkpoint_metadata.check(metadata)
     except ValueError as error:
       folder = run_dir / FOLDER / str(restored.step)
       raise CheckpointError(
         f"checkpoint {restored.step} in {run_dir}: {error}. Move {folder} away to go on from "
         "the one before."
       ) from None
-    batches.restore(position_lib.of_data(position))
+    batches.restore(checkpoint_metadata.of_data(metadata))
 
   start_step = int(state.step)
   speaks = processes.is_first()
@@ -192,15 +191,15 @@ def train(
     bytes_per_token=bytes_per_token,
     metrics=MetricsFile(
       run_dir / METRICS_FILE,
-      position.get("metrics") or 0,
+      metadata.get("metrics") or 0,
       writers=[writer.open(run_dir, start_step) for writer in _writers(options)],
       before_writing=before_writing,
     )
     if speaks
     else MetricsFile(Path(os.devnull), None),
     progress=progress,
-    pending=position.get("pending") or [],
-    heldout=position.get("heldout") or {},
+    pending=metadata.get("pending") or [],
+    heldout=metadata.get("heldout") or {},
   )
 
   def save(state: step_lib.TrainState, last: bool) -> bool:

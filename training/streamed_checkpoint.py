@@ -27,7 +27,7 @@ def write_parameters(
   step: int,
   paths: Sequence[str],
   arrays: Iterable[tuple[str, np.ndarray]],
-  position: dict[str, Any],
+  metadata: dict[str, Any],
 ) -> None:
   """Writes parameters as a checkpoint that `training.checkpoint.load_parameters` reads.
 
@@ -36,7 +36,7 @@ def write_parameters(
     step: what the checkpoint is called.
     paths: of all arrays, joined by slashes, in tree order.
     arrays: path and array, in the same order. None is kept: a large one is in memory alone.
-    position: JSON values to keep with it.
+    metadata: JSON values to keep with it.
   """
   ocp = checkpoint.orbax()
   folder = (run_dir / checkpoint.FOLDER / str(step)).absolute()
@@ -55,7 +55,7 @@ def write_parameters(
       del array
       is_last = len(sums) == len(paths)
       if is_last or _bytes(part) >= _PART_BYTES:
-        contents = {"position": position, "checksums": {checkpoint.PARAMS: sums}}
+        contents = {checkpoint.METADATA: metadata, "checksums": {checkpoint.PARAMS: sums}}
         # What belongs to the whole goes with the last part.
         ocp.partial.save(folder, part, custom_metadata=seal(contents) if is_last else None)
         part = {}

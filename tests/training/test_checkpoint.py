@@ -50,7 +50,7 @@ def save(run_dir: Path, losses: dict[int, float | None], keep: int = 3) -> None:
 
 def assert_is(found: checkpoint.Restored, step: int) -> None:
   assert found.step == step
-  assert found.position == {"data": {"batches": step}}
+  assert found.metadata == {"data": {"batches": step}}
   jax.tree.map(np.testing.assert_array_equal, found.state, make_state(step))
 
 

@@ -1,4 +1,4 @@
-"""Where a run stands in its data, from a checkpoint of any age."""
+"""The metadata of a checkpoint of any age: where its run stood in data and metrics."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 _MOST = 2**62
 
 
-def check(position: Any) -> None:
-  """Looks at what a checkpoint says beside its arrays, which anybody can seal with a checksum.
+def check(metadata: Any) -> None:
+  """Checks the metadata of a checkpoint: anybody can seal some with a checksum that fits.
 
   Raises:
     ValueError: something is missing, or not what a run writes; the message names it.
   """
   for name, is_right, kind in _FIELDS:
-    value = position
+    value = metadata
     for key in name.split("."):
       if not isinstance(value, dict):
-        raise ValueError(f"the position is no object where it should hold {name}")
+        raise ValueError(f"the metadata is no object where it should hold {name}")
       value = value.get(key)
     if not is_right(value):
       raise ValueError(f"its {name} is {json.dumps(value)[:60]} and must be {kind}")
@@ -71,20 +71,20 @@ _FIELDS = (
 )
 
 
-def of_data(position: dict[str, Any]) -> dict[str, int]:
+def of_data(metadata: dict[str, Any]) -> dict[str, int]:
   """The state of the batches: rows seen.
 
   Older checkpoints count batches. How many rows these had is in the configuration that they keep,
   which need not be the run's of today.
 
   Args:
-    position: what was saved beside the train state.
+    metadata: saved beside the train state.
 
   Returns:
     {'next_row': n}; or {'next_index': n} of batches, with their 'batch_size' if it is known.
   """
-  data = dict(position["data"])
-  rows = _batch_size((position.get("identity") or {}).get("config", ""))
+  data = dict(metadata["data"])
+  rows = _batch_size((metadata.get("identity") or {}).get("config", ""))
   if "next_row" not in data and rows is not None:
     data["batch_size"] = rows
   return data
