@@ -78,7 +78,7 @@ def _our_training_step(dtype, tokens):
   key = jax.random.key_data(jax.random.key(0))
   step = jax.jit(functools.partial(loss_and_gradient, model, options))
   step.lower(params, batch, key).compile()
-  host_memory.give_back()
+  host_memory.release_free_memory()
   return lambda: jax.block_until_ready(step(params, batch, key))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 
 
-def give_back() -> None:
-  """Gives what has been freed back to the system, where the C library is glibc.
+def release_free_memory() -> None:
+  """Returns freed memory to the system, where the C library is glibc.
 
   XLA's compiler leaves some 200 MB of freed pieces, which glibc would keep beside all arrays to
   come.

@@ -232,7 +232,7 @@ def train(
         batch = sharding_plan.place(next(batches), batch_size)
         if step == start_step:
           take_step.lower(state, batch).compile()
-          host_memory.give_back()
+          host_memory.release_free_memory()
           # Compiling takes hosts unequally long, and the first exchange of a CPU's step waits for
           # 30 s alone.
           processes.wait_for_all("compiled the step")

@@ -27,6 +27,6 @@ def test_pieces_below_one_in_use_go_back():
   for piece in pieces:
     libc.free(ctypes.c_void_p(piece))
   before = resident()
-  host_memory.give_back()
+  host_memory.release_free_memory()
   assert before - resident() > 0.8 * PIECE * COUNT
   libc.free(above)
