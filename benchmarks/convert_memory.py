@@ -46,7 +46,7 @@ class Vocabulary(tokenizers.Bytes):
 conversion._vocabulary = lambda source, given: Vocabulary()
 from pathlib import Path
 source, target = map(Path, sys.argv[1:])
-conversion.take_in(conversion.HUGGING_FACE, source, target, "bytes", [], "benchmark")
+conversion.import_weights(conversion.HUGGING_FACE, source, target, "bytes", [], "benchmark")
 """
 
 

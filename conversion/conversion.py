@@ -72,7 +72,7 @@ def kind_of(source: Path) -> str:
   )
 
 
-def take_in(
+def import_weights(
   kind: str,
   source: Path,
   run_dir: Path,
@@ -80,7 +80,7 @@ def take_in(
   bindings: list[str],
   words: str,
 ) -> None:
-  """Makes a run directory of published weights, one tensor after the other.
+  """Imports published weights into a run directory, one tensor after the other.
 
   Args:
     kind: HUGGING_FACE or DEEPMIND.

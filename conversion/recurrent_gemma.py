@@ -13,7 +13,7 @@ import numpy as np
 
 from base.ranges import FloatName
 from conversion import recurrent_gemma_fields, weight_map
-from conversion.weight_map import EMBEDDING, Counterpart
+from conversion.weight_map import EMBEDDING, WeightMapping
 from layers.attention import SelfAttention
 from layers.recurrent_block import RecurrentBlock
 from models.accounting import list_parameters
@@ -36,7 +36,7 @@ _FIXED = {
   "tie_word_embeddings": True,
 }
 
-# Our path within a block -> Hugging Face's, and how the array lies there (see `Counterpart`).
+# Our path within a block -> Hugging Face's, and how the array lies there (see `WeightMapping`).
 _BLOCK = {
   "mixer_norm/scale": ("temporal_pre_norm.weight", "same"),
   "mixer/linear_x/kernel": ("temporal_block.linear_x.weight", "transposed"),
@@ -165,7 +165,7 @@ def hugging_face_config(model: LanguageModel, **tokens: int) -> dict[str, Any]:
   }
 
 
-def name_table(model: LanguageModel) -> tuple[Counterpart, ...]:
+def name_table(model: LanguageModel) -> tuple[WeightMapping, ...]:
   """All tensors of the model's Hugging Face form, from shapes alone.
 
   Raises:
@@ -195,7 +195,7 @@ def name_table(model: LanguageModel) -> tuple[Counterpart, ...]:
     for repeat in range(repeats) if stacked else (repeats,):
       layer = repeat * pattern + index
       name_here = f"model.layers.{layer}.{name}"
-      table.append(Counterpart(name_here, shape, path, repeat if stacked else None, layout))
+      table.append(WeightMapping(name_here, shape, path, repeat if stacked else None, layout))
   return tuple(table)
 
 

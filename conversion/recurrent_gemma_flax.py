@@ -14,11 +14,11 @@ import numpy as np
 
 from conversion import weight_map
 from conversion.recurrent_gemma import check_options
-from conversion.weight_map import Counterpart
+from conversion.weight_map import WeightMapping
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
 
-# Our path within a block -> theirs, and how the array lies there (see `Counterpart`).
+# Our path within a block -> theirs, and how the array lies there (see `WeightMapping`).
 _BLOCK = {
   "mixer_norm/scale": ("temporal_pre_norm/scale", "same"),
   "mixer/linear_x/kernel": ("recurrent_block/linear_x/kernel", "same"),
@@ -102,7 +102,7 @@ def options_from_shapes(
   return backbone, {"rnn_width": rnn_width, "heads": blocks}
 
 
-def name_table(model: LanguageModel) -> tuple[Counterpart, ...]:
+def name_table(model: LanguageModel) -> tuple[WeightMapping, ...]:
   """All tensors of the model's Flax form, from shapes alone.
 
   Raises:
@@ -128,7 +128,7 @@ def name_table(model: LanguageModel) -> tuple[Counterpart, ...]:
     for repeat in range(repeats) if stacked else (repeats,):
       number = repeat * pattern + int(block.removeprefix("block_"))
       row = repeat if stacked else None
-      table.append(Counterpart(f"blocks.{number}/{name}", shape, path, row, layout))
+      table.append(WeightMapping(f"blocks.{number}/{name}", shape, path, row, layout))
   return tuple(table)
 
 

@@ -1,6 +1,4 @@
-"""Parameters of other libraries: which of their tensors is which part of ours, and how it lies
-there.
-"""
+"""Maps the tensors of other libraries to our parameters: which is which, and how its axes lie."""
 
 from __future__ import annotations
 
@@ -23,8 +21,8 @@ _PIECE = 2**24
 _FLOATING = ("F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64")
 
 
-class Counterpart(NamedTuple):
-  """One tensor of another library, or one part of it, and where it lies in our parameters.
+class WeightMapping(NamedTuple):
+  """One tensor of another library, or one part of it, and its place in our parameters.
 
   Attributes:
     name: its name there.
@@ -77,15 +75,15 @@ class Counterpart(NamedTuple):
     return parameter
 
 
-def outside(name: str, path: str, shape: tuple[int, ...], model: LanguageModel) -> Counterpart:
-  """The counterpart of a parameter outside of the stack, which lies as ours but for our padding."""
+def outside(name: str, path: str, shape: tuple[int, ...], model: LanguageModel) -> WeightMapping:
+  """The mapping of a parameter outside of the stack, which lies as ours but for our padding."""
   if path != EMBEDDING:
-    return Counterpart(name, shape, path, None, "same")
-  return Counterpart(name, (model.vocab_size, *shape[1:]), path, None, "ids")
+    return WeightMapping(name, shape, path, None, "same")
+  return WeightMapping(name, (model.vocab_size, *shape[1:]), path, None, "ids")
 
 
 def check(
-  table: Iterable[Counterpart],
+  table: Iterable[WeightMapping],
   shapes: Mapping[str, tuple[int, ...]],
   optional: Iterable[str] = (),
 ) -> None:
@@ -165,7 +163,7 @@ def check_count(backbone: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
 
 def parameters(
   tensors: Mapping[str, np.ndarray],
-  table: Iterable[Counterpart],
+  table: Iterable[WeightMapping],
   model: LanguageModel,
   digests: dict[str, bytes] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -184,7 +182,7 @@ def parameters(
   Yields:
     path and array, in the model's types.
   """
-  entries: dict[str, list[Counterpart]] = {}
+  entries: dict[str, list[WeightMapping]] = {}
   for entry in table:
     entries.setdefault(entry.path, []).append(entry)
   for parameter in list_parameters(model):

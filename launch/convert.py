@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
       args.source, args.target, args.checkpoint, args.dtype, max_bytes, trusted
     )
   else:
-    conversion.take_in(kind, args.source, args.target, args.vocabulary, bindings, words)
+    conversion.import_weights(kind, args.source, args.target, args.vocabulary, bindings, words)
   print(f"{paths.shown(args.target)} is ready")
   if note:
     print(note)
