@@ -14,7 +14,7 @@ import numpy as np
 from data.loader import batch_of_rows
 from data.recall import Example, RecallTask
 from data.tokenizers import Vocabulary
-from inference.decode_sharding import Rows
+from inference.decode_sharding import DecodeSharding
 from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
 from models.language_model import LanguageModel
@@ -126,7 +126,9 @@ class Recalled:
 class RecallScorer:
   """Asks one model; compiled once for every shape of batch."""
 
-  def __init__(self, model: LanguageModel, vocabulary: Vocabulary, where: Rows | None = None):
+  def __init__(
+    self, model: LanguageModel, vocabulary: Vocabulary, where: DecodeSharding | None = None
+  ):
     """Takes the model, the vocabulary of its ids, and the devices that generate; one if None."""
 
     def likeliest(params, batch, columns):

@@ -22,8 +22,8 @@ from parallel.sharding_plan import ShardingPlan
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
-class Rows(Protocol):
-  """Where such programs run. All methods but `place` are to be called under `jax.jit`.
+class DecodeSharding(Protocol):
+  """How such programs are split over devices; all methods but `place` run under `jax.jit`.
 
   Attributes:
     shards: the rows of a call are a multiple of it.
@@ -65,7 +65,7 @@ class OneDevice:
   concurrent = True
 
   def __init__(self, *, lean: bool = False):
-    """See `Rows` for lean."""
+    """See `DecodeSharding` for lean."""
     self.lean = lean
 
   def place(self, params: Any) -> Any:
@@ -73,17 +73,17 @@ class OneDevice:
     return params
 
   def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
-    """See `Rows`."""
+    """See `DecodeSharding`."""
     return function(params, rows)
 
   def go_on(
     self, function: Step, held: Any, carried: Any, rows: Any, shared: Any
   ) -> tuple[Any, Any]:
-    """See `Rows`."""
+    """See `DecodeSharding`."""
     return function(held, carried, rows, shared)
 
   def abstract(self, tree: Any, kind: str) -> Any:
-    """See `Rows`."""
+    """See `DecodeSharding`."""
     del kind
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
@@ -101,7 +101,7 @@ class OverMesh:
   concurrent = False
 
   def __init__(self, sharding_plan: ShardingPlan, *, lean: bool = False):
-    """Takes over the mesh and rules of the sharding plan; see `Rows` for lean."""
+    """Takes over the mesh and rules of the sharding plan; see `DecodeSharding` for lean."""
     self.lean = lean
     self._sharding_plan = sharding_plan
     self._placement = "stored" if lean else "used"
@@ -123,7 +123,7 @@ class OverMesh:
     return jax.jit(lambda tree: tree, out_shardings=shardings)(params)
 
   def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
-    """See `Rows`."""
+    """See `DecodeSharding`."""
 
     def per_device(params, rows):
       with shards.per_device(self._region):
@@ -135,7 +135,7 @@ class OverMesh:
   def go_on(
     self, function: Step, held: Any, carried: Any, rows: Any, shared: Any
   ) -> tuple[Any, Any]:
-    """See `Rows`."""
+    """See `DecodeSharding`."""
 
     def per_device(held, carried, rows, shared):
       with shards.per_device(self._region):
@@ -150,7 +150,7 @@ class OverMesh:
     return self._map(per_device, specs, (PartitionSpec(), self._all))(held, carried, rows, shared)
 
   def abstract(self, tree: Any, kind: str) -> Any:
-    """See `Rows`."""
+    """See `DecodeSharding`."""
     spec = {"rows": self._rows, "carried": self._all, "shared": PartitionSpec()}[kind]
     sharding = NamedSharding(self._sharding_plan.mesh, spec)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inference.decode_sharding import OneDevice, Rows
+from inference.decode_sharding import DecodeSharding, OneDevice
 from inference.sampling import Sampler
 from kernels import platform
 from layers.stack import unstack
@@ -22,7 +22,7 @@ from models.language_model import DecodeState, LanguageModel
 from parallel import shards
 from parallel.sharded_vocabulary import whole
 
-# What stands in a row after its end.
+# Fill value after the stop token.
 ENDED = -1
 # Lengths of prompts and caches are multiples of this, so that few of them get compiled.
 _MULTIPLE = 64
@@ -33,8 +33,8 @@ _ROWS_PER_CORE = 4
 _ONE_DEVICE = OneDevice()
 
 
-class Progress(NamedTuple):
-  """Where the decoding of a batch stands.
+class DecodeCarry(NamedTuple):
+  """All that decoding a batch carries from token to token.
 
   Attributes:
     state: the model's state after the last token.
@@ -49,8 +49,8 @@ class Progress(NamedTuple):
   step: jax.Array
 
 
-class Choices(NamedTuple):
-  """What may be drawn.
+class TokenConstraints(NamedTuple):
+  """Which tokens may be drawn, and which end a row.
 
   Attributes:
     allowed: [V] bool, tokens that may be drawn.
@@ -68,13 +68,13 @@ class Lowered(NamedTuple):
     prefill: reads the prompts.
     advance: generates a chunk of tokens; its loop's body is one token.
     params: shapes of the parameters that `advance` reads.
-    progress: shapes of the `Progress` that goes from one to the other.
+    carry: shapes of the `DecodeCarry` that goes from one to the other.
   """
 
   prefill: jax.stages.Lowered
   advance: jax.stages.Lowered
   params: Any
-  progress: Progress
+  carry: DecodeCarry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Decoder:
     *,
     stop_ids: Sequence[int] = (),
     forbidden_ids: Sequence[int] = (),
-    where: Rows | None = None,
+    where: DecodeSharding | None = None,
   ):
     """Sets what all calls share.
 
@@ -152,14 +152,14 @@ class Decoder:
       ValueError: every token is forbidden.
     """
     tokens = np.arange(model.vocab_size)
-    choices = Choices(
+    constraints = TokenConstraints(
       allowed=~np.isin(tokens, list(forbidden_ids)), stops=np.isin(tokens, list(stop_ids))
     )
-    if not choices.allowed.any():
+    if not constraints.allowed.any():
       raise ValueError(f"all {model.vocab_size} tokens are forbidden: nothing can be generated.")
     self._model = model
     self._sampler = sampler
-    self._choices = choices
+    self._constraints = constraints
     self._where = where or _ONE_DEVICE
 
   def generate(
@@ -201,13 +201,13 @@ class Decoder:
     params = self._where.place(params)
     prefill = functools.partial(_prefill, self._where, self._model, params, capacity=capacity)
     rows = (np.split(array, groups) for array in (batch.tokens, batch.segment_ids))
-    progress = [prefill(group) for group in zip(*rows, strict=True)]
+    carry = [prefill(group) for group in zip(*rows, strict=True)]
     params = self._cut(params)
     # Compiled here, so that what is in force in the caller's thread holds for all.
-    advance = self._lower_advance(params, progress[0], keys[0], self._shared(0), chunk).compile()
+    advance = self._lower_advance(params, carry[0], keys[0], self._shared(0), chunk).compile()
 
     def go_on(group: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-      found, progress[group] = advance(params, progress[group], keys[group], self._shared(steps))
+      found, carry[group] = advance(params, carry[group], keys[group], self._shared(steps))
       return jax.device_get(found)
 
     done = 0
@@ -246,13 +246,13 @@ class Decoder:
     """
     return params if self._where.lean else _cut(self._where, params)
 
-  def _shared(self, steps: int) -> tuple[Choices, np.int32]:
-    return self._choices, np.int32(steps)
+  def _shared(self, steps: int) -> tuple[TokenConstraints, np.int32]:
+    return self._constraints, np.int32(steps)
 
-  def _lower_advance(self, params, progress, keys, shared, size: int) -> jax.stages.Lowered:
+  def _lower_advance(self, params, carry, keys, shared, size: int) -> jax.stages.Lowered:
     model = self._model if self._where.lean else self._model.clone(scan=False)
     options = self._where, model, self._sampler
-    return _advance.lower(*options, params, progress, keys, shared, size=size)
+    return _advance.lower(*options, params, carry, keys, shared, size=size)
 
   def lower(
     self, params: Any, *, rows: int, length: int, max_tokens: int, chunk: int = 64
@@ -260,7 +260,7 @@ class Decoder:
     """The programs of `generate`, to be compiled for devices that need not be here.
 
     Args:
-      params: shapes, types and shardings of the parameters, where `Rows.place` puts them.
+      params: shapes, types and shardings of the parameters, where `DecodeSharding.place` puts them.
       rows: prompts at a time, a multiple of the shards.
       length: tokens per prompt.
       max_tokens, chunk: as in `generate`.
@@ -269,7 +269,7 @@ class Decoder:
     prompts = self._where.abstract((tokens, tokens), "rows")
     options = self._where, self._model, params, prompts
     capacity = _round_up(length + max_tokens)
-    progress = self._where.abstract(_prefill.eval_shape(*options, capacity=capacity), "carried")
+    carry = self._where.abstract(_prefill.eval_shape(*options, capacity=capacity), "carried")
     cut = params
     if not self._where.lean:
       cut = self._where.abstract(_cut.eval_shape(self._where, params), "carried")
@@ -280,14 +280,14 @@ class Decoder:
     )
     return Lowered(
       prefill=_prefill.lower(*options, capacity=capacity),
-      advance=self._lower_advance(cut, progress, keys, shared, chunk),
+      advance=self._lower_advance(cut, carry, keys, shared, chunk),
       params=cut,
-      progress=progress,
+      carry=carry,
     )
 
 
 @functools.partial(jax.jit, static_argnames="where")
-def _cut(where: Rows, params):
+def _cut(where: DecodeSharding, params):
   """Cuts the parameters into layers, once for all tokens to come."""
 
   def cut(params, _):
@@ -302,7 +302,7 @@ def _applied(model: LanguageModel, params, tokens, **options) -> tuple[jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("where", "model", "capacity"))
-def _prefill(where: Rows, model: LanguageModel, params, rows, *, capacity: int):
+def _prefill(where: DecodeSharding, model: LanguageModel, params, rows, *, capacity: int):
   """Reads the prompts."""
 
   def read(params, rows):
@@ -314,56 +314,56 @@ def _prefill(where: Rows, model: LanguageModel, params, rows, *, capacity: int):
     if not where.lean:
       state = state._replace(stack=unstack(state.stack))
     logits = whole(logits[:, 0], model.vocab_size)
-    return Progress(state, logits, ended, jnp.zeros((), jnp.int32))
+    return DecodeCarry(state, logits, ended, jnp.zeros((), jnp.int32))
 
   return where.start(read, params, rows)
 
 
 @functools.partial(
-  jax.jit, static_argnames=("where", "model", "sampler", "size"), donate_argnames="progress"
+  jax.jit, static_argnames=("where", "model", "sampler", "size"), donate_argnames="carry"
 )
 def _advance(
-  where: Rows,
+  where: DecodeSharding,
   model: LanguageModel,
   sampler: Sampler,
   params: Any,
-  progress: Progress,
+  carry: DecodeCarry,
   keys: jax.Array,
-  shared: tuple[Choices, jax.Array],
+  shared: tuple[TokenConstraints, jax.Array],
   *,
   size: int,
 ):
   """Generates up to `steps` <= `size` tokens; stops early once all rows have ended."""
 
-  def advance(params, progress, keys, shared):
-    choices, steps = shared
-    first, rows = progress.step, progress.ended.shape[0]
+  def advance(params, carry, keys, shared):
+    constraints, steps = shared
+    first, rows = carry.step, carry.ended.shape[0]
 
-    def unfinished(carry):
-      _, progress = carry
+    def unfinished(loop):
+      _, carry = loop
       # Of all devices, so that they leave the loop together.
-      going = shards.total(jnp.sum(~progress.ended), "batch")
-      return (progress.step < first + steps) & (going > 0)
+      going = shards.total(jnp.sum(~carry.ended), "batch")
+      return (carry.step < first + steps) & (going > 0)
 
-    def step(carry):
-      tokens, progress = carry
-      column = progress.step - first
-      step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, progress.step)
+    def step(loop):
+      tokens, carry = loop
+      column = carry.step - first
+      step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, carry.step)
       # A token that is allowed stays so, whatever the model says of it.
-      logits = jnp.maximum(progress.logits, jnp.finfo(jnp.float32).min)
-      token = sampler(jnp.where(choices.allowed, logits, -jnp.inf), step_keys)
-      ended = progress.ended | choices.stops[token]
-      logits, state = _applied(model, params, token[:, None], state=progress.state, last_only=True)
+      logits = jnp.maximum(carry.logits, jnp.finfo(jnp.float32).min)
+      token = sampler(jnp.where(constraints.allowed, logits, -jnp.inf), step_keys)
+      ended = carry.ended | constraints.stops[token]
+      logits, state = _applied(model, params, token[:, None], state=carry.state, last_only=True)
       shown = jnp.where(ended, ENDED, token)
       tokens = jax.lax.dynamic_update_slice(tokens, shown[:, None], (0, column))
       logits = whole(logits[:, 0], model.vocab_size)
-      return tokens, Progress(state, logits, ended, progress.step + 1)
+      return tokens, DecodeCarry(state, logits, ended, carry.step + 1)
 
     tokens = jnp.full((rows, size), ENDED, jnp.int32)
-    tokens, progress = jax.lax.while_loop(unfinished, step, (tokens, progress))
-    return (tokens, progress.ended), progress
+    tokens, carry = jax.lax.while_loop(unfinished, step, (tokens, carry))
+    return (tokens, carry.ended), carry
 
-  return where.go_on(advance, params, progress, keys, shared)
+  return where.go_on(advance, params, carry, keys, shared)
 
 
 def _round_up(length: int) -> int:

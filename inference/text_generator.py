@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.tokenizers import Vocabulary
-from inference.decode_sharding import Rows
+from inference.decode_sharding import DecodeSharding
 from inference.decoder import ENDED, Decoder, identities_of, rows_of
 from inference.sampling import Sampler
 from inference.text_stream import TextStream, continuation
@@ -26,7 +26,7 @@ class TextGenerator:
     params: Any,
     vocabulary: Vocabulary,
     sampler: Sampler,
-    where: Rows | None = None,
+    where: DecodeSharding | None = None,
     *,
     stop_ids: Sequence[int] = (),
   ):

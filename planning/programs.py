@@ -112,9 +112,9 @@ def decoding(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
     lowered=found.advance,
     parameters=describe.device_bytes(found.params),
     optimizer=0,
-    state=describe.device_bytes(found.progress),
+    state=describe.device_bytes(found.carry),
     batch=0,
-    updated=found.progress,
+    updated=found.carry,
     first_updated=2,  # behind the tokens and which rows have ended
     activations=0,
     gradients=0,
