@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import TextIO
 
-from training.metrics import Progress, show_duration
+from training.metrics import ProgressLine, show_duration
 
 
 @dataclasses.dataclass
@@ -30,7 +30,7 @@ class Cell:
   seconds: float | None = None
 
 
-class ComparisonProgress(Progress):
+class ComparisonProgress(ProgressLine):
   """One live line on a terminal, a line per finished cell elsewhere.
 
   Also stands where a training run tells its steps: they move the cell that is being measured.

@@ -21,7 +21,7 @@ from data.corpora import Corpus, NoFiles, RegisteredTask
 from data.file_corpora import FileCorpus
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
 from data.mixture import MixedRows
-from data.progress import Progress, ProgressBar
+from data.progress import PreparationProgress, ProgressBar
 from data.rows import RowFiles
 from data.tokenizers import Vocabulary
 
@@ -113,7 +113,7 @@ class TextDataset:
     """Whether the row files are there."""
     return (self.cache_path / MANIFEST_FILE).is_file()
 
-  def rows(self, progress: Callable[[Progress], None] | None = None) -> RowFiles:
+  def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> RowFiles:
     """Opens the row files, making them first if they are missing.
 
     They are made by another process, so that this one never imports TensorFlow.
@@ -149,7 +149,7 @@ class Mixture:
   components: Sequence[TextDataset]
   weights: Sequence[Positive]
 
-  def rows(self, progress: Callable[[Progress], None] | None = None) -> MixedRows:
+  def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
     """Opens, and if need be makes, the rows of every component."""
     preparation.prepare(self.components, progress)
     return MixedRows([part.rows() for part in self.components], self.weights)
@@ -185,7 +185,7 @@ class RegisteredMixture:
   loss_on: Sequence[str] | None = None
   cache_dir: KeptPath = "cache"
 
-  def rows(self, progress: Callable[[Progress], None] | None = None) -> MixedRows:
+  def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
     """Opens, and if need be makes, the rows of every task."""
     kept = self._rates_file()
     if kept.is_file():

@@ -19,11 +19,11 @@ from typing import IO, Any
 from base.errors import UserError
 from data import heldout, packing
 from data.files import CorpusError
-from data.progress import Progress, ProgressBar
+from data.progress import PreparationProgress, ProgressBar
 
 _ROOT = Path(__file__).resolve().parents[1]
 
-Show = Callable[[Progress], None]
+Show = Callable[[PreparationProgress], None]
 
 
 class PreparationError(UserError, RuntimeError):
@@ -135,14 +135,14 @@ def _events(stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:
 def _follow(stream: IO[bytes], what: str, show: Show) -> dict[str, Any]:
   """Shows events as they come; returns the last, which says how it ended."""
   start = time.monotonic()
-  latest = Progress(what)
+  latest = PreparationProgress(what)
   show(latest)
   for event in _events(stream):
     seconds = time.monotonic() - start
     if event is None:
       latest = dataclasses.replace(latest, seconds=seconds)
     elif "what" in event:
-      latest = Progress(**event, seconds=seconds)
+      latest = PreparationProgress(**event, seconds=seconds)
     else:
       return event
     show(latest)

@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class PreparationProgress:
   """How far a preparation has come.
 
   Attributes:
@@ -81,13 +81,13 @@ class ProgressBar:
     self._last_line = -_SECONDS_BETWEEN_LINES
     self._width = 0
 
-  def __call__(self, progress: Progress) -> None:
+  def __call__(self, progress: PreparationProgress) -> None:
     """Shows `progress`."""
     # A terminal that has gone, or a full disk, ends no preparation.
     with contextlib.suppress(OSError):
       self._show(progress)
 
-  def _show(self, progress: Progress) -> None:
+  def _show(self, progress: PreparationProgress) -> None:
     line = progress.line()
     if self._stream.isatty():
       # Blanks overwrite what a longer line left.

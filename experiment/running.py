@@ -21,7 +21,7 @@ from experiment.trust import NOBODY, Trust
 from parallel import connections, processes
 from parallel.sharding_plan import ShardingPlan
 from training import checkpoint, checkpoint_identity, loop
-from training.metrics import Progress, read_metrics
+from training.metrics import ProgressLine, read_metrics
 from training.optimizer import rate_at
 
 
@@ -37,7 +37,7 @@ def train(
   made_here: bool = True,
   introduce: Callable[[int], None] | None = None,
   after_first_step: Callable[[], None] | None = None,
-  progress: Progress | None = None,
+  progress: ProgressLine | None = None,
 ) -> loop.Summary:
   """Trains, or goes on training what the directory holds.
 
@@ -89,7 +89,7 @@ def _train(
   made_here: bool,
   introduce: Callable[[int], None] | None,
   after_first_step: Callable[[], None] | None,
-  progress: Progress | None,
+  progress: ProgressLine | None,
 ) -> loop.Summary:
   """As `train`, in a directory that is held."""
   for told in checkpoint_identity.set_strangers_aside(run.path) if processes.is_first() else ():

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
   from experiment import trained as trained_lib
   from experiment.run_directory import RunDirectory
   from launch import evaluate_recall
-  from training.metrics import Progress
+  from training.metrics import ProgressLine
 
   run = RunDirectory(args.run_dir)
   trusted = trust.Trust.of(args.trust)
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
   batch_size = min(batch_size, len(rows))
   batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
   count = min(args.batches or len(batches), len(batches))
-  progress = Progress(count)
+  progress = ProgressLine(count)
 
   def report(done: int, score: Score) -> None:
     if progress.live or done == count:

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained)
       f"--harness needs lm-eval ({error}). Install it: make install EXTRAS=harness"
     ) from None
   from experiment import end_tokens
-  from training.metrics import Progress
+  from training.metrics import ProgressLine
 
   logging.getLogger("lm_eval").setLevel(logging.WARNING)
   # Else lm-eval forks to resample, and a fork of a process with threads can hang.
@@ -86,10 +86,10 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained)
   experiment = trained.experiment
   length = args.length or experiment.sequence_length
   rows = args.batch_size or max(1, experiment.batch_size * experiment.sequence_length // length)
-  progress: dict[str, Progress] = {}
+  progress: dict[str, ProgressLine] = {}
 
   def report(what: str, done: int, total: int) -> None:
-    bar = progress.setdefault(what, Progress(total))
+    bar = progress.setdefault(what, ProgressLine(total))
     if bar.live or done == total:
       bar.show(done, {})
 

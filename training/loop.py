@@ -25,7 +25,7 @@ from training import step as step_lib
 from training.checkpoint import FOLDER, CheckpointError, Checkpoints, abstract_like
 from training.interruption import Interruption
 from training.metric_writers import MetricWriter, TensorBoard
-from training.metrics import MetricsFile, Progress, plot_losses, read_metrics
+from training.metrics import MetricsFile, ProgressLine, plot_losses, read_metrics
 from training.record import NotFinite, Record, TooManySkips, TrainingError
 
 METRICS_FILE = "metrics.jsonl"
@@ -126,7 +126,7 @@ def train(
   start: Callable[[Any], Any] | None = None,
   identity: dict[str, Any] | None = None,
   after_first_step: Callable[[], None] | None = None,
-  progress: Progress | None = None,
+  progress: ProgressLine | None = None,
   before_writing: Callable[[], None] = lambda: None,
 ) -> Summary:
   """Trains, or goes on training what the run directory holds.
@@ -179,7 +179,7 @@ def train(
   start_step = int(state.step)
   speaks = processes.is_first()
   if progress is None:
-    progress = Progress(options.steps, None if speaks else _silence())
+    progress = ProgressLine(options.steps, None if speaks else _silence())
   if restored is not None:
     for text in restored.passed_over:
       progress.say(f"passed over {text}")

@@ -96,7 +96,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
   return records
 
 
-class Progress:
+class ProgressLine:
   """One live line on a terminal, plain lines elsewhere."""
 
   def __init__(self, steps: int, stream: TextIO | None = None):

@@ -11,7 +11,7 @@ import optax
 
 from base.errors import UserError
 from training import json_files
-from training.metrics import MetricsFile, Progress
+from training.metrics import MetricsFile, ProgressLine
 from training.optimizer import rate_at
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Record:
     learning_rate: optax.Schedule,
     bytes_per_token: float,
     metrics: MetricsFile,
-    progress: Progress,
+    progress: ProgressLine,
     pending: list[list[float | None]],
     heldout: dict[str, float | None],
   ):

@@ -220,12 +220,16 @@ class Terminal(io.StringIO):
 def test_a_terminal_shows_one_line_that_moves():
   stream = Terminal()
   bar = progress.ProgressBar(stream)
-  bar(progress.Progress("corpus (train)", seconds=3.2))
+  bar(progress.PreparationProgress("corpus (train)", seconds=3.2))
   half = {"documents": 5, "text_bytes": 500_000, "total_bytes": 1_000_000, "seconds": 4.0}
-  bar(progress.Progress("corpus (train)", **half))
-  bar(progress.Progress("corpus (train)", documents=1, text_bytes=1_733))
+  bar(progress.PreparationProgress("corpus (train)", **half))
+  bar(progress.PreparationProgress("corpus (train)", documents=1, text_bytes=1_733))
   whole = half | {"documents": 9, "text_bytes": 990_000, "seconds": 5.0, "finished": True}
-  bar(progress.Progress("corpus (train)", **whole, empty_documents=2, invalid_utf8_documents=1))
+  bar(
+    progress.PreparationProgress(
+      "corpus (train)", **whole, empty_documents=2, invalid_utf8_documents=1
+    )
+  )
   lines = stream.getvalue().split("\r")[1:]
   assert [line.strip() for line in lines] == [
     "preparing corpus (train): starting the process that reads the text, 3 s",
@@ -241,8 +245,8 @@ def test_elsewhere_lines_come_seldom():
   stream = io.StringIO()
   bar = progress.ProgressBar(stream)
   for i in range(50):
-    bar(progress.Progress("corpus (train)", documents=i + 1))
-  bar(progress.Progress("corpus (train)", documents=51, finished=True))
+    bar(progress.PreparationProgress("corpus (train)", documents=i + 1))
+  bar(progress.PreparationProgress("corpus (train)", documents=51, finished=True))
   assert len(stream.getvalue().splitlines()) == 2
 
 

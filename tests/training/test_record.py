@@ -18,7 +18,7 @@ def record_of(path, stream, *, log_every=3):
     learning_rate=lambda step: 0.1 * step,
     bytes_per_token=1.0,
     metrics=metrics.MetricsFile(path),
-    progress=metrics.Progress(10, stream),
+    progress=metrics.ProgressLine(10, stream),
     pending=[],
     heldout={},
   )
