@@ -88,7 +88,7 @@ def main() -> None:
       f"{name}: {moved / 1e9:.2f} GB, {moved / math.prod(shape):.1f} bytes per element, "
       f"{memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries"
     )
-    text = hlo.Program(program.as_text() or "")
+    text = hlo.HloProgram(program.as_text() or "")
     for source, size in bytes_accessed.traffic(text).by_source.items():
       if size > 0.01 * moved:
         print(f"  {size / 1e9:6.3f} GB  {source[:150]}")

@@ -46,7 +46,7 @@ class Key:
 
   @property
   def marked(self) -> Any:
-    """The parameter's annotation with its marks; see `gin_types.Parameter`."""
+    """The parameter's annotation with its marks; see `config.types.BindableParameter`."""
     parameter = self.configurable.signature.parameters.get(self.parameter)
     return parameter.marked if parameter else Any
 

@@ -18,7 +18,7 @@ _SEQUENCES = (collections.abc.Sequence, collections.abc.Iterable, collections.ab
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameter:
+class BindableParameter:
   """One parameter of a function or of a class' constructor.
 
   Attributes:
@@ -47,7 +47,7 @@ class Signature:
     result: the annotation of what it returns, the class itself for a class.
   """
 
-  parameters: dict[str, Parameter]
+  parameters: dict[str, BindableParameter]
   open: bool
   result: Any
 
@@ -72,7 +72,7 @@ def signature(target: Any) -> Signature:
     return Signature({}, True, Any)
   hints, marked = _hints(target), _hints(target, include_extras=True)
   known = {
-    parameter.name: Parameter(
+    parameter.name: BindableParameter(
       hints.get(parameter.name, Any), parameter.default, marked.get(parameter.name, Any)
     )
     for parameter in parameters

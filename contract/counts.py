@@ -17,7 +17,7 @@ from jax.extend import core
 from contract.finding import Finding, path_of, stated
 from contract.subject import Subject
 from models.accounting import abstract_parameters, list_parameters
-from planning.hlo.text import Program
+from planning.hlo.text import HloProgram
 
 
 def parameters(subject: Subject) -> Iterator[Finding]:
@@ -70,7 +70,7 @@ def flops(subject: Subject) -> Iterator[Finding]:
   )
   # XLA drops products whose result it knows: those with a state of zeros, or, at one token, those
   # before a softmax over one key.
-  compiled = Program(_jitted(subject).lower(*_row(subject, length)).compile().as_text()).flops()
+  compiled = HloProgram(_jitted(subject).lower(*_row(subject, length)).compile().as_text()).flops()
   yield stated(
     f"XLA's program for a row of {length}",
     traced / 2 <= compiled <= traced,

@@ -25,7 +25,7 @@ def block_bytes(sequence_length: int) -> int:
   return ROWS_AT_ONCE * sequence_length * np.dtype(np.int32).itemsize
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
   """Finished rows.
 
   Attributes:
@@ -89,7 +89,7 @@ class Packer:
     text_bytes: int,
     invalid_utf8: bool = False,
     loss_mask: np.ndarray | None = None,
-  ) -> Iterator[Rows]:
+  ) -> Iterator[PackedRows]:
     """Packs one document and yields the rows that became full, in blocks.
 
     Args:
@@ -144,12 +144,12 @@ class Packer:
         if self._column == self._length:
           yield from self._end_row()
 
-  def finish(self) -> Rows:
+  def finish(self) -> PackedRows:
     """Returns the rows left over; the last may end in padding."""
     rows = self._row + (self._column > 0)
     if self._column:
       self._count(padding_tokens=self._length - self._column)
-    left = Rows(
+    left = PackedRows(
       self._tokens[:rows], self._segment_ids[:rows], self._row_bytes[:rows], self._loss_mask[:rows]
     )
     self._start_block()
@@ -159,11 +159,11 @@ class Packer:
     values = {name: getattr(self._counts, name) + n for name, n in more.items()}
     self._counts = dataclasses.replace(self._counts, **values)
 
-  def _end_row(self) -> Iterator[Rows]:
+  def _end_row(self) -> Iterator[PackedRows]:
     """Goes on to the next row; yields the block if that was its last."""
     self._row, self._column, self._segment = self._row + 1, 0, 1
     if self._row == ROWS_AT_ONCE:
-      block = Rows(self._tokens, self._segment_ids, self._row_bytes, self._loss_mask)
+      block = PackedRows(self._tokens, self._segment_ids, self._row_bytes, self._loss_mask)
       self._start_block()
       yield block
 

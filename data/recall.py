@@ -25,7 +25,7 @@ _BLOCK = 64
 _REVISION = 1
 
 
-class Example(NamedTuple):
+class RecallExample(NamedTuple):
   """One document with its answers.
 
   Attributes:
@@ -76,7 +76,9 @@ class RecallTask:
       if getattr(self, name) < 1:
         raise CorpusError(f"{name}={getattr(self, name)} must be at least 1.")
 
-  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+  def draw(
+    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
+  ) -> list[RecallExample]:
     """Draws examples.
 
     Raises:
@@ -92,7 +94,7 @@ class RecallTask:
     """The same task with another size of the context."""
     return dataclasses.replace(self, length=length)
 
-  def drawn(self, vocabulary: Vocabulary, split: str) -> Iterator[Example]:
+  def drawn(self, vocabulary: Vocabulary, split: str) -> Iterator[RecallExample]:
     """Yields the examples of a split, always the same ones.
 
     Raises:
@@ -127,12 +129,12 @@ def symbol_ids(vocabulary: Vocabulary, count: int) -> np.ndarray:
 
 def _as_examples(
   vocabulary: Vocabulary, count: int, symbols: np.ndarray, answers: np.ndarray, sources: np.ndarray
-) -> list[Example]:
+) -> list[RecallExample]:
   """Spells symbols [N, n] of `count` kinds, with answers and sources [N, A]; each ends in EOS."""
   tokens = np.full((len(symbols), symbols.shape[1] + 1), vocabulary.eos_id, np.int32)
   tokens[:, :-1] = symbol_ids(vocabulary, count)[symbols]
   answers, sources = np.broadcast_arrays(answers, sources)
-  return [Example(*values) for values in zip(tokens, answers, sources, strict=True)]
+  return [RecallExample(*values) for values in zip(tokens, answers, sources, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,7 +168,9 @@ class SelectiveCopying(RecallTask):
         f" symbols={self.symbols}: give 1 to {self.length} data tokens and at least 3 symbols."
       )
 
-  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+  def draw(
+    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
+  ) -> list[RecallExample]:
     """Draws examples of length + 1 + data_tokens symbols."""
     chances = rng.random((count, self.length))
     places = np.sort(np.argpartition(chances, self.data_tokens - 1)[:, : self.data_tokens])
@@ -206,7 +210,9 @@ class InductionHeads(RecallTask):
         "each."
       )
 
-  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+  def draw(
+    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
+  ) -> list[RecallExample]:
     """Draws examples of length + 1 symbols."""
     special = self.symbols - 1
     symbols = rng.integers(0, special, (count, self.length + 1))
@@ -258,7 +264,9 @@ class MultiQueryRecall(RecallTask):
         f" symbols={self.symbols}."
       )
 
-  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+  def draw(
+    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
+  ) -> list[RecallExample]:
     """Draws examples of `length` symbols."""
     half, context = self.symbols // 2, 2 * self.pairs
     keys = 1 + _draw_distinct(rng, np.zeros(half - 1), count, self.pairs)

@@ -8,7 +8,7 @@ import numpy as np
 
 from base.ranges import Count, CountFromZero, Share
 from data.corpora import CorpusError
-from data.recall import Example, RecallTask
+from data.recall import RecallExample, RecallTask
 from data.tokenizers import Vocabulary
 
 _FIRST = (
@@ -36,13 +36,13 @@ _LAST = (
 _FIRST_NAMES, _LAST_NAMES = _FIRST.split(), _LAST.split()
 
 
-def _example(vocabulary: Vocabulary, before: str, source: str, after: str) -> Example:
+def _example(vocabulary: Vocabulary, before: str, source: str, after: str) -> RecallExample:
   """The document before + source + after + source, whose second `source` is the answer."""
   place = len(vocabulary.encode(before))
   prompt, answer = vocabulary.encode(before + source + after), vocabulary.encode(source)
   steps = np.arange(len(answer))
   tokens = np.array([*prompt, *answer, vocabulary.eos_id], np.int32)
-  return Example(tokens, len(prompt) + steps, place + steps)
+  return RecallExample(tokens, len(prompt) + steps, place + steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +78,13 @@ class Phonebook(RecallTask):
         " least one digit."
       )
 
-  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+  def draw(
+    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
+  ) -> list[RecallExample]:
     """Draws books with one question each."""
     return [self._book(vocabulary, rng) for _ in range(count)]
 
-  def _book(self, vocabulary: Vocabulary, rng: np.random.Generator) -> Example:
+  def _book(self, vocabulary: Vocabulary, rng: np.random.Generator) -> RecallExample:
     people = len(_FIRST_NAMES) * len(_LAST_NAMES)
     names = [
       f"{_FIRST_NAMES[n // len(_LAST_NAMES)]} {_LAST_NAMES[n % len(_LAST_NAMES)]}"
@@ -129,11 +131,13 @@ class Needle(RecallTask):
         " must not be negative, there is at least one digit, and the depth is in [0, 1] or None."
       )
 
-  def draw(self, vocabulary: Vocabulary, rng: np.random.Generator, count: int) -> list[Example]:
+  def draw(
+    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
+  ) -> list[RecallExample]:
     """Draws texts with one key each."""
     return [self._haystack(vocabulary, rng) for _ in range(count)]
 
-  def _haystack(self, vocabulary: Vocabulary, rng: np.random.Generator) -> Example:
+  def _haystack(self, vocabulary: Vocabulary, rng: np.random.Generator) -> RecallExample:
     key = "".join(map(str, rng.integers(0, 10, self.digits)))
     depth = rng.random() if self.depth is None else self.depth
     place = round(depth * self.length)

@@ -135,7 +135,7 @@ def _source(corpus: corpora.Corpus, failure: _Failure) -> Any:
   return seqio.FunctionDataSource(read, splits=corpora.SPLITS)
 
 
-def _batched(examples: Iterable[recall.Example]) -> Iterator[Sequence[recall.Example]]:
+def _batched(examples: Iterable[recall.RecallExample]) -> Iterator[Sequence[recall.RecallExample]]:
   examples = iter(examples)
   while group := list(itertools.islice(examples, _GROUP)):
     yield group

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data.loader import batch_of_rows
-from data.recall import Example, RecallTask
+from data.recall import RecallExample, RecallTask
 from data.tokenizers import Vocabulary
 from inference.decode_sharding import DecodeSharding
 from inference.decoder import Decoder, rows_of
@@ -62,7 +62,9 @@ class Recalled:
   length: np.ndarray
 
   @classmethod
-  def of(cls, examples: Sequence[Example], correct: Sequence[np.ndarray], length: int) -> Recalled:
+  def of(
+    cls, examples: Sequence[RecallExample], correct: Sequence[np.ndarray], length: int
+  ) -> Recalled:
     """Joins what was given for each example: [A] bool."""
     counts = [len(example.answers) for example in examples]
     contexts = np.array([example.answers[0] for example in examples])
@@ -177,7 +179,7 @@ class RecallScorer:
     return Recalled.of(asked, correct, task.length)
 
   def teacher_forced(
-    self, params: Any, examples: Sequence[Example], rows: int
+    self, params: Any, examples: Sequence[RecallExample], rows: int
   ) -> Iterator[np.ndarray]:
     """Yields [A] bool per example: whether the likeliest token after the true ones is the answer's.
 
@@ -199,7 +201,9 @@ class RecallScorer:
     for row, example in enumerate(examples):
       yield given[row, : len(example.answers)] == example.tokens[example.answers]
 
-  def generated(self, params: Any, examples: Sequence[Example], rows: int) -> Iterator[np.ndarray]:
+  def generated(
+    self, params: Any, examples: Sequence[RecallExample], rows: int
+  ) -> Iterator[np.ndarray]:
     """Yields [A] bool per example: whether the greedily generated token is the answer's.
 
     Args:

@@ -30,7 +30,7 @@ _SHOWN_LETTERS = 60
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class RunRecord:
   """What a run was started with.
 
   Attributes:
@@ -143,10 +143,10 @@ def _tell(line: str) -> None:
   print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-def _read(run_dir: Path) -> Record | None:
+def _read(run_dir: Path) -> RunRecord | None:
   try:
     contents = small_files.read(run_dir / RECORD_FILE)
-    record = Record(**unseal(json.loads(contents or b"")))
+    record = RunRecord(**unseal(json.loads(contents or b"")))
   except (ValueError, TypeError, RecursionError):
     return None
   kinds = type(record.config), type(record.operative), type(record.after)

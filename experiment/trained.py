@@ -26,7 +26,7 @@ from training.step import split
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedModel:
   """A model that was trained.
 
   Attributes:
@@ -53,7 +53,7 @@ def load(
   mesh: str | None = None,
   arguments: Sequence[str] = (),
   trust: Trust = NOBODY,
-) -> Trained:
+) -> TrainedModel:
   """Reads a run's checkpoint: 'best', 'latest' or a step.
 
   Args:
@@ -83,7 +83,7 @@ def load(
   number = int(which) if is_step else which
   rows = VocabularyRows.of(experiment.model)
   params, step = checkpoint.load_parameters(run.path, abstract, number, rows)
-  return Trained(experiment, params, step, run.vocabulary(), run.path, sharding_plan)
+  return TrainedModel(experiment, params, step, run.vocabulary(), run.path, sharding_plan)
 
 
 def _sharding_plan(experiment: Experiment) -> ShardingPlan:

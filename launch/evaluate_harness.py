@@ -22,7 +22,7 @@ from training import json_files
 
 if TYPE_CHECKING:
   from experiment.run_directory import RunDirectory
-  from experiment.trained import Trained
+  from experiment.trained import TrainedModel
 
 
 OPTIONS = ("include_path", "harness_data", "fewshot", "limit")
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--limit", type=int, help="only so many questions per task")
 
 
-def run(args: argparse.Namespace, run_directory: RunDirectory, trained: Trained) -> int:
+def run(args: argparse.Namespace, run_directory: RunDirectory, trained: TrainedModel) -> int:
   """Asks the tasks, prints lm-eval's table and keeps its results; returns the exit status.
 
   Raises:

@@ -16,14 +16,14 @@ from training import json_files
 if TYPE_CHECKING:
   from data.recall import RecallTask
   from experiment.run_directory import RunDirectory
-  from experiment.trained import Trained
+  from experiment.trained import TrainedModel
 
 _KINDS = ("position", "distance", "depth")
 
 
 def run(
   directory: RunDirectory,
-  trained: Trained,
+  trained: TrainedModel,
   task: RecallTask,
   contexts: Sequence[int],
   batch_size: int | None,

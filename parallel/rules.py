@@ -57,7 +57,7 @@ _COUNTED = {
 }
 
 
-class Parameter(Protocol):
+class ParameterLike(Protocol):
   """What a rule needs to know of a parameter: see `models.accounting.Parameter`."""
 
   @property
@@ -176,7 +176,7 @@ def _does_not_divide(name, axis, size, names, shards) -> str:
 
 def check_replication(
   rules: Rules,
-  parameters: Iterable[Parameter],
+  parameters: Iterable[ParameterLike],
   specs: Mapping[str, PartitionSpec],
   sizes: Mapping[str, int],
   axes: Iterable[str],

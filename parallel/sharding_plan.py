@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from base.ranges import ZeroStage
 from parallel import shards, tree_paths, zero
 from parallel.mesh import Device, MeshSpec
-from parallel.rules import Parameter, Rules, check_replication, named_axes
+from parallel.rules import ParameterLike, Rules, check_replication, named_axes
 from parallel.tree_paths import joined
 
 # Logical axes along which devices see different tokens: gradients are summed over them.
@@ -42,7 +42,7 @@ class Parallelism:
     zero.check_stage(self.zero)
 
   def sharding_plan(
-    self, parameters: Iterable[Parameter], devices: Sequence[Device] | None = None
+    self, parameters: Iterable[ParameterLike], devices: Sequence[Device] | None = None
   ) -> ShardingPlan:
     """Places a model's parameters on devices; None takes all that are visible.
 
@@ -52,7 +52,9 @@ class Parallelism:
     return ShardingPlan(self.mesh.build(devices), self.rules, self.zero, tuple(parameters))
 
 
-def on_one_device(parameters: Iterable[Parameter], device: Device | None = None) -> ShardingPlan:
+def on_one_device(
+  parameters: Iterable[ParameterLike], device: Device | None = None
+) -> ShardingPlan:
   """Places a model's parameters on one device; None takes the first of this process."""
   one = jax.local_devices()[0] if device is None else device
   return Parallelism().sharding_plan(parameters, [one])
@@ -80,7 +82,7 @@ class ShardingPlan:
   One device is a mesh of one: what nothing is split over is then what everything else is.
   """
 
-  def __init__(self, mesh: Mesh, rules: Rules, stage: int, parameters: tuple[Parameter, ...]):
+  def __init__(self, mesh: Mesh, rules: Rules, stage: int, parameters: tuple[ParameterLike, ...]):
     """Computes all shardings; see `Parallelism.sharding_plan`."""
     self.mesh = mesh
     self.stage = stage
@@ -127,7 +129,7 @@ class ShardingPlan:
         f"pieces of {rows}."
       ) from None
 
-  def held_bytes(self, parameter: Parameter, spec: PartitionSpec) -> int:
+  def held_bytes(self, parameter: ParameterLike, spec: PartitionSpec) -> int:
     """Bytes of one parameter on one device, placed by `spec`."""
     return parameter.bytes // math.prod(self.sizes[name] for name in named_axes(spec))
 

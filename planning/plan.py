@@ -26,7 +26,7 @@ from planning.programs import PROGRAMS, Program
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
+class CollectiveTotal:
   """All collectives of one kind along the same mesh axes, in one run of the program.
 
   Attributes:
@@ -112,7 +112,7 @@ class Plan:
   host_bytes: int
   memory: float
   memory_share: float
-  collectives: tuple[Traffic, ...]
+  collectives: tuple[CollectiveTotal, ...]
   model_flops: float
   counted_flops: float
   hbm_bytes: float
@@ -237,7 +237,7 @@ def _measured(
   sharding_plan: ShardingPlan,
   program: Program,
   compiled: jax.stages.Compiled,
-  text: hlo.Program,
+  text: hlo.HloProgram,
   seconds: float,
   step: str,
   model: str,
@@ -287,7 +287,7 @@ def _measured(
     memory=chip.memory,
     memory_share=chip.share,
     collectives=tuple(
-      Traffic(*along, count, sent[along]) for along, count in sorted(times.items())
+      CollectiveTotal(*along, count, sent[along]) for along, count in sorted(times.items())
     ),
     model_flops=model_flops,
     counted_flops=flops,
@@ -310,7 +310,7 @@ def _measured(
 
 def compile_program(
   lowered: jax.stages.Lowered, platform_name: str
-) -> tuple[jax.stages.Compiled, hlo.Program]:
+) -> tuple[jax.stages.Compiled, hlo.HloProgram]:
   """Compiles a program; returns it, and what its text says.
 
   The compiler for TPUs writes the text itself: JAX knows not all of what a newer libtpu puts into
@@ -319,15 +319,15 @@ def compile_program(
   """
   if platform_name != "tpu":
     compiled = lowered.compile()
-    return compiled, hlo.Program(cast(str, compiled.as_text()))
+    return compiled, hlo.HloProgram(cast(str, compiled.as_text()))
   with tempfile.TemporaryDirectory() as folder:
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     compiled = lowered.compile(compiler_options=options)
     (file,) = Path(folder).glob("*.after_codegen.txt")
-    return compiled, hlo.Program(file.read_text(encoding="utf-8"))
+    return compiled, hlo.HloProgram(file.read_text(encoding="utf-8"))
 
 
-def _twice(program: Program, text: hlo.Program) -> int:
+def _twice(program: Program, text: hlo.HloProgram) -> int:
   """Bytes of updated arguments whose new values lie elsewhere in the compiled program."""
   return sum(
     device_bytes(leaf)

@@ -26,7 +26,7 @@ from training.checkpoint import FOLDER, CheckpointError, Checkpoints, abstract_l
 from training.interruption import Interruption
 from training.metric_writers import MetricWriter, TensorBoard
 from training.metrics import MetricsFile, ProgressLine, plot_losses, read_metrics
-from training.record import NotFinite, Record, TooManySkips, TrainingError
+from training.record import NotFinite, TooManySkips, TrainingError, TrainingLog
 
 METRICS_FILE = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
@@ -185,7 +185,7 @@ def train(
       progress.say(f"passed over {text}")
     if start_step < options.steps:
       progress.say(f"continuing at step {start_step}")
-  run = Record(
+  run = TrainingLog(
     options=options,
     learning_rate=learning_rate,
     bytes_per_token=bytes_per_token,
@@ -365,7 +365,7 @@ def _silence() -> TextIO:
   return open(os.devnull, "w")
 
 
-def _wrong(run: Record) -> str:
+def _wrong(run: TrainingLog) -> str:
   return "its values are not finite" if run.judged else "it was skipped"
 
 

@@ -38,7 +38,7 @@ class NotFinite(TrainingError):
   """The train state holds values that are not finite, although the steps were taken."""
 
 
-class Record:
+class TrainingLog:
   """What a run has told, and has yet to tell."""
 
   def __init__(

@@ -13,13 +13,13 @@ from comparison.page.figure import ESTIMATED, Axis, Figure, Series
 from comparison.speed import bandwidth as bandwidth_lib
 from comparison.speed import memory, timing
 from comparison.speed.description import change, check_baseline, conditions, listed, series, times
-from comparison.speed.generation import Generation
-from comparison.speed.timing import Interval
+from comparison.speed.generation import TimedGeneration
+from comparison.speed.timing import MedianInterval
 from inference.sampling import Sampler
 from models.language_model import LanguageModel
 
 _BANDWIDTH = "memory bandwidth"
-Found = Mapping[str, Sequence[Interval]]
+Found = Mapping[str, Sequence[MedianInterval]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class DecodeSpeed:
   def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
     """See `comparison.measurement.Part`."""
     check_baseline(self.baseline, models)
-    generations = {name: Generation(model, self.sampler) for name, model in models.items()}
+    generations = {name: TimedGeneration(model, self.sampler) for name, model in models.items()}
     samples = [
       self._samples(
         models,
@@ -85,13 +85,15 @@ class DecodeSpeed:
     bandwidth = self.bandwidth or remember(_BANDWIDTH, bandwidth_lib.measured)
     return *samples, self._tokens(models, tokens, bandwidth)
 
-  def _time_samples(self, generations: Mapping[str, Generation], prefill: int, length: int) -> dict:
+  def _time_samples(
+    self, generations: Mapping[str, TimedGeneration], prefill: int, length: int
+  ) -> dict:
     return timing.interleaved(
       {name: one.samples(self.batch_size, prefill, length) for name, one in generations.items()},
       self.rounds,
     )
 
-  def _time_tokens(self, generations: Mapping[str, Generation], after: int) -> dict:
+  def _time_tokens(self, generations: Mapping[str, TimedGeneration], after: int) -> dict:
     runs = self.rounds + 1
     return timing.interleaved(
       {
@@ -192,7 +194,7 @@ def _tokens_finding(
   return f"From {after[0]:,} to {after[-1]:,} tokens before it, a token of {listed(parts)}."
 
 
-def _compared(value: Interval, reference: Interval, name: str) -> str:
+def _compared(value: MedianInterval, reference: MedianInterval, name: str) -> str:
   found = times(value, reference)
   return f"{found} {name}'s" if found.endswith("times") else f"{found} from {name}"
 

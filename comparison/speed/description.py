@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from comparison.page.figure import Places, Series
-from comparison.speed.timing import Interval
+from comparison.speed.timing import MedianInterval
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
 
@@ -34,7 +34,10 @@ def conditions(models: Mapping[str, LanguageModel]) -> tuple[tuple[str, str], ..
 
 
 def series(
-  name: str, x: Sequence[int] | Sequence[str], intervals: Sequence[Interval], scale: float = 1.0
+  name: str,
+  x: Sequence[int] | Sequence[str],
+  intervals: Sequence[MedianInterval],
+  scale: float = 1.0,
 ) -> Series:
   """Measured intervals, times `scale`, as a line."""
   scaled = [one.scaled(scale) for one in intervals]
@@ -47,14 +50,14 @@ def series(
   )
 
 
-def times(value: Interval, reference: Interval) -> str:
+def times(value: MedianInterval, reference: MedianInterval) -> str:
   """How a value compares with a reference: '1.46 times', or that no difference is seen."""
   if value.overlaps(reference):
     return NO_DIFFERENCE
   return f"{value.median / reference.median:.3g} times"
 
 
-def change(before: Interval, after: Interval) -> str:
+def change(before: MedianInterval, after: MedianInterval) -> str:
   """How a value changes: '1.00 to 1.46', and whether that is seen."""
   text = f"{before.median:.2f} to {after.median:.2f}"
   return f"{text} ({NO_DIFFERENCE})" if before.overlaps(after) else text

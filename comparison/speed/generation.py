@@ -16,7 +16,7 @@ from inference.sampling import Sampler
 from models.language_model import LanguageModel
 
 
-class Generation:
+class TimedGeneration:
   """Samples of one model, with nothing that ends a row."""
 
   def __init__(self, model: LanguageModel, sampler: Sampler):

@@ -13,7 +13,7 @@ from comparison.measurement import Remember
 from comparison.page.figure import Axis, Figure
 from comparison.speed import recurrences, timing
 from comparison.speed.description import conditions, listed, series, times
-from comparison.speed.timing import Interval
+from comparison.speed.timing import MedianInterval
 from comparison.speed.train_step import TrainingSteps
 from layers.recurrent_block import RecurrentBlock
 from models.language_model import LanguageModel
@@ -125,11 +125,11 @@ class RecurrenceSpeed:
     )
 
 
-def _relative(seconds: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
+def _relative(seconds: Mapping[str, Sequence[float]]) -> dict[str, MedianInterval]:
   return {name: timing.ratio(values, seconds[REFERENCE]) for name, values in seconds.items()}
 
 
-def _finding(where: str, found: Mapping[str, Mapping[str, Interval]]) -> str:
+def _finding(where: str, found: Mapping[str, Mapping[str, MedianInterval]]) -> str:
   """Which implementation is the fastest, and what it takes of the native scan's time."""
   parts = []
   for name, intervals in found.items():

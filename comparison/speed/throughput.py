@@ -13,13 +13,13 @@ from comparison.measurement import Remember
 from comparison.page.figure import Axis, Figure
 from comparison.speed import timing
 from comparison.speed.description import NO_DIFFERENCE, check_baseline, conditions, listed, series
-from comparison.speed.generation import Generation
-from comparison.speed.timing import Interval
+from comparison.speed.generation import TimedGeneration
+from comparison.speed.timing import MedianInterval
 from inference.sampling import Sampler
 from models.language_model import LanguageModel
 
 # By model and length: the interval of each batch size that fits in memory.
-Rates = Mapping[tuple[str, int], Mapping[int, Interval]]
+Rates = Mapping[tuple[str, int], Mapping[int, MedianInterval]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class Throughput:
   def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
     """See `comparison.measurement.Part`."""
     check_baseline(self.baseline, models)
-    generations = {name: Generation(model, self.sampler) for name, model in models.items()}
-    rates: dict[tuple[str, int], dict[int, Interval]] = {}
+    generations = {name: TimedGeneration(model, self.sampler) for name, model in models.items()}
+    rates: dict[tuple[str, int], dict[int, MedianInterval]] = {}
     for length in self.lengths:
       fitting = generations
       for batch in self.batch_sizes:
@@ -78,7 +78,7 @@ class Throughput:
         )
     return self._largest(models, rates), self._by_batch(models, rates)
 
-  def _measure(self, generations: Mapping[str, Generation], length: int, batch: int) -> dict:
+  def _measure(self, generations: Mapping[str, TimedGeneration], length: int, batch: int) -> dict:
     runs, full = {}, {}
     for name, one in generations.items():
       run = one.samples(batch, 0, length)
@@ -118,7 +118,7 @@ class Throughput:
       source="section 5",
     )
 
-  def _compared(self, name: str, largest: Mapping[str, Sequence[Interval]]) -> str:
+  def _compared(self, name: str, largest: Mapping[str, Sequence[MedianInterval]]) -> str:
     if name == self.baseline:
       return ""
     mine, others = largest[name][-1], largest[self.baseline][-1]

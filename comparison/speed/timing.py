@@ -16,24 +16,24 @@ CONFIDENCE = 0.95
 Name = TypeVar("Name", bound=Hashable)
 
 
-class Interval(NamedTuple):
+class MedianInterval(NamedTuple):
   """A median and the ends of an interval around it."""
 
   median: float
   low: float
   high: float
 
-  def overlaps(self, other: Interval) -> bool:
+  def overlaps(self, other: MedianInterval) -> bool:
     """Whether the two have a point in common."""
     return self.low <= other.high and other.low <= self.high
 
-  def scaled(self, factor: float) -> Interval:
+  def scaled(self, factor: float) -> MedianInterval:
     """The interval of a positive multiple of what was measured."""
-    return Interval(*(factor * value for value in self))
+    return MedianInterval(*(factor * value for value in self))
 
-  def inverse(self, numerator: float) -> Interval:
+  def inverse(self, numerator: float) -> MedianInterval:
     """The interval of `numerator` over what was measured: a rate from times."""
-    return Interval(numerator / self.median, numerator / self.high, numerator / self.low)
+    return MedianInterval(numerator / self.median, numerator / self.high, numerator / self.low)
 
 
 def interleaved(runs: Mapping[Name, Callable[[], Any]], rounds: int) -> dict[Name, list[float]]:
@@ -62,7 +62,7 @@ def medians(seconds: Mapping[Name, Sequence[float]]) -> dict[Name, float]:
   return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def interval(samples: Sequence[float]) -> Interval:
+def interval(samples: Sequence[float]) -> MedianInterval:
   """The median and its interval between two of the samples, by their ranks.
 
   The k-th smallest and k-th largest of n independent samples have the true median between them but
@@ -70,10 +70,10 @@ def interval(samples: Sequence[float]) -> Interval:
   six samples, the smallest and the largest of them (see `spread`).
   """
   ordered, cut = sorted(samples), max(_cut(len(samples)), 1)
-  return Interval(statistics.median(ordered), ordered[cut - 1], ordered[-cut])
+  return MedianInterval(statistics.median(ordered), ordered[cut - 1], ordered[-cut])
 
 
-def ratio(samples: Sequence[float], reference: Sequence[float]) -> Interval:
+def ratio(samples: Sequence[float], reference: Sequence[float]) -> MedianInterval:
   """The interval of the quotient of two runs of the same rounds."""
   return interval([one / other for one, other in zip(samples, reference, strict=True)])
 

@@ -12,7 +12,7 @@ from comparison.measurement import Remember
 from comparison.page.figure import ESTIMATED, Axis, Figure, Series
 from comparison.speed import timing
 from comparison.speed.description import change, check_baseline, conditions, listed, series
-from comparison.speed.timing import Interval
+from comparison.speed.timing import MedianInterval
 from comparison.speed.train_step import TrainingSteps
 from models.language_model import LanguageModel
 from parallel.sharding_plan import Parallelism
@@ -53,7 +53,7 @@ class TrainingSpeed:
     """See `comparison.measurement.Part`."""
     check_baseline(self.baseline, models)
     steps = {name: TrainingSteps(model, self.parallelism) for name, model in models.items()}
-    found: dict[str, list[Interval]] = {name: [] for name in models}
+    found: dict[str, list[MedianInterval]] = {name: [] for name in models}
     for length in self.lengths:
       cell = remember(_cell(length), partial(self._measure, steps, length))
       if length == self.lengths[0]:
@@ -142,7 +142,9 @@ class EstimatedTrainingSpeed:
       for name, model in models.items()
     }
     reference, hardware = seconds[self.baseline][0], self.estimate.hardware
-    found = {name: [Interval(*[one / reference] * 3) for one in seconds[name]] for name in models}
+    found = {
+      name: [MedianInterval(*[one / reference] * 3) for one in seconds[name]] for name in models
+    }
     x, y = _axes(self.baseline, self.lengths)
     return (
       Figure(
@@ -201,7 +203,7 @@ def _finding(
   baseline: str,
   lengths: Sequence[int],
   tokens: int,
-  found: Mapping[str, Sequence[Interval]],
+  found: Mapping[str, Sequence[MedianInterval]],
 ) -> str:
   """How each model's step time changes from the shortest to the longest rows."""
   first, last = lengths[0], lengths[-1]

@@ -14,7 +14,7 @@ from planning.hardware.chip import GIB, Chip, without_compiler
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class TpuGeneration:
   """How chips of one kind are joined and counted.
 
   Attributes:
@@ -36,13 +36,13 @@ class Generation:
 
 
 GENERATIONS = {
-  "v3": Generation(Chip(61.5e12, 16 * GIB, 412e9, 2.0e11, "TPU v3 core"), 2, devices=2),
-  "v4": Generation(Chip(275e12, 32 * GIB, 1230e9, 0.9e11, "TPU v4"), 3, chip_config="megacore"),
-  "v5e": Generation(
+  "v3": TpuGeneration(Chip(61.5e12, 16 * GIB, 412e9, 2.0e11, "TPU v3 core"), 2, devices=2),
+  "v4": TpuGeneration(Chip(275e12, 32 * GIB, 1230e9, 0.9e11, "TPU v4"), 3, chip_config="megacore"),
+  "v5e": TpuGeneration(
     Chip(197e12, 16 * GIB, 820e9, 0.9e11, "TPU v5e"), 2, cores=1, counts_cores=False
   ),
-  "v5p": Generation(Chip(459e12, 95 * GIB, 2460e9, 1.8e11, "TPU v5p"), 3),
-  "v6e": Generation(
+  "v5p": TpuGeneration(Chip(459e12, 95 * GIB, 2460e9, 1.8e11, "TPU v5p"), 3),
+  "v6e": TpuGeneration(
     Chip(918e12, 32 * GIB, 1640e9, 1.8e11, "TPU v6e"), 2, cores=1, counts_cores=False
   ),
 }
@@ -53,7 +53,7 @@ class Slice:
   """A slice of one generation; see `planning.hardware.chip.Hardware`."""
 
   name: str
-  generation: Generation
+  generation: TpuGeneration
   topology: str
   device_count: int
   platform = "tpu"

@@ -1,9 +1,9 @@
 """Bytes that the operations of a compiled program read and write, by our own count.
 
 XLA's cost analysis of a whole program can be held against it: the two agree within 3% but for what
-`Traffic.again` and `Traffic.unseen` name. Rules that are a TPU's own (arrays count with their
-padding, a gathered row brings its tile, an update in place is written and not read) were found by
-compiling programs of one such operation each and reading XLA's count of it.
+`BytesAccessed.again` and `BytesAccessed.unseen` name. Rules that are a TPU's own (arrays count with
+their padding, a gathered row brings its tile, an update in place is written and not read) were
+found by compiling programs of one such operation each and reading XLA's count of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BEGINS, _ENDS, _GOES_ON = (
 Measure = Callable[[str], int]
 
 
-class Traffic(NamedTuple):
+class BytesAccessed(NamedTuple):
   """What is read and written.
 
   Attributes:
@@ -59,7 +59,9 @@ class Traffic(NamedTuple):
     return self.total + self.again - sum(self.unseen.values())
 
 
-def traffic(program: text.Program, *, loops: bool = True, everywhere: bool = False) -> Traffic:
+def traffic(
+  program: text.HloProgram, *, loops: bool = True, everywhere: bool = False
+) -> BytesAccessed:
   """What all operations of a program read and write.
 
   Args:
@@ -80,13 +82,13 @@ def traffic(program: text.Program, *, loops: bool = True, everywhere: bool = Fal
       again += times * count.again(operation)
       if missed := times * count.unseen(operation):
         unseen[re.sub(r"[.\d]+$", "", operation.name)] += missed
-  return Traffic(dict(by_source.most_common()), again, dict(unseen.most_common()))
+  return BytesAccessed(dict(by_source.most_common()), again, dict(unseen.most_common()))
 
 
 class _Count(NamedTuple):
   """Counts the operations of one computation."""
 
-  program: text.Program
+  program: text.HloProgram
   operations: dict[str, text.Operation]
   measure: Measure
 

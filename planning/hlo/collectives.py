@@ -46,7 +46,7 @@ class Collective(NamedTuple):
 
 
 def collectives(
-  program: text.Program | str, mesh: Mapping[str, int] | None = None
+  program: text.HloProgram | str, mesh: Mapping[str, int] | None = None
 ) -> list[Collective]:
   """The collectives of a compiled program, in its order.
 
@@ -54,7 +54,7 @@ def collectives(
     program: parsed, or as text.
     mesh: sizes of the mesh axes in the order of the program's devices.
   """
-  program = text.Program(program) if isinstance(program, str) else program
+  program = text.HloProgram(program) if isinstance(program, str) else program
   found = []
   ends = {
     called

@@ -152,7 +152,7 @@ class Operation:
     return found[1] if found else self.name
 
 
-class Program:
+class HloProgram:
   """The computations of a program, and how often each runs."""
 
   def __init__(self, text: str):

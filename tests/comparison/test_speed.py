@@ -14,7 +14,7 @@ from comparison.speed.decoding import DecodeSpeed
 from comparison.speed.kernels import RecurrenceSpeed
 from comparison.speed.memory import CacheSize
 from comparison.speed.throughput import Throughput
-from comparison.speed.timing import Interval
+from comparison.speed.timing import MedianInterval
 from comparison.speed.training import EstimatedTrainingSpeed, TrainingSpeed
 from models.accounting import list_parameters, state_bytes
 from tests import small_models
@@ -61,14 +61,14 @@ def test_the_interval_holds_the_true_median_as_often_as_it_says(count):
 
 
 def test_too_few_rounds_give_their_extremes_and_say_so():
-  assert timing.interval([3.0, 1.0, 2.0]) == Interval(2.0, 1.0, 3.0)
+  assert timing.interval([3.0, 1.0, 2.0]) == MedianInterval(2.0, 1.0, 3.0)
   assert timing.spread(3) == "median, smallest and largest of 3 interleaved rounds"
 
 
 def test_a_ratio_is_taken_within_rounds():
   # A machine that is slower by the round changes neither side's share of the other.
   slow = [1.0, 5.0, 2.0, 9.0, 1.0, 3.0]
-  assert timing.ratio([2 * s for s in slow], slow) == Interval(2.0, 2.0, 2.0)
+  assert timing.ratio([2 * s for s in slow], slow) == MedianInterval(2.0, 2.0, 2.0)
 
 
 @pytest.mark.parametrize("length", [3, small_models.WINDOW, 100])
@@ -243,7 +243,7 @@ def test_a_token_is_held_against_the_memory_bound_model(models):
   assert "(no difference seen) ms (3 times the memory-bound model's)" in tokens.finding
 
 
-class Generation:
+class TimedGeneration:
   """Generates until a batch is so large that a real allocation fails."""
 
   def __init__(self, largest):
@@ -257,7 +257,7 @@ class Generation:
 def test_a_batch_that_does_not_fit_in_memory_ends_a_models_line(models):
   part = Throughput(lengths=(8,), batch_sizes=(1, 2, 4), rounds=2, baseline=BASELINE)
   sizes = {"griffin": 4, "hawk": 4, "transformer": 2}
-  generations = {name: Generation(largest) for name, largest in sizes.items()}
+  generations = {name: TimedGeneration(largest) for name, largest in sizes.items()}
   store = Store(
     {
       f"{batch} samples of 8 tokens": json.dumps(part._measure(generations, 8, batch))

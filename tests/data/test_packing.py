@@ -15,7 +15,7 @@ def pack(documents, length):
   packer = packing.Packer(tokenizers.Bytes(), length)
   blocks = [rows for document in documents for rows in packer.add(*document)]
   blocks.append(packer.finish())
-  rows = packing.Rows(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
+  rows = packing.PackedRows(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
   return rows, packer.counts
 
 
@@ -176,7 +176,7 @@ def test_a_mask_of_another_length_is_refused():
 def test_whole_documents_are_cut_only_if_longer_than_a_row(texts, length):
   packer = packing.Packer(tokenizers.Bytes(), length, whole=True)
   blocks = [rows for text in texts for rows in packer.add(*from_text(text))]
-  rows = packing.Rows(*map(np.concatenate, zip(*blocks, packer.finish(), strict=True)))
+  rows = packing.PackedRows(*map(np.concatenate, zip(*blocks, packer.finish(), strict=True)))
   expected = []
   for text in filter(None, texts):
     tokens = from_text(text)[0].tolist()

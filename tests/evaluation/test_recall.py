@@ -60,8 +60,8 @@ def test_generated_answers_are_those_of_greedy_decoding():
 
 def recalled():
   examples = [
-    recall.Example(np.zeros(12, np.int32), np.array([8, 9]), np.array([0, 7])),
-    recall.Example(np.zeros(12, np.int32), np.array([8, 9]), np.array([4, 5])),
+    recall.RecallExample(np.zeros(12, np.int32), np.array([8, 9]), np.array([0, 7])),
+    recall.RecallExample(np.zeros(12, np.int32), np.array([8, 9]), np.array([4, 5])),
   ]
   return Recalled.of(examples, [np.array([True, False]), np.array([True, True])], length=8)
 

@@ -47,7 +47,7 @@ ENTRY %main (p: ((f32[8], s32[]), u32[])) -> f32[8] {
   ROOT %sum = f32[8,2]{1,0} add(%p#0#0, %p#0#0), metadata={op_name="add"}
 }
 """
-  operations = hlo.Program(text).computations["main"]
+  operations = hlo.HloProgram(text).computations["main"]
   (inner,) = set(operations["sum"].operands)
   assert operations[inner].result == "f32[8,2]{1,0:T(8,128)}"
   (outer,) = operations[inner].operands
@@ -56,7 +56,7 @@ ENTRY %main (p: ((f32[8], s32[]), u32[])) -> f32[8] {
 
 
 def test_elements_by_number_are_what_operations_picked():
-  old, new = (hlo.Program(text.format(groups="{{0,1}}")) for text in (PROGRAM, NUMBERED))
+  old, new = (hlo.HloProgram(text.format(groups="{{0,1}}")) for text in (PROGRAM, NUMBERED))
   assert "#" in NUMBERED
   (summed,) = (o for o in new.computations["body"].values() if o.kind == "all-reduce")
   picked = new.computations["body"][summed.operands[0]]
@@ -99,7 +99,7 @@ def test_operations_in_loops_are_counted_as_often_as_they_run():
     jax.ShapeDtypeStruct((16, 32), jnp.float32),
     jax.ShapeDtypeStruct((5, 32, 32), jnp.float32),
   )
-  program = hlo.Program(jax.jit(f).lower(*shapes).compile().as_text())
+  program = hlo.HloProgram(jax.jit(f).lower(*shapes).compile().as_text())
   assert program.flops() == 5 * 2 * 16 * 32 * 32
 
 
@@ -160,7 +160,7 @@ ENTRY %main (a: f32[8,128]) -> f32[8,128] {
 def test_an_asynchronous_operation_runs_once():
   (found,) = collectives.collectives(IN_STEPS, {"data": 8, "seq": 1, "model": 1})
   assert (found.kind, found.times) == ("all-reduce", 1)
-  moved = bytes_accessed.traffic(hlo.Program(IN_STEPS))
+  moved = bytes_accessed.traffic(hlo.HloProgram(IN_STEPS))
   assert moved.total == 2 * 8 * 128 * 4
 
 
@@ -180,9 +180,9 @@ ENTRY %main (a: bf16[3,100]) -> bf16[2,100] {
 
 def test_bytes_of_main_memory_are_those_of_the_arrays_that_lie_there_padding_included():
   tile = 8 * 128 * 2  # what 3 or 2 rows of 100 fill
-  moved = bytes_accessed.traffic(hlo.Program(COPIES))
+  moved = bytes_accessed.traffic(hlo.HloProgram(COPIES))
   assert moved.total == 3 * tile  # read once for each of two copies; the result is written
-  everywhere = bytes_accessed.traffic(hlo.Program(COPIES), everywhere=True)
+  everywhere = bytes_accessed.traffic(hlo.HloProgram(COPIES), everywhere=True)
   context = 4
   assert everywhere.total == pytest.approx(6 * tile, abs=context)
   assert everywhere.again == 3 * tile  # the copy's operand again, and both ends
@@ -201,7 +201,7 @@ ENTRY %main (a: bf16[512,1024], b: bf16[1024,256]) -> bf16[512,256] {
 
 
 def test_products_of_a_gpu_s_library_are_counted_without_their_workspace():
-  program = hlo.Program(LIBRARY_PRODUCT)
+  program = hlo.HloProgram(LIBRARY_PRODUCT)
   assert program.flops() == 2 * 512 * 1024 * 256
   assert bytes_accessed.traffic(program).total == 2 * (512 * 1024 + 1024 * 256 + 512 * 256)
   assert program.in_place == {(0,), (1, 2)}

@@ -168,7 +168,7 @@ def test_the_compiler_s_own_text_says_what_jax_reads_out_of_its_result():
   )
   lowered = jax.jit(lambda x: x @ x + 1, donate_argnums=0).lower(x)
   compiled, program = planning.compile_program(lowered, "tpu")
-  read = hlo.Program(compiled.as_text())
+  read = hlo.HloProgram(compiled.as_text())
   assert list(program.computations) == list(read.computations)
   assert bytes_accessed.traffic(program) == bytes_accessed.traffic(read)
   assert program.in_place == read.in_place == {()}

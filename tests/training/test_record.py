@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from training import loop, metrics
-from training.record import Record
+from training.record import TrainingLog
 
 
 def record_of(path, stream, *, log_every=3):
-  return Record(
+  return TrainingLog(
     options=loop.Options(steps=10, log_every=log_every),
     learning_rate=lambda step: 0.1 * step,
     bytes_per_token=1.0,
