@@ -19,8 +19,7 @@ from kernels import platform
 from parallel.mesh import MeshSpec
 from parallel.sharding_plan import Parallelism, ShardingPlan
 from planning.hardware.chip import Hardware
-from planning.hlo import bytes_accessed
-from planning.hlo import collectives as audit
+from planning.hlo import bytes_accessed, collectives
 from planning.hlo import text as hlo
 from planning.programs import PROGRAMS, Program
 
@@ -246,7 +245,7 @@ def _measured(
   times: dict[tuple[str, str], int] = collections.defaultdict(int)
   sent: dict[tuple[str, str], float] = collections.defaultdict(float)
   exchanging = 0.0
-  for found in audit.collectives(text, sharding_plan.sizes):
+  for found in collectives.collectives(text, sharding_plan.sizes):
     if found.members == 1:
       continue  # XLA for GPUs leaves sums over one device in
     along = found.kind, "+".join(found.axes)
