@@ -72,7 +72,7 @@ def _our_training_step(dtype, tokens):
   from training.step import Options, loss_and_gradient
 
   model, params = _ours(dtype)
-  model = model.clone(remat="mixers")  # as the quickstart trains
+  model = model.clone(remat="save_mixer_outputs")  # as the quickstart trains
   batch = batch_of_rows(tokens[:, 1:], np.ones_like(tokens[:, 1:]), bos_id=0)
   options = Options(grad_accum_steps=MICROBATCHES)
   key = jax.random.key_data(jax.random.key(0))

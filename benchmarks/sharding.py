@@ -58,8 +58,8 @@ STRATEGIES = {
   "zero1": {"ZERO_STAGE": 1},
   "zero2": {"ZERO_STAGE": 2},
   "zero3": {"ZERO_STAGE": 3},
-  # "mixers", which computes products again, would sum the mixers' output again.
-  "model": {"MODEL_SHARDS": DEVICES, "models.backbone.Backbone.remat": "products"},
+  # "save_mixer_outputs", which computes products again, would sum the mixers' output again.
+  "model": {"MODEL_SHARDS": DEVICES, "models.backbone.Backbone.remat": "save_dots"},
   "seq": {"SEQUENCE_SHARDS": DEVICES},
 }
 

@@ -7,6 +7,7 @@ names are translated where they are read, so that nothing else has to know of th
 from __future__ import annotations
 
 import re
+from typing import Any
 
 # Modules that gin files import.
 _MODULES = {
@@ -31,6 +32,11 @@ _MODULES = {
 
 # Parameters, by the class or function that they are bound for.
 _PARAMETERS = {"training.step.Options.accumulate": "grad_accum_steps"}
+# Values that are names, by the parameter that takes them. `layers.remat` has them too, for models
+# that are built in Python.
+_VALUES = {
+  "models.backbone.Backbone.remat": {"products": "save_dots", "mixers": "save_mixer_outputs"}
+}
 
 
 class Translation:
@@ -66,20 +72,28 @@ class Translation:
       self.found[first] = last
     return last + dot + rest
 
-  def binding(self, selector: str, parameter: str) -> tuple[str, str]:
-    """The present form of the left side of a binding."""
+  def binding(self, selector: str, parameter: str, value: Any) -> tuple[str, str, Any]:
+    """The present form of `selector.parameter = value`."""
     selector = self.name(selector)
-    old = f"{selector}.{parameter}"
-    for known, new in _PARAMETERS.items():
-      if known in self._paths(old) or (not self._bound and known.endswith(f".{old}")):
-        self.found[_short_form(known)] = _short_form(f"{known.rpartition('.')[0]}.{new}")
-        return selector, new
-    return selector, parameter
+    left = f"{selector}.{parameter}"
+    for old, new in _PARAMETERS.items():
+      if self._may_be(left, old):
+        self.found[_short_form(old)] = _short_form(f"{old.rpartition('.')[0]}.{new}")
+        return selector, new, value
+    for taker, names in _VALUES.items():
+      if isinstance(value, str) and value in names and self._may_be(left, taker):
+        self.found[f"{parameter}={value!r}"] = f"{parameter}={names[value]!r}"
+        return selector, parameter, names[value]
+    return selector, parameter, value
 
-  def _paths(self, name: str) -> tuple[str, ...]:
-    """What a name may stand for with its module's whole path."""
+  def _may_be(self, name: str, path: str) -> bool:
+    """Whether a name stands for a path, by the imports of its file; on the command line, whether it
+    is the end of it.
+    """
     first, _, rest = name.partition(".")
-    return name, f"{self._bound.get(first, first)}.{rest}"
+    if not self._bound:
+      return f".{path}".endswith(f".{name}")
+    return path in (name, f"{self._bound.get(first, first)}.{rest}")
 
   def _current(self, name: str) -> str:
     for old, new in _MODULES.items():
@@ -96,13 +110,17 @@ def of_arguments() -> Translation:
 
 
 def first_form(text: str) -> str:
-  """A text with the last parts of modules, and the parameters, that it was first written with.
+  """A text with the last parts of modules, the parameters and the values that it was first written
+  with.
 
   What was measured or trained is found by digests of such texts, made under the old names.
   """
   for old, parameter in _PARAMETERS.items():
     short = _short_form(old)
     text = re.sub(rf"\b{short.rpartition('.')[0]}\.{parameter}\b", short, text)
+  for names in _VALUES.values():
+    for old, new in names.items():
+      text = text.replace(repr(new), repr(old))
   for old, new in _MODULES.items():
     was, now = old.rpartition(".")[2], new.rpartition(".")[2]
     if was != now:

@@ -186,8 +186,9 @@ def _read_argument(place: Place, translation: moved_names.Translation) -> Statem
   value = _parse_value(right, place, translation)
   if selector is None:
     return Statement(scope, last, "", value, place, text=right)
-  selector, last = translation.binding(selector, last)
-  return Statement(scope, selector, last, value, place, text=right)
+  selector, last, new = translation.binding(selector, last, value)
+  text = right if new == value else new
+  return Statement(scope, selector, last, new, place, text=text)
 
 
 def _parse_value(text: str, place: Place, translation: moved_names.Translation) -> Any:
@@ -293,8 +294,9 @@ def _parse(text: str, path: Path, translation: moved_names.Translation) -> list[
       if isinstance(item, config_parser.ImportStatement):
         item = item._replace(module=translation.module(item.module, item.bound_name()))
       elif isinstance(item, config_parser.BindingStatement):
-        selector, parameter = translation.binding(item.selector, item.arg_name)
-        item = item._replace(selector=selector, arg_name=parameter)
+        left = item.selector, item.arg_name
+        selector, parameter, value = translation.binding(*left, item.value)
+        item = item._replace(selector=selector, arg_name=parameter, value=value)
       found.append(item)
     return found
   except SyntaxError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -14,26 +15,48 @@ PRODUCT = "product"
 _COSTLY = (PRODUCT, checkpoint_names.RECURRENCE, checkpoint_names.ATTENTION)
 _policies = jax.checkpoint_policies
 
-POLICIES: dict[str, Callable[..., Any] | None] = {
+
+class Policy(NamedTuple):
+  """A remat policy.
+
+  Attributes:
+    saves: what `jax.checkpoint` keeps; None asks for no checkpoint at all.
+    operations: products of a training step, with those that the backward pass computes again, in
+      multiples of the step without; an estimate.
+    offloads: whether what is kept goes to the host's memory.
+  """
+
+  saves: Callable[..., Any] | None
+  operations: float
+  offloads: bool = False
+
+
+POLICIES: dict[str, Policy] = {
   # All that automatic differentiation asks for.
-  "none": None,
+  "none": Policy(None, 1.0),
   # Each block's input, the products with weights, and what recurrence and attention give: norms,
   # gates and the convolution are computed again.
-  "products": _policies.save_only_these_names(*_COSTLY),
+  "save_dots": Policy(_policies.save_only_these_names(*_COSTLY), 1.03),
   # Each block's input and what recurrence and attention give.
-  "mixers": _policies.save_only_these_names(
-    checkpoint_names.RECURRENCE, checkpoint_names.ATTENTION
+  "save_mixer_outputs": Policy(
+    _policies.save_only_these_names(checkpoint_names.RECURRENCE, checkpoint_names.ATTENTION), 1.25
   ),
   # Each block's input.
-  "full": _policies.nothing_saveable,
-  # As "products", but kept in the host's memory.
-  "offload": _policies.save_and_offload_only_these_names(
-    names_which_can_be_saved=[],
-    names_which_can_be_offloaded=list(_COSTLY),
-    offload_src="device",
-    offload_dst="pinned_host",
+  "full": Policy(_policies.nothing_saveable, 1.33),
+  # As "save_dots", but kept in the host's memory.
+  "offload": Policy(
+    _policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=list(_COSTLY),
+      offload_src="device",
+      offload_dst="pinned_host",
+    ),
+    1.03,
+    offloads=True,
   ),
 }
+# What earlier versions called them.
+OLD_NAMES = {"products": "save_dots", "mixers": "save_mixer_outputs"}
 
 
 def product(y: jax.Array) -> jax.Array:
@@ -47,6 +70,13 @@ def policy(name: str) -> Callable[..., Any] | None:
   Raises:
     ValueError: there is no such policy.
   """
+  if name in OLD_NAMES:
+    warnings.warn(
+      f"remat policy {name!r} is called {OLD_NAMES[name]!r} now; the old name still works",
+      FutureWarning,
+      stacklevel=2,
+    )
+    name = OLD_NAMES[name]
   if name not in POLICIES:
     raise ValueError(f"remat policy {name!r} is unknown: use one of {list(POLICIES)}.")
-  return POLICIES[name]
+  return POLICIES[name].saves

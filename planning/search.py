@@ -12,6 +12,7 @@ from config.config import ConfigError
 from experiment import describe
 from experiment.experiment import Experiment
 from kernels import platform
+from layers.remat import POLICIES
 from models.accounting import account
 from parallel.mesh import MeshSpec
 from parallel.sharding_plan import Parallelism
@@ -20,8 +21,9 @@ from planning.hardware.chip import Hardware
 from training.checkpoint import abstract_like
 from training.saved_residuals import activation_bytes
 
-# The model's own products, with those that the backward pass computes again.
-_AGAIN = {"none": 1.0, "products": 1.03, "mixers": 1.25, "full": 1.33}
+# The remat policies that are tried. Not those that keep results in the host's memory: no plan
+# counts the time of the copies, so that they would seem free.
+_POLICIES = {name: policy for name, policy in POLICIES.items() if not policy.offloads}
 # What cannot be better than the best by more than this share is not compiled.
 _GAIN = 0.03
 # Of the memory traffic of a plan, what another has at least: with the same remat policy, and with
@@ -174,9 +176,9 @@ def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
       held += optimizer_bytes / hardware.device_count
       if held > hardware.chip.memory:
         continue
-      for remat, again in _AGAIN.items():
+      for remat, policy in _POLICIES.items():
         tokens = experiment.batch_size * experiment.sequence_length / hardware.device_count
-        compute = again * work.training_flops * tokens / hardware.chip.flops
+        compute = policy.operations * work.training_flops * tokens / hardware.chip.flops
         mesh = (data, seq, model, grad_accum_steps, zero)
         sent = _sending(experiment, hardware, work.parameter_count, *mesh)
         # Every microbatch and every exchange within rows begins and ends something.

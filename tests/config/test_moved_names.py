@@ -5,6 +5,7 @@ import pytest
 from config import config as config_lib
 from config import moved_names, source
 from experiment.experiment import Experiment
+from layers import remat
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,32 @@ def test_an_old_parameter_in_files(tmp_path, capsys):
   assert capsys.readouterr().err.count("warning:") == 1
 
 
+@pytest.mark.parametrize("text", ["mixers", "'mixers'", '"mixers"'])
+def test_an_old_value_in_arguments(text, capsys):
+  argument = f"--gin.backbone.Backbone.remat={text}"
+  found = config_lib.load("runs/griffin_quickstart.gin", Experiment, [argument])
+  assert "backbone.Backbone.remat = 'save_mixer_outputs'" in found.operative_text()
+  told = capsys.readouterr().err
+  assert "remat='mixers' is called remat='save_mixer_outputs' now; the old name still" in told
+
+
+def test_an_old_value_in_files(tmp_path, capsys):
+  file = tmp_path / "old.gin"
+  file.write_text(f"{OLD}from models import backbone\nbackbone.Backbone.remat = 'products'\n")
+  found = config_lib.load(file, Experiment)
+  assert "backbone.Backbone.remat = 'save_dots'" in found.text()
+  assert capsys.readouterr().err.count("warning:") == 1
+
+
+def test_old_values_are_those_that_models_built_in_python_take():
+  (names,) = moved_names._VALUES.values()
+  assert names == remat.OLD_NAMES
+  assert set(names.values()) < set(remat.POLICIES)
+  for old, new in names.items():
+    with pytest.warns(FutureWarning, match=f"'{old}' is called '{new}' now"):
+      assert remat.policy(old) is remat.policy(new)
+
+
 def test_an_alias_has_the_parameters_of_its_module():
   text = "from training import step as s\nfrom x import step\n{}.Options.accumulate = 2\n"
   (found,) = source.read_text(text.format("s")).statements
@@ -88,6 +115,7 @@ def test_an_alias_has_the_parameters_of_its_module():
 
 def test_results_are_found_by_their_first_names():
   assert moved_names.first_form("step.Options.grad_accum_steps") == "step.Options.accumulate"
+  assert moved_names.first_form("'save_mixer_outputs'") == "'mixers'"
   assert moved_names.first_form("@tokenizers.Bytes()") == "@vocabularies.Bytes()"
 
 
