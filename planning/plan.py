@@ -151,8 +151,8 @@ class Plan:
     return cost(self.compute_seconds, self.hbm_seconds, self.interconnect_seconds)
 
   @property
-  def bound(self) -> str:
-    """What that time is spent on."""
+  def roofline(self) -> str:
+    """What that time is spent on: the longest of the three."""
     times = {
       "compute": self.compute_seconds,
       "HBM": self.hbm_seconds,
@@ -162,21 +162,21 @@ class Plan:
 
   @property
   def tokens_per_second(self) -> float:
-    """Of all devices, at that bound."""
+    """Of all devices, at the roofline."""
     return self.tokens / self.seconds
 
   @property
-  def utilisation(self) -> float:
-    """Share of the peak rate that the model's own operations take, at that bound."""
+  def mfu(self) -> float:
+    """Share of the peak rate that the model's own operations take, at the roofline."""
     return self.model_flops / (self.peak_flops * self.seconds)
 
   def record(self) -> dict[str, Any]:
     """Everything as plain values."""
-    names = ("bytes", "fits", "seconds", "cost", "bound", "tokens_per_second", "utilisation")
+    names = ("bytes", "fits", "seconds", "cost", "tokens_per_second")
     values = dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
-    # The key that files of earlier versions have.
+    # The keys that files of earlier versions have.
     values["accumulate"] = values.pop("grad_accum_steps")
-    return values
+    return values | {"bound": self.roofline, "utilisation": self.mfu}
 
 
 def cost(compute: float, hbm: float, interconnect: float) -> float:

@@ -22,7 +22,7 @@ def line(found: Plan) -> str:
   """A plan in a few words."""
   return (
     f"{mesh(found.mesh)}, {_choices(found)}: {found.bytes / 2**30:.2f} of "
-    f"{found.memory / 2**30:.0f} GiB, {found.seconds:.3f} s ({found.bound})"
+    f"{found.memory / 2**30:.0f} GiB, {found.seconds:.3f} s ({found.roofline})"
   )
 
 
@@ -39,10 +39,10 @@ def side_by_side(plans: Sequence[Plan]) -> str:
       "per device",
       "fits",
       f"s per {unit}",
-      "bound by",
+      "roofline",
       "sent per device",
       "tokens/s",
-      "model-FLOPs utilisation",
+      "MFU",
     )
   ]
   rows += [
@@ -54,10 +54,10 @@ def side_by_side(plans: Sequence[Plan]) -> str:
       show_bytes(found.bytes),
       "yes" if found.fits else "NO",
       f"{found.seconds:.4f}",
-      found.bound,
+      found.roofline,
       show_bytes(sum(one.sent for one in found.collectives)),
       f"{found.tokens_per_second:,.0f}",
-      f"{found.utilisation:.1%}",
+      f"{found.mfu:.1%}",
     )
     for found in plans
   ]
@@ -87,9 +87,9 @@ def one(found: Plan) -> str:
     ("compute", _duration(found.compute_seconds)),
     ("HBM", f"{_duration(found.hbm_seconds)} ({show_bytes(found.hbm_bytes)})"),
     ("interconnect", _duration(found.interconnect_seconds)),
-    ("bound by", f"{found.bound}: {_duration(found.seconds)} a {unit}"),
+    ("roofline", f"{found.roofline}: {_duration(found.seconds)} a {unit}"),
     ("tokens per second", f"{found.tokens_per_second:,.0f}"),
-    ("model-FLOPs utilisation at that bound", f"{found.utilisation:.1%}"),
+    ("MFU at the roofline", f"{found.mfu:.1%}"),
     ("FLOPs per device, model's own", f"{found.model_flops:.4g}"),
     ("FLOPs per device, compiled products", f"{found.counted_flops:.4g}"),
   ]
@@ -101,7 +101,7 @@ def one(found: Plan) -> str:
       times.append((name, f"{ours:.4g} / {theirs:.4g}"))
   if found.xla_bytes is not None:
     if found.again_bytes:
-      again = "  arrays in both that asynchronous operations name again at their end"
+      again = "  operands counted twice at async-done, in both"
       times.append((again, f"{found.again_bytes:.4g}"))
     for name, size in found.unseen_bytes.items():
       times.append((f"  XLA cannot count, and in neither: {name}", f"{size:.4g}"))

@@ -94,7 +94,7 @@ def test_a_plan_agrees_with_arithmetic_and_with_xla(run_file, tmp_path, capsys):
   assert found["gradient_bytes"] == pytest.approx(held, rel=0.01)
   # At least each block's input, and what a block multiplies with its matrices.
   assert found["activation_bytes"] > 3 * (4 * 256 * 512) * 4 * (1 + 3)
-  for text in ("all-reduce", "bound by", "fits", "all of it", f"{found['bytes'] / 2**20:.1f}"[:3]):
+  for text in ("all-reduce", "roofline", "fits", "all of it", f"{found['bytes'] / 2**20:.1f}"[:3]):
     assert text in shown
   # A small model's step takes microseconds: no time is shown as zero.
   assert " 0.0000 s" not in shown
