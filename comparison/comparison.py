@@ -27,7 +27,7 @@ class Measured:
   """A part that measures models as they are built.
 
   Attributes:
-    part: an `comparison.measurement.Part`.
+    part: an `comparison.measurement.Measurement`.
     choices: laid over those of the comparison; a size above all.
   """
 
@@ -40,7 +40,7 @@ class Trained:
   """A part that measures models trained on the comparison's text.
 
   Attributes:
-    part: an `comparison.measurement.TrainedPart`.
+    part: an `comparison.measurement.TrainedMeasurement`.
   """
 
   part: Any

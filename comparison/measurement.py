@@ -12,29 +12,29 @@ from evaluation.perplexity import Score
 from evaluation.recall import Recalled
 from models.language_model import LanguageModel
 
-# `remember(key, measure)` returns the value of one cell: what an earlier launch kept under this
-# key, or else what `measure()` returns, which is kept at once. Values are plain JSON values (dicts
-# with string keys, lists, strings, finite numbers, None), and are returned as JSON gives them back,
-# so that a continued comparison sees what an uninterrupted one sees.
-Remember = Callable[[str, Callable[[], Any]], Any]
+# `cached(key, measure)` returns one result: what an earlier launch kept under this key, or else
+# what `measure()` returns, which is kept at once. Results are plain JSON values (dicts with string
+# keys, lists, strings, finite numbers, None), and are returned as JSON gives them back, so that a
+# continued comparison sees what an uninterrupted one sees.
+Cached = Callable[[str, Callable[[], Any]], Any]
 
 
-class Part(Protocol):
+class Measurement(Protocol):
   """A measurement on models that are built, not trained: speed, memory, tasks that it trains on
   itself.
 
   Implementations are frozen dataclasses whose fields are the options (lengths, batch sizes,
   repetitions, seeds, `baseline` where one model is the measure of the others); gin binds them. What
-  is costly happens inside `remember`; a cell is what may be lost when the comparison is killed:
-  seconds to a minute. Sides of a ratio are timed interleaved inside one cell.
+  is costly happens inside `cached`; a result is what may be lost when the comparison is killed:
+  seconds to a minute. Sides of a ratio are timed interleaved inside one result.
 
   What was kept is looked up by the key and by everything else the value depends on: the part's
   class and fields, the configuration of every model, devices and versions. A key therefore only
-  tells the cells of one part apart, such as 'Griffin, 2048 tokens'.
+  tells the results of one part apart, such as 'Griffin, 2048 tokens'.
   """
 
-  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
-    """The keys that a call will remember, in order, with what each costs in relation to the others.
+  def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """The keys of the results that a call asks for, in order, with their relative costs.
 
     For the progress and its ETA alone; costs need not be exact. Called before anything is measured.
 
@@ -43,12 +43,12 @@ class Part(Protocol):
     """
     ...
 
-  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
+  def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
     """Measures.
 
     Args:
       models: by the name that figures show, such as 'Griffin', in the order of the legend.
-      remember: keeps each cell's value, see `Remember`.
+      cached: keeps each result, see `Cached`.
     """
     ...
 
@@ -137,15 +137,15 @@ class Runs(Protocol):
     ...
 
 
-class TrainedPart(Protocol):
-  """A measurement on trained models; otherwise as `Part`."""
+class TrainedMeasurement(Protocol):
+  """A measurement on trained models; otherwise as `Measurement`."""
 
-  def cells(self, runs: Runs) -> Mapping[str, RunSpec]:
-    """The keys that a call will remember, in order, with the run that each needs."""
+  def results(self, runs: Runs) -> Mapping[str, RunSpec]:
+    """The keys of the results that a call asks for, in order, with the run that each needs."""
     ...
 
-  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
-    """As in `Part`."""
+  def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
+    """As in `Measurement`."""
     ...
 
 
@@ -166,8 +166,8 @@ def require_size(name: str, sizes: Collection[str]) -> None:
     )
 
 
-def remember_runs(
-  cells: Mapping[str, RunSpec], remember: Remember, measure: Callable[[RunSpec], Any]
+def cached_by_run(
+  results: Mapping[str, RunSpec], cached: Cached, measure: Callable[[RunSpec], Any]
 ) -> dict[RunSpec, Any]:
-  """The value of every cell of a part on trained models, by its run."""
-  return {spec: remember(key, lambda spec=spec: measure(spec)) for key, spec in cells.items()}
+  """Every result of a part on trained models, by its run."""
+  return {spec: cached(key, lambda spec=spec: measure(spec)) for key, spec in results.items()}

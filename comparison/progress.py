@@ -1,4 +1,4 @@
-"""How far a comparison is, over all its cells, and when it will be done."""
+"""How far a comparison is, over all its results, and when it will be done."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from training.metrics import ProgressLine, show_duration
 
 
 @dataclasses.dataclass
-class Cell:
-  """One cell in the plan.
+class PlannedResult:
+  """One result in the plan.
 
   Attributes:
     part, key: which.
-    group: cells whose costs can be compared with each other.
+    group: results whose costs can be compared with each other.
     cost: in the group's unit.
     seconds: what it took; None while it has not been measured.
   """
@@ -31,37 +31,37 @@ class Cell:
 
 
 class ComparisonProgress(ProgressLine):
-  """One live line on a terminal, a line per finished cell elsewhere.
+  """One live line on a terminal, a line per finished result elsewhere.
 
-  Also stands where a training run tells its steps: they move the cell that is being measured.
+  Also stands where a training run tells its steps: they move the result that is being measured.
   """
 
   def __init__(self, stream: TextIO | None = None):
     """Takes where to tell it; nothing is planned yet."""
     super().__init__(0, sys.stderr if stream is None else stream)
-    self._cells: dict[tuple[str, str], Cell] = {}
-    self._running: Cell | None = None
+    self._results: dict[tuple[str, str], PlannedResult] = {}
+    self._running: PlannedResult | None = None
     self._share = 0.0
 
-  def plan(self, cells: Iterable[Cell]) -> None:
-    """Adds cells that are wanted, those kept from before with their seconds."""
-    self._cells |= {(cell.part, cell.key): cell for cell in cells}
+  def plan(self, results: Iterable[PlannedResult]) -> None:
+    """Adds results that are wanted, those kept from before with their seconds."""
+    self._results |= {(result.part, result.key): result for result in results}
 
-  def on_cell(self, part: str, key: str, seconds: float | None) -> None:
-    """Told by `comparison.results.Cells` when a cell begins (None) and ends."""
-    cell = self._cells.setdefault((part, key), Cell(part, key, part, 1.0))
+  def on_result(self, part: str, key: str, seconds: float | None) -> None:
+    """Told by `comparison.results.ResultCache` when a result begins (None) and ends."""
+    result = self._results.setdefault((part, key), PlannedResult(part, key, part, 1.0))
     if seconds is None:
-      self._running, self._began, self._share = cell, time.monotonic(), 0.0
+      self._running, self._began, self._share = result, time.monotonic(), 0.0
       if self.live:
         self._tell("")
       return
-    cell.seconds, self._running = seconds, None
+    result.seconds, self._running = seconds, None
     done, total = self._count()
     if not self.live or done == total:
       self.say(f"[{done}/{total}] {part}: {key}  {seconds:.1f} s  {self.eta()}")
 
   def show(self, step: int, values: dict[str, float]) -> None:
-    """Takes a training step of the cell that is being measured."""
+    """Takes a training step of the result that is being measured."""
     now = time.monotonic()
     if self.live and now - self._shown >= 0.1:
       self._shown = now
@@ -75,48 +75,48 @@ class ComparisonProgress(ProgressLine):
     self._steps = steps
 
   def eta(self) -> str:
-    """The time left, from what cells of the same group took."""
-    if all(cell.seconds is not None for cell in self._cells.values()):
+    """The time left, from what results of the same group took."""
+    if all(result.seconds is not None for result in self._results.values()):
       return "done"
     left, unknown = self._left()
     more = f" + {unknown} not yet timed" if unknown else ""
     return f"ETA {show_duration(left)}{more}"
 
   def _left(self) -> tuple[float, int]:
-    """Seconds left, and the number of cells of which nothing can be said."""
+    """Seconds left, and the number of results of which nothing can be said."""
     seconds, unknown = 0.0, 0
-    for group in {cell.group for cell in self._cells.values()}:
-      cells = [cell for cell in self._cells.values() if cell.group == group]
-      timed = [cell for cell in cells if cell.seconds is not None and cell.cost > 0]
-      known = sum(cell.cost for cell in timed)
-      rate = sum(cell.seconds or 0.0 for cell in timed) / known if known else math.nan
-      for cell in cells:
-        if cell.seconds is not None:
+    for group in {result.group for result in self._results.values()}:
+      results = [result for result in self._results.values() if result.group == group]
+      timed = [result for result in results if result.seconds is not None and result.cost > 0]
+      known = sum(result.cost for result in timed)
+      rate = sum(result.seconds or 0.0 for result in timed) / known if known else math.nan
+      for result in results:
+        if result.seconds is not None:
           continue
-        if cell is self._running:
+        if result is self._running:
           elapsed = time.monotonic() - self._began
           if self._share:
             seconds += elapsed * (1 / self._share - 1)
             continue
           if known:
-            seconds += max(0.0, rate * cell.cost - elapsed)
+            seconds += max(0.0, rate * result.cost - elapsed)
             continue
         if known:
-          seconds += rate * cell.cost
+          seconds += rate * result.cost
         else:
           unknown += 1
     return seconds, unknown
 
   def _count(self) -> tuple[int, int]:
-    return sum(cell.seconds is not None for cell in self._cells.values()), len(self._cells)
+    return sum(result.seconds is not None for result in self._results.values()), len(self._results)
 
   def _tell(self, detail: str, step: int | None = None) -> None:
     done, total = self._count()
-    cell = self._running
-    if cell is None:
+    result = self._running
+    if result is None:
       return
     if step is not None and self._steps:
       self._share = step / self._steps
       detail = f"step {step}/{self._steps}  {detail}"
-    parts = [f"[{done + 1}/{total}] {cell.part}: {cell.key}", detail, self.eta()]
+    parts = [f"[{done + 1}/{total}] {result.part}: {result.key}", detail, self.eta()]
     self._print("  ".join(filter(None, parts)))

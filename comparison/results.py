@@ -1,6 +1,4 @@
-"""Keeps what a comparison has measured, cell by cell, so that it continues after any
-interruption.
-"""
+"""Keeps the results of a comparison, one by one, so that it continues after any interruption."""
 
 from __future__ import annotations
 
@@ -16,13 +14,13 @@ from base import small_files
 
 
 class NotMeasured(Exception):
-  """A cell is not kept, and nothing may be measured now."""
+  """A result is not kept, and nothing may be measured now."""
 
 
-class Cells:
-  """The kept cells of one part: a JSON file each, written at once.
+class ResultCache:
+  """The results of one part, kept in a JSON file each, written at once.
 
-  A cell is found by the part's name, by all that its value depends on, and by its key: what was
+  A result is found by the part's name, by all that its value depends on, and by its key: what was
   measured with other options, models or devices is not found, and stays beside for when they are
   chosen again.
   """
@@ -34,28 +32,28 @@ class Cells:
     depends: Callable[[str], Any],
     *,
     writes: bool = True,
-    on_cell: Callable[[str, float | None], None] | None = None,
+    on_result: Callable[[str, float | None], None] | None = None,
   ):
-    """Opens the cells.
+    """Opens what is kept.
 
     Args:
-      folder: that of all parts; made when a cell is kept.
+      folder: that of all parts; made when a result is kept.
       part: the part's name.
       depends: from a key to the JSON values that decide its measurement.
       writes: False in the processes that leave the writing to the first.
-      on_cell: called with a key before it is measured, with None, and afterwards with its seconds.
+      on_result: called with a key before it is measured, with None, and after, with its seconds.
     """
     self._folder = folder / part
     self._depends = depends
     self._writes = writes
-    self._on_cell = on_cell or (lambda key, seconds: None)
-    # Read once: whether a cell is measured must not depend on what another process has just
+    self._on_result = on_result or (lambda key, seconds: None)
+    # Read once: whether a result is measured must not depend on what another process has just
     # written.
     self._kept = {file.name: file for file in self._folder.glob("*.json")}
     self._values: dict[str, Any] = {}
 
-  def remember(self, key: str, measure: Callable[[], Any]) -> Any:
-    """The kept value, or what `measure` gives; see `comparison.measurement.Remember`.
+  def cached(self, key: str, measure: Callable[[], Any]) -> Any:
+    """The kept value, or what `measure` gives; see `comparison.measurement.Cached`.
 
     Raises:
       ValueError: the value is not made of JSON values, or holds a number that is not finite.
@@ -63,16 +61,16 @@ class Cells:
     found = self._find(key)
     if found is not None:
       return found["value"]
-    self._on_cell(key, None)
+    self._on_result(key, None)
     start = time.monotonic()
     value = measure()
     seconds = time.monotonic() - start
     self._keep(key, value, seconds)
-    self._on_cell(key, seconds)
+    self._on_result(key, seconds)
     return self._values[key]["value"]
 
-  def recall(self, key: str, measure: Callable[[], Any]) -> Any:
-    """As `remember`, but raises NotMeasured in place of measuring."""
+  def kept(self, key: str, measure: Callable[[], Any]) -> Any:
+    """As `cached`, but raises NotMeasured in place of measuring."""
     del measure
     found = self._find(key)
     if found is None:
@@ -89,7 +87,7 @@ class Cells:
       try:
         record = json.loads(small_files.read(file) or b"")
         if not isinstance(record, dict) or not {"value", "seconds"} <= record.keys():
-          raise ValueError("it is no cell")
+          raise ValueError("it is no result")
         self._values[key] = record
       except (ValueError, RecursionError):
         # Written at once, so this is the disk's or somebody's doing: measured anew.
@@ -102,7 +100,7 @@ class Cells:
       text = json.dumps(record, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
       raise ValueError(
-        f"the cell {key!r} of {self._folder.name} cannot be kept: {error}"
+        f"the result {key!r} of {self._folder.name} cannot be kept: {error}"
       ) from error
     self._values[key] = json.loads(text)
     if not self._writes:

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
   from comparison.comparison import Comparison
   from comparison.page.figure import Figure
   from comparison.page.report import Report
-  from comparison.results import Cells
+  from comparison.results import ResultCache
   from comparison.runs import TrainedRuns
   from config.config import Config
 
 DESCRIPTION = """\
 Trains and measures the models of a gin file, and shows in one page which is better, and where.
 
-The output gets report/index.html, report/data.json, the training runs and every measured cell. The
-same command continues what was interrupted, and measures anew only what was changed."""
+The output gets report/index.html, report/data.json, the training runs and every result. The same
+command continues what was interrupted, and measures anew only what was changed."""
 
 
 def parser() -> command.Parser:
@@ -170,7 +170,7 @@ def _description(comparison: Comparison) -> str:
         counts = f"{cost.parameters:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}"
         rows.append((size, model, *counts))
     works = _works(comparison, runs, None, lambda *_: None)
-    parts = [("part", "cells"), *((work.name, str(len(work.costs))) for work in works)]
+    parts = [("part", "results"), *((work.name, str(len(work.costs))) for work in works)]
   seeds = ", ".join(map(str, comparison.seeds))
   return "\n\n".join([table(rows, right=(2, 3, 4)), f"seeds {seeds}", table(parts, right=(1,))])
 
@@ -181,29 +181,29 @@ class _Work:
 
   Attributes:
     name: the part's.
-    costs: group and cost of every cell, by key.
-    cells: what is kept of it; None where nothing will be measured.
-    figures: measures, given a `Remember`.
+    costs: group and cost of every result, by key.
+    cache: keeps its results; None where nothing will be measured.
+    figures: measures, given a `Cached`.
   """
 
   name: str
   costs: Mapping[str, tuple[str, float]]
-  cells: Cells | None
+  cache: ResultCache | None
   figures: Callable[[Any], tuple[Figure, ...]]
 
   @property
-  def measured(self) -> Cells:
-    """The cells of a part that is measured."""
-    return cast("Cells", self.cells)
+  def measured(self) -> ResultCache:
+    """The results of a part that is measured."""
+    return cast("ResultCache", self.cache)
 
 
 def _works(
   comparison: Comparison,
   runs: TrainedRuns,
   folder: Path | None,
-  on_cell: Callable[[str, str, float | None], None],
+  on_result: Callable[[str, str, float | None], None],
 ) -> list[_Work]:
-  """All parts with their cells.
+  """All parts with their results.
 
   Raises:
     UserError: a part's options do not fit the models.
@@ -220,25 +220,25 @@ def _works(
         given, depends, costs = _on_models(wrapped, comparison, name)
     except ValueError as error:
       raise UserError(f"part {name}: {error}") from error
-    cells = folder and _cells(folder, name, wrapped.part, depends, on_cell)
-    works.append(_Work(name, costs, cells, functools.partial(wrapped.part, given)))
+    cache = folder and _cache(folder, name, wrapped.part, depends, on_result)
+    works.append(_Work(name, costs, cache, functools.partial(wrapped.part, given)))
   return works
 
 
 def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, Any, Any]:
-  """What a part on trained models is given, what its cells depend on, and their costs."""
-  specs = wrapped.part.cells(runs)
+  """What a part on trained models is given, what its results depend on, and their costs."""
+  specs = wrapped.part.results(runs)
   costs = {}
   for key, spec in specs.items():
     run = runs.identity(spec)
-    # Another part's cell has trained it already.
+    # Another part's result has trained it already.
     costs[key] = ("training", 0.0 if run in trained else runs.cost(spec).flops)
     trained.add(run)
   return runs, lambda key: {"run": runs.identity(specs[key])}, costs
 
 
 def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, Any, Any]:
-  """What a part on built models is given, what its cells depend on, and their costs."""
+  """What a part on built models is given, what its results depend on, and their costs."""
   from comparison import runs as comparison_runs
   from experiment import experiment
 
@@ -247,32 +247,32 @@ def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, An
   identities = {
     model: comparison_runs.identity(config, comparison.folder) for model, config in configs.items()
   }
-  costs = {key: (name, cost) for key, cost in wrapped.part.cells(models).items()}
+  costs = {key: (name, cost) for key, cost in wrapped.part.results(models).items()}
   return models, lambda key: {"models": identities}, costs
 
 
-def _cells(
+def _cache(
   folder: Path,
   name: str,
   part: Any,
   depends: Callable[[str], dict[str, Any]],
-  on_cell: Callable[[str, str, float | None], None],
-) -> Cells:
+  on_result: Callable[[str, str, float | None], None],
+) -> ResultCache:
   from comparison import machine, results
   from parallel import processes
 
   everywhere = {"part": _told(part), "on": machine.hardware(), "versions": machine.versions()}
-  return results.Cells(
+  return results.ResultCache(
     folder,
     name,
     lambda key: depends(key) | everywhere,
     writes=processes.is_first(),
-    on_cell=functools.partial(on_cell, name),
+    on_result=functools.partial(on_result, name),
   )
 
 
 def _told(part: Any) -> str:
-  """The part's class and fields as text, by which its cells are found again.
+  """The part's class and fields as text, by which its results are found again.
 
   Raises:
     TypeError: a field's text is another one in every process.
@@ -304,12 +304,12 @@ class _Comparing:
     self._output, self._asked_by = output, asked_by
     self._progress = ComparisonProgress()
     runs = TrainedRuns(comparison, output / "runs", self._progress, asked_by, trusted, made_here)
-    self._works = _works(comparison, runs, output / "cells", self._progress.on_cell)
+    self._works = _works(comparison, runs, output / "cells", self._progress.on_result)
 
   def run(self, only: Sequence[str], before_writing: Callable[[], None]) -> int:
     """Measures the parts of `only`, and shows all that are measured."""
     from comparison.page import report as report_lib
-    from comparison.progress import Cell
+    from comparison.progress import PlannedResult
     from comparison.runs import Stopped
     from parallel import processes
 
@@ -317,7 +317,7 @@ class _Comparing:
       if work.name in only:
         seconds = work.measured.seconds(work.costs)
         self._progress.plan(
-          Cell(work.name, key, group, cost, seconds.get(key))
+          PlannedResult(work.name, key, group, cost, seconds.get(key))
           for key, (group, cost) in work.costs.items()
         )
     # What is kept of the parts that are not asked for is shown too.
@@ -325,7 +325,7 @@ class _Comparing:
     for work in self._works:
       if work.name in only and work.name not in found:
         try:
-          found[work.name] = work.figures(_checked(work.measured.remember, before_writing))
+          found[work.name] = work.figures(_checked(work.measured.cached, before_writing))
         except Stopped as stopped:
           print(f"stopped in {work.name} ({stopped}); the same command continues", file=sys.stderr)
           return command.status_of_stop(stopped.by)
@@ -363,26 +363,26 @@ class _Comparing:
     )
 
 
-def _checked(remember: Any, before_writing: Callable[[], None]) -> Any:
-  """As `remember`, with a call between what is measured and its keeping."""
+def _checked(cached: Any, before_writing: Callable[[], None]) -> Any:
+  """As `cached`, with a call between what is measured and its keeping."""
 
-  def remember_checked(key: str, measure: Callable[[], Any]) -> Any:
+  def checked(key: str, measure: Callable[[], Any]) -> Any:
     def measured() -> Any:
       value = measure()
       before_writing()
       return value
 
-    return remember(key, measured)
+    return cached(key, measured)
 
-  return remember_checked
+  return checked
 
 
 def _kept(work: _Work) -> tuple[Figure, ...] | None:
-  """The figures of a part whose cells are all kept."""
+  """The figures of a part whose results are all kept."""
   from comparison.results import NotMeasured
 
   try:
-    return work.figures(work.measured.recall)
+    return work.figures(work.measured.kept)
   except NotMeasured:
     return None
 

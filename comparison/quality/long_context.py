@@ -8,7 +8,7 @@ from typing import Any
 
 from base.ranges import Count
 from comparison import measurement
-from comparison.measurement import Remember, Runs, RunSpec
+from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import Axis, Figure
 from comparison.statistics import (
   Interval,
@@ -51,8 +51,8 @@ class LongContext:
     """Tokens per scored row."""
     return self.factor * self.lengths[-1]
 
-  def cells(self, runs: Runs) -> dict[str, RunSpec]:
-    """A cell for each run."""
+  def results(self, runs: Runs) -> dict[str, RunSpec]:
+    """A result for each run."""
     measurement.require_size(self.size, runs.sizes)
     specs = [
       RunSpec(model=model, size=self.size, seed=seed, length=length)
@@ -62,10 +62,10 @@ class LongContext:
     ]
     return {str(spec): spec for spec in specs}
 
-  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
+  def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
     """Trains what is not trained, scores, and draws a figure for each training length."""
-    found = measurement.remember_runs(
-      self.cells(runs), remember, lambda spec: self._measure(runs, spec)
+    found = measurement.cached_by_run(
+      self.results(runs), cached, lambda spec: self._measure(runs, spec)
     )
     return tuple(self._figure(runs, found, length) for length in self.lengths)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from base.ranges import Count, Seed
-from comparison.measurement import Remember
+from comparison.measurement import Cached
 from comparison.page.figure import Axis, Figure
 from comparison.quality.recall_figures import Found, Questions, share
 from comparison.quality.recall_learning import Learner, Schedule
@@ -74,8 +74,8 @@ class RecallCurves:
       ),
     )
 
-  def cells(self, models: Mapping[str, LanguageModel]) -> dict[str, float]:
-    """A cell for each model and seed: its training, and all questions."""
+  def results(self, models: Mapping[str, LanguageModel]) -> dict[str, float]:
+    """A result for each model and seed: its training, and all questions."""
     for name, model in models.items():
       if model.vocab_size < self.vocabulary.size:
         raise ValueError(
@@ -86,16 +86,16 @@ class RecallCurves:
       raise ValueError(f"baseline={self.baseline!r} is none of {', '.join(models)}.")
     return {_key(name, seed): 1.0 for name in models for seed in self.seeds}
 
-  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
+  def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
     """Trains and asks what has not been, and draws."""
-    self.cells(models)
+    self.results(models)
     found = {}
     for name, model in models.items():
       # Programs are shared by the seeds.
       learner = Learner(model, self.task, self.vocabulary, self.schedule)
       measure = functools.partial(self._measure, learner, RecallScorer(model, self.vocabulary))
       found[name] = [
-        remember(_key(name, seed), functools.partial(measure, seed)) for seed in self.seeds
+        cached(_key(name, seed), functools.partial(measure, seed)) for seed in self.seeds
       ]
     questions = self._questions
     by_length = questions.by_length(found, trained=self.task.length)

@@ -11,7 +11,7 @@ from typing import Any
 
 from base.ranges import Count
 from comparison import measurement
-from comparison.measurement import Remember, Runs, RunSpec
+from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import Figure
 from comparison.quality.recall_figures import Questions
 from data.recall import RecallTask
@@ -46,8 +46,8 @@ class RecallOfRuns:
         " for it with recall_curves.RecallCurves."
       )
 
-  def cells(self, runs: Runs) -> dict[str, RunSpec]:
-    """A cell for each run."""
+  def results(self, runs: Runs) -> dict[str, RunSpec]:
+    """A result for each run."""
     measurement.require_model(self.baseline, runs.models)
     measurement.require_size(self.size, runs.sizes)
     specs = [
@@ -57,10 +57,10 @@ class RecallOfRuns:
     ]
     return {str(spec): spec for spec in specs}
 
-  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
+  def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
     """Trains what is not trained, asks, and draws."""
-    found = measurement.remember_runs(
-      self.cells(runs), remember, lambda spec: self._measure(runs, spec)
+    found = measurement.cached_by_run(
+      self.results(runs), cached, lambda spec: self._measure(runs, spec)
     )
     by_model = {
       model: [value for spec, value in found.items() if spec.model == model]

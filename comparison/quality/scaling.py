@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from comparison import measurement
-from comparison.measurement import Remember, Runs, RunSpec
+from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import FITTED, Axis, Figure
 from comparison.statistics import (
   Interval,
@@ -39,9 +39,10 @@ class Scaling:
 
   baseline: str
 
-  def cells(self, runs: Runs) -> dict[str, RunSpec]:
-    """A cell for each training run, small sizes first, a model's seeds together: they are compiled
-    once.
+  def results(self, runs: Runs) -> dict[str, RunSpec]:
+    """A result for each training run, small sizes first, a model's seeds together.
+
+    They are compiled once.
     """
     measurement.require_model(self.baseline, runs.models)
     if len(runs.models) < 2:
@@ -54,9 +55,9 @@ class Scaling:
     ]
     return {str(spec): spec for spec in specs}
 
-  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
+  def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
     """Trains what is not trained, and draws."""
-    found = measurement.remember_runs(self.cells(runs), remember, lambda spec: _measure(runs, spec))
+    found = measurement.cached_by_run(self.results(runs), cached, lambda spec: _measure(runs, spec))
     ladder = _Ladder(runs, found)
     figures = [self._differences(ladder)]
     if len(runs.sizes) > 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 from base.ranges import Count
 from comparison import measurement
-from comparison.measurement import Remember, Runs, RunSpec
+from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import Axis, Figure
 from comparison.statistics import (
   interval,
@@ -41,17 +41,17 @@ class WindowSize:
     if len(self.windows) < 2 or list(self.windows) != sorted(set(self.windows)):
       raise ValueError(f"windows={self.windows} must rise, and hold at least two.")
 
-  def cells(self, runs: Runs) -> dict[str, RunSpec]:
-    """A cell for each run."""
+  def results(self, runs: Runs) -> dict[str, RunSpec]:
+    """A result for each run."""
     for name in (self.model, self.baseline):
       measurement.require_model(name, runs.models)
     measurement.require_size(self.size, runs.sizes)
     specs = [self._spec(seed, window) for window in (None, *self.windows) for seed in runs.seeds]
     return {str(spec): spec for spec in specs}
 
-  def __call__(self, runs: Runs, remember: Remember) -> tuple[Figure, ...]:
+  def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
     """Trains what is not trained, and draws."""
-    found = measurement.remember_runs(self.cells(runs), remember, lambda spec: _measure(runs, spec))
+    found = measurement.cached_by_run(self.results(runs), cached, lambda spec: _measure(runs, spec))
 
     def losses(window: int | None) -> list[float]:
       return [found[self._spec(seed, window)]["loss"] for seed in runs.seeds]

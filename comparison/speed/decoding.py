@@ -8,7 +8,7 @@ from functools import partial
 
 from base.ranges import Count, CountFromZero, Positive
 from base.wording import plural
-from comparison.measurement import Remember
+from comparison.measurement import Cached
 from comparison.page.figure import ESTIMATED, Axis, Figure, Series
 from comparison.speed import bandwidth as bandwidth_lib
 from comparison.speed import memory, timing
@@ -50,8 +50,8 @@ class DecodeSpeed:
   sampler: Sampler = dataclasses.field(default_factory=Sampler)
   baseline: str = "MQA Transformer"
 
-  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
-    """See `comparison.measurement.Part`."""
+  def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Measurement`."""
     del models
     samples = {
       _sample(prefill, length): float(length + prefill / 16)
@@ -61,8 +61,8 @@ class DecodeSpeed:
     tokens = {_token(after): float(self.steps + after / 16) for after in self.after}
     return samples | tokens | ({} if self.bandwidth else {_BANDWIDTH: float(self.steps)})
 
-  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
-    """See `comparison.measurement.Part`."""
+  def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Measurement`."""
     check_baseline(self.baseline, models)
     generations = {name: TimedGeneration(model, self.sampler) for name, model in models.items()}
     samples = [
@@ -70,7 +70,7 @@ class DecodeSpeed:
         models,
         prefill,
         [
-          remember(
+          cached(
             _sample(prefill, length), partial(self._time_samples, generations, prefill, length)
           )
           for length in self.lengths
@@ -79,10 +79,9 @@ class DecodeSpeed:
       for prefill in self.prefills
     ]
     tokens = [
-      remember(_token(after), partial(self._time_tokens, generations, after))
-      for after in self.after
+      cached(_token(after), partial(self._time_tokens, generations, after)) for after in self.after
     ]
-    bandwidth = self.bandwidth or remember(_BANDWIDTH, bandwidth_lib.measured)
+    bandwidth = self.bandwidth or cached(_BANDWIDTH, bandwidth_lib.measured)
     return *samples, self._tokens(models, tokens, bandwidth)
 
   def _time_samples(
@@ -104,9 +103,9 @@ class DecodeSpeed:
     )
 
   def _samples(
-    self, models: Mapping[str, LanguageModel], prefill: int, cells: Sequence[Mapping]
+    self, models: Mapping[str, LanguageModel], prefill: int, results: Sequence[Mapping]
   ) -> Figure:
-    found = {name: [timing.interval(cell[name]) for cell in cells] for name in models}
+    found = {name: [timing.interval(result[name]) for result in results] for name in models}
     prompt = f"a prompt of {prefill:,} tokens" if prefill else "an empty prompt"
     longest = {name: values[-1] for name, values in found.items()}
     parts = [
@@ -133,10 +132,10 @@ class DecodeSpeed:
     )
 
   def _tokens(
-    self, models: Mapping[str, LanguageModel], cells: Sequence[Mapping], bandwidth: float
+    self, models: Mapping[str, LanguageModel], results: Sequence[Mapping], bandwidth: float
   ) -> Figure:
     found = {
-      name: [timing.interval(cell[name]).scaled(1e3 / self.steps) for cell in cells]
+      name: [timing.interval(result[name]).scaled(1e3 / self.steps) for result in results]
       for name in models
     }
     bounds = {

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from base.ranges import Count, FloatName
-from comparison.measurement import Remember
+from comparison.measurement import Cached
 from comparison.page.figure import Axis, Figure
 from comparison.speed import recurrences, timing
 from comparison.speed.description import conditions, listed, series, times
@@ -45,17 +45,17 @@ class RecurrenceSpeed:
     if len(self.shape) != 3 or min(self.shape) < 1:
       raise ValueError(f"shape={tuple(self.shape)} must name batch, tokens and channels.")
 
-  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
-    """See `comparison.measurement.Part`."""
+  def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Measurement`."""
     return dict.fromkeys((*recurrences.OPS, *_recurrent(models)), 1.0)
 
-  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
-    """See `comparison.measurement.Part`."""
-    ops = {op: remember(op, partial(self._measure_alone, op)) for op in recurrences.OPS}
+  def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Measurement`."""
+    ops = {op: cached(op, partial(self._measure_alone, op)) for op in recurrences.OPS}
     figures = [self._alone(ops)]
     recurrent = _recurrent(models)
     steps = {
-      name: remember(name, partial(self._measure_step, model)) for name, model in recurrent.items()
+      name: cached(name, partial(self._measure_step, model)) for name, model in recurrent.items()
     }
     if steps:
       figures.append(self._in_step(recurrent, steps))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from base.ranges import Count
-from comparison.measurement import Remember
+from comparison.measurement import Cached
 from comparison.page.figure import Axis, Figure, Series
 from comparison.speed.description import check_baseline, conditions, listed
 from models.accounting import list_parameters, state_bytes
@@ -44,15 +44,15 @@ class CacheSize:
   lengths: Sequence[Count] = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
   baseline: str = "MQA Transformer"
 
-  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
-    """See `comparison.measurement.Part`."""
+  def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Measurement`."""
     del models
     return {_CELL: 1.0}
 
-  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
-    """See `comparison.measurement.Part`."""
+  def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Measurement`."""
     check_baseline(self.baseline, models)
-    counts = remember(
+    counts = cached(
       _CELL,
       lambda: {
         name: [state_bytes(model, length) for length in self.lengths]

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 
 from base.ranges import Count
-from comparison.measurement import Remember
+from comparison.measurement import Cached
 from comparison.page.figure import Axis, Figure
 from comparison.speed import timing
 from comparison.speed.description import NO_DIFFERENCE, check_baseline, conditions, listed, series
@@ -46,28 +46,28 @@ class Throughput:
     if not self.batch_sizes or list(self.batch_sizes) != sorted(set(self.batch_sizes)):
       raise ValueError(f"batch_sizes={tuple(self.batch_sizes)} must ascend.")
 
-  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
-    """See `comparison.measurement.Part`."""
+  def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Measurement`."""
     del models
     # A step reads the parameters, whatever the batch.
     return {
-      _cell(length, batch): float(length * (32 + batch))
+      _key(length, batch): float(length * (32 + batch))
       for length in self.lengths
       for batch in self.batch_sizes
     }
 
-  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
-    """See `comparison.measurement.Part`."""
+  def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Measurement`."""
     check_baseline(self.baseline, models)
     generations = {name: TimedGeneration(model, self.sampler) for name, model in models.items()}
     rates: dict[tuple[str, int], dict[int, MedianInterval]] = {}
     for length in self.lengths:
       fitting = generations
       for batch in self.batch_sizes:
-        cell = remember(_cell(length, batch), partial(self._measure, fitting, length, batch))
-        fitting = {name: one for name, one in fitting.items() if cell.get(name)}
+        result = cached(_key(length, batch), partial(self._measure, fitting, length, batch))
+        fitting = {name: one for name, one in fitting.items() if result.get(name)}
         for name in fitting:
-          rate = timing.interval(cell[name]).inverse(length * batch)
+          rate = timing.interval(result[name]).inverse(length * batch)
           rates.setdefault((name, length), {})[batch] = rate
       missing = [name for name in models if (name, length) not in rates]
       if missing:
@@ -158,5 +158,5 @@ def _fits(run) -> bool:
   return True
 
 
-def _cell(length: int, batch: int) -> str:
+def _key(length: int, batch: int) -> str:
   return f"{batch} samples of {length} tokens"

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from base.ranges import Count
-from comparison.measurement import Remember
+from comparison.measurement import Cached
 from comparison.page.figure import ESTIMATED, Axis, Figure, Series
 from comparison.speed import timing
 from comparison.speed.description import change, check_baseline, conditions, listed, series
@@ -44,22 +44,22 @@ class TrainingSpeed:
   def __post_init__(self):
     _check_lengths(self.lengths, self.tokens)
 
-  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
-    """See `comparison.measurement.Part`."""
+  def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Measurement`."""
     del models
-    return {_cell(length): 1.0 for length in self.lengths}
+    return {_key(length): 1.0 for length in self.lengths}
 
-  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
-    """See `comparison.measurement.Part`."""
+  def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Measurement`."""
     check_baseline(self.baseline, models)
     steps = {name: TrainingSteps(model, self.parallelism) for name, model in models.items()}
     found: dict[str, list[MedianInterval]] = {name: [] for name in models}
     for length in self.lengths:
-      cell = remember(_cell(length), partial(self._measure, steps, length))
+      result = cached(_key(length), partial(self._measure, steps, length))
       if length == self.lengths[0]:
-        milliseconds = 1e3 * timing.interval(cell["reference"]).median
+        milliseconds = 1e3 * timing.interval(result["reference"]).median
       for name, intervals in found.items():
-        intervals.append(timing.ratio(cell["models"][name], cell["reference"]))
+        intervals.append(timing.ratio(result["models"][name], result["reference"]))
     reference = f"{milliseconds:.4g} ms"
     x, y = _axes(self.baseline, self.lengths)
     return (
@@ -124,17 +124,17 @@ class EstimatedTrainingSpeed:
   def __post_init__(self):
     _check_lengths(self.lengths, self.tokens)
 
-  def cells(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
-    """See `comparison.measurement.Part`."""
-    return {f"{name}, {_cell(length)}": 1.0 for name in models for length in self.lengths}
+  def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
+    """See `comparison.measurement.Measurement`."""
+    return {f"{name}, {_key(length)}": 1.0 for name in models for length in self.lengths}
 
-  def __call__(self, models: Mapping[str, LanguageModel], remember: Remember) -> tuple[Figure, ...]:
-    """See `comparison.measurement.Part`."""
+  def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
+    """See `comparison.measurement.Measurement`."""
     check_baseline(self.baseline, models)
     seconds = {
       name: [
-        remember(
-          f"{name}, {_cell(length)}",
+        cached(
+          f"{name}, {_key(length)}",
           partial(self.estimate, model, batch_size=self.tokens // length, length=length),
         )
         for length in self.lengths
@@ -188,7 +188,7 @@ def _check_lengths(lengths: Sequence[int], tokens: int) -> None:
       )
 
 
-def _cell(length: int) -> str:
+def _key(length: int) -> str:
   return f"{length} tokens"
 
 

@@ -77,15 +77,15 @@ class KnownRuns:
 
 
 def measure(part, runs):
-  """Calls the part as a comparison does; the cells that it plans are those that it asks for."""
+  """Calls the part as a comparison does; the results that it plans are those that it asks for."""
   asked = []
 
-  def remember(key, measure):
+  def cached(key, measure):
     asked.append(key)
     return measure()
 
-  figures = part(runs, remember)
-  assert asked == list(part.cells(runs))
+  figures = part(runs, cached)
+  assert asked == list(part.results(runs))
   for figure in figures:
     assert Figure.of_record(figure.record()) == figure
   return {figure.name: figure for figure in figures}
@@ -196,7 +196,7 @@ def test_recall_of_trained_models_tells_who_recalls_and_at_which_depth_they_fail
       "induction-heads is no task of generated answers",
     ),
     (
-      lambda: RecallOfRuns(task=Needle(), size="4k", lengths=(64,), baseline="Mamba").cells(
+      lambda: RecallOfRuns(task=Needle(), size="4k", lengths=(64,), baseline="Mamba").results(
         KnownRuns()
       ),
       "no model 'Mamba'",
@@ -207,9 +207,9 @@ def test_recall_of_trained_models_tells_who_recalls_and_at_which_depth_they_fail
       lambda: WindowSize(size="4k", model="Griffin", windows=(8,), baseline=BASE),
       "at least two",
     ),
-    (lambda: Scaling(baseline="Mamba").cells(KnownRuns()), "no model 'Mamba'"),
-    (lambda: Scaling(baseline=BASE).cells(KnownRuns(models=(BASE,))), "no model beside"),
-    (lambda: LongContext(size="9k", lengths=(64,)).cells(KnownRuns()), "no size '9k'"),
+    (lambda: Scaling(baseline="Mamba").results(KnownRuns()), "no model 'Mamba'"),
+    (lambda: Scaling(baseline=BASE).results(KnownRuns(models=(BASE,))), "no model beside"),
+    (lambda: LongContext(size="9k", lengths=(64,)).results(KnownRuns()), "no size '9k'"),
   ],
 )
 def test_options_that_make_no_sense_are_refused(make, told):

@@ -1,4 +1,4 @@
-"""The time that a comparison has left, from what its cells took."""
+"""The time that a comparison has left, from what its results took."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 
 from comparison import progress as comparison_progress
-from comparison.progress import Cell, ComparisonProgress
+from comparison.progress import ComparisonProgress, PlannedResult
 
 
 class Terminal(io.StringIO):
@@ -30,37 +30,39 @@ def clock(monkeypatch):
   return wait
 
 
-def progress(stream, *cells):
+def progress(stream, *results):
   result = ComparisonProgress(stream)
-  result.plan(cells)
+  result.plan(results)
   return result
 
 
-def test_time_left_follows_from_costs_and_from_what_cells_took(clock):
+def test_time_left_follows_from_costs_and_from_what_results_took(clock):
   stream = io.StringIO()
   told = progress(
     stream,
-    Cell("scaling", "small", "training", 1.0),
-    Cell("scaling", "large", "training", 10.0),
-    Cell("context", "large", "training", 0.0),
-    Cell("speed", "a", "speed", 1.0),
+    PlannedResult("scaling", "small", "training", 1.0),
+    PlannedResult("scaling", "large", "training", 10.0),
+    PlannedResult("context", "large", "training", 0.0),
+    PlannedResult("speed", "a", "speed", 1.0),
   )
   assert told.eta() == "ETA 0:00 + 4 not yet timed"
-  told.on_cell("scaling", "small", None)
+  told.on_result("scaling", "small", None)
   clock(6.0)
-  told.on_cell("scaling", "small", 6.0)
-  # Ten times the operations: a minute. The third cell's run is the second's.
+  told.on_result("scaling", "small", 6.0)
+  # Ten times the operations: a minute. The third result's run is the second's.
   assert told.eta() == "ETA 1:00 + 1 not yet timed"
   assert stream.getvalue() == "[1/4] scaling: small  6.0 s  ETA 1:00 + 1 not yet timed\n"
-  told.on_cell("speed", "a", 2.0)
-  told.on_cell("scaling", "large", 60.0)
-  told.on_cell("context", "large", 1.0)
+  told.on_result("speed", "a", 2.0)
+  told.on_result("scaling", "large", 60.0)
+  told.on_result("context", "large", 1.0)
   assert told.eta() == "done"
 
 
-def test_kept_cells_count_as_done_and_time_the_others(clock):
+def test_kept_results_count_as_done_and_time_the_others(clock):
   told = progress(
-    io.StringIO(), Cell("speed", "a", "speed", 1.0, 30.0), Cell("speed", "b", "speed", 2.0)
+    io.StringIO(),
+    PlannedResult("speed", "a", "speed", 1.0, 30.0),
+    PlannedResult("speed", "b", "speed", 2.0),
   )
   assert told.eta() == "ETA 1:00"
 
@@ -68,19 +70,23 @@ def test_kept_cells_count_as_done_and_time_the_others(clock):
 def test_steps_of_a_training_refine_the_estimate(clock):
   stream = Terminal()
   told = progress(
-    stream, Cell("scaling", "a", "training", 1.0), Cell("scaling", "b", "training", 1.0)
+    stream,
+    PlannedResult("scaling", "a", "training", 1.0),
+    PlannedResult("scaling", "b", "training", 1.0),
   )
   told.expect_steps(100)
-  told.on_cell("scaling", "a", None)
+  told.on_result("scaling", "a", None)
   clock(10.0)
   told.show(25, {"loss": 2.5})
   line = stream.getvalue().split("\r")[-1]
   assert line.startswith("[1/2] scaling: a  step 25/100  loss 2.5  ETA 0:30 + 1 not yet timed")
 
 
-def test_the_next_cell_of_a_group_is_expected_to_take_what_the_last_took(clock):
-  told = progress(io.StringIO(), Cell("s", "a", "s", 1.0, 20.0), Cell("s", "b", "s", 1.0))
-  told.on_cell("s", "b", None)
+def test_the_next_result_of_a_group_is_expected_to_take_what_the_last_took(clock):
+  told = progress(
+    io.StringIO(), PlannedResult("s", "a", "s", 1.0, 20.0), PlannedResult("s", "b", "s", 1.0)
+  )
+  told.on_result("s", "b", None)
   clock(15.0)
   assert told.eta() == "ETA 0:05"
   clock(100.0)

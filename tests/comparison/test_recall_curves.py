@@ -34,7 +34,7 @@ def part(**options):
 
 
 def known(shares):
-  """What a cell holds, for given accuracies at the three lengths."""
+  """What a result holds, for given accuracies at the three lengths."""
   return {
     "curve": [[10, shares[0] / 2], [20, shares[0]]],
     "lengths": list(shares),
@@ -44,9 +44,9 @@ def known(shares):
 
 
 def figures(hawk_shares, base_shares, **options):
-  cells = {f"Hawk, seed {n}": known(s) for n, s in enumerate(hawk_shares)}
-  cells |= {f"{BASE}, seed {n}": known(s) for n, s in enumerate(base_shares)}
-  found = part(**options)(MODELS, lambda key, measure: cells[key])
+  results = {f"Hawk, seed {n}": known(s) for n, s in enumerate(hawk_shares)}
+  results |= {f"{BASE}, seed {n}": known(s) for n, s in enumerate(base_shares)}
+  found = part(**options)(MODELS, lambda key, measure: results[key])
   return {figure.name: figure for figure in found}
 
 
@@ -85,16 +85,16 @@ def test_slower_learning_is_told_and_equal_learning_is_not():
 def test_models_are_trained_and_asked_once():
   kept, measured = {}, []
 
-  def remember(key, measure):
+  def cached(key, measure):
     if key not in kept:
       measured.append(key)
       kept[key] = json.loads(json.dumps(measure(), allow_nan=False))
     return kept[key]
 
   short = part(seeds=(0,), schedule=Schedule(steps=4, batch_size=4, warmup_steps=1, look_every=2))
-  first = short(MODELS, remember)
-  assert measured == list(short.cells(MODELS)) == ["Hawk, seed 0", f"{BASE}, seed 0"]
-  assert short(MODELS, remember) == first
+  first = short(MODELS, cached)
+  assert measured == list(short.results(MODELS)) == ["Hawk, seed 0", f"{BASE}, seed 0"]
+  assert short(MODELS, cached) == first
   assert len(measured) == 2
   by_length, learning, by_position = first
   assert learning.series[0].x == (2, 4)
@@ -119,6 +119,6 @@ def test_impossible_options_are_named(options, message):
 
 def test_options_that_do_not_fit_the_models_are_named():
   with pytest.raises(ValueError, match="Hawk has 9 tokens, selective-copying needs 19: set VOCAB"):
-    part(vocabulary=tokenizers.Symbols(16)).cells(MODELS)
+    part(vocabulary=tokenizers.Symbols(16)).results(MODELS)
   with pytest.raises(ValueError, match="baseline='Transformer' is none of Hawk, MQA"):
-    part(baseline="Transformer").cells(MODELS)
+    part(baseline="Transformer").results(MODELS)

@@ -1,4 +1,4 @@
-"""Measured cells are kept, found again, and measured anew when what they depend on changes."""
+"""Measured results are kept, found again, and measured anew when what they depend on changes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from comparison.results import Cells, NotMeasured
+from comparison.results import NotMeasured, ResultCache
 
 
-def cells(folder, depends="a", **options):
-  return Cells(folder, "speed", lambda key: [depends, key[:1]], **options)
+def results(folder, depends="a", **options):
+  return ResultCache(folder, "speed", lambda key: [depends, key[:1]], **options)
 
 
 def forbidden():
@@ -19,62 +19,62 @@ def forbidden():
 
 def test_what_was_measured_is_not_measured_again(tmp_path):
   value = {"seconds": [0.1, 1e-9], "name": "é", "none": None}
-  assert cells(tmp_path).remember("x, 1", lambda: value) == value
-  assert cells(tmp_path).remember("x, 1", forbidden) == value
-  first = cells(tmp_path)
-  assert first.remember("y", lambda: 1) == first.remember("y", forbidden) == 1
+  assert results(tmp_path).cached("x, 1", lambda: value) == value
+  assert results(tmp_path).cached("x, 1", forbidden) == value
+  first = results(tmp_path)
+  assert first.cached("y", lambda: 1) == first.cached("y", forbidden) == 1
 
 
 def test_values_are_as_json_gives_them_back_at_once(tmp_path):
   given = {1: (2, 3)}
-  now = cells(tmp_path).remember("x", lambda: given)
-  assert now == cells(tmp_path).remember("x", forbidden) == {"1": [2, 3]}
+  now = results(tmp_path).cached("x", lambda: given)
+  assert now == results(tmp_path).cached("x", forbidden) == {"1": [2, 3]}
 
 
 @pytest.mark.parametrize("change", ["key", "depends", "part"])
 def test_what_changed_is_measured_anew_and_the_old_is_kept(tmp_path, change):
-  cells(tmp_path).remember("x", lambda: 1)
+  results(tmp_path).cached("x", lambda: 1)
   if change == "key":
-    assert cells(tmp_path).remember("x!", lambda: 2) == 2
+    assert results(tmp_path).cached("x!", lambda: 2) == 2
   elif change == "depends":
-    assert cells(tmp_path, depends="b").remember("x", lambda: 2) == 2
+    assert results(tmp_path, depends="b").cached("x", lambda: 2) == 2
   else:
-    assert Cells(tmp_path, "other", lambda key: ["a", "x"]).remember("x", lambda: 2) == 2
-  assert cells(tmp_path).remember("x", forbidden) == 1
+    assert ResultCache(tmp_path, "other", lambda key: ["a", "x"]).cached("x", lambda: 2) == 2
+  assert results(tmp_path).cached("x", forbidden) == 1
 
 
 def test_recall_never_measures(tmp_path):
   with pytest.raises(NotMeasured):
-    cells(tmp_path).recall("x", forbidden)
-  cells(tmp_path).remember("x", lambda: 1)
-  assert cells(tmp_path).recall("x", forbidden) == 1
+    results(tmp_path).kept("x", forbidden)
+  results(tmp_path).cached("x", lambda: 1)
+  assert results(tmp_path).kept("x", forbidden) == 1
 
 
-def test_a_damaged_cell_is_measured_anew(tmp_path):
-  cells(tmp_path).remember("x", lambda: 1)
+def test_a_damaged_result_is_measured_anew(tmp_path):
+  results(tmp_path).cached("x", lambda: 1)
   (file,) = (tmp_path / "speed").glob("*.json")
   file.write_text(file.read_text()[:-10])
-  assert cells(tmp_path).remember("x", lambda: 2) == 2
-  assert cells(tmp_path).remember("x", forbidden) == 2
+  assert results(tmp_path).cached("x", lambda: 2) == 2
+  assert results(tmp_path).cached("x", forbidden) == 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, object()])
 def test_what_json_cannot_hold_is_refused_by_name(tmp_path, value):
-  with pytest.raises(ValueError, match=r"the cell 'x' of speed cannot be kept"):
-    cells(tmp_path).remember("x", lambda: value)
+  with pytest.raises(ValueError, match=r"the result 'x' of speed cannot be kept"):
+    results(tmp_path).cached("x", lambda: value)
   assert not list(tmp_path.rglob("*.json*"))
 
 
 def test_who_does_not_write_measures_all_the_same(tmp_path):
-  assert cells(tmp_path, writes=False).remember("x", lambda: 1) == 1
+  assert results(tmp_path, writes=False).cached("x", lambda: 1) == 1
   assert not list(tmp_path.rglob("*"))
 
 
 def test_beginnings_and_ends_are_told_with_seconds(tmp_path):
   told = []
-  cells(tmp_path, on_cell=lambda *event: told.append(event)).remember("x", lambda: 1)
+  results(tmp_path, on_result=lambda *event: told.append(event)).cached("x", lambda: 1)
   assert told[0] == ("x", None)
   assert told[1][0] == "x"
   assert told[1][1] >= 0
   record = json.loads(next((tmp_path / "speed").glob("*.json")).read_text())
-  assert cells(tmp_path).seconds({"x": 1.0, "y": 1.0}) == {"x": record["seconds"]}
+  assert results(tmp_path).seconds({"x": 1.0, "y": 1.0}) == {"x": record["seconds"]}

@@ -30,16 +30,16 @@ def models():
 
 
 class Store:
-  """Keeps cells as a comparison does: through JSON."""
+  """Keeps results as a comparison does: through JSON."""
 
-  def __init__(self, cells=None):
-    self.cells, self.measured = dict(cells or {}), []
+  def __init__(self, results=None):
+    self.results, self.measured = dict(results or {}), []
 
   def __call__(self, key, measure):
-    if key not in self.cells:
+    if key not in self.results:
       self.measured.append(key)
-      self.cells[key] = json.dumps(measure())
-    return json.loads(self.cells[key])
+      self.results[key] = json.dumps(measure())
+    return json.loads(self.results[key])
 
 
 def test_runs_take_turns():
@@ -172,7 +172,7 @@ def test_a_part_draws_its_figures_and_continues_without_measuring_again(name, mo
   part, store, models = PARTS[name], Store(), {name: models[name] for name in TIMED}
   figures = part(models, store)
   assert {f.name: tuple(line.name for line in f.series) for f in figures} == FIGURES[name]
-  assert store.measured == list(part.cells(models))
+  assert store.measured == list(part.results(models))
   for figure in figures:
     assert Figure.of_record(json.loads(json.dumps(figure.record()))) == figure
     assert figure.finding.endswith(".")
@@ -184,19 +184,19 @@ def test_a_part_draws_its_figures_and_continues_without_measuring_again(name, mo
         assert all(low <= y <= high for low, y, high in ends)
       assert (line.low is None) == (line.kind == ESTIMATED or name == "cache")
 
-  again = Store(store.cells)
+  again = Store(store.results)
   assert part(models, again) == figures
   assert not again.measured
 
 
 def test_the_step_time_is_relative_to_the_baseline_at_the_shortest_length(models):
-  def cell(**seconds):
+  def result(**seconds):
     return json.dumps({"reference": [2.0] * 6, "models": seconds})
 
   store = Store(
     {
-      "8 tokens": cell(griffin=[1.8] * 6, hawk=[1.5, 1.7, 1.6] * 2, transformer=[2.0] * 6),
-      "16 tokens": cell(griffin=[1.9] * 6, hawk=[1.7, 1.5, 1.6] * 2, transformer=[3.0] * 6),
+      "8 tokens": result(griffin=[1.8] * 6, hawk=[1.5, 1.7, 1.6] * 2, transformer=[2.0] * 6),
+      "16 tokens": result(griffin=[1.9] * 6, hawk=[1.7, 1.5, 1.6] * 2, transformer=[3.0] * 6),
     }
   )
   (figure,) = PARTS["training"](models, store)
@@ -227,11 +227,11 @@ def test_a_token_is_held_against_the_memory_bound_model(models):
     baseline=BASELINE,
   )
   seconds = [2 * 3 * bound] * 6
-  cells = dict.fromkeys(
+  results = dict.fromkeys(
     ("samples of 2 tokens after 0", "tokens after 3", "tokens after 70"),
     json.dumps(dict.fromkeys(NAMES, seconds)),
   )
-  store = Store(cells)
+  store = Store(results)
   samples, tokens = part(models, store)
   assert not store.measured
   assert "no difference seen from transformer" in samples.finding
@@ -287,7 +287,7 @@ def test_estimated_steps_are_marked_as_such(models):
   part = EstimatedTrainingSpeed(estimate=estimate, lengths=(8, 16), tokens=32, baseline=BASELINE)
   store = Store()
   (figure,) = part(models, store)
-  assert store.measured == list(part.cells(models))
+  assert store.measured == list(part.results(models))
   assert {line.kind for line in figure.series} == {ESTIMATED}
   assert {line.name: line.y for line in figure.series} == {
     "griffin": (0.8, 0.8),

@@ -125,12 +125,12 @@ def test_every_run_and_every_model_of_a_comparison_is_built_and_shaped(file):
   specs, sizes = set(), {}
   for part in built.parts.values():
     if isinstance(part, comparison.Trained):
-      specs |= {dataclasses.replace(s, seed=0) for s in part.part.cells(runs).values()}
+      specs |= {dataclasses.replace(s, seed=0) for s in part.part.results(runs).values()}
       continue
     models = {
       name: experiment.build(built.model_config(name, part.choices)).model for name in built.models
     }
-    assert part.part.cells(models)
+    assert part.part.results(models)
   for spec in sorted(specs, key=str):
     # Builds the run and its model's shapes.
     cost = runs.cost(spec)

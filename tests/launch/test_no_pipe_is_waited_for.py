@@ -11,7 +11,7 @@ import pytest
 
 from base import small_files
 from base.errors import UserError
-from comparison.results import Cells
+from comparison.results import ResultCache
 from conversion import conversion, safetensors_files
 from conversion.safetensors_header import check_header
 from data import tokenizers
@@ -69,12 +69,12 @@ def test_foreign_weights(tmp_path, pipe):
 
 @pytest.mark.parametrize("content", ["[]", "3", '{"value": 1}', "[" * 100_000, None])
 def test_a_cell_that_is_none_is_measured_anew(tmp_path, pipe, content):
-  cells = Cells(tmp_path, "part", lambda key: key)
-  assert cells.remember("a", lambda: 3) == 3
+  results = ResultCache(tmp_path, "part", lambda key: key)
+  assert results.cached("a", lambda: 3) == 3
   (file,) = (tmp_path / "part").iterdir()
   file.unlink()
   if content is None:
     pipe(f"part/{file.name}")
   else:
     file.write_text(content)
-  assert Cells(tmp_path, "part", lambda key: key).remember("a", lambda: 4) == 4
+  assert ResultCache(tmp_path, "part", lambda key: key).cached("a", lambda: 4) == 4
