@@ -157,9 +157,7 @@ def _configurations(args: argparse.Namespace, bindings: Sequence[str]) -> list[t
 def _plans(
   args: argparse.Namespace, experiment: Experiment, hardware: Hardware, name: str
 ) -> list[Plan]:
-  """The plan of an experiment, or those of a search; none of what the compiler says does not
-  fit.
-  """
+  """Plans an experiment, or searches its setups; [] if the compiler says that it does not fit."""
   from planning import plan, search, tables
 
   if args.search:

@@ -1,4 +1,4 @@
-"""Compiles a program for devices that are not here, and estimates what it would take there."""
+"""Compiles a program for devices that are not attached, and estimates its memory and time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from planning.programs import PROGRAMS, Program
 
 @dataclasses.dataclass(frozen=True)
 class CollectiveTotal:
-  """All collectives of one kind along the same mesh axes, in one run of the program.
+  """The collectives of one kind along the same mesh axes, summed over one run of the program.
 
   Attributes:
     kind: such as 'all-reduce'.
@@ -43,48 +43,45 @@ class CollectiveTotal:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """One program on some hardware; bytes and operations are those of one device.
+  """Memory and time of one program on some hardware; bytes and FLOPs are per device.
 
   Attributes:
-    step: 'train' (a step), 'prefill' (a batch of prompts) or 'decode' (a token for each of them).
-    hardware, topology: its name, and how its devices are joined.
-    devices: their number.
-    model: the name of the model's file, or of the run.
-    parameters: their number.
+    step: 'train' (one step), 'prefill' (a batch of prompts) or 'decode' (one token per prompt).
+    hardware, topology: the hardware's name, and how its devices are connected.
+    devices: number of devices.
+    model: name of the model's file, or of the run.
+    parameters: number of parameters.
     mesh: sizes of the mesh axes.
-    zero: ZeRO stage; prefill and decode split parameters over `model` alone.
-    remat, grad_accum_steps: as configured; None but in training.
+    zero: ZeRO stage; prefill and decode split parameters over `model` only.
+    remat, grad_accum_steps: as configured; None except in training.
     batch_size, length: rows, and tokens per row.
-    parameter_bytes, optimizer_bytes, state_bytes, batch_bytes: what the program is given:
-      parameters, the optimizer's state, the decode state, tokens.
-    result_bytes: what it gives that does not take the place of what it was given.
-    twice_bytes: what it replaces without taking its place, so that both are in memory: 0 if
-      donation works.
-    temporary_bytes: what the compiled program needs besides, at its peak.
-    activation_bytes, gradient_bytes: the largest parts of that, in training: what autodiff keeps
-      for the backward pass, and gradients in float32. XLA may need less of either, for not all are
-      alive at the peak.
-    host_bytes: of the host's memory, which activations were offloaded to.
-    memory: of a device, that a process gets.
-    memory_share: of all that the device has; what JAX takes on GPUs.
-    collectives: what is sent.
-    model_flops: of the model's matrix products, forward and backward, without what is computed
-      twice.
-    counted_flops: of the products in the compiled program; those inside Pallas kernels are not
-      seen.
-    hbm_bytes: that the operations of the compiled program read and write.
+    parameter_bytes, optimizer_bytes, state_bytes, batch_bytes: the program's arguments:
+      parameters, optimizer state, decode state, tokens.
+    result_bytes: results that are not aliased to an argument.
+    twice_bytes: donated bytes that XLA did not alias, so that old and new are both in memory.
+    temporary_bytes: temporary memory of the compiled program at its peak.
+    activation_bytes, gradient_bytes: the largest parts of the temporaries in training: what
+      autodiff keeps for the backward pass, and gradients in float32. XLA may need less of either:
+      not all are alive at the peak.
+    host_bytes: host memory for offloaded activations.
+    memory: memory of a device that a process can use.
+    memory_share: that memory as a share of the device's; on GPUs, JAX's memory fraction.
+    collectives: the program's collectives.
+    model_flops: FLOPs of the model's matrix products, forward and backward, without recomputation.
+    counted_flops: FLOPs of the matrix products in the compiled program, except inside Pallas
+      kernels.
+    hbm_bytes: bytes that the operations of the compiled program read and write in HBM.
     compute_seconds, hbm_seconds, interconnect_seconds: the least time for each alone.
-    peak_flops: of a device, per second.
-    tokens: read, or made, on all devices.
+    peak_flops: FLOP/s of a device.
+    tokens: tokens that the program reads or generates, on all devices.
     compile_seconds: time to trace and compile.
-    once_flops, xla_flops: `counted_flops` with the body of each loop counted once, and XLA's own
-      count, which does that and adds elementwise operations; None if it makes none.
-    once_bytes, xla_bytes: what operations read and write, in a TPU's own memory too, with the body
-      of each loop counted once, and what XLA counts besides (`again_bytes`) but not what it cannot
-      (`unseen_bytes`); and XLA's count of it.
-    again_bytes: arrays that XLA counts again at the ends of asynchronous operations.
-    unseen_bytes: by name, what kernels move that do not say so to XLA.
-    optimal_seconds: XLA's own estimate of the time, loops counted once; None if it makes none.
+    once_flops, xla_flops: `counted_flops` with each loop body counted once; and XLA's count, which
+      does that and adds elementwise operations, or None if XLA has none.
+    once_bytes, xla_bytes: bytes read and written in any memory, with each loop body counted once,
+      plus `again_bytes` and minus `unseen_bytes`; and XLA's count of the same.
+    again_bytes: operands that XLA counts twice, at the end of asynchronous operations.
+    unseen_bytes: by name, bytes moved by kernels that report no cost to XLA.
+    optimal_seconds: XLA's estimate of the time, loop bodies counted once; None if it has none.
   """
 
   step: str
@@ -131,28 +128,28 @@ class Plan:
 
   @property
   def bytes(self) -> int:
-    """What a device has to hold at the peak."""
+    """Peak memory of a device."""
     held = self.parameter_bytes + self.optimizer_bytes + self.state_bytes + self.batch_bytes
     return held + self.result_bytes + self.temporary_bytes
 
   @property
   def fits(self) -> bool:
-    """Whether that is not more than a device has."""
+    """Whether the peak fits into a device's memory."""
     return self.bytes <= self.memory
 
   @property
   def seconds(self) -> float:
-    """The least time of the program, if computing, memory and network overlap perfectly."""
+    """Roofline time: compute, memory and network overlap perfectly."""
     return max(self.compute_seconds, self.hbm_seconds, self.interconnect_seconds)
 
   @property
   def cost(self) -> float:
-    """What plans are ranked by; see `cost`."""
+    """Seconds by which plans are ranked; see `cost`."""
     return cost(self.compute_seconds, self.hbm_seconds, self.interconnect_seconds)
 
   @property
   def roofline(self) -> str:
-    """What that time is spent on: the longest of the three."""
+    """The resource that limits the roofline time: compute, HBM or interconnect."""
     times = {
       "compute": self.compute_seconds,
       "HBM": self.hbm_seconds,
@@ -162,16 +159,16 @@ class Plan:
 
   @property
   def tokens_per_second(self) -> float:
-    """Of all devices, at the roofline."""
+    """Tokens per second of all devices, at the roofline time."""
     return self.tokens / self.seconds
 
   @property
   def mfu(self) -> float:
-    """Share of the peak rate that the model's own operations take, at the roofline."""
+    """MFU at the roofline time."""
     return self.model_flops / (self.peak_flops * self.seconds)
 
   def record(self) -> dict[str, Any]:
-    """Everything as plain values."""
+    """Converts the plan and its derived figures to plain values."""
     names = ("bytes", "fits", "seconds", "cost", "tokens_per_second")
     values = dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
     # The keys that files of earlier versions have.
@@ -180,9 +177,7 @@ class Plan:
 
 
 def cost(compute: float, hbm: float, interconnect: float) -> float:
-  """The longest of three times in seconds and a tenth of the others: never does all of them
-  hide.
-  """
+  """Roofline time plus 10% of the rest, in seconds: overlap is never perfect."""
   longest = max(compute, hbm, interconnect)
   return longest + 0.1 * (compute + hbm + interconnect - longest)
 
@@ -190,22 +185,22 @@ def cost(compute: float, hbm: float, interconnect: float) -> float:
 def plan(
   experiment: Experiment, hardware: Hardware, *, step: str = "train", model: str = ""
 ) -> Plan:
-  """Compiles a program for hardware that need not be here; nothing is allocated or run.
+  """Compiles a program for hardware that need not be attached; allocates and runs nothing.
 
   Args:
     experiment: model, mesh, rows and optimizer.
     hardware: what to compile for.
     step: a name of `planning.programs.PROGRAMS`.
-    model: its name, for the plan.
+    model: the model's name in the plan.
 
   Raises:
-    ConfigError: model, mesh and hardware do not fit; it says what would.
-    MemoryError: the compiler says that the program does not fit; the message is its own.
+    ConfigError: model, mesh and hardware do not fit; the message says what would.
+    MemoryError: the compiler reports that the program does not fit; the message is the compiler's.
   """
   if experiment.mesh is None:
     experiment = dataclasses.replace(experiment, mesh=Parallelism(mesh=MeshSpec(data=-1)))
   if step != "train":
-    # No row waits for others to be accumulated with.
+    # Gradient accumulation exists only in training.
     options = dataclasses.replace(experiment.options.step, grad_accum_steps=1)
     experiment = dataclasses.replace(
       experiment, options=dataclasses.replace(experiment.options, step=options)
@@ -223,7 +218,7 @@ def plan(
       what = (str(error).splitlines() or [type(error).__name__])[0]
       if "RESOURCE_EXHAUSTED" in what:
         raise MemoryError(what) from None
-      raise ConfigError(f"the compiler for {hardware.name} fails on this: {what}") from None
+      raise ConfigError(f"the compiler for {hardware.name} failed: {what}") from None
   seconds = time.monotonic() - began
   return _measured(
     experiment, hardware, sharding_plan, program, compiled, text, seconds, step, model
@@ -247,7 +242,7 @@ def _measured(
   exchanging = 0.0
   for found in collectives.collectives(text, sharding_plan.sizes):
     if found.members == 1:
-      continue  # XLA for GPUs leaves sums over one device in
+      continue  # XLA for GPUs does not remove sums over one device
     along = found.kind, "+".join(found.axes)
     times[along] += found.times
     sent[along] += found.sent
@@ -257,9 +252,9 @@ def _measured(
   model_flops = program.model_flops / hardware.device_count
   costs = compiled.cost_analysis() or {}
   costs = costs[0] if isinstance(costs, list) else costs
-  # A negative number is XLA's way to say that it does not know.
+  # XLA marks unknown numbers as negative.
   xla = {name: value for name, value in costs.items() if value >= 0}
-  memory: Any = compiled.memory_analysis()  # None only of backends that are not planned for.
+  memory: Any = compiled.memory_analysis()  # None only on backends without plans.
   return Plan(
     step=step,
     hardware=hardware.name,
@@ -310,11 +305,10 @@ def _measured(
 def compile_program(
   lowered: jax.stages.Lowered, platform_name: str
 ) -> tuple[jax.stages.Compiled, hlo.HloProgram]:
-  """Compiles a program; returns it, and what its text says.
+  """Compiles a program; returns it and its parsed text.
 
-  The compiler for TPUs writes the text itself: JAX knows not all of what a newer libtpu puts into
-  its result (0.0.52: an asynchronous operation with several operands, met on v5p and where time is
-  split).
+  For TPUs, libtpu dumps the text itself: JAX cannot print everything in a newer libtpu's result
+  (0.0.52: an asynchronous operation with several operands, on v5p and with `seq` above 1).
   """
   if platform_name != "tpu":
     compiled = lowered.compile()
@@ -327,7 +321,7 @@ def compile_program(
 
 
 def _twice(program: Program, text: hlo.HloProgram) -> int:
-  """Bytes of updated arguments whose new values lie elsewhere in the compiled program."""
+  """Donated bytes that XLA did not alias."""
   return sum(
     device_bytes(leaf)
     for index, leaf in enumerate(jax.tree.leaves(program.updated), program.first_updated)

@@ -1,4 +1,4 @@
-"""The programs that a plan compiles: a training step, a prefill, a decoded token."""
+"""Lowers the programs that a plan compiles: a training step, a prefill, a decoded token."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from training.saved_residuals import activation_bytes
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One of them, lowered; bytes are those of one device.
+  """A lowered program; bytes are per device.
 
   Attributes:
-    lowered: to be compiled.
-    parameters, optimizer, state, batch: bytes of its arguments: parameters, the optimizer's state,
-      the decode state, and tokens.
-    updated: the arguments that the program replaces, which must not be in memory twice.
-    first_updated: the place of the first of them among the results.
+    lowered: the program, ready to compile.
+    parameters, optimizer, state, batch: bytes of its arguments: parameters, optimizer state,
+      decode state, tokens.
+    updated: the donated arguments.
+    first_updated: index of the first of them among the results.
     activations: bytes that autodiff keeps for the backward pass; 0 without one.
     gradients: bytes of the gradients in float32; 0 without a backward pass.
-    model_flops: of the model's matrix products on all devices, without what is computed twice.
-    tokens: that it reads or makes, on all devices.
+    model_flops: FLOPs of the model's matrix products on all devices, without recomputation.
+    tokens: tokens that it reads or generates, on all devices.
   """
 
   lowered: jax.stages.Lowered
@@ -52,7 +52,7 @@ class Program:
 
 
 def training_step(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
-  """A step with a whole batch."""
+  """Lowers a training step."""
   model, options = experiment.model, experiment.options.step
   rows, length = experiment.batch_size, experiment.sequence_length
   state = abstract_like(describe.abstract_state(experiment), sharding_plan.state)
@@ -82,10 +82,10 @@ def training_step(experiment: Experiment, sharding_plan: ShardingPlan) -> Progra
 
 
 def prefill(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
-  """Reading a batch of prompts of the rows' length."""
+  """Lowers a prefill: a batch of prompts of `sequence_length` tokens."""
   model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
   params, found = _decoding(experiment, sharding_plan)
-  # The logits of the last token alone are computed.
+  # Only the logits of the last token are computed.
   unread = rows * (length - 1) * 2 * model.padded_vocab_size * model.width
   return Program(
     lowered=found.prefill,
@@ -103,10 +103,10 @@ def prefill(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
 
 
 def decoding(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
-  """One token more for each prompt of the rows' length."""
+  """Lowers a decode step: one token after each prompt of `sequence_length` tokens."""
   model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
   _, found = _decoding(experiment, sharding_plan)
-  # The cost of the last token of a row is what the row costs more than one that lacks it.
+  # FLOPs of the last token: those of a row minus those of a row without it.
   last = model.matmul_flops(length) * length - model.matmul_flops(length - 1) * (length - 1)
   return Program(
     lowered=found.advance,
@@ -115,7 +115,7 @@ def decoding(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
     state=describe.device_bytes(found.carry),
     batch=0,
     updated=found.carry,
-    first_updated=2,  # behind the tokens and which rows have ended
+    first_updated=2,  # after the tokens and the flags of finished rows
     activations=0,
     gradients=0,
     model_flops=last * rows,
@@ -136,7 +136,7 @@ def _decoding(experiment: Experiment, sharding_plan: ShardingPlan):
     sharding_plan.tree(params, "used"),
   )
   decoder = Decoder(experiment.model, Sampler(temperature=0.0), where=OverMesh(sharding_plan))
-  # Caches are rounded up: no room beyond the prompt's own length.
+  # One token: caches are rounded up, so more would add a whole block to them.
   return params, decoder.lower(
     params, rows=experiment.batch_size, length=experiment.sequence_length, max_tokens=1
   )

@@ -1,5 +1,6 @@
-"""The best mesh, ZeRO stage, remat policy and number of microbatches for a training, by the
-compiler's word.
+"""Finds the fastest training setup by compiling candidates.
+
+A setup is a mesh, a ZeRO stage, a remat policy and a number of microbatches.
 """
 
 from __future__ import annotations
@@ -21,24 +22,23 @@ from planning.hardware.chip import Hardware
 from training.checkpoint import abstract_like
 from training.saved_residuals import activation_bytes
 
-# The remat policies that are tried. Not those that keep results in the host's memory: no plan
-# counts the time of the copies, so that they would seem free.
+# Remat policies to try, without those that offload: plans do not count the time of the copies, so
+# they would seem free.
 _POLICIES = {name: policy for name, policy in POLICIES.items() if not policy.offloads}
-# What cannot be better than the best by more than this share is not compiled.
+# Candidates that cannot beat the best by more than this share are not compiled.
 _GAIN = 0.03
-# Of the memory traffic of a plan, what another has at least: with the same remat policy, and with
-# any.
+# The least HBM traffic of a candidate, relative to plans compiled before: with the same remat
+# policy, and with any.
 _SAME_TRAFFIC, _ANY_TRAFFIC = 0.97, 0.5
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Choice:
-  """One way to run a training.
+  """A training setup with estimates of its time.
 
   Attributes:
-    seconds: an estimate of the step, by operations and by what is sent; memory traffic is not in
-      it.
-    compute, interconnect: the seconds that these alone take.
+    seconds: estimated time of a step from FLOPs and bytes sent; HBM traffic is left out.
+    compute, interconnect: seconds for each alone.
     data, seq, model: sizes of the mesh axes.
     grad_accum_steps: microbatches.
     zero: ZeRO stage.
@@ -61,7 +61,7 @@ class Choice:
     return {"data": self.data, "seq": self.seq, "model": self.model}
 
   def of(self, experiment: Experiment) -> Experiment:
-    """The experiment, run like this."""
+    """Applies the setup to an experiment."""
     mesh = Parallelism(
       mesh=MeshSpec(**self.mesh),
       rules=experiment.mesh.rules if experiment.mesh else Parallelism().rules,
@@ -88,21 +88,21 @@ def search(
   compiles: int = 16,
   tell: Callable[[str], None] = tables.tell,
 ) -> list[plan.Plan]:
-  """Plans a training in the most promising ways, until none that is left can be better by 3%.
+  """Compiles candidate setups, fastest estimate first, until none left can be better by 3%.
 
-  What cannot fit is left out by a trace, in seconds where compiling takes a minute or more, and so
-  is what needs no less than what the compiler refused.
+  A trace takes seconds where compiling takes a minute or more. It rules out setups that cannot
+  fit, and those that need at least as much memory as one that did not fit.
 
   Args:
-    experiment: model, batch and optimizer; its own mesh, ZeRO stage, remat policy and microbatches
-      do not count, its rules do.
+    experiment: model, batch, optimizer and sharding rules; its mesh, ZeRO stage, remat policy and
+      microbatches are replaced.
     hardware: what to compile for.
-    model: its name, for the plans.
-    compiles: most steps to compile.
-    tell: takes a line about each.
+    model: the model's name in the plans.
+    compiles: the most steps to compile.
+    tell: receives a progress line per candidate.
 
   Returns:
-    all plans that were made; the one that fits and has the least `cost` is the best.
+    all plans; the one that fits and has the least `cost` is the best.
   """
   plans: list[plan.Plan] = []
   best, left = math.inf, compiles
@@ -121,7 +121,7 @@ def search(
     if needed > hardware.chip.memory or needed >= refused.get(choice.remat, math.inf):
       continue
     if not left:
-      tell(f"{model}: {compiles} steps were compiled; --compiles tries more, such as {choice}")
+      tell(f"{model}: stopped after --compiles={compiles}; the next candidate is {choice}")
       break
     left -= 1
     try:
@@ -144,7 +144,7 @@ def search(
 
 
 def arguments(found: plan.Plan) -> list[str]:
-  """What to give `launch.train` after the gin files of a run, so that it trains as a plan says."""
+  """Returns the arguments that make `launch.train` use a plan's setup, after a run's gin files."""
   bindings = {
     "DATA_SHARDS": found.mesh["data"],
     "SEQUENCE_SHARDS": found.mesh["seq"],
@@ -157,10 +157,10 @@ def arguments(found: plan.Plan) -> list[str]:
 
 
 def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
-  """Ways to run a training whose parameters and optimizer state fit, the fastest by estimate first.
+  """Lists setups with room for parameters and optimizer state, the fastest estimate first.
 
-  Time is split over `seq` where a microbatch has no second row for a device: before that, more
-  shards of the batch or more microbatches do the same and exchange nothing within rows.
+  Time is split over `seq` only when a device has one row per microbatch: until then, more batch
+  shards or more microbatches save as much memory and exchange nothing within rows.
   """
   work = account(
     experiment.model, batch_size=experiment.batch_size, length=experiment.sequence_length
@@ -181,14 +181,14 @@ def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
         compute = policy.operations * work.training_flops * tokens / hardware.chip.flops
         mesh = (data, seq, model, grad_accum_steps, zero)
         sent = _sending(experiment, hardware, work.parameter_count, *mesh)
-        # Every microbatch and every exchange within rows begins and ends something.
+        # Each doubling of microbatches or time shards costs about 1% in launches and exchanges.
         more = 1 + 0.01 * math.log2(grad_accum_steps * seq)
         found.append(Choice(plan.cost(compute, 0, sent) * more, compute, sent, *mesh, remat))
   return sorted(found)
 
 
 def _meshes(experiment: Experiment, devices: int) -> Iterator[tuple[int, int, int, int]]:
-  """Sizes of data, seq and model, and the microbatches, that fit devices and rows."""
+  """Yields (data, seq, model, microbatches) that divide the devices and the rows."""
   rows, length = experiment.batch_size, experiment.sequence_length
   for data in _divisors(devices):
     for seq in _divisors(devices // data):
@@ -208,26 +208,24 @@ def _sending(
   grad_accum_steps: int,
   zero: int,
 ) -> float:
-  """Seconds for what tensor parallelism and ZeRO send; what `seq` exchanges within rows is
-  small.
-  """
+  """Seconds for what tensor parallelism and ZeRO send; exchanges along `seq` are negligible."""
   others = data * seq
   tokens = experiment.batch_size * experiment.sequence_length / others
-  # The stream in bfloat16, summed after each of two sub-blocks, forward and backward, in a ring.
+  # The residual stream in bfloat16: all-reduced in a ring after each of two sub-blocks, forward
+  # and backward.
   streams = 4 * experiment.model.depth * 2 * tokens * experiment.model.width * 2
   seconds = streams * (model - 1) / model / hardware.link(tuple(range(model)))
-  # Gathered twice and scattered once per microbatch in bfloat16, or in float32 once per step.
+  # ZeRO 3: two all-gathers and a reduce-scatter per microbatch in bfloat16; else an all-reduce per
+  # step in float32.
   per_parameter = 3 * 2 * grad_accum_steps if zero == 3 else 2 * 4
   exchanged = per_parameter * count / model * (others - 1) / others
   return seconds + exchanged / hardware.link(tuple(range(0, model * others, model)))
 
 
 def least_bytes(experiment: Experiment, hardware: Hardware) -> int:
-  """What a device has to hold at least: the train state, gradients, and what the backward pass
-  keeps.
+  """Least memory of a device, by a trace: train state, gradients and saved activations.
 
-  A trace tells. XLA's temporaries come on top; that it computes something again of its own accord,
-  to save memory, is not counted on.
+  XLA's temporaries come on top. XLA may also recompute values to save memory: that is not counted.
 
   Raises:
     ConfigError: mesh, hardware and model do not fit.

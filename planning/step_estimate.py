@@ -1,4 +1,4 @@
-"""Estimates of training steps for a comparison, on hardware that need not be here."""
+"""Estimates the time of training steps for a comparison, on hardware that need not be attached."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from training.optimizer import AdamW
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """Rows of which the length alone counts: to plan a step, nothing is read."""
+  """Rows with a length and no tokens: planning a step reads none."""
 
   sequence_length: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepEstimate:
-  """The least time of a training step by the hardware's own compiler (see `planning.plan`).
+  """Roofline time of a training step, compiled for the hardware (see `planning.plan`).
 
   Attributes:
-    hardware: its name, such as 'v5e-8'.
-    mesh: what is split over its devices; None shares out the batch.
+    hardware: the hardware's name, such as 'v5e-8'.
+    mesh: how the step is split over the devices; None splits the batch.
   """
 
   hardware: str
   mesh: Parallelism | None = None
 
   def __call__(self, model: LanguageModel, *, batch_size: int, length: int) -> float:
-    """Seconds of a step with AdamW.
+    """Estimates the seconds of a step with AdamW.
 
     Raises:
-      ConfigError: the hardware is not known, mesh, model and batch do not fit it, or it has too
-        little memory; the message says what would do.
+      ConfigError: the hardware is unknown, mesh, model and batch do not fit it, or it has too
+        little memory; the message says what would fit.
     """
     try:
       hardware = catalogue.hardware(self.hardware)
       for name, value in hardware.environment.items():
-        # XLA has read its flags long ago; a compiler that is not loaded yet reads the rest.
+        # XLA has read its flags already; the other variables are read by a compiler not yet loaded.
         if name == "XLA_FLAGS" and value not in os.environ.get(name, ""):
-          raise ValueError(f"to compile for {self.hardware}, launch with {name}='{value}'.")
+          raise ValueError(f"{self.hardware} needs {name}='{value}'. Set it before launching.")
         os.environ.setdefault(name, value)
       hardware.devices  # noqa: B018 - what the compiler does not know is refused here
     except ValueError as error:

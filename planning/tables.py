@@ -14,12 +14,12 @@ _UNITS = {"train": "step", "prefill": "prefill", "decode": "token"}
 
 
 def tell(text: str) -> None:
-  """A line about what goes on."""
+  """Prints a progress line on stderr."""
   print(text, file=sys.stderr, flush=True)
 
 
 def line(found: Plan) -> str:
-  """A plan in a few words."""
+  """Formats a plan as one line."""
   return (
     f"{mesh(found.mesh)}, {_choices(found)}: {found.bytes / 2**30:.2f} of "
     f"{found.memory / 2**30:.0f} GiB, {found.seconds:.3f} s ({found.roofline})"
@@ -27,7 +27,7 @@ def line(found: Plan) -> str:
 
 
 def side_by_side(plans: Sequence[Plan]) -> str:
-  """One row per plan."""
+  """Formats plans as a table, one row per plan."""
   first = plans[0]
   unit = _UNITS[first.step]
   rows = [
@@ -36,10 +36,10 @@ def side_by_side(plans: Sequence[Plan]) -> str:
       "parameters",
       "mesh",
       "choices",
-      "per device",
+      "memory per device",
       "fits",
       f"s per {unit}",
-      "roofline",
+      "limited by",
       "sent per device",
       "tokens/s",
       "MFU",
@@ -70,7 +70,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
 
 
 def one(found: Plan) -> str:
-  """Everything about a plan."""
+  """Formats a plan in full: memory, collectives, times and XLA's counts."""
   unit = _UNITS[found.step]
   head = [
     ("hardware", f"{found.hardware} ({found.topology}), {plural(found.devices, 'device')}"),
@@ -87,15 +87,15 @@ def one(found: Plan) -> str:
     ("compute", _duration(found.compute_seconds)),
     ("HBM", f"{_duration(found.hbm_seconds)} ({show_bytes(found.hbm_bytes)})"),
     ("interconnect", _duration(found.interconnect_seconds)),
-    ("roofline", f"{found.roofline}: {_duration(found.seconds)} a {unit}"),
+    ("roofline", f"{_duration(found.seconds)} per {unit}, limited by {found.roofline}"),
     ("tokens per second", f"{found.tokens_per_second:,.0f}"),
-    ("MFU at the roofline", f"{found.mfu:.1%}"),
-    ("FLOPs per device, model's own", f"{found.model_flops:.4g}"),
-    ("FLOPs per device, compiled products", f"{found.counted_flops:.4g}"),
+    ("MFU", f"{found.mfu:.1%}"),
+    ("FLOPs per device, model", f"{found.model_flops:.4g}"),
+    ("FLOPs per device, compiled matrix products", f"{found.counted_flops:.4g}"),
   ]
   for name, ours, theirs in (
-    ("the same, loops once / XLA's count, all operations", found.once_flops, found.xla_flops),
-    ("bytes to and from any memory, loops once / XLA's count", found.once_bytes, found.xla_bytes),
+    ("FLOPs, loop bodies once: ours / XLA's", found.once_flops, found.xla_flops),
+    ("bytes accessed, loop bodies once: ours / XLA's", found.once_bytes, found.xla_bytes),
   ):
     if theirs is not None:
       times.append((name, f"{ours:.4g} / {theirs:.4g}"))
@@ -104,10 +104,10 @@ def one(found: Plan) -> str:
       again = "  operands counted twice at async-done, in both"
       times.append((again, f"{found.again_bytes:.4g}"))
     for name, size in found.unseen_bytes.items():
-      times.append((f"  XLA cannot count, and in neither: {name}", f"{size:.4g}"))
+      times.append((f"  unknown to XLA, in neither: {name}", f"{size:.4g}"))
   if found.optimal_seconds is not None:
-    times.append(("XLA's optimal_seconds, loops once", _duration(found.optimal_seconds)))
-  times.append(("compilation", f"{found.compile_seconds:.1f} s"))
+    times.append(("XLA's optimal_seconds, loop bodies once", _duration(found.optimal_seconds)))
+  times.append(("compile time", f"{found.compile_seconds:.1f} s"))
   return "\n\n".join(
     [
       table(head, right=()),
@@ -133,9 +133,9 @@ def _memory(found: Plan) -> list[tuple[str, str]]:
     rows.append(("  activations kept for the backward pass", show_bytes(found.activation_bytes)))
     rows.append(("  gradients", show_bytes(found.gradient_bytes)))
   if found.host_bytes:
-    rows.append(("in the host's memory", show_bytes(found.host_bytes)))
+    rows.append(("offloaded to the host", show_bytes(found.host_bytes)))
   rows += [
-    ("in all, per device", f"{show_bytes(found.bytes)} of {show_bytes(found.memory)}"),
+    ("total per device", f"{show_bytes(found.bytes)} of {show_bytes(found.memory)}"),
     (
       "fits" if found.fits else "DOES NOT FIT",
       f"{show_bytes(abs(over))} {'left' if over >= 0 else 'too much'}",
@@ -143,26 +143,26 @@ def _memory(found: Plan) -> list[tuple[str, str]]:
   ]
   if found.memory_share < 1:
     setting = f"{gpu.FRACTION_VARIABLE}={found.memory_share}"
-    rows.append(("what JAX takes of the device", f"{setting}, as the commands set it"))
+    rows.append(("JAX's share of the device", f"{setting} (set by the commands)"))
   if found.step != "prefill":
     twice = found.twice_bytes
-    where = "all of it" if not twice else f"all but {show_bytes(twice)}, which is in memory twice"
+    where = "all of it" if not twice else f"all but {show_bytes(twice)}, in memory twice"
     rows.append(("state updated in place", where))
   return rows
 
 
 def _duration(seconds: float) -> str:
-  """A time that is never shown as zero: steps of small models take microseconds."""
+  """Formats a time; short ones in microseconds, since steps of small models take those."""
   return f"{seconds:.4f} s" if seconds >= 0.01 else f"{seconds * 1e6:,.1f} us"
 
 
 def mesh(sizes: dict[str, int]) -> str:
-  """The axes of a mesh in a few words."""
+  """Formats the axes of a mesh."""
   return " x ".join(f"{name}={size}" for name, size in sizes.items())
 
 
 def choices(zero: int, remat: str, grad_accum_steps: int) -> str:
-  """What is chosen for a training besides its mesh, in a few words."""
+  """Formats ZeRO stage, remat policy and microbatches."""
   pieces = plural(grad_accum_steps, "microbatch", "microbatches")
   return f"ZeRO {zero}, remat {remat}, {pieces}"
 

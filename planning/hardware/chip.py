@@ -1,4 +1,4 @@
-"""What one device offers: the figures that estimates rest on."""
+"""Peak rates and memory of a device, from which times are estimated."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One JAX device.
+  """Peak rates and memory of one JAX device.
 
   Attributes:
-    flops: bfloat16 operations per second.
-    memory: bytes of HBM that a process gets.
-    bandwidth: bytes per second of HBM.
-    link: bytes per second that it can send to devices of the same slice or node: along one axis of
-      a TPU's torus, in both directions together; over a GPU's NVLink.
-    name: as the device calls itself.
-    share: of the device's memory that this is: what JAX must be told to take.
+    flops: bfloat16 FLOP/s.
+    memory: bytes of HBM that a process can use.
+    bandwidth: HBM bytes per second.
+    link: bytes per second that it can send within a slice or node: along one axis of a TPU's
+      torus, both directions together; over a GPU's NVLink.
+    name: the device's own name (`device_kind`).
+    share: `memory` as a share of the device's memory: the fraction that JAX must be set to take.
   """
 
   flops: float
@@ -31,17 +31,17 @@ class Chip:
 
 
 class Hardware(Protocol):
-  """Devices that need not be here: a slice of TPUs, or nodes of GPUs.
+  """Devices that need not be attached: a TPU slice, or GPU nodes.
 
   Attributes:
-    name: as given.
+    name: the name that it was found by.
     platform: 'tpu' or 'gpu'.
-    chip: its devices.
-    device_count: their number.
-    topology: how they are joined, for people.
+    chip: figures of each device.
+    device_count: number of devices.
+    topology: how they are connected, for display.
     environment: environment variables that the compiler needs before JAX is imported.
     devices: the JAX devices to compile for. Raises ValueError if the compiler is not installed or
-      knows no such topology.
+      does not know the topology.
   """
 
   @property
@@ -66,12 +66,12 @@ class Hardware(Protocol):
   def devices(self) -> tuple[Any, ...]: ...
 
   def link(self, members: tuple[int, ...]) -> float:
-    """Bytes per second that each of these devices can send while they exchange something."""
+    """Bytes per second that each of these devices can send in a collective among them."""
     ...
 
 
 def without_compiler(name: str, compiler: str, extra: str) -> str:
-  """The error of hardware whose compiler is not installed."""
+  """Makes the error for a compiler that is not installed."""
   return (
     f"hardware {name!r} needs {compiler}, which is not installed; no such device is needed. "
     f"Install the extra `{extra}`: make install EXTRAS={extra}."

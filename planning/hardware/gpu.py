@@ -1,4 +1,4 @@
-"""Nodes of NVIDIA GPUs that are not here: what they offer, and how XLA compiles for them."""
+"""NVIDIA GPU nodes that need not be attached: peak rates, and the setup to compile for them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import re
 
 from planning.hardware.chip import GIB, Chip, without_compiler
 
-PER_NODE = 8  # GPUs that NVLink joins
+PER_NODE = 8  # GPUs connected by NVLink
 
-# The parts of a GPU's description that Hopper's chips share (XLA's GpuTargetConfigProto).
+# XLA's GpuTargetConfigProto of a Hopper GPU; bandwidth, memory and name vary.
 _HOPPER = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -34,7 +34,7 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 device_description_str: "{name}"
 """
-# What JAX is told to take of a GPU's memory, in place of its 0.75; the rest is for the driver, NCCL
+# Share of a GPU's memory for JAX, in place of its default 0.75; the rest is for the driver, NCCL
 # and cuBLAS.
 MEMORY_FRACTION = 0.92
 FRACTION_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
@@ -43,13 +43,13 @@ _OLD_VARIABLE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 def _hopper(memory: float, bandwidth: float, name: str) -> Chip:
-  """A chip of which JAX gets its share; `memory` is what CUDA says that there is, in bytes."""
+  """Makes a chip with JAX's share of its memory; `memory` is CUDA's total, in bytes."""
   # Rates of the SXM5 boards' data sheets: dense bfloat16, and NVLink 4's 900 GB/s, half of it each
   # way.
   return Chip(989.4e12, MEMORY_FRACTION * memory, bandwidth, 450e9, name, MEMORY_FRACTION)
 
 
-# The gigabytes of a name are not what a program sees.
+# CUDA reports other totals than the gigabytes in the names.
 CHIPS = {
   "h100": _hopper(79.1 * GIB, 3350e9, "NVIDIA H100 80GB HBM3"),
   "h200": _hopper(139.8 * GIB, 4800e9, "NVIDIA H200 141GB HBM3e"),
@@ -60,7 +60,7 @@ NETWORK = 50e9
 
 @dataclasses.dataclass(frozen=True)
 class Nodes:
-  """GPUs, eight to a node; see `planning.hardware.chip.Hardware`."""
+  """GPU nodes, eight GPUs each; see `planning.hardware.chip.Hardware`."""
 
   name: str
   chip: Chip
@@ -69,26 +69,26 @@ class Nodes:
 
   @property
   def topology(self) -> str:
-    """What joins them, for people."""
+    """How the GPUs are connected, for display."""
     nodes = -(-self.device_count // PER_NODE)
     return f"{nodes} node{'s' if nodes > 1 else ''} of {min(self.device_count, PER_NODE)}"
 
   @property
   def environment(self) -> dict[str, str]:
     """Environment variables that the compiler needs before JAX is imported."""
-    # Autotuning would need the device. Products go to cuBLAS, as tuning would decide for large
-    # ones; untuned, XLA's own kernels get tiles that nobody would run.
+    # Autotuning would need the device. Matrix products go to cuBLAS, as tuning would decide for
+    # large ones; untuned Triton kernels would get tiles that are never used in practice.
     flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     found = importlib.util.find_spec("nvidia")
     for folder in (found and found.submodule_search_locations) or ():
-      # pip puts the assembler where the plugin does not look.
+      # The plugin does not look for the assembler where pip installs it.
       if (toolkit := pathlib.Path(folder) / "cu13").is_dir():
         flags += f" --xla_gpu_cuda_data_dir={toolkit}"
     return {"XLA_FLAGS": flags}
 
   @functools.cached_property
   def devices(self) -> tuple:
-    """The devices, to compile for; they need not be here.
+    """The JAX devices to compile for.
 
     Raises:
       ValueError: the compiler is not installed.
@@ -107,33 +107,31 @@ class Nodes:
     return tuple(found.devices)
 
   def link(self, members: tuple[int, ...]) -> float:
-    """Bytes per second that each of these devices can send while they exchange something.
+    """Bytes per second that each of these devices can send in a collective among them.
 
-    Rings through a node's own members lie on NVLink; those that leave it share the network cards of
-    the members that are in one node.
+    Rings within a node run on NVLink; rings across nodes share the network cards of the members in
+    a node.
     """
     in_one = sum(member // PER_NODE == members[0] // PER_NODE for member in members)
     return self.chip.link if in_one == len(members) else min(self.chip.link, in_one * NETWORK)
 
 
 def take_memory() -> None:
-  """Has JAX take on GPUs what plans count with, unless the user said something else; before JAX
-  starts.
-  """
+  """Sets JAX's share of GPU memory as plans assume, unless the user did; call before JAX starts."""
   if _OLD_VARIABLE not in os.environ:
     os.environ.setdefault(FRACTION_VARIABLE, str(MEMORY_FRACTION))
 
 
 def target_config(chip: Chip) -> str:
-  """The description that XLA compiles by."""
+  """Returns XLA's description of the chip as a compilation target."""
   return _HOPPER.format(bandwidth=chip.bandwidth, memory=chip.memory / chip.share, name=chip.name)
 
 
 def nodes_of(name: str) -> Nodes | None:
-  """GPUs by name, such as 'h200-8' or 'h100-64'; None if it is no such name.
+  """Finds GPU nodes by name, such as 'h200-8' or 'h100-64'; None for other names.
 
   Raises:
-    ValueError: so many do not fill nodes.
+    ValueError: the number of GPUs does not fill nodes.
   """
   match = re.fullmatch(r"(\w+)-(\d+)", name)
   if not match or match[1] not in CHIPS:

@@ -1,6 +1,4 @@
-"""Slices of TPUs that are not here: what they offer, and the topology that the compiler knows them
-by.
-"""
+"""TPU slices that need not be attached: peak rates, and the topologies of libtpu's compiler."""
 
 from __future__ import annotations
 
@@ -15,16 +13,16 @@ from planning.hardware.chip import GIB, Chip, without_compiler
 
 @dataclasses.dataclass(frozen=True)
 class TpuGeneration:
-  """How chips of one kind are joined and counted.
+  """A TPU generation: its chip, torus and naming.
 
   Attributes:
-    chip: one JAX device of it. Peak rates and links are those of Austin et al. 2025 ("How to Scale
-      Your Model", chapter 2), memory bandwidths those of JAX's `tpu_info`.
-    dimensions: of the torus.
+    chip: figures of one JAX device. Peak rates and links are from Austin et al. 2025 ("How to
+      Scale Your Model", chapter 2), memory bandwidths from JAX's `tpu_info`.
+    dimensions: dimensions of the torus.
     devices: JAX devices per chip.
-    cores: TensorCores per chip, which names of slices count where `counts_cores`.
-    counts_cores: v4-8 has 8 cores, v5e-8 has 8 chips.
-    chip_config: libtpu's name of a configuration that is not the default.
+    cores: TensorCores per chip.
+    counts_cores: whether slice names count cores (v4-8: 8 cores) or chips (v5e-8: 8 chips).
+    chip_config: libtpu's name of the chip configuration, if not the default.
   """
 
   chip: Chip
@@ -50,7 +48,7 @@ GENERATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-  """A slice of one generation; see `planning.hardware.chip.Hardware`."""
+  """A slice of a TPU generation; see `planning.hardware.chip.Hardware`."""
 
   name: str
   generation: TpuGeneration
@@ -60,28 +58,26 @@ class Slice:
 
   @property
   def chip(self) -> Chip:
-    """Its devices."""
+    """Figures of each device."""
     return self.generation.chip
 
   @property
   def environment(self) -> dict[str, str]:
-    """Keeps libtpu from asking the network what machine it is on, and from wanting it for
-    itself.
-    """
+    """Environment variables that keep libtpu off the network and from locking the machine."""
     return {
       "TPU_SKIP_MDS_QUERY": "1",
-      # Where libtpu finds neither of these it prints half a page; compiling needs neither.
+      # Compiling needs neither, but without them libtpu prints half a page of warnings.
       "TPU_WORKER_HOSTNAMES": "localhost",
       "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-      "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a lock file admits one process
+      "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a lock file allows only one process
     }
 
   @functools.cached_property
   def devices(self) -> tuple:
-    """Its devices, to compile for; they need not be here.
+    """The JAX devices to compile for.
 
     Raises:
-      ValueError: the compiler is not installed, or knows no such slice.
+      ValueError: the compiler is not installed, or does not know the slice.
     """
     from jax.experimental import topologies
 
@@ -99,16 +95,16 @@ class Slice:
     return tuple(found.devices)
 
   def link(self, members: tuple[int, ...]) -> float:
-    """Collectives count as rings along one axis of the torus, whichever devices take part."""
+    """Bytes per second that each device can send: in a ring along one axis of the torus."""
     del members
     return self.chip.link
 
 
 def slice_of(name: str) -> Slice | None:
-  """A slice by name: 'v5e-256', 'v5p-128' (128 cores), or by its shape, 'v5p:4x4x4'.
+  """Finds a slice by name, 'v5e-256' or 'v5p-128' (128 cores), or by shape, 'v5p:4x4x4'.
 
   Returns:
-    None if the name is of another kind.
+    the slice, or None if the name is not that of a TPU.
 
   Raises:
     ValueError: the generation has no such slice.
@@ -136,7 +132,7 @@ def slice_of(name: str) -> Slice | None:
 
 
 def _shape(chips: int, dimensions: int) -> tuple[int, ...]:
-  """The most even shape of a power of two, smaller sides first; a plane has its third side last."""
+  """Splits a power of two into the most even shape, smaller sides first."""
   shape = [1] * dimensions
   for _ in range(chips.bit_length() - 1):
     shape[shape.index(min(shape))] *= 2

@@ -1,9 +1,9 @@
-"""Bytes that the operations of a compiled program read and write, by our own count.
+"""Counts the bytes that the operations of a compiled program read and write.
 
-XLA's cost analysis of a whole program can be held against it: the two agree within 3% but for what
-`BytesAccessed.again` and `BytesAccessed.unseen` name. Rules that are a TPU's own (arrays count with
-their padding, a gathered row brings its tile, an update in place is written and not read) were
-found by compiling programs of one such operation each and reading XLA's count of it.
+The count agrees with XLA's cost analysis of a whole program within 3%, apart from
+`BytesAccessed.again` and `BytesAccessed.unseen`. The rules for TPUs (arrays include their padding,
+a gathered row reads its whole tile, an update in place is written but not read) come from XLA's
+counts of programs with one such operation each.
 """
 
 from __future__ import annotations
@@ -16,32 +16,30 @@ from typing import NamedTuple
 
 from planning.hlo import text
 
-# Operations that touch no memory, or whose traffic belongs to the operations that they call.
+# Operations without traffic, and those that only call others.
 _FREE = {"parameter", "bitcast", "tuple", "get-tuple-element", "constant", "after-all"}
 _FREE |= {"while", "conditional", "call", "partition-id", "replica-id"}
 _FREE |= {"async-start", "async-update"}
-# Calls that name memory and move nothing.
+# Custom calls that move no bytes.
 _FREE_TARGETS = {"AllocateBuffer", "ConcatBitcast"}
-# A TPU's collectives that run beside others: where one begins and ends, and the computations of
-# fusions that carry it through.
+# Asynchronous collectives on TPUs: their start and done, and the fusions that they run beside.
 _BEGINS, _ENDS, _GOES_ON = (
   "async-collective-start",
   "async-collective-done",
   "async_collective_fusion",
 )
 
-# Bytes of an array type's text, or 0 if they are not in the memory that is counted.
+# Maps an array type's text to its bytes, or to 0 if its memory is not counted.
 Measure = Callable[[str], int]
 
 
 class BytesAccessed(NamedTuple):
-  """What is read and written.
+  """Bytes read and written by a program.
 
   Attributes:
     by_source: bytes by operation, the largest first.
-    again: bytes that XLA counts besides, because what carries on or ends an asynchronous operation
-      names its arrays once more.
-    unseen: of `by_source`, what XLA leaves out, by the name of the operation.
+    again: bytes of asynchronous operations' arrays that XLA counts again at their updates and ends.
+    unseen: the part of `by_source` that XLA leaves out, by operation.
   """
 
   by_source: dict[str, int]
@@ -50,24 +48,24 @@ class BytesAccessed(NamedTuple):
 
   @property
   def total(self) -> int:
-    """All bytes."""
+    """The sum over all operations."""
     return sum(self.by_source.values())
 
   @property
   def as_xla_counts(self) -> int:
-    """What XLA's count has to be compared with."""
+    """The total by XLA's rules: with `again`, without `unseen`."""
     return self.total + self.again - sum(self.unseen.values())
 
 
 def traffic(
   program: text.HloProgram, *, loops: bool = True, everywhere: bool = False
 ) -> BytesAccessed:
-  """What all operations of a program read and write.
+  """Counts the bytes that all operations of a program read and write.
 
   Args:
-    program: as it was compiled.
-    loops: whether a loop's body counts as often as it runs; else once, as XLA counts it.
-    everywhere: count what lies in a TPU's own memory too, as XLA does; else main memory alone.
+    program: the compiled program.
+    loops: multiply a loop's body by its trip count; else count it once, as XLA does.
+    everywhere: also count a TPU's on-chip memory, as XLA does; else only main memory.
   """
   by_source: collections.Counter[str] = collections.Counter()
   unseen: collections.Counter[str] = collections.Counter()
@@ -96,14 +94,14 @@ class _Count(NamedTuple):
     """Bytes that an operation reads and writes."""
     kind = operation.kind
     if kind in _FREE or _ends(operation) or operation.target in _FREE_TARGETS:
-      return 0  # what was begun has been counted
+      return 0  # counted at its start
     if kind == "fusion":
       return self._moved_by_fusion(operation)
     operands = self._operands(operation)
     written = self.measure(operation.result)
     if kind in ("slice", "dynamic-slice"):
       return self._part(operation.result, of=operands[0]) + written
-    if kind in ("slice-start", "dynamic-slice-start"):  # what it reads, what it writes, a context
+    if kind in ("slice-start", "dynamic-slice-start"):  # (operands, results, context)
       result = text.types(operation.result)[-2]
       return self._part(result, of=operands[0]) + self.measure(result)
     if kind == "dynamic-update-slice":
@@ -114,15 +112,13 @@ class _Count(NamedTuple):
       return 2 * self._tiles(operation) + sum(map(self.measure, operands[1:]))
     read = sum(map(self.measure, operands))
     if kind.endswith("-start") and kind != "all-reduce-start":
-      return max(read, written)  # its result names what it reads once more
-    if operation.target in text.LIBRARY_PRODUCTS:  # what it gives stands before its workspace
+      return max(read, written)  # its result repeats its operands
+    if operation.target in text.LIBRARY_PRODUCTS:  # the result, then the workspace
       return read + self.measure(text.types(operation.result)[0])
     return read + written
 
   def again(self, operation: text.Operation) -> int:
-    """Bytes that XLA counts besides, for an asynchronous operation: at its end, on its way, in its
-    result.
-    """
+    """Bytes that XLA counts again for an asynchronous operation."""
     operands = sum(map(self.measure, self._operands(operation)))
     if operation.name.startswith(_ENDS):
       return operands + self.measure(operation.result)
@@ -137,8 +133,8 @@ class _Count(NamedTuple):
   def unseen(self, operation: text.Operation) -> int:
     """Bytes that XLA's analysis leaves out.
 
-    Those of a kernel that says nothing of its cost, and what a scatter reads that is fused with
-    what makes its updates.
+    These are the bytes of kernels without a cost estimate, and those that a scatter reads when it
+    is fused with the producer of its updates.
     """
     if operation.kind == "custom-call" and '"bytes_accessed":' not in operation.rest:
       return self.moved(operation)
@@ -153,17 +149,15 @@ class _Count(NamedTuple):
     return 0
 
   def _operands(self, operation: text.Operation) -> list[str]:
-    """The types of what it reads."""
+    """The operands' types."""
     return [self.operations[o].result for o in operation.operands if o in self.operations]
 
   def _part(self, part: str, *, of: str) -> int:
-    """Bytes of a part of an array: those of the part, in the memory of the whole."""
+    """Bytes of a part of an array, in the memory that the array is in."""
     return text.size(part) if self.measure(of) else 0
 
   def _tiles(self, operation: text.Operation) -> int:
-    """Bytes of an array that a gather reads, or that a scatter reads and writes: the tiles that it
-    touches.
-    """
+    """Bytes of the tiles that a gather reads, or that a scatter reads and writes."""
     whole = self._operands(operation)[0]
     (dtype, shape), *_ = text.arrays(whole)
     if operation.kind == "gather":
@@ -181,13 +175,11 @@ class _Count(NamedTuple):
     return min(touched, self.measure(whole)) if in_order else touched
 
   def _moved_by_fusion(self, fusion: text.Operation) -> int:
-    """What a fusion reads of its arguments, and what it writes: updates in place, of their
-    arrays.
-    """
+    """Bytes that a fusion reads of its arguments and writes to its results."""
     called = fusion.computation("calls")
     body = _Count(self.program, self.program.computations[called], self.measure)
     carried = fusion.aliases if called.startswith(_GOES_ON) else {}
-    if fusion.name.startswith(_BEGINS):  # its argument is read, and is its first result
+    if fusion.name.startswith(_BEGINS):  # its argument is read, and is also its first result
       return (
         sum(map(self.measure, self._operands(fusion)))
         + self.measure(fusion.result)
@@ -210,7 +202,7 @@ class _Count(NamedTuple):
     return read + constants + written
 
   def written(self, result: text.Operation) -> int:
-    """What one result of a fusion writes."""
+    """Bytes that one result of a fusion writes."""
     if result.kind == "dynamic-update-slice":
       return self._part(self._operands(result)[1], of=result.result)
     source = self.operations.get(result.operands[0]) if result.operands else None
@@ -219,7 +211,7 @@ class _Count(NamedTuple):
     return self.measure(result.result)
 
   def read(self, name: str) -> int:
-    """What a fusion reads of one of its parameters: as its uses do, each slice by itself."""
+    """Bytes that a fusion reads of a parameter: each slice where only slices are used."""
     parameter, total, whole = self.operations[name], 0, False
     for user in self.operations.values():
       if name not in user.operands:
@@ -241,7 +233,7 @@ class _Count(NamedTuple):
       elif user.kind in ("broadcast", "reshape"):
         total += self.measure(parameter.result)
       else:
-        whole = True  # all of these share what is read
+        whole = True  # all of these share one read
     return total + whole * self.measure(parameter.result)
 
 

@@ -1,4 +1,4 @@
-"""Which collectives a compiled program runs, over which mesh axes, and what they send."""
+"""Lists the collectives of a compiled program, with their mesh axes and the bytes sent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from planning.hlo import text
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
-# A TPU's fusion of an all-reduce with the slice that each device keeps of it.
+# TPUs fuse an all-reduce with the slice that each device keeps: a reduce-scatter.
 _SCATTERING = "all-reduce-scatter"
-# Of a collective that a TPU runs beside other operations, these name it once more each: the fusions
-# with operations that it runs beside, and its end.
+# Further mentions of an asynchronous collective on TPUs: the fusions that it runs beside, and its
+# end.
 _GOES_ON, _ENDS = "async_collective_fusion", "async-collective-done"
 
 
@@ -25,11 +25,11 @@ class Collective(NamedTuple):
   Attributes:
     kind: such as 'all-reduce'.
     arrays: (type, shape) of each array of its result.
-    times: how often it runs, loops counted out.
-    axes: names of the mesh axes that it goes along; empty if no mesh was given.
-    group: the devices of the first group that takes part together, by their place in the mesh.
-    sent: bytes that each device sends, all times together, by an algorithm that sends the least (a
-      ring's).
+    times: how often it runs, including loop iterations.
+    axes: names of the mesh axes that it goes along; empty without a mesh.
+    group: the devices of its first group, by their index in the mesh.
+    sent: bytes that each device sends over all runs, by the algorithm that sends the least (a
+      ring).
   """
 
   kind: str
@@ -41,17 +41,17 @@ class Collective(NamedTuple):
 
   @property
   def members(self) -> int:
-    """How many devices take part together."""
+    """Number of devices in a group."""
     return len(self.group)
 
 
 def collectives(
   program: text.HloProgram | str, mesh: Mapping[str, int] | None = None
 ) -> list[Collective]:
-  """The collectives of a compiled program, in its order.
+  """Lists the collectives of a compiled program in program order.
 
   Args:
-    program: parsed, or as text.
+    program: the program, parsed or as text.
     mesh: sizes of the mesh axes in the order of the program's devices.
   """
   program = text.HloProgram(program) if isinstance(program, str) else program
@@ -75,7 +75,7 @@ def collectives(
         kind = "reduce-scatter"
         result = next(o.result for o in program.computations[name].values() if o.is_root)
       group = _group(operation.rest)
-      # An asynchronous one names its arguments before its results, and words to synchronize with.
+      # An asynchronous one has arguments before its results, and synchronization words.
       results = [(dtype, shape) for dtype, shape in text.arrays(result) if shape]
       if operation.kind.endswith("-start") and len(results) > 1:
         results = results[len(results) // 2 :]
@@ -89,7 +89,7 @@ def collectives(
 
 
 def _share_sent(kind: str, members: int) -> float:
-  """Bytes that a device sends per byte of the result."""
+  """Returns the bytes that a device sends per byte of the result."""
   if kind == "collective-permute":
     return 1
   if kind == "reduce-scatter":
@@ -98,7 +98,7 @@ def _share_sent(kind: str, members: int) -> float:
 
 
 def _group(attributes: str) -> tuple[int, ...]:
-  """The devices of the first group, or of the first pair, that exchange something."""
+  """Returns the devices of the first group or the first pair."""
   if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
     return int(pairs[1]), int(pairs[2])
   if groups := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
@@ -107,7 +107,7 @@ def _group(attributes: str) -> tuple[int, ...]:
     return _group_of_mesh(along[1], along[2])
   listed = re.search(
     r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
-  )  # an iota, reshaped and transposed
+  )  # an iota that is reshaped and transposed
   if not listed:
     return (0,)
   shape, sizes = ([int(n) for n in listed[i].split(",")] for i in (1, 2))

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program (`compiled.as_text()`)."""
+"""Parses the text of a compiled program (`compiled.as_text()`)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _OPERATION = re.compile(r"\s*(ROOT )?%(\S+) = (.*?) ([a-z][a-z\-]*)\((.*)$")
 # A name, or in newer texts (JAX 0.12) an element of its tuple: %while.3#1.
 _OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)*)")
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+|pred)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
-# Of a layout: its axes, the innermost first, and the tiles that they are cut into.
+# A layout: its axes, innermost first, and its tiles.
 _TILES = re.compile(r"\{(?P<order>[\d,]*):T(?P<tiles>(?:\([\d,]+\))+)")
-# Of a dot, and of a library's product in its configuration.
+# Contracting dimensions of a dot, and of a library call in its backend_config.
 _CONTRACTED = re.compile(r'lhs_contracting_dim(?:ension)?s(?:=|":)[{\[]([\d,"]*)[}\]]')
-# Matrix products that XLA hands to a library on GPUs.
+# Matrix products that run as library calls on GPUs.
 LIBRARY_PRODUCTS = ("__cublas$gemm", "__cublas$lt$matmul")
 
 Array = tuple[str, tuple[int, ...]]
@@ -38,29 +38,27 @@ _Found = TypeVar("_Found")
 
 
 def _found(found: _Found | None) -> _Found:
-  """What XLA's texts always hold where it is looked for."""
+  """Narrows a match that XLA's text always has."""
   return cast(_Found, found)
 
 
 def types(text: str) -> list[str]:
-  """The text of each array's type in a type's text, layouts included."""
+  """Splits a type's text into the types of its arrays, layouts included."""
   return [found[0] for found in _ARRAY.finditer(text)]
 
 
 def layout(text: str) -> str:
-  """The layout of the first array in a type's text, in its braces; empty if there is none."""
+  """Returns the layout of the first array in a type's text, with braces; '' if it has none."""
   return _found(_ARRAY.search(text))["layout"] or ""
 
 
 def is_on_chip(text: str) -> bool:
-  """Whether an array lies elsewhere than in main memory: in a TPU's own (`S(1)`), or the host's."""
+  """Whether an array lies outside main memory: on chip (`S(1)` on TPUs), or on the host."""
   return "S(" in layout(text)
 
 
 def size(text: str) -> int:
-  """Bytes of a type's arrays with their padding: a TPU fills up the tiles of a layout such as
-  T(8,128).
-  """
+  """Bytes of a type's arrays, with the padding of tiled TPU layouts such as T(8,128)."""
   return sum(
     _BYTES.get(found["dtype"], 0) * math.prod(_padded(found)) for found in _ARRAY.finditer(text)
   )
@@ -76,7 +74,7 @@ def _padded(array: re.Match[str]) -> list[int]:
     inner = [int(n) for n in tile.split(",")]
     sizes = [1] * (len(inner) - len(sizes)) + sizes
     outer, sizes = sizes[: -len(inner)], sizes[-len(inner) :]
-    # A tile of a tile divides the last dimensions of the one before.
+    # A nested tile divides the last dimensions of the tile before it.
     sizes = [*outer, *(-(-n // m) for n, m in zip(sizes, inner, strict=True)), *inner]
   return sizes
 
@@ -86,10 +84,10 @@ class Operation:
   """One operation of a computation.
 
   Attributes:
-    name, kind: its name, and what it does ('fusion', 'all-reduce').
-    result: the type's text.
-    operands: names of what it reads.
-    rest: the text from the operands on, with all attributes.
+    name, kind: its name, and its opcode ('fusion', 'all-reduce').
+    result: text of the result's type.
+    operands: names of its operands.
+    rest: text from the operands on, with all attributes.
     is_root: whether it is its computation's result.
   """
 
@@ -101,43 +99,41 @@ class Operation:
   is_root: bool
 
   def attribute(self, name: str) -> str | None:
-    """The name of a computation that the operation calls as `name`, such as 'body'."""
+    """Returns the computation called as `name`, such as 'body'; None if there is none."""
     found = re.search(rf"\b{name}=%([\w.\-]+)", self.rest)
     return found and found[1]
 
   def computation(self, name: str) -> str:
-    """As `attribute`, of an operation that has it."""
+    """Returns the computation called as `name`, which the operation must have."""
     return _found(self.attribute(name))
 
   def numbers(self, *names: str) -> list[int]:
-    """Those of attributes such as `slice_sizes={1,512}`, one after the other."""
+    """Returns the numbers of an attribute such as `slice_sizes={1,512}`."""
     listed = (re.search(rf"\b{name}=\{{([\d,]*)\}}", self.rest) for name in names)
     return [int(n) for found in listed if found for n in found[1].split(",") if n]
 
   @functools.cached_property
   def target(self) -> str | None:
-    """What a custom call calls."""
+    """The target of a custom call."""
     found = re.search(r'custom_call_target="([^"]*)"', self.rest)
     return found and found[1]
 
   @property
   def place(self) -> int:
-    """Of a parameter: its number."""
+    """The number of a parameter."""
     return int(self.rest.split(")")[0])
 
   @property
   def aliases(self) -> dict[int, int]:
-    """Which results lie where an operand does: the number of the operand by that of the result."""
+    """Maps the number of each result that aliases an operand to the operand's number."""
     found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", self.rest)
     pairs = re.findall(r"\{(\d*)\}: \((\d+), ", found[1]) if found else ()
     return {int(result or 0): int(operand) for result, operand in pairs}
 
   def called(self) -> list[str]:
-    """The computations that run once each time the operation does; of a conditional, all
-    branches.
-    """
+    """The computations that run whenever the operation does; all branches of a conditional."""
     if self.kind in ("async-update", "async-done"):
-      return []  # they go on with, and end, what async-start has called
+      return []  # async-start has called the computation already
     if self.kind == "conditional":
       branches = re.search(r"branch_computations=\{([^}]*)\}", self.rest)
       named = branches[1] if branches else self.rest.split("), ", 1)[1]
@@ -147,18 +143,18 @@ class Operation:
 
   @property
   def source(self) -> str:
-    """What the operation comes from, as JAX names it; its own name if there is no such note."""
+    """JAX's name for the operation's origin; the operation's own name without one."""
     found = re.search(r'op_name="([^"]*)"', self.rest)
     return found[1] if found else self.name
 
 
 class HloProgram:
-  """The computations of a program, and how often each runs."""
+  """A parsed program: its computations, and how often each runs."""
 
   def __init__(self, text: str):
     self.computations: dict[str, dict[str, Operation]] = {}
     self.entry = ""
-    # The results, as paths into a tuple, that are written where an argument was.
+    # Results that are aliased to an argument, as paths into the result tuple.
     self.in_place: set[tuple[int, ...]] = set()
     current: dict[str, Operation] = {}
     for line in text.splitlines():
@@ -175,7 +171,7 @@ class HloProgram:
 
   @functools.cached_property
   def runs(self) -> dict[str, int]:
-    """How often each computation runs, those inside of fusions included."""
+    """Number of runs of each computation, including those inside fusions."""
     times: collections.Counter[str] = collections.Counter()
 
     def visit(name: str, count: int) -> None:
@@ -190,7 +186,7 @@ class HloProgram:
     return dict(times)
 
   def _trips(self, loop: Operation) -> int:
-    """Iterations of a loop that counts from zero to a constant; 1 where it is no such loop."""
+    """Iterations of a loop that counts from zero to a constant; 1 for other loops."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
       return int(known[1])
     condition = self.computations[loop.computation("condition")]
@@ -202,7 +198,7 @@ class HloProgram:
     return (len(bounds) == 1 and bounds[0]) or 1
 
   def in_sequence(self) -> list[tuple[str, int]]:
-    """The computations that are not inside of a fusion, and how often each runs."""
+    """Number of runs of each computation that is not inside a fusion."""
     fused = {
       operation.attribute("calls")
       for operations in self.computations.values()
@@ -212,10 +208,10 @@ class HloProgram:
     return [(name, times) for name, times in self.runs.items() if name not in fused]
 
   def flops(self, loops: bool = True) -> int:
-    """Floating-point operations of all matrix products and convolutions.
+    """Counts the FLOPs of all matrix products and convolutions.
 
     Args:
-      loops: whether a loop's body counts as often as it runs; else once.
+      loops: multiply a loop's body by its trip count; else count it once.
     """
     return sum(
       (times if loops else 1) * self._product(operation, self.computations[name])
@@ -234,8 +230,8 @@ class HloProgram:
 
 
 def _operation_of(operand: str, operations: dict[str, Operation]) -> str:
-  """The name of what gives an operand: for `while.3#1` of the operation that older texts have,
-  which is added.
+  """Returns the name of an operand's operation; for `while.3#1` adds the get-tuple-element that
+  older texts have.
   """
   whole, _, index = operand.rpartition("#")
   if not whole:
@@ -250,7 +246,7 @@ def _operation_of(operand: str, operations: dict[str, Operation]) -> str:
 
 
 def _elements(types: str) -> list[str]:
-  """The texts of the elements of a tuple's type, which may be tuples themselves."""
+  """Splits the text of a tuple's type into its elements, which may be tuples themselves."""
   found, depth, start = [], 0, 1
   for place, letter in enumerate(types):
     if letter in "([{":
@@ -266,7 +262,7 @@ def _elements(types: str) -> list[str]:
 
 
 def _aliases(header: str) -> set[tuple[int, ...]]:
-  """The paths of results in `input_output_alias={ {0}: (0, {}, may-alias), {1,2}: ... }`."""
+  """Parses the result paths of `input_output_alias={ {0}: (0, {}, may-alias), {1,2}: ... }`."""
   _, _, listed = header.partition("input_output_alias={")
   listed = listed.partition(" }")[0]
   return {
@@ -276,7 +272,7 @@ def _aliases(header: str) -> set[tuple[int, ...]]:
 
 
 def _convolution_flops(attributes: str, left, right, result) -> int:
-  """Two operations per pair of an input and a weight that meet; padding meets nothing."""
+  """FLOPs of a convolution: two per multiplied input and weight; padding is not multiplied."""
   labels = _found(re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes))
   window = re.search(r"window=\{([^}]*)\}", attributes)
   settings = dict(part.split("=") for part in window[1].split()) if window else {}
