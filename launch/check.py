@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 DEVICES = "--xla_force_host_platform_device_count=8"
 DESCRIPTION = """\
-Checks that a model keeps the contract by which everything else works: causality, packing, decoding,
-recomputation, sharding, precision, costs, checkpoints, and the TPU compiler.
+Checks that a model meets the contract that the rest of the project relies on: causality, packing,
+decoding, recomputation, sharding, precision, costs, checkpoints, and the TPU compiler.
 
-The model is one of gin/models/, or one of your own that a gin file names by its Python path:
+The model is one of gin/models/, or your own, which a gin file names by its Python path:
 
   python -m launch.check --model=griffin
   python -m launch.check my_model.gin --gin.MY_STATE_SIZE=16
 
-It is built at the size of gin/contract.gin; --gin. arguments change that, and whatever else its
-size depends on. Everything runs on eight devices that the CPU plays."""
+It is built at the size of gin/contract.gin; --gin. arguments change its size and other parameters.
+Everything runs on eight simulated CPU devices."""
 
 
 def parser() -> command.Parser:
-  """The command's arguments."""
+  """Builds the argument parser of the command."""
   result = command.parser("check", DESCRIPTION)
-  result.add_argument("config", nargs="*", help="gin files that set MODEL; a later one wins")
+  result.add_argument("config", nargs="*", help="gin files that set MODEL; later ones win")
   result.add_argument("--model", help="a model of gin/models/, such as hawk, or a gin file")
-  result.add_argument("--only", help="checks to run, joined by commas, such as causality,packing")
+  result.add_argument("--only", help="comma-separated checks to run, such as causality,packing")
   result.add_argument(
-    "--json", type=paths.output_argument, help="write the findings to this file too"
+    "--json", type=paths.output_argument, help="also write the findings to this file"
   )
   return result
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
   options = parser()
   args, bindings = command.parse(options, arguments)
   if not args.config and not args.model:
-    options.error("a gin file is needed, or --model=NAME")
+    options.error("no model is given. Name a gin file, or --model=NAME")
   _play_devices()
 
   import contract
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
   only = [name.strip() for name in args.only.split(",")] if args.only else list(contract.CHECKS)
   if unknown := [name for name in only if name not in contract.CHECKS]:
-    options.error(f"there is no check {unknown[0]!r}; there is {', '.join(contract.CHECKS)}")
+    options.error(f"unknown check: {unknown[0]!r}. Choose from {', '.join(contract.CHECKS)}")
   paths = [*args.config, *([model_zoo.file_of(args.model)] if args.model else [])]
   model, macros = model_zoo.build(paths, bindings)
   print(f"{', '.join(paths)} at {', '.join(f'{name}={size}' for name, size in macros.items())}")
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def line(check: str, finding: Finding) -> str:
-  """One line of the table."""
+  """Formats one line of the table."""
   sizes = ""
   if finding.difference is not None:
     sizes = f"{finding.difference:.1e} of {finding.allowed:.1e}"
@@ -90,16 +90,16 @@ def line(check: str, finding: Finding) -> str:
 
 
 def _play_devices() -> None:
-  """Before JAX is imported."""
+  """Simulates eight CPU devices; call before JAX is imported."""
   if "jax" in sys.modules:
-    return  # the caller's devices are what there is
+    return  # the caller has chosen the devices
   from planning.hardware import catalogue
 
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), DEVICES, *quick_compilation.FLAGS]
   ).strip()
-  # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
+  # Simulated CPU devices wait for each other in threads: with one per core, they wait for ever.
   os.environ.setdefault("NPROC", "64")
   # For the TPU compiler.
   for name, value in catalogue.hardware("v5e-4").environment.items():

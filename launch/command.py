@@ -1,4 +1,4 @@
-"""What the commands share: arguments, and errors without a traceback."""
+"""Shared code of the commands: argument parsing, and errors without a traceback."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from launch import failures, output
 from planning.hardware import gpu
 
 EPILOG = """\
-Any --gin.NAME=VALUE sets a macro (--gin.STEPS=200) or a parameter
-(--gin.models.griffin.griffin.window=64) in place of the gin files; strings need no quotes.
-Files and options may stand in any order."""
+--gin.NAME=VALUE overrides a macro (--gin.STEPS=200) or a parameter
+(--gin.models.griffin.griffin.window=64) of the gin files; strings need no quotes.
+Files and options may come in any order."""
 
 
 COMPILATION_CACHE = "cache/jax"
-# Exit statuses; `launch.train --help` and the files of launch/cluster/ say them too.
+# Exit statuses, repeated in `launch.train --help` and the files of launch/cluster/.
 FAILED = 1
 USER_ERROR = 2
 # SIGTERM, after a save: sysexits' EX_TEMPFAIL, for schedulers to start the command again.
 PREEMPTED = 75
-# Ctrl-C, as shells have it.
+# Ctrl-C, the status that shells use.
 INTERRUPTED = 130
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 class Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line.
+  """Argument parser with one-line errors.
 
   Attributes:
-    takes_bindings: whether `--gin.` arguments mean something to the command.
+    takes_bindings: whether the command accepts `--gin.` arguments.
   """
 
   takes_bindings = True
 
   def error(self, message: str) -> NoReturn:
-    """Ends the command."""
+    """Prints the message and ends the command."""
     message = message if message.endswith((".", "?")) else f"{message}."
-    line = f"error: {message} {self.prog} --help tells all options."
+    line = f"error: {message} {self.prog} --help lists all options."
     self.exit(2, failures.clipped(line) + "\n")
 
 
 def parser(name: str, description: str, *, takes_bindings: bool = True) -> Parser:
-  """The parser of the command `python -m launch.<name>`; see `Parser`."""
+  """Makes the parser of the command `python -m launch.<name>`."""
   result = Parser(
     prog=f"python -m launch.{name}",
     description=description,
@@ -67,11 +67,10 @@ def parser(name: str, description: str, *, takes_bindings: bool = True) -> Parse
 
 
 def parse(result: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-  """Splits arguments into those of the parser and the `--gin.` bindings, in whatever order they
-  stand.
+  """Splits arguments into parsed options and `--gin.` bindings, in any order.
 
-  `--gin.NAME VALUE` is understood as well as `--gin.NAME=VALUE`. What is wrong ends the command: an
-  option that does not exist, one of a single value that is given twice.
+  `--gin.NAME VALUE` works like `--gin.NAME=VALUE`. An unknown option, or an option with one value
+  that is given twice, ends the command.
   """
   bindings: list[str] = []
   rest: list[str] = []
@@ -79,7 +78,7 @@ def parse(result: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
   for argument in waiting:
     if re.match(r"-?gin\.[\w./]+=", argument):
       meant = f"; did you mean --{argument.lstrip('-')}?" if result.takes_bindings else ""
-      result.error(f"{argument} is neither an option nor a file{meant}")
+      result.error(f"neither an option nor a file: {argument}{meant}")
     elif not argument.startswith("--gin.") or not result.takes_bindings:
       rest.append(argument)
     elif "=" in argument:
@@ -94,21 +93,19 @@ def parse(result: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
 
 
 def tell_next(*words: object) -> None:
-  """Names the command to type next, on stderr; the words are quoted for a shell."""
+  """Prints the command to type next on stderr, quoted for a shell."""
   print(f"next: {shlex.join(map(str, words))}", file=sys.stderr)
 
 
 def refuse(result: Parser, args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
-  """Ends the command if any of these options is given, `reason` says why it would have no
-  effect.
-  """
+  """Ends the command if any of these options is given; `reason` says why it has no effect."""
   for name in names:
     if getattr(args, name) != result.get_default(name):
       result.error(f"--{name} has no effect {reason}")
 
 
 def _check_options(result: Parser, arguments: Sequence[str]) -> None:
-  """Names options that do not exist, and those of one value that are given twice."""
+  """Ends the command at an unknown option, or one with one value that is given twice."""
   known = result._option_string_actions
   given: Counter[str] = Counter()
   before = None
@@ -124,9 +121,9 @@ def _check_options(result: Parser, arguments: Sequence[str]) -> None:
       if before is not None and before.nargs != 0:
         option = before.option_strings[0]
         result.error(
-          f"{option} needs a value; one that starts with - is written {option}={argument}"
+          f"{option} needs a value; write a value that starts with - as {option}={argument}"
         )
-      result.error(f"there is no option {name}{_near_option(result, name, value)}")
+      result.error(f"unknown option: {name}{_near_option(result, name, value)}")
     else:
       before = None
   for name, count in given.items():
@@ -135,8 +132,8 @@ def _check_options(result: Parser, arguments: Sequence[str]) -> None:
 
 
 def _near_option(result: Parser, name: str, value: str) -> str:
-  """The end of an error message: what an option that does not exist may have been meant for."""
-  from config import source  # it imports gin, which is for mistakes alone here
+  """Suggests an option for an unknown one, as the end of an error message."""
+  from config import source  # imports gin, which only errors need here
 
   bare = name.lstrip("-")
   options = [o.lstrip("-") for o in result._option_string_actions if o.startswith("--")]
@@ -145,8 +142,8 @@ def _near_option(result: Parser, name: str, value: str) -> str:
   if bare.upper() in macros and bare not in options:
     return f"; did you mean --gin.{bare.upper()}{shown}?"
   if result.takes_bindings and (bare == "gin" or "." in bare):
-    return "; a binding reads --gin.NAME=VALUE"
-  # Of what differs in - and _ alone, the option is meant; and rather an option than a macro.
+    return "; a binding has the form --gin.NAME=VALUE"
+  # An option that differs only in - and _ comes first; options come before macros.
   written = {option.replace("_", ""): option for option in options}
   for wanted in (bare.replace("-", "").replace("_", ""), bare.replace("-", "_")):
     if wanted in written:
@@ -161,7 +158,7 @@ def _with_binding(near: str, value: str) -> str:
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-  """Runs a command; what the user can put right is one line on stderr and exit status 2."""
+  """Runs a command; a user's error becomes one line on stderr and exit status 2."""
   _open_streams()
   try:
     os.getcwd()
@@ -174,10 +171,10 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
   output.prepare()
   gpu.take_memory()
   if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-    # Devices that a CPU plays wait for each other in threads: with one per core, they wait for
+    # Simulated CPU devices wait for each other in threads: with one per core, they wait for
     # ever.
     os.environ.setdefault("NPROC", "64")
-  # Beside the rows: a run that goes on, or its evaluation, need not wait for the compiler again.
+  # Kept next to the rows: a continued run or its evaluation does not compile again.
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(COMPILATION_CACHE))
   reason = ""
   try:
@@ -185,7 +182,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
   except KeyboardInterrupt:
     status, reason = INTERRUPTED, "interrupted"
     print(reason, file=sys.stderr)
-  except SystemExit as leaving:  # of --help, and of arguments that cannot be understood
+  except SystemExit as leaving:  # by --help, and by invalid arguments
     if not isinstance(leaving.code, int | None) and not _is_joined():
       raise
     status = (leaving.code or 0) if isinstance(leaving.code, int | None) else 1
@@ -212,15 +209,15 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def _tell_error(message: str) -> int:
-  """Tells what went wrong; returns the exit status."""
+  """Prints the error; returns the exit status."""
   print(failures.clipped(f"error: {message}"), file=sys.stderr)
   return USER_ERROR
 
 
 def _open_streams() -> None:
-  """Has a stream that is closed (`>&-`) lead nowhere.
+  """Opens closed streams (`>&-`) on /dev/null.
 
-  Else the first file that is opened would get a closed stream's number, and all that is printed.
+  Else the first opened file would get a closed stream's number, and everything that is printed.
   """
   for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
     try:
@@ -237,38 +234,36 @@ def _open_streams() -> None:
 
 
 def _leave_types_alone() -> None:
-  """JAX's 64-bit switch, set for something else, would change types that a configuration names."""
+  """Turns off JAX's 64-bit switch, which would change the dtypes of a configuration."""
   if os.environ.get("JAX_ENABLE_X64", "").lower() in ("1", "true", "yes", "on", "t", "y"):
-    print(
-      "JAX_ENABLE_X64 is left aside: a configuration names the types of its model", file=sys.stderr
-    )
+    print("JAX_ENABLE_X64 is ignored: the configuration sets the model's dtypes", file=sys.stderr)
     os.environ["JAX_ENABLE_X64"] = "0"
 
 
 def status_of_stop(by: signal.Signals) -> int:
-  """The exit status of a command that a signal stopped and that has saved."""
+  """Returns the exit status of a command that a signal stopped after a save."""
   return INTERRUPTED if by == signal.SIGINT else PREEMPTED
 
 
 def _is_joined() -> bool:
-  """Whether this is one of several processes; the module is imported where they are joined."""
+  """Whether this is one of several processes; joining them has imported the module."""
   coordination = sys.modules.get("parallel.coordination")
   return coordination is not None and coordination.is_joined()
 
 
 def _wait_for_verdict(error: Exception) -> None:
-  """If an exchange with another process failed: ends with the name of that process, if it died."""
+  """After a failed exchange with another process, names the process that died and ends."""
   if _is_joined():
     from jax.errors import JaxRuntimeError
 
     if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-      print("an exchange with another process failed; finding out which", file=sys.stderr)
+      print("communication with another process failed; finding out which", file=sys.stderr)
       sys.stderr.flush()
       sys.modules["parallel.coordination"].wait_for_verdict()
 
 
 def end_with_others(reason: str, status: int) -> None:
-  """Ends this process, and the others with its reason: they would wait for it."""
+  """Ends this process and, with its reason, the others, which would wait for it."""
   line = " ".join(reason.split())
   sys.modules["parallel.coordination"].announce(line[:400], status)
   sys.stdout.flush()
@@ -277,10 +272,10 @@ def end_with_others(reason: str, status: int) -> None:
 
 
 def _restart_with_huge_pages() -> None:
-  """Has glibc take large arrays from huge pages; it reads that when a process starts.
+  """Restarts the process so that glibc allocates large arrays in huge pages.
 
-  XLA on the CPU asks for the arrays of every step anew. In pages of 4 KB their first touch takes up
-  to a quarter of a small step's time.
+  XLA on the CPU allocates the arrays of every step anew. In pages of 4 KB their first touch takes
+  up to a quarter of a small step's time.
   """
   if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
     os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
@@ -288,10 +283,9 @@ def _restart_with_huge_pages() -> None:
 
 
 def _leave_absent_tpu_alone() -> None:
-  """Where libtpu is installed to compile with, and no accelerator is here, JAX need not look for
-  one.
+  """Keeps JAX off the TPU if libtpu is installed and no accelerator is attached.
 
-  Its search ends in half a page of errors about a TPU that nobody asked for.
+  JAX's search would print half a page of errors about a TPU.
   """
   has_tpu = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
   if importlib.util.find_spec("libtpu") and not has_tpu and not entry_points(group="jax_plugins"):

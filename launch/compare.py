@@ -25,31 +25,32 @@ if TYPE_CHECKING:
   from config.config import Config
 
 DESCRIPTION = """\
-Trains and measures the models of a gin file, and shows in one page which is better, and where.
+Trains and measures the models of a gin file, and shows on one page which is better, and where.
 
-The output gets report/index.html, report/data.json, the training runs and every result. The same
-command continues what was interrupted, and measures anew only what was changed."""
+The output folder gets report/index.html, report/data.json, the training runs and all results. The
+same command continues an interrupted comparison, and repeats only measurements that changed."""
 
 
 def parser() -> command.Parser:
-  """The command's arguments."""
+  """Builds the argument parser of the command."""
   result = command.parser("compare", DESCRIPTION)
   result.add_argument(
     "config",
     nargs="?",
-    help="a gin file, such as gin/compare/quick.gin; by default that of the output",
+    help="a gin file, such as gin/compare/quick.gin (default: that of --output)",
   )
   result.add_argument(
-    "--output", type=paths.argument, help="the folder of the comparison; made if missing"
+    "--output", type=paths.argument, help="the folder of the comparison; created if missing"
   )
   result.add_argument(
-    "--only", help="parts to measure, separated by commas, such as decode_speed,scaling"
+    "--only", help="comma-separated parts to measure, such as decode_speed,scaling"
   )
   result.add_argument(
     "--resume",
     choices=("same", "force"),
     default="same",
-    help="force: go on with a configuration that is not the output's (default: %(default)s)",
+    help="force: continue although the configuration differs from the output's "
+    "(default: %(default)s)",
   )
   result.add_argument(
     "--describe", action="store_true", help="print models, runs and parts, and stop"
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
   if args.output is None and not args.describe:
     options.error("--output is needed, such as --output=comparisons/quick")
   if args.config is None and args.output is None:
-    options.error("a gin file is needed, or an --output that holds a comparison")
+    options.error("no comparison is given. Name a gin file, or an --output that holds a comparison")
 
   if args.describe:
     command.refuse(options, args, ("only", "resume"), "with --describe, which runs nothing")
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
   trusted = trust.Trust.of(args.trust)
   kept = None
   if directory is not None and args.config is None:
-    # Read once: what is judged is what is loaded.
+    # Read once, so that the text that is checked is the text that is loaded.
     kept = directory.config_text()
     trust_check.check(directory.config_file, trusted, text=kept, makes_rows=True, comparison=True)
     directory.require_made_from(file_kinds.COMPARISON, kept)
@@ -90,10 +91,10 @@ def main(arguments: Sequence[str]) -> int:
   if args.describe:
     print(_description(comparison))
     return 0
-  # Only a description can do without.
+  # Only --describe works without --output.
   output, directory = cast(Path, args.output), cast(RunDirectory, directory)
   asked_by = shlex.join(["python", "-m", "launch.compare", *arguments])
-  # Mistakes are found before the output is claimed.
+  # Raises errors before the output is claimed.
   made_here = kept is None or trust_check.is_recorded(directory.config_file, kept)
   comparing = _Comparing(comparison, config, output, asked_by, trusted, made_here)
   with directory_owner.owned_by_job(output) as require_mine:
@@ -102,10 +103,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:
-  """The parts that `--only` names, in the comparison's order.
+  """Returns the parts that `--only` names, in the comparison's order.
 
   Raises:
-    UserError: there is no such part.
+    UserError: a part is unknown.
   """
   from base.wording import near
 
@@ -114,9 +115,9 @@ def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:
   names = [name.strip() for name in only.split(",") if name.strip()]
   for name in names:
     if name not in comparison.parts:
-      raise UserError(f"there is no part {name!r}{near(name, comparison.parts)}")
+      raise UserError(f"unknown part: {name!r}{near(name, comparison.parts)}")
   if not names:
-    raise UserError(f"--only names no part; there is {', '.join(comparison.parts)}")
+    raise UserError(f"--only names no part. Choose from {', '.join(comparison.parts)}.")
   return tuple(name for name in comparison.parts if name in names)
 
 
@@ -131,7 +132,7 @@ def _open(
   """Claims the output for this configuration.
 
   Raises:
-    UserError: it holds another one.
+    UserError: the output holds another configuration.
   """
   from experiment import file_kinds
   from parallel import processes
@@ -142,10 +143,9 @@ def _open(
   if different and resume != "force":
     lines = "\n".join(map(str, different))
     raise UserError(
-      f"{directory} holds a comparison that differs from this one:\n{lines}\n"
-      "Give --resume=force to go on with the new values (what they do not touch is kept), or "
-      "another "
-      "--output."
+      f"{directory} holds a comparison with another configuration:\n{lines}\n"
+      "Give --resume=force to continue with the new values (unaffected results are kept), or "
+      "another --output."
     )
   processes.wait_for_all("compared with the output")
   if processes.is_first() and (different or not directory.holds_run()):
@@ -153,7 +153,7 @@ def _open(
 
 
 def _description(comparison: Comparison) -> str:
-  """Models, sizes and parts as text, from shapes alone."""
+  """Describes models, sizes and parts from shapes alone."""
   import tempfile
 
   from comparison.measurement import RunSpec
@@ -177,13 +177,13 @@ def _description(comparison: Comparison) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-  """One part, ready to be measured.
+  """A part that is ready to be measured.
 
   Attributes:
-    name: the part's.
+    name: the part's name.
     costs: group and cost of every result, by key.
-    cache: keeps its results; None where nothing will be measured.
-    figures: measures, given a `Cached`.
+    cache: its stored results; None if nothing will be measured.
+    figures: measures the part and returns its figures; takes a `Cached`.
   """
 
   name: str
@@ -193,7 +193,7 @@ class _Work:
 
   @property
   def measured(self) -> ResultCache:
-    """The results of a part that is measured."""
+    """The stored results of a part that is measured."""
     return cast("ResultCache", self.cache)
 
 
@@ -203,7 +203,7 @@ def _works(
   folder: Path | None,
   on_result: Callable[[str, str, float | None], None],
 ) -> list[_Work]:
-  """All parts with their results.
+  """Prepares all parts.
 
   Raises:
     UserError: a part's options do not fit the models.
@@ -226,7 +226,7 @@ def _works(
 
 
 def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, Any, Any]:
-  """What a part on trained models is given, what its results depend on, and their costs."""
+  """Returns the input, dependencies and costs of the results of a part on trained models."""
   specs = wrapped.part.results(runs)
   costs = {}
   for key, spec in specs.items():
@@ -238,7 +238,7 @@ def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, A
 
 
 def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, Any, Any]:
-  """What a part on built models is given, what its results depend on, and their costs."""
+  """Returns the input, dependencies and costs of the results of a part on built models."""
   from comparison import runs as comparison_runs
   from experiment import experiment
 
@@ -272,10 +272,10 @@ def _cache(
 
 
 def _told(part: Any) -> str:
-  """The part's class and fields as text, by which its results are found again.
+  """Formats a part's class and fields as text: the key of its stored results.
 
   Raises:
-    TypeError: a field's text is another one in every process.
+    TypeError: a field's text differs from process to process.
   """
   text = repr(part)
   if " at 0x" in text:
@@ -286,7 +286,7 @@ def _told(part: Any) -> str:
 
 
 class _Comparing:
-  """One launch of a comparison."""
+  """Runs a comparison."""
 
   def __init__(
     self,
@@ -307,7 +307,7 @@ class _Comparing:
     self._works = _works(comparison, runs, output / "cells", self._progress.on_result)
 
   def run(self, only: Sequence[str], before_writing: Callable[[], None]) -> int:
-    """Measures the parts of `only`, and shows all that are measured."""
+    """Measures the parts of `only`, and writes a page of all measured parts."""
     from comparison.page import report as report_lib
     from comparison.progress import PlannedResult
     from comparison.runs import Stopped
@@ -320,7 +320,7 @@ class _Comparing:
           PlannedResult(work.name, key, group, cost, seconds.get(key))
           for key, (group, cost) in work.costs.items()
         )
-    # What is kept of the parts that are not asked for is shown too.
+    # Stored results of other parts are shown too.
     found = {work.name: figures for work in self._works if (figures := _kept(work)) is not None}
     for work in self._works:
       if work.name in only and work.name not in found:
@@ -338,7 +338,7 @@ class _Comparing:
     return 0
 
   def _write(self, found: Mapping[str, tuple[Figure, ...]]) -> tuple[Report, Path]:
-    """Writes the page with what there is so far."""
+    """Writes the page of the figures so far."""
     from parallel import processes
 
     report, folder = self._report(found), self._output / "report"
@@ -364,7 +364,7 @@ class _Comparing:
 
 
 def _checked(cached: Any, before_writing: Callable[[], None]) -> Any:
-  """As `cached`, with a call between what is measured and its keeping."""
+  """Wraps `cached`: calls `before_writing` before a result is stored."""
 
   def checked(key: str, measure: Callable[[], Any]) -> Any:
     def measured() -> Any:
@@ -378,7 +378,7 @@ def _checked(cached: Any, before_writing: Callable[[], None]) -> Any:
 
 
 def _kept(work: _Work) -> tuple[Figure, ...] | None:
-  """The figures of a part whose results are all kept."""
+  """Returns the figures of a part if all its results are stored."""
   from comparison.results import NotMeasured
 
   try:

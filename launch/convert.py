@@ -1,4 +1,4 @@
-"""RecurrentGemma in and out: `python -m launch.convert SOURCE TARGET`."""
+"""Imports and exports RecurrentGemma's weights: `python -m launch.convert SOURCE TARGET`."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from experiment import trust
 from launch import command
 
 DESCRIPTION = """\
-Makes a run directory of RecurrentGemma's published weights, or Hugging Face files of a run
-directory.
+Converts RecurrentGemma's published weights to a run directory, or a run directory to Hugging Face
+files.
 
-SOURCE says which: a folder with config.json and safetensors (Hugging Face) or an Orbax checkpoint
-(DeepMind's Flax code) becomes a run directory, a run directory becomes Hugging Face files. TARGET
-appears whole or not at all. --gin. bindings change the configuration of a new run directory."""
+SOURCE decides: a folder with config.json and safetensors (Hugging Face) or an Orbax checkpoint
+(DeepMind's Flax code) becomes a run directory; a run directory becomes Hugging Face files. TARGET
+is written completely or not at all. --gin. bindings change the configuration of a new run
+directory."""
 
 
 def parser() -> command.Parser:
-  """The command's arguments."""
+  """Builds the argument parser of the command."""
   result = command.parser("convert", DESCRIPTION)
   result.add_argument("source", type=paths.argument, help="the folder to read")
-  result.add_argument("target", type=paths.argument, help="the folder to make")
+  result.add_argument("target", type=paths.argument, help="the folder to create")
   result.add_argument(
     "--vocabulary",
-    help="the SentencePiece model of imported weights, or 'bytes'; by default SOURCE's "
-    "tokenizer.model",
+    help="import: a SentencePiece model, or 'bytes' (default: SOURCE's tokenizer.model)",
   )
   result.add_argument(
     "--checkpoint",
     default="best",
-    help="of a run: 'best', 'latest' or a step (default: %(default)s)",
+    help="export: 'best', 'latest' or a step (default: %(default)s)",
   )
   result.add_argument(
     "--dtype",
     choices=("float32", "bfloat16"),
-    help="type of exported tensors; by default the run's",
+    help="export: type of the tensors (default: the run's)",
   )
   result.add_argument(
     "--shard_gb",
     type=float,
     default=5.0,
-    help="largest exported file, in 1e9 bytes (default: %(default)s)",
+    help="export: largest file, in GB (default: %(default)s)",
   )
   result.add_argument(
     "--merge",
     action="store_true",
-    help="make a run directory of a run with adapters, in which they are part of the weights",
+    help="merge a run's adapters into its weights, and write a run directory",
   )
   trust.add_arguments(result)
   return result
@@ -92,21 +92,19 @@ def main(arguments: Sequence[str]) -> int:
 def _check_together(
   options: command.Parser, args: argparse.Namespace, bindings: Sequence[str], of_run: bool
 ) -> None:
-  """Refuses options that do nothing for what is converted."""
+  """Refuses options that have no effect on this conversion."""
   source = paths.shown(args.source)
   if not of_run:
     names = ("checkpoint", "dtype", "shard_gb", "merge")
-    command.refuse(options, args, names, f"on {source}, which is no run directory")
+    command.refuse(options, args, names, f"on {source}, which is not a run directory")
     return
-  command.refuse(options, args, ("vocabulary",), f"on {source}, a run directory with its own")
+  command.refuse(options, args, ("vocabulary",), f"on {source}, which has its own tokenizer")
   if args.merge:
     command.refuse(
-      options, args, ("dtype", "shard_gb"), "with --merge, which makes a run directory"
+      options, args, ("dtype", "shard_gb"), "with --merge, which writes a run directory"
     )
   if bindings:
-    what = (
-      "a run directory that keeps its configuration" if args.merge else "files that have no gin"
-    )
+    what = "a run directory with the same configuration" if args.merge else "files without gin"
     options.error(f"{bindings[0]} has no effect: {source} becomes {what}")
 
 

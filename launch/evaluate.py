@@ -25,19 +25,18 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Scores the model of a run on held-out text: bits per byte, and the loss at each position.
 
-Needs the run directory alone. The text is that of the run, or of any file of gin/data/; it may be
-read in rows longer than those of the training. The vocabulary is always the run's.
+Needs only the run directory. The text is the run's, or that of a file of gin/data/; its rows may be
+longer than in training. The tokenizer is always the run's.
 
-Of a recall task, such as gin/data/phonebook.gin, it says how many answers are right, and where
-not."""
+A recall task, such as gin/data/phonebook.gin, is scored by its share of right answers instead."""
 
 
-# What a recall task has no use for.
+# Options without effect on a recall task.
 _OF_TEXT = ("length", "batches", "by_position")
 
 
 def parser() -> command.Parser:
-  """The command's arguments."""
+  """Builds the argument parser of the command."""
   result = command.parser("evaluate", DESCRIPTION)
   result.add_argument("--run_dir", type=paths.argument, required=True, help="the folder of the run")
   result.add_argument(
@@ -46,14 +45,14 @@ def parser() -> command.Parser:
   result.add_argument(
     "--data", help="a gin file that sets EVAL_DATA, such as gin/data/phonebook.gin"
   )
-  result.add_argument("--length", type=int, help="tokens per row; by default that of the run")
-  result.add_argument("--batch_size", type=int, help="rows at a time")
-  result.add_argument("--batches", type=int, help="read only so many batches")
+  result.add_argument("--length", type=int, help="tokens per row (default: the run's)")
+  result.add_argument("--batch_size", type=int, help="rows per batch")
+  result.add_argument("--batches", type=int, help="number of batches to read (default: all)")
   result.add_argument(
-    "--by_position", action="store_true", help="also print and draw the loss by position"
+    "--by_position", action="store_true", help="also print and plot the loss by position"
   )
   result.add_argument(
-    "--contexts", help="recall tasks: sizes of the context to ask about, such as 256,512,1024"
+    "--contexts", help="recall tasks: context sizes to test, such as 256,512,1024"
   )
   trust.add_arguments(result)
   evaluate_harness.add_arguments(result)
@@ -97,15 +96,15 @@ def main(arguments: Sequence[str]) -> int:
     return evaluate_recall.run(run, trained, task, contexts, args.batch_size)
   if contexts:
     options.error(
-      f"--contexts={args.contexts} is for recall tasks, and {getattr(data, 'what', 'this text')} "
-      "is none: give one, such as --data=gin/data/phonebook.gin"
+      f"--contexts={args.contexts} is only for recall tasks, and "
+      f"{getattr(data, 'what', 'this text')} is not one. Name one: --data=gin/data/phonebook.gin"
     )
   with experiment_lib.naming_flags():
     rows = data.rows()
   batch_size = args.batch_size or max(
     1, experiment.batch_size * experiment.sequence_length // length
   )
-  # More at a time than there are would be padding.
+  # A larger batch would be padding.
   batch_size = min(batch_size, len(rows))
   batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
   count = min(args.batches or len(batches), len(batches))
@@ -136,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
 def _check_together(
   options: command.Parser, args: argparse.Namespace, bindings: Sequence[str]
 ) -> None:
-  """Refuses options that another one leaves without effect."""
+  """Refuses options that have no effect with the others."""
   if args.harness is None:
     command.refuse(options, args, evaluate_harness.OPTIONS, "without --harness")
     return
@@ -144,10 +143,10 @@ def _check_together(
     options,
     args,
     ("data", "batches", "by_position", "contexts"),
-    "with --harness, whose tasks are the text",
+    "with --harness",
   )
   if bindings:
-    options.error(f"{bindings[0]} has no effect with --harness: a run is read as it was trained")
+    options.error(f"{bindings[0]} has no effect with --harness, which uses the run's configuration")
 
 
 def _text(
@@ -158,7 +157,7 @@ def _text(
   vocabulary: Vocabulary,
   trusted: trust.Trust,
 ) -> Dataset:
-  """The held-out text that was asked for, in the model's vocabulary and rows of `length` tokens."""
+  """Opens the held-out text in the model's vocabulary, in rows of `length` tokens."""
   from experiment import experiment as experiment_lib
   from experiment import run_config
 
@@ -168,7 +167,7 @@ def _text(
 
 
 def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: bool) -> None:
-  """Prints the figures and keeps them in the run directory."""
+  """Prints the figures and stores them in the run directory."""
   print(f"step {result['step']} on {result['data']}, rows of {result['length']} tokens")
   print(f"loss           {result['loss']:.4f} nats per token ({plural(result['tokens'], 'token')})")
   print(f"bits per byte  {result['bits_per_byte']:.4f} ({result['bytes']:,} bytes)")
@@ -187,7 +186,7 @@ def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: 
       )
       print(f"{place:>15}  {bucket.tokens:>10,}  {bucket.loss:>7.4f}")
     _draw(buckets, file.with_suffix(".png"), f"{run.path.name}, {result['data']}")
-  print(f"kept in {paths.shown(file)}", file=sys.stderr)
+  print(f"written to {paths.shown(file)}", file=sys.stderr)
 
 
 def _draw(buckets: Sequence[Any], file: Path, title: str) -> None:
@@ -195,7 +194,7 @@ def _draw(buckets: Sequence[Any], file: Path, title: str) -> None:
 
   figure = Figure(figsize=(7, 4), layout="constrained")
   axes = figure.subplots()
-  # Position 0 has no place on a logarithmic axis: positions are counted from 1.
+  # From 1: a logarithmic axis cannot show position 0.
   middles = [((b.start + 1) * b.stop) ** 0.5 for b in buckets]
   axes.plot(middles, [b.loss for b in buckets], marker="o")
   axes.set(xscale="log", xlabel="position", ylabel="nats per token", title=title)

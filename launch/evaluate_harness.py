@@ -1,6 +1,4 @@
-"""Runs EleutherAI's lm-eval on a trained model; the part of `launch.evaluate` that --harness asks
-for.
-"""
+"""Runs EleutherAI's lm-eval on a trained model, for `launch.evaluate --harness`."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ("include_path", "harness_data", "fewshot", "limit")
 
-# For standard errors. lm-eval's own 100,000 would take minutes in one process.
+# For standard errors. lm-eval's default of 100,000 takes minutes in one process.
 _RESAMPLES = 1000
 
 
@@ -39,27 +37,27 @@ class Loaded(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what lm-eval is told."""
+  """Adds the arguments for lm-eval."""
   group = parser.add_argument_group("tasks of lm-eval (extra: harness)")
   group.add_argument("--harness", metavar="TASKS", help="tasks or groups, such as hellaswag,piqa")
   group.add_argument(
     "--include_path",
     type=paths.argument,
-    help="a folder of task YAMLs of your own, beside lm-eval's; they may run code (`!function`)",
+    help="a folder with your task YAMLs, in addition to lm-eval's; they may run code (`!function`)",
   )
   group.add_argument(
     "--harness_data",
     action="append",
     default=[],
     metavar="TASK=FOLDER",
-    help="a local copy of a task's data set; may be given several times",
+    help="a local copy of a task's data set; may be repeated",
   )
   group.add_argument("--fewshot", type=int, help="examples before each question")
-  group.add_argument("--limit", type=int, help="only so many questions per task")
+  group.add_argument("--limit", type=int, help="the most questions per task")
 
 
 def run(args: argparse.Namespace, run_directory: RunDirectory, trained: TrainedModel) -> int:
-  """Asks the tasks, prints lm-eval's table and keeps its results; returns the exit status.
+  """Runs the tasks, prints lm-eval's table and stores its results; returns the exit status.
 
   Raises:
     UserError: the extra is not installed, a task does not exist, or its data cannot be read.
@@ -81,7 +79,7 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: TrainedM
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
   names = [name.strip() for name in args.harness.split(",") if name.strip()]
   if not names:
-    raise UserError(f"--harness={args.harness} names no task: --harness=hellaswag,piqa.")
+    raise UserError(f"--harness={args.harness} names no task. Give some: --harness=hellaswag,piqa.")
   loaded = _load(names, args.include_path, _local_copies(args.harness_data, names))
   experiment = trained.experiment
   length = args.length or experiment.sequence_length
@@ -110,12 +108,12 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: TrainedM
     limit=args.limit,
     log_samples=False,
     bootstrap_iters=_RESAMPLES,
-    # lm-eval would import torch to seed it; nothing here draws from it.
-    # Its type is that of its default; None is documented.
+    # Keeps lm-eval from importing torch to seed it: nothing uses torch here.
+    # None is documented, but not in the type.
     torch_random_seed=None,  # pyright: ignore[reportArgumentType]
   )
-  results = cast(dict[str, Any], results)  # None on other hosts than the first alone.
-  print(f"step {trained.step}, contexts of up to {length} tokens")
+  results = cast(dict[str, Any], results)  # None only on hosts other than the first.
+  print(f"step {trained.step}, context length {length} tokens")
   print(table(results))
   if results.get("groups"):
     print(table(results, "groups"))
@@ -127,26 +125,25 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: TrainedM
 
 
 def _local_copies(values: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-  """The folder of each task that has one.
+  """Parses the local data folders, by task.
 
   Raises:
-    UserError: a value is not TASK=FOLDER, the task is not asked for, or the folder does not exist.
+    UserError: a value is not TASK=FOLDER, the task is not in `names`, or the folder is missing.
   """
   copies = {}
   for value in values:
     task, _, folder = value.partition("=")
     if task not in names or not Path(folder).is_dir():
       raise UserError(
-        f"--harness_data={value}: give TASK=FOLDER, with a task of --harness ({', '.join(names)}) "
-        "and a"
-        " folder that exists."
+        f"--harness_data={value} is not TASK=FOLDER with a task of --harness ({', '.join(names)}) "
+        "and a folder that exists."
       )
     copies[task] = Path(folder)
   return copies
 
 
 def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Path]) -> Loaded:
-  """Loads tasks by lm-eval's own code, their data included.
+  """Loads tasks and their data by lm-eval's code.
 
   Raises:
     UserError: a task does not exist, or its data cannot be read.
@@ -154,10 +151,10 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
   from lm_eval.tasks import TaskManager
 
   if include_path is not None and not include_path.is_dir():
-    raise UserError(f"--include_path={include_path} is no folder.")
+    raise UserError(f"--include_path={include_path} is not a folder.")
   folder = include_path and str(include_path)
   manager = TaskManager(include_path=folder, include_defaults=False)
-  # lm-eval's own, thousands of YAMLs that take seconds to read, only if they are needed.
+  # lm-eval's own tasks are thousands of YAMLs, which take seconds to read.
   if not set(names) <= set(manager.all_subtasks):
     manager = TaskManager(include_path=folder)
   found: list[Any] = []
@@ -166,7 +163,7 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
       near = difflib.get_close_matches(name, manager.all_tasks, n=1)
       hint = f" Did you mean {near[0]!r}?" if near else ""
       raise UserError(
-        f"--harness={name}: lm-eval has no such task.{hint} A folder of your own: --include_path."
+        f"--harness={name}: lm-eval has no such task.{hint} Add your own with --include_path."
       )
     entry = manager.task_index[name]
     try:
@@ -174,7 +171,7 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
         loaded = _load_with(manager, cast(Path, entry.yaml_path), copies[name])
       else:
         loaded = cast(dict[str, Any], manager.load([name]))
-    except Exception as error:  # Whatever a data set's code raises.
+    except Exception as error:  # A data set's code may raise anything.
       raise UserError(_no_data(name, entry, copies.get(name), error)) from error
     group = loaded["groups"].get(name)
     found += [group] if group else loaded["tasks"].values()
@@ -182,7 +179,7 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
 
 
 def _load_with(manager: Any, task_file: Path, data: Path) -> dict[str, Any]:
-  """Loads a task with a local copy of its data, as a YAML that includes the task's own would."""
+  """Loads a task with a local copy of its data, through a YAML that includes the task's."""
   with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "local.yaml"
     # JSON is YAML.
@@ -203,7 +200,7 @@ def _no_data(name: str, entry: Any, copy: Path | None, error: Exception) -> str:
 
 
 def _keep(results: Any, run: RunDirectory, step: int, length: int, names: str) -> None:
-  """Keeps the results beside those of other evaluations."""
+  """Stores the results with those of other evaluations."""
   kept = {
     name: results[name]
     for name in ("results", "groups", "n-shot", "higher_is_better", "n-samples", "versions")
@@ -215,4 +212,4 @@ def _keep(results: Any, run: RunDirectory, step: int, length: int, names: str) -
   file = folder / f"{step}-harness-{words[:80]}-{length}.json"
   record = {"run_dir": str(run.path), "step": step, "length": length, **kept}
   small_files.replace(file, json_files.dumps(record, indent=2, default=str) + "\n")
-  print(f"kept in {paths.shown(file)}", file=sys.stderr)
+  print(f"written to {paths.shown(file)}", file=sys.stderr)

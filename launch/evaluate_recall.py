@@ -1,6 +1,4 @@
-"""Asks a trained model the questions of a recall task; what `launch.evaluate` does with such
-data.
-"""
+"""Scores a trained model on a recall task, for `launch.evaluate`."""
 
 from __future__ import annotations
 
@@ -28,20 +26,20 @@ def run(
   contexts: Sequence[int],
   batch_size: int | None,
 ) -> int:
-  """Asks at each size of the context, prints how much is right and where, and keeps it.
+  """Scores the task at each context size, prints the accuracy and stores it.
 
   Args:
-    directory: of the run.
-    trained: what answers.
-    task: what is asked.
-    contexts: sizes of the context, in the task's unit; none is the task's own alone.
-    batch_size: questions at a time; by default about 32,768 tokens.
+    directory: the run's directory.
+    trained: the model.
+    task: the recall task.
+    contexts: context sizes in the task's unit; empty for the task's own size.
+    batch_size: questions per batch; None for about 32,768 tokens.
 
   Raises:
-    CorpusError: there is no such context, or the run's vocabulary cannot spell the task.
+    CorpusError: a context size is impossible, or the run's tokenizer cannot encode the task.
   """
   scorer = RecallScorer(trained.experiment.model, trained.vocabulary)
-  how = "generated" if task.generates else "likeliest after the true ones"
+  how = "generated" if task.generates else "most likely after the true ones"
   print(f"step {trained.step} on {task.name}: answer tokens {how}")
   print(f"\n{task.unit:>10}  {'right':>6}  {'whole answers':>13}")
   total: Recalled | None = None
@@ -51,7 +49,7 @@ def run(
     print(f"{length:>10,}  {found.accuracy:>6.1%}  {found.exact:>13.1%}", flush=True)
     lengths.append({"length": length, "accuracy": found.accuracy, "exact": found.exact})
     total = found if total is None else total + found
-  whole = cast(Recalled, total)  # There is a context.
+  whole = cast(Recalled, total)  # There is at least one context.
   result = {
     "run_dir": str(directory.path),
     "step": trained.step,
@@ -65,7 +63,7 @@ def run(
   folder.mkdir(exist_ok=True)
   file = folder / f"{trained.step}-{task.name}-{'-'.join(str(x['length']) for x in lengths)}.json"
   small_files.replace(file, json_files.dumps(result, indent=2) + "\n")
-  print(f"kept in {paths.shown(file)}", file=sys.stderr)
+  print(f"written to {paths.shown(file)}", file=sys.stderr)
   further = ",".join(str(task.length * times) for times in (1, 2, 4))
   words = ["python", "-m", "launch.evaluate", f"--run_dir={paths.shown(directory.path)}"]
   command.tell_next(*words, *([] if contexts else [f"--contexts={further}"]))

@@ -1,4 +1,4 @@
-"""What a failure that a user can mend becomes: a line or a few, short whatever the input holds."""
+"""Turns failures that a user can fix into a few short lines."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from base import paths
 LONGEST_LINE = 480
 MOST_LINES = 40
 
-# What the system says of a disk, whichever library asked it. TensorStore and numpy drop the number.
+# Error texts of disks: TensorStore and numpy drop the number.
 _DISK = {
   os.strerror(number): number
   for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 }
 _REMEDIES = {
-  errno.ENOSPC: "Free some space, or take another disk",
-  errno.EDQUOT: "Free some space, or take another disk",
-  errno.EFBIG: "Raise the limit on the size of a file (ulimit -f)",
-  errno.EROFS: "Take a folder that can be written to",
-  errno.EACCES: "Take a folder that you may write to, or change its permissions",
-  errno.ELOOP: "Its links lead in a circle: take another path",
-  errno.ENOTDIR: "A part of the path is no folder: take another path",
-  errno.ENAMETOOLONG: "Take a shorter path",
+  errno.ENOSPC: "Free some space, or use another disk",
+  errno.EDQUOT: "Free some space, or use another disk",
+  errno.EFBIG: "Raise the limit on file sizes (ulimit -f)",
+  errno.EROFS: "Use a writable folder",
+  errno.EACCES: "Use a folder that you may write to, or change its permissions",
+  errno.ELOOP: "The path's links form a circle: use another path",
+  errno.ENOTDIR: "A part of the path is not a folder: use another path",
+  errno.ENAMETOOLONG: "Use a shorter path",
 }
 
 
 _LESS_MEMORY = (
-  "Take fewer rows at a time (--gin.BATCH_SIZE, or --gin.MICROBATCHES to cut the batch; "
-  "--batch_size of"
-  " launch.evaluate) or shorter ones (--gin.SEQUENCE_LENGTH; --length); python -m launch.train "
-  "... --dry_run says"
-  " what a step takes."
+  "Use smaller batches (--gin.BATCH_SIZE or more --gin.MICROBATCHES; --batch_size of "
+  "launch.evaluate) or shorter rows (--gin.SEQUENCE_LENGTH; --length). "
+  "python -m launch.train ... --dry_run prints the memory of a step."
 )
 
-# What goes away without the user, such as a file server that does not answer: worth another start.
+# Failures that may pass, such as a file server that does not answer: starting again may help.
 _PASSING = {
   errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED,
   errno.ECONNABORTED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EAGAIN,
@@ -46,16 +44,14 @@ _PASSING = {
 
 
 def may_pass(error: BaseException) -> bool:
-  """Whether an error may be gone when the same command starts again: nothing that a user must
-  mend.
-  """
+  """Whether starting the same command again may help."""
   if isinstance(error, OSError):
     return error.errno in _PASSING
   return bool(getattr(error, "may_pass", False))
 
 
 def clipped(text: str) -> str:
-  """The text for a terminal: no control characters, no endless line, no endless list."""
+  """Clips a text for a terminal: no control characters, few lines of limited length."""
   lines = [_clipped_line(line) for line in text.split("\n")]
   if len(lines) > MOST_LINES:
     kept = MOST_LINES // 2
@@ -65,7 +61,7 @@ def clipped(text: str) -> str:
 
 
 def _clipped_line(line: str) -> str:
-  """The line with its beginning and its end, of at most `LONGEST_LINE` characters."""
+  """Cuts the middle out of a line with more than `LONGEST_LINE` characters."""
   if len(line) > LONGEST_LINE:
     start = LONGEST_LINE * 2 // 3
     line = f"{line[:start]} ... {line[start + 5 - LONGEST_LINE :]}"
@@ -76,14 +72,13 @@ def _clipped_line(line: str) -> str:
 
 
 def of_system(error: BaseException) -> str | None:
-  """What the machine refused, as a line; None if the error is none of the machine's."""
+  """Describes an error of the machine in one line; None for other errors."""
   if _is_of_backend(error):
     platforms = os.environ.get("JAX_PLATFORMS")
     given = f"JAX_PLATFORMS={platforms}: " if platforms else ""
     return (
-      f"{given}JAX cannot use such a device here ({_first_line(error) or type(error).__name__}). "
-      "Unset"
-      " JAX_PLATFORMS, or take JAX_PLATFORMS=cpu."
+      f"{given}JAX finds no such device ({_first_line(error) or type(error).__name__}). "
+      "Unset JAX_PLATFORMS, or set JAX_PLATFORMS=cpu."
     )
   if is_out_of_memory(error) and not any(says in str(error) for says in _DISK):
     return f"not enough memory ({_most_telling(error)}). {_LESS_MEMORY}"
@@ -104,12 +99,12 @@ def of_system(error: BaseException) -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-  """Whether memory that was asked for could not be had, on the host or on a device."""
+  """Whether an error means that memory ran out, on the host or on a device."""
   return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED: " in str(error)
 
 
 def _most_telling(error: BaseException) -> str:
-  """The first line of an allocator's message, with its number of bytes in a unit for people."""
+  """Returns the first line of an allocator's message, with bytes as GB."""
   text = _first_line(error).partition("RESOURCE_EXHAUSTED: ")[2] or _first_line(error)
   return (
     re.sub(r"\b(\d{7,}) bytes\b", lambda found: _gigabytes(int(found[1])), text)[:200]
@@ -131,7 +126,7 @@ def _is_path(file: object) -> bool:
 
 
 def _file_in(text: str) -> str | None:
-  """The file that a library's message is about."""
+  """Finds the file in a library's message."""
   found = re.search(r"[\"'](/[^\"'\n]+)[\"']", text)
   return found and paths.shown(found[1])
 
@@ -141,7 +136,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _is_of_backend(error: BaseException) -> bool:
-  """Whether JAX found no device of the kind that it was told to use; it says so in several ways."""
+  """Whether JAX found no device of the requested kind; JAX has several messages for it."""
   if "jax" not in sys.modules or not isinstance(error, RuntimeError | AssertionError):
     return False
   if "nable to initialize backend" in str(error):

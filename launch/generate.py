@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 _MOST_TOKENS = 2**30
 
 DESCRIPTION = """\
-Continues prompts with the model of a run. Needs the run directory alone.
+Continues prompts with the model of a run. Needs only the run directory.
 
-Equal seeds give equal texts, whatever other prompts are continued at the same time."""
+The same prompt and seed give the same text, whatever the other prompts are."""
 
 
 def parser() -> command.Parser:
-  """The command's arguments."""
+  """Builds the argument parser of the command."""
   result = command.parser("generate", DESCRIPTION)
   result.epilog = None  # --mesh says what bindings are for
   result.add_argument("--run_dir", type=paths.argument, required=True, help="the folder of the run")
@@ -39,36 +39,39 @@ def parser() -> command.Parser:
     "--prompt",
     action="append",
     default=[],
-    help="text to continue; may be given several times. Without any, a document is started.",
+    help="text to continue; may be repeated. Without a prompt, starts a document.",
   )
   result.add_argument(
     "--prompts_file",
     type=paths.argument,
-    help="a file with a prompt on each line; \\n or \\r\\n ends a line",
+    help="a file with one prompt per line; lines end in \\n or \\r\\n",
   )
   result.add_argument(
     "--temperature",
     type=float,
     default=0.8,
-    help="0 takes the likeliest token (default: %(default)s)",
+    help="0 takes the most likely token (default: %(default)s)",
   )
-  result.add_argument("--top_k", type=int, help="draw from the k likeliest tokens only")
+  result.add_argument("--top_k", type=int, help="sample from the k most likely tokens")
   result.add_argument(
     "--top_p",
     type=float,
     default=0.95,
-    help="draw from the likeliest tokens of this sum (default: %(default)s)",
+    help="sample from the most likely tokens up to this total probability (default: %(default)s)",
   )
   result.add_argument(
-    "--seed", type=int, default=0, help="of the draws; its low 32 bits count (default: %(default)s)"
+    "--seed", type=int, default=0, help="only its low 32 bits count (default: %(default)s)"
   )
   result.add_argument(
-    "--max_tokens", type=int, default=256, help="tokens to add at most (default: %(default)s)"
+    "--max_tokens",
+    type=int,
+    default=256,
+    help="the most tokens to generate per prompt (default: %(default)s)",
   )
   result.add_argument(
     "--mesh",
-    help="a gin file, such as mesh/megatron8_zero1.gin: the devices to lay the model over; "
-    "--gin.MODEL_SHARDS=4 and the like set its macros. Without it, one device.",
+    help="split the model over devices: a gin file such as mesh/megatron8_zero1.gin, with macros "
+    "such as --gin.MODEL_SHARDS=4 (default: one device)",
   )
   trust.add_arguments(result)
   result.add_argument("--stream", action="store_true", help="print text as it is generated")
@@ -80,12 +83,12 @@ def main(arguments: Sequence[str]) -> int:
   options = parser()
   args, bindings = command.parse(options, arguments)
   if bindings and not args.mesh:
-    options.error(f"{bindings[0]} needs --mesh: a run is read as it was trained otherwise")
+    options.error(f"{bindings[0]} needs --mesh: overrides are only allowed with it")
   if not 1 <= args.max_tokens <= _MOST_TOKENS:
     options.error(f"--max_tokens={args.max_tokens} must be at least 1 and at most {_MOST_TOKENS}")
   if args.temperature == 0:
     names = ("top_k", "top_p", "seed")
-    command.refuse(options, args, names, "with --temperature=0, which takes the likeliest token")
+    command.refuse(options, args, names, "with --temperature=0, which takes the most likely token")
   prompts = _prompts(args.prompt, args.prompts_file)
 
   from experiment import end_tokens
@@ -153,11 +156,11 @@ def _tell_next(args: argparse.Namespace) -> None:
 
 
 def _prompts(given: list[str], file: Path | None) -> list[str]:
-  """All prompts; one that starts a document if there are none."""
+  """Returns all prompts; without any, an empty one, which starts a document."""
   prompts = list(given)
   if file is not None:
     if file.is_char_device() and not sys.stdin.isatty():
-      raise UserError(f"{file} is a device, which never ends. Give a file.")
+      raise UserError(f"{file} is a device, which may never end. Give a file.")
     try:
       prompts += _lines(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -165,19 +168,18 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
     except UnicodeDecodeError as error:
       raise UserError(f"{file} is not UTF-8: {error}") from None
     if not prompts:
-      raise UserError(f"{file} holds no prompt: write one on each line.")
+      raise UserError(f"{file} contains no prompt. Write one per line.")
   for prompt in prompts:
-    # A byte of the command line that is no UTF-8 arrives as a lone surrogate.
+    # Python decodes bytes of the command line that are not UTF-8 as lone surrogates.
     if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
       raise UserError(f"the prompt {prompt!r} is not UTF-8.")
   return prompts or [""]
 
 
 def _lines(text: str) -> list[str]:
-  r"""Cuts a text after each \n or \r\n, which are left out.
+  r"""Splits a text at \n and \r\n.
 
-  `str.splitlines` would also cut at characters that stand within a line, such as U+2028 and form
-  feed.
+  `str.splitlines` would also split at characters such as U+2028 and form feed.
   """
   *lines, last = text.split("\n")
   return [line.removesuffix("\r") for line in [*lines, *([last] if last else [])]]

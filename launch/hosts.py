@@ -7,39 +7,40 @@ import os
 
 from base.errors import UserError
 
-# How long to wait for the others: hosts of a cluster start minutes apart, persons type faster.
+# How long to wait for the others: hosts of a cluster start minutes apart, typed commands do not.
 CLUSTER_SECONDS = 300
 TYPED_SECONDS = 50
-# Timers count no longer, and no cluster has more hosts: each is waited for by its number.
+# Limits of timers and of any cluster.
 _MOST_SECONDS = 7 * 24 * 3600
 _MOST_PROCESSES = 100_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the arguments that say how many processes there are and which this is."""
+  """Adds the arguments of a run on several hosts."""
   group = parser.add_argument_group("several hosts")
   group.add_argument(
     "--distributed",
     action="store_true",
-    help="join the other processes that SLURM, Kubernetes or the TPU's own service names",
+    help="join the other processes, found by SLURM, Kubernetes or the TPU metadata service",
   )
   group.add_argument(
     "--coordinator", help="host:port of process 0, if the environment does not provide it"
   )
   group.add_argument("--processes", type=int, help="number of processes")
-  group.add_argument("--process", type=int, help="which of them this is, from 0")
+  group.add_argument("--process", type=int, help="index of this process, from 0")
   group.add_argument(
     "--join_seconds",
     type=int,
-    help=f"how long to wait for the others ({TYPED_SECONDS}; with --distributed {CLUSTER_SECONDS})",
+    help="how long to wait for the other processes "
+    f"(default: {TYPED_SECONDS}, with --distributed {CLUSTER_SECONDS})",
   )
 
 
 def join(args: argparse.Namespace) -> None:
-  """Joins the other processes, before the first use of a device; nothing to do for a single one.
+  """Joins the other processes, if there are any; call before the first use of a device.
 
   Raises:
-    UserError: the arguments do not say enough, or the others do not come.
+    UserError: the arguments are incomplete, or the other processes do not join.
   """
   explicit = {name: getattr(args, name) for name in ("coordinator", "processes", "process")}
   given = [name for name, value in explicit.items() if value is not None]
@@ -47,7 +48,7 @@ def join(args: argparse.Namespace) -> None:
     return
   if given and len(given) < len(explicit):
     missing = ", ".join(f"--{name}" for name in explicit if name not in given)
-    raise UserError(f"--{given[0]} needs {missing} too: each process is told all three.")
+    raise UserError(f"--{given[0]} needs {missing} too. Give all three to each process.")
   if given and not 1 <= args.processes <= _MOST_PROCESSES:
     raise UserError(
       f"--processes={_shown(args.processes)} must be at least 1 and at most {_MOST_PROCESSES}."
@@ -64,7 +65,7 @@ def join(args: argparse.Namespace) -> None:
     )
   if given and not _is_address(args.coordinator):
     raise UserError(
-      f"--coordinator={args.coordinator[:80]} is no address. Give host:port of process 0."
+      f"--coordinator={args.coordinator[:80]} is not an address. Give host:port of process 0."
     )
 
   import jax
@@ -79,8 +80,8 @@ def join(args: argparse.Namespace) -> None:
   except (coordination.HostError, ValueError, RuntimeError) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     told = UserError(
-      f"could not join the other processes: {reason} Under SLURM, Kubernetes or on "
-      "TPU hosts give --distributed alone; elsewhere --coordinator, --processes and --process."
+      f"could not join the other processes: {reason} Give only --distributed on SLURM, Kubernetes "
+      "or TPU hosts; elsewhere give --coordinator, --processes and --process."
     )
     told.may_pass = getattr(error, "may_pass", False)
     raise told from None

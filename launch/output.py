@@ -1,4 +1,4 @@
-"""What a command does where its output cannot be written."""
+"""Handles output that cannot be written."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import select
 import sys
 from typing import TextIO
 
-# What a shell reports of a program that SIGPIPE ended, as it ends `yes | head -1`.
+# The status that a shell reports for SIGPIPE, as in `yes | head -1`.
 READER_GONE = 141
 
 
 def prepare() -> None:
-  """Lets every text be written: a character that the terminal lacks becomes a question mark."""
+  """Makes any text writable: characters that the terminal lacks become question marks."""
   for name in ("stdout", "stderr"):
     stream = getattr(sys, name)
-    if stream is None:  # closed by who started the command
+    if stream is None:  # closed by the caller
       setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     elif name == "stdout" and hasattr(stream, "reconfigure"):
       stream.reconfigure(errors="replace")
 
 
 def failure(error: OSError) -> int | None:
-  """Tells that the standard output took no more, if that is what the error was.
+  """Reports an error that means that standard output cannot be written.
 
   Returns:
-    the exit status; None if the error was another.
+    the exit status; None for other errors.
   """
   if error.filename is not None:
     return None
@@ -46,7 +46,7 @@ def failure(error: OSError) -> int | None:
 
 
 def _is_broken(stream: TextIO) -> bool:
-  """Whether nobody reads a pipe any more; another pipe, to a worker say, may be the broken one."""
+  """Whether the stream is a pipe without a reader; the broken pipe may be another, to a worker."""
   try:
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLOUT)
@@ -56,7 +56,7 @@ def _is_broken(stream: TextIO) -> bool:
 
 
 def finish(status: int) -> int:
-  """Writes what is still waiting; returns the exit status, which says if that failed."""
+  """Flushes the output; returns the exit status, which tells if that failed."""
   try:
     sys.stdout.flush()
   except BrokenPipeError:
@@ -78,7 +78,7 @@ def _lost(error: OSError) -> int:
 
 
 def _silence() -> None:
-  """Sends what comes, and what is waiting, nowhere: Python writes it when it ends."""
+  """Discards buffered and later output, which Python would write at exit."""
   nowhere = os.open(os.devnull, os.O_WRONLY)
   for stream in (sys.stdout, sys.stderr):
     try:

@@ -1,6 +1,4 @@
-"""Plans a run on hardware that is not here: `python -m launch.plan gin/runs/x.gin
---hardware=v5e-256`.
-"""
+"""Plans a run on other hardware: `python -m launch.plan gin/runs/x.gin --hardware=v5e-256`."""
 
 from __future__ import annotations
 
@@ -23,9 +21,8 @@ if TYPE_CHECKING:
   from planning.plan import Plan
 
 DESCRIPTION = """\
-Compiles the training step of a gin file, or its prefill or decoding, for TPUs or GPUs that are not
-here, and says whether it fits, what it sends, and the least time that it can take. Later gin files
-replace bindings of earlier ones:
+Compiles a training step, a prefill or a decode step for TPUs or GPUs that need not be attached, and
+prints memory, collectives and the roofline time. Later gin files override earlier ones:
 
   python -m launch.plan gin/runs/griffin_quickstart.gin gin/sizes/7b.gin \\
     gin/mesh/megatron8_zero1.gin \\
@@ -37,9 +34,9 @@ Several models in one table:
 
 
 def parser() -> command.Parser:
-  """The command's arguments."""
+  """Builds the argument parser of the command."""
   result = command.parser("plan", DESCRIPTION)
-  result.add_argument("config", nargs="+", help="gin files; a later one wins")
+  result.add_argument("config", nargs="+", help="gin files; later ones win")
   result.add_argument(
     "--hardware",
     required=True,
@@ -49,27 +46,28 @@ def parser() -> command.Parser:
     "--step",
     choices=("train", "prefill", "decode"),
     default="train",
-    help="a training step, reading a batch of prompts of the rows' length, or one token after them "
+    help="a training step, a prefill of a batch of rows, or one decoded token for each of them "
     "(default: %(default)s)",
   )
   result.add_argument(
     "--models",
     type=lambda names: names.split(","),
-    help="files of gin/models/ to read after the others, one plan each: griffin,hawk,transformer",
+    help="models of gin/models/ to plan, each after the other files: griffin,hawk,transformer",
   )
   result.add_argument(
     "--search",
     action="store_true",
-    help="find the mesh, ZeRO stage, remat policy and microbatches that take the least time for "
-    "the batch",
+    help="find the fastest mesh, ZeRO stage, remat policy and number of microbatches",
   )
   result.add_argument(
     "--compiles",
     type=int,
     default=16,
-    help="most steps that a search compiles (default: %(default)s)",
+    help="the most steps that --search compiles (default: %(default)s)",
   )
-  result.add_argument("--json", type=paths.output_argument, help="write all plans to this file too")
+  result.add_argument(
+    "--json", type=paths.output_argument, help="also write all plans to this file"
+  )
   return result
 
 
@@ -80,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
   if not args.search:
     command.refuse(options, args, ("compiles",), "without --search")
   if args.search and args.step != "train":
-    options.error("--search is for --step=train: the others have no ZeRO stage and no remat policy")
+    options.error("--search needs --step=train: other steps have no ZeRO stage or remat policy")
 
   from planning.hardware import catalogue
 
@@ -88,9 +86,9 @@ def main(arguments: Sequence[str]) -> int:
     hardware = catalogue.hardware(args.hardware)
   except ValueError as error:
     raise UserError(str(error)) from None
-  # The compiler is asked by name; the program itself runs on the CPU.
+  # This process runs on the CPU; the compiler is loaded by name.
   os.environ["JAX_PLATFORMS"] = "cpu"
-  # What is compiled for devices that are not here cannot be read back without them.
+  # The cache cannot load programs for devices that are not attached.
   os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
   flags = [os.environ.get("XLA_FLAGS", ""), hardware.environment.get("XLA_FLAGS", "")]
   os.environ.update({**hardware.environment, **os.environ, "XLA_FLAGS": " ".join(flags).strip()})
@@ -113,10 +111,9 @@ def main(arguments: Sequence[str]) -> int:
       best[-1] = found[0]
     if best[-1] is None and args.search:
       tables.tell(
-        f"{name}: no way was found to train {experiment.batch_size:,} rows of "
-        f"{experiment.sequence_length:,} tokens on {args.hardware}. Take more devices, rows that "
-        "more of "
-        "them divide, or parameters of fewer bytes."
+        f"{name}: no setup fits: {experiment.batch_size:,} rows of {experiment.sequence_length:,} "
+        f"tokens on {args.hardware}. Use more devices, a batch size that more of them divide, or "
+        "smaller parameter types."
       )
   if args.json:
     args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _configurations(args: argparse.Namespace, bindings: Sequence[str]) -> list[tuple[str, Config]]:
-  """The name of each model, and its configuration."""
+  """Loads the configuration of each model; returns (name, configuration)."""
   from experiment import experiment as experiment_lib
 
   if not args.models:
@@ -150,7 +147,7 @@ def _configurations(args: argparse.Namespace, bindings: Sequence[str]) -> list[t
   useless = set.intersection(*(set(configuration.warnings) for _, configuration in found))
   for warning in sorted(useless):
     if warning.startswith("--gin."):
-      raise UserError(f"{warning}: no model uses it")
+      raise UserError(f"{warning}: no model uses it. Remove it.")
   return found
 
 

@@ -14,7 +14,7 @@ from base.wording import plural
 from experiment import trust
 from launch import command, hosts
 
-# What takes seconds to import is imported where it is used: --help and mistakes answer at once.
+# Slow imports are made where they are used, so that --help and errors appear at once.
 if TYPE_CHECKING:
   from config.config import Config
   from experiment.experiment import Experiment
@@ -22,59 +22,59 @@ if TYPE_CHECKING:
   from parallel.sharding_plan import ShardingPlan
 
 DESCRIPTION = """\
-Trains a model as a gin file says, or goes on training what the run directory holds.
+Trains the model of a gin file, or continues the run in the run directory.
 
-The run directory gets the configuration, the metrics, checkpoints and a picture of the loss.
+The run directory gets the configuration, metrics, checkpoints and a plot of the loss.
 
 exit status:
   0    trained to the last step
-  2    a mistake that the message says how to mend; starting again does not help
-  75   stopped by SIGTERM, as before a preemption: saved, and the same command goes on
-  130  stopped by Ctrl-C: once it saves after the step in progress, twice it does not
-  else something failed, such as another host: the same command goes on from the last checkpoint"""
+  2    an error to fix, as the message says; starting again does not help
+  75   stopped by SIGTERM, as before a preemption: saved; the same command continues
+  130  stopped by Ctrl-C: one saves after the current step, a second ends without saving
+  else another failure, such as a lost host: the same command continues from the last checkpoint"""
 
 
 def parser() -> command.Parser:
-  """The command's arguments."""
+  """Builds the argument parser of the command."""
   result = command.parser("train", DESCRIPTION)
   result.add_argument(
     "config",
     nargs="*",
-    help="gin files, such as gin/runs/griffin_quickstart.gin; a later one wins. Without any, the "
-    "run's own "
-    "configuration; files that describe no whole experiment, such as gin/precision/bfloat16.gin, "
-    "change it",
+    help="gin files, such as gin/runs/griffin_quickstart.gin; later ones win. Default: the run's "
+    "configuration. Files that are not a complete experiment, such as gin/precision/bfloat16.gin, "
+    "change it.",
   )
   result.add_argument(
-    "--run_dir", type=paths.argument, help="the folder of the run; made if missing"
+    "--run_dir", type=paths.argument, help="the folder of the run; created if missing"
   )
   result.add_argument(
     "--init_from",
     type=paths.argument,
-    help="a run directory: start from its parameters and its configuration, which the gin files "
-    "change",
+    help="a run directory to take parameters and configuration from; gin files change the latter",
   )
   result.add_argument(
     "--resume",
     choices=("same", "force"),
     default="same",
-    help="force: go on with a configuration that is not the run's (default: %(default)s)",
+    help="force: continue although the configuration differs from the run's (default: %(default)s)",
   )
   result.add_argument(
-    "--describe", action="store_true", help="print parameters, FLOPs and bytes per token, and stop"
+    "--describe", action="store_true", help="print parameters, FLOPs and bytes per token, and exit"
   )
   result.add_argument(
-    "--describe_sharding", action="store_true", help="print where each parameter lies, and stop"
+    "--describe_sharding",
+    action="store_true",
+    help="print the sharding of each parameter, and exit",
   )
   result.add_argument(
     "--print_config",
     action="store_true",
-    help="print every value with the file and line it came from, and stop",
+    help="print every value with the file and line that set it, and exit",
   )
   result.add_argument(
     "--dry_run",
     action="store_true",
-    help="compile a step from shapes alone, print the memory it would take, and stop",
+    help="compile a step without allocating arrays, print the memory that it needs, and exit",
   )
   trust.add_arguments(result)
   hosts.add_arguments(result)
@@ -90,10 +90,10 @@ def main(arguments: Sequence[str]) -> int:
   if args.run_dir is None and not looks:
     options.error("--run_dir is needed, such as --run_dir=runs/first")
   if not args.config and args.run_dir is None:
-    options.error("a gin file is needed, or a --run_dir that holds a run")
+    options.error("no experiment is given. Name a gin file, or a --run_dir that holds a run")
 
   if looks:
-    command.refuse(options, args, ("resume",), "where nothing is trained")
+    command.refuse(options, args, ("resume",), "without training")
   if args.print_config:
     names = ("describe", "describe_sharding", "dry_run")
     command.refuse(options, args, names, "with --print_config")
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
   if looks:
     _look(experiment, args)
     return 0
-  run = cast("RunDirectory", run)  # Only a look can do without.
+  run = cast("RunDirectory", run)  # Only the options that print and exit work without it.
   return _train(experiment, config, run, args.resume, trusted, made_here, list(arguments), began)
 
 
@@ -158,7 +158,7 @@ def _train(
   arguments: list[str],
   began: float,
 ) -> int:
-  """Trains, and tells how it ended."""
+  """Trains, and prints how it ended."""
   from experiment import mesh_advice, running
   from parallel import processes
 
@@ -194,11 +194,11 @@ def _train(
   texts = []
   try:
     texts = _samples(experiment, summary.state.params, sharding_plan, run)
-  except Exception as error:  # Whatever it is: the run is finished and saved, and must end so.
+  except Exception as error:  # Any failure: the run is finished and saved, and must end as such.
     reason = f"no samples: {_in_one_line(error)}"
     print(f"warning: {reason}", file=sys.stderr)
     if several:
-      # The others wait for this process in the middle of a token.
+      # The others wait for this process in the middle of decoding.
       command.end_with_others(reason, 0)
   if processes.is_first():
     if texts:
@@ -210,11 +210,10 @@ def _train(
 
 def _how_it_stopped(summary: Any) -> str:
   if summary.saved_step == summary.step:
-    return f"stopped at step {summary.step} and saved; the same command goes on from there"
+    return f"stopped at step {summary.step} and saved; the same command continues from there"
   return (
-    f"stopped at step {summary.step}, whose values are not finite and were not saved; the same "
-    "command "
-    f"goes on from step {summary.saved_step or 0}"
+    f"stopped at step {summary.step}, not saved because its values are not finite; the same "
+    f"command continues from step {summary.saved_step or 0}"
   )
 
 
@@ -245,9 +244,7 @@ def _introduce(
 def _samples(
   experiment: Experiment, params: Any, sharding_plan: ShardingPlan, run: RunDirectory
 ) -> list[str]:
-  """Continues the experiment's prompts from the parameters as training holds them, without a
-  copy.
-  """
+  """Continues the experiment's prompts; reads the train state's parameters without a copy."""
   from experiment import end_tokens
   from inference.decode_sharding import OneDevice, OverMesh
   from inference.sampling import Sampler
@@ -279,9 +276,9 @@ def _tell_samples(prompts: Sequence[str], texts: Sequence[str]) -> None:
 
 
 def _tell_finished(summary: Any, run: RunDirectory) -> None:
-  """For a run whose last step was done before this command began."""
+  """Prints the end of a run that was finished before this command began."""
   _tell_heldout(summary)
-  print(f"{run} is finished: it has done {plural(summary.step, 'step')} already")
+  print(f"{run} is finished: {plural(summary.step, 'step')} done")
   longer = f"--gin.STEPS={2 * summary.step}"
   command.tell_next("python", "-m", "launch.train", f"--run_dir={run}", "--resume=force", longer)
 

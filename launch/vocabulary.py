@@ -17,26 +17,26 @@ from experiment import file_kinds
 from launch import command
 
 DESCRIPTION = """\
-Trains a SentencePiece vocabulary on text, and says how many bytes of held-out text a token spells.
+Trains a SentencePiece tokenizer on text, and prints its bytes per token on held-out text.
 
-Ids are seqio's; any text comes back as it was."""
+Ids follow seqio's conventions; decoding an encoded text returns the same text."""
 
 _JSON_LINES = (".json", ".jsonl")
 
-# 3 special ids, 256 bytes and a character; more than any model has an embedding for.
+# 3 special ids, 256 bytes and a character; no model has a larger embedding.
 _LEAST_SIZE, _MOST_SIZE = 260, 2**20
 
 
 def parser() -> command.Parser:
-  """Returns the command's arguments."""
+  """Builds the argument parser of the command."""
   result = command.parser("vocabulary", DESCRIPTION, takes_bindings=False)
   result.add_argument(
     "--input",
     required=True,
     action="append",
     type=paths.text_argument,
-    help="'python' (what CPython carries) or a path or glob pattern; *.json and *.jsonl are read as"
-    " JSON lines, anything else as plain text. May be given several times.",
+    help="'python' (CPython's standard library) or a path or glob pattern: *.json and *.jsonl are "
+    "JSON lines, other files plain text. May be repeated.",
   )
   result.add_argument(
     "--output", type=paths.argument, required=True, help="the model file to write"
@@ -45,13 +45,13 @@ def parser() -> command.Parser:
     "--size", type=int, default=8000, help="number of pieces (default: %(default)s)"
   )
   result.add_argument(
-    "--field", default="text", help="the text's key in JSON lines (default: %(default)s)"
+    "--field", default="text", help="key of the text in JSON lines (default: %(default)s)"
   )
   result.add_argument(
     "--megabytes",
     type=float,
     default=50.0,
-    help="about how much text to learn from (default: %(default)s)",
+    help="about how much text to train on (default: %(default)s)",
   )
   return result
 
@@ -60,7 +60,7 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
   """Returns the corpus that the inputs name.
 
   Raises:
-    CorpusError: they are of different kinds.
+    CorpusError: the inputs are of different kinds.
   """
   if list(inputs) == ["python"]:
     return corpora.PythonLibrary()
@@ -75,7 +75,7 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
 
 
 def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> list[str]:
-  """The words of the command that trains a first model on this text with the new vocabulary."""
+  """Returns the command that trains a first model on this text with the new tokenizer."""
   words = ["python", "-m", "launch.train", _run_file()]
   files = inputs[0] if len(inputs) == 1 else repr(list(inputs))
   if list(inputs) == ["python"]:
@@ -90,10 +90,10 @@ def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> l
 
 
 def _run_file() -> str:
-  """The run file in the working directory, if there is one; else one of gin/runs/."""
+  """Returns the only run file in the working directory, else one of gin/runs/."""
   own = []
   for file in sorted(Path().glob("*.gin")):
-    # One that cannot be read is told by the command that is given it.
+    # The command that loads an unreadable file reports it.
     with contextlib.suppress(source.ConfigError):
       if file_kinds.RUN in file_kinds.kinds(source.read_file(file)):
         own.append(str(file))
@@ -101,9 +101,7 @@ def _run_file() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-  """Trains the vocabulary, says how many bytes of held-out text a token spells, and what to type
-  next.
-  """
+  """Trains the tokenizer, prints its bytes per token on held-out text, and the next command."""
   options = parser()
   args, _ = command.parse(options, arguments)
   if not _LEAST_SIZE <= args.size <= _MOST_SIZE:

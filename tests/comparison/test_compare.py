@@ -172,8 +172,8 @@ def test_trained_models_are_asked_for_a_pass_key(output):
 @pytest.mark.parametrize(
   ("arguments", "told"),
   [
-    (["--only=scalling"], "there is no part 'scalling'; did you mean scaling?"),
-    (["--only=,"], "--only names no part; there is scaling, long_context, needle"),
+    (["--only=scalling"], "unknown part: 'scalling'; did you mean scaling?"),
+    (["--only=,"], "--only names no part. Choose from scaling, long_context, needle"),
     (
       ["--gin.BASELINE=MQA"],
       "part scaling: there is no model 'MQA' in this comparison; there is Griffin,",

@@ -48,7 +48,7 @@ def train_kill_and_train_again(session: Session, command: str) -> None:
   assert "held-out bits per byte" in again.out
   assert losses(run) == losses(aside)
   finished = session.type(command)
-  assert "runs/griffin_quickstart is finished: it has done 100 steps already" in finished.out
+  assert "runs/griffin_quickstart is finished: 100 steps done" in finished.out
   assert "next: python -m launch.train" in finished.err
   assert "first step done" not in finished.err
   assert losses(run) == losses(aside)
@@ -57,7 +57,7 @@ def train_kill_and_train_again(session: Session, command: str) -> None:
 def stop_and_resume(session: Session, command: str) -> None:
   """Ctrl-C saves; the same command resumes."""
   stopped = session.stop(command, signal.SIGINT, "runs/mine/checkpoints/[1-9]*/commit_success.txt")
-  assert "the same command goes on" in stopped.out
+  assert "the same command continues" in stopped.out
   assert "held-out bits per byte" in session.type(command).out
 
 

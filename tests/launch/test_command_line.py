@@ -80,7 +80,7 @@ def test_files_and_options_stand_in_any_order():
     ("train", "--STEPS=20", "--gin.STEPS=20?"),
     ("train", "--steps=20", "--gin.STEPS=20?"),
     ("train", "--BATCHSIZE=20", "--gin.BATCH_SIZE=20?"),
-    ("train", "--models.griffin.griffin.window=64", "a binding reads --gin.NAME=VALUE"),
+    ("train", "--models.griffin.griffin.window=64", "a binding has the form --gin.NAME=VALUE"),
     ("train", "--rundir=x", "--run_dir?"),
     ("train", "--run-dir=x", "--run_dir?"),
     ("train", "-run_dir=x", "--run_dir?"),
@@ -99,7 +99,7 @@ def test_files_and_options_stand_in_any_order():
 def test_an_unknown_option_is_told_with_the_one_that_is_meant(capsys, name, argument, meant):
   said = refusal(capsys, name, argument)
   if not argument.lstrip("-").startswith("gin."):
-    assert f"there is no option {argument.partition('=')[0]}" in said
+    assert f"unknown option: {argument.partition('=')[0]}" in said
   assert meant in said
 
 
@@ -207,7 +207,7 @@ def test_a_failure_is_one_short_line_whatever_it_holds():
   [
     (FileNotFoundError(2, "No such file or directory", "a/b"), ["a/b"]),
     (OSError(28, "No space left on device", "/nowhere/x"), ["/nowhere/x", "Free some space"]),
-    (OSError(30, "Read-only file system", "/nowhere/x"), ["/nowhere/x", "can be written to"]),
+    (OSError(30, "Read-only file system", "/nowhere/x"), ["/nowhere/x", "writable folder"]),
     (
       ValueError('RESOURCE_EXHAUSTED: Error writing "/a/b" [OS error 28: No space left on device]'),
       ["No space left on device: /a/b"],
@@ -218,7 +218,7 @@ def test_a_failure_is_one_short_line_whatever_it_holds():
     ),
     (MemoryError("Unable to allocate 95.4 GiB for an array"), ["Unable to allocate 95.4 GiB"]),
     (MemoryError(), ["not enough memory (MemoryError)"]),
-    (OSError(40, "Too many levels of symbolic links", "x"), ["lead in a circle"]),
+    (OSError(40, "Too many levels of symbolic links", "x"), ["form a circle"]),
     (RuntimeError("Unable to initialize backend 'cuda': none"), ["JAX_PLATFORMS=cpu"]),
   ],
 )
@@ -248,7 +248,7 @@ def test_64_bit_types_are_left_to_the_configuration():
     "launch.train", RUN_FILE, "--describe", env={"JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
   )
   assert ended.returncode == 0, ended.stderr
-  assert "JAX_ENABLE_X64 is left aside" in ended.stderr
+  assert "JAX_ENABLE_X64 is ignored" in ended.stderr
 
 
 def test_a_working_directory_that_is_gone_is_told(tmp_path):

@@ -351,7 +351,7 @@ def test_evaluate_runs_tasks_of_lm_eval_on_local_data(run_dir, tasks, capsys):
   # The command that it tells came with the extra.
   told = str(error.value).partition("Where there is a network: ")[2].split()[0]
   assert (Path(sys.executable).parent / told).is_file()
-  with pytest.raises(UserError, match="give TASK=FOLDER, with a task of --harness"):
+  with pytest.raises(UserError, match="is not TASK=FOLDER with a task of --harness"):
     evaluate.main([*asked, "--harness=near", copy])
 
 

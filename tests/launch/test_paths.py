@@ -71,7 +71,7 @@ def home(trained, tmp_path_factory, monkeypatch):
 def test_a_finished_run_started_again_says_so_and_what_to_type(home, capsys):
   assert train.main(["mine.gin", "--run_dir=runs/first"]) == 0
   captured = capsys.readouterr()
-  assert "runs/first is finished: it has done 4 steps already" in captured.out
+  assert "runs/first is finished: 4 steps done" in captured.out
   assert "--- sample" not in captured.out
   (line,) = re.findall("^next: python -m launch.train (.*)$", captured.err, re.MULTILINE)
   assert train.main(line.split()) == 0

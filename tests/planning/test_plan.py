@@ -274,7 +274,7 @@ def test_a_search_that_finds_nothing_says_what_would_help(run_file, capsys):
   arguments = ["--gin.BATCH_SIZE=7", "--gin.SEQUENCE_LENGTH=255"]
   assert plan.main([str(run_file), "--hardware=v5e-8", "--search", *arguments]) == 1
   told = capsys.readouterr().err
-  assert "run: no way was found to train 7 rows of 255 tokens on v5e-8. Take more devices" in told
+  assert "run: no setup fits: 7 rows of 255 tokens on v5e-8. Use more devices" in told
 
 
 def test_what_is_left_out_of_a_search(run_file):
