@@ -1,4 +1,4 @@
-"""Checks a configuration whose names exist: macros, types, and what is in force."""
+"""Checks macros, types and unused bindings of a configuration after its names are resolved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Scope = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """A value and where it was given."""
+  """A value and its place."""
 
   value: Any
   place: Place
@@ -34,13 +34,13 @@ class Key:
 
   @property
   def name(self) -> str:
-    """The left side, as files write it."""
+    """The left side in the form of gin files."""
     scope = f"{self.scope}/" if self.scope else ""
     return f"{scope}{self.configurable.name}.{self.parameter}"
 
   @property
   def full_name(self) -> str:
-    """The left side, as an argument may write it whatever the files import."""
+    """The left side with the full module path, which arguments can use whatever files import."""
     scope = f"{self.scope}/" if self.scope else ""
     return f"{scope}{self.configurable.module}.{self.configurable.path}.{self.parameter}"
 
@@ -53,24 +53,24 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Operative:
-  """One parameter of a call that building the experiment makes, macros resolved."""
+  """A parameter in force: one of a call made by `Config.build`, with macros resolved."""
 
   value: Any
   place: Place | None
 
   @property
   def is_default(self) -> bool:
-    """Whether no binding gave it."""
+    """Whether no binding sets it."""
     return self.place is None
 
 
 class Checks:
-  """What can be wrong with names that exist."""
+  """Checks of bindings with resolved names."""
 
   def __init__(
     self, macros: dict[str, Setting], parameters: dict[Key, Setting], mentioned: set[str]
   ):
-    """Takes what holds in the end, and the macros that any binding, replaced or not, refers to."""
+    """Takes the final bindings, and the macros that any binding refers to, even a replaced one."""
     self._macros = macros
     self._parameters = parameters
     self._mentioned = mentioned
@@ -78,7 +78,7 @@ class Checks:
     self._used_keys: set[Key] = set()
 
   def macros_exist(self) -> None:
-    """Every macro that is referred to is defined, and none refers to itself."""
+    """Checks that each referenced macro is defined, and none refers to itself."""
     for setting in [*self._macros.values(), *self._parameters.values()]:
       for leaf in leaves(setting.value):
         if isinstance(leaf, Macro) and leaf.name not in self._macros and leaf.name != _REQUIRED:
@@ -89,7 +89,7 @@ class Checks:
       self._expand(setting.value, setting.place, (name,))
 
   def _expand(self, value: Any, place: Place, within: tuple[str, ...] = ()) -> Any:
-    """The value with all macros replaced by theirs."""
+    """Replaces all macros in a value by their values."""
 
     def leaf(item: Any) -> Any:
       if not isinstance(item, Macro) or item.name == _REQUIRED:
@@ -101,7 +101,7 @@ class Checks:
     return replace(value, leaf)
 
   def shape(self, value: Any) -> Any:
-    """The value as `gin_types.accepts` wants it."""
+    """Converts a value to the form that `gin_types.accepts` takes."""
 
     def leaf(item: Any) -> Any:
       if not isinstance(item, Reference):
@@ -118,7 +118,7 @@ class Checks:
     return parameter.annotation if parameter else Any
 
   def types(self) -> None:
-    """Every value is of the type, and in the range, that its parameter is annotated with."""
+    """Checks each value against the type and range of its parameter's annotation."""
     for key, setting in self._parameters.items():
       annotation = self.annotation(key)
       shape = self.shape(setting.value)
@@ -130,7 +130,7 @@ class Checks:
         continue
       place, named, value = setting.place, key.name, setting.value
       while isinstance(value, Macro):
-        named = f"{key.name}, given by %{value.name},"
+        named = f"{key.name}, set by %{value.name},"
         place, value = self._macros[value.name].place, self._macros[value.name].value
       if fault:
         raise place.error(f"{named} is {value!r}; it must be {fault}")
@@ -140,16 +140,16 @@ class Checks:
         if not value.called:
           advice = f"; write {value!r}()"
         else:
-          advice = f", but {value!r} gives {gin_types.describe(shape.result)}"
+          advice = f", but {value!r} returns {gin_types.describe(shape.result)}"
       elif not advice and isinstance(value, str):
         advice = _file_that_sets(value)
       raise place.error(f"{named} is {value!r}; it must be {wanted}{advice}")
 
   def reach(self, root: Configurable, source: str) -> dict[Key, Operative]:
-    """Follows the references from the root, and finds the parameters in force.
+    """Finds the parameters in force by following references from the root.
 
-    gin's scopes: a reference with a scope is called in that scope alone, one without in the scope
-    of the call that needs it, and what a macro refers to in the scope of the macro's name.
+    As in gin, a reference with a scope is called only in that scope, one without in the caller's
+    scope, and a macro's references in the scope of the macro's name.
     """
     operative: dict[Key, Operative] = {}
     done: set[tuple[Scope, Configurable]] = set()
@@ -185,7 +185,7 @@ class Checks:
         elif called:
           wanted = gin_types.describe(parameter.annotation)
           raise place.error(
-            f"{configurable.name} needs {name!r} ({wanted}), and nothing gives it: "
+            f"{configurable.name} needs {name!r} ({wanted}), which is not set; "
             f"add {Key('', configurable, name).name} = ..."
           )
     return operative
@@ -196,7 +196,7 @@ class Checks:
     while isinstance(value, Macro) and value.name != _REQUIRED:
       place, name = self._macros[value.name].place, value.name
       value = self._macros[value.name].value
-    return place.error(f"{name} must be given: --gin.{name}=...")
+    return place.error(f"{name} is required; set it: --gin.{name}=...")
 
   def _bound(self, scope: Scope, configurable: Configurable) -> dict[str, tuple[Key, Setting]]:
     """The bindings that hold for a call in a scope: those of longer scopes win."""
@@ -209,9 +209,9 @@ class Checks:
     return found
 
   def without_effect(self, operative: dict[Key, Operative]) -> list[str]:
-    """Warnings for bindings that nothing in force uses; errors where they must be mistakes.
+    """Returns warnings for unused bindings; raises for those that must be mistakes.
 
-    Files of the gin folder serve models that differ: what one has no use for is no mistake.
+    Files of the gin folder are shared by different models, so their unused bindings are fine.
     """
     mentioned = gin_source.macros_mentioned() | self._mentioned
     unused = []
@@ -219,7 +219,7 @@ class Checks:
       if name in self._used_macros:
         continue
       if name not in mentioned:
-        raise setting.place.error(f"nothing refers to a macro {name}{near(name, mentioned)}")
+        raise setting.place.error(f"no binding uses the macro {name}{near(name, mentioned)}")
       unused.append((name, setting))
     configurables = {key.configurable for key in operative}
     for key, setting in self._parameters.items():
@@ -237,12 +237,9 @@ class Checks:
 
 
 def _file_that_sets(name: str) -> str:
-  """The end of an error message: the gin file of this name, where an object was named by it.
-
-  `--gin.OPTIMIZER=muon` means the file gin/optimizer/muon.gin.
-  """
+  """Suggests the gin file of this name: `--gin.OPTIMIZER=muon` means gin/optimizer/muon.gin."""
   files = sorted(file for file in GIN_ROOT.rglob("*.gin") if file.stem == name)
   if not files:
     return ""
   shown = " or ".join(f"{GIN_ROOT.name}/{file.relative_to(GIN_ROOT).as_posix()}" for file in files)
-  return f"; to choose it, name {shown} after the run file"
+  return f"; to use it, add {shown} after the run file"

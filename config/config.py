@@ -1,7 +1,7 @@
-"""Configurations: read from gin files, checked before anything is built, written back as gin.
+"""Loads configurations from gin files, checks them before anything is built, writes them as gin.
 
-The files are resolved here, into one list of bindings whose origin is known. gin itself is given
-only the resolved text, which is also what a run directory keeps.
+Files are resolved to one list of bindings with their places. gin itself parses only the resolved
+text, which run directories keep.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Config:
   """A checked configuration.
 
   Attributes:
-    root: what is built from it.
+    root: the class or function that is built from it.
     macros: by name.
-    parameters: by the left side of the binding.
+    parameters: values by the left side of the binding.
     operative: the parameters in force, defaults included; paths are absolute everywhere.
     warnings: one line for each binding that has no effect.
-    modules: all that the files import; importing may be all that a module is for.
+    modules: all modules that the files import, including those imported for their side effects.
   """
 
   root: Configurable
@@ -62,7 +62,7 @@ class Config:
     return _Writer(self).operative()
 
   def default_names(self) -> set[str]:
-    """The left sides in `operative_text` of parameters that no binding gives."""
+    """The left sides in `operative_text` of parameters without a binding."""
     writer = _Writer(self)
     return {writer.left(key) for key, item in self.operative.items() if item.is_default}
 
@@ -72,18 +72,18 @@ class Config:
     return {writer.left(key) for key in self.operative if path_values.holds_paths(key.marked)}
 
   def immaterial_names(self) -> set[str]:
-    """The left sides in `operative_text` of values on which no result depends."""
+    """The left sides in `operative_text` of values that cannot change a result."""
     writer = _Writer(self)
     return {writer.left(key) for key in self.operative if path_values.is_immaterial(key.marked)}
 
   def build(self) -> Any:
     """Calls the root with its parameters, and the functions they refer to with theirs.
 
-    gin keeps the bindings until the next build: functions that were handed over uncalled
-    (`@f`) read theirs when they are called.
+    gin keeps the bindings until the next build: functions passed uncalled (`@f`) read theirs when
+    they are called.
 
     Raises:
-      ConfigError: a function or class refuses its values.
+      ConfigError: a function or class rejects its values.
     """
     gin.clear_config()
     gin.parse_config(self.text())
@@ -92,7 +92,7 @@ class Config:
     _built = self
     try:
       return gin.get_configurable(self.root.target)()
-    except (Exception, SystemExit) as error:  # A part may be anybody's code.
+    except (Exception, SystemExit) as error:  # Parts may be user code.
       # gin appends the chain of calls to the message.
       message, *calls = str(error).split("\n  In call to configurable ")
       names = [match[1] for call in calls if (match := re.match(r"'(\w+)'", call))]
@@ -102,7 +102,7 @@ class Config:
       raise ConfigError(message + self._where(message, names)) from error
 
   def _where(self, message: str, calls: Sequence[str] = ()) -> str:
-    """The end of an error message: what was called, and the arguments that change what it names."""
+    """Names the called function and the arguments to change, as the end of an error message."""
     flags = gin_flags.flags(message, self.parameters, self.macros, self.operative, calls)
     parts = [f"in {calls[0]}" if calls else "", f"to change: {flags}" if flags else ""]
     shown = "; ".join(filter(None, parts))
@@ -113,12 +113,12 @@ _built: Config | None = None
 
 
 def explained(message: str) -> str:
-  """A message about what was built last, with the arguments that change what it names."""
+  """Adds the arguments to change to a message about the last built configuration."""
   return message if _built is None else message + _built._where(message)
 
 
 def load(path: str | os.PathLike, root: Any, arguments: Iterable[str] = ()) -> Config:
-  """Reads a gin file and command-line bindings, and checks all that can be checked unbuilt.
+  """Reads a gin file and command-line bindings, and checks them without building anything.
 
   Args:
     path: the file, from the working directory or from the gin folder.
@@ -126,21 +126,21 @@ def load(path: str | os.PathLike, root: Any, arguments: Iterable[str] = ()) -> C
     arguments: bindings `--gin.name=value`; they replace those of the file.
 
   Raises:
-    ConfigError: a file, macro, module, function or parameter that does not exist, a value of the
-      wrong type, a parameter that must be given and is not, a macro that nothing refers to.
+    ConfigError: a file, macro, module, function or parameter does not exist, a value has the wrong
+      type, a required parameter is not set, or a macro is unused.
   """
   source = gin_source.read_file(path) + gin_source.read_arguments(arguments)
   return resolve(source, root, str(path))
 
 
 def resolve(source: Source, root: Any, name: str, folder: Path | None = None) -> Config:
-  """Checks what was read and gives its names a meaning. See `load`.
+  """Resolves the names of a source and checks it; see `load`.
 
   Args:
-    source: what was read.
+    source: the statements.
     root: the class or function that the configuration is for.
-    name: says what was read.
-    folder: where relative paths begin; None is the working directory.
+    name: name of the source in errors.
+    folder: base of relative paths; None is the working directory.
   """
   names = Names(source.imports)
   statements = source.statements
@@ -176,7 +176,7 @@ def resolve(source: Source, root: Any, name: str, folder: Path | None = None) ->
   start = Configurable(root, root.__module__, root.__qualname__)
   operative = checks.reach(start, name)
   if defaults := _default_paths(operative, folder):
-    # Bound, so that the configuration means the same place wherever it is opened.
+    # Absolute paths are bound, so that the configuration means the same files wherever it is read.
     parameters |= {key: Setting(path, Place("default")) for key, path in defaults.items()}
     operative = checks.reach(start, name)
   warnings = tuple(checks.without_effect(operative))
@@ -189,7 +189,7 @@ _moved_names_told = False
 
 
 def _tell_moved(source: Source) -> None:
-  """Says once that files of the user hold old names. Copies that runs keep may."""
+  """Warns once of old names in the user's files; copies in run directories may have them."""
   global _moved_names_told
   written = [(old, new, place) for old, new, place in source.moved if not place.is_general]
   if written and not _moved_names_told:
@@ -197,7 +197,7 @@ def _tell_moved(source: Source) -> None:
     old, new, place = written[0]
     more = f" (and {len(written) - 1} more)" if len(written) > 1 else ""
     print(
-      f"warning: {place}: {old} is called {new} now{more}; the old name still works",
+      f"warning: {place}: {old} was renamed to {new}{more}; the old name still works",
       file=sys.stderr,
     )
 
@@ -205,7 +205,7 @@ def _tell_moved(source: Source) -> None:
 def _make_paths_absolute(
   macros: dict[str, Setting], parameters: dict[Key, Setting], folder: Path
 ) -> None:
-  """Replaces relative paths in the bindings, and in the macros that stand for paths."""
+  """Makes relative paths absolute in bindings, and in the macros that they use."""
 
   def replace_macro(macro: Macro, annotation: Any) -> None:
     setting = macros.get(macro.name)
@@ -224,7 +224,7 @@ def _make_paths_absolute(
 
 
 def _default_paths(operative: dict[Key, Operative], folder: Path) -> dict[Key, Any]:
-  """The paths in force that no binding gives and that are not absolute, made so."""
+  """Makes default paths absolute and returns them as bindings."""
   found = {}
   for key, item in operative.items():
     if item.is_default:
@@ -235,7 +235,7 @@ def _default_paths(operative: dict[Key, Operative], folder: Path) -> dict[Key, A
 
 
 class _Writer:
-  """Writes a configuration as gin; every module gets a name of its own."""
+  """Writes a configuration as gin, with a unique name for each module."""
 
   def __init__(self, config: Config):
     self._config = config
@@ -265,7 +265,7 @@ class _Writer:
     return self._file([macros, *(groups[name] for name in sorted(groups))])
 
   def operative(self) -> str:
-    """The values in force; defaults that gin cannot write are left as comments."""
+    """Writes the values in force; defaults that gin cannot express become comments."""
     groups: dict[str, list[tuple[str, str, str]]] = {}
     for key, item in self._config.operative.items():
       left = self.left(key)
@@ -305,7 +305,7 @@ class _Writer:
 
 
 class _Verbatim(str):
-  """Text whose representation is itself."""
+  """Text with itself as its `repr`."""
 
   def __repr__(self) -> str:
     return str(self)

@@ -1,6 +1,4 @@
-"""Which gin file a choice of a comparison names: the same for whoever reads it and whoever judges
-it.
-"""
+"""Finds the gin file that a choice of a comparison names, for the trust check and the loader."""
 
 from __future__ import annotations
 
@@ -11,16 +9,16 @@ from config import source
 
 
 def file_of(choice: str, folder: Path) -> Path:
-  """The gin file that a choice names.
+  """Finds the gin file that a choice names.
 
   Args:
     choice: a path from `folder`, from the working directory or from the gin folder.
-    folder: where the comparison was launched first.
+    folder: the directory in which the comparison was first launched.
 
   Raises:
-    ConfigError: there is none.
+    ConfigError: the file does not exist.
   """
-  with contextlib.suppress(OSError, ValueError):  # A name too long, or with a NUL: told below.
+  with contextlib.suppress(OSError, ValueError):  # A name too long, or with a NUL: raised below.
     if (folder / choice).is_file():
       return (folder / choice).resolve()
   return source.find(choice, None, None)

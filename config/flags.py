@@ -1,4 +1,4 @@
-"""Says which argument changes a parameter that an error message names."""
+"""Finds the arguments that change the parameters in an error message."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def flags(
   operative: Mapping[Key, Operative],
   refusing: Sequence[str] = (),
 ) -> str:
-  """The arguments that set the parameters which a message names, and their values now; '' if none.
+  """Lists the arguments that set the parameters in a message, with present values; '' for none.
 
   Args:
-    message: what a part of the configuration refuses.
+    message: an error of a part of the configuration.
     parameters, macros, operative: the configuration.
-    refusing: names of the functions and classes that were being called, the innermost first. A word
-      of the message may be a parameter of theirs; of others only `name=value`, `module.name` and a
-      name with `_` are.
+    refusing: names of the functions and classes being called, innermost first. Any word of the
+      message can be one of their parameters; parameters of others are recognised only as
+      `name=value`, `module.name` or a name with `_`.
   """
   found: dict[str, str] = {}
   bound = {(key.configurable, key.parameter) for key in parameters}
@@ -47,7 +47,7 @@ def flags(
       else:
         continue
       flag, value, shown = _flag(key, setting, macros)
-      # Nobody types the reference to a function there.
+      # References to functions are not typed as arguments.
       if flag not in message and not any(isinstance(leaf, Reference) for leaf in leaves(value)):
         found.setdefault(flag, shown)
   return "; ".join(list(found.values())[:_MOST])
@@ -56,9 +56,7 @@ def flags(
 def _flag(
   key: Key, setting: Setting | Operative, macros: Mapping[str, Setting]
 ) -> tuple[str, Any, str]:
-  """The argument that replaces a binding, its value now, and the argument's form with both and
-  their place.
-  """
+  """Returns the argument that replaces a binding, the present value, and a text with both."""
   scope = f"{key.scope}/" if key.scope else ""
   name = f"{scope}{key.configurable.module}.{key.configurable.path}.{key.parameter}"
   value: Any = setting.value

@@ -1,11 +1,11 @@
-"""Gives the names in gin statements their meaning: modules, functions, classes, parameters."""
+"""Resolves the names in gin statements: modules, functions, classes, parameters."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import importlib
-import importlib.util  # gin 0.5.0 uses it without importing it.
+import importlib.util  # gin 0.5.0 needs it and does not import it.
 import inspect
 import pkgutil
 import sys
@@ -22,11 +22,11 @@ from config.source import Import, NamedReference, Statement
 
 @dataclasses.dataclass(frozen=True)
 class Configurable:
-  """A function or class that bindings are for; equal if it is the same function or class.
+  """A function or class with parameters to bind; equal for the same function or class.
 
   Attributes:
     target: the function or class.
-    module: the module it is taken from.
+    module: the module that it was found in.
     path: its name there.
   """
 
@@ -36,7 +36,7 @@ class Configurable:
 
   @property
   def name(self) -> str:
-    """The name with that of its module, as files write it."""
+    """The name with its module's, in the form of gin files."""
     return f"{self.module.rpartition('.')[2]}.{self.path}"
 
   @functools.cached_property
@@ -54,7 +54,7 @@ class Reference:
   called: bool
 
   def text(self, name: str) -> str:
-    """The reference as gin writes it, the configurable being called `name`."""
+    """Formats the reference as gin, with `name` for the configurable."""
     return repr(NamedReference(self.scope, name, self.called))
 
   def __repr__(self) -> str:
@@ -77,10 +77,10 @@ class Names:
         known.append(item)
 
   def configurable(self, name: str, statement: Statement) -> Configurable:
-    """What `name` stands for in the statement's file.
+    """Resolves `name` as the statement's file does.
 
     Raises:
-      ConfigError: nothing, or nothing that can be called.
+      ConfigError: the name is unknown, or not callable.
     """
     first, _, rest = name.partition(".")
     if statement.imports is None and _begins_with_path(name):
@@ -91,7 +91,7 @@ class Names:
     return _attribute(module, rest, name, statement.place)
 
   def references(self, value: Any, statement: Statement) -> Any:
-    """The value with `Reference` in place of every `NamedReference`."""
+    """Replaces every `NamedReference` in a value by a `Reference`."""
 
     def resolve(item: Any) -> Any:
       if isinstance(item, NamedReference):
@@ -101,7 +101,7 @@ class Names:
     return replace(value, resolve)
 
   def _module(self, first: str, name: str, statement: Statement) -> str | None:
-    """The module that the first part of a name is bound to; None to try the name as a path."""
+    """Returns the module bound to a name's first part; None to try the name as a full path."""
     if statement.imports is not None:
       if first in statement.imports:
         return statement.imports[first].module
@@ -112,7 +112,7 @@ class Names:
     bound = self._everywhere.get(first, [])
     if len(bound) > 1:
       modules = " or ".join(sorted(item.module for item in bound))
-      raise statement.place.error(f"{first!r} may be {modules}; write the one that is meant")
+      raise statement.place.error(f"{first!r} is ambiguous: {modules}; write the full path")
     return bound[0].module if bound else None
 
   def _by_full_path(self, name: str, place: Place) -> Configurable:
@@ -123,7 +123,7 @@ class Names:
         _import(module, place)
         return _attribute(module, ".".join(parts[end:]), name, place)
     modules = {item[0].name: item[0].module for item in self._everywhere.values()}
-    # Rather one that has such a name than one whose own name is nearer.
+    # Modules with such a name come before modules with a similar name.
     holders = {m for m, path in modules.items() if hasattr(sys.modules.get(path), parts[-1])}
     paths = [f"{module}.{parts[-1]}" for module in holders or modules]
     hint = _import_line(parts[0], ".".join(parts[1:])) or near(name, paths)
@@ -131,7 +131,7 @@ class Names:
 
 
 def replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
-  """Applies `leaf` to all that is in nested lists, tuples and dicts."""
+  """Applies `leaf` to all leaves of nested lists, tuples and dicts."""
   if isinstance(value, list | tuple):
     return type(value)(replace(item, leaf) for item in value)
   if isinstance(value, dict):
@@ -140,7 +140,7 @@ def replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
 
 
 def leaves(value: Any) -> list[Any]:
-  """All that is in nested lists, tuples and dicts."""
+  """Lists the leaves of nested lists, tuples and dicts."""
   found: list[Any] = []
   replace(value, found.append)
   return found
@@ -169,7 +169,7 @@ def _exists(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
   except (ImportError, ValueError):
     return False
-  except (Exception, SystemExit):  # A package that fails: importing it tells how.
+  except (Exception, SystemExit):  # A broken package: importing it gives the error.
     return True
 
 
@@ -183,17 +183,18 @@ def _import(module: str, place: Place) -> Any:
       remedy = "" if _exists(top) else _PATH_REMEDY.format(top)
       raise place.error(f"there is no module {module!r}{_near_module(module)}{remedy}") from None
     raise place.error(_broken(module, error)) from error
-  except (Exception, SystemExit) as error:  # A module may end the process, or mean to.
+  except (Exception, SystemExit) as error:  # A module may call sys.exit.
     raise place.error(_broken(module, error)) from error
 
 
 _PATH_REMEDY = (
-  "; if it is your own, start the command in the folder that holds {0}, or add that to PYTHONPATH"
+  "; for your own module, start the command in the folder that contains {0}, or add that folder to "
+  "PYTHONPATH"
 )
 
 
 def _broken(module: str, error: BaseException) -> str:
-  """What went wrong inside a module that exists."""
+  """Formats the error of importing a module that exists."""
   where = "" if isinstance(error, SyntaxError) else f" ({raised_at(error)})"
   return (
     f"importing {module!r} failed: {type(error).__name__}: {' '.join(str(error).split())}{where}"
@@ -201,7 +202,7 @@ def _broken(module: str, error: BaseException) -> str:
 
 
 def raised_at(error: BaseException) -> str:
-  """The file and line that raised an error, as they would be typed."""
+  """Returns the file and line that raised an error, with the path as a user would type it."""
   frame = traceback.extract_tb(error.__traceback__)[-1]
   return f"{paths.shown(frame.filename)}:{frame.lineno}"
 
@@ -220,11 +221,11 @@ def _near_module(module: str) -> str:
 
 
 def _import_line(name: str, of_argument: str | None = None) -> str:
-  """The hint to import a module of the project called `name`, if there is one.
+  """Suggests how to refer to a module of the project called `name`, if there is one.
 
   Args:
-    name: the module's last name.
-    of_argument: on the command line, what follows the name: no line can be added there.
+    name: the last part of the module's path.
+    of_argument: on the command line, the rest of the name; None in a file, which can import.
   """
   found = sorted(
     folder.name
@@ -239,7 +240,7 @@ def _import_line(name: str, of_argument: str | None = None) -> str:
 
 
 def _attribute(module: str, path: str, name: str, place: Place) -> Configurable:
-  """The configurable at `path` in an imported module."""
+  """Returns the configurable at `path` in an imported module."""
   holder = importlib.import_module(module)
   parts = path.split(".") if path else []
   for index, part in enumerate(parts):
@@ -256,7 +257,7 @@ def _attribute(module: str, path: str, name: str, place: Place) -> Configurable:
 
 
 def _public(holder: Any) -> list[str]:
-  """The functions and classes that a module or class defines itself."""
+  """Lists the functions and classes that a module or class defines itself."""
   owner = holder.__name__ if inspect.ismodule(holder) else getattr(holder, "__module__", None)
   return (
     [

@@ -1,6 +1,4 @@
-"""What the marks on annotations say of values: paths, which are made absolute, and what decides
-nothing.
-"""
+"""Handles marked annotations: makes paths absolute, finds values that cannot change a result."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def holds_paths(annotation: Any) -> bool:
 
 
 def is_immaterial(annotation: Any) -> bool:
-  """Whether no result depends on a value of an annotated type."""
+  """Whether a value of an annotated type cannot change a result."""
   return _is_marked(annotation, Immaterial)
 
 
@@ -38,13 +36,13 @@ def _is_marked(annotation: Any, kind: type) -> bool:
 
 
 def absolute(annotation: Any, value: Any, folder: Path, macro: Callable[[Macro, Any], None]) -> Any:
-  """The value with every relative path in it taken from a folder.
+  """Makes all relative paths in a value absolute.
 
   Args:
-    annotation: the type of the value; strings that it marks with `NamesFile` are paths.
+    annotation: the type of the value; strings marked with `NamesFile` are paths.
     value: literals, references and macros.
-    folder: an absolute path.
-    macro: called with each macro that stands for paths, and their annotation.
+    folder: an absolute path, the base of relative ones.
+    macro: called with each macro in place of paths, and its annotation.
 
   Raises:
     ValueError: a string is not a path.
@@ -72,7 +70,7 @@ def absolute(annotation: Any, value: Any, folder: Path, macro: Callable[[Macro, 
 
 
 def _absolute(text: str, folder: Path) -> str:
-  # A bucket's address has a scheme.
+  # Bucket addresses have a scheme.
   if "://" in text:
     return text
   return str(paths.absolute(os.path.join(folder, os.path.expanduser(text)) if text else text))

@@ -1,4 +1,4 @@
-"""Where a statement of a configuration stands, and the error for a mistake there."""
+"""Places of statements in a configuration, and the error for a mistake at a place."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ GIN_ROOT = Path(__file__).resolve().parent.parent / "gin"
 
 
 class ConfigError(UserError, ValueError):
-  """A mistake in a configuration; the message is one line and says what to write instead."""
+  """A mistake in a configuration; the message is one line and says how to fix it."""
 
 
 class Includes(ConfigError):
-  """Text that includes a file where it must stand alone."""
+  """An include in a text that must not include files."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a statement stands.
+  """The place of a statement: a line of a file, or a command-line argument.
 
   Attributes:
     source: a file's path, or the command-line argument.
-    line: 1 for a file's first line; 0 for an argument.
-    shared: whether the statement serves several configurations: one of them may have no use for it.
+    line: line number from 1; 0 for an argument.
+    shared: whether the statement is for several configurations, so that one need not use it.
   """
 
   source: str
@@ -36,19 +36,19 @@ class Place:
 
   @property
   def is_argument(self) -> bool:
-    """Whether the statement was given on the command line."""
+    """Whether the statement is a command-line argument."""
     return not self.line
 
   @property
   def is_general(self) -> bool:
-    """Whether the statement stands in a file of the gin folder, or in the copy that a run keeps."""
+    """Whether the statement is in a file of the gin folder, or in a run's copy of it."""
     if self.is_argument:
       return False
     file = Path(self.source)
     return file.is_relative_to(GIN_ROOT) or (file.parent / "operative_config.gin").is_file()
 
   def error(self, message: str) -> ConfigError:
-    """The error for a mistake at this place."""
+    """Makes the error for a mistake at this place."""
     return ConfigError(f"{self}: {message}")
 
   def __str__(self) -> str:

@@ -1,6 +1,6 @@
-"""Reads gin files and command-line bindings into statements that remember where they stand.
+"""Parses gin files and command-line bindings into statements with their places.
 
-Nothing is imported and nothing is looked up here: `config.names` gives the names their meaning.
+Nothing is imported or looked up here: `config.names` resolves the names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from config.place import GIN_ROOT, ConfigError, Includes, Place
 from gin import config_parser
 
 OVERRIDE_PREFIX = "--gin."
-# Beyond these nobody wrote a configuration by hand, and Python's own stack ends.
+# No hand-written configuration is deeper, and Python's stack is limited.
 _MOST_INCLUDES, _DEEPEST_VALUE = 100, 50
 
 
@@ -39,7 +39,7 @@ class Macro:
 
 @dataclasses.dataclass(frozen=True)
 class NamedReference:
-  """`@scope/name` or `@scope/name()` in a value, before the name has a meaning."""
+  """`@scope/name` or `@scope/name()` in a value, with an unresolved name."""
 
   scope: str
   name: str
@@ -51,7 +51,7 @@ class NamedReference:
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-  """`from a import b as c`: `name` is what it binds, `module` what that name stands for."""
+  """An import such as `from a import b as c`, with name `c` and module `a.b`."""
 
   name: str
   module: str
@@ -64,9 +64,9 @@ class Statement:
 
   Attributes:
     scope, selector, parameter: the parts of the left side.
-    value: literals, with `Macro` and `NamedReference` among them.
-    place: where it stands.
-    imports: the names that its file imports; None on the command line.
+    value: literals, `Macro` and `NamedReference`, possibly nested.
+    place: the statement's place.
+    imports: the imports of its file by name; None on the command line.
     text: the right side as typed, on the command line.
   """
 
@@ -81,12 +81,12 @@ class Statement:
 
 @dataclasses.dataclass
 class Source:
-  """What files and arguments say.
+  """The statements of files and arguments.
 
   Attributes:
-    statements: all bindings in order; a later one replaces an earlier one of the same left side.
+    statements: all bindings in order; a later one replaces an earlier one with the same left side.
     imports: every import of every file.
-    moved: old names with the new ones, and where they stand.
+    moved: old module names in use, with the new names and their places.
   """
 
   statements: list[Statement] = dataclasses.field(default_factory=list)
@@ -100,7 +100,7 @@ class Source:
 
 
 class _Delegate(config_parser.ParserDelegate):
-  """Keeps references as names: gin's own delegate would import what they name at once."""
+  """Keeps references as names; gin's own delegate imports their modules at once."""
 
   def __init__(self, translation: moved_names.Translation):
     self._translation = translation
@@ -114,7 +114,7 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 def read_file(path: str | os.PathLike) -> Source:
-  """Reads a gin file with all that it includes.
+  """Reads a gin file and its includes.
 
   Args:
     path: a path from the working directory or from the `gin/` folder.
@@ -126,12 +126,12 @@ def read_file(path: str | os.PathLike) -> Source:
 
 
 def read_text(text: str, name: str = "text") -> Source:
-  """Reads gin text; `name` stands for it in errors."""
+  """Reads gin text; errors call it `name`."""
   return _statements(text, Path(name), ())
 
 
 def read_alone(text: str, name: str = "text") -> Source:
-  """As `read_text`, of text that may include nothing: all that it says is what it holds.
+  """Reads gin text that must not include files.
 
   Raises:
     Includes: it includes a file.
@@ -146,14 +146,14 @@ def read_alone(text: str, name: str = "text") -> Source:
 def read_arguments(arguments: Iterable[str], *, shared: bool = False) -> Source:
   """Reads command-line bindings such as `--gin.griffin.griffin.window=512` or `--gin.STEPS=100`.
 
-  The right side is a gin value; what is none is a string, which spares the quotes.
+  The right side is a gin value; anything else is a string without quotes.
 
   Args:
     arguments: the bindings.
-    shared: whether they serve several configurations; see `Place`.
+    shared: whether they are for several configurations; see `Place`.
 
   Raises:
-    ConfigError: an argument is not of that form.
+    ConfigError: an argument has another form.
   """
   source = Source()
   for argument in arguments:
@@ -164,7 +164,7 @@ def read_arguments(arguments: Iterable[str], *, shared: bool = False) -> Source:
 
 
 def macros_mentioned(root: Path = GIN_ROOT) -> set[str]:
-  """The macros that any file of the gin folder refers to."""
+  """Lists the macros that files of the gin folder use."""
   return {
     name
     for path in root.rglob("*.gin")
@@ -177,7 +177,7 @@ def _read_argument(place: Place, translation: moved_names.Translation) -> Statem
   form = re.fullmatch(r"(?:(?P<scope>[\w/]+)/)?(?:(?P<selector>[\w.]+)\.)?(?P<last>\w+)", left)
   if not equals or not form:
     raise place.error(
-      f"a binding reads {OVERRIDE_PREFIX}MACRO=value or "
+      f"a binding has the form {OVERRIDE_PREFIX}MACRO=value or "
       f"{OVERRIDE_PREFIX}module.function.parameter=value"
     )
   if not _is_utf8(place.source):
@@ -199,7 +199,7 @@ def _parse_value(text: str, place: Place, translation: moved_names.Translation) 
     if token.type not in (tokenize.NEWLINE, tokenize.ENDMARKER):
       raise SyntaxError("more than one value")
   except _UNREADABLE as error:
-    # A bare word is a string, but a value that only gin could have meant is a mistake.
+    # A bare word is a string, but text with gin's syntax that does not parse is a mistake.
     if not text or text[0] in "@%([{\"'":
       raise place.error(f"not a gin value: {text!r} ({_reason(error)})") from None
     return text
@@ -208,16 +208,14 @@ def _parse_value(text: str, place: Place, translation: moved_names.Translation) 
 
 
 def check_value(value: Any, place: Place) -> None:
-  """Raises ConfigError for a value that no parameter has a use for, or that gin could not write
-  again.
-  """
+  """Raises ConfigError for a value that gin cannot write: not finite, too long or nested too deep."""
   level = [value]
   for _ in range(_DEEPEST_VALUE):
     for item in level:
       if isinstance(item, float) and not math.isfinite(item):
-        raise place.error(f"a number is {item}; it must be finite")
+        raise place.error(f"the number {item} is not finite")
       if isinstance(item, int) and not -(2**63) <= item < 2**64:
-        raise place.error(f"a number has {item.bit_length()} bits; it must fit into 64")
+        raise place.error(f"a number has {item.bit_length()} bits; at most 64 are allowed")
     nested = [item for item in level if isinstance(item, list | tuple | dict)]
     level = [x for item in nested for x in (item.values() if isinstance(item, dict) else item)]
     if not level:
@@ -226,7 +224,7 @@ def check_value(value: Any, place: Place) -> None:
 
 
 def text_of(path: Path) -> str:
-  """The text of a gin file.
+  """Reads the text of a gin file.
 
   Raises:
     ConfigError: it cannot be read, or is not UTF-8.
@@ -241,14 +239,14 @@ def text_of(path: Path) -> str:
   except UnicodeDecodeError as error:
     line = error.object.count(b"\n", 0, error.start) + 1
     raise Place(str(path), line).error(
-      f"the file is not UTF-8 ({error.reason}): save it so"
+      f"the file is not UTF-8 ({error.reason}); save it as UTF-8"
     ) from None
   except OSError as error:
     raise ConfigError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _read(path: Path, including: tuple[Path, ...]) -> Source:
-  """One file's statements, its includes' among them."""
+  """Reads one file's statements, including those of its includes."""
   return _statements(text_of(path), path, including)
 
 
@@ -265,10 +263,10 @@ def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
         chain = " -> ".join(str(Place(str(file), 1))[:-2] for file in (*including, found))
         raise place.error(f"the file includes itself: {chain}")
       if len(including) >= _MOST_INCLUDES:
-        raise place.error(f"more than {_MOST_INCLUDES} files include each other in a chain")
+        raise place.error(f"a chain of more than {_MOST_INCLUDES} includes")
       source += _read(found, including)
     elif isinstance(item, config_parser.ImportStatement):
-      # The switch for dynamic registration; all files are read that way.
+      # The switch for dynamic registration, which is always on here.
       if not item.module.startswith("__gin__."):
         name = item.bound_name()
         module = item.module if item.is_from or item.alias else item.module.partition(".")[0]
@@ -287,7 +285,7 @@ def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
 
 
 def _parse(text: str, path: Path, translation: moved_names.Translation) -> list[Any]:
-  """The parser's statements of one file, in order, with the present names of what has moved."""
+  """Parses one file into statements in order, with the present names of what has moved."""
   found = []
   try:
     for item in config_parser.ConfigParser(text, _Delegate(translation)):
@@ -314,7 +312,7 @@ def _parse(text: str, path: Path, translation: moved_names.Translation) -> list[
     ) from None
 
 
-# What the parser and Python's own tokenizer raise for text that is no gin.
+# Errors of gin's parser and Python's tokenizer for invalid text.
 _UNREADABLE = (SyntaxError, tokenize.TokenError, ValueError, TypeError, RecursionError, MemoryError)
 
 
@@ -323,23 +321,23 @@ def _is_utf8(text: str) -> bool:
     text.encode("utf-8")
   except (
     UnicodeEncodeError
-  ):  # a byte of the command line that is no UTF-8 arrives as half a character
+  ):  # a byte of the command line that is not UTF-8 is decoded as a lone surrogate
     return False
   return True
 
 
 def _reason(error: Exception) -> str:
-  """The parser's message in one line."""
+  """Formats the parser's message as one line."""
   if isinstance(error, RecursionError | MemoryError):
     return f"a value is nested more than {_DEEPEST_VALUE} deep"
   message = error.msg if isinstance(error, SyntaxError) else str(error.args[0])
   if word := re.search(r"Failed to parse token '(.*)'", message):
-    return f"{word[1]} is no value; strings stand in quotes, macros after %"
+    return f"{word[1]} is not a valid value: quote strings, and write % before macros"
   return " ".join(message.split())
 
 
 def find(name: str, including: Path | None, place: Place | None) -> Path:
-  """The file that an include line or the command line names."""
+  """Finds the file that an include or an argument names."""
   folders = [GIN_ROOT, including.parent] if including else [Path(), GIN_ROOT.parent, GIN_ROOT]
   message = f"there is no gin file {name!r}"
   try:
@@ -356,7 +354,7 @@ def find(name: str, including: Path | None, place: Place | None) -> Path:
 
 
 def _files_near(name: str, folders: list[Path]) -> list[str]:
-  """The gin files that `name` may have meant, written as it would be."""
+  """Lists gin files with names close to `name`, in the same form."""
   found = [
     str(path.relative_to(folder))
     for folder in folders

@@ -1,4 +1,4 @@
-"""Compares the values of a configuration with the annotations of the parameters they are for."""
+"""Compares the values of a configuration with the annotations of their parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BindableParameter:
   Attributes:
     annotation: the type, or `Any`.
     default: the default, or `inspect.Parameter.empty`.
-    marked: the type with what `Annotated` adds to it or to its parts.
+    marked: the type with its `Annotated` metadata.
   """
 
   annotation: Any
@@ -33,18 +33,18 @@ class BindableParameter:
 
   @property
   def required(self) -> bool:
-    """Whether a call must give it."""
+    """Whether the parameter has no default."""
     return self.default is inspect.Parameter.empty
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-  """What a configurable takes and gives.
+  """Parameters and result of a configurable.
 
   Attributes:
     parameters: by name, in order.
-    open: whether it takes any other keyword too.
-    result: the annotation of what it returns, the class itself for a class.
+    open: whether it accepts any other keyword (`**kwargs`).
+    result: the annotation of the return value; for a class, the class itself.
   """
 
   parameters: dict[str, BindableParameter]
@@ -54,21 +54,21 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True)
 class Produced:
-  """Stands in a value for what a reference `@f()` will give; `result` as in `Signature`."""
+  """Placeholder for the result of a reference `@f()`; `result` as in `Signature`."""
 
   result: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-  """Stands in a value for a reference `@f`, the function itself."""
+  """Placeholder for a reference `@f`, the function itself."""
 
 
 def signature(target: Any) -> Signature:
-  """Reads the signature of a function or class, annotations resolved where they can be."""
+  """Reads the signature of a function or class, with annotations resolved if possible."""
   try:
     parameters = inspect.signature(target).parameters.values()
-  except (TypeError, ValueError):  # Some built-in functions tell nothing.
+  except (TypeError, ValueError):  # Some built-in functions have no signature.
     return Signature({}, True, Any)
   hints, marked = _hints(target), _hints(target, include_extras=True)
   known = {
@@ -90,15 +90,15 @@ def _hints(target: Any, *, include_extras: bool = False) -> dict[str, Any]:
   try:
     return typing.get_type_hints(holder, include_extras=include_extras)
   except (NameError, TypeError, AttributeError):
-    # An annotation that only type checkers can resolve: there is nothing to compare with.
+    # Only type checkers can resolve such annotations: nothing is compared.
     return {}
 
 
 def accepts(annotation: Any, value: Any) -> bool:
-  """Whether a value of literals, `Produced` and `Function` is of the annotated type.
+  """Whether a value of literals, `Produced` and `Function` has the annotated type.
 
-  An int passes for a float, but a bool for no number and a list for no tuple. Where an annotation
-  says nothing that can be compared, the answer is yes.
+  An int is accepted as a float, but not a bool as a number or a list as a tuple. Annotations that
+  cannot be compared accept anything.
   """
   if isinstance(value, Produced):
     return _accepts_result(annotation, value.result)
@@ -136,11 +136,10 @@ def accepts(annotation: Any, value: Any) -> bool:
 
 
 def fault(marked: Any, value: Any) -> str | None:
-  """What a number in a value that `accepts` takes must be and is not; None if nothing is wrong.
+  """Describes the range that a number in an accepted value violates; None if there is none.
 
   Args:
-    marked: the annotation with its marks, of which those of `base.ranges.Range` count. A float
-      without one must be finite.
+    marked: the annotation with its `base.ranges.Range` marks. A float without one must be finite.
     value: literals, `Produced` and `Function`.
   """
   if isinstance(value, int | float) and not isinstance(value, bool):
@@ -183,12 +182,12 @@ def _accepts_items(arguments: tuple[Any, ...], value: tuple[Any, ...]) -> bool:
 def _is_instance(value: Any, kind: type) -> bool:
   try:
     return isinstance(value, kind)
-  except TypeError:  # A protocol that cannot be checked at run time: no literal fits one.
+  except TypeError:  # A protocol that cannot be checked at run time: no literal matches one.
     return not isinstance(value, (*_SCALARS, list, tuple, dict, type(None)))
 
 
 def _accepts_result(annotation: Any, result: Any) -> bool:
-  """Whether what a call gives (a class, or an annotation) may be of the annotated type."""
+  """Whether a call's result (a class, or an annotation) may have the annotated type."""
   choices = _choices(annotation)
   if result is Any or Any in choices or not all(map(inspect.isclass, (result, *choices))):
     return True
@@ -196,7 +195,7 @@ def _accepts_result(annotation: Any, result: Any) -> bool:
 
 
 def _accepts_function(annotation: Any) -> bool:
-  """Whether a function, not called, may be of the annotated type."""
+  """Whether an uncalled function may have the annotated type."""
   open_types = (Any, object, type, collections.abc.Callable, typing.Callable)
   return any(
     choice in open_types
@@ -208,7 +207,7 @@ def _accepts_function(annotation: Any) -> bool:
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
-  """The members of a union; the annotation alone if it is none."""
+  """Lists the members of a union; only the annotation itself if it is not a union."""
   if typing.get_origin(annotation) in (typing.Union, types.UnionType):
     return typing.get_args(annotation)
   return (annotation,)
@@ -223,7 +222,7 @@ def _is_subclass(kind: type, parent: type) -> bool:
 
 
 def _methods(protocol: type) -> list[str]:
-  """The public methods that a protocol asks for."""
+  """Lists the public methods of a protocol."""
   return [
     name
     for part in protocol.__mro__
@@ -234,7 +233,7 @@ def _methods(protocol: type) -> list[str]:
 
 
 def describe(annotation: Any) -> str:
-  """The annotation as a reader would write it."""
+  """Formats an annotation as a user would write it."""
   if inspect.isclass(annotation) and typing.get_origin(annotation) is None:
     return "None" if annotation is type(None) else annotation.__name__
   origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -252,7 +251,7 @@ def describe(annotation: Any) -> str:
 
 
 def advice(annotation: Any, value: Any) -> str:
-  """What to write instead of a literal of the wrong type, if that can be guessed."""
+  """Suggests what to write instead of a literal of the wrong type; '' without a guess."""
   choices = _choices(annotation)
   if bool in choices and isinstance(value, str) and value.lower() in ("true", "false"):
     return f"; write {value.capitalize()}"

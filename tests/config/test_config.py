@@ -223,7 +223,7 @@ def test_two_modules_of_one_name_keep_apart(parts, tmp_path):
 @pytest.mark.parametrize(
   ("text", "told"),
   [
-    ("STESP = 5", "nothing refers to a macro STESP; did you mean STEPS?"),
+    ("STESP = 5", "no binding uses the macro STESP; did you mean STEPS?"),
     ("parts.Run.steps = %STESP", "no macro STESP is defined; did you mean STEPS?"),
     ("parts.Run.stesp = 5", "parts.Run has no parameter 'stesp'; did you mean steps?"),
     ("parts.Rum.steps = 5", "parts has no function or class 'Rum'; did you mean Run?"),
@@ -268,9 +268,9 @@ def test_a_misspelled_name_gets_the_nearest_right_one(parts, text, told):
     ("parts.Run.schedule = 5", "parts.Run.schedule is 5; it must be"),
     ("parts.Run.model = 5", "parts.Run.model is 5; it must be Model"),
     ("parts.Run.model = @parts.model", "it must be Model; write @parts.model()"),
-    ("parts.Run.data = @parts.model()", "must be Data or None, but @parts.model() gives Model"),
-    ("parts.Run.steps = @parts.model()", "must be int, but @parts.model() gives Model"),
-    ("WIDTH = 'wide'", "parts.model.width, given by %WIDTH, is 'wide'; it must be int"),
+    ("parts.Run.data = @parts.model()", "must be Data or None, but @parts.model() returns Model"),
+    ("parts.Run.steps = @parts.model()", "must be int, but @parts.model() returns Model"),
+    ("WIDTH = 'wide'", "parts.model.width, set by %WIDTH, is 'wide'; it must be int"),
   ],
 )
 def test_a_value_of_the_wrong_type_is_refused_where_it_stands(parts, text, told):
@@ -286,7 +286,7 @@ def test_a_value_of_the_wrong_type_is_refused_where_it_stands(parts, text, told)
     ("--gin.parts.Run.stesp=5", "did you mean steps?"),
     ("--gin.prats.Run.steps=5", "did you mean parts.Run?"),
     ("--gin.parts.Run.steps=five", "is 'five'; it must be int"),
-    ("--gin.parts.Run.steps", "a binding reads --gin.MACRO=value"),
+    ("--gin.parts.Run.steps", "a binding has the form --gin.MACRO=value"),
     ("--gin.parts.Run.shape=(1", "not a gin value: '(1'"),
     ("--gin.parts.Run.steps=@parts.nothing()", "no function or class 'nothing'"),
     ("--gin.hawk.hawk.gate_blocks=2", "write models.hawk.hawk"),
@@ -303,10 +303,10 @@ def test_a_wrong_argument_is_refused_by_name(parts, argument, told):
 def test_what_must_be_given_and_is_not_is_told_before_building(parts):
   base = BASE.replace("parts.model.width = %WIDTH", "parts.Run.rate = 1.0").replace("WIDTH = 4", "")
   message = error(parts, base=base)
-  assert "parts.model needs 'width' (int), and nothing gives it: add parts.model.width" in message
+  assert "parts.model needs 'width' (int), which is not set; add parts.model.width" in message
   assert message.startswith("run.gin:9: ")
   required = BASE.replace("WIDTH = 4", "WIDTH = %gin.REQUIRED")
-  assert "WIDTH must be given: --gin.WIDTH=" in error(parts, base=required)
+  assert "WIDTH is required; set it: --gin.WIDTH=" in error(parts, base=required)
   assert load(parts, "", "--gin.WIDTH=2", base=required).build().model.width == 2
 
 

@@ -34,7 +34,7 @@ def test_old_paths_mean_the_new_modules(tmp_path, capsys):
     config_lib.load(same, Experiment).operative_text()
   )
   assert told.count("warning:") == 1
-  assert "is called" in told
+  assert "was renamed" in told
   assert "(and 1 more)" in told
   assert not capsys.readouterr().err
 

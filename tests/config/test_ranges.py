@@ -121,7 +121,7 @@ def test_no_number_of_a_configuration_ends_in_a_traceback(value):
   ("argument", "message"),
   [
     ("models.griffin.griffin.window=-3", r"griffin\.griffin\.window is -3; it must be at least 1"),
-    ("WINDOW=0", r"window, given by %WINDOW, is 0; it must be at least 1$"),
+    ("WINDOW=0", r"window, set by %WINDOW, is 0; it must be at least 1$"),
     ("optimizer.AdamW.clip_norm=0", "is 0; it must be above 0$"),
     ("optimizer.AdamW.clip_norm=1e400", r"is inf; it must be (a )?finite"),
     ("optimizer.AdamW.b2=1.0", r"is 1\.0; it must be below 1$"),
@@ -133,10 +133,10 @@ def test_no_number_of_a_configuration_ends_in_a_traceback(value):
     ("SEED=-1", "is -1; it must be at least 0$"),
     (
       "OPTIMIZER=muon",
-      "Optimizer; to choose it, name gin/optimizer/muon.gin after the run file",
+      "Optimizer; to use it, add gin/optimizer/muon.gin after the run file",
     ),
-    ("SCHEDULE=wsd", "must be a function; to choose it, name gin/schedule/wsd.gin after the run"),
-    ("MODEL=hawk", "must be .*; to choose it, name gin/models/hawk.gin after the run file"),
+    ("SCHEDULE=wsd", "must be a function; to use it, add gin/schedule/wsd.gin after the run"),
+    ("MODEL=hawk", "must be .*; to use it, add gin/models/hawk.gin after the run file"),
     ("WARMUP_STEPS=400", "warmup_steps=400 must be at least 0 and below the 400 steps"),
   ],
 )

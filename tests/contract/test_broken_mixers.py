@@ -167,5 +167,6 @@ def test_a_module_that_cannot_be_imported_is_one_line_with_the_remedy(tmp_path):
   (line,) = done.stderr.splitlines()
   assert "theirs.gin:1: there is no module 'their_projct.mixers'" in line
   assert (
-    "start the command in the folder that holds their_projct, or add that to PYTHONPATH" in line
+    "start the command in the folder that contains their_projct, or add that folder to PYTHONPATH"
+    in line
   )
