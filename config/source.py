@@ -86,7 +86,7 @@ class Source:
   Attributes:
     statements: all bindings in order; a later one replaces an earlier one with the same left side.
     imports: every import of every file.
-    moved: old module names in use, with the new names and their places.
+    moved: old names in use, with the new names and their places.
   """
 
   statements: list[Statement] = dataclasses.field(default_factory=list)
@@ -208,7 +208,7 @@ def _parse_value(text: str, place: Place, translation: moved_names.Translation) 
 
 
 def check_value(value: Any, place: Place) -> None:
-  """Raises ConfigError for a value that gin cannot write: not finite, too long or nested too deep."""
+  """Raises ConfigError for a value that gin cannot write: not finite, too long, nested too deep."""
   level = [value]
   for _ in range(_DEEPEST_VALUE):
     for item in level:

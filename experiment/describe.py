@@ -1,4 +1,4 @@
-"""Says what a configuration would cost, without allocating it."""
+"""Describes a configuration's parameters, sharding and costs without allocating arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.checkpoint import abstract_like
 
 
 def description(experiment: Experiment) -> str:
-  """The parameter table, and FLOPs and bytes per token, as text."""
+  """Formats the parameter table, and FLOPs and bytes per token."""
   length, batch_size = experiment.sequence_length, experiment.batch_size
   counted = account(experiment.model, batch_size=batch_size, length=length)
   rows = [("parameter", "shape", "type", "axes", "optimizer", "count")]
@@ -46,9 +46,9 @@ def _treatment(experiment: Experiment, path: str) -> str:
 
 
 def sharding(experiment: Experiment) -> str:
-  """Where every parameter lies on the mesh, and what a device holds, as text."""
+  """Formats the sharding of every parameter, and the bytes per device."""
   if experiment.mesh is None:
-    return "one device: nothing is split (choose a file of gin/mesh/)"
+    return "one device: nothing is split. Add a file of gin/mesh/ to split the run."
   sharding_plan = mesh_advice.sharding_plan(experiment)
   rows: list[Sequence[str]] = [
     ("parameter", "axes", "used", "stored", "optimizer state", "bytes per device")
@@ -79,7 +79,7 @@ def _placement(spec: jax.sharding.PartitionSpec) -> str:
 
 
 def _vocabulary(model: LanguageModel) -> list[tuple[str, str]]:
-  """How many ids there are, where the embedding has more rows."""
+  """Formats the tokenizer's size, if the embedding has more rows."""
   ids, rows = model.vocab_size, model.padded_vocab_size
   if ids == rows:
     return []
@@ -94,19 +94,19 @@ def _costs(counted: Account) -> list[tuple[str, str]]:
     ("FLOPs per token, forward", _si(counted.forward_flops)),
     ("FLOPs per token, forward and backward", _si(counted.training_flops)),
     ("FLOPs per step", _si(counted.training_flops * tokens)),
-    ("bytes per token, forward, at least", show_bytes(counted.forward_bytes)),
+    ("least bytes per token, forward", show_bytes(counted.forward_bytes)),
     (f"decode state per sequence of {counted.length:,} tokens", show_bytes(counted.state_bytes)),
   ]
 
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-  """A training step that was compiled and not run; bytes are those of one device.
+  """Memory of a compiled training step; bytes are per device.
 
   Attributes:
     state_bytes: parameters, optimizer state and counters.
     batch_bytes: one batch.
-    temporary_bytes: what the compiled step needs besides, at its peak.
+    temporary_bytes: temporary memory of the compiled step at its peak.
     seconds: time to trace and compile.
   """
 
@@ -121,7 +121,7 @@ class DryRun:
       ("parameters and optimizer state", show_bytes(self.state_bytes)),
       ("one batch", show_bytes(self.batch_bytes)),
       ("temporary memory of a step", show_bytes(self.temporary_bytes)),
-      ("in all", show_bytes(total)),
+      ("total", show_bytes(total)),
       ("compilation", f"{self.seconds:.1f} s"),
     ]
     return table(rows, right=(1,))
@@ -148,7 +148,7 @@ def dry_run(experiment: Experiment) -> DryRun:
 
 
 def abstract_state(experiment: Experiment) -> step_lib.TrainState:
-  """Shapes and types of the train state."""
+  """Returns shapes and dtypes of the train state."""
   optimizer = experiment.optimizer.transformation()
   return jax.eval_shape(
     lambda: step_lib.initial_state(
@@ -158,12 +158,12 @@ def abstract_state(experiment: Experiment) -> step_lib.TrainState:
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and types of a batch."""
+  """Returns shapes and dtypes of a batch."""
   return step_lib.abstract_batch(experiment.batch_size, experiment.sequence_length)
 
 
 def device_bytes(tree: Any) -> int:
-  """Bytes of a tree of abstract arrays that lie on one device."""
+  """Bytes per device of a tree of abstract arrays."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape)
     * leaf.dtype.itemsize
@@ -172,7 +172,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def table(rows: Sequence[Sequence[str]], right: tuple[int, ...]) -> str:
-  """Aligned columns; those in `right` on the right."""
+  """Formats rows as aligned columns; columns in `right` are right-aligned."""
   widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   return "\n".join(
     "  ".join(
@@ -192,7 +192,7 @@ def _si(value: float) -> str:
 
 
 def show_bytes(value: float) -> str:
-  """A number of bytes, in the unit that suits it."""
+  """Formats a number of bytes with a fitting unit."""
   for prefix in ("", "ki", "Mi", "Gi", "Ti"):
     if value < 1024:
       return f"{value:.4g} {prefix}B"

@@ -1,8 +1,7 @@
-"""One owner at a time for a directory that a command writes: a lock file with host, process and
-heartbeat.
+"""Locks a directory that a command writes: a lock file with host, process and heartbeat.
 
-Works on file systems that hosts share: the file appears by a hard link, which is atomic on NFS as
-well, and the owner refreshes its time. No lock of the kernel is relied on.
+Works on file systems that hosts share: the file is created by a hard link, which is atomic on NFS
+as well, and the owner refreshes its time. No kernel lock is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ BEAT_SECONDS = 5.0
 DEAD_SECONDS = 90.0
 # A process that was killed takes a moment to end: its memory is taken back first.
 DYING_SECONDS = 5.0
-# At a lock file that says nothing, before it is taken for another's.
+# How long an unreadable lock file may be in the middle of a write.
 _LOOKS = 20
 
 
@@ -36,9 +35,7 @@ class Ownership:
   """A lock file that is held and refreshed until `release`."""
 
   def __init__(self, directory: Path, owner: Owner, made: bool):
-    """Starts to refresh; `made`: the directory was made for this, and goes if nothing is put into
-    it.
-    """
+    """Starts the heartbeat; `made`: the directory is new, and is removed if it stays empty."""
     self._directory, self._owner, self._made = directory, owner, made
     self._released = threading.Event()
     self._ending = threading.Lock()
@@ -46,15 +43,14 @@ class Ownership:
     self._beat.start()
 
   def release(self) -> None:
-    """Gives the directory back."""
+    """Releases the directory."""
     self._released.set()
     self._beat.join()
     lock = self._directory / LOCK_FILE
     own = self._directory / f"{LOCK_FILE}.{self._owner.token}"
     with contextlib.suppress(OSError):
       own.write_text(self._owner.as_json(), encoding="utf-8")
-      # As whoever takes it over does: what is there is removed by one process, and looked at
-      # before.
+      # As in a takeover: one process checks the lock and removes it.
       found = lock_owner.read(lock)
       if found is not None and found.token == self._owner.token:
         _remove(lock, own, self._owner.token)
@@ -65,32 +61,30 @@ class Ownership:
         self._directory.rmdir()
 
   def require(self) -> None:
-    """Ends this process if it has lost the directory; to be called before something is written
-    there.
+    """Ends this process if it has lost the directory; call before each write to it.
 
-    A process that was stopped for long, or whose storage was away, is not told that it was taken
-    for dead.
+    A process that was stopped, or without its storage, for too long counts as dead and loses the
+    directory without notice.
     """
     with contextlib.suppress(OSError):
       for _ in range(_LOOKS):
         if self._is_held():
           return
         time.sleep(0.05)  # perhaps it is being written
-      self._end("is somebody else's: its lock file cannot be read")
+      self._end("has another owner: its lock file cannot be read")
 
   def _is_held(self) -> bool:
-    """Whether the lock names this ownership; False if it cannot be read. Ends the process if it is
-    lost.
+    """Whether the lock names this ownership; False if unreadable. Ends the process if it is lost.
 
     Raises:
-      OSError: the storage does not say.
+      OSError: the storage failed.
     """
     try:
       contents = small_files.read(self._directory / LOCK_FILE)
     except small_files.NotReadable:
       return False
     if contents is None:
-      self._end("is nobody's any more: its lock file was removed")
+      self._end("has no owner any more: its lock file was removed")
     found = lock_owner.parsed(contents)
     if found is not None and found.token != self._owner.token:
       self._end(f"now belongs to {found}")
@@ -104,13 +98,11 @@ class Ownership:
           os.utime(self._directory / LOCK_FILE)
 
   def _end(self, why: str) -> NoReturn:
-    """Ends this process, which must write nothing more: neither what waits to be closed nor what is
-    being saved.
-    """
-    self._ending.acquire()  # for good: one thread says so
+    """Ends this process at once, so that it writes nothing more, even on exit."""
+    self._ending.acquire()  # never released: one thread prints
     print(
-      f"error: {self._directory} {why}. This process, silent for too long, lost it, and ends "
-      "without saving.",
+      f"error: {self._directory} {why}. This process stopped for too long and lost the directory; "
+      "it ends without saving.",
       file=sys.stderr,
       flush=True,
     )
@@ -119,11 +111,11 @@ class Ownership:
 
 @contextlib.contextmanager
 def owned(directory: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
-  """Holds a directory, made if missing, for this process alone; takes it over from a dead one.
+  """Locks a directory, created if missing; takes it over from a dead owner.
 
   Args:
     directory: the directory.
-    say: is told that another host's owner is waited for; None prints to stderr.
+    say: receives the line that this process waits for another host's owner; None prints to stderr.
 
   Raises:
     UserError: another process holds it, or it cannot be written.
@@ -137,13 +129,12 @@ def owned(directory: Path, say: Callable[[str], None] | None = None) -> Iterator
 
 @contextlib.contextmanager
 def owned_by_job(directory: Path) -> Iterator[Callable[[], None]]:
-  """As `owned`, for all processes of one program: the first holds the directory, the others hear
-  its verdict.
+  """Locks a directory for all processes of a program, in the first of them; see `owned`.
 
-  Yields what is to be called before something is written: see `Ownership.require`.
+  Yields a function to call before each write: see `Ownership.require`.
 
   Raises:
-    UserError: on every process, if the first cannot have the directory.
+    UserError: on every process, if the first cannot lock the directory.
   """
   from parallel import processes
 
@@ -156,7 +147,7 @@ def owned_by_job(directory: Path) -> Iterator[Callable[[], None]]:
   try:
     if refusal := processes.told_by_first(refusal):
       raise UserError(refusal)
-    # The end of the process that holds the directory ends the others.
+    # When the process with the lock ends, the others end.
     yield ownership.require if ownership else lambda: None
   finally:
     if ownership is not None:
@@ -164,7 +155,7 @@ def owned_by_job(directory: Path) -> Iterator[Callable[[], None]]:
 
 
 def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership:
-  """As `owned`, until `release`."""
+  """Locks a directory until `release`; see `owned`."""
   made = not directory.exists()
   try:
     directory.mkdir(parents=True, exist_ok=True)
@@ -199,8 +190,8 @@ def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership
       if watched is None:
         watched, began = (holder.token, beat), time.monotonic()
         text = (
-          f"{directory} belongs to {holder}; waiting up to {DEAD_SECONDS - silent:.0f} s for a "
-          "sign of life"
+          f"{directory} belongs to {holder}; waiting up to {DEAD_SECONDS - silent:.0f} s for its "
+          "heartbeat"
         )
         (say or (lambda text: print(text, file=sys.stderr, flush=True)))(text)
       elif watched != (holder.token, beat) or time.monotonic() - began > 2 * DEAD_SECONDS:
@@ -214,12 +205,12 @@ def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership
 
 
 def holder(directory: Path) -> Owner | None:
-  """Who holds a directory, as its lock file says, dead or alive; None if nobody does."""
+  """Reads a directory's owner, dead or alive, from the lock file; None if there is none."""
   return lock_owner.read(directory / LOCK_FILE)
 
 
 def is_abandoned(directory: Path) -> bool:
-  """Whether the owner of a directory is dead: gone, or silent for long."""
+  """Whether the owner of a directory is dead: ended, or without a heartbeat for long."""
   found, beat = holder(directory), _mtime(directory / LOCK_FILE)
   if beat is None:
     return False
@@ -228,9 +219,9 @@ def is_abandoned(directory: Path) -> bool:
 
 
 def _is_dead(owner: Owner, silent: float) -> bool:
-  """Whether an owner is taken for dead after so many seconds without a heartbeat.
+  """Whether an owner counts as dead after `silent` seconds without a heartbeat.
 
-  On this machine its process alone decides: it may be stopped, or the machine may have slept.
+  On this machine only the process counts: it may be stopped, or the machine may have slept.
   """
   return owner.is_gone() if owner.machine == lock_owner.machine() else silent > DEAD_SECONDS
 
@@ -238,23 +229,20 @@ def _is_dead(owner: Owner, silent: float) -> bool:
 def _held(directory: Path, owner: Owner) -> UserError:
   return UserError(
     f"{directory} is in use: it belongs to {owner}. Wait for that process or end it (the same "
-    "command then "
-    "continues), or name another directory. If that process is not yours to see and surely dead, "
-    "remove "
-    f"{directory / LOCK_FILE}."
+    "command then continues), or name another directory. If you cannot see that process but know "
+    f"that it ended, remove {directory / LOCK_FILE}."
   )
 
 
 def _unwritable(directory: Path, error: OSError) -> UserError:
   return UserError(
-    f"{directory} cannot be written: {error.strerror or error}. Make room or give the rights, or "
-    "name "
-    "another directory."
+    f"{directory} cannot be written: {error.strerror or error}. Free space or change the "
+    "permissions, or name another directory."
   )
 
 
 def _link(own: Path, lock: Path) -> bool:
-  """Makes the lock file, whole and only if there is none; returns whether it did."""
+  """Creates the lock file atomically unless there is one; returns whether it did."""
   try:
     os.link(own, lock)
   except FileExistsError:
@@ -262,7 +250,7 @@ def _link(own: Path, lock: Path) -> bool:
   except OSError:
     if not own.exists():
       raise
-    # An answer that was lost on the way from an NFS server looks like a failure.
+    # A lost answer of an NFS server looks like a failure.
     if own.stat().st_nlink == 2:
       return True
     # A file system without hard links.
@@ -276,16 +264,16 @@ def _link(own: Path, lock: Path) -> bool:
 
 
 def _remove(file: Path, own: Path, key: str) -> None:
-  """Removes the lock of a dead owner, or one's own, unless it has become another's.
+  """Removes the lock of a dead owner, or one's own, unless it has a new owner.
 
-  The right to remove a file that names an owner is itself a file, which names the remover: one
-  process alone can make it, and it is made of the owner's token, so that it is of no use for the
-  next lock. Where a remover died, its file is removed in the same way. The caller tries again.
+  The right to remove a lock is itself a lock file, which names the remover. Its name contains the
+  owner's token, so that it does not apply to the next lock. A dead remover's file is removed in
+  the same way. The caller tries again.
 
   Args:
     file: the lock, or the file of a remover.
     own: a file that names this process and has no other link.
-    key: of the owner that was found dead, by `_owner`.
+    key: the dead owner's key by `_owner`.
   """
   right = own.with_name(f"{LOCK_FILE}.dead.{key}")
   if _link(own, right):
@@ -297,7 +285,7 @@ def _remove(file: Path, own: Path, key: str) -> None:
     return
   beat, (right_key, remover) = _mtime(right), _owner(right)
   if beat is None:
-    return  # it has just been done
+    return  # just removed by another process
   silent = own.stat().st_mtime - beat
   if silent > BEAT_SECONDS if remover is None else _is_dead(remover, silent):
     _remove(right, own, right_key)
@@ -306,12 +294,12 @@ def _remove(file: Path, own: Path, key: str) -> None:
 
 
 def _owner(file: Path) -> tuple[str, Owner | None]:
-  """The owner in a file, None if it cannot be read, and what tells it from any other."""
+  """Reads the owner in a file (None if unreadable) and a unique key of it."""
   owner = lock_owner.read(file)
   if owner is not None:
     return owner.token, owner
   try:
-    state = file.lstat()  # known by its identity on the disk; a link may lead nowhere
+    state = file.lstat()  # by its inode; a link may be dangling
   except FileNotFoundError:
     return "", None
   return f"{state.st_ino}-{state.st_mtime_ns}", None

@@ -1,4 +1,4 @@
-"""What a run consists of: filled in by gin, built from a checked configuration."""
+"""Defines an experiment, and builds it from a checked configuration."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from training.step import abstract_batch, token_losses
 
 
 class Dataset(Protocol):
-  """Rows that are made on first use; see `data.dataset`."""
+  """A data set with rows that are made on first use; see `data.dataset`."""
 
   def rows(self) -> RowFiles | MixedRows:
-    """Opens the rows, and makes them if they are missing."""
+    """Opens the rows; makes them if they are missing."""
     ...
 
 
 class Text(Dataset, Protocol):
-  """A dataset that is no mixture of others."""
+  """A dataset that is not a mixture."""
 
   @property
   def sequence_length(self) -> int: ...
@@ -54,19 +54,19 @@ class Text(Dataset, Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """A model, what it reads, and how it is trained.
+  """A model, its data and its training.
 
   Attributes:
     model: the model.
-    train_data, eval_data: text to learn from and text held out; of one vocabulary and length.
+    train_data, eval_data: training text and held-out text, with the same vocabulary and length.
     optimizer: the optimizer with its schedule.
-    options: how long the run is, and what it does besides stepping.
+    options: number of steps, checkpoints, evaluations and other options of the loop.
     batch_size: rows per step.
-    eval_batches: batches of held-out text that an evaluation reads; None reads all.
-    seed: of the parameters, the order of the rows and the samples.
-    samples: prompts that the finished model continues; '' starts a document.
-    mesh: the devices and what is split over them; None trains on one device.
-    init_from: a run directory whose newest parameters training starts from; None draws them.
+    eval_batches: batches of held-out text per evaluation; None reads all.
+    seed: seed of the parameters, the order of the rows and the samples.
+    samples: prompts that the trained model continues; '' starts a document.
+    mesh: the devices and the sharding; None trains on one device.
+    init_from: a run directory to take initial parameters from; None initialises them randomly.
   """
 
   model: LanguageModel
@@ -88,7 +88,7 @@ class Experiment:
       raise ValueError(f"batch_size={self.batch_size} must be at least 1. Set --gin.BATCH_SIZE.")
     if self.batch_size % self.options.step.grad_accum_steps:
       raise ValueError(
-        f"a batch of {plural(self.batch_size, 'row')} cannot be cut into "
+        f"a batch of {plural(self.batch_size, 'row')} cannot be split into "
         f"{self.options.step.grad_accum_steps} "
         "microbatches. Set --gin.MICROBATCHES to a divisor of --gin.BATCH_SIZE."
       )
@@ -96,7 +96,7 @@ class Experiment:
       raise ValueError(f"eval_batches={self.eval_batches} must be at least 1, or None for all.")
     if self.optimizer.master_copy and self.model.param_dtype == jnp.float32:
       raise ValueError(
-        "master_copy keeps the parameters in float32, which they are already: drop it, or set "
+        "master_copy has no effect: the parameters are float32 already. Remove it, or set "
         "Backbone.param_dtype = 'bfloat16'."
       )
     lengths = (
@@ -105,8 +105,8 @@ class Experiment:
     )
     if lengths[0] != lengths[1]:
       raise ValueError(
-        f"the training rows hold {lengths[0]} tokens and the held-out rows {lengths[1]}: "
-        "give both the same sequence_length."
+        f"training rows have {lengths[0]} tokens and held-out rows {lengths[1]}. "
+        "Set the same sequence_length for both."
       )
 
   @property
@@ -144,7 +144,7 @@ class Experiment:
     return sharding_plan
 
   def check_step(self, sharding_plan: ShardingPlan) -> None:
-    """Traces a training step, so that what does not fit is told before anything is written.
+    """Traces a training step, so that errors are raised before anything is written.
 
     Raises:
       ConfigError: model, batch and options do not fit.
@@ -165,13 +165,13 @@ class Experiment:
       raise ConfigError(str(error).partition("\n----")[0]) from None
 
   def rows(self) -> tuple[RowFiles | MixedRows, RowFiles | MixedRows]:
-    """Opens the training rows and the held-out rows, and makes what is missing of both at once."""
+    """Opens the training rows and the held-out rows; makes missing ones together."""
     with naming_flags():
       preparation.prepare([*_texts(self.train_data), *_texts(self.eval_data)])
       return self.train_data.rows(), self.eval_data.rows()
 
   def check_vocabulary(self) -> None:
-    """Compares vocabulary and model.
+    """Checks that the vocabulary fits the model.
 
     Raises:
       ConfigError: a vocabulary's file is missing, the model has too few tokens, or the held-out
@@ -185,16 +185,18 @@ class Experiment:
       raise ConfigError(str(error)) from None
     if self.model.vocab_size < vocabulary.size:
       raise ConfigError(
-        f"the vocabulary has {vocabulary.size} ids, the model's embedding {self.model.vocab_size}: "
-        f"set --gin.VOCAB_SIZE={vocabulary.size}."
+        f"the vocabulary has {vocabulary.size} ids, the model's embedding {self.model.vocab_size}. "
+        f"Set --gin.VOCAB_SIZE={vocabulary.size}."
       )
     if different:
-      raise ConfigError("training text and held-out text are of different vocabularies.")
+      raise ConfigError(
+        "training text and held-out text have different vocabularies. Set the same for both."
+      )
 
 
 @contextlib.contextmanager
 def naming_flags() -> Iterator[None]:
-  """Adds to what is wrong with text the arguments that change it, and where its options stand."""
+  """Adds the arguments to change to errors about text."""
   try:
     yield
   except CorpusError as error:
@@ -202,23 +204,21 @@ def naming_flags() -> Iterator[None]:
 
 
 def _texts(data: Dataset) -> list[TextDataset]:
-  """The single texts that a dataset reads, as far as its configuration names them."""
+  """Lists the single texts that a dataset's configuration names."""
   if isinstance(data, Mixture):
     return list(data.components)
   return [data] if isinstance(data, TextDataset) else []
 
 
 def first_part(data: Dataset) -> Text:
-  """The dataset itself, or the first component of a mixture; they agree in vocabulary and
-  length.
-  """
+  """Returns the dataset, or a mixture's first component: all have one vocabulary and length."""
   while isinstance(data, Mixture):
     data = data.components[0]
   return cast(Text, data)
 
 
 def read_as(data: Dataset, **changes: Any) -> Dataset:
-  """The same text in another vocabulary or rows of another length."""
+  """Returns the same text with another vocabulary or row length."""
   if isinstance(data, Mixture):
     components = tuple(read_as(part, **changes) for part in data.components)
     return dataclasses.replace(data, components=components)
@@ -235,12 +235,11 @@ def load(
   """Reads and checks the configuration of an experiment.
 
   Args:
-    paths: a gin file, or several, each also as read: the bindings of a later one replace those of
-      an earlier one.
+    paths: one or more gin files or parsed sources; later bindings replace earlier ones.
     arguments: bindings from the command line.
-    shared: whether the arguments serve other configurations too, so that one without effect is a
-      warning and no error.
-    name: says what was read; None is the first file.
+    shared: whether the arguments are for other configurations too, so that unused ones are
+      warnings instead of errors.
+    name: name of the configuration in errors; None is the first file's.
 
   Raises:
     ConfigError: see `config.config.load`.
@@ -256,9 +255,9 @@ def load(
 
 
 def build(configuration: Config) -> Experiment:
-  """Makes what a configuration describes; no array is allocated and no file opened.
+  """Builds the experiment of a configuration; allocates no arrays and opens no files.
 
   Raises:
-    ConfigError: a part refuses its values.
+    ConfigError: a part rejects its values.
   """
   return configuration.build()

@@ -1,4 +1,4 @@
-"""Tells what gin files describe: a run, a comparison, or no whole of either."""
+"""Tells whether gin files describe a run, a comparison, or a part of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from config.place import ConfigError
 from config.source import Source
 
 RUN, COMPARISON = "Experiment", "Comparison"
-# What each is called, a file of it, its command, and the option of that for a folder.
+# For each: its name, an example file, its command, and that command's option for a folder.
 _WORDS = {
   RUN: ("run", "gin/runs/griffin_quickstart.gin", "launch.train", "--run_dir=runs/NAME"),
   COMPARISON: (
@@ -19,22 +19,22 @@ _WORDS = {
 
 
 def kinds(source: Source) -> set[str]:
-  """What a source binds parameters of: `RUN`, `COMPARISON`, both or neither."""
+  """Returns the roots with bindings in a source: `RUN`, `COMPARISON`, both or neither."""
   bound = {item.selector.rpartition(".")[2] for item in source.statements if item.parameter}
   return bound & _WORDS.keys()
 
 
 def require(source: Source, wanted: str, name: str) -> None:
-  """Compares what was read with what a command is for.
+  """Checks that a source describes what a command needs.
 
   Args:
-    source: what was read.
+    source: the source.
     wanted: `RUN` or `COMPARISON`.
-    name: of the file that it was read from.
+    name: the source's file.
 
   Raises:
-    ConfigError: it describes the other kind, or neither; the message has the command or the file to
-      take.
+    ConfigError: it describes the other kind, or neither; the message names the command or file to
+      use.
   """
   found = kinds(source)
   if wanted in found:
@@ -49,9 +49,9 @@ def require(source: Source, wanted: str, name: str) -> None:
   if wanted == COMPARISON or is_part:
     file = _WORDS[COMPARISON][1]
     raise ConfigError(
-      f"{name} describes no whole {what}. Include it in a file that describes a comparison, as "
+      f"{name} is not a complete {what}. Include it in a file that describes a comparison, as "
       f"{file} does."
     )
   raise ConfigError(
-    f"{name} describes no whole {what}. Give it after a file that does, such as {file}."
+    f"{name} is not a complete {what}. Put it after a file that is, such as {file}."
   )

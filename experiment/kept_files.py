@@ -1,6 +1,4 @@
-"""What Hugging Face's folders hold besides weights and configuration: kept in runs, given back on
-export.
-"""
+"""Keeps other files of Hugging Face's folders, such as tokenizers, in runs; exports copy them."""
 
 from __future__ import annotations
 
@@ -15,18 +13,16 @@ _PATTERNS = ("tokenizer*", "special_tokens_map.json", "generation_config.json", 
 
 
 def folder(run_dir: Path, experiment: Experiment) -> Path:
-  """The folder of such files, of the run or of the one that it started from; it may be missing."""
+  """Returns the folder of kept files of a run or of its `init_from`; it may not exist."""
   own = run_dir / FOLDER
   first = experiment.init_from
   return own if own.is_dir() or first is None else Path(first) / FOLDER
 
 
 def keep(source: Path, target: Path) -> None:
-  """Copies them from one folder to another, which is made if there are any, with all of them or not
-  at all.
+  """Copies the kept files of a folder to another one, all or none.
 
-  A link that leads out of the folder is left out: whoever sent the folder does not choose what is
-    copied.
+  Links that lead out of the folder are skipped: a received folder must not choose what is copied.
   """
   files = [file for pattern in _PATTERNS for file in sorted(source.glob(pattern))]
   files = [file for file in files if file.is_file() and _is_inside(file, source)]
@@ -41,6 +37,6 @@ def keep(source: Path, target: Path) -> None:
 
 
 def _is_inside(file: Path, folder: Path) -> bool:
-  """Whether a file lies in a folder; Hugging Face's cache links to `blobs` beside its snapshots."""
+  """Whether a file is inside a folder; Hugging Face's cache links to `blobs` next to snapshots."""
   real, own = file.resolve(), folder.resolve()
   return real.parent in (own, own.parent.parent / "blobs")

@@ -1,4 +1,4 @@
-"""The process that a directory belongs to, as its lock file names it."""
+"""Reads and writes the owner in a lock file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ from base import small_files
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-  """The process that a directory belongs to.
+  """The process that owns a directory.
 
   Attributes:
     host: name of its machine.
-    machine: tells apart boots of machines and containers of one name: only within one of them do
-      process ids mean the same.
+    machine: id of the machine's boot or container, within which process ids are comparable.
     pid: its process id.
-    process_start: when the process started, as the kernel counts; '' if unknown. Ids are used
-      again.
-    since: when it took the directory, for people.
-    token: of this one ownership alone.
+    process_start: start of the process in kernel ticks, since ids are reused; '' if unknown.
+    since: when it took the directory, for display.
+    token: unique id of this ownership.
   """
 
   host: str
@@ -38,7 +36,7 @@ class Owner:
   token: str
 
   def is_gone(self) -> bool:
-    """Whether it surely runs no more: a process of this machine that does not exist."""
+    """Whether the process certainly ended: it is of this machine and does not exist."""
     if self.machine != machine():
       return False
     try:
@@ -51,7 +49,7 @@ class Owner:
     return now == "zombie" or bool(now and self.process_start and now != self.process_start)
 
   def as_json(self) -> str:
-    """What a lock file holds."""
+    """Formats the owner as the contents of a lock file."""
     return json.dumps(dataclasses.asdict(self))
 
   def __str__(self) -> str:
@@ -59,7 +57,7 @@ class Owner:
 
 
 def read(lock: Path) -> Owner | None:
-  """The owner that a lock file names; None if there is none or it cannot be read."""
+  """Reads the owner in a lock file; None if it is missing or unreadable."""
   try:
     contents = small_files.read(lock)
   except (OSError, small_files.NotReadable):
@@ -68,18 +66,18 @@ def read(lock: Path) -> Owner | None:
 
 
 def parsed(contents: bytes) -> Owner | None:
-  """The owner in the contents of a lock file; None if they are none."""
+  """Parses the contents of a lock file; None if they are invalid."""
   try:
     found = Owner(**json.loads(contents))
   except (ValueError, TypeError, RecursionError):
     return None
-  # The token becomes a file's name.
+  # The token becomes a file name.
   whole = type(found.pid) is int and found.pid > 0 and re.fullmatch(r"\w{1,64}", str(found.token))
   return found if whole else None
 
 
 def this_process() -> Owner:
-  """This process as an owner, of a new ownership."""
+  """Makes a new ownership of this process."""
   return Owner(
     host=socket.gethostname(),
     machine=machine(),
@@ -91,7 +89,7 @@ def this_process() -> Owner:
 
 
 def machine() -> str:
-  """Where process ids mean the same: host, boot and namespace."""
+  """Identifies the scope of process ids: host, boot and namespace."""
   parts = [socket.gethostname()]
   with contextlib.suppress(OSError):
     parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -100,7 +98,7 @@ def machine() -> str:
 
 
 def _process_start(pid: int) -> str:
-  """When a process started, in the kernel's ticks; 'zombie' if it has ended, '' if unknown."""
+  """Returns the start of a process in kernel ticks; 'zombie' if it ended, '' if unknown."""
   try:
     # The command's name, in brackets, may hold spaces and brackets.
     fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

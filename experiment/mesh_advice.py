@@ -1,4 +1,4 @@
-"""Lays an experiment over a mesh, or says which flags would make it fit."""
+"""Shards an experiment over a mesh, or suggests flags that would make it fit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from experiment.experiment import Experiment
 from parallel.mesh import FLAGS, Device, MeshSpec
 from parallel.sharding_plan import Parallelism, ShardingPlan
 
-# So many ways out are told, and so many are tried: each costs a trace of the model.
+# How many suggestions are shown, and how many tried: each costs a trace of the model.
 _TOLD, _TRIED = 2, 6
 
 
 def sharding_plan(experiment: Experiment, devices: Sequence[Device] | None = None) -> ShardingPlan:
-  """As `Experiment.sharding_plan`.
+  """Returns `Experiment.sharding_plan`, with suggestions if it fails.
 
   Raises:
-    ConfigError: it does not fit; with flags that were tried, and would.
+    ConfigError: it does not fit; the message has flags that were tried and would.
   """
   try:
     return experiment.sharding_plan(devices)
@@ -44,8 +44,8 @@ def _fits(experiment: Experiment, devices: Sequence[Device] | None) -> bool:
 
 
 def _ways_out(experiment: Experiment, count: int) -> Iterator[tuple[str, Experiment]]:
-  """Flags and what they make of an experiment, the smallest changes first; most do not fit."""
-  laid = cast(Parallelism, experiment.mesh)  # Without a mesh everything fits.
+  """Yields flags and the changed experiments, the smallest changes first; most do not fit."""
+  laid = cast(Parallelism, experiment.mesh)  # Without a mesh, everything fits.
   asked = laid.mesh
   for seq, model in _other_sizes(asked):
     data, rest = divmod(count, seq * model)
@@ -54,7 +54,7 @@ def _ways_out(experiment: Experiment, count: int) -> Iterator[tuple[str, Experim
     sizes = {"data": -1 if asked.data == -1 else data, "seq": seq, "model": model}
     flags = [f"{FLAGS[n]}={size}" for n, size in sizes.items() if size != getattr(asked, n)]
     parallelism = dataclasses.replace(laid, mesh=dataclasses.replace(asked, **sizes))
-    # Each device gets a row of each microbatch at least.
+    # Each device needs at least one row of each microbatch.
     step = data * experiment.options.step.grad_accum_steps
     rows = -(-experiment.batch_size // step) * step
     if rows != experiment.batch_size:
@@ -67,9 +67,7 @@ def _ways_out(experiment: Experiment, count: int) -> Iterator[tuple[str, Experim
 
 
 def _other_sizes(asked: MeshSpec) -> list[tuple[int, int]]:
-  """Sizes of the seq and model axes: those asked for, then smaller ones, then a larger model
-  axis.
-  """
+  """Yields sizes of the seq and model axes: the requested, then smaller, then a larger model."""
   smaller = [
     (seq, model) for seq in _divisors(abs(asked.seq)) for model in _divisors(abs(asked.model))
   ]

@@ -1,4 +1,4 @@
-"""Finds the models of `gin/models/`, and builds one alone, small, for the contract."""
+"""Finds the models of `gin/models/`, and builds small ones for the contract."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _DEFAULTS, _SIZE = "kernels/auto.gin", "contract.gin"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Listing:
-  """What is left of an experiment if only the model is wanted."""
+  """The model of an experiment, without data or training."""
 
   model: LanguageModel
 
 
 def names() -> list[str]:
-  """The models of the zoo: the files of `gin/models/` that set MODEL."""
+  """Lists the models of the zoo: the files of `gin/models/` that set MODEL."""
   return sorted(
     file.stem for file in FOLDER.glob("*.gin") if _sets_model(gin_source.read_file(file))
   )
 
 
 def file_of(name: str) -> str:
-  """The gin file of a model: a file's own path, or that of a model of the zoo."""
+  """Returns the gin file of a model: a path as it is, or the file of a model of the zoo."""
   return name if name.endswith(".gin") else f"models/{name}.gin"
 
 
@@ -42,22 +42,21 @@ def build(
   """Builds the model of gin files at the size of `gin/contract.gin`.
 
   Args:
-    paths: a model's file, or all of a run; a later one wins.
-    arguments: bindings from the command line, which win over the small size.
+    paths: a model's file, or all files of a run; later ones win.
+    arguments: bindings from the command line, which replace those of the small size.
 
   Returns:
     the model, and the macros in force that set its size.
 
   Raises:
-    ConfigError: see `config.config.load`; or the files set no MODEL.
+    ConfigError: see `config.config.load`; or the files do not set MODEL.
   """
   own = sum(map(gin_source.read_file, paths), Source())
   given = gin_source.read_arguments(arguments)
   if not _sets_model(own + given):
     shown = ", ".join(map(str, paths))
     raise ConfigError(
-      f"{shown} sets no MODEL: add MODEL = @your_module.your_function(), as gin/models/hawk.gin "
-      "does"
+      f"{shown} does not set MODEL. Add MODEL = @your_module.your_function(), as in does"
     )
   size = gin_source.read_file(_SIZE)
   source = gin_source.read_file(_DEFAULTS) + own + size + given

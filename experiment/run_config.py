@@ -1,4 +1,4 @@
-"""The configuration of a run directory, alone or with gin files and arguments laid over it."""
+"""Loads the configuration of a run directory, changed by gin files and arguments."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def load(
   trust: Trust = NOBODY,
   makes_rows: bool = False,
 ) -> Config:
-  """Reads the configuration of a run, changed by gin files and then by arguments.
+  """Loads the configuration of a run, changed by gin files and then by arguments.
+
+  This is the configuration that the run was trained with, even if its file was edited; no file is
+  changed. If the run's SentencePiece model is missing, the run's copy is used. All processes must
+  call this.
 
   Args:
     run: the run's directory.
-    files: the user's own, laid over it.
-    arguments: bindings, laid over these.
-    trust: modules beyond this project's that the run's configuration may name.
+    files: gin files of the user, which change the configuration.
+    arguments: bindings, which change it after the files.
+    trust: other modules than this project's that the run's configuration may name.
     makes_rows: whether text may be tokenized; see `experiment.trust_check.check`.
 
-  It is the configuration that the run was trained under, whatever its file says; nothing is
-  changed. A SentencePiece model that is gone from where the run read it is replaced by the run's
-  own copy. All processes come here.
-
   Raises:
-    UserError: the directory holds no run, or one whose configuration is not trusted.
+    UserError: the directory contains no run, or its configuration is not trusted.
     ConfigError: see `config.config.load`.
   """
   text = _agreed_text(run)
@@ -59,18 +59,15 @@ def load(
 
 
 def is_own(run: RunDirectory) -> bool:
-  """Whether the user made the run on this machine, so that what is made from its configuration is
-  theirs.
-  """
+  """Whether the user made the run on this machine, so that runs based on it are trusted too."""
   return trust_check.is_recorded(run.config_file, run.config_text(run.judge()))
 
 
 def _agreed_text(run: RunDirectory) -> str:
-  """The run's configuration as the first process sees it, on every process; it tells what is not as
-  it was.
+  """Reads the run's configuration in the first process, for all; warns of changed files.
 
   Raises:
-    UserError: on every process, if there is no run, or it cannot be read.
+    UserError: on every process, if the run is missing or cannot be read.
   """
   text = refusal = ""
   if processes.is_first():
@@ -89,7 +86,7 @@ def _agreed_text(run: RunDirectory) -> str:
 
 
 def _missing_model(config: Config) -> str | None:
-  """The macro or parameter that names a SentencePiece model which does not exist."""
+  """Returns the macro or parameter that names a missing SentencePiece model."""
   for key, item in config.operative.items():
     of_model = key.configurable.target is tokenizers.SentencePiece and key.parameter == "path"
     if of_model and isinstance(item.value, str) and not Path(item.value).is_file():
@@ -99,9 +96,9 @@ def _missing_model(config: Config) -> str | None:
 
 
 def is_whole(files: Sequence[str | os.PathLike]) -> bool:
-  """Whether gin files describe a whole experiment; if not, they change that of a run.
+  """Whether gin files describe a complete experiment; if not, they change a run's.
 
-  Whoever binds the training data of the experiment describes all of it, as gin/experiment.gin does.
+  Files that bind the experiment's training data are complete, as gin/experiment.gin is.
   """
   return any(
     statement.selector.rpartition(".")[2] == experiment_lib.Experiment.__name__

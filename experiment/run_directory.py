@@ -1,4 +1,4 @@
-"""What a run directory holds besides metrics and checkpoints: its configuration and vocabulary."""
+"""Reads, checks and writes a run directory's configuration and vocabulary."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WRITTEN = (
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """One value that is not what it was; None where there is or was no such value."""
+  """A changed value; `old` or `new` is None if the value is new or removed."""
 
   name: str
   old: str | None
@@ -44,23 +44,23 @@ class Difference:
     if self.old is None:
       return f"  {self.name} = {self.new} is new"
     if self.new is None:
-      return f"  {self.name} = {self.old} is gone"
+      return f"  {self.name} = {self.old} is removed"
     return f"  {self.name}: {self.old} -> {self.new}"
 
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
-  """A folder of one run."""
+  """The folder of a run."""
 
   path: Path
 
   def __str__(self) -> str:
-    """The path as a reader would type it."""
+    """Formats the path as a user would type it."""
     return paths.shown(self.path)
 
   @property
   def config_file(self) -> Path:
-    """The configuration, in one gin file."""
+    """Path of the configuration's gin file."""
     return self.path / CONFIG_FILE
 
   def holds_run(self) -> bool:
@@ -68,75 +68,72 @@ class RunDirectory:
     return self.config_file.is_file()
 
   def require_run(self) -> None:
-    """Raises UserError if no run was started here; it names those in the folder, or beside it."""
+    """Raises UserError if no run was started here; the message lists runs in or next to it."""
     if not self.holds_run():
       near = _runs_in(self.path) or _runs_in(self.path.parent)
-      hint = f" There is {', '.join(near[:8])}." if near else ""
-      raise UserError(f"{self} holds no run: it has no {CONFIG_FILE}.{hint}")
+      hint = f" Runs nearby: {', '.join(near[:8])}." if near else ""
+      raise UserError(f"{self} is not a run directory: it has no {CONFIG_FILE}.{hint}")
 
   def require_made_from(self, kind: str, text: str | None = None) -> None:
-    """Raises UserError if the configuration here is not of this kind, `gin_kinds.RUN` or
-    `COMPARISON`.
+    """Raises UserError if the configuration is of the other kind.
 
     Args:
-      kind: of the two.
-      text: what is loaded in place of what the file holds; None is the latter.
+      kind: `file_kinds.RUN` or `COMPARISON`.
+      text: the text that is loaded; None reads the file.
     """
     if kind == file_kinds.RUN and not self.was_made_from(kind, text):
       near = _runs_in(self.path / "runs")
       hint = f" Name one of its runs: {', '.join(near[:4])}." if near else ""
-      raise UserError(f"{self} holds a comparison, and no single run.{hint}")
+      raise UserError(f"{self} contains a comparison, not a run.{hint}")
     if kind == file_kinds.COMPARISON and not self.was_made_from(kind, text):
       raise UserError(
-        f"{self} holds a training run, and no comparison. Name another --output, or go on with "
-        "the run: "
+        f"{self} contains a run, not a comparison. Name another --output, or continue the run: "
         f"python -m launch.train --run_dir={self}"
       )
 
   def require_place(self) -> None:
-    """Raises UserError if the run cannot be kept under its path, whatever is done."""
+    """Raises UserError if the path cannot be a run directory."""
     if self.path in (Path(self.path.anchor), gin_source.GIN_ROOT.parent):
-      raise UserError(f"{self} is no folder for a run. Name one of its own: --run_dir=runs/first.")
+      raise UserError(f"{self} cannot be a run directory. Name a new one: --run_dir=runs/first.")
     if self.path.is_dir():
       wrong = next((name for name in _WRITTEN if (self.path / name).is_dir()), None)
       if wrong:
         raise UserError(f"{self}/{wrong} is a folder. Remove it, or name another --run_dir.")
       metrics = self.path / METRICS_FILE
-      # It alone is written in place: what it leads to would be cut short.
+      # Only this file is written in place: a link's target would be truncated.
       if metrics.is_symlink() or (metrics.exists() and not metrics.is_file()):
         raise UserError(
-          f"{self}/{METRICS_FILE} is a link, a pipe or a device, and no file of the run. Remove "
-          "it, or name another --run_dir."
+          f"{self}/{METRICS_FILE} is a link, a pipe or a device, not a file. Remove it, or name "
+          "another --run_dir."
         )
     elif self.path.is_symlink():
-      raise UserError(f"{self} is a link that leads nowhere. Remove it, or name another --run_dir.")
+      raise UserError(f"{self} is a broken link. Remove it, or name another --run_dir.")
     elif self.path.exists():
       raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
 
   def was_made_from(self, kind: str, text: str | None = None) -> bool:
-    """Whether the kept configuration is of this kind: see `experiment.file_kinds`."""
+    """Whether the stored configuration is of this kind: see `experiment.file_kinds`."""
     try:
       kept = gin_source.read_alone(
         gin_source.text_of(self.config_file) if text is None else text, str(self.config_file)
       )
     except ConfigError:
-      return True  # Whoever reads it says what is wrong.
-    # Of neither is what the loader names better.
+      return True  # Loading it raises the error.
+    # If it is neither, the loader has the better message.
     return kind in (file_kinds.kinds(kept) or {kind})
 
   def differences(self, config: Config, trust: Trust = NOBODY) -> list[Difference]:
-    """How a configuration differs from that of the run, in values in force.
+    """Lists how a configuration's values in force differ from the run's.
 
-    A parameter that the run did not have, at its default, is no difference. Neither is one on which
-    no result depends, nor a path under which nothing is found any more: the rows themselves are
-    compared.
+    Not counted are parameters that the run did not have, at their defaults; values that cannot
+    change a result; and paths that no longer exist, because the rows themselves are compared.
 
     Args:
       config: the configuration.
-      trust: modules beyond this project's that the run's configuration may name.
+      trust: other modules than this project's that the run's configuration may name.
 
     Raises:
-      UserError: its values in force are lost, and it names others.
+      UserError: the file of its values in force is lost, and its configuration is not trusted.
     """
     old = self._values_in_force(config, trust)
     new = _values(gin_source.read_text(config.operative_text()))
@@ -152,7 +149,7 @@ class RunDirectory:
     ]
 
   def _values_in_force(self, config: Config, trust: Trust) -> dict[str, Any]:
-    """The run's values in force; from its configuration if their own file is gone."""
+    """Reads the run's values in force; resolves its configuration if their file is missing."""
     file = self.path / OPERATIVE_FILE
     try:
       return _values_of(file)
@@ -164,7 +161,7 @@ class RunDirectory:
       return _values(gin_source.read_text(own.operative_text()))
 
   def holds_text_of(self, config: Config) -> bool:
-    """Whether the kept configuration binds what this one does, word for word; comments aside."""
+    """Whether the stored configuration has the same text as this one, apart from comments."""
     try:
       kept = _values_of(self.config_file)
     except ConfigError:
@@ -172,16 +169,14 @@ class RunDirectory:
     return kept == _values(gin_source.read_text(config.text()))
 
   def judge(self) -> list[run_record.Fault]:
-    """What is not as the run was trained, and what it should be; changes nothing. See
-    `experiment.run_record`.
-    """
+    """Lists files that changed since training; changes nothing. See `experiment.run_record`."""
     return run_record.judge(self.path, CONFIG_FILE, OPERATIVE_FILE, DATA_FILE)
 
   def config_text(self, faults: Sequence[run_record.Fault] = ()) -> str:
-    """The configuration as the run was trained under it, whatever its file says.
+    """Returns the configuration that the run was trained with, even if its file changed.
 
     Args:
-      faults: what `judge` found.
+      faults: the result of `judge`.
 
     Raises:
       UserError: no run was started here.
@@ -194,11 +189,10 @@ class RunDirectory:
     return gin_source.text_of(self.config_file)
 
   def restore(self) -> None:
-    """Puts back what is not as the run was trained, in a directory that is held. All processes come
-    here.
+    """Restores files that changed since training, in a locked directory. All processes call this.
 
     Raises:
-      UserError: it cannot be put back.
+      UserError: a file cannot be restored.
     """
     refusal = ""
     if processes.is_first():
@@ -210,16 +204,15 @@ class RunDirectory:
       raise UserError(refusal)
 
   def data_differences(self, data: dict[str, Any]) -> list[Difference]:
-    """How the rows differ from those that the run was trained on."""
+    """Lists how the rows differ from those that the run was trained on."""
     file = self.path / DATA_FILE
     try:
       kept = small_files.read(file)
       old = data if kept is None else dict(json.loads(kept))
     except (ValueError, TypeError, RecursionError):
       raise UserError(
-        f"{paths.shown(file)} cannot be read, and no checkpoint says what it held. Give "
-        "--resume=force if the "
-        "rows are those that the run was started with."
+        f"{paths.shown(file)} cannot be read, and no checkpoint has a copy. Give --resume=force if "
+        "the rows are those that the run was started with."
       ) from None
     return [
       Difference(name, str(old.get(name)), str(data.get(name)))
@@ -232,8 +225,8 @@ class RunDirectory:
 
     Args:
       config: the configuration.
-      command: what asked for it.
-      made_here: whether it is the user's own, and trusted from now on.
+      command: the command line, for the file's first line.
+      made_here: whether the user made it, so that it is trusted from now on.
     """
     self.path.mkdir(parents=True, exist_ok=True)
     run_record.write(self.path, config.text(), config.operative_text())
@@ -245,7 +238,7 @@ class RunDirectory:
       trust_check.record(self.config_file, text)
 
   def write_data(self, data: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """Writes what identifies the rows, and the vocabulary itself."""
+    """Writes the rows' fingerprints and the vocabulary."""
     small_files.replace(self.path / DATA_FILE, json.dumps(data, indent=2) + "\n")
     tokenizers.save(vocabulary, self.path)
 
@@ -260,18 +253,18 @@ class RunDirectory:
       text = " ".join(str(error).split())[:250] or type(error).__name__
       raise UserError(
         f"the vocabulary of {self} cannot be read ({text}). Restore {tokenizers.DESCRIPTION_FILE} "
-        "and, if there "
-        f"was one, {tokenizers.MODEL_FILE}; the run's training command writes them anew."
+        f"and {tokenizers.MODEL_FILE} (if there was one), or run its training command, which "
+        "writes them again."
       ) from None
 
 
 def _runs_in(folder: Path) -> list[str]:
-  """The folders of runs, or of comparisons, in a folder, as a reader would type them."""
+  """Lists the runs or comparisons in a folder, as a user would type them."""
   return sorted(paths.shown(file.parent) for file in folder.glob(f"*/{CONFIG_FILE}"))
 
 
 def _values_of(file: Path) -> dict[str, Any]:
-  """The bindings of a file that includes nothing.
+  """Reads the bindings of a file without includes.
 
   Raises:
     ConfigError: it cannot be read.
@@ -280,7 +273,7 @@ def _values_of(file: Path) -> dict[str, Any]:
 
 
 def _values(source: gin_source.Source) -> dict[str, Any]:
-  """The bindings of a file, by their left side."""
+  """Returns the bindings of a source by their left side."""
   return {
     f"{item.scope}/{item.selector}.{item.parameter}".lstrip("/"): item.value
     for item in source.statements
@@ -292,7 +285,7 @@ def _text(values: dict[str, Any], name: str) -> str | None:
 
 
 def _moved(old: Any, new: Any) -> bool:
-  """Whether a path, or each of several, may be that of a run which was made in another folder."""
+  """Whether a path, or each of several, may differ only because the run was moved."""
   if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
     return all(map(_moved, old, new))
   if not isinstance(old, str) or not isinstance(new, str):

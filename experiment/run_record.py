@@ -1,10 +1,8 @@
-"""Whether the files of a run directory are still those it was trained with, and what they should
-hold.
+"""Detects and restores files of a run directory that changed since training.
 
-The authority is sealed with a checksum: the newest checkpoint, or, from the start of a training
-until its first checkpoint, the record that the start wrote. Who reads a run goes by what is sealed
-and changes nothing: another process may be training there. Who holds the directory puts its files
-back.
+The correct contents have a checksum: they are in the newest checkpoint, or, before the first one,
+in the record written at the start. Readers use these contents and change no file, since another
+process may be training there. The process that holds the directory's lock restores the files.
 """
 
 from __future__ import annotations
@@ -31,12 +29,12 @@ _SHOWN_LETTERS = 60
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-  """What a run was started with.
+  """The configuration that a run was started with.
 
   Attributes:
-    config: its configuration as gin.
-    operative: the values in force.
-    after: newest checkpoint at that time; -1 if there was none.
+    config: the configuration as gin.
+    operative: the values in force as gin.
+    after: step of the newest checkpoint at that time; -1 if there was none.
   """
 
   config: str
@@ -45,7 +43,7 @@ class RunRecord:
 
 
 def write(run_dir: Path, config: str, operative: str) -> None:
-  """Records what a training starts with, before anything else says so."""
+  """Writes the record of a training's start, before its other files."""
   newest = max(checkpoint.available_steps(run_dir), default=-1)
   contents = {"config": config, "operative": operative, "after": newest}
   small_files.replace(run_dir / RECORD_FILE, json.dumps(seal(contents)) + "\n")
@@ -53,14 +51,13 @@ def write(run_dir: Path, config: str, operative: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """A file of a run directory that is not what the run was trained with.
+  """A file of a run directory that changed since training.
 
   Attributes:
     file: the file.
-    text: what it should hold; None if that is only known once it is written anew, and it must go
-      until then.
+    text: the correct contents; None if unknown: the file is then deleted, and written again later.
     what: how it differs, in words.
-    source: what says so, in words.
+    source: where the correct contents come from, in words.
   """
 
   file: Path
@@ -69,25 +66,25 @@ class Fault:
   source: str = ""
 
   def __str__(self) -> str:
-    return f"{paths.shown(self.file)} was not what {self.source}: {self.what}"
+    return f"{paths.shown(self.file)} was changed: {self.what} ({self.source})"
 
 
 def judge(run_dir: Path, config_file: str, operative_file: str, data_file: str) -> list[Fault]:
-  """Compares the files of a run directory with what is sealed; changes nothing.
+  """Compares the files of a run directory with their correct contents; changes nothing.
 
   Args:
     run_dir: the run's directory.
-    config_file, operative_file, data_file: their names.
+    config_file, operative_file, data_file: names of the files.
 
   Raises:
-    OSError: a file is there and could not be read this time, or what a checkpoint says of itself.
+    OSError: a file exists and could not be read this time, or a checkpoint's identity could not.
   """
   record, found = _read(run_dir), checkpoint_identity.newest_identity(run_dir)
   faults = []
   if record is not None and (found is None or record.after >= found[0]):
-    config, source = record.config, "the run was started with"
+    config, source = record.config, "compared with the start of the run"
   elif found is not None:
-    config, source = found[1]["config"], f"checkpoint {found[0]} was trained under"
+    config, source = found[1]["config"], f"compared with checkpoint {found[0]}"
   else:
     return []
   sealed = _sealed_values(config)
@@ -103,23 +100,22 @@ def judge(run_dir: Path, config_file: str, operative_file: str, data_file: str) 
     if (what := _difference(run_dir / operative_file, operative)) is not None:
       faults.append(Fault(run_dir / operative_file, record.operative, what, source))
   elif faults or _values_of(run_dir / operative_file) is None:
-    # It is written anew from the configuration, which is known to be right.
+    # It is written again from the configuration, which is correct.
     faults.append(Fault(run_dir / operative_file, None))
   if found is not None and isinstance(found[1].get("data"), dict):
     file = run_dir / data_file
     if (what := _unreadable_json(file)) is not None:
       text = json.dumps(found[1]["data"], indent=2) + "\n"
-      source = f"checkpoint {found[0]} was trained on"
+      source = f"compared with checkpoint {found[0]}"
       faults.append(Fault(file, text, what, source))
   return faults
 
 
 def repair(faults: Iterable[Fault]) -> None:
-  """Puts files back, in a directory that this process holds; what was there is kept beside them,
-  and told.
+  """Restores files in a directory that this process has locked; keeps and reports changed ones.
 
   Raises:
-    UserError: a file cannot be put back.
+    UserError: a file cannot be restored.
   """
   for fault in faults:
     if fault.text is None:
@@ -127,15 +123,14 @@ def repair(faults: Iterable[Fault]) -> None:
         fault.file.unlink(missing_ok=True)
     else:
       _put_back(fault, fault.text)
-      _tell(f"{fault}. It is put back; to change a run, give --gin.NAME=VALUE with --resume=force")
+      _tell(f"{fault}. It is restored; to change a run, give --gin.NAME=VALUE with --resume=force")
 
 
 def tell_of_reading(fault: Fault) -> None:
-  """Says that a file is read as it should be, by who may not put it back."""
+  """Warns that a file changed and its correct contents are used, for readers of a run."""
   _tell(
-    f"{fault}. The latter is what is read, and the file is left as it is; to change a run, train "
-    "with --gin.NAME=VALUE and "
-    "--resume=force"
+    f"{fault}. The change is ignored and the file left as it is; to change a run, train with "
+    "--gin.NAME=VALUE and --resume=force"
   )
 
 
@@ -154,14 +149,14 @@ def _read(run_dir: Path) -> RunRecord | None:
 
 
 def _difference(file: Path, was: dict[str, str]) -> str | None:
-  """How the values of a gin file differ from sealed ones, in words; None if they do not."""
+  """Describes how the values of a gin file differ from the correct ones; None if they do not."""
   try:
     contents = small_files.read(file)
     if contents is None:
-      return "it was gone"
+      return "the file is missing"
     now = _values(contents.decode("utf-8"))
-  except ValueError:  # ConfigError and UnicodeError are some.
-    return "it could not be read"
+  except ValueError:  # Includes ConfigError and UnicodeError.
+    return "the file is unreadable"
   names = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
   if not names:
     return None
@@ -181,7 +176,7 @@ def _values_of(file: Path) -> dict[str, str] | None:
 
 
 def _sealed_values(text: str) -> dict[str, str] | None:
-  """What sealed text says; None if it says nothing: anybody can seal."""
+  """Parses text with a valid checksum; None if it is not gin: the checksum is no signature."""
   try:
     return _values(text)
   except ConfigError:
@@ -189,7 +184,7 @@ def _sealed_values(text: str) -> dict[str, str] | None:
 
 
 def _values(text: str) -> dict[str, str]:
-  """What gin text binds and imports, as text; where it came from does not count."""
+  """Returns the bindings and imports of gin text as text, without their places."""
   source = gin_source.read_alone(text)
   values = {f"import {item.name}": item.module for item in source.imports}
   for item in source.statements:
@@ -202,15 +197,15 @@ def _unreadable_json(file: Path) -> str | None:
   try:
     contents = small_files.read(file)
     if contents is None:
-      return "it was gone"
+      return "the file is missing"
     found: Any = json.loads(contents)
   except (ValueError, RecursionError):
-    return "it could not be read"
-  return None if isinstance(found, dict) else "it could not be read"
+    return "the file is unreadable"
+  return None if isinstance(found, dict) else "the file is unreadable"
 
 
 def _put_back(fault: Fault, text: str) -> None:
-  """Writes a file anew, and keeps the old one beside it."""
+  """Restores a file, and keeps the old one under another name."""
   file = fault.file
   kept = paths.free(file.with_name(file.name + ".damaged"))
   try:
@@ -219,7 +214,7 @@ def _put_back(fault: Fault, text: str) -> None:
     small_files.replace(file, text)
   except OSError as error:
     raise UserError(
-      f"{fault}. It cannot be put back: {error.strerror}. Make the folder writable, or copy the "
+      f"{fault}. It cannot be restored: {error.strerror}. Make the folder writable, or copy the "
       "run."
     ) from None
 

@@ -1,4 +1,4 @@
-"""Carries out one run: from a built experiment and its directory to a trained model."""
+"""Trains a built experiment in a run directory."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def train(
   after_first_step: Callable[[], None] | None = None,
   progress: ProgressLine | None = None,
 ) -> loop.Summary:
-  """Trains, or goes on training what the directory holds.
+  """Trains an experiment, or continues the run in the directory.
 
   Args:
-    experiment, config: what to train, and what it was built from.
-    run: gets everything that is kept.
-    sharding_plan: the experiment's.
-    asked_by: the command, for the head of the kept configuration.
-    resume: 'force' goes on with a configuration that is not the run's.
-    trust: modules beyond this project's that the kept configuration may name.
-    made_here: whether the configuration is the user's own, and trusted from now on.
+    experiment, config: the experiment, and its configuration.
+    run: the run directory.
+    sharding_plan: the experiment's layout.
+    asked_by: the command line, for the first line of the stored configuration.
+    resume: 'force' continues although the configuration differs from the run's.
+    trust: other modules than this project's that the stored configuration may name.
+    made_here: whether the user made the configuration, so that it is trusted from now on.
     introduce: called in the first process with the number of training rows, before the first step.
-    after_first_step: called once the first step is compiled and done.
-    progress: is told the steps; None is a line of its own.
+    after_first_step: called after the first step is compiled and done.
+    progress: shows the steps; None prints a progress line.
 
   Raises:
-    UserError: the directory holds another run, or another process trains there; or the processes
+    UserError: the directory contains another run, another process trains there, or the processes
       and the mesh do not fit.
   """
   run.require_place()
@@ -91,13 +91,13 @@ def _train(
   after_first_step: Callable[[], None] | None,
   progress: ProgressLine | None,
 ) -> loop.Summary:
-  """As `train`, in a directory that is held."""
+  """Trains in a locked directory; see `train`."""
   for told in checkpoint_identity.set_strangers_aside(run.path) if processes.is_first() else ():
     print(f"warning: {told}", file=sys.stderr)
   run.restore()
   if checkpoint.is_parameters_alone(run.path):
     raise UserError(
-      f"{run} holds imported weights, and no run to go on with. "
+      f"{run} contains imported weights only: there is nothing to resume. "
       f"Train in another directory: --init_from={run} --run_dir=..."
     )
   experiment.check_vocabulary()
@@ -106,15 +106,16 @@ def _train(
     trained.check_start(experiment)
   if experiment.mesh is None and processes.count() > 1:
     raise UserError(
-      f"{processes.count()} processes need a mesh to share: add gin/mesh/data.gin to the command."
+      f"{processes.count()} processes need a mesh, and none is set. Add gin/mesh/data.gin to the "
+      "command."
     )
   _require_steps_left(experiment, run)
   different = run.differences(config, trust) if run.holds_run() else []
   if resume != "force":
     _require_same(different, run)
-  # Made now if missing: before anything is written into the run directory.
+  # Missing rows are made before anything is written into the run directory.
   if not processes.is_first():
-    processes.wait_for_all("the first process's rows")  # It has read them through for all.
+    processes.wait_for_all("the first process's rows")  # It makes and checks them for all.
   train_rows, eval_rows = experiment.rows()
   if processes.is_first():
     processes.wait_for_all("the first process's rows")
@@ -124,7 +125,7 @@ def _train(
     _require_same(run.data_differences(data), run)
   if resume != "force":
     _require_checkpoints(experiment, run)
-  # Before the run's own configuration is replaced.
+  # Before the run's configuration is replaced.
   loop.require_same_arrays(
     run.path,
     experiment.model,
@@ -133,7 +134,7 @@ def _train(
     sharding_plan,
   )
   processes.wait_for_all("compared with the run")
-  # To make rows takes long.
+  # Making rows takes long enough to lose the directory.
   require_mine()
   if processes.is_first():
     if different and (jump := _learning_rate_jump(experiment, run)):
@@ -142,7 +143,7 @@ def _train(
     if different or not run.holds_run() or not run.holds_text_of(config):
       run.write_config(config, asked_by, made_here=made_here)
     run.write_data(data, experiment.vocabulary)
-    # So that the run is enough alone, and a run that starts from this one finds them too.
+    # So that the run directory is complete, also for runs that start from it.
     kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
 
   connections.connect(sharding_plan.mesh)
@@ -184,66 +185,59 @@ def _train(
 
 
 def _slots(experiment: Experiment, sharding_plan: ShardingPlan) -> list[int] | None:
-  """The rows of each batch that this process's devices need; None for all."""
+  """Returns the rows of each batch that this process's devices need; None for all."""
   if sharding_plan.mesh.size == 1:
     return None
   return sharding_plan.rows_here(experiment.batch_size, experiment.sequence_length).tolist()
 
 
 def _require_steps_left(experiment: Experiment, run: RunDirectory) -> None:
-  """Raises UserError if the run has done more steps than are asked for."""
+  """Raises UserError if the run has done more steps than configured."""
   done = max(checkpoint.available_steps(run.path), default=0)
   if experiment.options.steps < done:
     raise UserError(
-      f"{run} has done {plural(done, 'step')}, more than the {experiment.options.steps} that are "
-      "asked for. Give at "
+      f"{run} has done {plural(done, 'step')}, more than STEPS={experiment.options.steps}. Give at "
       f"least --gin.STEPS={done}, or another --run_dir."
     )
 
 
 def _learning_rate_jump(experiment: Experiment, run: RunDirectory) -> str | None:
-  """Says how a changed schedule departs from the rate that the run logged last; None if it does
-  not.
-  """
+  """Describes the difference between a changed schedule and the last logged rate; None if none."""
   file = run.path / loop.METRICS_FILE
   records = read_metrics(file) if file.is_file() else []
   last = next((record for record in reversed(records) if "learning_rate" in record), None)
   if last is None:
     return None
   step, was = last["step"], last["learning_rate"]
-  # As it was logged: the schedule counts the steps taken.
+  # As in the log: the schedule does not count skipped steps.
   taken = step - last.get("skipped", 0)
   now = rate_at(experiment.optimizer.learning_rate, max(0, taken - 1))
   if was is None or math.isclose(was, now, rel_tol=1e-3, abs_tol=1e-12):
     return None
   return (
-    f"the learning rate was {was:.3g} at step {step} of the run; with the new values it is "
-    f"{now:.3g} "
-    "there, and the run goes on at the new one."
+    f"the learning rate jumps from {was:.3g} (logged at step {step}) to {now:.3g} (new schedule at "
+    "that step)"
   )
 
 
 def _require_checkpoints(experiment: Experiment, run: RunDirectory) -> None:
-  """Raises UserError if the checkpoints of a run are gone: it would start anew without a word."""
+  """Raises UserError if a run's checkpoints are missing, rather than restart it silently."""
   file = run.path / loop.METRICS_FILE
   if checkpoint.available_steps(run.path) or not file.is_file():
     return
   done = max((record["step"] for record in read_metrics(file)), default=0)
-  # The second checkpoint is not begun before the first is finished.
+  # The second checkpoint starts only after the first is complete.
   every = experiment.options.checkpoint_every or math.inf
   if done > 2 * every:
     raise UserError(
-      f"{run} was trained for {plural(done, 'step')}, as its {loop.METRICS_FILE} says, and has no "
-      "checkpoint any more. "
+      f"{run} has no checkpoint, although {loop.METRICS_FILE} has {plural(done, 'step')}. "
       f"Restore {run}/{checkpoint.FOLDER}, name another --run_dir, or give --resume=force to "
       "start at step 0."
     )
 
 
 def _keep_metrics(run: RunDirectory) -> None:
-  """Moves the metrics of a run without checkpoints aside: its training starts at step 0 and writes
-  its own.
-  """
+  """Renames the metrics of a run without checkpoints, which starts again at step 0."""
   file = run.path / loop.METRICS_FILE
   if checkpoint.available_steps(run.path) or not file.is_file() or not file.stat().st_size:
     return
@@ -252,20 +246,20 @@ def _keep_metrics(run: RunDirectory) -> None:
     number += 1
   file.rename(kept)
   print(
-    f"{run} has no checkpoint: it starts at step 0 (what {file.name} held is in {kept.name})",
+    f"{run} has no checkpoint: it starts at step 0 (old {file.name} renamed to {kept.name})",
     file=sys.stderr,
   )
 
 
 def _start(experiment: Experiment) -> Callable[[Any], Any] | None:
-  """Reads the parameters that a new run starts from; None if they are drawn."""
+  """Returns a reader of the initial parameters from `init_from`; None for random ones."""
   if experiment.init_from is None:
     return None
   return functools.partial(trained.start, experiment)
 
 
 def _agree(check: Callable[..., None], *args: Any) -> None:
-  """Ends every process if one differs: see `parallel.processes`."""
+  """Raises UserError on every process if one differs: see `parallel.processes`."""
   try:
     check(*args)
   except ValueError as error:
@@ -276,6 +270,6 @@ def _require_same(different: list[Difference], run: RunDirectory) -> None:
   if different:
     lines = "\n".join(map(str, different))
     raise UserError(
-      f"{run} holds a run that differs from this one:\n{lines}\n"
-      "Give --resume=force to go on with the new values, or another --run_dir."
+      f"{run} contains a run with another configuration:\n{lines}\n"
+      "Give --resume=force to continue with the new values, or another --run_dir."
     )

@@ -1,4 +1,4 @@
-"""Refuses a training step that no memory of this machine can hold, before anything is written."""
+"""Refuses a training step that exceeds this machine's memory, before anything is written."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _BATCH_BYTES = 5 * 4
 
 
 def check(model: LanguageModel, batch_size: int, length: int, microbatches: int) -> None:
-  """Compares the least that a step takes with the memory of this machine, if a CPU does the work.
+  """Compares a lower bound of a step's memory with this machine's, when training on the CPU.
 
-  Counted are the batch, and for each repeat of the model's pattern its input, which the backward
-  pass needs whatever is recomputed. What the compiler needs besides is often many times as much.
+  The bound counts the batch, and the input of each repeat of the model's pattern, which the
+  backward pass needs whatever the remat policy. Compiled steps often need many times as much.
 
   Args:
-    model: what is trained.
-    batch_size, length: the rows of a batch, and the tokens of a row.
-    microbatches: pieces that the batch is cut into.
+    model: the model.
+    batch_size, length: rows per batch, and tokens per row.
+    microbatches: number of microbatches.
 
   Raises:
-    ConfigError: there is less memory than that.
+    ConfigError: the bound exceeds the memory.
   """
   if jax.default_backend() != "cpu" or jax.process_count() > 1:
     return
@@ -39,11 +39,10 @@ def check(model: LanguageModel, batch_size: int, length: int, microbatches: int)
   if needed > memory:
     kept = plural(repeats, "input")
     raise ConfigError(
-      f"a step does not fit into memory: {plural(batch_size, 'row')} of {plural(length, 'token')},"
-      f" at {_BATCH_BYTES} bytes a token, and {kept} of {width:,} bytes a token in"
-      f" {plural(microbatches, 'microbatch', 'microbatches')}, take at least {needed / 1e9:,.0f} "
-      "GB;"
-      f" this machine has {memory / 1e9:,.0f} GB. Lower --gin.BATCH_SIZE or "
-      "--gin.SEQUENCE_LENGTH, or"
-      " raise --gin.MICROBATCHES."
+      f"a step does not fit into memory: it needs at least {needed / 1e9:,.0f} GB "
+      f"({plural(batch_size, 'row')} of {plural(length, 'token')} at {_BATCH_BYTES} bytes, and "
+      f"{kept} of {width:,} bytes per token in "
+      f"{plural(microbatches, 'microbatch', 'microbatches')}); this machine has "
+      f"{memory / 1e9:,.0f} GB. Lower --gin.BATCH_SIZE or --gin.SEQUENCE_LENGTH, or raise "
+      "--gin.MICROBATCHES."
     )

@@ -1,4 +1,4 @@
-"""Opens what a run directory holds: the model with its parameters, and the vocabulary."""
+"""Loads a trained model with its vocabulary from a run directory."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from training.step import split
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-  """A model that was trained.
+  """A trained model.
 
   Attributes:
-    experiment: the run's configuration, built.
+    experiment: the run's experiment.
     params: the parameters of one checkpoint.
     step: the checkpoint's step.
-    vocabulary: that of the text it was trained on.
+    vocabulary: the vocabulary of the training text.
     run_dir: the run's directory.
-    sharding_plan: where the parameters lie.
+    sharding_plan: the sharding of the parameters.
   """
 
   experiment: Experiment
@@ -54,18 +54,18 @@ def load(
   arguments: Sequence[str] = (),
   trust: Trust = NOBODY,
 ) -> TrainedModel:
-  """Reads a run's checkpoint: 'best', 'latest' or a step.
+  """Loads a run's checkpoint.
 
   Args:
     run: the run's directory.
-    which: the checkpoint.
-    mesh: a gin file of the mesh to read it onto; None reads it onto one device, whatever the run
-      had.
+    which: 'best', 'latest' or a step.
+    mesh: a gin file of the mesh to load it onto; None loads it onto one device, whatever the run's
+      mesh.
     arguments: bindings for that file's macros.
-    trust: modules beyond this project's that the run's configuration may name.
+    trust: other modules than this project's that the run's configuration may name.
 
   Raises:
-    UserError: the directory holds no run, or one whose configuration is not trusted.
+    UserError: the directory contains no run, or its configuration is not trusted.
     ConfigError: mesh, devices and model do not fit.
     CheckpointError: there is no such checkpoint, or it cannot be read.
   """
@@ -78,7 +78,7 @@ def load(
     {checkpoint.PARAMS: nn.unbox(abstract_parameters(experiment.model))},
     sharding_plan.state,
   )[checkpoint.PARAMS]
-  # Python reads no number of thousands of digits.
+  # Python parses no number with thousands of digits.
   is_step = which.isascii() and which.isdecimal() and len(which) < 20
   number = int(which) if is_step else which
   rows = VocabularyRows.of(experiment.model)
@@ -87,7 +87,7 @@ def load(
 
 
 def _sharding_plan(experiment: Experiment) -> ShardingPlan:
-  """The mesh for generation: rows are added to what is asked until they can be split."""
+  """Returns the layout for generation, with the batch size rounded up to one that can be split."""
   step = dataclasses.replace(experiment.options.step, grad_accum_steps=1)
   options = dataclasses.replace(experiment.options, step=step)
   rows = jax.device_count()
@@ -97,10 +97,10 @@ def _sharding_plan(experiment: Experiment) -> ShardingPlan:
 
 
 def check_start(experiment: Experiment) -> None:
-  """Compares an experiment with the run whose parameters it starts from, if it does.
+  """Checks the vocabulary of the run in `init_from`, if it is set.
 
   Raises:
-    UserError: there is no such run, or its vocabulary is another.
+    UserError: the run does not exist, or has another vocabulary.
   """
   if experiment.init_from is None:
     return
@@ -109,15 +109,14 @@ def check_start(experiment: Experiment) -> None:
   theirs, ours = run.vocabulary().describe(), experiment.vocabulary.describe()
   if theirs != ours:
     raise UserError(
-      f"the parameters in {run.path} are for a vocabulary of {theirs['size']} ids "
-      f"({theirs['kind']}), the "
-      f"text is read under another one of {ours['size']} ({ours['kind']}). Add "
+      f"{run.path} was trained with another vocabulary: {theirs['size']} ids ({theirs['kind']}), "
+      f"not the {ours['size']} of this text ({ours['kind']}). Add "
       f"{_data_for(theirs['kind'], run)}."
     )
 
 
 def _data_for(kind: str, run: RunDirectory) -> str:
-  """What to type so that text is read under a run's vocabulary."""
+  """Suggests arguments that tokenize the text with a run's vocabulary."""
   if kind == "sentencepiece":
     model = f"--gin.VOCABULARY_MODEL={run}/{tokenizers.MODEL_FILE}"
     files = "gin/data/text_files_sentencepiece.gin or another file of gin/data/ for SentencePiece"
@@ -128,17 +127,17 @@ def _data_for(kind: str, run: RunDirectory) -> str:
 
 
 def start(experiment: Experiment, abstract: Any) -> Any:
-  """The newest parameters of `experiment.init_from` that a model has use for.
+  """Loads the newest parameters of `experiment.init_from`.
 
   Args:
-    experiment: the experiment that starts from another run.
-    abstract: shapes, types and shardings of its model's parameters.
+    experiment: an experiment with `init_from`.
+    abstract: shapes, dtypes and shardings of its model's parameters.
 
   Returns:
-    their tree; adapters, which the other run has not, are left out.
+    the tree of parameters, without adapters that only the new model has.
 
   Raises:
-    CheckpointError: the run's parameters are of another model.
+    CheckpointError: the run's parameters are those of another model.
   """
   wanted, frozen = split(experiment.model, abstract)
   if jax.tree.leaves(frozen):

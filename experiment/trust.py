@@ -1,6 +1,4 @@
-"""Modules that the user trusts: the argument `--trust`. See `experiment.trust_check` for what it is
-for.
-"""
+"""The argument `--trust`: modules that the user trusts. See `experiment.trust_check`."""
 
 from __future__ import annotations
 
@@ -13,22 +11,22 @@ ALL = "all"
 
 @dataclasses.dataclass(frozen=True)
 class Trust:
-  """Modules beyond this project's whose code may run.
+  """Other modules than this project's that may run code.
 
   Attributes:
-    modules: names; of a package, all that is in it.
+    modules: names of modules, or of packages with all their modules.
   """
 
   modules: tuple[str, ...] = ()
 
   @classmethod
   def of(cls, given: Iterable[str]) -> Trust:
-    """The trust of `--trust` arguments, each a name or several between commas."""
+    """Parses `--trust` arguments, each a comma-separated list of names."""
     names = (name.strip() for words in given for name in words.split(","))
     return cls(tuple(name for name in names if name))
 
   def covers(self, module: str) -> bool:
-    """Whether a module is named, or a package that it is in."""
+    """Whether a module, or a package that contains it, is trusted."""
     return any(name == ALL or f"{module}.".startswith(f"{name}.") for name in self.modules)
 
 
@@ -42,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action="append",
     default=[],
     metavar="MODULE",
-    help="a module beyond this project's that the configuration of an opened run may use, or "
-    "'all'; runs that "
-    "you made on this machine need not be named",
+    help="a module outside this project that an opened run's configuration may use, or 'all'; not "
+    "needed for runs that you made on this machine",
   )

@@ -1,8 +1,7 @@
-"""What the configuration of a run directory may name: code of this project, and of modules that the
-user trusts.
+"""Refuses run directories with code outside this project, unless the user trusts its modules.
 
-A gin file can import any module and call anything in it. Files on the command line are the user's
-own; a run directory may be somebody else's, and opening it must not run their code.
+A gin file can import any module and call any function in it. Files on the command line are the
+user's own; a run directory may come from someone else, and opening it must not run their code.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from config.place import GIN_ROOT, Place
 from config.source import Macro, NamedReference, Source, Statement
 from experiment.trust import ALL, Trust
 
-# Their functions build models and compute: all may be named. Of other modules it is those that
-# files of gin/ use.
+# All functions of these modules are safe: they build models and compute. Of other modules only the
+# functions that files of gin/ use are allowed.
 _PURE = ("models", "layers")
-# A name of TFDS may also hold a namespace, whose code is fetched, and any argument of the builder.
+# A TFDS name may also have a namespace, with code that is downloaded, and builder arguments.
 _TFDS_NAME = re.compile(r"[A-Za-z_]\w*(/[\w+\-.]+)?(:[\d*]+(\.[\d*]+){2})?", re.ASCII)
 _STATE_FILE = Path("griffin-jax") / "trusted_runs"
 
@@ -45,17 +44,17 @@ def check(
   makes_rows: bool = False,
   comparison: bool = False,
 ) -> None:
-  """Looks at the configuration of a run before anything that it names is imported.
+  """Checks the configuration of a run before anything in it is imported.
 
   Args:
     file: the configuration in a run directory.
-    trust: the modules that the user named.
-    text: what is loaded in place of what the file holds; None is the latter.
-    makes_rows: whether text may be tokenized, for which modules of registered tasks are imported.
-    comparison: whether it is of a comparison, which reads texts in it as gin.
+    trust: the trusted modules.
+    text: the text that is loaded; None reads the file.
+    makes_rows: whether text may be tokenized, which imports modules of registered tasks.
+    comparison: whether it is a comparison, which parses some strings as gin.
 
   Raises:
-    UserError: it names code that is neither this project's nor trusted, or includes a file.
+    UserError: it uses code that is neither this project's nor trusted, or includes a file.
     ConfigError: it cannot be read.
   """
   if trust.covers(ALL) or is_recorded(file, text):
@@ -64,9 +63,8 @@ def check(
     source = _read(file, text)
   except gin_source.Includes as error:
     raise UserError(
-      f"{error}: the configuration of a run is one file, and what it includes may run code that "
-      "is anybody's. "
-      f"If you know it, give --trust={ALL}, or that configuration as a gin file."
+      f"{error}: a run's configuration must be one file, since other files may run unknown code. "
+      f"If you trust this run, give --trust={ALL}, or its configuration as a gin file."
     ) from None
   for problem in _problems(source, trust, makes_rows):
     raise UserError(problem)
@@ -75,13 +73,13 @@ def check(
 
 
 def record(file: Path, text: str | None = None) -> None:
-  """Notes that the user of this machine made the configuration of a run: it is trusted from now on.
+  """Records that the user made a run's configuration, so that it is trusted from now on.
+
+  A record that cannot be written is a warning.
 
   Args:
     file: the configuration in a run directory.
-    text: what was written there; None is what the file holds.
-
-  Where the note cannot be written, a line says so.
+    text: the text that was written there; None reads the file.
   """
   try:
     digest = _digest(_read(file, text))
@@ -95,13 +93,12 @@ def record(file: Path, text: str | None = None) -> None:
       notes.write(line.encode())
   except gin_source.ConfigError:
     return
-  except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: there is no home.
+  except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home directory.
     reason = getattr(error, "strerror", None) or error
     print(
-      f"warning: it cannot be noted that you made {paths.shown(file.parent)} ({reason}): to open "
-      "it, modules beyond "
-      "this project's must be named with --trust. Set HOME or XDG_STATE_HOME to a folder that can "
-      "be written.",
+      f"warning: cannot record that you made {paths.shown(file.parent)} ({reason}); if it uses "
+      "modules outside this project, opening it will need --trust. Set HOME or XDG_STATE_HOME to a "
+      "writable folder.",
       file=sys.stderr,
       flush=True,
     )
@@ -124,9 +121,7 @@ def _recorded(records: Path) -> set[str]:
 
 
 def is_recorded(file: Path, text: str | None = None) -> bool:
-  """Whether the user made this configuration on this machine: what the file holds, or a text in its
-  place.
-  """
+  """Whether the user made this configuration (the file's, or a text) on this machine."""
   try:
     return _digest(_read(file, text)) in _recorded(_records())
   except (OSError, RuntimeError, ValueError):
@@ -134,21 +129,19 @@ def is_recorded(file: Path, text: str | None = None) -> bool:
 
 
 def _read(file: Path, text: str | None = None) -> Source:
-  """What a configuration says: exactly what is loaded of it, so nothing but the file itself."""
+  """Parses a configuration as the loader does, without includes."""
   return gin_source.read_alone(gin_source.text_of(file) if text is None else text, str(file))
 
 
 def _digest(source: Source) -> str:
-  """The sha256 of all that a configuration imports and binds; comments, which hold places,
-  aside.
-  """
+  """Returns the sha256 of a configuration's imports and bindings, without comments."""
   said = [(item.name, item.module) for item in source.imports]
   said += [(i.scope, i.selector, i.parameter, repr(i.value)) for i in source.statements]
   return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
 def _problems(source: Source, trust: Trust, makes_rows: bool) -> Iterator[str]:
-  """What is wrong with a configuration."""
+  """Yields the problems of a configuration."""
   for item in source.imports:
     if not (_is_ours(item.module) or trust.covers(item.module)):
       yield _refusal(item.place, item.module, item.module)
@@ -163,7 +156,7 @@ def _problems(source: Source, trust: Trust, makes_rows: bool) -> Iterator[str]:
 
 
 def _problems_of_rows(statement: Statement, source: Source, trust: Trust) -> Iterator[str]:
-  """What is wrong with a binding if rows are made: seqio and TFDS import what some of them name."""
+  """Yields problems of a binding if rows are made: seqio and TFDS may import modules in it."""
   if statement.parameter not in ("module", "data_dir", "dataset"):
     return
   for value in _values(statement.value, source):
@@ -173,25 +166,23 @@ def _problems_of_rows(statement: Statement, source: Source, trust: Trust) -> Ite
         yield _refusal(statement.place, value, f"a task that {value} registers")
       elif not isinstance(value, str | None):
         yield (
-          f"{statement.place}: {shown} must be a text. If you know this run, give --trust={ALL}."
+          f"{statement.place}: {shown} must be a string. If you trust this run, give --trust={ALL}."
         )
     elif statement.parameter == "data_dir":
       if value is not None:
         yield (
-          f"{statement.place} reads a TFDS folder, {shown}: its features.json may import code "
-          "that is anybody's. "
-          f"If you know it, give --trust={ALL}."
+          f"{statement.place} reads a TFDS folder, {shown}: its features.json may import unknown "
+          f"code. If you trust it, give --trust={ALL}."
         )
     elif not (isinstance(value, str) and _TFDS_NAME.fullmatch(value)):
       yield (
         f"{statement.place} names a TFDS data set, {shown}, with more than name, configuration "
-        "and version: "
-        f"it may load code that is anybody's. If you know it, give --trust={ALL}."
+        f"and version: it may load unknown code. If you trust it, give --trust={ALL}."
       )
 
 
 def _problem_of(name: str, statement: Statement, trust: Trust) -> Iterator[str]:
-  """What is wrong with one name; what does not exist is found later."""
+  """Yields problems of a name; names that do not exist are found later."""
   first, _, rest = name.partition(".")
   bound = (statement.imports or {}).get(first)
   if bound is None:
@@ -212,16 +203,15 @@ def _problem_of(name: str, statement: Statement, trust: Trust) -> Iterator[str]:
 def _refusal(place: Place, module: str, name: str, why: str = "") -> str:
   why = why or "is not part of this project"
   return (
-    f"{place} names {name[:120]!r}, which {why}: opening this run would run code that may be "
-    "anybody's. "
-    f"If you know it, give --trust={module[:80]} (or --trust={ALL})."
+    f"{place} uses {name[:120]!r}, which {why}: opening this run would run unknown code. "
+    f"If you trust it, give --trust={module[:80]} (or --trust={ALL})."
   )
 
 
 def _may_be_named(module: str, name: str) -> bool:
-  """Whether a name of one of our modules is a class, or a function that is for configurations.
+  """Whether a name of our module is a class, or a function for configurations.
 
-  A name that does not exist is no danger: what resolves it says so.
+  A name that does not exist is allowed: resolving it raises the error.
   """
   try:
     target = vars(importlib.import_module(module)).get(name)
@@ -238,9 +228,7 @@ def _may_be_named(module: str, name: str) -> bool:
 
 
 def _is_defined_by_trusted(module: str, parts: list[str], trust: Trust) -> bool:
-  """Whether what a trusted module has under a name is its own, or of another trusted one or
-  ours.
-  """
+  """Whether a trusted module's name is defined there, in another trusted module, or in ours."""
   holder: Any = importlib.import_module(module)
   for part in parts:
     holder = getattr(holder, part, None)
@@ -253,7 +241,7 @@ def _is_defined_by_trusted(module: str, parts: list[str], trust: Trust) -> bool:
 
 
 def _is_ours(module: str) -> bool:
-  """Whether a module, or the package that it is, is for configurations."""
+  """Whether a module or package of ours is for configurations."""
   first, _, rest = module.partition(".")
   return (
     (first in _PURE and _is_file(module) and "_" not in {part[:1] for part in rest.split(".")})
@@ -263,14 +251,14 @@ def _is_ours(module: str) -> bool:
 
 
 def _is_file(module: str) -> bool:
-  """Whether there is a file of this project for a module, or a folder for a package."""
+  """Whether this project has a file for a module, or a folder for a package."""
   path = GIN_ROOT.parent.joinpath(*module.split("."))
   return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 @functools.cache
 def _shipped() -> tuple[frozenset[str], frozenset[str]]:
-  """The modules that files of gin/ import, and the names that they refer to."""
+  """Returns the modules that files of gin/ import, and the names that they use."""
   modules: set[str] = set()
   names: set[str] = set()
   for file in GIN_ROOT.rglob("*.gin"):
@@ -282,7 +270,7 @@ def _shipped() -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _values(value: Any, source: Source) -> Iterator[Any]:
-  """The literals and references that a value can be, those of macros included."""
+  """Lists the possible literals and references of a value, including those of macros."""
   waiting, seen = [value], set()
   while waiting:
     for leaf in leaves(waiting.pop()):
@@ -294,9 +282,9 @@ def _values(value: Any, source: Source) -> Iterator[Any]:
 
 
 def _problems_of_choices(source: Source, trust: Trust) -> Iterator[str]:
-  """What is wrong with the texts of a comparison, which it reads as names of gin files and as gin.
+  """Yields problems of a comparison's strings, which it may parse as gin files or as gin.
 
-  Each text counts as a choice: which ones are is known only after all is built.
+  Every string is checked: which ones are choices is known only after building.
   """
   folders = [Path()]
   for statement in source.statements:
@@ -304,7 +292,7 @@ def _problems_of_choices(source: Source, trust: Trust) -> Iterator[str]:
       for value in _values(statement.value, source):
         if not isinstance(value, str):
           yield (
-            f"{statement.place}: folder must be a text. If you know this comparison, give "
+            f"{statement.place}: folder must be a string. If you trust this comparison, give "
             f"--trust={ALL}."
           )
           return
@@ -318,12 +306,11 @@ def _problems_of_choices(source: Source, trust: Trust) -> Iterator[str]:
         try:
           file = file_choices.file_of(text, folder)
         except gin_source.ConfigError:
-          continue  # The comparison does not find it either.
+          continue  # The comparison cannot find it either.
         if not file.is_relative_to(GIN_ROOT):
           yield (
-            f"{statement.place} reads {text[:120]!r}, a gin file that is not of this project: it "
-            "may run code that "
-            f"is anybody's. If you know it, give --trust={ALL}, or the gin files of the comparison."
+            f"{statement.place} reads {text[:120]!r}, a gin file outside this project: it may run "
+            f"unknown code. If you trust it, give --trust={ALL}, or the comparison's gin files."
           )
           return
         chosen += gin_source.read_file(file)
@@ -335,7 +322,7 @@ def _problems_of_choices(source: Source, trust: Trust) -> Iterator[str]:
 
 
 def _problems_of_text(text: str, place: Place) -> Iterator[str]:
-  """What is wrong with a text if a comparison reads it as gin: it must bind macros alone."""
+  """Yields problems of a string that a comparison may parse as gin: it may only bind macros."""
   if not re.search(r"@|\b(import|include)\b", text):
     return
   try:
@@ -344,7 +331,6 @@ def _problems_of_text(text: str, place: Place) -> Iterator[str]:
     found = True
   if found:
     yield (
-      f"{place} has the text {text[:120]!r}, which a comparison may read as gin: it may run code "
-      "that is anybody's. "
-      f"If you know it, give --trust={ALL}, or the gin files of the comparison."
+      f"{place} has the string {text[:120]!r}, which a comparison may parse as gin: it may run "
+      f"unknown code. If you trust it, give --trust={ALL}, or the comparison's gin files."
     )

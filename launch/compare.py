@@ -143,7 +143,7 @@ def _open(
   if different and resume != "force":
     lines = "\n".join(map(str, different))
     raise UserError(
-      f"{directory} holds a comparison with another configuration:\n{lines}\n"
+      f"{directory} contains a comparison with another configuration:\n{lines}\n"
       "Give --resume=force to continue with the new values (unaffected results are kept), or "
       "another --output."
     )

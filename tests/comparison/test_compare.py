@@ -184,7 +184,7 @@ def test_trained_models_are_asked_for_a_pass_key(output):
     ),
     (["--gin.SEEDS=()"], "seeds is empty"),
     (["--gin.LOADED={'Griffin, tiny, seed 7': 'x'}"], "seed 7' that is not compared; did you mean"),
-    (["--gin.LOADED={'Griffin, tiny, seed 1': 'nothing'}"], "nothing holds no run"),
+    (["--gin.LOADED={'Griffin, tiny, seed 1': 'nothing'}"], "nothing is not a run directory"),
     (["--gin.SHARED=['LENGTH']"], r"the shared choices.*LENGTH"),
     (["--gin.SHARED=['meshes/single.gin']"], r"no gin file 'meshes/single.gin'"),
     (["--gin.CONTEXT_LENGTHS=(48,)"], "rows of 48 tokens do not divide a step of 128"),

@@ -37,8 +37,8 @@ def refused(file: Path | str, *arguments: str) -> str:
     (f"{GOOD}SEED = {'9' * 10_000}\n".encode(), "odd.gin:2"),
     (GOOD.encode() + b"ST\0EPS = 3\n", "odd.gin"),
     (GOOD.encode() + b"STEPS = {[1]: 2}\n", "odd.gin"),
-    (b"", "describes no whole run"),
-    (b"\n \n# nothing\n", "describes no whole run"),
+    (b"", "is not a complete run"),
+    (b"\n \n# nothing\n", "is not a complete run"),
   ],
 )
 def test_an_odd_file_is_refused_in_a_line(tmp_path, content, says):

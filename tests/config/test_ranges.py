@@ -159,6 +159,6 @@ def test_nothing_is_written_before_the_step_was_traced(tmp_path, monkeypatch, ca
   """Three microbatches do not divide four rows; no mesh is there to notice it."""
   run = tmp_path / "run"
   small = [f"--gin.{name}=16" for name in ("WIDTH", "RNN_WIDTH", "SEQUENCE_LENGTH")]
-  with pytest.raises(ConfigError, match="a batch of 4 rows cannot be cut into 3 microbatches"):
+  with pytest.raises(ConfigError, match="a batch of 4 rows cannot be split into 3 microbatches"):
     train.main(["gin/runs/hawk_quickstart.gin", f"--run_dir={run}", *small, "--gin.MICROBATCHES=3"])
   assert not run.exists()

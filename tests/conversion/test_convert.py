@@ -302,7 +302,7 @@ def test_imported_weights_are_not_trained_in_their_own_directory(run_dir, monkey
     "experiment.experiment.Experiment.rows", lambda self: pytest.fail("read text")
   )
   before = sorted(run_dir.rglob("*"))
-  with pytest.raises(UserError, match="holds imported weights"):
+  with pytest.raises(UserError, match="contains imported weights"):
     train.main([f"--run_dir={run_dir}"])
   assert sorted(run_dir.rglob("*")) == before
 

@@ -92,7 +92,7 @@ def test_a_silent_owner_elsewhere_is_followed_and_a_live_one_is_not(tmp_path, mo
     change(tmp_path, machine="another", host="elsewhere")
     with pytest.raises(UserError, match="on elsewhere since"), owned(tmp_path, told.append):
       pass
-    assert "waiting up to 90 s for a sign of life" in told[0]
+    assert "waiting up to 90 s for its heartbeat" in told[0]
   (tmp_path / LOCK_FILE).write_text(
     json.dumps(
       dataclasses.asdict(

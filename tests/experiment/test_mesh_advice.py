@@ -75,5 +75,7 @@ def test_shipped_meshes_take_the_quickstart(told, case):
 
 def test_microbatches_that_do_not_divide_the_batch_are_refused():
   loaded = experiment.load([str(ROOT / RUN)], ["--gin.MICROBATCHES=3"])
-  with pytest.raises(ConfigError, match=r"4 rows cannot be cut into 3 microbatches.*MICROBATCHES"):
+  with pytest.raises(
+    ConfigError, match=r"4 rows cannot be split into 3 microbatches.*MICROBATCHES"
+  ):
     experiment.build(loaded)

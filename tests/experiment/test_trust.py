@@ -258,7 +258,7 @@ def test_a_choice_is_looked_for_where_it_is_loaded_from(tmp_path, evil, monkeypa
     target = tmp_path / "sent" / name
     target.parent.mkdir(exist_ok=True)
     target.write_text("import evil_module\n")
-    with pytest.raises(UserError, match="not of this project"):
+    with pytest.raises(UserError, match="outside this project"):
       compare.main(["--describe", "--output=sent"])
     target.unlink()
     assert not evil.exists()

@@ -269,7 +269,10 @@ def test_fewer_devices_than_the_mesh_needs_are_told_before_anything_is_written(t
       ["train", "gin/runs/griffin_quickstart.gin", "--describe", "--gin.STESP=5"],
       "did you mean STEPS?",
     ),
-    (["generate", "--run_dir=nothing"], "error: nothing holds no run: it has no config.gin"),
+    (
+      ["generate", "--run_dir=nothing"],
+      "error: nothing is not a run directory: it has no config.gin",
+    ),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(arguments, told):

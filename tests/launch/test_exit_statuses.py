@@ -75,7 +75,7 @@ def test_a_run_directory_that_is_none_is_named(tmp_path):
   (tmp_path / "file").write_text("")
   (tmp_path / "link").symlink_to(tmp_path / "nothing")
   (tmp_path / "run" / "config.gin").mkdir(parents=True)
-  for name, says in (("file", "is a file"), ("link", "leads nowhere"), ("run", "is a folder")):
+  for name, says in (("file", "is a file"), ("link", "is a broken link"), ("run", "is a folder")):
     with pytest.raises(UserError, match=says):
       train.main(["gin/runs/griffin_quickstart.gin", f"--run_dir={tmp_path / name}"])
   RunDirectory(tmp_path / "new").require_place()

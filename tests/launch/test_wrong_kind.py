@@ -48,7 +48,7 @@ def test_a_run_is_not_compared(tmp_path):
     (
       train.main,
       "gin/sizes/tiny.gin",
-      "no whole run. Give it after a file that does, such as gin/runs/",
+      "not a complete run. Put it after a file that is, such as gin/runs/",
     ),
     (
       train.main,
@@ -56,7 +56,7 @@ def test_a_run_is_not_compared(tmp_path):
       "Include it in a file that describes a comparison",
     ),
     (compare.main, "gin/compare/parts/scaling.gin", "as gin/compare/quick.gin does"),
-    (compare.main, "gin/sizes/tiny.gin", "no whole comparison"),
+    (compare.main, "gin/sizes/tiny.gin", "not a complete comparison"),
   ],
 )
 def test_a_file_that_describes_no_whole_is_told_where_it_belongs(main, file, told):
@@ -68,7 +68,7 @@ def test_a_file_that_describes_no_whole_is_told_where_it_belongs(main, file, tol
 def test_the_folder_of_a_comparison_is_no_run(main, tmp_path):
   output = folder_with(tmp_path / "quick", "comparison")
   run = folder_with(output / "runs" / "griffin_0", "run")
-  with pytest.raises(UserError, match="quick holds a comparison, and no single run") as error:
+  with pytest.raises(UserError, match="quick contains a comparison, not a run") as error:
     main([f"--run_dir={output}"])
   assert str(run) in str(error.value)
 
@@ -87,8 +87,8 @@ def test_a_folder_of_runs_names_those_in_it(main, tmp_path, monkeypatch):
   with pytest.raises(UserError) as error:
     main(["--run_dir=runs"])
   assert str(error.value) == (
-    "runs holds no run: it has no config.gin. There is runs/first, runs/second."
+    "runs is not a run directory: it has no config.gin. Runs nearby: runs/first, runs/second."
   )
   # Those beside a name that does not exist, as ever.
-  with pytest.raises(UserError, match="There is runs/first, runs/second"):
+  with pytest.raises(UserError, match="Runs nearby: runs/first, runs/second"):
     RunDirectory(tmp_path / "runs" / "third").require_run()
