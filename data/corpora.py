@@ -1,4 +1,4 @@
-"""Where documents come from: CPython, text files, JSON lines, TFDS, registered seqio tasks."""
+"""Corpora, the sources of documents: CPython, text files, JSON lines, TFDS, seqio tasks."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ __all__ = [
 
 
 class Corpus(Protocol):
-  """A source of documents, in an order that is always the same."""
+  """A source of documents in a fixed order."""
 
   @property
   def name(self) -> str: ...  # a short name for directories
 
   def describe(self) -> dict[str, Any]:
-    """Returns what decides the documents, as JSON values; quick, since every launch asks."""
+    """Returns what determines the documents, as JSON values; quick: every launch calls it."""
     ...
 
 
 class Documents(Corpus, Protocol):
-  """A corpus whose documents Python reads."""
+  """A corpus with documents that Python reads."""
 
   def documents(self, split: str) -> Iterator[bytes]:
     """Yields the raw documents of 'train', 'heldout' or 'all'."""
@@ -71,7 +71,7 @@ class Documents(Corpus, Protocol):
     ...
 
   def largest_document(self) -> int | None:
-    """Returns the bytes of the largest document; None if that is not known without reading."""
+    """Returns the bytes of the largest document; None if unknown without reading all."""
     ...
 
 
@@ -86,11 +86,11 @@ _BUILT = ("config-", "lib-dynload", "_sysconfigdata")
 
 @dataclasses.dataclass(frozen=True)
 class PythonLibrary:
-  """What the running CPython carries: the language reference's topics and the library's source.
+  """The running CPython's texts: topics of the language reference and the library's source.
 
   About 10 MB of English and Python under the Python Software Foundation License, read from the
-  interpreter's own installation. A document is a topic or a source file; a hash of its name decides
-  whether it is held out, so that Python versions agree on what they share.
+  interpreter's installation. A document is a topic or a source file; a hash of its name decides
+  whether it is held out, so that Python versions agree on the files that they share.
 
   Attributes:
     heldout_fraction: expected share of the documents that is held out.
@@ -107,7 +107,7 @@ class PythonLibrary:
     root = sysconfig.get_paths()["stdlib"]
     found = []
     for folder, folders, files in os.walk(root):
-      # Pruned before they are entered: site-packages can be larger than all the rest.
+      # Skipped without listing: site-packages can be larger than all the rest.
       folders[:] = [f for f in folders if f not in _LEFT_OUT and not f.startswith(_BUILT)]
       paths = (Path(folder, f) for f in files if f.endswith(".py") and not f.startswith(_BUILT))
       found.extend((path.relative_to(root).as_posix(), path) for path in paths)
@@ -136,7 +136,7 @@ class PythonLibrary:
         yield path.read_bytes()
 
   def total_bytes(self) -> int:
-    """Returns the size of the source files (the topics are small beside them)."""
+    """Returns the size of the source files (the topics are small in comparison)."""
     return sum(path.stat().st_size for _, path in self._files())
 
   def largest_document(self) -> int | None:
@@ -146,12 +146,12 @@ class PythonLibrary:
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-  """Plain text files, a document each, or several with a separator between them.
+  """Plain text files with one document each, or several documents with a separator.
 
   Attributes:
     files: a path or glob pattern (`**` crosses folders), or several.
-    separator: what stands between documents in a file, such as '<|endoftext|>'; it belongs to
-      neither. None: a file is a document.
+    separator: text between the documents of a file, such as '<|endoftext|>'; not part of them.
+      None: a file is a document.
     heldout_fraction: expected share of the documents that is held out, decided by a hash of the
       text, so that copies of a document are on one side. Where the hash leaves a split empty, this
       share of the text is held out at its end: whole documents, or the last lines of the last one.
@@ -183,18 +183,18 @@ class TextFiles:
     return self.options() | {"files": files} | heldout_rule(self)
 
   def documents(self, split: str) -> Iterator[bytes]:
-    """Yields the documents by path, and in a file from its beginning.
+    """Yields the documents by path, in the order of each file.
 
     Raises:
-      CorpusError: a file cannot be read or is no text, or there is too little to hold some out.
+      CorpusError: a file cannot be read or is not text, or there is too little to hold some out.
     """
     return split_documents(self, split)
 
   def check(self) -> None:
-    """Reads the beginnings of a few files, before a process is started that reads all.
+    """Checks the beginnings of a few files, before a process is started that reads all.
 
     Raises:
-      CorpusError: one is no text, or is one of JSON lines.
+      CorpusError: a file is not text, or has JSON lines.
     """
     check_text(files_of(self))
 
@@ -208,7 +208,7 @@ class TextFiles:
       yield read_text(path)
       return
     separator = self.separator.encode("utf-8")
-    # Mapped, not read: such a file is often a whole corpus.
+    # Memory-mapped: such a file is often a whole corpus.
     with (
       opened_text(path) as file,
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
@@ -233,11 +233,11 @@ class TextFiles:
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-  """Files with one JSON object per line, a document each; blank lines are no documents.
+  """Files with one JSON object per line, a document each; blank lines are skipped.
 
   Attributes:
     files: a path or glob pattern (`**` crosses folders), or several.
-    field: the object's key whose string is the text.
+    field: the object's key of the text.
     heldout_fraction: expected share of the documents that is held out, decided by a hash of the
       text, so that copies of a document are on one side. Where the hash leaves a split empty, this
       share of the text is held out at its end: whole documents, or the last lines of the last one.
@@ -270,16 +270,16 @@ class JsonLines:
     """Yields the texts in the order of files and lines.
 
     Raises:
-      CorpusError: a line is no JSON object, or has no string under the field; it names the line. Or
-        there is too little to hold some out.
+      CorpusError: a line is not a JSON object or has no string in the field, or there is too little
+        to hold some out.
     """
     return split_documents(self, split)
 
   def check(self) -> None:
-    """Reads the first lines: what is wrong there need not wait for a process that reads all.
+    """Checks the first lines, before a process is started that reads all.
 
     Raises:
-      CorpusError: one is no JSON object, or has no text.
+      CorpusError: a line is not a JSON object, or has no text.
     """
     for values, place in itertools.islice(json_lines(files_of(self)), LOOKED_AT):
       self._text(values, place)
@@ -305,18 +305,18 @@ class JsonLines:
     return sum(path.stat().st_size for path in files_of(self))
 
   def largest_document(self) -> int | None:
-    """Returns None: lines are not known before they are read."""
+    """Returns None: unknown without reading all lines."""
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
-  """A data set of TensorFlow Datasets, a text feature per example; splits are the data set's own.
+  """A data set of TensorFlow Datasets with a text feature, and with the data set's splits.
 
   Attributes:
     dataset: its name with configuration and version, such as 'wikipedia/20230601.en:1.0.0'.
-    field: the feature that holds the text.
-    data_dir: where it is kept; TFDS's own directory by default.
+    field: the text feature.
+    data_dir: the directory of the data; None is TFDS's default.
   """
 
   dataset: str
@@ -329,23 +329,22 @@ class Tfds:
     return "tfds-" + self.dataset
 
   def describe(self) -> dict[str, Any]:
-    """Returns the data set and the field; the version in its name stands for the content."""
+    """Returns the data set and the field; the version in its name identifies the content."""
     return {"corpus": "tfds", "dataset": self.dataset, "field": self.field}
 
 
 @dataclasses.dataclass(frozen=True)
 class RegisteredTask:
-  """A task of seqio's registry, with its own preprocessing, vocabulary and splits.
+  """A task of seqio's registry, with its preprocessing, vocabulary and splits.
 
-  The cache does not see changes to the task's code: remove it after such a change.
+  The cache does not detect changes of the task's code: delete it after a change.
 
   Attributes:
     task: the registered name.
     module: the module that registers it when imported.
     features: output features to join, in this order, into one document.
-    seed: for tasks whose preprocessing is random; seqio takes none for a source without one.
-    loss_on: the features whose tokens the loss is on, such as ('targets',) of prompts and
-      responses; None is all.
+    seed: seed of random preprocessing; seqio accepts none for a source without one.
+    loss_on: the features in the loss, such as ('targets',) for prompts and responses; None is all.
   """
 
   task: str
@@ -364,7 +363,7 @@ class RegisteredTask:
 
   @property
   def has_loss_mask(self) -> bool:
-    """Whether the loss is on some of the tokens alone."""
+    """Whether the loss is on only some of the tokens."""
     return self.loss_on is not None
 
   @property
@@ -376,7 +375,7 @@ class RegisteredTask:
     """Returns the fields."""
     masked = {}
     if self.loss_on is not None:
-      # Rows that were made before an empty answer's end was in the loss have another name.
+      # Names rows apart from those of a version without an empty answer's end in the loss.
       masked = {"loss_on": list(self.loss_on), "empty_answers": "their end is scored"}
     return {
       "corpus": "seqio",

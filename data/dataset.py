@@ -1,4 +1,4 @@
-"""What text to read, under which vocabulary and in rows of which length: filled in by gin."""
+"""Datasets: a corpus with its vocabulary and row length, set by gin."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ from data.progress import PreparationProgress, ProgressBar
 from data.rows import RowFiles
 from data.tokenizers import Vocabulary
 
-# What a description says that `options` cannot: it takes the files, or says how rows are made of
-# them.
+# Entries of a description that `options` lacks: they depend on the files, or on packing.
 _OF_THE_FILES = ("files", "heldout", "empty_answers")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextDataset:
-  """Text packed into rows; the rows are made on first use and kept.
+  """Text packed into rows; the rows are made on first use and cached.
 
   Attributes:
-    corpus: where the documents come from.
-    vocabulary: how they become ids.
+    corpus: source of the documents.
+    vocabulary: converts them to ids.
     sequence_length: tokens per row.
-    split: 'train', 'heldout' or 'all' (a registered task or TFDS data set: its own splits' names).
-    cache_dir: holds one directory per distinct content; relative to the working directory.
-    whole_documents: no document that a row can hold lies in two of them, at the price of padding.
+    split: 'train', 'heldout' or 'all' (registered tasks and TFDS data sets: one of their splits).
+    cache_dir: contains one directory per distinct content; relative to the working directory.
+    whole_documents: do not split documents that fit into a row, at the cost of padding.
   """
 
   corpus: Corpus
@@ -51,20 +50,20 @@ class TextDataset:
   whole_documents: bool = False
 
   def __post_init__(self):
-    # A registered task or TFDS data set has splits of its own, under names that it alone knows.
+    # Any string: registered tasks and TFDS data sets name their own splits.
     if hasattr(self.corpus, "heldout_fraction"):
       heldout.check_split(self.split)
 
   @property
   def what(self) -> str:
-    """A name for people."""
+    """A name for display."""
     return f"{self.corpus.name} ({self.split})"
 
   def source(self) -> dict[str, Any]:
-    """Returns what decides the documents, as JSON values."""
+    """Returns what determines the documents, as JSON values."""
     described = self.corpus.describe()
     if self.split == "all":
-      described.pop("heldout", None)  # How the splits are told apart decides nothing here.
+      described.pop("heldout", None)  # With split 'all', the split rule does not matter.
     return described | self._options()
 
   def _options(self) -> dict[str, Any]:
@@ -73,12 +72,12 @@ class TextDataset:
 
   @property
   def cache_path(self) -> Path:
-    """The directory of the row files; its name holds a hash of all that decides the content.
+    """The directory of the row files; its name has a hash of all that determines the content.
 
-    Where the corpus is gone, rows that were made of it are as good: the newest are taken.
+    If the corpus is missing, this is the newest directory of rows made from it.
 
     Raises:
-      CorpusError: the corpus cannot be read, and no rows of it are kept.
+      CorpusError: the corpus cannot be read, and has no cached rows.
     """
     vocabulary = self.vocabulary.describe()
     words = f"{self.corpus.name}-{self.split}-{vocabulary['kind']}-{self.sequence_length}"
@@ -93,8 +92,8 @@ class TextDataset:
     return start.with_name(f"{start.name}-{digest}")
 
   def _kept(self, start: Path) -> Path | None:
-    """The newest directory of rows that were made as this dataset says, of whatever files."""
-    # Only a corpus of files can be gone.
+    """Finds the newest rows with this dataset's options, made from any version of the files."""
+    # Only a corpus of files can be missing.
     options = cast(FileCorpus, self.corpus).options() | self._options()
     vocabulary = self.vocabulary.describe()
     found = []
@@ -106,25 +105,25 @@ class TextDataset:
       source = {name: it for name, it in manifest.source.items() if name not in _OF_THE_FILES}
       if source == options and manifest.vocabulary == vocabulary:
         found.append(directory)
-    # The directory's own time is that of the last check of its rows.
+    # The directory's own time changes with each check of its rows.
     return max(found, key=lambda rows: (rows / MANIFEST_FILE).stat().st_mtime_ns, default=None)
 
   def is_prepared(self) -> bool:
-    """Whether the row files are there."""
+    """Whether the row files exist."""
     return (self.cache_path / MANIFEST_FILE).is_file()
 
   def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> RowFiles:
-    """Opens the row files, making them first if they are missing.
+    """Opens the row files; makes them first if they are missing.
 
-    They are made by another process, so that this one never imports TensorFlow.
+    Another process makes them, so that this one never imports TensorFlow.
 
     Args:
       progress: called about ten times a second while rows are made; by default a progress bar on
         stderr (lines, if it is not a terminal).
 
     Raises:
-      CorpusError: the corpus cannot be read, or holds no text.
-      PreparationError: the rows could not be made for another reason, which it carries.
+      CorpusError: the corpus cannot be read, or has no text.
+      PreparationError: the rows could not be made for another reason.
       RowFileError: the files are damaged.
     """
     preparation.prepare([self], progress)
@@ -132,47 +131,47 @@ class TextDataset:
     try:
       self.corpus.describe()
     except NoFiles as error:
-      print(f"{error.args[0]} Reading the rows kept in {directory}.", file=sys.stderr)
+      print(f"{error.args[0]} Reading the cached rows in {directory}.", file=sys.stderr)
     rows = RowFiles(directory).check(self.vocabulary, self.sequence_length)
     return verification.verify(rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """Several datasets read as one, row by row.
+  """Several datasets, mixed row by row.
 
   Attributes:
     components: datasets with the same vocabulary and sequence_length.
-    weights: share of each among the rows of a training run, in any scale.
+    weights: relative share of each among the rows of a training run.
   """
 
   components: Sequence[TextDataset]
   weights: Sequence[Positive]
 
   def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
-    """Opens, and if need be makes, the rows of every component."""
+    """Opens the rows of every component; makes missing ones."""
     preparation.prepare(self.components, progress)
     return MixedRows([part.rows() for part in self.components], self.weights)
 
 
 @dataclasses.dataclass(frozen=True)
 class RegisteredMixture:
-  """A mixture of seqio's registry: its tasks packed one by one and drawn from at its rates.
+  """A mixture of seqio's registry: its tasks are packed separately and mixed at its rates.
 
-  seqio mixes examples and stops at the end of the shortest task. Here every task is packed whole
-  and rows are drawn, each task's rate weighted by its mean length, so that tokens keep their
-  shares.
+  seqio mixes examples and stops at the end of the shortest task. Here every task is packed
+  completely and rows are mixed; each task's rate is weighted by its mean length, so that tokens
+  keep their shares.
 
   Attributes:
     mixture: the registered name.
-    vocabulary: that of its tasks.
+    vocabulary: the vocabulary of its tasks.
     sequence_length: tokens per row.
     split: a split that all its tasks have.
     module: the module that registers it when imported.
     features: output features to join, in this order, into one document.
-    seed: for tasks whose preprocessing is random; seqio takes none for a source without one.
-    loss_on: the features whose tokens the loss is on; None is all.
-    cache_dir: holds one directory per task; relative to the working directory.
+    seed: seed of random preprocessing; seqio accepts none for a source without one.
+    loss_on: the features in the loss; None is all.
+    cache_dir: contains one directory per task; relative to the working directory.
   """
 
   mixture: str
@@ -186,7 +185,7 @@ class RegisteredMixture:
   cache_dir: KeptPath = "cache"
 
   def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
-    """Opens, and if need be makes, the rows of every task."""
+    """Opens the rows of every task; makes missing ones."""
     kept = self._rates_file()
     if kept.is_file():
       rates = json.loads(small_files.read(kept) or b"")
@@ -216,6 +215,6 @@ class RegisteredMixture:
     ]
 
   def _rates_file(self) -> Path:
-    """Keeps what seqio said of the mixture, so that it is asked once."""
+    """The file that caches the mixture's rates."""
     words = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{self.module}-{self.mixture}")
     return Path(self.cache_dir).absolute() / f"rates-{words}.json"

@@ -1,4 +1,4 @@
-"""What corpora of files share: their files, a first look at them, and what is held out."""
+"""Shared code of file corpora: finding and checking files, and splitting documents."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from data.files import (
 )
 from data.heldout import in_split
 
-# Files, or lines, that are looked at before a process is started that reads all.
+# Number of files, or lines, that are checked before a process is started that reads all.
 LOOKED_AT = 8
 
 
 class HasFiles(Protocol):
-  """What is read from files.
+  """Anything that is read from files.
 
   Attributes:
     files: a path or glob pattern, or several.
@@ -33,7 +33,7 @@ class HasFiles(Protocol):
 
 
 class FileCorpus(HasFiles, Protocol):
-  """A corpus whose documents lie in files.
+  """A corpus of documents in files.
 
   Attributes:
     name: a short name for directories.
@@ -47,7 +47,7 @@ class FileCorpus(HasFiles, Protocol):
   def heldout_fraction(self) -> float: ...
 
   def options(self) -> dict[str, Any]:
-    """Returns what `describe` says without a look at the files."""
+    """Returns the part of `describe` that does not depend on the files."""
     ...
 
   def undivided(self) -> Iterator[bytes]:
@@ -55,7 +55,7 @@ class FileCorpus(HasFiles, Protocol):
     ...
 
   def largest_document(self) -> int | None:
-    """Returns the bytes of the largest document; None if that is not known without reading."""
+    """Returns the bytes of the largest document; None if unknown without reading all."""
     ...
 
 
@@ -69,18 +69,17 @@ def files_of(corpus: HasFiles) -> list[Path]:
 
 
 def check_text(files: Sequence[Path]) -> None:
-  """Looks at the beginnings of files of plain text.
+  """Checks the beginnings of plain text files.
 
   Raises:
-    CorpusError: one of the first is no text, or one of all is of JSON lines.
+    CorpusError: one of the first files is not text, or any is a file of JSON lines.
   """
   for path in files:
     if looks_like_json_lines(path):
       raise CorpusError(
-        f"{path} holds JSON lines, whose syntax would be learnt as text. Read the texts in it: add"
-        " gin/data/json_lines_bytes.gin (or json_lines_sentencepiece.gin)"
-        " --gin.JSON_LINES=FILES; or give it"
-        " the ending .txt."
+        f"{path} contains JSON lines, not plain text. Read the texts in them with"
+        " gin/data/json_lines_bytes.gin (or json_lines_sentencepiece.gin) --gin.JSON_LINES=FILES,"
+        " or rename the file to .txt to train on the JSON itself."
       )
   for path in files[:LOOKED_AT]:
     with opened_text(path):
@@ -88,7 +87,7 @@ def check_text(files: Sequence[Path]) -> None:
 
 
 def _is_one_document(corpus: FileCorpus) -> bool:
-  """Whether a file is a document and there is one: known without reading it, however long it is."""
+  """Whether the corpus is a single file with a single document, without reading it."""
   files = files_of(corpus)
   return corpus.largest_document() is not None and sum(p.stat().st_size > 0 for p in files) < 2
 
@@ -103,10 +102,10 @@ def _holds_out_tail(corpus: FileCorpus) -> bool:
 
 
 def heldout_rule(corpus: FileCorpus) -> dict[str, str]:
-  """What a description says of the splits: nothing where a hash decides, as it always did."""
+  """Returns the entry of `describe` for the splits: empty if a hash decides."""
   if not _holds_out_tail(corpus):
     return {}
-  # Of several documents the tail was once chosen otherwise: their rows need another name.
+  # An earlier version chose the tail of several documents differently: the cache needs a new name.
   return {"heldout": "tail" if _is_one_document(corpus) else "tail of text"}
 
 

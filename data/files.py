@@ -1,4 +1,4 @@
-"""Files of text: which a pattern names, whether they are text, and what their lines hold."""
+"""Finds text files by pattern, checks that they are text, and reads their lines."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from base.errors import UserError
 
 
 class CorpusError(UserError, ValueError):
-  """A corpus that cannot be read; the message names the file, what is wrong and what to do."""
+  """A corpus that cannot be read; the message names the file, the fault and what to do."""
 
 
 class NoFiles(CorpusError):
-  """Nothing lies where the files of a corpus should be.
+  """No file matches a corpus's pattern.
 
   Attributes:
-    pattern: what matches no file.
+    pattern: the pattern.
   """
 
   def __init__(self, message: str, pattern: str = ""):
@@ -32,7 +32,7 @@ class NoFiles(CorpusError):
     self.pattern = pattern
 
 
-# First bytes of what is no text. A word of text is enough to begin with two of a shorter signature.
+# First bytes of files that are not text. Shorter signatures could be the start of a word.
 _SIGNATURES = {
   b"\x1f\x8b": "gzip",
   b"PK\x03\x04": "a ZIP archive",
@@ -67,8 +67,8 @@ _COMPRESSED = {"gzip", "Zstandard", "xz", "bzip2", "LZ4", "a ZIP archive", "a 7z
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _BOM = b"\xef\xbb\xbf"
 
-# The part of a file that is looked at, and what may be invalid in it: a text in Latin-1 is soon
-# above that, a text with a damaged character here and there is not.
+# How much of a file is checked, and how much of that may be invalid: Latin-1 text soon exceeds it,
+# text with a few damaged characters does not.
 _SAMPLE = 2**20
 _INVALID_SHARE = 0.02
 _INVALID_BYTES = 8
@@ -76,7 +76,7 @@ _CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b"))
 
 
 def shortened(value: Any, length: int = 60) -> str:
-  """The representation of a value that a file holds, for a message."""
+  """Formats a value of a file for a message."""
   text = repr(value)
   return text if len(text) <= length else text[: length - 3] + "..."
 
@@ -86,14 +86,14 @@ def matching_files(
 ) -> list[Path]:
   """Returns the files that match, by path, each once.
 
-  A file of that very name goes before the pattern.
+  A file with exactly the pattern's name is preferred to matches.
 
   Args:
     patterns: a path or glob pattern, or several.
-    option: what they were given as, for messages: corpora.TextFiles.files.
+    option: the option's name in messages: corpora.TextFiles.files.
 
   Raises:
-    CorpusError: nothing matches, or what does is no file that can be read.
+    CorpusError: nothing matches, or a match is not a readable file.
   """
   patterns = [patterns] if isinstance(patterns, str | os.PathLike) else list(patterns)
   if not patterns:
@@ -108,7 +108,7 @@ def matching_files(
     paths = [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]
     if not paths:
       raise NoFiles(
-        f"No file matches {pattern!r} ({option}). Correct the path; several stand in a list:"
+        f"No file matches {pattern!r} ({option}). Correct the path; give several as a list:"
         " \"['a.txt', 'b.txt']\".",
         pattern,
       )
@@ -121,7 +121,7 @@ def _file(path: str) -> str:
   try:
     mode = os.stat(path).st_mode
   except OSError as error:
-    what = "is a link to nothing" if os.path.islink(path) else f"cannot be read: {error.strerror}"
+    what = "is a broken link" if os.path.islink(path) else f"cannot be read: {error.strerror}"
     raise CorpusError(f"{path} {what}. Correct or remove it.") from None
   if stat.S_ISDIR(mode):
     raise CorpusError(
@@ -133,17 +133,17 @@ def _file(path: str) -> str:
 
 
 def describe_files(paths: Sequence[Path]) -> str:
-  """Returns a digest of names, sizes and times: an edited file makes another cache."""
+  """Returns a digest of names, sizes and times, so that an edited file has another cache."""
   stats = [(p.as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
   return hashlib.sha256(repr(stats).encode("utf-8", errors="surrogateescape")).hexdigest()
 
 
 @contextlib.contextmanager
 def opened_text(path: Path) -> Iterator[IO[bytes]]:
-  """Opens a file of text after its byte order mark, if it has one.
+  """Opens a text file after its byte order mark, if it has one.
 
   Raises:
-    CorpusError: it cannot be read, or is no text in UTF-8.
+    CorpusError: it cannot be read, or is not UTF-8 text.
   """
   try:
     with path.open("rb") as file:
@@ -158,10 +158,10 @@ def opened_text(path: Path) -> Iterator[IO[bytes]]:
 
 
 def check_is_text(start: bytes, name: str) -> None:
-  """Raises CorpusError if the first bytes of a file are not those of text in UTF-8."""
+  """Raises CorpusError if the first bytes of a file are not UTF-8 text."""
   kind = _kind(start)
   if kind in _COMPRESSED:
-    raise CorpusError(f"{name} is {kind}, not text. Unpack it, and give what it holds.")
+    raise CorpusError(f"{name} is {kind}, not text. Unpack it, and give the files in it.")
   if kind in ("UTF-16", "UTF-32"):
     raise CorpusError(
       f"{name} is {kind}, not UTF-8. Convert it: iconv -f {kind} -t UTF-8 OLD > NEW."
@@ -173,16 +173,14 @@ def check_is_text(start: bytes, name: str) -> None:
   invalid += len(start) - len(start.translate(None, _CONTROL))
   if invalid >= _INVALID_BYTES and invalid > _INVALID_SHARE * len(start):
     raise CorpusError(
-      f"{name} is no text in UTF-8: {invalid / len(start):.0%} of its first {len(start)} bytes are "
-      "invalid or"
-      f" control characters (at most {_INVALID_SHARE:.0%} may be). Convert it, such as with iconv "
-      "-f"
-      " ISO-8859-1 -t UTF-8 OLD > NEW, or leave it out."
+      f"{name} is not UTF-8 text: {invalid / len(start):.0%} of its first {len(start)} bytes are "
+      f"invalid or control characters (at most {_INVALID_SHARE:.0%} may be). Convert it, such as "
+      "with iconv -f ISO-8859-1 -t UTF-8 OLD > NEW, or leave it out."
     )
 
 
 def _kind(start: bytes) -> str | None:
-  """What a file is by its first bytes; None if that may be text."""
+  """Tells a file's format from its first bytes; None if it may be text."""
   if _BZIP2.match(start):
     return "bzip2"
   if start[257:262] == b"ustar":
@@ -193,16 +191,16 @@ def _kind(start: bytes) -> str | None:
 
 
 def read_text(path: Path) -> bytes:
-  """Returns all of a file, without a byte order mark; see `opened_text`."""
+  """Reads a text file without its byte order mark; see `opened_text`."""
   with opened_text(path) as file:
     return file.read()
 
 
 def json_lines(files: str | Sequence[str | Path]) -> Iterator[tuple[dict[str, Any], str]]:
-  """Yields the objects of files with one JSON object per line, and where each stands ('file:line').
+  """Yields the objects of files with one JSON object per line, and their places ('file:line').
 
   Raises:
-    CorpusError: a line that is not blank is no JSON object.
+    CorpusError: a line is neither blank nor a JSON object.
   """
   for path in matching_files(files):
     with opened_text(path) as file:
@@ -213,7 +211,7 @@ def json_lines(files: str | Sequence[str | Path]) -> Iterator[tuple[dict[str, An
 
 
 def looks_like_json_lines(path: Path) -> bool:
-  """Whether a file has the name of JSON lines, and its first line is a JSON object."""
+  """Whether a file has an ending of JSON lines, and its first line is a JSON object."""
   if path.suffix not in (".jsonl", ".ndjson"):
     return False
   with contextlib.suppress(CorpusError), opened_text(path) as file:
@@ -224,7 +222,7 @@ def looks_like_json_lines(path: Path) -> bool:
 
 def _json_object(line: bytes, place: str) -> dict[str, Any]:
   try:
-    # Bytes that are no UTF-8 pass through as surrogates, to be replaced and counted with the rest.
+    # Bytes that are not UTF-8 pass as surrogates, to be replaced and counted later.
     value = json.loads(line.decode("utf-8", errors="surrogateescape"))
   except RecursionError:
     raise CorpusError(f"{place}: nested too deep to be read. Correct or remove the line.") from None
@@ -238,15 +236,15 @@ def _json_object(line: bytes, place: str) -> dict[str, Any]:
 
 
 def keys_of(values: dict[str, Any]) -> str:
-  """The keys of a line, for a message."""
+  """Formats the keys of a line for a message."""
   keys = [shortened(key, 30) for key in values]
   return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
 
 
 def to_bytes(text: str) -> bytes:
-  """The UTF-8 of a text in which bytes that were none passed as surrogates."""
+  """Encodes a text as UTF-8, with invalid bytes that passed as surrogates."""
   try:
     return text.encode("utf-8", errors="surrogateescape")
   except UnicodeEncodeError:
-    # JSON can spell half a surrogate pair (\ud800): bytes that are no UTF-8, counted as such.
+    # JSON can contain a lone surrogate (\ud800), which counts as invalid UTF-8.
     return text.encode("utf-8", errors="surrogatepass")

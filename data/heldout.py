@@ -1,6 +1,4 @@
-"""Which documents are held out: by a hash of each where that leaves some on both sides, else a
-tail.
-"""
+"""Chooses held-out documents: by a hash of each if that fills both splits, else a tail."""
 
 from __future__ import annotations
 
@@ -13,20 +11,20 @@ from data.files import CorpusError
 
 SPLITS = ("train", "heldout", "all")
 
-# Shorter text is not cut in two; a tail has at least a quarter of that.
+# Bytes below which a text is not cut in two; a tail has at least a quarter of this.
 _LEAST_TEXT = 64
 
-# By what decides the documents; a launch asks several times.
+# By corpus description: a launch asks several times.
 _found: dict[tuple[str, float], bool] = {}
 
 
 def _is_heldout(key: bytes, fraction: float) -> bool:
-  """Decides by a hash: a document's split depends on no other document."""
+  """Decides by a hash, so that a document's split does not depend on other documents."""
   return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < fraction * 2**64
 
 
 def in_split(key: bytes, split: str, fraction: float) -> bool:
-  """Whether what `key` identifies belongs to a split of 'train', 'heldout' or 'all'."""
+  """Whether the document of `key` belongs to the split 'train', 'heldout' or 'all'."""
   check_split(split)
   return split == "all" or _is_heldout(key, fraction) == (split == "heldout")
 
@@ -34,7 +32,7 @@ def in_split(key: bytes, split: str, fraction: float) -> bool:
 def check_split(split: str) -> None:
   """Raises CorpusError unless the split is one of SPLITS."""
   if split not in SPLITS:
-    raise CorpusError(f"split={split!r} does not exist here; there are {', '.join(SPLITS)}.")
+    raise CorpusError(f"unknown split={split!r}. Choose from {', '.join(SPLITS)}.")
 
 
 def check_fraction(fraction: float) -> None:
@@ -49,31 +47,30 @@ class _Named(Protocol):
 
 
 def kind_of(corpus: object) -> str:
-  """The name of a corpus's class in gin files and flags, such as corpora.TextFiles."""
+  """Returns the name of a corpus's class in gin files and flags, such as corpora.TextFiles."""
   return f"{type(corpus).__module__.rpartition('.')[2]}.{type(corpus).__name__}"
 
 
 def check_intent(corpus: _Named, split: str) -> None:
-  """Raises CorpusError if the corpus's own heldout_fraction leaves the split empty."""
+  """Raises CorpusError if the corpus's heldout_fraction makes the split empty."""
   fraction = getattr(corpus, "heldout_fraction", None)
   if (split, fraction) in (("heldout", 0), ("train", 1)):
     raise CorpusError(
-      f"{corpus.name} ({split}) holds no text: heldout_fraction={fraction} (above 0 and below 1 to "
-      "have both"
-      f" splits). Set --gin.{kind_of(corpus)}.heldout_fraction=0.05."
+      f"{corpus.name} ({split}) has no text: heldout_fraction={fraction} (both splits need a value "
+      f"above 0 and below 1). Set --gin.{kind_of(corpus)}.heldout_fraction=0.05."
     )
 
 
 def needs_tail(identity: str, fraction: float, keys: Callable[[], Iterable[bytes]]) -> bool:
-  """Whether the hash would leave a split without text, so that a tail is held out instead.
+  """Whether the hash would make a split empty, so that a tail is held out instead.
 
   Reads until both splits have a document: about twenty documents of an ordinary corpus, all of a
   small one.
 
   Args:
-    identity: what decides the documents; the answer is kept for this process.
-    fraction: share to hold out; of 0 and 1 one split is empty by intent.
-    keys: what identifies each document that holds text.
+    identity: description of the corpus, under which the answer is cached in this process.
+    fraction: share to hold out; with 0 and 1 one split is empty on purpose.
+    keys: identity of each document with text.
   """
   if not 0 < fraction < 1:
     return False
@@ -91,7 +88,7 @@ class TooLittleText(CorpusError):
   """There is too little text to hold some out.
 
   Attributes:
-    what: says how much there is and is needed; the message also says which bindings help.
+    what: how much text there is and is needed; the message also has bindings that help.
   """
 
   def __init__(self, what: str, advice: str = ""):
@@ -100,20 +97,20 @@ class TooLittleText(CorpusError):
 
 
 class Tail(NamedTuple):
-  """Where the held-out text begins: in which document, and about at which of its bytes."""
+  """Start of the held-out text: a document, and approximately a byte in it."""
 
   document: int
   start: int
 
 
 def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: _Named) -> Tail:
-  """Chooses a tail of documents, or of the last one where it is longer than what is to be held out.
+  """Chooses a tail of documents, or a part of the last one if it is long enough.
 
   Args:
-    sizes: bytes of each document, in order; 0 for one that holds no text.
+    sizes: bytes of each document, in order; 0 for one without text.
     fraction: share of the bytes to hold out.
-    cut: whether a document may be cut in two; else at least one is held out whole.
-    corpus: named in the error.
+    cut: whether a document may be cut in two; else at least one whole document is held out.
+    corpus: the corpus, for the error.
 
   Raises:
     TooLittleText: there is too little text to have two splits.
@@ -139,8 +136,7 @@ def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: _Nam
   count = sum(map(bool, sizes))
   raise TooLittleText(
     f"{corpus.name} has {plural(sum(sizes), 'byte')} of text in {plural(count, 'document')}: too"
-    " few to hold some"
-    f" out (at least {_LEAST_TEXT} bytes, or two documents).",
+    f" little to hold some out (at least {_LEAST_TEXT} bytes, or two documents).",
     "Add text, or train on all of it and hold out other"
     " files: --gin.train/dataset.TextDataset.split=all --gin.heldout/dataset.TextDataset.split=all"
     f" --gin.heldout/dataset.TextDataset.corpus='@own/{kind}()' --gin.own/{kind}.files=OTHER.",
@@ -148,12 +144,12 @@ def tail_of(sizes: list[int], fraction: float, *, cut: bool = True, corpus: _Nam
 
 
 def text_size(text: bytes) -> int:
-  """The bytes of a document; 0 if they are blanks alone, which are nothing to hold out."""
+  """Returns the bytes of a document; 0 if it has only blanks."""
   return 0 if text.isspace() else len(text)
 
 
 def tail_split(documents: Iterable[bytes], split: str, tail: Tail) -> Iterator[bytes]:
-  """Yields the documents, or parts of them, of 'train' or 'heldout' where a tail is held out."""
+  """Yields the documents, or parts of them, of 'train' or 'heldout' if a tail is held out."""
   heldout = split == "heldout"
   for index, text in enumerate(documents):
     if index != tail.document or not tail.start:
@@ -167,7 +163,7 @@ def tail_split(documents: Iterable[bytes], split: str, tail: Tail) -> Iterator[b
 def _boundary(text: bytes, near: int) -> int:
   """Returns a place to cut a text: after a line, else before a character.
 
-  Both parts hold something.
+  Both parts are nonempty.
   """
   tail = len(text) - near
   if after := text.rfind(b"\n", max(0, near - tail), near) + 1:

@@ -1,4 +1,4 @@
-"""Prompts and responses in JSON lines, written out by a template; the loss is on the responses."""
+"""Prompts and responses from JSON lines, formatted by a template; the loss is on the responses."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class Piece(NamedTuple):
 
 
 class Template(Protocol):
-  """Writes an object of a JSON line out as text."""
+  """Formats an object of a JSON line as text."""
 
   def pieces(self, values: dict[str, Any], place: str) -> list[Piece]:
     """Returns the example's parts in order; `place` is the file and line, for errors."""
     ...
 
   def describe(self) -> dict[str, Any]:
-    """Returns what decides the text, as JSON values."""
+    """Returns what determines the text, as JSON values."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptResponse:
-  """Two texts with fields of the JSON object in braces: `{question}`; a brace is doubled.
+  """Two templates with fields of the JSON object in braces: `{question}`; write `{{` for a brace.
 
   Attributes:
-    prompt: what is read.
-    response: what is learnt, and an end of the document after it.
+    prompt: text without loss.
+    response: text with loss; the end of the document follows it.
   """
 
   prompt: str = "{prompt}\n"
@@ -65,7 +65,7 @@ class PromptResponse:
     """Returns prompt and response.
 
     Raises:
-      CorpusError: the object lacks a field that the template names, or holds no string under it.
+      CorpusError: the object lacks a field of the template, or the field is not a string.
     """
     return [
       Piece(_filled(self.prompt, values, place), False),
@@ -99,22 +99,22 @@ _ROLES = {"user": "user", "assistant": "model", "model": "model"}
 class GemmaTurns:
   """A conversation in Gemma's turn format.
 
-  The loss is on what the model says, to the end of its turn.
+  The loss is on the model's turns, to their ends.
 
-  The object holds a list of messages, each with a role ('user', 'assistant' or 'model'; 'system' in
-  front of the first user's) and a content.
+  The object has a list of messages, each with a role ('user', 'assistant' or 'model'; 'system'
+  before the first user's) and a content.
 
   Attributes:
-    messages: the object's key that holds the list.
+    messages: the object's key of the list.
   """
 
   messages: str = "messages"
 
   def pieces(self, values: dict[str, Any], place: str) -> list[Piece]:
-    """Returns the turns, those of the model with the loss on them.
+    """Returns the turns, with the loss on the model's.
 
     Raises:
-      CorpusError: there is no such list, a role does not exist, or the roles do not alternate.
+      CorpusError: there is no such list, a role is unknown, or the roles do not alternate.
     """
     if self.messages not in values:
       raise CorpusError(
@@ -126,11 +126,11 @@ class GemmaTurns:
     for number, (role, content) in enumerate(turns):
       expected = ("user", "model")[number % 2]
       if role != expected:
-        raise CorpusError(f"{place}: message {number + 1} is the {role}'s, not the {expected}'s.")
+        raise CorpusError(f"{place}: message {number + 1} is from {role}, not from {expected}.")
       result.append(Piece(f"{_START}{role}\n", False))
       result.append(Piece(f"{content}{_END}", role == "model"))
     if len(turns) < 2:
-      raise CorpusError(f"{place}: {self.messages!r} holds nothing that the model says.")
+      raise CorpusError(f"{place}: {self.messages!r} has no message of the model.")
     return result
 
   def _turns(self, messages: Any, place: str) -> list[tuple[str, str]]:
@@ -140,7 +140,7 @@ class GemmaTurns:
     for number, message in enumerate(messages, start=1):
       named = f"message {number} of {self.messages!r}"
       if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise CorpusError(f"{place}: {named} is no object with 'role' and 'content'.")
+        raise CorpusError(f"{place}: {named} is not an object with 'role' and 'content'.")
       role, content = message["role"], message["content"]
       _check_string(content, f"the content of {named}", place)
       if role == "system" and number == 1:
@@ -148,8 +148,8 @@ class GemmaTurns:
         continue
       if not isinstance(role, str) or role not in _ROLES:
         raise CorpusError(
-          f"{place}: {named} has the role {shortened(role)}; there are {', '.join(_ROLES)}, and "
-          "'system' first."
+          f"{place}: {named} has the unknown role {shortened(role)}. Roles are "
+          f"{', '.join(_ROLES)}, and 'system' in the first message."
         )
       turns.append((_ROLES[role], system + content.strip()))
       system = ""
@@ -177,11 +177,11 @@ def _holds_text(pieces: list[Piece]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Instructions:
-  """Files with one JSON object per line, an example each, written out by a template.
+  """Files with one JSON object per line, an example each, formatted by a template.
 
   Attributes:
     files: a path or glob pattern (`**` crosses folders), or several.
-    template: how an object becomes text, and on which of it the loss is.
+    template: converts an object to text, and marks the text in the loss.
     heldout_fraction: expected share of the examples that is held out, decided by a hash of the
       text; where that leaves a split empty, the last examples.
   """
@@ -197,7 +197,7 @@ class Instructions:
     check_fraction(self.heldout_fraction)
 
   def options(self) -> dict[str, Any]:
-    """Returns what `describe` says without a look at the files."""
+    """Returns the part of `describe` that does not depend on the files."""
     return {
       "corpus": self.name,
       "patterns": self.files if isinstance(self.files, str) else list(self.files),
@@ -207,7 +207,7 @@ class Instructions:
 
   def describe(self) -> dict[str, Any]:
     """Returns the patterns, the template and a digest of the files' names, sizes and times."""
-    # Rows that were made before an empty answer's end was in the loss have another name.
+    # Names rows apart from those of a version without an empty answer's end in the loss.
     made = {
       "files": describe_files(files_of(self)),
       "empty_answers": "their end is scored",
@@ -218,7 +218,7 @@ class Instructions:
     """Yields the examples of 'train', 'heldout' or 'all' in the order of files and lines.
 
     Raises:
-      CorpusError: a line is no JSON object, or the template cannot write it out; it names the line.
+      CorpusError: a line is not a JSON object, or does not fit the template.
     """
     heldout.check_split(split)
     if split == "all" or not self._holds_out_tail():
@@ -234,10 +234,10 @@ class Instructions:
           yield pieces
 
   def check(self) -> None:
-    """Reads the first lines: what is wrong there need not wait for a process that reads all.
+    """Checks the first lines, before a process is started that reads all.
 
     Raises:
-      CorpusError: one is no JSON object, or the template cannot write it out.
+      CorpusError: a line is not a JSON object, or does not fit the template.
     """
     for values, place in itertools.islice(json_lines(files_of(self)), LOOKED_AT):
       self.template.pieces(values, place)

@@ -1,4 +1,4 @@
-"""Rows to batches, with Grain: the rows of a step depend on the seed, the step and the slot."""
+"""Loads batches of rows with Grain; a row depends only on the seed, the step and the slot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from data import rows as rows_lib
 from data.mixture import MixedRows
 
-# Rows of an endless run: more than anyone reads, and exact as a float, which Grain computes with.
+# Rows of an endless run: exact as a float, which Grain computes with.
 _ENDLESS = 2**48
 
 # Each element is a whole batch, so two threads and a few batches hide the reading.
@@ -20,21 +20,21 @@ _READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 class Batches:
-  """An iterator of batches; its whole state is the number of rows before the next one."""
+  """An iterator of batches; its state is the number of rows read."""
 
   def __init__(self, rows_from: Callable[[int], grain.MapDataset], batch_size: int):
     """Starts at the first row.
 
     Args:
-      rows_from: makes the batches that follow one another from a row of the first batch on.
-      batch_size: rows of a whole batch, over all readers.
+      rows_from: makes the batches that start at a given row.
+      batch_size: rows of a global batch, over all readers.
     """
     self._rows_from = rows_from
     self._batch_size = batch_size
     self._open(0)
 
   def _open(self, row: int) -> None:
-    """Goes to the batch that begins at a row of the endless sequence."""
+    """Continues with the batch that starts at a row of the endless sequence."""
     step, self._first = divmod(row, self._batch_size)
     dataset = self._rows_from(self._first)
     self._length = len(dataset)
@@ -43,7 +43,7 @@ class Batches:
       self._iterator.set_state({"next_index": step})
 
   def __len__(self) -> int:
-    """Batches in all: one pass without `repeat`, endless (a very large number) with it."""
+    """Number of batches: one pass without `repeat`, a very large number with it."""
     return self._length
 
   def __iter__(self) -> Batches:
@@ -52,27 +52,25 @@ class Batches:
   def __next__(self) -> dict[str, np.ndarray]:
     """Returns the next batch.
 
-    A dict of [B, T] arrays (B is the number of slots that are read here): inputs, targets,
-    segment_ids, positions (int32) and loss_weights (float32). Batches of a single pass also hold
-    row_bytes, [B] int64: the bytes of text that each row's targets in the loss stand for.
+    A dict of [B, T] arrays (B is the number of this reader's slots): inputs, targets, segment_ids,
+    positions (int32) and loss_weights (float32). Batches of a single pass also have row_bytes, [B]
+    int64: bytes of text of each row's targets in the loss.
 
     Raises:
-      RowFileError: a row holds an id that its vocabulary does not have, or segments that cannot be.
+      RowFileError: a row has an id outside its vocabulary, or invalid segments.
     """
     return next(self._iterator)
 
   def state(self) -> dict[str, int]:
-    """Returns {'next_row': n}: rows of all earlier batches, whatever their size and the reader's
-    slots.
-    """
+    """Returns {'next_row': n}: rows of all earlier batches, for any batch size and slots."""
     step = int(self._iterator.get_state()["next_index"])
     return {"next_row": step * self._batch_size + self._first}
 
   def restore(self, state: dict[str, int]) -> None:
     """Continues at row `state['next_row']`.
 
-    Older states count batches, {'next_index': n}: of `state['batch_size']` rows if they say so,
-    else of this reader's.
+    Older states count batches, {'next_index': n}: of `state['batch_size']` rows if present, else of
+    this reader's batch size.
     """
     if "next_row" in state:
       row = state["next_row"]
@@ -89,7 +87,7 @@ class Batches:
 class _Rows:
   """A random-access source of (tokens, segment ids, loss mask, bytes).
 
-  Past the last row there is padding.
+  Rows after the last one are padding.
   """
 
   def __init__(self, rows: rows_lib.RowFiles, length: int | None = None):
@@ -112,7 +110,7 @@ class _Rows:
 def _training_rows(rows: Any, seed: int, shuffle: bool) -> grain.MapDataset:
   """Returns an endless sequence of rows."""
   if isinstance(rows, MixedRows):
-    # Each part its own seed: equal parts must not be read in step.
+    # A seed per part: equal parts must not be read in the same order.
     parts = [_training_rows(part, seed + i, shuffle) for i, part in enumerate(rows.parts)]
     return grain.MapDataset.mix(parts, weights=rows.weights)
   dataset = grain.MapDataset.source(_Rows(rows)).seed(seed)
@@ -156,12 +154,12 @@ class _Slots:
 def batch_of_rows(
   tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None = None, *, bos_id: int
 ) -> dict[str, np.ndarray]:
-  """Derives what a model reads from what a row file stores.
+  """Derives a model's inputs from the arrays of row files.
 
   Args:
     tokens: [B, T] integers, the targets.
     segment_ids: [B, T] integers from 1 within a row, in contiguous runs; 0 is padding.
-    loss_mask: [B, T] bool, the targets that the loss is on; None is all text.
+    loss_mask: [B, T] bool, True on the targets in the loss; None is all text.
     bos_id: the input at each segment's first token.
 
   Returns:
@@ -199,22 +197,21 @@ def batches(
 
   Training: the defaults. Held-out text in order, once: `shuffle=False, repeat=False`; the last
   batch is then filled with rows of padding (segment id 0, loss weight 0, no bytes), and every batch
-  says how many bytes of text its rows stand for.
+  has the bytes of text of its rows.
 
   Args:
-    rows: row files, or a mixture of them (drawn row by row by weight, to within 1% of the smallest;
+    rows: row files, or a mixture of them (mixed row by row by weight, to within 1% of the smallest;
       without `repeat` the parts follow one another and the weights have no effect).
     batch_size: rows per step over all readers.
-    seed: of the order of the rows; every epoch has its own order.
+    seed: seed of the order of the rows; every epoch has another order.
     shuffle: False reads the rows in order.
     repeat: False ends after one pass.
     start_step: the first batch to return.
-    slots: which rows of each batch this reader returns, in this order; None is all. They have no
-      influence on which row is in which slot, so that any set of readers makes the same global
-      batch.
+    slots: rows of each batch that this reader returns, in this order; None is all. Any set of
+      readers makes the same global batch.
 
   Raises:
-    ValueError: a number is out of its range.
+    ValueError: a number is out of range.
   """
   if batch_size < 1:
     raise ValueError(f"batch_size={batch_size} must be at least 1.")
@@ -234,10 +231,10 @@ def batches(
     *stored, row_bytes = stacked
     if wrong := rows_lib.wrong_ids(stored[0], stored[1], vocabulary_size):
       for part in rows.parts if isinstance(rows, MixedRows) else (rows,):
-        part.check_rows()  # Names the row.
+        part.check_rows()  # Raises with the row.
       raise rows_lib.RowFileError(f"A batch of {rows!r}: {wrong}. {rows_lib.REMEDY}")
     made = batch_of_rows(*stored, bos_id=bos_id)
-    # A training step has no use for the bytes, and an evaluation makes a single pass.
+    # Only evaluations, which make a single pass, need the bytes.
     return made if repeat else made | {"row_bytes": row_bytes}
 
   def rows_from(first: int) -> grain.MapDataset:
@@ -251,5 +248,5 @@ def batches(
 
 
 def steps_per_pass(rows: rows_lib.RowFiles | MixedRows, batch_size: int) -> int:
-  """Returns the batches that one pass over `rows` makes, the last one perhaps padded."""
+  """Returns the number of batches in one pass over `rows`, including a padded last one."""
   return math.ceil(len(rows) / batch_size)

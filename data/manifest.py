@@ -1,4 +1,4 @@
-"""The manifest beside the row files: what they hold, of which text, under which vocabulary."""
+"""The manifest of row files: their contents, source text and vocabulary."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MANIFEST_FILE = "manifest.json"
 FORMAT = "packed rows"
 VERSION = 1
 
-# What row files are made of, and more than any number in them.
+# Dtypes of row files, and an upper limit of the numbers in a manifest.
 _DTYPES = ("uint8", "uint16", "uint32", "int32")
 _MOST = 2**53
 
@@ -27,25 +27,25 @@ REMEDY = "Remove the directory: the next use prepares it again."
 
 
 class RowFileError(UserError, ValueError):
-  """Row files that cannot be used as asked; the message says which, why and what to do."""
+  """Row files that cannot be used; the message says which, why and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """What became of the text; every document is in one of `documents` and `empty_documents`.
+  """Counts of packed documents, tokens and bytes.
 
   Attributes:
-    documents: documents packed.
-    empty_documents: documents without a single token, left out.
-    invalid_utf8_documents: documents with bytes that are no UTF-8; U+FFFD takes their place (a
-      registered task treats them as it was written to).
-    cut_documents: documents that lie in more than one row.
+    documents: packed documents.
+    empty_documents: documents without tokens, left out.
+    invalid_utf8_documents: documents with invalid UTF-8, replaced by U+FFFD (registered tasks
+      handle it themselves).
+    cut_documents: documents that are split over rows.
     text_bytes: bytes of the packed documents as UTF-8.
-    tokens: targets, one EOS per document included.
-    unknown_tokens: targets that are the vocabulary's unknown id.
-    padding_tokens: places at the ends of rows that hold no text.
-    unscored_tokens: targets that a loss mask leaves out of the loss.
-    unscored_bytes: bytes of text that those stand for.
+    tokens: targets, including one EOS per document.
+    unknown_tokens: targets with the vocabulary's unknown id.
+    padding_tokens: padding at the ends of rows.
+    unscored_tokens: targets that a loss mask excludes from the loss.
+    unscored_bytes: bytes of text of those targets.
   """
 
   documents: int = 0
@@ -77,7 +77,7 @@ class ArrayFile:
     """Maps the file into memory.
 
     Raises:
-      RowFileError: it is missing, or its size is not the one written.
+      RowFileError: it is missing, or has another size than when it was written.
     """
     if not path.is_file():
       raise RowFileError(f"{path} is missing, though {MANIFEST_FILE} lists it. {REMEDY}")
@@ -112,14 +112,14 @@ def sha256_of(path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What `manifest.json` says.
+  """The contents of `manifest.json`.
 
   Attributes:
-    source: the description of corpus and split that the text came from.
-    vocabulary: the vocabulary's description.
+    source: description of the corpus and split.
+    vocabulary: description of the vocabulary.
     sequence_length: tokens per row.
     rows: number of rows.
-    counts: what became of the text.
+    counts: counts of documents, tokens and bytes.
     files: the array files by name.
   """
 
@@ -141,11 +141,11 @@ class Manifest:
     """Reads the manifest of `directory`.
 
     Raises:
-      RowFileError: it is missing, no JSON, of another format or version, or incomplete.
+      RowFileError: it is missing, not JSON, incomplete, or of another format or version.
     """
     path = directory / MANIFEST_FILE
     if not path.is_file():
-      raise RowFileError(f"{directory} holds no row files: {path} does not exist.")
+      raise RowFileError(f"{directory} has no row files: {path} does not exist.")
     try:
       values = json.loads(small_files.read(path) or b"")
     except OSError as error:
@@ -159,7 +159,7 @@ class Manifest:
     if values.get("version") != VERSION:
       found = shortened(values.get("version"))
       raise RowFileError(
-        f"{path} has format version {found}, this program reads {VERSION}. {REMEDY}"
+        f"{path} has format version {found}; this version reads {VERSION}. {REMEDY}"
       )
     try:
       return cls(
@@ -193,7 +193,7 @@ def _an_object(value: Any, name: str) -> dict[str, Any]:
 def _counts(values: dict[str, Any]) -> Counts:
   counts = Counts(**{name: _number(value, name) for name, value in values.items()})
   if counts.unscored_tokens >= counts.tokens or counts.unscored_bytes > counts.text_bytes:
-    raise ValueError("its counts leave no tokens in the loss, or less than no bytes")
+    raise ValueError("its counts have no tokens in the loss, or negative bytes")
   return counts
 
 

@@ -11,19 +11,19 @@ from data.tokenizers import Vocabulary
 
 
 class MixedRows:
-  """Row files drawn from by weight; they share vocabulary and row length.
+  """Row files mixed by weight, with the same vocabulary and row length.
 
   Attributes:
     parts: the row files.
-    weights: share of each part among the rows of a training run; they add up to 1.
+    weights: share of each part among the rows of a training run; they sum to 1.
   """
 
   def __init__(self, parts: Sequence[RowFiles], weights: Sequence[float]):
     """Mixes `parts`.
 
     Raises:
-      ValueError: weights that are not one positive number per part.
-      RowFileError: parts of different vocabularies or lengths.
+      ValueError: the weights are not one positive number per part.
+      RowFileError: the parts have different vocabularies or lengths.
     """
     if not parts or len(parts) != len(weights) or any(w <= 0 for w in weights):
       raise ValueError(
@@ -62,7 +62,7 @@ class MixedRows:
 
   @property
   def bytes_per_token(self) -> float:
-    """Mean bytes of text per target as drawn by weight."""
+    """Mean bytes of text per target, weighted."""
     means = (part.bytes_per_token for part in self.parts)
     return sum(w * mean for w, mean in zip(self.weights, means, strict=True))
 
@@ -77,6 +77,6 @@ class MixedRows:
 
   @property
   def fingerprint(self) -> str:
-    """What identifies the content: equal fingerprints give equal batches."""
+    """Identifies the content: equal fingerprints mean equal batches."""
     identity = [(part.fingerprint, w) for part, w in zip(self.parts, self.weights, strict=True)]
     return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]

@@ -1,6 +1,4 @@
-"""Cuts long documents and joins short ones, so that every row but the last is full, or keeps them
-whole.
-"""
+"""Packs documents into rows of a fixed length: cuts long ones, or keeps documents whole."""
 
 from __future__ import annotations
 
@@ -16,12 +14,12 @@ from data.tokenizers import Vocabulary
 
 ROWS_AT_ONCE = 256
 
-# Tokens looked at together: a document may be as large as memory nearly allows.
+# Tokens processed together: a document may be nearly as large as memory.
 _PIECE = 2**20
 
 
 def block_bytes(sequence_length: int) -> int:
-  """The bytes of the largest array of a block of rows: int32 tokens, or as many segment ids."""
+  """Returns the bytes of the largest array of a block of rows: int32 tokens or segment ids."""
   return ROWS_AT_ONCE * sequence_length * np.dtype(np.int32).itemsize
 
 
@@ -29,10 +27,10 @@ class PackedRows(NamedTuple):
   """Finished rows.
 
   Attributes:
-    tokens: [rows, T] int32; 0 where there is no text.
-    segment_ids: [rows, T] int32, from 1 within a row; 0 where there is no text.
-    row_bytes: [rows] int64 bytes of the text that the loss is on.
-    loss_mask: [rows, T] bool, True on the targets that the loss is on.
+    tokens: [rows, T] int32; 0 in padding.
+    segment_ids: [rows, T] int32, from 1 within a row; 0 in padding.
+    row_bytes: [rows] int64 bytes of the text in the loss.
+    loss_mask: [rows, T] bool, True on the targets in the loss.
   """
 
   tokens: np.ndarray
@@ -42,20 +40,20 @@ class PackedRows(NamedTuple):
 
 
 class Packer:
-  """Packs documents in the order given; the rows depend on nothing else.
+  """Packs documents in order; the rows depend on nothing else.
 
-  A document that does not fit is continued in the next row, as a segment of its own. Padding is
-  told from text by the segment ids alone, so id 0 is a token like any other.
+  A document that does not fit is continued in the next row, as a new segment. Only segment ids mark
+  padding, so id 0 is a token like any other.
   """
 
   def __init__(self, vocabulary: Vocabulary, sequence_length: int, *, whole: bool = False):
     """Packs ids of `vocabulary` into rows of `sequence_length` tokens.
 
     Args:
-      vocabulary: of the ids.
+      vocabulary: vocabulary of the ids.
       sequence_length: tokens per row.
-      whole: a document that the current row cannot hold begins the next one, after padding; only
-        one that is longer than a row is cut.
+      whole: pad the row and start the next one if a document does not fit; cut only documents that
+        are longer than a row.
     """
     if sequence_length < 1:
       raise ValueError(f"sequence_length={sequence_length} must be at least 1.")
@@ -80,7 +78,7 @@ class Packer:
 
   @property
   def counts(self) -> Counts:
-    """What became of the documents so far."""
+    """Counts of the documents so far."""
     return self._counts
 
   def add(
@@ -93,14 +91,14 @@ class Packer:
     """Packs one document and yields the rows that became full, in blocks.
 
     Args:
-      tokens: [n] integer ids; an EOS is added if the last is none, in the loss if the last is.
-      text_bytes: UTF-8 bytes of the document's text, spread over its tokens by what each spells.
-      invalid_utf8: some of its bytes were replaced.
-      loss_mask: [n] bool, True on the tokens that the loss is on; None is all of them.
+      tokens: [n] integer ids; an EOS is appended if missing, in the loss if the last token is.
+      text_bytes: UTF-8 bytes of the document's text, divided among the tokens by their bytes.
+      invalid_utf8: whether some of its bytes were replaced.
+      loss_mask: [n] bool, True on the tokens in the loss; None is all of them.
 
     Raises:
       CorpusError: an id is not in the vocabulary.
-      ValueError: the mask has another length.
+      ValueError: the mask has another length than the tokens.
     """
     if loss_mask is None:
       loss_mask = np.ones(len(tokens), bool)
@@ -135,7 +133,7 @@ class Packer:
     self._segment = self._segment + 1 if self._column else 1
     for start, ends in self._pieces(tokens, text_bytes):
       piece = slice(start, start + len(ends) - 1)
-      # Bytes of the tokens outside of the loss are nobody's.
+      # Masked tokens contribute no bytes.
       spelled = np.where(loss_mask[piece], np.diff(ends), 0)
       self._count(unscored_bytes=int(ends[-1] - ends[0] - spelled.sum()))
       done = 0
@@ -145,7 +143,7 @@ class Packer:
           yield from self._end_row()
 
   def finish(self) -> PackedRows:
-    """Returns the rows left over; the last may end in padding."""
+    """Returns the remaining rows; the last may end in padding."""
     rows = self._row + (self._column > 0)
     if self._column:
       self._count(padding_tokens=self._length - self._column)
@@ -160,7 +158,7 @@ class Packer:
     self._counts = dataclasses.replace(self._counts, **values)
 
   def _end_row(self) -> Iterator[PackedRows]:
-    """Goes on to the next row; yields the block if that was its last."""
+    """Starts the next row; yields the block if it is full."""
     self._row, self._column, self._segment = self._row + 1, 0, 1
     if self._row == ROWS_AT_ONCE:
       block = PackedRows(self._tokens, self._segment_ids, self._row_bytes, self._loss_mask)
@@ -168,14 +166,14 @@ class Packer:
       yield block
 
   def _pieces(self, tokens: np.ndarray, text_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields a document in pieces of a bounded size, with the text's size up to each token.
+    """Yields a document in pieces of bounded size, with the bytes of text up to each token.
 
-    A byte vocabulary spells exactly `text_bytes`. One that normalises the text may spell fewer or
-    more; its lengths are then proportions, and if it spells nothing, all tokens count alike.
+    The tokens' bytes are scaled to sum to `text_bytes`: a vocabulary that normalises the text may
+    have fewer or more. If all are 0, the tokens get equal shares.
 
     Yields:
-      start: where the piece begins; ends: [n + 1] int64, the bytes of text before each of its n
-        tokens and after the last.
+      start: index of the piece's first token; ends: [n + 1] int64, the bytes of text before each of
+        its n tokens and after the last.
     """
     starts = range(0, len(tokens), _PIECE)
     spelled = sum(int(self._byte_lengths[tokens[i : i + _PIECE]].sum()) for i in starts)
@@ -192,7 +190,7 @@ class Packer:
   def _fill(
     self, tokens: np.ndarray, loss_mask: np.ndarray, spelled: np.ndarray, start: int
   ) -> int:
-    """Puts tokens from `start` on into the current row; returns how many."""
+    """Copies tokens from `start` on into the current row; returns how many."""
     count = min(self._length - self._column, len(tokens) - start)
     place = slice(self._column, self._column + count)
     self._tokens[self._row, place] = tokens[start : start + count]

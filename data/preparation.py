@@ -1,4 +1,4 @@
-"""Has row files made by another process, so that this one never imports TensorFlow."""
+"""Makes row files in another process, so that this one never imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Show = Callable[[PreparationProgress], None]
 
 
 class PreparationError(UserError, RuntimeError):
-  """Row files could not be made, for a reason other than the corpus.
+  """Row files could not be made, for another reason than the corpus.
 
-  It carries the last messages.
+  The message has the process's last messages.
   """
 
 
 def _environment() -> dict[str, str]:
   """Returns the environment of the preparing process.
 
-  It finds the modules that this process finds (a registered task may be in any), and leaves the
-  accelerators to this one: seqio imports both TensorFlow and JAX.
+  It has this process's module path (for modules of registered tasks) and no accelerators, which
+  this process needs: seqio imports both TensorFlow and JAX.
   """
   paths = [str(_ROOT)] + [p or os.getcwd() for p in sys.path]
   return os.environ | {
@@ -49,24 +49,24 @@ def _environment() -> dict[str, str]:
 
 
 def run(request: dict[str, Any], what: str, show: Show) -> Any:
-  """Runs `python -m data.prepare` on `request` and returns what it answers.
+  """Runs `python -m data.prepare` on `request` and returns its answer.
 
   Args:
     request: see prepare.main.
-    what: a name for the progress line until the first document.
+    what: name for the progress line until the first document.
     show: called about ten times a second.
 
   Raises:
     CorpusError: the corpus is at fault.
-    PreparationError: something else is.
+    PreparationError: preparation failed for another reason.
   """
   try:
     pickled = pickle.dumps(request)
   except Exception as error:
     raise PreparationError(
-      f"{what} cannot be handed to the process that prepares it: "
+      f"{what} cannot be pickled for the process that prepares it: "
       f"{' '.join(str(error).split())[:200]}."
-      " Define the classes of corpus and vocabulary at the top of a module."
+      " Define the classes of corpus and vocabulary at the top level of a module."
     ) from None
   # -P: a folder named `data` in the working directory must not hide this package.
   command = [sys.executable, "-P", "-m", "data.prepare"]
@@ -90,7 +90,7 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
     except subprocess.TimeoutExpired:
       pass  # It has answered, and only fails to exit.
     finally:
-      # Also on Ctrl-C: nothing goes on behind the caller's back, and nothing half made stays.
+      # Also on Ctrl-C, so that no process or half-made file is left.
       if process.poll() is None:
         _stop(process)
     if "done" in answer:
@@ -112,7 +112,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _events(stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:
-  """Yields the events as they come, and None for every half second without one."""
+  """Yields events, and None for every half second without one."""
   lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
   def read() -> None:
@@ -133,7 +133,7 @@ def _events(stream: IO[bytes]) -> Iterator[dict[str, Any] | None]:
 
 
 def _follow(stream: IO[bytes], what: str, show: Show) -> dict[str, Any]:
-  """Shows events as they come; returns the last, which says how it ended."""
+  """Shows events; returns the last, which has the outcome."""
   start = time.monotonic()
   latest = PreparationProgress(what)
   show(latest)
@@ -153,20 +153,20 @@ def _explain(returncode: int, answer: dict[str, Any], log: IO[bytes]) -> str:
   log.seek(0)
   if answer.get("kind", "").endswith("MemoryError"):
     said = " ".join(answer["error"].split())
-    return f"preparing rows takes more memory than there is: {said}. Give shorter rows."
+    return f"preparing rows ran out of memory: {said}. Give shorter rows."
   tail = log.read().decode("utf-8", errors="replace").strip().splitlines()[-8:]
   reason = f"{answer['kind']}: {answer['error']}" if answer else f"exit status {returncode}"
   if returncode == -9:
-    reason += " (killed, perhaps for want of memory)"
-  return f"Preparing rows failed with {reason}. Its last messages:\n  " + "\n  ".join(tail)
+    reason += " (killed, perhaps out of memory)"
+  return f"Preparing rows failed with {reason}. Last messages:\n  " + "\n  ".join(tail)
 
 
 def _check(dataset: Any) -> None:
-  """Finds at once what the other process would find after seconds.
+  """Finds errors at once that the other process would find after seconds.
 
   Raises:
-    CorpusError: the split is empty by intent, or the beginning of a file is not as it must be.
-    PreparationError: such rows do not fit into memory, or cannot be kept where they should be.
+    CorpusError: the split is empty on purpose, or the beginning of a file is invalid.
+    PreparationError: the rows do not fit into memory, or the cache is not writable.
   """
   heldout.check_intent(dataset.corpus, dataset.split)
   if hasattr(dataset.corpus, "check"):
@@ -176,36 +176,33 @@ def _check(dataset: Any) -> None:
   if needed > memory:
     fits = 2 ** ((length * memory // needed).bit_length() - 1)
     raise PreparationError(
-      f"rows of sequence_length={length} tokens are too long: {packing.ROWS_AT_ONCE} are packed"
-      " at a"
-      f" time, which takes {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB."
-      " Give"
-      f" shorter ones (--gin.SEQUENCE_LENGTH; --length of launch.evaluate), such as {fits}."
+      f"sequence_length={length} is too long: packing {packing.ROWS_AT_ONCE} rows at a time needs"
+      f" {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB. Give shorter rows"
+      f" (--gin.SEQUENCE_LENGTH; --length of launch.evaluate), such as {fits}."
     )
   folder = dataset.cache_path.parent
   there = next(path for path in (folder, *folder.parents) if path.exists())
   if not there.is_dir():
-    raise not_kept(dataset, f"{there} is no folder")
+    raise not_kept(dataset, f"{there} is not a folder")
   if not os.access(there, os.W_OK | os.X_OK):
-    raise not_kept(dataset, f"{there} cannot be written to")
+    raise not_kept(dataset, f"{there} is not writable")
 
 
 def _memory() -> int:
-  """The bytes of memory of this machine."""
+  """Returns the bytes of memory of this machine."""
   return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def not_kept(dataset: Any, reason: str) -> PreparationError:
-  """The error of rows that cannot be written where they should be kept."""
+  """Makes the error for rows that cannot be written to the cache."""
   return PreparationError(
-    f"the rows of {dataset.what} cannot be kept in {dataset.cache_path.parent}: {reason}."
-    " Correct that, or keep"
-    " them elsewhere: --gin.dataset.TextDataset.cache_dir=FOLDER."
+    f"the rows of {dataset.what} cannot be written to {dataset.cache_path.parent}: {reason}."
+    " Correct that, or use another folder: --gin.dataset.TextDataset.cache_dir=FOLDER."
   )
 
 
 def prepare(datasets: Sequence[Any], progress: Show | None = None) -> None:
-  """Makes the row files that are missing, all in one other process.
+  """Makes missing row files, all in one other process.
 
   Args:
     datasets: TextDatasets.

@@ -1,5 +1,4 @@
-"""Makes row files: `python -m data.prepare`, which another process starts and feeds
-(preparation.py).
+"""Makes row files: `python -m data.prepare`, the process that preparation.py starts.
 
 Reads a pickled request from stdin, {"datasets": [...]} or {"mixture": ...}; writes a line of JSON
 per event to stdout: progress, then `{"done": ...}` or `{"error": ...}`.
@@ -34,7 +33,7 @@ from data.tokenizers import VocabularyError
 
 _SECONDS_BETWEEN_EVENTS = 0.1
 
-# Half-made files that nothing wrote to for so long are nobody's.
+# Half-made files without a write for so long are leftovers.
 _SECONDS_OF_NOBODY = 24 * 3600.0
 
 Report = Callable[[dict[str, Any]], None]
@@ -43,10 +42,10 @@ Report = Callable[[dict[str, Any]], None]
 def _lock(path: Path, wait: Callable[[], None]) -> IO[str]:
   """Lets one process of this machine at a time prepare the same content.
 
-  Closing the file ends that.
+  Closing the file releases the lock, as does the end of the process.
 
-  The others wait and then find it made. Correctness does not depend on the lock (files appear by
-  renaming a finished directory), only the doubled work does. A killed process loses its lock.
+  The others wait and then find the rows. The lock only saves repeated work: files appear by
+  renaming a finished directory.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   file = path.open("a")
@@ -60,7 +59,7 @@ def _lock(path: Path, wait: Callable[[], None]) -> IO[str]:
 
 @contextlib.contextmanager
 def _keeping(dataset: TextDataset) -> Iterator[None]:
-  """Tells that rows cannot be written; what fails while text is read is another matter."""
+  """Turns errors of writing rows into PreparationError, apart from errors of reading text."""
   try:
     yield
   except BrokenPipeError:
@@ -70,7 +69,7 @@ def _keeping(dataset: TextDataset) -> Iterator[None]:
 
 
 def _machine() -> str:
-  """Names this machine, also among containers that are all called alike."""
+  """Identifies this machine, also among containers with the same name."""
   try:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
   except OSError:
@@ -79,10 +78,10 @@ def _machine() -> str:
 
 
 def _remove_leftovers(target: Path) -> None:
-  """Removes what killed preparations of `target` left; call with the lock held.
+  """Removes leftovers of killed preparations of `target`; call with the lock held.
 
-  Those of this machine are over; of others, which may share the directory and not the lock, the old
-  ones.
+  Removes all of this machine, and old ones of other machines, which may share the directory but not
+  the lock.
   """
   for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
     ours = leftover.name.startswith(f".{target.name}.{_machine()}.")
@@ -91,22 +90,22 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _last_written(folder: Path) -> float:
-  """When the folder or a file in it was written to last.
+  """Returns the time of the last write to the folder or a file in it.
 
-  A folder's own time knows of new files alone.
+  A folder's own time changes only with new files.
   """
   times = [0.0]
   for path in (folder, *folder.glob("*")):
-    with contextlib.suppress(FileNotFoundError):  # Whoever made it has finished.
+    with contextlib.suppress(FileNotFoundError):  # Its process has finished and renamed it.
       times.append(path.stat().st_mtime)
   return max(times)
 
 
 def prepare(dataset: TextDataset, report: Report) -> None:
-  """Makes the row files of `dataset` unless they are there; they appear whole or not at all.
+  """Makes the row files of `dataset` if they are missing; they appear completely or not at all.
 
   Raises:
-    CorpusError: the corpus cannot be read, changes meanwhile, or the split holds no text.
+    CorpusError: the corpus cannot be read, changes meanwhile, or the split has no text.
     PreparationError: the files cannot be written.
   """
   try:
@@ -116,8 +115,8 @@ def prepare(dataset: TextDataset, report: Report) -> None:
   except OSError as error:
     told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     raise corpora.CorpusError(
-      f"{dataset.what} cannot be read: {' '.join(told.split())[:300]}. Correct what it names, and "
-      "start again."
+      f"{dataset.what} cannot be read: {' '.join(told.split())[:300]}. Correct that, and start "
+      "again."
     ) from error
 
 
@@ -175,10 +174,9 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
         writer.write(*rows)
     if packer.counts.cut_documents and isinstance(corpus, recall.RecallTask):
       raise corpora.CorpusError(
-        f"{dataset.what}: an example of {plural(len(example.tokens), 'token')} lies in two rows of"
-        f" {dataset.sequence_length}, so that its answer cannot be known. Set"
-        " whole_documents=True and a"
-        f" sequence_length of at least {len(example.tokens)}."
+        f"{dataset.what}: an example of {plural(len(example.tokens), 'token')} is split over rows"
+        f" of {dataset.sequence_length}, which separates answer and context. Set"
+        f" whole_documents=True and a sequence_length of at least {len(example.tokens)}."
       )
     if time.monotonic() - last_report >= _SECONDS_BETWEEN_EVENTS:
       last_report = time.monotonic()
@@ -188,12 +186,12 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
   counts = packer.counts
   if counts.documents and counts.tokens == counts.unscored_tokens:
     raise corpora.CorpusError(
-      f"{dataset.what} leaves the loss on none of {plural(counts.tokens, 'token')}. Correct the"
+      f"{dataset.what} has no token in the loss, of {plural(counts.tokens, 'token')}. Correct the"
       " corpus."
     )
   if not counts.documents:
     raise corpora.CorpusError(
-      f"{dataset.what} holds no text: {plural(counts.empty_documents, 'document')}, all empty."
+      f"{dataset.what} has no text: {plural(counts.empty_documents, 'document')}, all empty."
       " Correct the corpus."
     )
   source = dataset.source()
@@ -219,7 +217,7 @@ def _event(dataset: TextDataset, counts: Counts, total: int) -> dict[str, Any]:
 
 
 def _answer(request: dict[str, Any], report: Report) -> Any:
-  """Prepares the request's datasets, or those of its registered mixture, whose rates it returns."""
+  """Prepares the request's datasets or registered mixture; returns a mixture's rates."""
   mixture = request.get("mixture")
   rates = tasks.mixture_rates(mixture.mixture, mixture.module) if mixture else None
   for dataset in mixture.parts(rates) if mixture else request["datasets"]:
@@ -230,7 +228,7 @@ def _answer(request: dict[str, Any], report: Report) -> Any:
 def main() -> int:
   """Prepares the datasets that stdin names; returns the exit status."""
   events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-  # Libraries that print must not disturb the events.
+  # Keeps libraries' prints out of the events.
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
   def report(event: dict[str, Any]) -> None:
@@ -239,14 +237,14 @@ def main() -> int:
   def stop(number: int, frame: Any) -> None:
     raise SystemExit(128 + number)
 
-  # So that a terminated preparation removes what it began.
+  # So that a terminated preparation removes its files.
   signal.signal(signal.SIGTERM, stop)
   try:
     report({"done": _answer(pickle.load(sys.stdin.buffer), report)})
   except SystemExit as error:
-    return cast(int, error.code)  # That of `stop`.
+    return cast(int, error.code)  # Raised by `stop`.
   except BrokenPipeError:
-    return 1  # Whoever asked is gone.
+    return 1  # The calling process has ended.
   except Exception as error:
     traceback.print_exc()
     kind = type(error).__name__

@@ -1,4 +1,4 @@
-"""How far a preparation has come, and a line that shows it."""
+"""Progress of a preparation, and the line that shows it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class PreparationProgress:
-  """How far a preparation has come.
+  """Progress of a preparation.
 
   Attributes:
-    what: the name of what is prepared.
-    documents: read so far.
-    empty_documents: those of them that were left out.
-    invalid_utf8_documents: those of them with bytes that are no UTF-8.
-    text_bytes: read so far.
-    total_bytes: of the whole corpus (about); 0 if it is not known beforehand.
-    seconds: since the start.
-    waiting: another process is preparing the same.
-    finished: nothing more is to come.
+    what: name of the prepared dataset.
+    documents: documents read so far.
+    empty_documents: documents left out because they are empty.
+    invalid_utf8_documents: documents with invalid UTF-8.
+    text_bytes: bytes read so far.
+    total_bytes: approximate bytes of the corpus; 0 if unknown.
+    seconds: seconds since the start.
+    waiting: whether another process is preparing the same dataset.
+    finished: whether this is the last event.
   """
 
   what: str
@@ -41,9 +41,9 @@ class PreparationProgress:
   finished: bool = False
 
   def line(self) -> str:
-    """Returns one line of text: a bar if the whole is known, the counts, the time."""
+    """Formats one line: a bar if the total is known, the counts, the time."""
     if self.waiting:
-      return f"preparing {self.what}: waiting for another process that does, {self.seconds:.0f} s"
+      return f"preparing {self.what}: waiting for the process that does, {self.seconds:.0f} s"
     if not self.documents and not self.finished:
       return (
         f"preparing {self.what}: starting the process that reads the text, {self.seconds:.0f} s"
@@ -68,7 +68,7 @@ class PreparationProgress:
 
 
 def _size(count: int) -> str:
-  """A number of bytes; a small text is not shown as 0.0 MB."""
+  """Formats a number of bytes as kB or MB."""
   return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
@@ -83,14 +83,14 @@ class ProgressBar:
 
   def __call__(self, progress: PreparationProgress) -> None:
     """Shows `progress`."""
-    # A terminal that has gone, or a full disk, ends no preparation.
+    # A closed terminal or a full disk must not end the preparation.
     with contextlib.suppress(OSError):
       self._show(progress)
 
   def _show(self, progress: PreparationProgress) -> None:
     line = progress.line()
     if self._stream.isatty():
-      # Blanks overwrite what a longer line left.
+      # Blanks overwrite the rest of a longer line.
       self._stream.write("\r" + line.ljust(self._width) + ("\n" if progress.finished else ""))
       self._width = len(line)
     elif progress.finished or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:

@@ -1,8 +1,8 @@
-"""Recall tasks: look-ups in the context whose every answer is known, generated from a seed.
+"""Recall tasks: look-ups in the context with known answers, generated from a seed.
 
-Each is a corpus, so that `data.dataset.TextDataset` reads it like any text; the loss is on the
-answers alone. Symbols are written as the tasks' authors number them: of a `Symbols` vocabulary, or,
-to mix with text, as the bytes from '0' on of a `Bytes` vocabulary.
+Each task is a corpus, so that `data.dataset.TextDataset` reads it like text; the loss is only on
+the answers. Symbols are numbered as by the tasks' authors: ids of a `Symbols` vocabulary, or, to
+mix with text, the bytes from '0' on of a `Bytes` vocabulary.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from data.corpora import CorpusError
 from data.tokenizers import Vocabulary
 
 SPLITS = ("train", "heldout")
-# Examples that share one random generator, so that large numbers of them are drawn at once.
+# Examples per random generator, which draws them together.
 _BLOCK = 64
-# The generators' revision: examples change with it, and so do the names of caches.
+# Revision of the generators; examples and cache names depend on it.
 _REVISION = 1
 
 
 class RecallExample(NamedTuple):
-  """One document with its answers.
+  """A document with its answers.
 
   Attributes:
-    tokens: [n] int32 ids, an EOS at the end.
-    answers: [A] indices of the answers' tokens, rising.
-    sources: [A] indices of the tokens that they repeat.
+    tokens: [n] int32 ids, ending in EOS.
+    answers: [A] indices of the answers' tokens, ascending.
+    sources: [A] indices of the tokens that the answers repeat.
   """
 
   tokens: np.ndarray
@@ -48,12 +48,12 @@ class RecallExample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecallTask:
-  """What all recall tasks have in common.
+  """Base class of recall tasks.
 
   Attributes:
     length: size of the context, in the task's `unit`.
-    examples, heldout_examples: numbers in the splits 'train' and 'heldout'.
-    seed: of all examples; no two splits share a generator.
+    examples, heldout_examples: number of examples in the splits 'train' and 'heldout'.
+    seed: seed of all examples; the splits have different generators.
   """
 
   length: Count
@@ -61,14 +61,14 @@ class RecallTask:
   heldout_examples: Count = 1024
   seed: Seed = 0
 
-  # A short name for directories; every task has its own.
+  # A short name for directories, different for each task.
   name: ClassVar[str]
-  # A corpus without a class attribute of this name has its loss on every token.
+  # Corpora without this class attribute have the loss on every token.
   has_loss_mask = True
-  # What `length` counts.
+  # The unit of `length`.
   unit = "tokens"
-  # The published score is of text that the model generates; otherwise of its likeliest token after
-  # the true tokens before.
+  # Whether the published score is that of generated text; else of the most likely token after the
+  # true previous tokens.
   generates = False
 
   def __post_init__(self):
@@ -82,7 +82,7 @@ class RecallTask:
     """Draws examples.
 
     Raises:
-      CorpusError: the vocabulary cannot spell them.
+      CorpusError: the vocabulary cannot encode them.
     """
     raise NotImplementedError
 
@@ -91,14 +91,14 @@ class RecallTask:
     return {"corpus": self.name, "revision": _REVISION} | dataclasses.asdict(self)
 
   def with_length(self, length: int) -> RecallTask:
-    """The same task with another size of the context."""
+    """Returns the same task with another context size."""
     return dataclasses.replace(self, length=length)
 
   def drawn(self, vocabulary: Vocabulary, split: str) -> Iterator[RecallExample]:
-    """Yields the examples of a split, always the same ones.
+    """Yields the examples of a split, always the same.
 
     Raises:
-      CorpusError: there is no such split, or the vocabulary cannot spell them.
+      CorpusError: the split is unknown, or the vocabulary cannot encode the examples.
     """
     if split not in SPLITS:
       raise CorpusError(
@@ -111,7 +111,7 @@ class RecallTask:
 
 
 def symbol_ids(vocabulary: Vocabulary, count: int) -> np.ndarray:
-  """[count] int32, the ids of symbols 0 to count - 1.
+  """Returns [count] int32, the ids of symbols 0 to count - 1.
 
   Raises:
     CorpusError: the vocabulary has no symbols, or too few.
@@ -130,7 +130,7 @@ def symbol_ids(vocabulary: Vocabulary, count: int) -> np.ndarray:
 def _as_examples(
   vocabulary: Vocabulary, count: int, symbols: np.ndarray, answers: np.ndarray, sources: np.ndarray
 ) -> list[RecallExample]:
-  """Spells symbols [N, n] of `count` kinds, with answers and sources [N, A]; each ends in EOS."""
+  """Makes examples of symbols [N, n] of `count` kinds and an EOS; answers, sources: [N, A]."""
   tokens = np.full((len(symbols), symbols.shape[1] + 1), vocabulary.eos_id, np.int32)
   tokens[:, :-1] = symbol_ids(vocabulary, count)[symbols]
   answers, sources = np.broadcast_arrays(answers, sources)
@@ -139,18 +139,18 @@ def _as_examples(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectiveCopying(RecallTask):
-  """Data tokens at random places among noise, to be written again in order.
+  """Selective copying: repeat the data tokens at random places among noise, in order.
 
   Jing et al. 2019, as Gu and Dao 2023 (Mamba, section 4.1.1 and appendix E.1) and appendix H of the
   Griffin paper use it: vocabulary 16, 16 data tokens; the context has 4096 tokens in Mamba and 1024
-  in Griffin. Symbol 0 is the noise, the last one asks for the answer, the data are uniform over the
-  rest. A language model reads its answer so far where the original, which is no language model,
+  in Griffin. Symbol 0 is noise, the last one asks for the answer, the data are uniform over the
+  rest. Here the model reads its previous answers, as a language model does; in the original it
   reads the asking symbol again.
 
   Attributes:
-    length: tokens of the context, data included.
+    length: tokens of the context, including the data.
     data_tokens: how many of them are data.
-    symbols: size of the vocabulary, noise and asking symbol included.
+    symbols: size of the vocabulary, including the noise and asking symbols.
   """
 
   length: Count = 1024
@@ -185,8 +185,7 @@ class SelectiveCopying(RecallTask):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InductionHeads(RecallTask):
-  """A special token stands once in the context and again at its end: what followed it the first
-  time?
+  """Induction heads: name the token after the first occurrence of the context's last token.
 
   Olsson et al. 2022, as Gu and Dao 2023 (Mamba, section 4.1.2 and appendix E.1) and appendix H of
   the Griffin paper use it: vocabulary 16, trained at 256 tokens, tested up to many times that. The
@@ -194,7 +193,7 @@ class InductionHeads(RecallTask):
 
   Attributes:
     length: tokens of the context, with the special token at its end.
-    symbols: size of the vocabulary, the special one included.
+    symbols: size of the vocabulary, including the special token.
   """
 
   length: Count = 256
@@ -225,19 +224,19 @@ class InductionHeads(RecallTask):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MultiQueryRecall(RecallTask):
-  """Multi-query associative recall (MQAR): pairs of key and value, then the keys again.
+  """Multi-query associative recall (MQAR): name the values of keys that come again.
 
   Arora et al. 2023 (Zoology, arXiv 2312.04927, section 4 and appendix; their repository's
-  generator): `pairs` different keys with different values stand at the beginning. Each key comes
-  again once, at twice a gap that is drawn without replacement with probability proportional to (gap
-  + 1)^(power - 1), so that most come soon; its value is the answer. All other places hold random
-  symbols. Keys are symbols 1 to symbols/2 - 1, values those from symbols/2 on. The published sizes
-  are 8,192 symbols and 64 to 512 tokens with 4 to 64 pairs. After a key the true value stands (a
-  language model's own text), where the original has a random symbol.
+  generator): the document begins with `pairs` different keys and their different values. Each key
+  comes again once, at twice a gap that is drawn without replacement with probability proportional
+  to (gap + 1)^(power - 1), so that most come soon; its value is the answer. All other places have
+  random symbols. Keys are symbols 1 to symbols/2 - 1, values those from symbols/2 on. The published
+  sizes are 8,192 symbols and 64 to 512 tokens with 4 to 64 pairs. After a key comes its true value,
+  as in a language model's text; the original has a random symbol there.
 
   Attributes:
-    length: tokens in all, even.
-    pairs: how many, at most a quarter of the length.
+    length: number of tokens, even.
+    pairs: number of pairs, at most a quarter of the length.
     symbols: size of the vocabulary.
     power: exponent of the gaps' distribution; 1 is uniform.
   """
@@ -286,9 +285,9 @@ class MultiQueryRecall(RecallTask):
 def _draw_distinct(
   rng: np.random.Generator, log_weights: np.ndarray, count: int, size: int
 ) -> np.ndarray:
-  """[count, size] indices drawn without replacement by weight, in the order of the draws.
+  """Draws [count, size] indices without replacement by weight, in order.
 
-  The largest of log-weights plus Gumbel noise are such draws (Yellott 1977).
+  The largest log-weights plus Gumbel noise are such draws (Yellott 1977).
   """
   scores = log_weights + rng.gumbel(size=(count, len(log_weights)))
   return np.argsort(-scores, axis=1)[:, :size]

@@ -1,4 +1,4 @@
-"""Recall tasks in words: phone book look-up, and a pass key at any depth of irrelevant text."""
+"""Recall tasks in text: phone book look-up, and a pass key at any depth of irrelevant text."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _FIRST_NAMES, _LAST_NAMES = _FIRST.split(), _LAST.split()
 
 
 def _example(vocabulary: Vocabulary, before: str, source: str, after: str) -> RecallExample:
-  """The document before + source + after + source, whose second `source` is the answer."""
+  """Makes the document before + source + after + source; the second `source` is the answer."""
   place = len(vocabulary.encode(before))
   prompt, answer = vocabulary.encode(before + source + after), vocabulary.encode(source)
   steps = np.arange(len(answer))
@@ -47,16 +47,16 @@ def _example(vocabulary: Vocabulary, before: str, source: str, after: str) -> Re
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phonebook(RecallTask):
-  """Looks a number up in a phone book.
+  """Phone book look-up: name the number of a name.
 
   Jelassi et al. 2024 (arXiv 2402.01032, section 4.2), as section 6.2 and appendix H of the Griffin
   paper use it: lines of a name and a number of 10 digits, two of its entries again as examples,
-  then a name. The score is exact match of what the model generates greedily.
+  then a name. The score is the exact match of greedily generated text.
 
   Attributes:
     length: entries of the book.
-    digits: of a number.
-    shots: entries shown again as examples.
+    digits: digits of a number.
+    shots: entries repeated as examples.
   """
 
   length: Count = 16
@@ -72,7 +72,7 @@ class Phonebook(RecallTask):
     most = len(_FIRST_NAMES) * len(_LAST_NAMES)
     if not self.shots < self.length <= most or self.digits < 1 or self.shots < 0:
       raise CorpusError(
-        f"a phone book of length={self.length} entries with shots={self.shots} and"
+        f"invalid phone book: length={self.length} entries with shots={self.shots} and"
         f" digits={self.digits}: there must be more entries than shots, at most {most} of them, "
         "and at"
         " least one digit."
@@ -103,15 +103,15 @@ class Phonebook(RecallTask):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needle(RecallTask):
-  """A pass key somewhere in irrelevant text, asked for at the end.
+  """Pass key retrieval: name the key hidden in irrelevant text.
 
-  The text is that of Mohtashami and Jaggi 2023 (arXiv 2305.16300, section 4.2); that the depth is
-  what the score is told by is the habit of Kamradt's 'needle in a haystack' (2023). Exact match of
-  what the model generates greedily.
+  The text is that of Mohtashami and Jaggi 2023 (arXiv 2305.16300, section 4.2); scores by depth
+  follow Kamradt's 'needle in a haystack' (2023). The score is the exact match of greedily generated
+  text.
 
   Attributes:
     length: characters of irrelevant text.
-    digits: of the key.
+    digits: digits of the key.
     depth: share of the text before the key; None draws it uniformly.
   """
 
@@ -134,7 +134,7 @@ class Needle(RecallTask):
   def draw(
     self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
   ) -> list[RecallExample]:
-    """Draws texts with one key each."""
+    """Draws texts with a key each."""
     return [self._haystack(vocabulary, rng) for _ in range(count)]
 
   def _haystack(self, vocabulary: Vocabulary, rng: np.random.Generator) -> RecallExample:

@@ -16,24 +16,24 @@ from data.tokenizers import Vocabulary
 TOKENS = "tokens.bin"
 SEGMENT_IDS = "segment_ids.bin"
 ROW_BYTES = "row_bytes.bin"
-# Only where the loss is not on every token.
+# Only if the loss is not on every token.
 LOSS_MASK = "loss_mask.bin"
 
 _ROWS_AT_ONCE = 256
 
 
 def token_dtype(vocabulary_size: int) -> str:
-  """Returns the smallest type of row files that holds the vocabulary's ids."""
+  """Returns the smallest dtype of row files for the vocabulary's ids."""
   return "uint16" if vocabulary_size <= 2**16 else "int32"
 
 
 def segment_dtype(sequence_length: int) -> str:
-  """Returns the smallest type that numbers the segments of a row: at most one per token."""
+  """Returns the smallest dtype for the segment ids of a row: at most one segment per token."""
   return "uint16" if sequence_length < 2**16 else "int32"
 
 
 def wrong_ids(tokens: np.ndarray, segment_ids: np.ndarray, vocabulary_size: int) -> str | None:
-  """Says what in rows no packer writes; None if nothing.
+  """Describes invalid ids in rows; None if all are valid.
 
   Args:
     tokens, segment_ids: [..., T] integers, as row files store them.
@@ -48,33 +48,32 @@ def wrong_ids(tokens: np.ndarray, segment_ids: np.ndarray, vocabulary_size: int)
   same_or_padding = (after == before) | (after == 0)
   follows = (before > 0) & (before + 1 == after)
   if (segment_ids[..., 0].astype(np.int64) >> 1).any() or not (same_or_padding | follows).all():
-    return "segments are not numbered 1, 2, 3 and so on, with 0 at the end alone"
+    return "segments are not numbered 1, 2, 3 and so on, with 0 only at the end"
   return None
 
 
 class RowFiles:
-  """Opened row files of one directory; `len` is the number of rows.
+  """The row files of a directory, opened; `len` is the number of rows.
 
   Attributes:
-    directory: where they are.
-    manifest: what they hold.
-    vocabulary: read from the directory alone.
+    directory: the directory.
+    manifest: the manifest.
+    vocabulary: the vocabulary, read from the directory.
     tokens: [N, T] the targets, memory-mapped.
     segment_ids: [N, T] from 1 within a row, in contiguous runs; 0 is padding.
-    row_bytes: [N] bytes of UTF-8 text that the row's targets in the loss stand for.
-    loss_mask: [N, T] uint8, memory-mapped: 1 on the targets that the loss is on; None if it is on
-      all.
+    row_bytes: [N] bytes of UTF-8 text of the row's targets in the loss.
+    loss_mask: [N, T] uint8, memory-mapped: 1 on the targets in the loss; None if all are.
   """
 
   def __init__(self, directory: str | Path, *, verify: bool = False):
     """Opens row files.
 
     Args:
-      directory: what `RowWriter` filled.
+      directory: a directory written by `RowWriter`.
       verify: also read every file and compare its sha256 (sizes are always compared).
 
     Raises:
-      RowFileError: missing, damaged, truncated, or of an unknown version.
+      RowFileError: files are missing, damaged, truncated, or of an unknown version.
     """
     self.directory = Path(directory)
     self.manifest = Manifest.read(self.directory)
@@ -119,7 +118,7 @@ class RowFiles:
 
   @property
   def counts(self) -> Counts:
-    """What became of the text."""
+    """Counts of documents, tokens and bytes."""
     return self.manifest.counts
 
   def __len__(self) -> int:
@@ -140,18 +139,18 @@ class RowFiles:
 
   @property
   def fingerprint(self) -> str:
-    """What identifies the content: equal fingerprints give equal batches."""
+    """Identifies the content: equal fingerprints mean equal batches."""
     files = sorted((name, file.sha256) for name, file in self.manifest.files.items())
     return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
   def check_rows(self, first: int = 0, count: int | None = None) -> None:
-    """Compares the ids of rows with their ranges.
+    """Checks the ids of rows.
 
     Args:
-      first, count: the rows to read; all after the first by default.
+      first, count: the rows to read; by default all after the first.
 
     Raises:
-      RowFileError: a row holds what no packer writes; it names the first such row.
+      RowFileError: a row has invalid ids; the message names the first such row.
     """
     last = len(self) if count is None else min(len(self), first + count)
     for start in range(first, last, _ROWS_AT_ONCE):
@@ -164,27 +163,27 @@ class RowFiles:
           raise RowFileError(f"{self.directory}, row {start + row}: {wrong}. {REMEDY}")
 
   def check(self, vocabulary: Vocabulary, sequence_length: int) -> RowFiles:
-    """Returns itself if it holds what is asked for.
+    """Returns itself, if it has this vocabulary and length.
 
     Raises:
-      RowFileError: it was packed under another vocabulary or to another length.
+      RowFileError: it was packed with another vocabulary or length.
     """
     described = vocabulary.describe()
     if self.manifest.vocabulary != described:
       raise RowFileError(
-        f"{self.directory} was packed under the vocabulary {self.manifest.vocabulary},"
-        f" asked for is {described}. Ask for that vocabulary, or prepare in another directory."
+        f"{self.directory} was packed with the vocabulary {self.manifest.vocabulary},"
+        f" not {described}. Use that vocabulary, or prepare in another directory."
       )
     if self.sequence_length != sequence_length:
       raise RowFileError(
-        f"{self.directory} holds rows of {self.sequence_length} tokens, asked for are"
-        f" {sequence_length}. Ask for that length, or prepare in another directory."
+        f"{self.directory} has rows of {self.sequence_length} tokens, not"
+        f" {sequence_length}. Use that length, or prepare in another directory."
       )
     return self
 
 
 class _ArrayWriter:
-  """Appends arrays to a file, counting rows and hashing what it writes."""
+  """Appends arrays to a file; counts and hashes them."""
 
   def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...]):
     self._file = path.open("wb")
@@ -207,15 +206,12 @@ class _ArrayWriter:
 
 
 class RowWriter:
-  """Writes row files; complete only after `finish`."""
+  """Writes row files, which are complete after `finish`."""
 
   def __init__(
     self, directory: Path, vocabulary: Vocabulary, sequence_length: int, *, masked: bool = False
   ):
-    """Starts the files in `directory`, which exists and is empty.
-
-    `masked` ones keep the loss mask.
-    """
+    """Starts the files in `directory`, which must be empty; `masked` keeps the loss mask."""
     self._directory = directory
     self._vocabulary = vocabulary
     self._sequence_length = sequence_length
@@ -239,7 +235,7 @@ class RowWriter:
     """Appends rows: tokens, segment_ids and loss_mask [rows, T], row_bytes [rows].
 
     Raises:
-      ValueError: text is outside of the loss, and the files keep no mask.
+      ValueError: some text is not in the loss, and the files keep no mask.
     """
     if LOSS_MASK in self._writers:
       self._writers[LOSS_MASK].write(loss_mask)

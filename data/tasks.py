@@ -1,4 +1,4 @@
-"""seqio tasks over the corpora: the one place that imports seqio, and TensorFlow with it."""
+"""seqio tasks of the corpora; the only module that imports seqio and, with it, TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data.files import to_bytes
 from data.instructions import Instructions
 from data.tokenizers import Vocabulary
 
-# Documents that cross between Python and TensorFlow at once.
+# Documents passed from Python to TensorFlow at once.
 _GROUP = 64
 _GROUP_BYTES = 2**20
 
@@ -28,8 +28,8 @@ class Example(NamedTuple):
   Attributes:
     tokens: [n] ids.
     text_bytes: bytes of its text as UTF-8.
-    invalid_utf8: its raw bytes were no UTF-8.
-    loss_mask: [n] bool, the tokens that the loss is on; None is all.
+    invalid_utf8: whether its raw bytes were invalid UTF-8.
+    loss_mask: [n] bool, True on the tokens in the loss; None is all.
   """
 
   tokens: np.ndarray
@@ -64,15 +64,15 @@ def _own_vocabulary(task: str, vocabulary: Any) -> Vocabulary:
       vocabulary.sentencepiece_model_file, extra_ids=vocabulary.extra_ids
     )
   raise corpora.CorpusError(
-    f"Task {task!r} uses a {type(vocabulary).__name__}; read are tasks with a ByteVocabulary or a"
-    " SentencePieceVocabulary. Register the task with one of these."
+    f"Task {task!r} uses a {type(vocabulary).__name__}, which is not supported. Register it with a"
+    " ByteVocabulary or a SentencePieceVocabulary."
   )
 
 
 def _tokenize(dataset: Any, output_features: Any, field: str) -> Any:
-  """Turns the text under `field` into ids and EOS, and notes its size and whether it was UTF-8.
+  """Converts the text in `field` to ids and EOS; records its size and whether it was UTF-8.
 
-  One map for what seqio.preprocessors has in several: each costs a tenth of a millisecond per
+  One map in place of several of seqio.preprocessors: each costs a tenth of a millisecond per
   document, and seqio's `tokenize` holds 256 documents in memory.
   """
   import seqio
@@ -93,13 +93,13 @@ def _tokenize(dataset: Any, output_features: Any, field: str) -> Any:
 
 
 class _Failure:
-  """Keeps the error that reading documents raised; tf.data would only report its text."""
+  """Keeps the exception of reading documents; tf.data only reports its text."""
 
   error: BaseException | None = None
 
 
 def _groups(documents: Iterable[bytes]) -> Iterator[list[bytes]]:
-  """Joins documents, at most _GROUP of them and about _GROUP_BYTES."""
+  """Groups documents, at most _GROUP of them and about _GROUP_BYTES."""
   group, size = [], 0
   for document in documents:
     group.append(document)
@@ -128,7 +128,7 @@ def _source(corpus: corpora.Corpus, failure: _Failure) -> Any:
         failure.error = error
         raise
 
-    # In groups, since a step from Python to TensorFlow costs more than a short document.
+    # In groups, since a call from TensorFlow into Python costs more than a short document.
     signature = {"text": tf.TensorSpec((None,), tf.string)}
     return tf.data.Dataset.from_generator(generate, output_signature=signature).unbatch()
 
@@ -171,10 +171,10 @@ def _recall_source(task: recall.RecallTask, vocabulary: Vocabulary, failure: _Fa
 
 
 def task(corpus: corpora.Corpus, vocabulary: Vocabulary, failure: _Failure | None = None) -> Any:
-  """Returns the seqio task of a corpus, registering it unless it is.
+  """Returns the seqio task of a corpus; registers it if needed.
 
   Raises:
-    CorpusError: a registered task does not exist or has another vocabulary.
+    CorpusError: a registered task is missing or has another vocabulary.
   """
   import seqio
 
@@ -230,21 +230,21 @@ def _registered(corpus: corpora.RegisteredTask, vocabulary: Vocabulary) -> Any:
   if missing or unused:
     raise corpora.CorpusError(
       f"Task {corpus.task!r} has the features {sorted(found.output_features)},"
-      f" asked for are {list(corpus.features)}. Set RegisteredTask.features to all of them, in the"
-      " order in which they are joined."
+      f" not {list(corpus.features)}. Set RegisteredTask.features to all of them, in the order in"
+      " which to join them."
     )
   for feature in corpus.features:
     own = _own_vocabulary(corpus.task, found.output_features[feature].vocabulary)
     if own.describe() != vocabulary.describe():
       raise corpora.CorpusError(
-        f"Task {corpus.task!r} tokenizes {feature!r} under {own!r}, the dataset asks for"
+        f"Task {corpus.task!r} tokenizes {feature!r} with {own!r}, the dataset has"
         f" {vocabulary!r}. Set the dataset's vocabulary to the task's."
       )
   return found
 
 
 def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iterator[Example]:
-  """Yields the corpus tokenized by its seqio task, every document once, in order.
+  """Yields the corpus, tokenized by its seqio task: every document once, in order.
 
   Raises:
     CorpusError: the corpus cannot be read, or has no such split.
@@ -283,10 +283,9 @@ def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iter
 def _instruction_examples(
   corpus: Instructions, vocabulary: Vocabulary, split: str
 ) -> Iterator[Example]:
-  """Tokenizes each piece alone: a prompt then has the ids that it has before its response is known.
+  """Tokenizes each piece separately, so that a prompt's ids do not depend on its response.
 
-  Without seqio: such a task would only carry ids and masks that are known here from one process to
-  TensorFlow and back.
+  Without seqio, which would only pass ids and masks to TensorFlow and back.
   """
   for pieces in corpus.examples(split):
     texts = [to_bytes(piece.text) for piece in pieces]
@@ -304,7 +303,7 @@ def _instruction_examples(
 
 
 def _group_size(corpus: corpora.Corpus) -> int:
-  """Returns how many documents fit in memory together, by the largest if it is known."""
+  """Returns how many documents fit in memory together, by the largest if known."""
   largest = None
   if hasattr(corpus, "largest_document"):
     largest = cast(corpora.Documents, corpus).largest_document()
@@ -333,7 +332,7 @@ def _recall_examples(groups: Any, vocabulary: Vocabulary) -> Iterator[Example]:
 def _registered_example(
   corpus: corpora.RegisteredTask, vocabulary: Vocabulary, values: dict[str, Any]
 ) -> Example:
-  """Joins the features; text sizes are the pretokenized text's, else what the ids spell."""
+  """Joins the features; text sizes are those of pretokenized text, else of the decoded ids."""
   parts = [values[name].reshape(-1) for name in corpus.features]
   tokens, mask = np.concatenate(parts), None
   if corpus.loss_on is not None:

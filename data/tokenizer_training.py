@@ -12,15 +12,15 @@ from pathlib import Path
 from data.corpora import CorpusError, Documents
 from data.tokenizers import SentencePiece, VocabularyError
 
-# SentencePiece leaves out longer sentences, with no more than a line in its log.
+# SentencePiece leaves out longer sentences, with only a line in its log.
 _SENTENCE_BYTES = 4000
 
-# The model file records it: the same text must give the same file on every machine.
+# A constant, because the model file records it: the same text must give the same file everywhere.
 _THREADS = 8
 
 
 def _sentences(text: str) -> Iterator[str]:
-  """Cuts a document after line ends, into sentences that SentencePiece takes."""
+  """Cuts a document after line ends, into sentences that SentencePiece accepts."""
   sentence, size = [], 0
   for line in text.splitlines(keepends=True):
     for start in range(0, len(line), _SENTENCE_BYTES // 4):
@@ -46,12 +46,11 @@ def _sampled(corpus: Documents, megabytes: float) -> Iterator[str]:
 
 
 def _refused(name: str, size: int, error: str) -> str:
-  """What SentencePiece says of a size, as what to do."""
+  """Turns SentencePiece's error about a size into one with a fix."""
   if most := re.search(r"value <= (\d+)", error):
     return (
-      f"{name} holds too little text for {size} pieces: it gives at most {most[1]}. Set "
-      f"--size={most[1]}"
-      " or lower, or give more text."
+      f"{name} has too little text for {size} pieces: at most {most[1]}. Set --size={most[1]} or "
+      "lower, or give more text."
     )
   if "required_chars" in error:
     needed = re.findall(r"\d+", error.partition("required_chars")[2])
@@ -67,18 +66,18 @@ def _not_written(output: Path, error: OSError) -> str:
 def train_sentencepiece(
   corpus: Documents, size: int, output: str | Path, *, megabytes: float = 50.0
 ) -> SentencePiece:
-  """Trains a lossless model: pairs of bytes, no normalisation, bytes for what no piece spells.
+  """Trains a lossless model: BPE without normalisation, with bytes as a fallback.
 
-  Ids are seqio's: 0 padding, 1 EOS, 2 unknown, and no BOS. Held-out documents are not seen.
+  Ids are seqio's: 0 padding, 1 EOS, 2 unknown, and no BOS. Held-out documents are not used.
 
   Args:
-    corpus: where the documents come from.
+    corpus: source of the documents.
     size: number of pieces, at least 300: 3 special ids, 256 bytes, and characters.
-    output: the `.model` file to write; it appears whole or not at all.
-    megabytes: about how much text to learn from, chosen by hash where the corpus is larger.
+    output: the `.model` file to write; it appears completely or not at all.
+    megabytes: about how much text to train on, sampled by hash from a larger corpus.
 
   Raises:
-    CorpusError: there is no training text, or too little for so many pieces.
+    CorpusError: there is no training text, or too little for this many pieces.
     VocabularyError: the file cannot be written.
   """
   import sentencepiece
@@ -88,9 +87,8 @@ def train_sentencepiece(
   first = next(sentences, None)
   if first is None:
     raise CorpusError(
-      f"{corpus.name} holds no text to train a vocabulary on, or megabytes={megabytes} takes"
-      " none of it. Give more"
-      " of either."
+      f"{corpus.name} has no text to train a tokenizer on, or megabytes={megabytes} takes none of"
+      " it. Give more of either."
     )
 
   def chain() -> Iterator[str]:
@@ -115,7 +113,7 @@ def train_sentencepiece(
         bos_id=-1,
         byte_fallback=True,
         character_coverage=0.9995,
-        # Lossless: text comes back as it was, indentation and line ends included.
+        # Lossless: decoding restores the text, including indentation and line ends.
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,

@@ -1,7 +1,4 @@
-"""Text to token ids and back, without TensorFlow.
-
-Equal to seqio's vocabularies of the same kind.
-"""
+"""Tokenizers, equal to seqio's vocabularies of the same kind and without TensorFlow."""
 
 from __future__ import annotations
 
@@ -26,21 +23,18 @@ MODEL_FILE = "vocabulary.model"
 
 
 class VocabularyError(UserError, ValueError):
-  """A vocabulary whose files are missing or are not what they should be.
-
-  The message says what to do.
-  """
+  """Missing or invalid vocabulary files; the message says what to do."""
 
 
 class Vocabulary(Protocol):
-  """What the rest of the project needs to know of a vocabulary.
+  """Protocol of vocabularies.
 
   Attributes:
     size: number of ids; a model needs at least as many.
-    pad_id: fills the inputs where there is no text. Padding is told by segment id 0, never by this.
+    pad_id: the id in padding. Segment id 0 marks padding, never this id.
     bos_id: the input at the first token of every segment, and before every prompt.
-    eos_id: ends every document.
-    unk_id: stands for what the vocabulary cannot spell.
+    eos_id: the id at the end of every document.
+    unk_id: the id of text that the vocabulary cannot encode.
   """
 
   @property
@@ -67,11 +61,11 @@ class Vocabulary(Protocol):
     ...
 
   def byte_lengths(self) -> np.ndarray:
-    """Returns [size] int32: the bytes of UTF-8 text that each id stands for (0 for special ids)."""
+    """Returns [size] int32: the bytes of UTF-8 text of each id (0 for special ids)."""
     ...
 
   def describe(self) -> dict[str, Any]:
-    """Returns what identifies the vocabulary, as JSON values; no paths."""
+    """Returns what identifies the vocabulary, as JSON values without paths."""
     ...
 
 
@@ -93,7 +87,7 @@ class Bytes:
   _SPECIAL = 3
 
   pad_id = 0
-  bos_id = 0  # As T5 does: a byte vocabulary has no id of its own for the beginning.
+  bos_id = 0  # As in T5: a byte vocabulary has no separate BOS.
   eos_id = 1
   unk_id = 2
 
@@ -107,7 +101,7 @@ class Bytes:
     return [b + self._SPECIAL for b in text.encode("utf-8")]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text; special ids and bytes that are no UTF-8 are left out."""
+    """Returns the text, without special ids and invalid UTF-8."""
     values = (i - self._SPECIAL for i in _up_to_eos(ids, self.eos_id))
     return bytes(v for v in values if 0 <= v < 256).decode("utf-8", errors="ignore")
 
@@ -130,11 +124,10 @@ class Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Symbols:
-  """Symbols without a spelling, for synthetic tasks: 0 padding (and BOS), 1 EOS, 2 unknown, then
-  symbols.
+  """Abstract symbols for synthetic tasks: 0 padding (and BOS), 1 EOS, 2 unknown, then symbols.
 
-  As text, symbols are their numbers with spaces between: '3 0 15'. Each counts as one byte, so that
-  bits per byte are bits per symbol.
+  As text, symbols are numbers separated by spaces: '3 0 15'. Each counts as one byte, so that bits
+  per byte are bits per symbol.
 
   Attributes:
     count: number of symbols; symbol k has the id 3 + k.
@@ -155,12 +148,12 @@ class Symbols:
     return self.SPECIAL + self.count
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of numbers with spaces between; what is no symbol is unknown."""
+    """Returns the ids of numbers separated by spaces; other text is unknown."""
     numbers = [int(word) if word.isdecimal() else -1 for word in text.split()]
     return [self.SPECIAL + n if 0 <= n < self.count else self.unk_id for n in numbers]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the numbers of the symbols; special ids are left out."""
+    """Returns the numbers of the symbols, without special ids."""
     numbers = (i - self.SPECIAL for i in _up_to_eos(ids, self.eos_id))
     return " ".join(str(n) for n in numbers if 0 <= n < self.count)
 
@@ -207,13 +200,12 @@ def _processor(path: str, extra_ids: int) -> Any:
   try:
     processor = _loaded(model, extra_ids)
     pieces = processor.GetPieceSize()
-  except Exception:  # Of protobuf or of C++, by what the file holds.
+  except Exception:  # From protobuf or C++, depending on the file.
     pieces = 0
   if not pieces:
     raise VocabularyError(
-      f"{path} is no SentencePiece model. Give the .model file that python -m launch.vocabulary or "
-      "spm_train"
-      " wrote."
+      f"{path} is not a SentencePiece model. Give the .model file of python -m launch.vocabulary "
+      "or spm_train."
     )
   if processor.eos_id() < 0:
     raise VocabularyError(
@@ -266,7 +258,7 @@ class SentencePiece:
 
   @property
   def bos_id(self) -> int:
-    """The model's BOS id; 0 if it has none, as T5 does."""
+    """The model's BOS id; 0 if it has none, as in T5."""
     return max(self._processor.bos_id(), 0)
 
   @property
@@ -276,7 +268,7 @@ class SentencePiece:
 
   @property
   def unk_id(self) -> int:
-    """The model's id for the unknown."""
+    """The model's unknown id."""
     return self._processor.unk_id()
 
   def encode(self, text: str) -> list[int]:
@@ -290,7 +282,7 @@ class SentencePiece:
     return self._processor.DecodeIds(ids)
 
   def byte_lengths(self) -> np.ndarray:
-    """Returns [size] int32: bytes of each piece as written, 1 for a byte-fallback piece."""
+    """Returns [size] int32: bytes of each piece's text, 1 for a byte-fallback piece."""
     processor = self._processor
     lengths = np.zeros(self.size, np.int32)
     for i in range(self.size):
@@ -315,16 +307,16 @@ class SentencePiece:
 
 
 def size_of(vocabulary: Vocabulary) -> int:
-  """Returns the number of ids, for a model whose size follows its vocabulary.
+  """Returns the number of ids, for models sized by their vocabulary.
 
   Raises:
-    VocabularyError: the vocabulary's file is missing or is no model.
+    VocabularyError: the vocabulary's file is missing or not a model.
   """
   return vocabulary.size
 
 
 def save(vocabulary: Vocabulary, directory: str | Path) -> None:
-  """Writes the vocabulary into `directory`, which can then be read without anything else."""
+  """Writes the vocabulary into `directory`; `load` needs no other file."""
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   if isinstance(vocabulary, SentencePiece):
@@ -334,11 +326,11 @@ def save(vocabulary: Vocabulary, directory: str | Path) -> None:
 
 
 def load(directory: str | Path) -> Vocabulary:
-  """Reads a vocabulary that `save` wrote.
+  """Loads a vocabulary written by `save`.
 
   Raises:
-    VocabularyError: the directory holds no vocabulary, its description is damaged or of an unknown
-      kind, or the model file is not the one described.
+    VocabularyError: the directory has no vocabulary, its description is damaged or of an unknown
+      kind, or the model file does not match it.
   """
   directory = Path(directory)
   file = directory / DESCRIPTION_FILE
@@ -365,13 +357,13 @@ def load(directory: str | Path) -> Vocabulary:
     )
     where = directory / MODEL_FILE if kind == "sentencepiece" else "this version's vocabulary"
     raise VocabularyError(
-      f"{where} is not what {file} describes: {', '.join(map(str, different))[:80]}"
+      f"{where} does not match {file}: {', '.join(map(str, different))[:80]}"
       " differ. Restore the file, or prepare again."
     )
   return vocabulary
 
 
-# More ids than any vocabulary has; arrays of their lengths are made.
+# A limit, because arrays of this length are made; no vocabulary is larger.
 _MOST_IDS = 2**24
 
 
@@ -392,7 +384,7 @@ def _described(file: Path, directory: Path) -> dict[str, Any]:
   except (ValueError, RecursionError):
     values = None
   if contents is None:
-    raise VocabularyError(f"{file} does not exist: {directory} holds no saved vocabulary.")
+    raise VocabularyError(f"{file} does not exist: {directory} has no saved vocabulary.")
   if not isinstance(values, dict):
-    raise VocabularyError(f"{file} holds no JSON object: it is cut short or damaged. Restore it.")
+    raise VocabularyError(f"{file} is not a JSON object: truncated or damaged. Restore it.")
   return values

@@ -1,4 +1,4 @@
-"""Compares row files with their manifest: all of them once, a sample whenever they are opened."""
+"""Verifies row files: completely once, and a sample whenever they are opened."""
 
 from __future__ import annotations
 
@@ -15,28 +15,26 @@ from base import small_files
 from data.manifest import MANIFEST_FILE, REMEDY, Manifest, RowFileError, sha256_of
 from data.rows import RowFiles
 
-# Beside the rows: which files were read through, by size and time, and a digest of some of their
-# blocks.
+# Next to the rows: the verified files by size and time, with a digest of some of their blocks.
 VERIFIED_FILE = "verified.json"
 
 _BLOCKS = 16
 _BLOCK = 2**16
 _SAMPLED_ROWS = 64
-# So much is read in seconds; of more, a line says why the start takes long.
+# More bytes take longer than seconds to read: a line then says why the start is slow.
 _TOLD_BYTES = 300 * 10**6
 
 
 def verify(rows: RowFiles) -> RowFiles:
-  """Returns the rows if they are as they were written.
+  """Returns the rows if they are unchanged since they were written.
 
-  A file whose size or time is not a remembered one is read through, and its sha256 compared with
-  the manifest's. Of the others some blocks are, which finds what a disk or a copy changed there. It
-  is remembered beside the rows, else in the user's cache folder. Where nothing can be, files that
-  nobody has read through are not either, since that would be at every start, and a line on stderr
-  says so.
+  A file with a new size or time is read completely and its sha256 compared with the manifest's. Of
+  a verified file only some blocks are, which finds faults of disks and copies. The record of
+  verified files is next to the rows, else in the user's cache folder. If neither is writable, new
+  files are only sampled, since every start would read them all, and a line on stderr says so.
 
   Raises:
-    RowFileError: a file changed after it was written, or holds ids that no packer writes.
+    RowFileError: a file changed after it was written, or has invalid ids.
   """
   records = {path: _remembered(path) for path in _record_files(rows.directory)}
   found, unknown = {}, []
@@ -50,11 +48,10 @@ def verify(rows: RowFiles) -> RowFiles:
     found[name] = _entry(path, file.sha256)
     if found[name] not in known:
       raise RowFileError(
-        f"{path} changed after it was verified, though its size and time are the same: a disk may "
-        "be failing."
-        f" {REMEDY}"
+        f"{path} changed after it was verified, although its size and time are the same: a disk "
+        f"may be failing. {REMEDY}"
       )
-  # Written first without them, to know whether reading them will be remembered.
+  # Written first, to know whether the verification can be recorded.
   record = next((path for path in records if _remember(path, found)), None) if unknown else None
   if record:
     _read_through(rows, unknown)
@@ -64,9 +61,8 @@ def verify(rows: RowFiles) -> RowFiles:
     )
   elif unknown:
     print(
-      f"{rows.directory}: nothing can be written there, nor in a cache folder of yours, so that a "
-      "sample of its"
-      " rows was checked, not all. Set XDG_CACHE_HOME to a folder to have all checked once.",
+      f"{rows.directory}: only a sample of the rows was checked, because neither this folder nor "
+      "your cache folder is writable. Set XDG_CACHE_HOME to a writable folder to check all once.",
       file=sys.stderr,
     )
   for first in range(0, len(rows), max(1, len(rows) // _SAMPLED_ROWS)):
@@ -75,7 +71,7 @@ def verify(rows: RowFiles) -> RowFiles:
 
 
 def record(directory: Path, manifest: Manifest) -> None:
-  """Remembers files as verified whose sha256 their writer has just computed."""
+  """Records new files as verified; their writer has just computed the sha256."""
   entries = {name: _entry(directory / name, file.sha256) for name, file in manifest.files.items()}
   _remember(directory / VERIFIED_FILE, entries)
 
@@ -90,12 +86,10 @@ def _read_through(rows: RowFiles, names: list[str]) -> None:
 
 
 def _record_files(directory: Path) -> list[Path]:
-  """Where it may be remembered: beside the rows, else in the user's cache folder, by place and
-  manifest.
-  """
+  """Returns the possible records: next to the rows, and in the user's cache folder."""
   files = [directory / VERIFIED_FILE]
   given = os.environ.get("XDG_CACHE_HOME", "")
-  with contextlib.suppress(OSError, RuntimeError):  # No home.
+  with contextlib.suppress(OSError, RuntimeError):  # No home directory.
     folder = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
     content = f"{directory.resolve()}\n{sha256_of(directory / MANIFEST_FILE)}"
     name = hashlib.sha256(os.fsencode(content)).hexdigest()[:32]
@@ -109,7 +103,7 @@ def _state(path: Path) -> dict[str, int]:
 
 
 def _is_of(entry: Any, state: dict[str, int]) -> bool:
-  """Whether what is remembered is of a file of this size and time."""
+  """Whether a record is of a file with this size and time."""
   return isinstance(entry, dict) and state.items() <= entry.items()
 
 
@@ -118,7 +112,7 @@ def _entry(path: Path, sha256: str) -> dict[str, Any]:
 
 
 def _sample(path: Path) -> str:
-  """Returns a digest of blocks at even distances, the first and the last among them."""
+  """Returns a digest of evenly spaced blocks, including the first and the last."""
   digest = hashlib.sha256()
   last = max(0, path.stat().st_size - _BLOCK)
   with path.open("rb") as file:
@@ -132,12 +126,12 @@ def _remembered(file: Path) -> dict[str, Any]:
   try:
     values = json.loads(small_files.read(file) or b"")
   except (OSError, ValueError, RecursionError):
-    return {}  # All is read again.
+    return {}  # Everything is read again.
   return values if isinstance(values, dict) else {}
 
 
 def _remember(file: Path, found: dict[str, Any]) -> bool:
-  """Writes what was found, at once; says whether that is possible."""
+  """Writes the record atomically; returns whether it could."""
   partial = None
   try:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -306,7 +306,7 @@ def test_a_tokenizer_that_is_none_is_told(good, tmp_path):
   source = shutil.copytree(good, tmp_path / "source")
   for content in (b"", b"hello", os.urandom(1000), b"\x0a\xff\xff\xff\xff\x0f"):
     (source / "tokenizer.model").write_bytes(content)
-    with pytest.raises(UserError, match=r"tokenizer.model is no SentencePiece model"):
+    with pytest.raises(UserError, match=r"tokenizer.model is not a SentencePiece model"):
       convert.main([str(source), str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 

@@ -56,9 +56,9 @@ NO_TEXT = {
   "npy": (_npy(), "is a NumPy array"),
   "utf-16": (TEXT.encode("utf-16"), r"is UTF-16, not UTF-8\. Convert it: iconv -f UTF-16"),
   "utf-32": (TEXT.encode("utf-32"), "is UTF-32"),
-  "utf-16 without a mark": (TEXT.encode("utf-16-le"), r"no text in UTF-8: 50% of its first"),
+  "utf-16 without a mark": (TEXT.encode("utf-16-le"), r"not UTF-8 text: 50% of its first"),
   "latin-1": ("déjà vu à côté, été\n".encode("latin-1") * 20, r"no text .*\(at most 2% may be\)"),
-  "noise": (np.random.default_rng(0).bytes(5000), "no text in UTF-8"),
+  "noise": (np.random.default_rng(0).bytes(5000), "not UTF-8 text"),
 }
 
 
@@ -103,8 +103,8 @@ def test_what_is_no_file_is_told(tmp_path):
   os.mkfifo(tmp_path / "pipe.txt")
   cases = {
     "folder": "folder is a folder. Give the files in it",
-    "link.txt": r"link\.txt is a link to nothing",
-    "link*": r"link\.txt is a link to nothing",
+    "link.txt": r"link\.txt is a broken link",
+    "link*": r"link\.txt is a broken link",
     "pipe.txt": r"pipe\.txt is not a regular file",
     "pipe*": r"pipe\.txt is not a regular file",
     "none/*.txt": "No file matches",

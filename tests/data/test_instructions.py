@@ -131,8 +131,8 @@ USER = {"role": "user", "content": "x"}
     ({"messages": "x"}, GemmaTurns(), r"jsonl:2: 'messages' is a str, not a list"),
     ({"messages": [{"role": "user"}]}, GemmaTurns(), r"jsonl:2: message 1 .* 'role' and 'content'"),
     ({"messages": [USER | {"role": "bot"}]}, GemmaTurns(), r"jsonl:2: .* has the role 'bot'"),
-    ({"messages": [USER, USER]}, GemmaTurns(), r"jsonl:2: message 2 is the user's"),
-    ({"messages": [USER]}, GemmaTurns(), r"jsonl:2: 'messages' holds nothing that the model says"),
+    ({"messages": [USER, USER]}, GemmaTurns(), r"jsonl:2: message 2 is from user"),
+    ({"messages": [USER]}, GemmaTurns(), r"jsonl:2: 'messages' has no message of the model"),
   ],
 )
 def test_a_line_that_the_template_cannot_write_is_named(tmp_path, line, template, message):

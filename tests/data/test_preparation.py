@@ -304,9 +304,7 @@ def test_memory_that_the_preparing_process_lacks_is_one_line(tmp_path):
   answer = {"kind": "_ArrayMemoryError", "error": "Unable to allocate 9 TiB\nfor an array"}
   with (tmp_path / "log").open("wb+") as log:
     told = preparation._explain(1, answer, log)
-  assert told.startswith(
-    "preparing rows takes more memory than there is: Unable to allocate 9 TiB for"
-  )
+  assert told.startswith("preparing rows ran out of memory: Unable to allocate 9 TiB for")
 
 
 def test_a_cache_that_cannot_be_is_told_at_once(tmp_path, monkeypatch):
@@ -315,11 +313,11 @@ def test_a_cache_that_cannot_be_is_told_at_once(tmp_path, monkeypatch):
   read = corpora.TextFiles(str(tmp_path / "a.txt"))
   spec = dataset.TextDataset(read, tokenizers.Bytes(), 8, cache_dir="/dev/null/x")
   with pytest.raises(
-    preparation.PreparationError, match=r"/dev/null is no folder.*cache_dir=FOLDER"
+    preparation.PreparationError, match=r"/dev/null is not a folder.*cache_dir=FOLDER"
   ):
     spec.rows()
 
 
 def test_a_split_that_does_not_exist_is_refused_when_it_is_described():
-  with pytest.raises(corpora.CorpusError, match="split='3' does not exist here; there are train"):
+  with pytest.raises(corpora.CorpusError, match=r"unknown split='3'\. Choose from train"):
     dataset.TextDataset(corpora.PythonLibrary(), tokenizers.Bytes(), 8, "3")

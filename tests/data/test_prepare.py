@@ -51,7 +51,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(text, monkeypatch):
 
 def test_a_cache_that_is_a_file_or_cannot_be_made_is_one_line(text, tmp_path):
   (tmp_path / "cache").write_text("")
-  with pytest.raises(PreparationError, match=r"cannot be kept in .*cache: .*--gin") as caught:
+  with pytest.raises(PreparationError, match=r"cannot be written to .*cache: .*--gin") as caught:
     prepare.prepare(text, ignore)
   assert "\n" not in str(caught.value)
 
@@ -59,7 +59,7 @@ def test_a_cache_that_is_a_file_or_cannot_be_made_is_one_line(text, tmp_path):
 def test_a_directory_in_the_place_of_the_rows_is_not_overwritten(text):
   text.cache_path.mkdir(parents=True)
   (text.cache_path / "mine").write_text("")
-  with pytest.raises(PreparationError, match="cannot be kept in"):
+  with pytest.raises(PreparationError, match="cannot be written to"):
     prepare.prepare(text, ignore)
   assert left(text) == [text.cache_path.name]
 
@@ -115,5 +115,7 @@ def test_a_dataset_that_cannot_be_pickled_is_one_line(text):
     pass
 
   odd = dataset.TextDataset(text.corpus, Local(), 16, "all", cache_dir=text.cache_dir)
-  with pytest.raises(PreparationError, match=r"cannot be handed to .*at the top of a module"):
+  with pytest.raises(
+    PreparationError, match=r"cannot be pickled for .*at the top level of a module"
+  ):
     preparation.prepare([odd], ignore)

@@ -99,11 +99,9 @@ def test_a_changed_byte_is_found_by_verification(tmp_path):
 def test_another_vocabulary_or_length_is_refused(tmp_path):
   opened = rows.RowFiles(write(tmp_path / "a"))
   assert opened.check(tokenizers.Bytes(), LENGTH) is opened
-  with pytest.raises(
-    manifest.RowFileError, match=r"packed under the vocabulary .*259.*asked for .*264"
-  ):
+  with pytest.raises(manifest.RowFileError, match=r"packed with the vocabulary .*259.*not .*264"):
     opened.check(tokenizers.Bytes(extra_ids=5), LENGTH)
-  with pytest.raises(manifest.RowFileError, match="holds rows of 16 tokens, asked for are 32"):
+  with pytest.raises(manifest.RowFileError, match="has rows of 16 tokens, not 32"):
     opened.check(tokenizers.Bytes(), 32)
 
 
@@ -215,7 +213,7 @@ def test_a_mask_is_not_dropped_by_files_that_keep_none(tmp_path):
 
 
 def test_a_directory_without_rows_is_named(tmp_path):
-  with pytest.raises(manifest.RowFileError, match="holds no row files"):
+  with pytest.raises(manifest.RowFileError, match="has no row files"):
     rows.RowFiles(tmp_path)
 
 

@@ -153,7 +153,7 @@ def test_where_nothing_can_be_remembered_a_sample_is_read_and_a_line_says_so(
   text.rows()
   assert read == []
   (line,) = capsys.readouterr().err.splitlines()
-  assert "a sample of its rows was checked" in line
+  assert "only a sample of the rows was checked" in line
   assert "XDG_CACHE_HOME" in line
 
 

@@ -192,7 +192,7 @@ def test_text_that_exists_elsewhere_is_another_text(home):
 def test_a_run_is_evaluated_and_continued_without_its_corpus(home, capsys):
   shutil.rmtree("text")
   assert evaluate.main(["--run_dir=runs/first"]) == 0
-  assert "Reading the rows kept in" in capsys.readouterr().err
+  assert "Reading the cached rows in" in capsys.readouterr().err
   assert train.main(["--run_dir=runs/first", "--resume=force", "--gin.STEPS=5"]) == 0
   with pytest.raises(ValueError, match=r"No file matches .*text/\*.txt"):
     evaluate.main(["--run_dir=runs/first", "--length=16"])
@@ -227,7 +227,7 @@ def test_a_run_of_one_file_is_evaluated_after_it_moved_away(home, capsys):
   assert train.main(["mine.gin", "--run_dir=runs/one", "--gin.TEXT_FILES=input.txt"]) == 0
   Path("input.txt").rename("moved.txt")
   assert evaluate.main(["--run_dir=runs/one"]) == 0
-  assert "Reading the rows kept in" in capsys.readouterr().err
+  assert "Reading the cached rows in" in capsys.readouterr().err
 
 
 def test_gin_files_that_describe_no_whole_run_change_that_of_the_directory(home, capsys):
