@@ -17,19 +17,19 @@ from training.optimizer import clipping, decay_mask, is_decayed, with_master_cop
 class Adafactor:
   """Adafactor without momentum; weight decay as in `AdamW`.
 
-  Of a matrix it keeps a row and a column in place of AdamW's two copies.
+  Its state for a matrix is a row and a column, in place of AdamW's two copies.
 
   Attributes:
-    learning_rate: steps taken to rate; a skipped step is none.
+    learning_rate: schedule by steps taken; skipped steps do not count.
     decay_exponent: the second moment's decay at step t is 1 - t ** -decay_exponent (section 7.2).
     update_clip: largest root mean square of an array's update before the rate (section 6); None for
-      none.
+      no limit.
     scale_by_parameter: whether the rate is relative to the root mean square of each array (section
       8).
-    least_factored: matrices with a smaller side keep whole second moments.
+    least_factored: matrices with a smaller side keep full second moments.
     weight_decay: per unit of learning rate.
-    clip_norm: largest global norm of a gradient; None for no bound.
-    master_copy: keep a float32 copy of the parameters in the state, for parameters of fewer bits.
+    clip_norm: largest global norm of a gradient; None for no limit.
+    master_copy: keep a float32 copy of lower-precision parameters in the state.
   """
 
   learning_rate: optax.Schedule

@@ -1,4 +1,4 @@
-"""Checkpoints of a run.
+"""Saves and restores the checkpoints of a run.
 
 With `streamed_checkpoint` and `foreign_checkpoint` all that knows Orbax.
 """
@@ -31,21 +31,21 @@ DAMAGED_FOLDER = "damaged_checkpoints"
 # and its fields that have another name there.
 _TRAIN_STATE = "rest"
 _SAVED_FIELDS = {"spike_detector": "guard"}
-# Seconds within which all hosts see the same checkpoints in a shared folder.
+# Seconds until all hosts must see the same checkpoints in a shared folder.
 _LISTINGS = 10
 _HUSHED_FOR_GOOD: list[contextlib.ExitStack] = []
-# As Orbax writes a step.
+# Step names in Orbax's form.
 _STEP = re.compile("0|[1-9][0-9]*")
 
 
 class Restored(NamedTuple):
-  """What a checkpoint held.
+  """A restored checkpoint.
 
   Attributes:
     step: batches seen.
     state: the train state.
     metadata: as passed to `Checkpoints.save`.
-    passed_over: newer checkpoints that could not be read, with the reason and where they are now.
+    passed_over: newer checkpoints that could not be read, with the reason and their new places.
   """
 
   step: int
@@ -55,17 +55,17 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of one run directory: the last few and the best."""
+  """The checkpoints of a run directory: the newest few and the best."""
 
   def __init__(
     self, run_dir: Path, *, keep: int = 2, before_writing: Callable[[], None] = lambda: None
   ):
-    """Takes the folder; nothing is read or written yet.
+    """Sets the folder; reads and writes nothing yet.
 
     Args:
       run_dir: the run's directory.
-      keep: number of newest checkpoints that stay; the best by held-out loss stays besides.
-      before_writing: called before a checkpoint is saved or moved; it ends a process that may not.
+      keep: number of newest checkpoints to keep, in addition to the best by held-out loss.
+      before_writing: called before a checkpoint is saved or moved; ends a process without the lock.
     """
     self._run_dir = run_dir
     self._keep = keep
@@ -81,15 +81,15 @@ class Checkpoints:
     *,
     judged: bool = True,
   ) -> None:
-    """Starts to save; returns once the arrays are copied, and waits for the save before this one.
+    """Starts to save; waits for the previous save, and returns once the arrays are copied.
 
-    A checkpoint of the same step stays as it is.
+    Does nothing if the step has a checkpoint.
 
     Args:
       state: the train state; its step names the checkpoint.
       metadata: JSON values that say where data and metrics stand.
-      heldout_loss: what the best checkpoint is chosen by; one that is not finite is none.
-      judged: whether its last step was taken; if not, the good ones all stay beside it.
+      heldout_loss: chooses the best checkpoint; None or not finite for none.
+      judged: whether its last step was taken; if not, it replaces no good checkpoint.
 
     Raises:
       CheckpointError: this or the save before it could not be written.
@@ -101,7 +101,7 @@ class Checkpoints:
       if any(saved.step == step for saved in writer.checkpoints):
         return
     parts = {PARAMS: state.params, _TRAIN_STATE: _train_state(state)}
-    # Orbax notices files that are cut short, but not a changed byte inside an array.
+    # Orbax detects truncated files, but not a changed byte in an array.
     sums = {name: checksums(part) for name, part in parts.items()}
     self._before_writing()
     with self._writing():
@@ -115,24 +115,21 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Makes one line of what stops a save.
-
-    Orbax would log a page for each of its threads, while it saves.
+    """Turns a failed save into a one-line error; Orbax would log a page for each thread.
 
     Raises:
-      CheckpointError: something could not be written.
+      CheckpointError: the save failed.
     """
     try:
       yield
     except CheckpointError:
       raise
     except Exception as error:  # Orbax, TensorStore and the file system each have their own
-      # For good: its threads go on failing until the process has ended.
+      # Until the process ends: Orbax's threads continue to fail.
       _HUSHED_FOR_GOOD.append(self._hushed.pop_all())
       raise CheckpointError(
         f"a checkpoint could not be saved in {self._run_dir / FOLDER}: {reading.reason(error)}. "
-        "Those before "
-        "it are whole: mend the cause, and the same command goes on from the last one.",
+        "Earlier ones are complete: fix the cause, and the same command continues from the last.",
         may_pass=not reading.is_full(error),
       ) from error
 
@@ -152,13 +149,13 @@ class Checkpoints:
     return self._writer
 
   def restore(self, abstract: TrainState, rows: VocabularyRows = NO_ROWS) -> Restored | None:
-    """Reads the newest checkpoint that is whole; None if there is none.
+    """Restores the newest undamaged checkpoint; None if there is none.
 
-    Newer ones that are not are moved out of the way, so that the run can save those steps again.
+    Damaged newer ones are moved away, so that the run can save those steps again.
 
     Args:
-      abstract: shapes, types and shardings of the state to make.
-      rows: the model's; padding rows are added or cut where other many were saved.
+      abstract: shapes, dtypes and shardings of the state.
+      rows: the model's; padding rows are added or removed if the saved number differs.
 
     Raises:
       CheckpointError: it is of another model, or none of several can be read.
@@ -192,25 +189,24 @@ class Checkpoints:
     return None
 
   def give_up(self, since: int) -> tuple[int | None, list[Path]]:
-    """Sets aside the checkpoints from step `since` on: a run could not go on with their parameters.
+    """Moves the checkpoints from step `since` on away: a run could not continue from them.
 
-    One with a finite held-out loss stays: not its parameters were what went wrong.
+    One with a finite held-out loss stays: its parameters are good.
 
     Returns:
-      the newest step that is left, None if there is none, and where the others are now.
+      the newest step that is left (None if none), and the new places of the others.
     """
     self.wait()
     folder = self._run_dir / FOLDER
     steps = available_steps(self._run_dir)
     bad = [s for s in steps if s >= since and retention.kept_loss(folder / str(s)) is None]
-    # One process decides: each move waits for all, and a shared folder may show others something
-    # else.
+    # One process decides, because a shared folder may show others something else.
     steps, bad = json.loads(processes.told_by_first(json.dumps([steps, bad])))
     moved = [self._set_aside(step) for step in bad]
     return max(set(steps) - set(bad), default=None), moved
 
   def _set_aside(self, step: int) -> Path:
-    """Moves a checkpoint that is of no use where neither this run nor its cleaning finds it."""
+    """Moves a useless checkpoint to a folder that the run does not read or clean."""
     self._before_writing()
     folder = self._run_dir / DAMAGED_FOLDER
     folder.mkdir(exist_ok=True)
@@ -226,13 +222,13 @@ class Checkpoints:
     return target
 
   def wait(self) -> None:
-    """Waits until what was started is on disk."""
+    """Waits until the started save is on disk."""
     if self._writer is not None:
       with self._writing():
         self._writer.wait()
 
   def close(self) -> None:
-    """Waits, and lets go of the folder."""
+    """Waits for saves and releases Orbax's resources."""
     if self._writer is not None:
       with self._writing():
         self._writer.close()
@@ -240,7 +236,7 @@ class Checkpoints:
 
 
 def available_steps(run_dir: Path) -> list[int]:
-  """Steps of the finished checkpoints of a run, oldest first."""
+  """Lists the steps of a run's complete checkpoints, oldest first."""
   folder = run_dir / FOLDER
   if not folder.is_dir():
     return []
@@ -248,10 +244,10 @@ def available_steps(run_dir: Path) -> list[int]:
 
 
 def _agreed_steps(run_dir: Path) -> list[int]:
-  """The steps that all processes see; a shared folder may show one of them late.
+  """Lists the steps that all processes see; waits for a shared folder that shows one late.
 
   Raises:
-    CheckpointError: they do not see the same.
+    CheckpointError: the processes see different checkpoints.
   """
   for _ in range(_LISTINGS):
     steps = available_steps(run_dir)
@@ -263,8 +259,7 @@ def _agreed_steps(run_dir: Path) -> list[int]:
   raise CheckpointError(
     f"the processes see different checkpoints in {run_dir}: {coordination.name(0)} has "
     f"{listings[0] or 'none'}, {coordination.name(other)} has {listings[other] or 'none'}. Give a "
-    "--run_dir "
-    "that all hosts share."
+    "--run_dir that all hosts share."
   )
 
 
@@ -280,9 +275,7 @@ def require_same_arrays(
 
 
 def is_parameters_alone(run_dir: Path) -> bool:
-  """Whether a run directory has checkpoints, and none with an optimizer's state: nothing was
-  trained there.
-  """
+  """Whether a run directory has only checkpoints without optimizer state: nothing was trained."""
   folder, steps = run_dir / FOLDER, available_steps(run_dir)
   return bool(steps) and not any((folder / str(step) / _TRAIN_STATE).exists() for step in steps)
 
@@ -290,11 +283,11 @@ def is_parameters_alone(run_dir: Path) -> bool:
 def load_parameters(
   run_dir: Path, abstract_params: Any, which: str | int = "latest", rows: VocabularyRows = NO_ROWS
 ) -> tuple[Any, int]:
-  """Reads the parameters of a run's checkpoint.
+  """Loads the parameters of a run's checkpoint; changes nothing.
 
   Args:
-    run_dir: the run's directory; nothing in it is changed.
-    abstract_params: shapes, types and (optionally) shardings.
+    run_dir: the run's directory.
+    abstract_params: shapes, dtypes and (optionally) shardings.
     which: 'latest', 'best' (by held-out loss) or a step.
     rows: as in `Checkpoints.restore`.
 
@@ -302,18 +295,18 @@ def load_parameters(
     the parameters, and the checkpoint's step.
 
   Raises:
-    CheckpointError: there is no such checkpoint, it is damaged, or it is of another model.
+    CheckpointError: the checkpoint is missing, damaged or of another model.
   """
   steps = available_steps(run_dir)
   if not steps:
-    raise CheckpointError(f"{run_dir} holds no checkpoint yet. Train there first.")
+    raise CheckpointError(f"{run_dir} has no checkpoint yet. Train it first.")
   step = _choose(run_dir, steps, which)
   where = f"{run_dir}, checkpoint {step}"
   try:
     loaded, _ = load(run_dir / FOLDER / str(step), {PARAMS: abstract_params}, where, rows)
   except Damage as error:
     raise CheckpointError(
-      f"{where} cannot be read: {error}. Others: {[s for s in steps if s != step]}."
+      f"{where} cannot be read: {error}. Other steps: {[s for s in steps if s != step]}."
     ) from error
   return loaded[PARAMS], step
 
@@ -328,13 +321,13 @@ def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
     found = retention.best({step: retention.kept_loss(folder / str(step)) for step in steps})
     if found is None:
       raise CheckpointError(
-        f"{run_dir} has no checkpoint with a held-out loss. Use the latest, or evaluate in "
+        f"{run_dir} has no checkpoint with a held-out loss. Use 'latest', or evaluate during "
         "training."
       )
     return found
   if which not in steps:
     raise CheckpointError(
-      f"{run_dir} has no checkpoint {repr(which)[:40]}; there are 'latest', 'best' and the steps "
+      f"{run_dir} has no checkpoint {repr(which)[:40]}. Choose 'latest', 'best' or a step of "
       f"{steps}."
     )
   return int(which)
@@ -361,7 +354,7 @@ def _saved_name(name: str) -> str:
 
 
 def abstract_like(tree: Any, sharding_of: Callable[[Any], Any] | None = None) -> Any:
-  """Shapes and types of a tree of (abstract) arrays, with shardings if a function gives them."""
+  """Returns shapes and dtypes of a tree of (abstract) arrays, with shardings by a function."""
   if sharding_of is None:
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda _: first, tree)

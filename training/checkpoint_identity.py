@@ -1,7 +1,4 @@
-"""What a checkpoint says of the run that it is of, read without Orbax.
-
-And what else lies among checkpoints.
-"""
+"""Reads the run's identity in a checkpoint without Orbax, and moves other files away."""
 
 from __future__ import annotations
 
@@ -19,13 +16,12 @@ _METADATA_FILE = "_CHECKPOINT_METADATA"
 
 
 def newest_identity(run_dir: Path) -> tuple[int, dict[str, Any]] | None:
-  """Step and identity, as passed to `training.loop.train`, of the newest undamaged checkpoint.
+  """Returns step and identity (see `training.loop.train`) of the newest undamaged checkpoint.
 
-  None if there is no checkpoint with an identity: imported weights have none.
+  None if no checkpoint has an identity: imported weights have none.
 
   Raises:
-    OSError: what a checkpoint says of itself could not be read this time; an older one is not
-      its substitute.
+    OSError: a checkpoint's identity could not be read this time; an older one must not replace it.
   """
   for step in reversed(checkpoint.available_steps(run_dir)):
     try:
@@ -39,20 +35,20 @@ def newest_identity(run_dir: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 def set_strangers_aside(run_dir: Path) -> list[str]:
-  """Moves what is called like a checkpoint and is none: Orbax would save no step before it.
+  """Moves files that are named like a checkpoint: Orbax would not save steps before them.
 
   Returns:
-    a line for each that was moved.
+    a line for each moved file.
 
   Raises:
-    CheckpointError: a file is where the folder of the checkpoints belongs, or it cannot be moved.
+    CheckpointError: the checkpoints' folder is a file, or a file cannot be moved.
   """
   folder = run_dir / FOLDER
   if not folder.exists():
     return []
   if not folder.is_dir():
     raise CheckpointError(
-      f"{folder} is a file: a run keeps its checkpoints in a folder of that name. Move the file."
+      f"{folder} is a file, and must be the folder of the checkpoints. Move the file."
     )
   told = []
   for path in sorted(folder.iterdir()):
@@ -67,14 +63,14 @@ def set_strangers_aside(run_dir: Path) -> list[str]:
         path.rename(target)
       except OSError as error:
         raise CheckpointError(
-          f"{path} is no checkpoint and cannot be moved: {error.strerror}."
+          f"{path} is not a checkpoint and cannot be moved: {error.strerror}. Remove it."
         ) from None
-      told.append(f"{path} is no checkpoint (moved to {target})")
+      told.append(f"{path} is not a checkpoint (moved to {target})")
   return told
 
 
 def _may_be_checkpoint(path: Path) -> bool:
-  """Whether it is a folder of files alone: Orbax waits for a pipe, in old checkpoints too."""
+  """Whether a path is a folder with only files: Orbax would wait for a pipe."""
   if not path.is_dir() or not any(path.iterdir()):
     return False
   try:

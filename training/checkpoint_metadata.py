@@ -1,4 +1,4 @@
-"""The metadata of a checkpoint of any age: where its run stood in data and metrics."""
+"""Checks and reads the metadata of a checkpoint: its run's position in data and metrics."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _MOST = 2**62
 
 
 def check(metadata: Any) -> None:
-  """Checks the metadata of a checkpoint: anybody can seal some with a checksum that fits.
+  """Checks the metadata of a checkpoint, which may be edited: a checksum is no signature.
 
   Raises:
-    ValueError: something is missing, or not what a run writes; the message names it.
+    ValueError: an entry is missing or invalid; the message names it.
   """
   for name, is_right, kind in _FIELDS:
     value = metadata
     for key in name.split("."):
       if not isinstance(value, dict):
-        raise ValueError(f"the metadata is no object where it should hold {name}")
+        raise ValueError(f"the metadata lacks the object with {name}")
       value = value.get(key)
     if not is_right(value):
       raise ValueError(f"its {name} is {json.dumps(value)[:60]} and must be {kind}")
@@ -72,10 +72,10 @@ _FIELDS = (
 
 
 def of_data(metadata: dict[str, Any]) -> dict[str, int]:
-  """The state of the batches: rows seen.
+  """Returns the state of the batches: rows seen.
 
-  Older checkpoints count batches. How many rows these had is in the configuration that they keep,
-  which need not be the run's of today.
+  Older checkpoints count batches. Their batch size is in the checkpoint's configuration, which may
+  differ from the run's.
 
   Args:
     metadata: saved beside the train state.
@@ -91,7 +91,7 @@ def of_data(metadata: dict[str, Any]) -> dict[str, int]:
 
 
 def _batch_size(config: str) -> int | None:
-  """The rows per step that a configuration's text says; a binding is one line of it."""
+  """Finds the rows per step in a configuration's text, where each binding is a line."""
   value = _bound(r"(?:\w+\.)*Experiment\.batch_size", config)
   if value and value.startswith("%"):
     value = _bound(re.escape(value[1:]), config)

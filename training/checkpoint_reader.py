@@ -1,4 +1,4 @@
-"""Reads one checkpoint, on all processes or on none."""
+"""Reads a checkpoint, on all processes or on none."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ METADATA = "position"
 
 
 class CheckpointError(UserError):
-  """A checkpoint is missing, damaged, or of another model; or the storage failed.
+  """A checkpoint is missing, damaged or of another model, or the storage failed.
 
   Attributes:
-    may_pass: whether the same command may find the storage well again.
+    may_pass: whether the same command may succeed later.
   """
 
 
@@ -36,20 +36,20 @@ def load(
   """Reads parts of a checkpoint, compares them with their checksums, and returns the metadata too.
 
   Args:
-    folder: of the checkpoint.
-    abstract: shapes, types and shardings of each part to make.
-    where: what errors call the checkpoint.
-    rows: the model's; padding rows are added or cut where other many were saved.
+    folder: the checkpoint's folder.
+    abstract: shapes, dtypes and shardings of each part.
+    where: name of the checkpoint in errors.
+    rows: the model's; padding rows are added or removed if the saved number differs.
 
   Raises:
     CheckpointError: it is of another model or optimizer.
-    Damage: it cannot be read, or is not what was saved.
+    Damage: it cannot be read, or differs from what was saved.
   """
   contents: dict[str, Any] = {}
   loaded: dict[str, Any] = {}
   problem = ""
   try:
-    # Orbax reads nothing under a relative path, though it writes there.
+    # Orbax does not read relative paths, although it writes to them.
     found, saved, contents = _describe(folder.absolute(), abstract, where, rows)
     loaded = _read(folder.absolute(), saved, found)
   except (Damage, Refusal, CheckpointError) as error:
@@ -63,7 +63,7 @@ def load(
       continue
     for (path, _), is_now, was in zip(leaves, checksums(part), expected, strict=True):
       if is_now != was and not problem:
-        problem = f"Damage\nthe values of {joined(path)} are not those that were saved"
+        problem = f"Damage\nthe values of {joined(path)} differ from those that were saved"
   _agree(problem, folder, where)
   try:
     parts = {name: rows.padded_anew(loaded[name], wanted) for name, wanted in abstract.items()}
@@ -75,16 +75,14 @@ def load(
 def check(
   folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows = NO_ROWS
 ) -> None:
-  """Raises CheckpointError where `load` would because it is of another model or optimizer; reads no
-  array, and finds no damage.
-  """
+  """Raises CheckpointError for a checkpoint of another model or optimizer; reads no arrays."""
   problem = ""
   try:
     _describe(folder.absolute(), abstract, where, rows)
   except CheckpointError as error:
     problem = f"{type(error).__name__}\n{error}"
   except (Damage, Refusal):
-    pass  # Who loads it says so, or takes the one before.
+    pass  # Damage: `load` reports it, or an older checkpoint is used.
   _agree(problem, folder, where)
 
 
@@ -97,12 +95,12 @@ def _describe(
   metadata, contents = attempt(lambda: _described(folder, abstract))
   found = {name: metadata.metadata.get(name) for name in abstract}
   if problem := _malformed(contents, [name for name, part in found.items() if part is not None]):
-    raise CheckpointError(f"{where}: {problem}. No run wrote this; move the checkpoint away.")
+    raise CheckpointError(f"{where}: {problem}. It was edited; move the checkpoint away.")
   saved = {}
   for name, part in found.items():
     if part is None:
       raise CheckpointError(
-        f"{where} holds parameters alone, no optimizer state: they were not trained here. "
+        f"{where} has parameters but no optimizer state: they were imported. "
         "Train in another directory that starts from this one (--init_from)."
       )
     saved[name] = rows.as_saved(abstract[name], part)
@@ -115,8 +113,8 @@ def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]
 
   Parts that were never saved may be missing.
 
-  Where Orbax fails to read a description it logs why and returns None. This raises instead, so that
-  `training.reading.attempt` sees a failure, with what was logged, and tries again.
+  If Orbax cannot read a description, it logs why and returns None. This raises instead, so that
+  `training.reading.attempt` tries again, and has the log for its message.
   """
   try:
     small_files.require_regular_below(folder)
@@ -142,14 +140,14 @@ def _malformed(contents: dict[str, Any], parts: Iterable[str]) -> str | None:
   for name in parts:
     numbers = sums.get(name)
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
-      return f"the checksums of its {_called(name)} are no list of whole numbers"
+      return f"the checksums of its {_called(name)} are not a list of whole numbers"
   if not isinstance(contents.get(METADATA), dict):
     return "its position in the data is missing"
   return None
 
 
 def _read(folder: Path, abstract: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-  """This process's part of the arrays; no other one waits for it, should it fail."""
+  """Reads this process's part of the arrays; if it fails, no other process waits for it."""
   ocp = orbax()
   here = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
@@ -165,10 +163,10 @@ def _read(folder: Path, abstract: dict[str, Any], found: dict[str, Any]) -> dict
 
 
 def _agree(problem: str, folder: Path, where: str) -> None:
-  """Raises the same error on every process if one of them has a problem with a checkpoint.
+  """Raises the same error on every process if one has a problem with a checkpoint.
 
   Args:
-    problem: the kind of error and its text; empty if this process has none.
+    problem: kind and text of this process's error; empty for none.
   """
   problems = processes.gather(problem, f"reading checkpoint {folder.name}")
   for kind in ("Refusal", "CheckpointError", "Damage"):
@@ -183,13 +181,13 @@ def _agree(problem: str, folder: Path, where: str) -> None:
       if kind == "CheckpointError":
         raise CheckpointError(text)
       raise CheckpointError(
-        f"{where} could not be read ({text}). It is left as it is: mend the cause and start again.",
+        f"{where} could not be read ({text}). It is left as it is: fix the cause and start again.",
         may_pass=True,
       )
 
 
 def _with_types_of(abstract: Any, found: Any) -> Any:
-  """The abstract arrays with the types they were saved in: checksums are of those."""
+  """Returns the abstract arrays with the saved dtypes, to which the checksums apply."""
   types = by_path(found)
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: jax.ShapeDtypeStruct(
@@ -204,11 +202,11 @@ def _called(part: str) -> str:
 
 
 def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters") -> None:
-  """Raises CheckpointError at the first array that is missing, too many, or of another shape."""
+  """Raises CheckpointError for the first array that is missing, unknown or of another shape."""
   thing = "parameter" if kind == "parameters" else "optimizer state"
   owner = "model" if kind == "parameters" else "optimizer"
-  remedy = f"It is of another {owner}: use the configuration it was trained with"
-  # With these parameters another optimizer can start.
+  remedy = f"It is of another {owner}: use the configuration that it was trained with"
+  # Another optimizer can start with these parameters.
   remedy += ", or start another run from it (--init_from)." if owner == "optimizer" else "."
   needed = {path: tuple(leaf.shape) for path, leaf in by_path(expected).items()}
   held = {path: tuple(leaf.shape) for path, leaf in by_path(found).items()}
@@ -227,7 +225,7 @@ def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters"
 
 
 def orbax() -> Any:
-  """Orbax takes two seconds to import, which `--help` and the data's errors need not wait for."""
+  """Imports Orbax, which takes two seconds, only where it is needed."""
   from orbax.checkpoint import v1
 
   return v1

@@ -1,4 +1,4 @@
-"""Checksums of arrays, computed where the arrays are, and of JSON values."""
+"""Checksums of arrays, computed on their devices, and of JSON values."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PIECE_BYTES = 2**25
 
 
 def checksums(tree: Any) -> list[int]:
-  """One number per array of a tree, in the order of its leaves.
+  """Computes a checksum of each array of a tree, in the order of its leaves.
 
-  The sum of the elements' bits, each multiplied by an odd number that depends on where the element
-  stands, modulo 2**32. It is the same however the array is laid out over devices (integer sums
-  commute), finds every change of a single bit, and misses any other change once in 2**32.
+  The checksum is the sum of the elements' bits, each multiplied by an odd number that depends on
+  its index, modulo 2**32. It does not depend on the sharding (integer sums commute), detects every
+  change of a single bit, and misses any other change once in 2**32.
 
   Args:
     tree: arrays of 1, 2 or 4 bytes per element.
@@ -35,10 +35,9 @@ def checksums(tree: Any) -> list[int]:
 
 
 def host_checksum(array: np.ndarray) -> int:
-  """The number that `checksums` gives for an array, of an array that is on no device.
+  """Computes the same checksum as `checksums` of an array on the host.
 
-  Computed along the first axis in pieces: whole, a large array would be in memory several times
-  over.
+  It works in pieces of the first axis, so that a large array is not in memory several times.
   """
   if not array.ndim:
     return checksums(array)[0]
@@ -67,22 +66,22 @@ def _checksum(x: jax.Array, first: np.uint32 = _ZERO) -> jax.Array:
 
 
 def seal(contents: dict[str, Any]) -> dict[str, Any]:
-  """JSON values together with their checksum."""
+  """Adds a checksum to JSON values."""
   return {**contents, "crc32": _crc32(contents)}
 
 
 def unseal(sealed: Any) -> dict[str, Any]:
-  """The contents without their seal.
+  """Removes and verifies the checksum of JSON values.
 
   Raises:
-    ValueError: there are none, or not those that were sealed.
+    ValueError: the values are missing, or do not match the checksum.
   """
   contents = dict(sealed or {})
   crc32 = contents.pop("crc32", None)
   if not contents:
     raise ValueError("cannot be read")
   if crc32 != _crc32(contents):
-    raise ValueError("is not what was saved")
+    raise ValueError("differs from what was saved")
   return contents
 
 

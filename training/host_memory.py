@@ -1,4 +1,4 @@
-"""The memory of the process, beside that of JAX's arrays."""
+"""Host memory of the process, apart from JAX's arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Handles signals that stop a run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from parallel import coordination, processes
 
 
 class Interruption:
-  """Turns SIGTERM and SIGINT into a request to stop after the step in progress.
+  """Turns SIGTERM and SIGINT into a request to stop after the current step.
 
-  Of several processes one may be told. JAX's preemption service, which listens to SIGTERM itself,
-  then names a step at which all stop; SIGINT is handed on to it.
+  If one of several processes gets the signal, JAX's preemption service, which handles SIGTERM,
+  chooses a step at which all stop; SIGINT is passed on to it.
   """
 
   def __enter__(self) -> Interruption:
@@ -22,7 +22,7 @@ class Interruption:
     for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
       try:
         self._before[number] = signal.signal(number, self._request)
-      except ValueError:  # not the main thread: signals are somebody else's business
+      except ValueError:  # not the main thread: only that can handle signals
         break
     return self
 
@@ -36,7 +36,7 @@ class Interruption:
 
   @property
   def by(self) -> signal.Signals:
-    """The signal that asked to stop, on whichever process."""
+    """The signal that requested the stop, on any process."""
     if processes.count() > 1:
       return signal.SIGINT if coordination.stop_reason() else signal.SIGTERM
     return self._requested or signal.SIGTERM
@@ -44,7 +44,7 @@ class Interruption:
   def _request(self, number: int, frame: Any) -> None:
     del frame
     if self._requested and number == signal.SIGINT:
-      raise KeyboardInterrupt  # asked twice
+      raise KeyboardInterrupt  # requested twice
     self._requested = signal.Signals(number)
     if processes.count() > 1:
       coordination.request_stop(self._requested.name)

@@ -1,4 +1,4 @@
-"""JSON as the standard has it: a number that is not finite is null."""
+"""Standard JSON: numbers that are not finite are null."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def dumps(value: Any, **options: Any) -> str:
-  """`json.dumps` with null for NaN and the infinities, which strict readers refuse."""
+  """Formats JSON with null for NaN and infinities, which strict readers reject."""
   return json.dumps(without_nan(value), allow_nan=False, **options)
 
 
 def without_nan(value: Any) -> Any:
-  """JSON values with None for every float that is not finite."""
+  """Replaces every float that is not finite by None."""
   if isinstance(value, dict):
     return {key: without_nan(item) for key, item in value.items()}
   if isinstance(value, list | tuple):
@@ -22,5 +22,5 @@ def without_nan(value: Any) -> Any:
 
 
 def number(value: float | None) -> float:
-  """What stands for a number: NaN for null."""
+  """Converts a JSON number to float; null becomes NaN."""
   return math.nan if value is None else value

@@ -15,17 +15,16 @@ from training.optimizer import clipping, decay_mask, is_decayed, with_master_cop
 class Lion:
   """Lion after clipping of the gradient's global norm; weight decay as in `AdamW`.
 
-  Every entry moves by the whole rate, so that the rate is 3 to 10 times smaller than AdamW's and
-  the weight decay as much larger (section 5 of the paper). It keeps one moment, half of AdamW's
-  state.
+  Every entry moves by the full rate, so the rate must be 3 to 10 times smaller than AdamW's and the
+  weight decay as much larger (section 5 of the paper). It has one moment, half of AdamW's state.
 
   Attributes:
-    learning_rate: steps taken to rate; a skipped step is none.
-    b1: weight of the momentum in what the sign is taken of.
-    b2: of the momentum itself.
+    learning_rate: schedule by steps taken; skipped steps do not count.
+    b1: weight of the momentum in the update's sign.
+    b2: decay of the momentum.
     weight_decay: per unit of learning rate.
-    clip_norm: largest global norm of a gradient; None for no bound.
-    master_copy: keep a float32 copy of the parameters in the state, for parameters of fewer bits.
+    clip_norm: largest global norm of a gradient; None for no limit.
+    master_copy: keep a float32 copy of lower-precision parameters in the state.
   """
 
   learning_rate: optax.Schedule

@@ -1,4 +1,4 @@
-"""The training loop: steps, metrics, held-out loss, checkpoints, resumption."""
+"""The training loop: steps, metrics, held-out loss, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ LOSS_PICTURE = "loss.png"
 
 
 class Batches(Protocol):
-  """Batches of training data that can continue anywhere."""
+  """An iterator of training batches with a state to resume from."""
 
   def __next__(self) -> dict[str, np.ndarray]:
     """The next batch: see `data.loader.batch_of_rows`."""
     ...
 
   def state(self) -> dict[str, int]:
-    """Where the iterator stands, as JSON values."""
+    """The iterator's state, as JSON values."""
     ...
 
   def restore(self, state: dict[str, int]) -> None:
-    """Continues where `state` stood."""
+    """Continues from a state."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """How long a run is and what it does besides stepping.
+  """Length of a run, and its logging, evaluation and checkpoints.
 
   Attributes:
-    steps: optimizer steps in all.
-    log_every: steps per line of metrics, which holds their mean.
-    evaluate_every: steps between held-out losses; 0 measures at the end alone.
-    checkpoint_every: steps between checkpoints; 0 saves at the end alone.
-    keep: newest checkpoints that stay, beside the best.
-    tensorboard: also write TensorBoard event files: a short form of one of the writers.
-    writers: get the metrics too; see `training.metric_writers`.
-    step: what a step does; see `training.step.Options`.
+    steps: number of optimizer steps.
+    log_every: steps per line of metrics, which has their mean.
+    evaluate_every: steps between held-out losses; 0 measures only at the end.
+    checkpoint_every: steps between checkpoints; 0 saves only at the end.
+    keep: number of newest checkpoints to keep, in addition to the best.
+    tensorboard: also write TensorBoard event files; short for the TensorBoard writer.
+    writers: further writers of metrics; see `training.metric_writers`.
+    step: options of a step; see `training.step.Options`.
   """
 
   steps: Count
@@ -77,27 +77,27 @@ class Options:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
     for name in ("evaluate_every", "checkpoint_every"):
       if getattr(self, name) < 0:
-        raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 is 'at the end'.")
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 0, which is 'at the end'.")
 
   def is_due(self, done: int, every: int) -> bool:
-    """Whether something falls due after so many steps; 0 is at the end alone."""
+    """Whether something is due after `done` steps; `every` 0 is only at the end."""
     return done == self.steps or (every > 0 and done % every == 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """How a run ended.
+  """The result of a run.
 
   Attributes:
     step: steps done.
-    saved_step: of the newest checkpoint: another if it was interrupted in a state that was not
-      finite; None if there is none.
+    saved_step: step of the newest checkpoint; earlier than `step` if it was interrupted in a state
+      that was not finite; None if there is none.
     start_step: steps that were done before this process began.
     interrupted: the signal that stopped it before its last step; None if none did.
     state: the train state.
-    heldout: what the last evaluation returned; empty if there was none.
-    seconds_to_first_step: from the call until the first step was finished.
-    tokens_per_second: median over the lines logged.
+    heldout: result of the last evaluation; empty if there was none.
+    seconds_to_first_step: from the call to the end of the first step.
+    tokens_per_second: median over the logged lines.
   """
 
   step: int
@@ -129,30 +129,30 @@ def train(
   progress: ProgressLine | None = None,
   before_writing: Callable[[], None] = lambda: None,
 ) -> Summary:
-  """Trains, or goes on training what the run directory holds.
+  """Trains, or continues the run in the run directory.
 
   Args:
     model: a language model of the zoo.
     optimizer: the transformation; learning_rate: its schedule, for the metrics.
-    batches: training data, the rows that this process's devices need; moved to where the checkpoint
-      stood.
-    batch_size: rows per step, of all processes.
+    batches: training data, the rows that this process's devices need; restored to the checkpoint's
+      state.
+    batch_size: rows per step, over all processes.
     options: see `Options`.
-    run_dir: gets metrics, checkpoints and the loss picture.
-    seed: of the parameters.
+    run_dir: directory for metrics, checkpoints and the loss plot.
+    seed: seed of the parameters.
     bytes_per_token: mean bytes of text per target, for bits per byte.
-    evaluate: parameters to held-out figures; 'heldout_loss' chooses the best checkpoint.
-    start: abstract parameters to those that a new run starts from; what they lack is drawn.
-    identity: JSON values kept in each checkpoint (the configuration).
+    evaluate: maps parameters to held-out figures; 'heldout_loss' chooses the best checkpoint.
+    start: maps abstract parameters to initial ones; missing ones are initialised randomly.
+    identity: JSON values to save in each checkpoint (the configuration).
     sharding_plan: where everything lies.
-    after_first_step: called once the first step is compiled and done.
-    progress: is told the steps in place of a line on stderr.
-    before_writing: called before anything is written; it ends a process that may not.
+    after_first_step: called after the first step is compiled and done.
+    progress: shows the steps in place of a line on stderr.
+    before_writing: called before each write; ends a process that lost the directory.
 
   Raises:
-    TrainingError: too many steps in a row were skipped, or the state was not finite for as many, or
-      at the end; the last good checkpoint and the best stay.
-    training.checkpoint.CheckpointError: what the run directory holds cannot be continued.
+    TrainingError: too many steps in a row were skipped, or the state was not finite for as many or
+      at the end; the last good checkpoint and the best are kept.
+    training.checkpoint.CheckpointError: the run in the directory cannot be continued.
   """
   began = time.monotonic()
   abstract, create, take_step = _programs(model, optimizer, options.step, sharding_plan)
@@ -160,7 +160,7 @@ def train(
   restored = checkpoints.restore(abstract, padded_vocabulary.VocabularyRows.of(model))
   if restored is None:
     given = start(abstract.params) if start else {}
-    # Of a seed that is longer, JAX takes the last 32 bits too.
+    # Like JAX, keep only the low 32 bits.
     state = create(np.uint32(seed % 2**32), given)
     del given
     metadata: dict[str, Any] = {}
@@ -171,8 +171,8 @@ def train(
     except ValueError as error:
       folder = run_dir / FOLDER / str(restored.step)
       raise CheckpointError(
-        f"checkpoint {restored.step} in {run_dir}: {error}. Move {folder} away to go on from "
-        "the one before."
+        f"checkpoint {restored.step} in {run_dir}: {error}. Move {folder} away to continue from "
+        "the previous one."
       ) from None
     batches.restore(checkpoint_metadata.of_data(metadata))
 
@@ -182,7 +182,7 @@ def train(
     progress = ProgressLine(options.steps, None if speaks else _silence())
   if restored is not None:
     for text in restored.passed_over:
-      progress.say(f"passed over {text}")
+      progress.say(f"skipped {text}")
     if start_step < options.steps:
       progress.say(f"continuing at step {start_step}")
   run = TrainingLog(
@@ -203,7 +203,7 @@ def train(
   )
 
   def save(state: step_lib.TrainState, last: bool) -> bool:
-    """Whether it was saved: a state that nothing is wrong with, or the last one if it is finite."""
+    """Saves a good state, or the last one if finite; returns whether it was saved."""
     if not (run.judged or last) or not retention.is_finite((state.params, state.opt_state)):
       return False
     checkpoints.save(
@@ -211,7 +211,7 @@ def train(
       {
         "data": batches.state(),
         "metrics": run.metrics.position,
-        # Copied: it is written while the run goes on.
+        # Copied, because it is written while the run continues.
         "pending": list(run.pending),
         "heldout": run.heldout,
         "identity": identity or {},
@@ -224,7 +224,7 @@ def train(
   seconds_to_first_step = math.nan
   saved_step = start_step if restored is not None else None
   last_metrics = None
-  # The step since which a checkpoint is due that could not be saved; None if none is.
+  # The step at which a checkpoint was due that could not be saved; None if none.
   owed: int | None = None
   try:
     with Interruption() as interruption:
@@ -233,11 +233,11 @@ def train(
         if step == start_step:
           take_step.lower(state, batch).compile()
           host_memory.release_free_memory()
-          # Compiling takes hosts unequally long, and the first exchange of a CPU's step waits for
-          # 30 s alone.
+          # Hosts compile at different speeds, and the first exchange of a CPU's step waits only
+          # 30 s.
           processes.wait_for_all("compiled the step")
         state, new_metrics = take_step(state, batch)
-        # One step late: the device works on this one while the last one's numbers are told.
+        # One step late, so that the device computes this step while the last one is logged.
         if last_metrics is not None:
           run.record(step, last_metrics)
         last_metrics = new_metrics
@@ -260,12 +260,12 @@ def train(
           saved_step, owed = done, None
         elif saves and owed is None:
           owed = done
-          progress.say(f"step {done} is not saved: {_wrong(run)}; the next good one will be")
+          progress.say(f"step {done} is not saved: {_wrong(run)}; the next good step will be")
         if owed is not None and not stops:
           _require_finite(done, owed, options)
         if stops:
           break
-    # A run that stops early, with nothing new to save, has saved already.
+    # A run that stops early without new steps is saved already.
     checkpoints.wait()
   except NotFinite as error:
     checkpoints.wait()
@@ -277,7 +277,7 @@ def train(
     good, moved = checkpoints.give_up(error.since)
     told = f"{error} {remedies.remedy(run_dir, good, learning_rate, options.steps)}"
     if moved:
-      told += f" (Not good, and moved: {', '.join(map(str, moved))}.)"
+      told += f" (Bad checkpoints were moved: {', '.join(map(str, moved))}.)"
     raise TrainingError(told) from None
   finally:
     run.metrics.close()
@@ -308,7 +308,7 @@ def trace(
   batch_size: int,
   length: int,
 ) -> None:
-  """Traces a step without any array; `train` does not trace it again.
+  """Traces a step without arrays; `train` uses the trace.
 
   Raises:
     ValueError: model, options and batch do not fit.
@@ -339,9 +339,9 @@ def _programs(
   options: step_lib.Options,
   sharding_plan: ShardingPlan,
 ) -> tuple[Any, Callable[..., step_lib.TrainState], Callable[..., Any]]:
-  """The train state's shapes, `create(seed, given)` and the step.
+  """Returns the train state's shapes, `create(seed, given)` and the step.
 
-  Kept, so that runs of one process that differ in their seed alone are compiled once.
+  Cached, so that runs of one process that differ only in their seed are compiled once.
   """
 
   def create(seed, given):
@@ -361,7 +361,7 @@ def _writers(options: Options) -> tuple[MetricWriter, ...]:
 
 
 def _silence() -> TextIO:
-  """For the processes that leave the talking to the first."""
+  """A progress without output, for all processes but the first."""
   return open(os.devnull, "w")
 
 
@@ -370,17 +370,15 @@ def _wrong(run: TrainingLog) -> str:
 
 
 def _require_finite(done: int, owed: int, options: Options) -> None:
-  """Raises NotFinite once a step that cannot be saved is the last, or has been due for too long.
+  """Raises NotFinite if the last step cannot be saved, or none could for too many steps.
 
-  Only a state that is not finite is due for as long as that: skipped steps end the run themselves,
+  Only a state that is not finite remains unsaved for that long: skipped steps end the run earlier,
   and a state does not become finite again.
   """
   if done == options.steps:
-    raise NotFinite(
-      f"step {done}, the last: the parameters or the optimizer's state are not finite."
-    )
+    raise NotFinite(f"step {done}, the last: the parameters or the optimizer state are not finite.")
   if done - owed >= options.step.max_skips:
     raise NotFinite(
-      f"step {done}: the parameters or the optimizer's state have not been finite since step "
-      f"{owed} or before."
+      f"step {done}: the parameters or the optimizer state have not been finite since step "
+      f"{owed} or earlier."
     )

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go besides its file of JSON lines."""
+"""Further writers of a run's metrics, in addition to its file of JSON lines."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import Protocol
 
 
 class OpenWriter(Protocol):
-  """A writer of one run, until it is closed."""
+  """The open writer of a run."""
 
   def write(self, step: int, values: Mapping[str, float | None]) -> None:
-    """Takes the numbers of a step by name, such as 'loss' and 'heldout_loss'.
+    """Writes the numbers of a step by name, such as 'loss' and 'heldout_loss'.
 
     Args:
       step: steps done.
-      values: numbers that are not finite are None.
+      values: numbers; None if not finite.
     """
     ...
 
   def close(self) -> None:
-    """Writes what is left. Nothing is written afterwards."""
+    """Flushes and closes the writer."""
     ...
 
 
 class MetricWriter(Protocol):
-  """What a run's options name: a frozen dataclass that opens a writer when the training starts."""
+  """Protocol of the options' writers: frozen dataclasses that open a writer at the start."""
 
   def open(self, run_dir: Path, step: int) -> OpenWriter:
-    """Begins to write, on the first process of a run alone.
+    """Opens a writer, only on the first process of a run.
 
     Args:
       run_dir: the run's directory.
-      step: steps done: 0 for a new run. What an earlier life wrote of later steps counts no more.
+      step: steps done, 0 for a new run. Earlier records of later steps are void.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorBoard:
-  """Event files for TensorBoard.
+  """Writes event files for TensorBoard.
 
   Attributes:
     folder: a folder of the run directory.

@@ -1,4 +1,4 @@
-"""What a run tells: a file of JSON lines, a progress line, a picture."""
+"""Metrics of a run: a file of JSON lines, a progress line, a plot."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from training.metric_writers import OpenWriter
 
 
 class MetricsFile:
-  """Appends one JSON object per line; can be cut back to where a checkpoint stood.
+  """Appends one JSON object per line; can be truncated to a checkpoint's position.
 
-  Floats are written so that they read back bit for bit; those that are not finite as null.
+  Floats read back bit for bit; those that are not finite are null.
   """
 
   def __init__(
@@ -31,13 +31,13 @@ class MetricsFile:
     writers: Sequence[OpenWriter] = (),
     before_writing: Callable[[], None] = lambda: None,
   ):
-    """Opens the file, cutting off what comes after `position` bytes (all of it if 0).
+    """Opens the file and truncates it to `position` bytes.
 
     Args:
-      path: the file; made if missing.
+      path: the file; created if missing.
       position: bytes to keep; None keeps all.
-      writers: get every record too, and are closed with the file.
-      before_writing: called before the file is changed; it ends a process that may not.
+      writers: further writers of every record; closed with the file.
+      before_writing: called before each change; ends a process that lost the directory.
     """
     before_writing()
     self._before_writing = before_writing
@@ -48,11 +48,11 @@ class MetricsFile:
       self._file.truncate(min(position, size))
       self._file.seek(0, 2)
       if 0 < size < position and not path.read_bytes().endswith(b"\n"):
-        self._file.write(b"\n")  # it was cut short in a line, which must not swallow the next one
+        self._file.write(b"\n")  # a truncated last line must not join the next one
     self._writers = tuple(writers)
 
   def write(self, record: dict[str, Any]) -> None:
-    """Appends a record, which has a 'step'."""
+    """Appends a record, which must have a 'step'."""
     self._before_writing()
     self._file.write((json_files.dumps(record) + "\n").encode())
     self._file.flush()
@@ -77,9 +77,9 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The records of a metrics file; lines that a crash cut short or that are damaged are left out.
+  """Reads the records of a metrics file, without truncated or damaged lines.
 
-  A number that was not finite is None.
+  Numbers that were not finite are None.
 
   Raises:
     small_files.NotReadable: it is a pipe, a device or a folder.
@@ -97,15 +97,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class ProgressLine:
-  """One live line on a terminal, plain lines elsewhere."""
+  """Shows progress on one live line of a terminal, or as plain lines elsewhere."""
 
   def __init__(self, steps: int, stream: TextIO | None = None):
-    """Takes the number of steps, and where to show them."""
+    """Sets the number of steps and the output stream."""
     self._stream = sys.stderr if stream is None else stream
     self.live = self._stream.isatty()
     self._steps = steps
     self._shown = time.monotonic()
-    # When, and at which step, something was shown first: what came before compiled too.
+    # Time and step of the first line: earlier steps included compilation.
     self._first: tuple[float, int] | None = None
     self._width = 0
 
@@ -125,12 +125,12 @@ class ProgressLine:
     self._print("  ".join([*parts, f"ETA {show_duration(left)}"]))
 
   def show_heldout(self, step: int, heldout: dict[str, float]) -> None:
-    """Shows what was measured on held-out text after a step."""
+    """Shows the held-out figures after a step."""
     figures = "  ".join(f"{name.removeprefix('heldout_')} {v:.4f}" for name, v in heldout.items())
-    self.say(f"held out at step {step}: {figures}")
+    self.say(f"held-out at step {step}: {figures}")
 
   def say(self, text: str) -> None:
-    """Prints a line that stays."""
+    """Prints a permanent line."""
     self._write(f"\r{' ' * self._width}\r{text}\n" if self.live else f"{text}\n")
     self._width = 0
 
@@ -142,9 +142,7 @@ class ProgressLine:
     self._width = len(text)
 
   def _write(self, text: str) -> None:
-    """Writes what nobody may be there to read: a terminal that has gone, or a full disk, ends no
-    run.
-    """
+    """Writes to the stream; a closed terminal or a full disk does not end the run."""
     with contextlib.suppress(OSError):
       self._stream.write(text)
       self._stream.flush()
@@ -155,7 +153,7 @@ def _short(value: float) -> str:
 
 
 def show_duration(seconds: float) -> str:
-  """Seconds as minutes, or hours, and seconds."""
+  """Formats seconds as m:ss or h:mm:ss."""
   if math.isnan(seconds):
     return "?"
   minutes, seconds = divmod(round(seconds), 60)
@@ -164,7 +162,7 @@ def show_duration(seconds: float) -> str:
 
 
 def plot_losses(records: list[dict[str, Any]], path: Path, title: str) -> None:
-  """Draws training and held-out bits per byte against the step."""
+  """Plots training and held-out bits per byte against the step."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 4), layout="constrained")
@@ -180,7 +178,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, title: str) -> None:
       axes.plot(steps, values, label=label, **style)
   axes.set(title=title, xlabel="step", ylabel="bits per byte")
   axes.grid(alpha=0.3)
-  if axes.lines:  # A run that stopped before its first line has no curve to name.
+  if axes.lines:  # A run that stopped before its first line has no curve.
     axes.legend()
   picture = io.BytesIO()
   figure.savefig(picture, dpi=120)

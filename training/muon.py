@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for all else (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982)."""
+"""Muon for matrices, AdamW for the rest (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982)."""
 
 from __future__ import annotations
 
@@ -20,30 +20,28 @@ from training.optimizer import (
   with_master_copy,
 )
 
-# The last two axes are a matrix; those before, such as the layers of a scanned stack, are many of
-# them.
+# The last two axes are a matrix; earlier axes, such as the layers of a scanned stack, are batches.
 _MATRIX = MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-# The recurrence's gates are block-diagonal: their blocks are no maps of the whole width.
+# The recurrence's gates are block-diagonal: a block maps only a part of the width.
 _BLOCKS = ("gate_a", "gate_x")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon:
-  """Orthogonalized momentum for matrices; AdamW for vectors, gates, convolutions, norms, embedding
-  and head.
+  """Muon for matrices; AdamW for vectors, gates, convolutions, norms, embedding and head.
 
-  Updates of matrices have the root mean square that AdamW's have (equation 4 of Liu et al.), so
-  that one rate and one weight decay serve both.
+  Updates of matrices have AdamW's root mean square (equation 4 of Liu et al.), so that one rate and
+  one weight decay fit both.
 
   Attributes:
-    learning_rate: steps taken to rate; a skipped step is none.
-    momentum: of the matrices, in Nesterov's form.
-    iterations: of Newton and Schulz.
+    learning_rate: schedule by steps taken; skipped steps do not count.
+    momentum: Nesterov momentum of matrices.
+    iterations: Newton-Schulz iterations.
     update_rms: root mean square of an update of a matrix before the rate.
-    b1, b2, epsilon: AdamW's, for all else.
-    weight_decay: per unit of learning rate, for what `AdamW` decays.
-    clip_norm: largest global norm of a gradient; None for no bound.
-    master_copy: keep a float32 copy of the parameters in the state, for parameters of fewer bits.
+    b1, b2, epsilon: AdamW's, for the rest.
+    weight_decay: per unit of learning rate, for the parameters that `AdamW` decays.
+    clip_norm: largest global norm of a gradient; None for no limit.
+    master_copy: keep a float32 copy of lower-precision parameters in the state.
   """
 
   learning_rate: optax.Schedule
@@ -84,7 +82,7 @@ class Muon:
 
 
 def is_matrix(path: tuple[str, ...]) -> bool:
-  """Whether a parameter is a matrix, or a stack of them, that Muon orthogonalizes."""
+  """Whether Muon orthogonalizes a parameter: a matrix, or a stack of them."""
   mixed = path[-1] == "kernel" and is_decayed(path)
   return mixed and path[0] != "head" and not any(name in _BLOCKS for name in path)
 
@@ -100,8 +98,6 @@ def _dimensions(params: Any) -> Any:
 
 
 def _scaled(update_rms: float, updates: Any, params: Any) -> Any:
-  """Orthogonal matrices, scaled to a root mean square: that of a matrix [m, n] is 1 / sqrt(max(m,
-  n)).
-  """
+  """Scales orthogonal matrices [m, n], with RMS 1 / sqrt(max(m, n)), to a root mean square."""
   del params
   return jax.tree.map(lambda x: update_rms * math.sqrt(max(x.shape[-2:])) * x, updates)

@@ -1,4 +1,4 @@
-"""What an optimizer is to the rest of the project, learning-rate schedules, and AdamW."""
+"""The optimizer protocol, learning-rate schedules, and AdamW."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def warmup_cosine(
   warmup_steps: CountFromZero,
   final_fraction: Share = 0.1,
 ) -> optax.Schedule:
-  """A linear rise to `peak`, then half a cosine down to `final_fraction` of it at the last step.
+  """Linear warm-up to `peak`, then a cosine decay to `final_fraction` of it at the last step.
 
   Raises:
     ValueError: the warm-up is not shorter than the run.
   """
   _check_warmup(steps, warmup_steps)
-  peak = float(peak)  # JAX takes a whole number of more than 32 bits for no float.
+  peak = float(peak)  # JAX does not convert integers beyond 32 bits to float.
   return optax.warmup_cosine_decay_schedule(
     0.0, peak, warmup_steps, decay_steps=steps, end_value=final_fraction * peak
   )
@@ -40,12 +40,12 @@ def warmup_stable_decay(
   decay_fraction: Share = 0.2,
   final_fraction: Share = 0.0,
 ) -> optax.Schedule:
-  """A linear rise to `peak`, a constant rate, and a linear fall over the last `decay_fraction`.
+  """Linear warm-up to `peak`, a constant rate, and a linear decay over the last `decay_fraction`.
 
-  A run can be prolonged from any checkpoint before the fall (WSD; Hu et al. 2024).
+  A run can be extended from any checkpoint before the decay (WSD; Hu et al. 2024).
 
   Raises:
-    ValueError: the warm-up does not end before the fall begins.
+    ValueError: the warm-up does not end before the decay begins.
   """
   peak = float(peak)
   decay_steps = round(decay_fraction * steps)
@@ -61,7 +61,7 @@ def warmup_stable_decay(
 
 
 def rate_at(schedule: optax.Schedule, taken: float) -> float:
-  """The learning rate after so many steps that were taken."""
+  """Returns the learning rate after `taken` steps."""
   return float(cast(jax.Array, schedule(taken)))
 
 
@@ -74,14 +74,14 @@ def _check_warmup(steps: int, warmup_steps: int) -> None:
 
 
 class Optimizer(Protocol):
-  """An optimizer of the zoo: a frozen dataclass with the fields and methods below.
+  """Protocol of optimizers: a frozen dataclass with the fields and methods below.
 
-  Its state may hold arrays of any shape. Those whose path ends in a parameter's path and that have
-  its shape are split by ZeRO as that parameter's copies; all others lie whole on every device.
+  Its state may have arrays of any shape. ZeRO shards an array like a parameter if its path ends in
+  the parameter's path and it has the same shape; all others are replicated.
 
   Attributes:
-    learning_rate: steps taken to rate; a skipped step is none.
-    master_copy: whether the state holds a float32 copy of the parameters.
+    learning_rate: schedule by steps taken; skipped steps do not count.
+    master_copy: whether the state has a float32 copy of the parameters.
   """
 
   @property
@@ -98,7 +98,7 @@ class Optimizer(Protocol):
     ...
 
   def treatment(self, path: tuple[str, ...]) -> str:
-    """How the parameter at a path of the tree is updated, in a word or two, for tables."""
+    """Describes the update of the parameter at a path in a word or two, for tables."""
     ...
 
 
@@ -106,15 +106,15 @@ class Optimizer(Protocol):
 class AdamW:
   """AdamW (Loshchilov and Hutter 2019) after clipping of the gradient's global norm.
 
-  Weight decay is decoupled and acts on matrices alone: norms' scales, biases, convolution taps and
-  the recurrence's decays are left free (see `is_decayed`).
+  Weight decay is decoupled and applies only to matrices, not to norms' scales, biases, convolution
+  kernels or the recurrence's decays (see `is_decayed`).
 
   Attributes:
-    learning_rate: steps taken to rate; a skipped step is none.
-    b1, b2, epsilon: moments of the gradient.
+    learning_rate: schedule by steps taken; skipped steps do not count.
+    b1, b2, epsilon: decays of the gradient's moments, and the denominator's epsilon.
     weight_decay: per unit of learning rate.
-    clip_norm: largest global norm of a gradient; None for no bound.
-    master_copy: keep a float32 copy of the parameters in the state, for parameters of fewer bits.
+    clip_norm: largest global norm of a gradient; None for no limit.
+    master_copy: keep a float32 copy of lower-precision parameters in the state.
   """
 
   learning_rate: optax.Schedule
@@ -127,7 +127,7 @@ class AdamW:
 
   @functools.cache  # noqa: B019 - equal optimizers are one transformation, so that a step is compiled once
   def transformation(self) -> optax.GradientTransformation:
-    """The optax transformation; its state and arithmetic have the type of what it is given."""
+    """The optax transformation; its state and arithmetic have the dtype of its inputs."""
     adamw = optax.chain(
       *clipping(self.clip_norm),
       optax.scale_by_adam(self.b1, self.b2, float(self.epsilon)),
@@ -142,7 +142,7 @@ class AdamW:
 
 
 def clipping(norm: float | None) -> list[optax.GradientTransformation]:
-  """The part of a chain that bounds the gradient's global norm; empty for None."""
+  """Returns the part of a chain that clips the gradient's global norm; empty for None."""
   return [] if norm is None else [optax.clip_by_global_norm(float(norm))]
 
 
@@ -150,8 +150,8 @@ class WithMasterCopy(NamedTuple):
   """The state of `with_master_copy`.
 
   Attributes:
-    inner: the optimizer's own.
-    master: the parameters in float32, of which the model has roundings.
+    inner: the optimizer's state.
+    master: the parameters in float32; the model's are rounded.
   """
 
   inner: Any
@@ -159,15 +159,15 @@ class WithMasterCopy(NamedTuple):
 
 
 def with_master_copy(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Lets an optimizer work on a float32 copy of parameters that are stored in fewer bits.
+  """Makes an optimizer update a float32 copy of lower-precision parameters.
 
   Micikevicius et al. 2018, section 3.1: updates below a parameter's last bit add up in the copy.
-  What is returned as updates leads from the rounded parameters to the copy's new values, so that
-  whoever adds them in float32 and rounds gets the rounded copy.
+  The returned updates are the differences from the rounded parameters to the copy's new values:
+  adding them in float32 and rounding gives the rounded copy.
   """
 
   def init(params):
-    # Copied, because an array that is float32 already would lie in two places of a donated state.
+    # Copied, because a float32 array would otherwise be in a donated state twice.
     return WithMasterCopy(inner.init(params), jax.tree.map(jnp.copy, params))
 
   def update(updates, state, params=None):
@@ -179,19 +179,19 @@ def with_master_copy(inner: optax.GradientTransformation) -> optax.GradientTrans
 
 
 def decay_mask(params: Any) -> Any:
-  """True for the parameters that weight decay acts on."""
+  """Returns a mask: True for parameters with weight decay."""
   return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(names(path)), params)
 
 
 def names(path: Any) -> tuple[str, ...]:
-  """A path of a parameter tree as names."""
+  """Converts a path of a parameter tree to names."""
   return tuple(str(key.key) for key in path)
 
 
 def is_decayed(path: tuple[str, ...]) -> bool:
-  """Whether a parameter is decayed: kernels of linear maps and the embedding, nothing else.
+  """Whether a parameter has weight decay: only kernels of linear maps and the embedding.
 
-  By name and not by rank, because parameters of scanned repeats have an axis more.
+  Decided by name, not by rank, because parameters of scanned repeats have one more axis.
   """
   taps = any(name.startswith("conv1d") for name in path)
   return path[-1] in ("kernel", "embedding") and not taps

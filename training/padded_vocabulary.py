@@ -1,4 +1,4 @@
-"""Embeddings that were saved with another number of padding rows than the model has."""
+"""Loads embeddings that were saved with another number of padding rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from parallel.tree_paths import by_path, joined
 
 
 class VocabularyRows(NamedTuple):
-  """The parameters of a model that have an entry for each id, and padding behind the last.
+  """The parameters of a model with an entry for each id and padding after the last.
 
   Attributes:
     size: number of ids.
-    axes: the parameter's path, joined by slashes, to the dimension of the ids.
+    axes: maps the parameter's path, joined by slashes, to the dimension of the ids.
   """
 
   size: int
@@ -27,21 +27,21 @@ class VocabularyRows(NamedTuple):
 
   @classmethod
   def of(cls, model: LanguageModel) -> VocabularyRows:
-    """Those of a model of the zoo."""
+    """Finds those of a model of the zoo."""
     axes = {p.path: p.axes.index("vocab") for p in list_parameters(model) if "vocab" in p.axes}
     return cls(model.vocab_size, axes)
 
   def as_saved(self, wanted: Any, saved: Any) -> Any:
-    """Abstract arrays with the number of padding rows that they were saved with.
+    """Returns abstract arrays with the saved number of padding rows.
 
     Args:
-      wanted: shapes, types and shardings: parameters, or what holds copies of them, such as an
-        optimizer's state.
+      wanted: shapes, dtypes and shardings of parameters, or of a tree with copies of them, such as
+        an optimizer's state.
       saved: shapes, by the same paths.
 
     Returns:
-      `wanted`; arrays whose padding differs have the shape of `saved` and lie whole on every
-      device. What differs in anything else stays as it is.
+      `wanted`; arrays that differ only in padding have the shape of `saved` and are replicated.
+      Other arrays are unchanged.
     """
     if not self.axes:
       return wanted
@@ -53,18 +53,17 @@ class VocabularyRows(NamedTuple):
         return leaf
       sharding = leaf.sharding
       if isinstance(sharding, NamedSharding):
-        # No mesh need divide the rows that were saved.
+        # Replicated, because the mesh may not divide the saved rows.
         sharding = NamedSharding(sharding.mesh, PartitionSpec())
       return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(change, wanted)
 
   def padded_anew(self, loaded: Any, wanted: Any) -> Any:
-    """What was loaded as `as_saved` says, with the padding rows (zeros) and the types that are
-    wanted.
+    """Converts arrays loaded by `as_saved` to the wanted padding rows (zeros) and dtypes.
 
     Raises:
-      ValueError: rows to be cut are not zero: they are those of ids.
+      ValueError: rows to be removed are not zero: they belong to ids.
     """
 
     def change(path, leaf, like):
@@ -82,8 +81,8 @@ class VocabularyRows(NamedTuple):
     return jax.tree_util.tree_map_with_path(change, loaded, wanted)
 
   def _differ_in_padding(self, path: str, one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether the shapes of an array differ in the number of padding rows alone."""
-    names = path.replace(".", "/")  # the rest of a train state has paths joined by dots
+    """Whether the shapes of an array differ only in the number of padding rows."""
+    names = path.replace(".", "/")  # other parts of a train state have paths joined by dots
     axis = next((axis for own, axis in self.axes.items() if f"/{names}".endswith(f"/{own}")), None)
     if axis is None or one == other or len(one) != len(other):
       return False
@@ -91,5 +90,5 @@ class VocabularyRows(NamedTuple):
     return others_agree and min(one[axis], other[axis]) >= self.size
 
 
-# Of a model whose padding is what was saved.
+# Of a model with the saved padding.
 NO_ROWS = VocabularyRows(0, {})

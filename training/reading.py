@@ -1,4 +1,4 @@
-"""What Orbax raises and logs: damage, what could not be read or written this time, and why."""
+"""Tells Orbax's errors apart: damaged files, and reads or writes that failed this time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 _TRIES = 3
 _PAUSE_SECONDS = 1.0
 _SHOWN = 200
-# TensorStore says them in words.
+# In TensorStore's words.
 _PASSING_WORDS = re.compile(
   "Input/output error|Cannot allocate memory|[Oo]ut of memory|RESOURCE_EXHAUSTED|Too many open "
   "files|"
@@ -34,11 +34,11 @@ _OF_DISK = re.compile("|".join(os.strerror(number) for number in (
 _FULL = re.compile("|".join(os.strerror(number) for number in (
   errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES
 )))  # fmt: skip
-# Of the program: an Orbax that lacks something, say.
+# Errors of the program, such as a missing part of Orbax.
 _REFUSALS = (ImportError, NotImplementedError, NameError, PermissionError, RecursionError)
 
 
-# What readers of JSON and of arrays raise for what they do not understand, and for missing files.
+# Errors of readers of JSON and of arrays for invalid contents and missing files.
 _OF_CONTENTS = (
   FileNotFoundError, NotADirectoryError, IsADirectoryError, EOFError, ValueError, LookupError,
   TypeError,
@@ -47,19 +47,19 @@ _OF_CONTENTS = (
 
 
 class Damage(Exception):
-  """A checkpoint is not what was saved."""
+  """A checkpoint differs from what was saved."""
 
 
 class Refusal(Exception):
-  """A checkpoint could not be read, for a reason that is not in its files."""
+  """A checkpoint could not be read, for another reason than its files."""
 
 
 def attempt(read: Callable[[], T]) -> T:
   """Calls a function of Orbax; tries again if the machine or the storage failed.
 
   Raises:
-    Damage: the files are not what was written.
-    Refusal: they could not be read; the message has what was logged.
+    Damage: the files differ from what was written.
+    Refusal: they could not be read; the message has Orbax's log.
   """
   for number in range(1, _TRIES + 1):
     with quiet() as logged:
@@ -74,7 +74,7 @@ def attempt(read: Callable[[], T]) -> T:
 
 
 def _judge(error: BaseException, logged: list[str]) -> tuple[Damage | Refusal, bool]:
-  """What an error of Orbax and what it logged stand for; and whether trying again may help."""
+  """Classifies an error of Orbax by its log; returns it and whether trying again may help."""
   causes = list(_causes(error))
   words = "\n".join([*map(str, causes), *logged])
   passing = any(
@@ -83,7 +83,7 @@ def _judge(error: BaseException, logged: list[str]) -> tuple[Damage | Refusal, b
     for cause in causes
   ) or bool(_PASSING_WORDS.search(words))
   refused = any(isinstance(cause, _REFUSALS) for cause in causes) or _REFUSED_WORDS.search(words)
-  # Damage was named where it was found.
+  # Damage was reported where it was found.
   reason = str(error) if isinstance(error, Damage) else _line(causes[-1])
   if not passing and not refused and _is_of_contents(causes[-1]):
     return Damage(reason), False
@@ -92,12 +92,12 @@ def _judge(error: BaseException, logged: list[str]) -> tuple[Damage | Refusal, b
 
 
 def _is_of_contents(error: BaseException) -> bool:
-  """Whether an error says that files are missing, or hold what was not written."""
+  """Whether an error means that files are missing or have other contents than were written."""
   return isinstance(error, (Damage, *_OF_CONTENTS))
 
 
 def _telling(logged: list[str]) -> str:
-  """What can be shown of the line that says why, or else of the last one."""
+  """Returns the logged line with the reason, else the last one, shortened."""
   for line in logged:
     said = _PASSING_WORDS.search(line) or _REFUSED_WORDS.search(line)
     if said:
@@ -106,22 +106,20 @@ def _telling(logged: list[str]) -> str:
 
 
 def is_full(error: BaseException) -> bool:
-  """Whether files could not be written because nothing more may be: a full disk does not empty
-  itself.
-  """
+  """Whether writing failed because the disk is full or read-only, so that waiting is no help."""
   said = _FULL.search("\n".join(map(str, _causes(error))))
   return said is not None
 
 
 def reason(error: BaseException) -> str:
-  """Why files could not be written, in a few words where the system has them."""
+  """Returns why files could not be written, in the system's words if it has any."""
   causes = list(_causes(error))
   said = _OF_DISK.search("\n".join(map(str, causes)))
   return said[0] if said else _line(causes[-1])
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-  """An error and what it was raised from, the last one at the bottom: Orbax wraps them deeply."""
+  """Lists an error and its causes, the root cause last: Orbax wraps them deeply."""
   seen: set[int] = set()
   found: BaseException | None = error
   while found is not None and id(found) not in seen:
@@ -148,9 +146,9 @@ class _Heard(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-  """Keeps what Orbax logs from the screen, and collects it: errors are told in one line.
+  """Collects Orbax's log instead of printing it, so that errors are one line.
 
-  TensorStore's threads print what they raise; that of the main thread is still shown.
+  Also silences exceptions that TensorStore's threads print, but not those of the main thread.
   """
   loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
   before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]

@@ -1,4 +1,4 @@
-"""The numbers of a run on their way from the device to the file and the screen."""
+"""Records the metrics of a run from the device to the file and the screen."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class TrainingError(UserError):
-  """The run cannot go on."""
+  """The run cannot continue."""
 
 
 class TooManySkips(TrainingError):
-  """So many steps in a row were skipped that the parameters, not a batch, must be what is wrong.
+  """Too many steps in a row were skipped: the parameters, not a batch, must be at fault.
 
   Attributes:
-    since: the step after which nothing changed.
+    since: the last step that changed the parameters.
   """
 
   def __init__(self, message: str, since: int):
@@ -35,11 +35,11 @@ class TooManySkips(TrainingError):
 
 
 class NotFinite(TrainingError):
-  """The train state holds values that are not finite, although the steps were taken."""
+  """The train state is not finite, although the steps were taken."""
 
 
 class TrainingLog:
-  """What a run has told, and has yet to tell."""
+  """The metrics of a run: written, and not yet written."""
 
   def __init__(
     self,
@@ -57,29 +57,29 @@ class TrainingLog:
     self.bytes_per_token = bytes_per_token
     self.metrics = metrics
     self.progress = progress
-    # Steps not yet in a line: kept in checkpoints, so that the next line is as if uninterrupted.
+    # Steps not yet written: saved in checkpoints, so that a resumed run writes the same lines.
     self.pending = [[json_files.number(value) for value in step] for step in pending]
     self.heldout = {name: json_files.number(value) for name, value in heldout.items()}
     self.heldout_step = -1
-    # Whether the last step that was told was taken: its loss and gradient were finite and no spike.
+    # Whether the last recorded step was taken: its loss and gradient were finite and no spike.
     self.judged = True
     self.rates: list[float] = []
     self.start_clock()
 
   def start_clock(self) -> None:
-    """Starts to time the line in progress."""
+    """Starts to time the next line."""
     self._clock, self._timed_targets = time.monotonic(), 0.0
 
   def record(self, step: int, device_metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of step `step` (1 is the first), waiting for the device.
+    """Records the metrics of step `step` (1 is the first); waits for the device.
 
     Raises:
-      TooManySkips: in a row.
+      TooManySkips: too many steps in a row were skipped.
     """
     values = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
     self.pending.append([values["loss"], values["grad_norm"], values["targets"]])
     self._timed_targets += values["targets"]
-    # What the line in the file says, or will say so far: the mean since the last one.
+    # As in the next line of the file: the mean since the last one.
     loss = sum(step[0] for step in self.pending) / len(self.pending)
     shown = {"loss": loss, "bits/byte": self._bits_per_byte(loss)}
     if step % self.options.log_every == 0 or step == self.options.steps:
@@ -94,8 +94,8 @@ class TrainingLog:
     self.judged = skips == 0
     if skips >= limit:
       raise TooManySkips(
-        f"step {step}: {skips} steps in a row were skipped (limit {limit}), at last for a loss of "
-        f"{values['loss']:.4g} and a gradient norm of {values['grad_norm']:.4g}.",
+        f"step {step}: {skips} steps in a row were skipped (limit {limit}), the last with loss "
+        f"{values['loss']:.4g} and gradient norm {values['grad_norm']:.4g}.",
         since=step - skips,
       )
 
@@ -110,7 +110,7 @@ class TrainingLog:
         "loss": loss,
         "bits_per_byte": self._bits_per_byte(loss),
         "grad_norm": sum(norms) / len(norms),
-        # The last that was applied: the schedule counts the steps taken.
+        # The last applied rate: the schedule counts the steps taken.
         "learning_rate": rate_at(self.learning_rate, max(0, step - values["skipped"] - 1)),
         "targets": sum(targets),
         "skipped": values["skipped"],
@@ -122,7 +122,7 @@ class TrainingLog:
     self.start_clock()
 
   def record_heldout(self, step: int, heldout: dict[str, float]) -> None:
-    """Takes the held-out figures after step `step`."""
+    """Records the held-out figures after step `step`."""
     self.heldout, self.heldout_step = heldout, step
     self.metrics.write({"step": step, **heldout})
     self.progress.show_heldout(step, heldout)

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay, and which of them is the best."""
+"""Chooses the checkpoints to keep, and the best of them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ UNJUDGED = "unjudged"
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-  """What Orbax keeps: the newest few that were judged, the best, and the newest of all.
+  """Orbax's preservation policy: the newest few judged checkpoints, the best, and the newest.
 
-  One that was saved unjudged takes no place of another, and goes when a later one is saved. The
-  loss of a step is that of the parameters before it: where there is no held-out loss either, the
-  newest judged one may be the first of parameters that give none, and the one before stays.
+  A checkpoint that was saved unjudged replaces none, and is removed when a later one is saved. The
+  loss of a step is that of the parameters before it: without held-out losses, the newest judged
+  checkpoint may already be bad, so the previous one stays too.
 
   Attributes:
-    newest: judged checkpoints that stay.
+    newest: number of judged checkpoints to keep.
   """
 
   newest: int
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any = None) -> list[bool]:
-    """Whether each stays; they have a `step` and `metrics`, and are in the order of steps."""
+    """Returns whether to keep each; they have `step` and `metrics`, in the order of steps."""
     del context
     judged = [found for found in checkpoints if UNJUDGED not in (found.metrics or {})]
     losses = {found.step: loss_of(found.metrics) for found in judged}
@@ -46,7 +46,7 @@ class Retention:
 
 
 def metrics(heldout_loss: float | None, judged: bool) -> dict[str, float] | None:
-  """What is kept with a checkpoint for `Retention`."""
+  """Returns the metrics that `Retention` needs with a checkpoint."""
   found = {} if judged else {UNJUDGED: 1.0}
   if heldout_loss is not None and math.isfinite(heldout_loss):
     found[HELDOUT] = heldout_loss
@@ -54,13 +54,13 @@ def metrics(heldout_loss: float | None, judged: bool) -> dict[str, float] | None
 
 
 def best(losses: Mapping[int, float | None]) -> int | None:
-  """The step of the lowest held-out loss, None if no step has one."""
+  """Returns the step with the lowest held-out loss; None if no step has one."""
   scored = {step: loss for step, loss in losses.items() if loss is not None}
   return min(scored, key=scored.__getitem__, default=None)
 
 
 def loss_of(found: Any) -> float | None:
-  """The held-out loss in a checkpoint's metrics; None if it has none, or none that is finite."""
+  """Returns the held-out loss in a checkpoint's metrics; None if missing or not finite."""
   try:
     loss = float(found[HELDOUT])
   except (KeyError, TypeError, ValueError):
@@ -69,17 +69,17 @@ def loss_of(found: Any) -> float | None:
 
 
 def kept_loss(checkpoint: Path) -> float | None:
-  """The held-out loss of a checkpoint on disk; None if it has none that can be read."""
+  """Reads the held-out loss of a checkpoint on disk; None if missing or unreadable."""
   return loss_of(_read(_file(checkpoint)))
 
 
 def drop_unreadable(folder: Path) -> None:
-  """Removes metrics that cannot be read: Orbax would refuse the folder because of one of them."""
+  """Removes unreadable metrics: Orbax would reject the whole folder."""
   for file in folder.glob("*/metrics/metrics"):
     step = file.parent.parent.name
     if step.isdigit() and not isinstance(_read(file), dict):
       logging.getLogger(__name__).warning(
-        "the held-out loss of checkpoint %s cannot be read: it is no candidate for the best", step
+        "the held-out loss of checkpoint %s cannot be read: it cannot be the best", step
       )
       file.unlink()
 
@@ -96,7 +96,7 @@ def _all_finite(leaves: list[jax.Array]) -> jax.Array:
 
 
 def _file(checkpoint: Path) -> Path:
-  """Where Orbax keeps the metrics of a checkpoint."""
+  """Returns the file of a checkpoint's metrics."""
   return checkpoint / "metrics" / "metrics"
 
 

@@ -1,9 +1,8 @@
-"""How parameters of fewer bits than float32 take updates that are smaller than their last bit.
+"""Applies updates to low-precision parameters, with rounding to nearest or stochastic rounding.
 
-Rounded to nearest, a bfloat16 parameter ignores every update below 1/512 of it, and training stops
-while its gradient does not. Rounded stochastically it takes the update in the mean (Gupta et al.
-2015); a copy in float32 takes it exactly (Micikevicius et al. 2018, section 3.1; see
-`training.optimizer.with_master_copy`).
+Rounded to nearest, a bfloat16 parameter loses every update below 1/512 of it, and training stalls.
+With stochastic rounding the updates are right on average (Gupta et al. 2015); with a float32 copy
+they are exact (Micikevicius et al. 2018, section 3.1; see `training.optimizer.with_master_copy`).
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ import jax
 import jax.numpy as jnp
 
 MODES = ("nearest", "stochastic")
-_DROPPED_BITS = 16  # of a float32 that bfloat16 lacks
+_DROPPED_BITS = 16  # bits of a float32 that bfloat16 lacks
 
 
 def check(mode: str) -> None:
-  """Raises ValueError unless there is such a way to round."""
+  """Raises ValueError for an unknown mode."""
   if mode not in MODES:
     raise ValueError(f"rounding={mode!r} is unknown: use one of {', '.join(MODES)}.")
 
 
 def apply_updates(params: Any, updates: Any, *, mode: str, key: jax.Array) -> Any:
-  """Adds updates to parameters, each in its parameter's type.
+  """Adds updates to parameters, each in its parameter's dtype.
 
   Args:
     params: the parameters.
-    updates: float32, a tree like theirs.
-    mode: one of `MODES`; parameters that are not bfloat16 are rounded to nearest always.
-    key: for the stochastic one. The same draws are made however the arrays are split over devices.
+    updates: float32, the same tree.
+    mode: one of `MODES`; parameters that are not bfloat16 are always rounded to nearest.
+    key: random key of stochastic rounding, which does not depend on the sharding.
   """
   leaves, structure = jax.tree.flatten(params)
   summed = [
@@ -48,17 +47,17 @@ def apply_updates(params: Any, updates: Any, *, mode: str, key: jax.Array) -> An
 
 
 def stochastic(x: jax.Array, key: jax.Array) -> jax.Array:
-  """Rounds float32 to one of its two neighbours in bfloat16, so that the mean is x.
+  """Rounds float32 stochastically to a neighbour in bfloat16, so that the mean is x.
 
   Args:
     x: float32, of any shape.
     key: a random key.
 
   Returns:
-    bfloat16; what bfloat16 can hold, infinities and NaNs stay as they are.
+    bfloat16; bfloat16 values, infinities and NaNs are unchanged.
   """
-  # The bits that are dropped are the distance to the neighbour nearer to zero: adding a uniform
-  # number carries into the bits that stay as often as that distance says.
+  # The dropped bits are the distance to the neighbour nearer to zero: adding a uniform number
+  # carries into the remaining bits with a probability proportional to that distance.
   bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
   draw = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
   rounded = jax.lax.bitcast_convert_type(

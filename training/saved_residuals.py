@@ -1,4 +1,4 @@
-"""What the backward pass keeps of the forward pass."""
+"""Counts the activations that the backward pass keeps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from training.step import abstract_batch, token_losses
 def activation_bytes(
   model: LanguageModel, sharding_plan: ShardingPlan, *, rows: int, length: int
 ) -> int:
-  """Bytes per device of all that automatic differentiation keeps, by the model's remat policy.
+  """Counts the bytes per device of saved activations under the model's remat policy.
 
-  Counted from a trace, without arrays: XLA may keep less, where it computes something again or
-  finds that two arrays are one.
+  Counted in a trace, without arrays. XLA may keep less, if it recomputes values or finds equal
+  arrays.
 
   Args:
     model: a language model of the zoo.

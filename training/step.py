@@ -22,26 +22,25 @@ from parallel.tree_paths import by_path, joined
 from training import rounding
 
 Batch = dict[str, jax.Array]
-# Logits of more bytes than this are computed in pieces, and again in the backward pass.
+# Logits with more bytes than this are computed in pieces, and recomputed in the backward pass.
 MAX_LOGIT_BYTES = 2**28
-# Tells the key of the rounding from what models draw.
+# Separates the key of the rounding from the models' keys.
 _ROUNDING = 0x524E44
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """What a step does beside the optimizer's update.
+  """Options of a training step, apart from the optimizer's.
 
   Attributes:
     grad_accum_steps: microbatches that a batch is cut into; their gradients are added up.
     z_loss: weight of the squared logarithm of the softmax's sum.
     spike_factor: a step whose gradient norm exceeds this many medians of recent norms is skipped.
-    spike_window: recent norms that the median is taken of, those of spikes among them, so that a
-      lasting rise is the norm after half of them; no spike is seen before the window is full.
+    spike_window: number of recent norms in the median, including those of spikes, so that a lasting
+      rise becomes normal after half of them; no spike is detected before the window is full.
     max_skips: steps skipped in a row after which the run stops. A spike that would be the last of
-      them is taken: only what is not finite stops a run.
-    rounding: how bfloat16 parameters take an update, 'nearest' or 'stochastic'; see
-      `training.rounding`.
+      them is taken: only values that are not finite stop a run.
+    rounding: rounding of bfloat16 parameters, 'nearest' or 'stochastic'; see `training.rounding`.
   """
 
   grad_accum_steps: Count = 1
@@ -57,7 +56,7 @@ class Options:
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.spike_factor <= 1:
-      raise ValueError(f"spike_factor={self.spike_factor} must be above 1: it multiplies a median.")
+      raise ValueError(f"spike_factor={self.spike_factor} must be above 1 (it scales a median).")
 
 
 class SpikeDetector(NamedTuple):
@@ -65,7 +64,7 @@ class SpikeDetector(NamedTuple):
 
   Attributes:
     norms: [spike_window] float32, the last gradient norms that were finite, the newest last.
-    taken: [] int32, steps taken; what the schedule of the learning rate counts.
+    taken: [] int32, steps taken; the argument of the learning-rate schedule.
     skipped: [] int32, steps skipped.
     in_a_row: [] int32, steps skipped since the last one taken.
   """
@@ -77,14 +76,14 @@ class SpikeDetector(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """All that a run carries from step to step.
+  """The state of a run between steps.
 
   Attributes:
     step: [] int32, batches seen.
     params: the model's parameters.
-    opt_state: the optimizer's state, float32 whatever the parameters' type.
+    opt_state: the optimizer's state, float32 for any dtype of the parameters.
     spike_detector: see `SpikeDetector`.
-    rng: key data of the run's random key, for models that draw.
+    rng: key data of the run's random key, for models with randomness.
   """
 
   step: jax.Array
@@ -95,7 +94,7 @@ class TrainState(NamedTuple):
 
 
 def abstract_batch(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and types of a batch; see `data.loader.batch_of_rows`."""
+  """Returns shapes and dtypes of a batch; see `data.loader.batch_of_rows`."""
   ids = jax.ShapeDtypeStruct((batch_size, length), jnp.int32)
   weights = jax.ShapeDtypeStruct((batch_size, length), jnp.float32)
   names = "inputs", "targets", "segment_ids", "positions"
@@ -109,12 +108,12 @@ def initial_state(
   seed: int,
   given: Any = None,
 ) -> TrainState:
-  """The state before the first step.
+  """Makes the state before the first step.
 
   Args:
     model: a language model of the zoo.
-    optimizer, options, seed: of the run.
-    given: parameters to start from; those that it lacks are drawn.
+    optimizer, options, seed: the run's.
+    given: initial parameters; missing ones are initialised randomly.
   """
   init_key, run_key = jax.random.split(jax.random.key(seed))
   params = nn.unbox(model.init(init_key, jnp.zeros((1, 1), jnp.int32))["params"])
@@ -131,7 +130,7 @@ def initial_state(
 
 
 def split(model: LanguageModel, params: Any) -> tuple[Any, Any]:
-  """The parameters that training changes, and the others, each with None in the other's places."""
+  """Splits parameters into trained and frozen ones, each with None in place of the others."""
 
   def part(trained: bool) -> Any:
     return jax.tree_util.tree_map_with_path(
@@ -142,7 +141,7 @@ def split(model: LanguageModel, params: Any) -> tuple[Any, Any]:
 
 
 def join(trained: Any, frozen: Any) -> Any:
-  """The whole of what `split` gave."""
+  """Merges the two trees of `split`."""
   return jax.tree.map(
     lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None
   )
@@ -154,7 +153,7 @@ def make_train_step(
   options: Options,
   sharding_plan: ShardingPlan | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns `step(state, batch) -> (state, metrics)`, laid out over devices; by default over one.
+  """Returns `step(state, batch) -> (state, metrics)`, sharded over devices; by default on one.
 
   A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing but
   the spike detector and the number of the step; the optimizer's count, and with it the schedule,
@@ -180,7 +179,7 @@ def make_train_step(
     take, detector = _decide(state.spike_detector, loss, norm, options)
     updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
 
-    # The run's own key plus the number of the step: a resumed run rounds as it would have.
+    # From the run's key and the step, so that a resumed run rounds identically.
     new_params = rounding.apply_updates(
       params, updates, mode=options.rounding, key=jax.random.fold_in(rng, _ROUNDING)
     )
@@ -195,7 +194,7 @@ def make_train_step(
       spike_detector=detector,
       rng=state.rng,
     )
-    # Whole parameters are gathered once, from what was chosen.
+    # Parameters are gathered once, after the choice.
     chosen = sharding_plan.split_for_update(new_state.params)
     new_state = new_state._replace(params=join(chosen, frozen))
     new_state = jax.lax.with_sharding_constraint(new_state, sharding_plan.state(new_state))
@@ -214,11 +213,10 @@ def make_train_step(
 def _decide(
   detector: SpikeDetector, loss: jax.Array, norm: jax.Array, options: Options
 ) -> tuple[jax.Array, SpikeDetector]:
-  """Whether to take a step, and the spike detector after it.
+  """Decides whether to take a step; returns that and the spike detector after it.
 
-  A skipped step leaves the parameters as they were, so that the next norm is as large if it was the
-  parameters that made it, and not the batch. So the median learns from spikes, too, and there is no
-  last chance that a spike could miss.
+  A skipped step does not change the parameters, so that the next norm is as large if the parameters
+  caused it, not the batch. So the median includes spikes, and the last allowed spike is taken.
   """
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   full = detector.taken >= options.spike_window
@@ -237,19 +235,19 @@ def _decide(
 def loss_and_gradient(
   model: LanguageModel, options: Options, params: Any, batch: Batch, rng_data: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
-  """Differentiates the loss of a batch, a microbatch at a time.
+  """Computes the loss and gradient of a batch, a microbatch at a time.
 
   Args:
     model: a language model of the zoo.
-    options: how many microbatches, and the z-loss.
+    options: number of microbatches, and the z-loss.
     params: the model's parameters.
     batch: see `abstract_batch`.
-    rng_data: data of the key for models that draw.
+    rng_data: key data for models with randomness.
 
   Returns:
-    (mean loss over the batch's targets, their number), and the float32 gradient of what is trained.
-    Run per device, the numbers are of the whole batch and the gradient is the share of this
-    device's tokens in it.
+    (mean loss over the batch's targets, their number), and the float32 gradient of the trained
+    parameters. Run per device, the numbers are of the global batch and the gradient is the
+    contribution of this device's tokens.
 
   Raises:
     ValueError: the microbatches do not divide the batch.
@@ -259,11 +257,9 @@ def loss_and_gradient(
   size = batch["inputs"].shape[0]
   if size % pieces:
     raise ValueError(
-      f"grad_accum_steps={pieces} does not divide the batch of {size} rows. "
-      "Choose a number of microbatches that does."
+      f"grad_accum_steps={pieces} does not divide the batch of {size} rows. Choose a divisor."
     )
-  # The sum over all microbatches is divided once, so that a microbatch with much padding does not
-  # weigh more than its targets.
+  # Divided once, by the targets of all microbatches, so that each target has the same weight.
   targets = shards.total(jnp.sum(batch["loss_weights"]), *TOKENS)
   divisor = jnp.maximum(targets, 1)
   trained, frozen = split(model, params)
@@ -294,20 +290,20 @@ def loss_and_gradient(
 def token_losses(
   model: LanguageModel, params: Any, batch: Batch, rng: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-  """Negative log-likelihood of each target, and the squared log of each softmax's sum.
+  """Computes each target's negative log-likelihood and squared log of the softmax's sum.
 
   Args:
     model: a language model of the zoo.
     params: its parameters.
     batch: inputs, targets, segment_ids, positions [B, T] int32; loss_weights [B, T] float32.
-    rng: key for models that draw.
+    rng: key for models with randomness.
 
   Returns:
-    two float32 arrays [B, T], multiplied by the loss weights. Logits are never all in memory at
-    once if they are large: pieces of the time axis are computed one after the other.
+    two float32 arrays [B, T], multiplied by the loss weights. Large logits are never all in memory
+    at once: pieces of the time axis are computed one after the other.
   """
-  # Bound once, so that ZeRO stage 3 gathers the embedding once for both of its uses, outside of the
-  # loop over pieces, and scatters its gradient once.
+  # Bound once, so that ZeRO stage 3 gathers the embedding once for both of its uses, outside the
+  # loop over pieces, and reduce-scatters its gradient once.
   bound = model.bind({"params": params}, rngs=None if rng is None else {"dropout": rng})
   hidden = bound.hidden(
     batch["inputs"], segment_ids=batch["segment_ids"], positions=batch["positions"]
@@ -327,7 +323,7 @@ def token_losses(
     return losses(*arguments)
 
   def cut(x):
-    # What is added weighs nothing: its loss weights are zero.
+    # The padding has loss weight 0.
     x = jnp.pad(x, [(0, 0), (0, pieces * size - length), *[(0, 0)] * (x.ndim - 2)])
     return jnp.moveaxis(x.reshape(x.shape[0], pieces, size, *x.shape[2:]), 1, 0)
 
@@ -342,14 +338,14 @@ def token_losses(
 
 
 def _pieces(length: int, least: int) -> tuple[int, int]:
-  """How many pieces a row is computed in, and the tokens of each; the last may be filled up.
+  """Returns the number of pieces of a row and the tokens of each; the last may be padded.
 
   Args:
     length: tokens of a row.
-    least: pieces that keep the logits small enough.
+    least: the least number of pieces that keeps the logits small enough.
   """
   least = max(1, min(least, length))
-  # Twice as many as needed still cost little; a row of prime length would have one token in each.
+  # Twice as many as needed cost little; without padding, a prime length would need one per token.
   for pieces in range(least, min(2 * least, length) + 1):
     if length % pieces == 0:
       return pieces, length // pieces

@@ -1,6 +1,4 @@
-"""Writes a checkpoint of parameters alone, one array after the other: for weights that come from
-elsewhere.
-"""
+"""Writes a checkpoint of imported parameters, one array after the other."""
 
 from __future__ import annotations
 
@@ -14,11 +12,11 @@ import numpy as np
 from training import checkpoint, reading
 from training.checksum import host_checksum, seal
 
-# What Orbax calls the tree of a checkpoint that it writes in parts.
+# Orbax's name for the tree of a checkpoint that is written in parts.
 _PARTIAL = "state"
-# Smaller arrays are written together: each part costs a third of a second.
+# Smaller arrays are written together: each part takes a third of a second.
 _PART_BYTES = 2**26
-# What is compressed at once: whole, the largest array would be in memory twice more.
+# Compressed at once: as a single chunk, the largest array would be in memory two more times.
 _CHUNK_BYTES = 2**26
 
 
@@ -29,13 +27,14 @@ def write_parameters(
   arrays: Iterable[tuple[str, np.ndarray]],
   metadata: dict[str, Any],
 ) -> None:
-  """Writes parameters as a checkpoint that `training.checkpoint.load_parameters` reads.
+  """Writes parameters as a checkpoint for `training.checkpoint.load_parameters`.
 
   Args:
-    run_dir: the run's directory; the checkpoint is finished or absent.
-    step: what the checkpoint is called.
-    paths: of all arrays, joined by slashes, in tree order.
-    arrays: path and array, in the same order. None is kept: a large one is in memory alone.
+    run_dir: the run's directory; the checkpoint appears completely or not at all.
+    step: step of the checkpoint.
+    paths: paths of all arrays, joined by slashes, in tree order.
+    arrays: path and array, in the same order. Each is released, so that only one large array is in
+      memory.
     metadata: JSON values to keep with it.
   """
   ocp = checkpoint.orbax()
@@ -51,12 +50,12 @@ def write_parameters(
       assert path == next(expected)
       sums.append(host_checksum(array))
       _put(part, path, array)
-      # No name holds it while it is written, and the next one is read.
+      # Released before the next one is read.
       del array
       is_last = len(sums) == len(paths)
       if is_last or _bytes(part) >= _PART_BYTES:
         contents = {checkpoint.METADATA: metadata, "checksums": {checkpoint.PARAMS: sums}}
-        # What belongs to the whole goes with the last part.
+        # Data of the whole checkpoint is written with the last part.
         ocp.partial.save(folder, part, custom_metadata=seal(contents) if is_last else None)
         part = {}
     ocp.partial.finalize(folder)

@@ -137,7 +137,7 @@ def test_all_fall_back_where_one_host_cannot_read(folder, begun):
   run = ["tests.launch.failing_reads", "7", str(folder / "run.gin"), f"--run_dir={folder / begun}"]
   both = hosts.start(folder, begun, 2, command=run)
   outputs = hosts.finish(both)
-  assert f"passed over checkpoint 7: process 1 ({HERE}): ValueError: DATA_LOSS" in outputs[0]
+  assert f"skipped checkpoint 7: process 1 ({HERE}): ValueError: DATA_LOSS" in outputs[0]
   assert "continuing at step 5" in outputs[0]
   assert (folder / begun / "damaged_checkpoints" / "7").is_dir()
   assert (folder / begun / "checkpoints" / "7").is_dir()

@@ -296,7 +296,7 @@ def test_the_last_few_stay_and_the_best(tmp_path):
 
 def test_an_empty_folder_is_a_new_run(tmp_path):
   assert Checkpoints(tmp_path).restore(abstract()) is None
-  with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
+  with pytest.raises(CheckpointError, match="has no checkpoint yet"):
     checkpoint.load_parameters(tmp_path, abstract().params)
 
 
@@ -314,7 +314,7 @@ def test_a_checksum_changes_with_every_element_and_with_their_order(dtype):
 def test_what_is_sealed_is_what_was_sealed():
   sealed = checksum.seal({"position": {"data": 1.5}})
   assert checksum.unseal(sealed) == {"position": {"data": 1.5}}
-  with pytest.raises(ValueError, match="not what was saved"):
+  with pytest.raises(ValueError, match="differs from what was saved"):
     checksum.unseal({**sealed, "position": {"data": 1.25}})
   with pytest.raises(ValueError, match="cannot be read"):
     checksum.unseal(None)

@@ -105,6 +105,6 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, uninte
       file.write_bytes(b"")
   process = start(run_dir, cache)
   found, errors = process.communicate(timeout=300)
-  assert f"passed over checkpoint {newest.name}" in errors
+  assert f"skipped checkpoint {newest.name}" in errors
   assert found == output
   assert told(run_dir) == records

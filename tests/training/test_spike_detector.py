@@ -219,7 +219,7 @@ def test_a_state_that_stays_infinite_ends_the_run_soon(tmp_path, monkeypatch):
   monkeypatch.setattr(retention, "is_finite", lambda tree: checked.append(1) or is_finite(tree))
   broken = broken_moment(after=10)
   monkeypatch.setattr(optimizer.AdamW, "transformation", lambda self: broken)
-  with pytest.raises(loop.TrainingError, match=r"step 18: .* since step 12 or before") as told:
+  with pytest.raises(loop.TrainingError, match=r"step 18: .* since step 12 or earlier") as told:
     run(tmp_path, steps=999)
   assert "Checkpoint 8 is good" in str(told.value)
   assert checkpoint.available_steps(tmp_path)[-1] == 8
