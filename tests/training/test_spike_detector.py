@@ -167,7 +167,7 @@ def test_input_that_gives_nan_moves_no_checkpoint_that_was_good(tmp_path):
   assert checkpoint.available_steps(tmp_path) == [8, 12]
   for _ in range(2):
     with pytest.raises(
-      loop.TrainingError, match="Checkpoint 12, from which it went on, was good"
+      loop.TrainingError, match="continued from checkpoint 12, which was good"
     ) as told:
       run(tmp_path, bad=range(99), evaluate=lambda _: {"heldout_loss": math.nan}, **options)
     assert "the batches or options of this start are suspect" in str(told.value)
