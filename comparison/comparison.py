@@ -1,4 +1,4 @@
-"""What a comparison consists of: filled in by gin, and made into experiments."""
+"""Defines a comparison, set by gin, and makes its experiments."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from experiment.experiment import Experiment
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-  """A part that measures models as they are built.
+  """A part that measures untrained models.
 
   Attributes:
     part: an `comparison.measurement.Measurement`.
-    choices: laid over those of the comparison; a size above all.
+    choices: choices that are added to the comparison's, mainly a size.
   """
 
   part: Any
@@ -48,23 +48,23 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-  """Models, sizes, seeds, and what is measured of them.
+  """Models, sizes, seeds and measurements.
 
   A choice is a gin file, such as 'models/griffin.gin', or a macro, such as 'STEPS = 300'. Model,
-  shared and size choices together are what a file of gin/runs/ is: every training is an ordinary
-  run. Files are read in that order; macros win over files, those of a model over those of a size
-  over the shared ones.
+  shared and size choices together are like a file of gin/runs/: every training is an ordinary run.
+  Files are read in that order; macros override files, and a model's macros override a size's, which
+  override the shared ones.
 
   Attributes:
-    models: display name to the choices that make the model.
-    sizes: name to the choices that make the size, from small to large, token budget included.
+    models: maps each display name to the choices of the model.
+    sizes: maps each name to the choices of the size, including its tokens, from small to large.
     shared: choices of all runs: mesh, kernels, data, training.
-    seeds: of the training runs.
-    parts: name, as in `--only`, to what is measured.
-    title: of the page.
-    folder: where relative paths among the choices begin: where the comparison was first launched.
-    loaded: runs that are opened and not trained: 'Griffin, 158k, seed 0' to a run directory. Its
-      model may be configured otherwise; it must have the vocabulary of the comparison's text.
+    seeds: seeds of the training runs.
+    parts: maps each name, as in `--only`, to a measurement.
+    title: title of the page.
+    folder: base of relative paths in the choices: where the comparison was first launched.
+    loaded: runs to load instead of training: maps 'Griffin, 158k, seed 0' to a run directory. Its
+      model may have another configuration, but must have the vocabulary of the comparison's text.
   """
 
   models: Mapping[str, Sequence[str]]
@@ -88,25 +88,25 @@ class Comparison:
     ]
     for name in self.loaded:
       if name not in specs:
-        raise ValueError(f"loaded names a run {name!r} that is not compared{near(name, specs)}")
+        raise ValueError(f"loaded has {name!r}, not a run of this comparison{near(name, specs)}")
     for name, part in self.parts.items():
       if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"part {name!r}: a name has small letters, digits and _ alone.")
+        raise ValueError(f"part {name!r}: use only lowercase letters, digits and _ in names.")
       if not isinstance(part, Measured | Trained):
         raise ValueError(
-          f"part {name!r} is a {type(part).__name__}: wrap it in comparison.Measured or "
+          f"part {name!r} is a {type(part).__name__}. Wrap it in comparison.Measured or "
           "comparison.Trained."
         )
 
   def run_config(self, spec: RunSpec) -> Config:
-    """The configuration of one training run.
+    """Returns the configuration of a training run.
 
     Raises:
-      ConfigError: there is no such model or size, a choice is wrong, or `spec` changes what the
-        model does not have.
+      ConfigError: the model or size is unknown, a choice is wrong, or `spec` sets a window and the
+        model has none.
     """
     if spec.size not in self.sizes:
-      raise ConfigError(f"there is no size {spec.size!r}{near(spec.size, self.sizes)}")
+      raise ConfigError(f"unknown size: {spec.size!r}{near(spec.size, self.sizes)}")
     plain = self._config(spec.model, self.sizes[spec.size], {"SEED": spec.seed})
     if spec.length is None and spec.window is None:
       return plain
@@ -117,19 +117,19 @@ class Comparison:
       changes["WINDOW"] = spec.window
     changed = self._config(spec.model, self.sizes[spec.size], changes)
     if spec.window is not None and any("WINDOW has no effect" in w for w in changed.warnings):
-      raise ConfigError(f"{spec.model} has no window: leave it out where windows are compared.")
+      raise ConfigError(f"{spec.model} has no window. Leave it out of comparisons of windows.")
     return changed
 
   def model_config(self, model: str, choices: Sequence[str]) -> Config:
-    """The configuration of an experiment whose model a part measures as it is built."""
+    """Returns the configuration of an experiment with an untrained model to measure."""
     return self._config(model, choices, {})
 
   def _config(self, model: str, choices: Sequence[str], changes: Mapping[str, int]) -> Config:
     if model not in self.models:
-      raise ConfigError(f"there is no model {model!r}{near(model, self.models)}")
+      raise ConfigError(f"unknown model: {model!r}{near(model, self.models)}")
     own = f"the choices of model {model!r}", self.models[model]
     shared = "the shared choices", self.shared
-    over = f"the choices laid over model {model!r}", choices
+    over = f"the choices added to model {model!r}", choices
     source = gin_source.read_file(gin_source.GIN_ROOT / "experiment.gin")
     folder = Path(self.folder).absolute()
     source += _sum(
@@ -147,13 +147,14 @@ class Comparison:
 def load(
   path: str | os.PathLike, arguments: Iterable[str] = (), *, text: str | None = None
 ) -> Config:
-  """Reads and checks the configuration of a comparison, its runs' aside; see
-  `config.config.load`.
+  """Reads and checks the configuration of a comparison, without its runs'.
+
+  See `config.config.load`.
 
   Args:
     path: a gin file.
     arguments: bindings from the command line.
-    text: what the file held when it was read; None reads it.
+    text: the file's text if it was read already; None reads it.
   """
   own = gin_source.read_file(path) if text is None else gin_source.read_text(text, str(path))
   file_kinds.require(own, file_kinds.COMPARISON, str(path))
@@ -161,11 +162,11 @@ def load(
 
 
 def _rows_of(built: Experiment, length: int) -> dict[str, int]:
-  """The bindings for rows of another length and as many tokens per step."""
+  """Returns bindings for rows of another length with the same tokens per step."""
   tokens = built.batch_size * built.sequence_length
   if length < 1 or tokens % length:
     raise ConfigError(
-      f"rows of {length} tokens do not divide a step of {tokens}: choose a length that does."
+      f"rows of {length} tokens do not divide a step of {tokens}. Choose a length that does."
     )
   return {"SEQUENCE_LENGTH": length, "BATCH_SIZE": tokens // length}
 
@@ -186,7 +187,7 @@ def _macro(choice: str, place: str) -> Source:
   source = gin_source.read_text(choice, place)
   if not source.statements or any(item.parameter for item in source.statements):
     raise ConfigError(
-      f"{place}: {choice!r} is neither a gin file nor a macro such as 'STEPS = 300'; what sets a "
-      "parameter goes into a gin file of its own."
+      f"{place}: {choice!r} is neither a gin file nor a macro such as 'STEPS = 300'. Put bindings "
+      "of parameters into a gin file."
     )
   return source

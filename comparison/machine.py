@@ -1,4 +1,4 @@
-"""Names the machine and the versions that figures come from."""
+"""Describes the machine and the software versions of a comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "libtpu")
 
 
 def hardware() -> dict[str, str]:
-  """Devices and host, by name."""
+  """Describes the devices and the host."""
   devices = jax.devices()
   facts = {"devices": f"{len(devices)} x {devices[0].device_kind}"}
   if devices[0].platform == "cpu":
@@ -27,7 +27,7 @@ def hardware() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-  """Python and the packages that decide what runs."""
+  """Returns the versions of Python and the main packages."""
   found = {"python": platform.python_version()}
   for name in _PACKAGES:
     try:
@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
 
 
 def _cpu_name() -> str:
-  """The processor's name as Linux tells it, or its architecture."""
+  """Returns the processor's name from Linux, or its architecture."""
   try:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
   except OSError:

@@ -1,4 +1,4 @@
-"""What a comparison is made of: parts that measure, and what they are given."""
+"""Protocols of a comparison's measurements and of the runs that they use."""
 
 from __future__ import annotations
 
@@ -12,57 +12,55 @@ from evaluation.perplexity import Score
 from evaluation.recall import Recalled
 from models.language_model import LanguageModel
 
-# `cached(key, measure)` returns one result: what an earlier launch kept under this key, or else
-# what `measure()` returns, which is kept at once. Results are plain JSON values (dicts with string
-# keys, lists, strings, finite numbers, None), and are returned as JSON gives them back, so that a
-# continued comparison sees what an uninterrupted one sees.
+# `cached(key, measure)` returns one result: the stored result of this key, or else that of
+# `measure()`, which is stored at once. Results are plain JSON values (dicts with string keys,
+# lists, strings, finite numbers, None), and are returned as read back from JSON, so that a
+# continued comparison is equal to an uninterrupted one.
 Cached = Callable[[str, Callable[[], Any]], Any]
 
 
 class Measurement(Protocol):
-  """A measurement on models that are built, not trained: speed, memory, tasks that it trains on
-  itself.
+  """A measurement of untrained models: speed, memory, or a task that it trains them on.
 
-  Implementations are frozen dataclasses whose fields are the options (lengths, batch sizes,
-  repetitions, seeds, `baseline` where one model is the measure of the others); gin binds them. What
-  is costly happens inside `cached`; a result is what may be lost when the comparison is killed:
-  seconds to a minute. Sides of a ratio are timed interleaved inside one result.
+  Implementations are frozen dataclasses with options as fields (lengths, batch sizes, repetitions,
+  seeds, `baseline` for relative figures); gin binds them. Expensive work is done inside `cached`;
+  a result should take seconds to a minute, because a killed comparison loses the current one. Both
+  sides of a ratio are timed interleaved inside one result.
 
-  What was kept is looked up by the key and by everything else the value depends on: the part's
-  class and fields, the configuration of every model, devices and versions. A key therefore only
-  tells the results of one part apart, such as 'Griffin, 2048 tokens'.
+  Stored results are found by the key and by everything else that the value depends on: the part's
+  class and fields, the configuration of every model, devices and versions. So a key, such as
+  'Griffin, 2048 tokens', need only be unique within the part.
   """
 
   def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
-    """The keys of the results that a call asks for, in order, with their relative costs.
+    """Returns the keys of a call's results, in order, with their relative costs.
 
-    For the progress and its ETA alone; costs need not be exact. Called before anything is measured.
+    Only for the progress and its ETA: costs need not be exact. Called before measuring.
 
     Raises:
-      ValueError: the options and the models do not fit; one line that says which and what would.
+      ValueError: the options and the models do not fit; the message says what would.
     """
     ...
 
   def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
-    """Measures.
+    """Measures, and returns the figures.
 
     Args:
-      models: by the name that figures show, such as 'Griffin', in the order of the legend.
-      cached: keeps each result, see `Cached`.
+      models: the models by display name, such as 'Griffin', in the order of the legend.
+      cached: stores each result; see `Cached`.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSpec:
-  """One training run of a comparison.
+  """A training run of a comparison.
 
   Attributes:
     model, size: their names in the comparison.
-    seed: of parameters and data order; equal seeds see equal rows whatever the model.
-    length: tokens per row, with the rows per step changed so that a step has as many tokens; None
-      is the configuration's.
-    window: tokens that local attention sees; None is the configuration's.
+    seed: seed of parameters and data order; equal seeds read equal rows for all models.
+    length: tokens per row, with the same tokens per step; None is the configuration's.
+    window: window of local attention in tokens; None is the configuration's.
   """
 
   model: str
@@ -83,8 +81,8 @@ class TrainedRun(Protocol):
   """A finished training run.
 
   Attributes:
-    parameters: their number.
-    flops: operations of the whole training, by the formula of `models.accounting`.
+    parameters: number of parameters.
+    flops: FLOPs of the whole training, by `models.accounting`.
     tokens: tokens trained on.
     length: tokens per row.
     curve: held-out loss in nats per token by tokens trained on; the last is that of the finished
@@ -101,27 +99,27 @@ class TrainedRun(Protocol):
     """Scores held-out text with the finished model.
 
     Args:
-      length: tokens per row, which may be more than the training had.
-      tokens: how much to read, rounded up to whole batches.
+      length: tokens per row, which may be longer than in training.
+      tokens: tokens to score, rounded up to whole batches.
     """
     ...
 
   def recall(self, task: RecallTask, questions: int) -> Recalled:
-    """Asks the finished model so many questions of a recall task with generated answers.
+    """Scores the finished model on questions of a recall task with generated answers.
 
     Raises:
-      CorpusError: the run's vocabulary cannot spell the task.
+      CorpusError: the run's vocabulary cannot encode the task.
     """
     ...
 
 
 class Runs(Protocol):
-  """The runs of a comparison: trained when they are asked for, once.
+  """The runs of a comparison, trained once on demand.
 
   Attributes:
     models: names of the models, in the order of the legend.
     sizes: names of the sizes, from small to large.
-    seeds: for every model and size.
+    seeds: seeds of every model and size.
   """
 
   models: tuple[str, ...]
@@ -129,45 +127,43 @@ class Runs(Protocol):
   seeds: tuple[int, ...]
 
   def train(self, spec: RunSpec) -> TrainedRun:
-    """Trains a model, goes on with its training, or opens what is finished.
+    """Trains a run, continues it, or opens a finished one.
 
     Raises:
-      ValueError: there is no such model or size, or what `spec` changes has no meaning for it.
+      ValueError: the model or size is unknown, or `spec` does not fit the model.
     """
     ...
 
 
 class TrainedMeasurement(Protocol):
-  """A measurement on trained models; otherwise as `Measurement`."""
+  """A measurement of trained models; otherwise like `Measurement`."""
 
   def results(self, runs: Runs) -> Mapping[str, RunSpec]:
-    """The keys of the results that a call asks for, in order, with the run that each needs."""
+    """Returns the keys of a call's results, in order, with the run of each."""
     ...
 
   def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
-    """As in `Measurement`."""
+    """Measures, and returns the figures; see `Measurement`."""
     ...
 
 
 def require_model(name: str, models: Collection[str]) -> None:
-  """Raises ValueError if a part's option names a model that is not there."""
+  """Raises ValueError if a part's option names an unknown model."""
   if name not in models:
-    raise ValueError(
-      f"there is no model {name!r} in this comparison; there is {', '.join(models)}."
-    )
+    raise ValueError(f"unknown model: {name!r}. Models of this comparison: {', '.join(models)}.")
 
 
 def require_size(name: str, sizes: Collection[str]) -> None:
-  """Raises ValueError if a part's option names a size that is not there."""
+  """Raises ValueError if a part's option names an unknown size."""
   if name not in sizes:
     raise ValueError(
-      f"there is no size {name!r}; there is {', '.join(sizes)}. Let the part have one of "
-      "--gin.SIZES: --gin.CONTEXT_SIZE, --gin.WINDOW_SIZE_SIZE and --gin.RECALL_SIZE name it."
+      f"unknown size: {name!r}. Sizes of this comparison: {', '.join(sizes)}. Set a part's size "
+      "with --gin.CONTEXT_SIZE, --gin.WINDOW_SIZE_SIZE or --gin.RECALL_SIZE."
     )
 
 
 def cached_by_run(
   results: Mapping[str, RunSpec], cached: Cached, measure: Callable[[RunSpec], Any]
 ) -> dict[RunSpec, Any]:
-  """Every result of a part on trained models, by its run."""
+  """Returns every result of a part on trained models, by its run."""
   return {spec: cached(key, lambda spec=spec: measure(spec)) for key, spec in results.items()}

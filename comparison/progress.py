@@ -1,4 +1,4 @@
-"""How far a comparison is, over all its results, and when it will be done."""
+"""Shows the progress of a comparison over all its results, with an ETA."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from training.metrics import ProgressLine, show_duration
 
 @dataclasses.dataclass
 class PlannedResult:
-  """One result in the plan.
+  """A planned result.
 
   Attributes:
-    part, key: which.
-    group: results whose costs can be compared with each other.
-    cost: in the group's unit.
-    seconds: what it took; None while it has not been measured.
+    part, key: the result's part and key.
+    group: name of a group of results with comparable costs.
+    cost: cost in the group's unit.
+    seconds: time that it took; None until it is measured.
   """
 
   part: str
@@ -31,24 +31,24 @@ class PlannedResult:
 
 
 class ComparisonProgress(ProgressLine):
-  """One live line on a terminal, a line per finished result elsewhere.
+  """Shows one live line on a terminal, or a line per finished result elsewhere.
 
-  Also stands where a training run tells its steps: they move the result that is being measured.
+  Training runs use it as their progress: their steps advance the current result.
   """
 
   def __init__(self, stream: TextIO | None = None):
-    """Takes where to tell it; nothing is planned yet."""
+    """Sets the output stream; no results are planned yet."""
     super().__init__(0, sys.stderr if stream is None else stream)
     self._results: dict[tuple[str, str], PlannedResult] = {}
     self._running: PlannedResult | None = None
     self._share = 0.0
 
   def plan(self, results: Iterable[PlannedResult]) -> None:
-    """Adds results that are wanted, those kept from before with their seconds."""
+    """Adds results to measure, and stored ones with their seconds."""
     self._results |= {(result.part, result.key): result for result in results}
 
   def on_result(self, part: str, key: str, seconds: float | None) -> None:
-    """Told by `comparison.results.ResultCache` when a result begins (None) and ends."""
+    """Records the start (None) or end of a result; called by `comparison.results.ResultCache`."""
     result = self._results.setdefault((part, key), PlannedResult(part, key, part, 1.0))
     if seconds is None:
       self._running, self._began, self._share = result, time.monotonic(), 0.0
@@ -61,21 +61,21 @@ class ComparisonProgress(ProgressLine):
       self.say(f"[{done}/{total}] {part}: {key}  {seconds:.1f} s  {self.eta()}")
 
   def show(self, step: int, values: dict[str, float]) -> None:
-    """Takes a training step of the result that is being measured."""
+    """Shows a training step of the current result."""
     now = time.monotonic()
     if self.live and now - self._shown >= 0.1:
       self._shown = now
       self._tell("  ".join(f"{name} {value:.4g}" for name, value in values.items()), step)
 
   def show_heldout(self, step: int, heldout: dict[str, float]) -> None:
-    """Left out: the page will show it."""
+    """Shows nothing: the page has the held-out loss."""
 
   def expect_steps(self, steps: int) -> None:
-    """Tells how many steps the run has that is being trained."""
+    """Sets the number of steps of the current run."""
     self._steps = steps
 
   def eta(self) -> str:
-    """The time left, from what results of the same group took."""
+    """Formats the time left, estimated from results of the same group."""
     if all(result.seconds is not None for result in self._results.values()):
       return "done"
     left, unknown = self._left()
@@ -83,7 +83,7 @@ class ComparisonProgress(ProgressLine):
     return f"ETA {show_duration(left)}{more}"
 
   def _left(self) -> tuple[float, int]:
-    """Seconds left, and the number of results of which nothing can be said."""
+    """Returns the seconds left, and the number of results without an estimate."""
     seconds, unknown = 0.0, 0
     for group in {result.group for result in self._results.values()}:
       results = [result for result in self._results.values() if result.group == group]

@@ -1,4 +1,4 @@
-"""Keeps the results of a comparison, one by one, so that it continues after any interruption."""
+"""Stores the results of a comparison one by one, so that it can continue after an interruption."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from base import small_files
 
 
 class NotMeasured(Exception):
-  """A result is not kept, and nothing may be measured now."""
+  """A result is not stored, and may not be measured now."""
 
 
 class ResultCache:
-  """The results of one part, kept in a JSON file each, written at once.
+  """The stored results of a part, each in a JSON file that is written atomically.
 
-  A result is found by the part's name, by all that its value depends on, and by its key: what was
-  measured with other options, models or devices is not found, and stays beside for when they are
-  chosen again.
+  A result is found by the part's name, by everything that its value depends on, and by its key.
+  Results with other options, models or devices are not found, but kept for later.
   """
 
   def __init__(
@@ -34,29 +33,28 @@ class ResultCache:
     writes: bool = True,
     on_result: Callable[[str, float | None], None] | None = None,
   ):
-    """Opens what is kept.
+    """Opens the stored results.
 
     Args:
-      folder: that of all parts; made when a result is kept.
+      folder: folder of all parts; created when a result is stored.
       part: the part's name.
-      depends: from a key to the JSON values that decide its measurement.
-      writes: False in the processes that leave the writing to the first.
-      on_result: called with a key before it is measured, with None, and after, with its seconds.
+      depends: maps a key to the JSON values that its result depends on.
+      writes: False in all processes but the first.
+      on_result: called with a key and None before it is measured, and with its seconds after.
     """
     self._folder = folder / part
     self._depends = depends
     self._writes = writes
     self._on_result = on_result or (lambda key, seconds: None)
-    # Read once: whether a result is measured must not depend on what another process has just
-    # written.
+    # Read once, so that all processes agree on which results to measure.
     self._kept = {file.name: file for file in self._folder.glob("*.json")}
     self._values: dict[str, Any] = {}
 
   def cached(self, key: str, measure: Callable[[], Any]) -> Any:
-    """The kept value, or what `measure` gives; see `comparison.measurement.Cached`.
+    """Returns the stored value, or measures and stores it; see `comparison.measurement.Cached`.
 
     Raises:
-      ValueError: the value is not made of JSON values, or holds a number that is not finite.
+      ValueError: the value is not JSON, or has a number that is not finite.
     """
     found = self._find(key)
     if found is not None:
@@ -70,7 +68,7 @@ class ResultCache:
     return self._values[key]["value"]
 
   def kept(self, key: str, measure: Callable[[], Any]) -> Any:
-    """As `cached`, but raises NotMeasured in place of measuring."""
+    """Returns the stored value; raises NotMeasured if there is none."""
     del measure
     found = self._find(key)
     if found is None:
@@ -78,7 +76,7 @@ class ResultCache:
     return found["value"]
 
   def seconds(self, keys: Mapping[str, Any]) -> dict[str, float]:
-    """What those of the keys took that are kept."""
+    """Returns the seconds of stored results, by key."""
     found = {key: self._find(key) for key in keys}
     return {key: record["seconds"] for key, record in found.items() if record is not None}
 
@@ -87,10 +85,10 @@ class ResultCache:
       try:
         record = json.loads(small_files.read(file) or b"")
         if not isinstance(record, dict) or not {"value", "seconds"} <= record.keys():
-          raise ValueError("it is no result")
+          raise ValueError("it is not a result")
         self._values[key] = record
       except (ValueError, RecursionError):
-        # Written at once, so this is the disk's or somebody's doing: measured anew.
+        # Written atomically, so the disk or an edit damaged it: measured again.
         del self._kept[self._name(key)]
     return self._values.get(key)
 
@@ -114,5 +112,5 @@ class ResultCache:
 
 
 def digest(value: Any) -> str:
-  """Twelve hexadecimal digits that stand for a JSON value."""
+  """Returns a digest of a JSON value: twelve hexadecimal digits."""
   return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Trains the runs of a comparison, each in a run directory of its own."""
+"""Trains the runs of a comparison, each in its own run directory."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ from training.metrics import read_metrics
 
 
 class Stopped(Exception):
-  """A signal ended a training run, which has saved where it stood.
+  """A signal stopped a training run, which has saved a checkpoint.
 
   Attributes:
     by: the signal.
   """
 
   def __init__(self, where: str, by: signal.Signals):
-    """Takes the run and its step, and the signal."""
+    """Makes the error for a run and step, and a signal."""
     super().__init__(where)
     self.by = by
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What a run takes, the same for every seed.
+  """Cost of a run, the same for every seed.
 
   Attributes:
-    parameters: their number.
-    tokens: trained on.
-    flops: of the whole training.
-    tokens_per_step, length: the rows.
+    parameters: number of parameters.
+    tokens: tokens trained on.
+    flops: FLOPs of the whole training.
+    tokens_per_step, length: tokens per step, and per row.
   """
 
   parameters: int
@@ -83,7 +83,7 @@ class TrainedRun:
 
   @property
   def flops(self) -> float:
-    """Operations of the whole training."""
+    """FLOPs of the whole training."""
     return self.cost.flops
 
   @property
@@ -99,7 +99,7 @@ class TrainedRun:
   def score(self, *, length: int, tokens: int) -> Score:
     """Scores held-out text in rows of another length."""
     data = experiment_lib.read_as(self.experiment.eval_data, sequence_length=length)
-    # Devices have equally many rows, and at least one.
+    # All devices have the same number of rows, at least one.
     shards = OverMesh(self.sharding_plan).shards
     batch_size = shards * max(1, self.cost.tokens_per_step // (length * shards))
     batches = loader.batches(data.rows(), batch_size, shuffle=False, repeat=False)
@@ -110,15 +110,16 @@ class TrainedRun:
     return score
 
   def recall(self, task: RecallTask, questions: int) -> Recalled:
-    """Asks a recall task; see `comparison.measurement.TrainedRun`."""
+    """Scores a recall task; see `comparison.measurement.TrainedRun`."""
     where = None if self.sharding_plan.mesh.size == 1 else OverMesh(self.sharding_plan)
     scorer = RecallScorer(self.experiment.model, self.experiment.vocabulary, where)
     return scorer(self.params, task, questions)
 
 
 class TrainedRuns:
-  """See `comparison.measurement.Runs`. Runs lie under `folder`; another configuration is another
-  run.
+  """The runs of a comparison in a folder, one per configuration.
+
+  See `comparison.measurement.Runs`.
   """
 
   def __init__(
@@ -130,15 +131,15 @@ class TrainedRuns:
     trust: Trust = NOBODY,
     made_here: bool = True,
   ):
-    """Takes what is compared and where runs lie.
+    """Sets the comparison and the folder of its runs.
 
     Args:
-      comparison: what is compared.
-      folder: gets a directory of each run.
-      progress: is told their steps.
-      asked_by: the command.
-      trust: modules beyond this project's that opened runs may name.
-      made_here: whether the comparison is the user's own.
+      comparison: the comparison.
+      folder: folder of the run directories.
+      progress: shows the runs' steps.
+      asked_by: the command line.
+      trust: other modules than this project's that opened runs may name.
+      made_here: whether the user made the comparison.
     """
     self.models = tuple(comparison.models)
     self.sizes = tuple(comparison.sizes)
@@ -153,7 +154,7 @@ class TrainedRuns:
     self._account = functools.cache(self._account_of)
 
   def cost(self, spec: RunSpec) -> Cost:
-    """What a run takes, from shapes alone; the operations of a loaded run are spent."""
+    """Returns a run's cost from shapes; a loaded run has no more FLOPs to spend."""
     counted, steps, tokens = self._account(dataclasses.replace(spec, seed=self.seeds[0]))
     return Cost(
       parameters=counted.parameter_count,
@@ -164,7 +165,7 @@ class TrainedRuns:
     )
 
   def identity(self, spec: RunSpec) -> str:
-    """What stands for the run's configuration: equal if and only if all that was bound is."""
+    """Returns an id of the run's configuration: equal if and only if all bindings are."""
     own = identity(self._config(spec), self._comparison.folder)
     loaded = self._loaded(spec)
     if loaded is None:
@@ -173,7 +174,7 @@ class TrainedRuns:
 
   def directory(self, spec: RunSpec) -> Path:
     """The run's folder."""
-    # Not the spec's own words: another spec may ask for the same run.
+    # From the configuration, because another spec may mean the same run.
     words = f"{spec.model} {spec.size} {self.cost(spec).length} tokens seed {spec.seed}"
     words = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-").lower()
     return self._folder / f"{words}-{self.identity(spec)[:8]}"
@@ -214,10 +215,10 @@ class TrainedRuns:
     return TrainedRun(built, sharding_plan, summary.state.params, cost, curve)
 
   def _loaded(self, spec: RunSpec) -> RunDirectory | None:
-    """The directory of a run that is not to be trained.
+    """Returns the directory of a loaded run.
 
     Raises:
-      UserError: it holds no run.
+      UserError: it contains no run.
     """
     path = self._comparison.loaded.get(str(spec))
     if path is None:
@@ -232,8 +233,8 @@ class TrainedRuns:
     own = self._experiment(spec)
     if found.vocabulary.describe() != own.vocabulary.describe():
       raise UserError(
-        f"{directory.path}, loaded as {spec}, has another vocabulary than the comparison's text: "
-        "their losses per token cannot be compared."
+        f"{directory.path}, loaded as {spec}, has another vocabulary than the comparison's text, "
+        "so that losses per token cannot be compared. Load a run with the same vocabulary."
       )
     length, batch_size = found.experiment.sequence_length, found.experiment.batch_size
     counted = account(found.experiment.model, batch_size=batch_size, length=length)
@@ -252,9 +253,9 @@ class TrainedRuns:
     return dataclasses.replace(result, curve={tokens: score.loss})
 
   def _experiment(self, spec: RunSpec) -> Experiment:
-    """The run's experiment; runs that differ in the seed alone share model and optimizer.
+    """Builds the run's experiment; runs that differ only in the seed share model and optimizer.
 
-    They are then compiled once.
+    So they are compiled once.
     """
     first = dataclasses.replace(spec, seed=self.seeds[0])
     folder = self._comparison.folder
@@ -270,17 +271,18 @@ class TrainedRuns:
 
 
 def identity(config: Config, folder: str) -> str:
-  """What stands for all that a configuration binds and that decides a result; defaults and places
-  aside.
+  """Returns an id of the bindings of a configuration that can change a result.
+
+  Defaults and places do not count.
 
   Args:
-    config: of a run of the comparison.
-    folder: the comparison's: it may be moved with all paths below it.
+    config: configuration of a run of the comparison.
+    folder: the comparison's folder, which may be moved with all paths in it.
   """
   return results.digest(_bound(config, folder))
 
 
-# Shipped files bind these to their defaults, and did not always: it is the same run without.
+# Earlier gin files did not bind these defaults: the run is the same.
 _BOUND_LATER = {"optimizer.AdamW.weight_decay": "0.1"}
 
 
@@ -296,7 +298,7 @@ def _bound(config: Config, folder: str) -> dict[str, str]:
 
 
 def _relative(value: Any, folder: str) -> Any:
-  """A path, or several, as they stand from a folder that they lie in."""
+  """Makes a path, or several, relative to a folder that contains them."""
   if isinstance(value, list | tuple):
     return type(value)(_relative(item, folder) for item in value)
   return value.removeprefix(f"{folder}/") if isinstance(value, str) else value

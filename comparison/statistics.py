@@ -1,4 +1,4 @@
-"""Intervals for few seeds, paired differences, power laws, and what may be said of them."""
+"""Intervals for few seeds, paired differences, power laws, and claims about them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from comparison.page.figure import MEASURED, Places, Series
 
 CONFIDENCE = 0.95
-# Below this many seeds a difference is shown and nothing is claimed.
+# With fewer seeds a difference is shown but not claimed.
 SEEDS_OF_A_CLAIM = 3
 
 
@@ -23,8 +23,7 @@ class Interval:
 
   Attributes:
     mean: the mean.
-    low, high: ends of the interval; both the mean itself where there is one value and no spread to
-      see.
+    low, high: ends of the interval; both are the mean if there is only one value.
     count: number of values.
   """
 
@@ -35,20 +34,20 @@ class Interval:
 
   @property
   def supports_claim(self) -> bool:
-    """Whether there are enough values to say something of the sign."""
+    """Whether there are enough values for a claim about the sign."""
     return self.count >= SEEDS_OF_A_CLAIM
 
   @property
   def excludes_zero(self) -> bool:
-    """Whether a difference is seen: zero is outside, and there are enough values."""
+    """Whether a difference is seen: zero is outside the interval, and there are enough values."""
     return self.supports_claim and (self.low > 0 or self.high < 0)
 
 
 def interval(values: Sequence[float] | np.ndarray, confidence: float = CONFIDENCE) -> Interval:
-  """The mean of independent values with Student's t interval.
+  """Computes the mean of independent values with Student's t interval.
 
   With three seeds a percentile bootstrap would cover the truth in about 3 of 4 cases instead of 19
-  of 20 (a test simulates both), because it cannot leave the range of what it has seen.
+  of 20 (a test simulates both), because it cannot leave the range of the values.
 
   Raises:
     ValueError: there are no values, or one is not finite.
@@ -64,9 +63,9 @@ def interval(values: Sequence[float] | np.ndarray, confidence: float = CONFIDENC
 def paired_difference(
   first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE
 ) -> Interval:
-  """The mean of first - second with its interval, pair by pair.
+  """Computes the mean of first - second with its interval, pair by pair.
 
-  Pairs share a seed, and with it the order of the data: what both have in common cancels.
+  Pairs share a seed, and with it the order of the data, so that common effects cancel.
 
   Raises:
     ValueError: the two differ in length.
@@ -81,8 +80,8 @@ class PowerLaw:
   """y = coefficient * x ** exponent, fitted by least squares of logarithms, seed by seed.
 
   Attributes:
-    exponents: [S], of every seed's own fit.
-    log_coefficients: [S], natural logarithms.
+    exponents: [S] exponent of each seed's fit.
+    log_coefficients: [S] natural logarithm of each seed's coefficient.
   """
 
   exponents: tuple[float, ...]
@@ -90,11 +89,11 @@ class PowerLaw:
 
   @property
   def exponent(self) -> Interval:
-    """Over seeds."""
+    """The exponent over seeds, with its interval."""
     return interval(self.exponents)
 
   def at(self, x: float) -> Interval:
-    """The fitted y at x: the geometric mean over seeds, with its interval."""
+    """Returns the fitted y at x: the geometric mean over seeds, with its interval."""
     logs = [a + b * math.log(x) for a, b in zip(self.log_coefficients, self.exponents, strict=True)]
     found = interval(logs)
     return Interval(
@@ -105,8 +104,8 @@ class PowerLaw:
 def power_law(x: Sequence[float], y: Sequence[Sequence[float]] | np.ndarray) -> PowerLaw:
   """Fits a power law to each seed's values, so that its spread is that of the seeds.
 
-  Without the constant that the loss would end at (the text's own entropy): over a ladder that spans
-  a factor of a hundred it cannot be told from the exponent.
+  The fit has no constant term (the text's entropy): over sizes that span a factor of a hundred, it
+  cannot be separated from the exponent.
 
   Args:
     x: [N] positive, at least two different ones.
@@ -130,13 +129,13 @@ def power_law(x: Sequence[float], y: Sequence[Sequence[float]] | np.ndarray) -> 
 def says_difference(
   name: str, other: str, difference: Interval, *, lower: str, higher: str, digits: int = 3
 ) -> str:
-  """What may be said of `name` against `other`: a clause without a full stop.
+  """Describes the difference of `name` and `other` in a clause without a full stop.
 
   Args:
-    name, other: what is compared.
-    difference: of name - other.
-    lower, higher: what it means if the difference is below or above zero, such as 'is lower'.
-    digits: after the point.
+    name, other: the compared names.
+    difference: the interval of name - other.
+    lower, higher: wording if the difference is below or above zero, such as 'is lower'.
+    digits: digits after the point.
   """
   if not difference.supports_claim:
     mean = signed(difference.mean, digits)
@@ -152,7 +151,7 @@ def says_difference(
 def series(
   name: str, x: Sequence[float] | Sequence[str], values: Sequence[Interval], kind: str = MEASURED
 ) -> Series:
-  """A series of means; with their intervals, if there is a spread to see."""
+  """Makes a series of means, with their intervals if there are several values."""
   spread: dict[str, tuple[float, ...]] = {}
   if all(value.count > 1 for value in values):
     spread["low"] = tuple(value.low for value in values)
@@ -162,14 +161,14 @@ def series(
 
 
 def spread_text(count: int) -> str:
-  """What the ends of an interval over so many seeds are, for a figure."""
+  """Describes the intervals over `count` seeds, for a figure."""
   if count < 2:
-    return "one seed, no spread known"
+    return "one seed, spread unknown"
   return f"{CONFIDENCE:.0%} interval (Student's t) over {count} seeds"
 
 
 def signed(value: float, digits: int = 3) -> str:
-  """A number with its sign; what rounds to zero has a plus."""
+  """Formats a number with its sign; zero has a plus."""
   return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

@@ -1,7 +1,7 @@
-"""Draws a figure as SVG: text stays text, colours come from the page's style sheet.
+"""Draws a figure as SVG, with text as text and colours from the page's style sheet.
 
-Every point carries its numbers as data attributes and as a tooltip, so that what is shown can be
-read by a program, by a mouse and by a screen reader.
+Every point has its numbers as data attributes and in a tooltip, for programs, mice and screen
+readers.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import cast
 from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
 from comparison.page.scale import Scale, scale_of, show
 
-# In user units, which are pixels on a screen of this width: readable on a telephone, too.
+# In user units: pixels on a screen of this width, readable on a phone too.
 WIDTH = 400
 _HEIGHT = 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 14, 26, 40
 _BAR, _BAR_GAP, _GROUP_GAP = 13, 4, 12
 COLOURS = 8
-# Of the series of one model: the first is solid. Long dashes are for estimates alone.
+# Dashes of one model's series: the first is solid. Long dashes are only for estimates.
 _DASHES = ("", "1.5 4", "9 3 2 3", "2 2")
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """How a series is drawn: colour and marker by what it is of, dashes by which of these it is.
+  """Style of a series: its colour and marker by model, its dashes by series of the model.
 
   Attributes:
-    colour, variant, kind: what decides.
-    connected: whether a line joins the points; not where a fit does it.
+    colour, variant, kind: number of the model, number among its series, and kind of the series.
+    connected: whether a line joins the points; not if a fit does.
   """
 
   colour: int
@@ -43,18 +43,18 @@ class Look:
 
   @property
   def classes(self) -> str:
-    """For the style sheet."""
+    """Classes for the style sheet."""
     return f"series c{self.colour} {self.kind}"
 
   @property
   def dashes(self) -> str:
-    """A stroke-dasharray attribute, or nothing."""
+    """A stroke-dasharray attribute, or ''."""
     pattern = "7 5" if self.kind == ESTIMATED else _DASHES[self.variant % len(_DASHES)]
     return f' stroke-dasharray="{pattern}"' if pattern else ""
 
 
 def looks(figure: Figure, models: Sequence[str]) -> list[Look]:
-  """A look for each series: a model has one colour in all figures, other things follow."""
+  """Returns the style of each series: models have the same colour in all figures."""
   others: list[str] = []
   used: dict[tuple[int, str], int] = {}
   found = []
@@ -82,7 +82,7 @@ def _is_of(name: str, model: str) -> bool:
 
 
 def draw(figure: Figure, styles: Sequence[Look]) -> str:
-  """The figure as an SVG element."""
+  """Draws the figure as an SVG element."""
   drawing = _bars(figure, styles) if figure.is_categorical else _lines(figure, styles)
   height, body = drawing
   return (
@@ -92,7 +92,7 @@ def draw(figure: Figure, styles: Sequence[Look]) -> str:
 
 
 def swatch(style: Look, *, as_line: bool) -> str:
-  """The sample of a series for the legend; without a line where places are names."""
+  """Draws the legend's sample of a series; without a line if the x axis has categories."""
   style = dataclasses.replace(style, connected=style.connected and as_line)
   line = f'<path class="line" d="M1 7H33"{style.dashes}/>' if style.connected else ""
   mark = "" if style.kind == FITTED else _marker(style.colour, 17, 7)
@@ -116,7 +116,7 @@ def _lines(figure: Figure, styles: Sequence[Look]) -> tuple[int, str]:
   parts += [
     _mark(place, name, x, bottom) for place, name in figure.x.marks if x.low <= place <= x.high
   ]
-  # Bands below all lines, fits below points.
+  # Bands are below all lines, fits below points.
   order = sorted(range(len(styles)), key=lambda n: styles[n].kind != FITTED)
   parts += [_band(figure.series[n], styles[n], x, y) for n in order]
   parts += [_line(figure.series[n], styles[n], x, y) for n in order]
@@ -124,12 +124,12 @@ def _lines(figure: Figure, styles: Sequence[Look]) -> tuple[int, str]:
 
 
 def _numbers(series: Series) -> tuple[float, ...]:
-  """The places of a line, which are no categories."""
+  """Returns the x of a line, which are numbers."""
   return cast(tuple[float, ...], series.x)
 
 
 def _heights(figure: Figure) -> list[float]:
-  """All values of the y axis, intervals included as far as the axis can show them."""
+  """Returns all values of the y axis, including ends of intervals that the axis can show."""
   return [
     value
     for series in figure.series
@@ -151,7 +151,7 @@ def _y_axis(figure: Figure, y: Scale) -> str:
 
 
 def _x_axis(label: str, x: Scale, bottom: float, height: float, top: float | None = None) -> str:
-  """Ticks below; with `top`, grid lines up to there."""
+  """Draws the x axis with ticks; with `top`, grid lines up to there."""
   parts = [
     f'<path class="axis" d="M{_LEFT if top is None else x.start} {bottom}H{WIDTH - _RIGHT}"/>'
   ]
@@ -211,7 +211,7 @@ def _line(series: Series, style: Look, x: Scale, y: Scale) -> str:
       point.low is not None and point.high is not None and (len(places) == 1 or not style.connected)
     ):
       shape = f'<path class="whisker" d="M{at_x} {y(point.low)}V{y(point.high)}"/>'
-    # Many points make one thick line of their markers.
+    # Markers of many points would merge into a thick line.
     hidden = style.kind == FITTED or len(places) > 24
     shape += (
       f'<circle cx="{at_x}" cy="{at_y}" r="4" class="unseen"/>'
@@ -223,10 +223,10 @@ def _line(series: Series, style: Look, x: Scale, y: Scale) -> str:
 
 
 def _bars(figure: Figure, styles: Sequence[Look]) -> tuple[int, str]:
-  """Horizontal, the category's name above its bars: names may be long."""
+  """Draws horizontal bars below their category's name, which may be long."""
   categories = list(dict.fromkeys(itertools.chain(*(series.x for series in figure.series))))
   values = _heights(figure)
-  # A bar's length means something from zero on alone; other values are dots.
+  # The length of a bar is meaningful only from zero; other values are dots.
   as_bars = min(values) >= 0 and not figure.y.log
   x = scale_of(
     [*values, 0.0] if not figure.y.log else values,
@@ -282,7 +282,7 @@ class _Point:
   high: float | None
 
   def wrap(self, name: str, shape: str) -> str:
-    """The drawn point with its numbers."""
+    """Wraps a drawn point with its numbers."""
     place = self.x if isinstance(self.x, str) else show(self.x)
     told = f"{name}, {place}: {show(self.y)}"
     numbers = {"x": self.x, "y": self.y}
@@ -310,7 +310,7 @@ def _group(series: Series, style: Look, parts: Sequence[str]) -> str:
 
 
 def _marker(shape: int, x: float, y: float) -> str:
-  """A marker that can be told from the others without its colour."""
+  """Draws a marker, which differs from others also without colour."""
   match shape % 4:
     case 0:
       return f'<circle class="marker" cx="{x}" cy="{y}" r="3.6"/>'

@@ -1,6 +1,4 @@
-"""What a comparison shows: series of numbers with their spread, and a sentence that says what they
-say.
-"""
+"""Figures of a comparison: series of numbers with their spread, and a sentence with the finding."""
 
 from __future__ import annotations
 
@@ -15,22 +13,21 @@ FITTED = "fitted"
 KINDS = (MEASURED, ESTIMATED, FITTED)
 
 
-# Of a series on the x axis: numbers, or names of categories.
+# The x of a series: numbers, or names of categories.
 Places = tuple[float, ...] | tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
-  """One line, or one set of bars, of a figure.
+  """A line, or a set of bars, of a figure.
 
   Attributes:
-    name: as the legend says it: a model, an implementation.
-    x: places on the axis: numbers, or names of categories.
-    y: a value per place.
-    low, high: ends of an interval around each value (the figure's `spread` says which); None if
-      there is none.
-    kind: 'measured'; 'estimated' for what was computed for hardware that is not here; 'fitted' for
-      a curve through what was measured.
+    name: the name in the legend: a model, an implementation.
+    x: numbers, or names of categories.
+    y: a value per x.
+    low, high: ends of an interval around each value (see the figure's `spread`); None for none.
+    kind: 'measured'; 'estimated' if computed for hardware that is not attached; 'fitted' for a
+      curve through measured values.
   """
 
   name: str
@@ -54,12 +51,12 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axis:
-  """One axis of a figure.
+  """An axis of a figure.
 
   Attributes:
-    label: what it shows, with the unit.
+    label: its quantity and unit.
     log: whether it is logarithmic.
-    marks: places to point out with a line across the figure, such as the training length, and their
+    marks: values to mark with a line across the figure, such as the training length, and their
       names.
   """
 
@@ -70,19 +67,19 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-  """One picture of a comparison.
+  """A figure of a comparison.
 
   Attributes:
-    name: unique within a report; a word that can stand in an address.
-    title: what is shown.
-    finding: one sentence that says what the numbers say, made from them; where they show no
-      difference, it says so.
+    name: unique within a report, and valid in a URL.
+    title: the title.
+    finding: one sentence with the result, computed from the numbers, also if there is no
+      difference.
     x, y: the axes.
-    series: what is drawn.
-    spread: what `low` and `high` are, such as '95% interval over 3 seeds'; '' if none is drawn.
-    conditions: what the figure depends on, by name: config, sizes, seeds, tokens. Hardware and
-      versions are the report's.
-    source: the part of the paper that it repeats, such as 'section 4.3'.
+    series: the series to draw.
+    spread: meaning of `low` and `high`, such as '95% interval over 3 seeds'; '' for none.
+    conditions: conditions of the measurement by name: config, sizes, seeds, tokens. The report has
+      the hardware and versions.
+    source: the repeated part of the paper, such as 'section 4.3'.
   """
 
   name: str
@@ -97,9 +94,7 @@ class Figure:
 
   def __post_init__(self):
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", self.name):
-      raise ValueError(
-        f"figure {self.name!r}: the name must be a word that can stand in an address."
-      )
+      raise ValueError(f"figure {self.name!r}: the name must be valid in a URL.")
     names = [series.name for series in self.series]
     if not names or len(set(names)) < len(names):
       raise ValueError(f"figure {self.name!r} needs series of different names, not {names}.")
@@ -115,16 +110,16 @@ class Figure:
 
   @property
   def is_categorical(self) -> bool:
-    """Whether places on the x axis are names."""
+    """Whether the x axis has categories."""
     return any(isinstance(place, str) for series in self.series for place in series.x)
 
   def record(self) -> dict[str, Any]:
-    """Everything as plain values, as `report/data.json` holds it."""
+    """Converts the figure to plain values, as in `report/data.json`."""
     return dataclasses.asdict(self)
 
   @classmethod
   def of_record(cls, record: dict[str, Any]) -> Figure:
-    """The inverse of `record`, also after a way through JSON, which has no tuples."""
+    """Inverts `record`, also after JSON, which has no tuples."""
     fields = dict(record)
     fields["x"], fields["y"] = _axis(record["x"]), _axis(record["y"])
     fields["series"] = tuple(_series(entry) for entry in record["series"])

@@ -1,4 +1,4 @@
-"""The page and the data file of a comparison."""
+"""Writes the page and the data file of a comparison."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _STYLE = Path(__file__).with_name("report.css")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-  """What one part of a comparison found.
+  """The results of a part.
 
   Attributes:
-    name: the part's, as the command line gives it.
-    figures: empty if it has not been measured.
+    name: the part's name, as on the command line.
+    figures: its figures; empty if it was not measured.
   """
 
   name: str
@@ -34,23 +34,23 @@ class Section:
 
   @property
   def title(self) -> str:
-    """The name for people."""
+    """The name for display."""
     return self.name.replace("_", " ").capitalize()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-  """All that a comparison has to say.
+  """The report of a comparison.
 
   Attributes:
-    title: of the page.
-    sections: in order, the unmeasured among them.
-    models: in order: they have the first colours.
-    seeds: of the training runs.
+    title: title of the page.
+    sections: sections in order, including parts that are not measured.
+    models: names of the models in order: they have the first colours.
+    seeds: seeds of the training runs.
     hardware, versions: see `comparison.machine`.
     config: the comparison's configuration, as text.
-    command: what continues or repeats it.
-    made: when, as ISO 8601.
+    command: the command that continues or repeats it.
+    made: time of writing, as ISO 8601.
   """
 
   title: str
@@ -68,17 +68,17 @@ class Report:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
       raise ValueError(
-        f"several figures are called {', '.join(twice)}: parts of one class need names of their "
-        "own."
+        f"several figures have the name {', '.join(twice)}. Give parts of one class different "
+        "names."
       )
 
   @property
   def figures(self) -> list[Figure]:
-    """Of all sections."""
+    """The figures of all sections."""
     return [figure for section in self.sections for figure in section.figures]
 
   def data(self) -> dict[str, Any]:
-    """Everything that is plotted and what it depends on, as JSON values."""
+    """Returns all plotted numbers and their conditions, as JSON values."""
     return {
       "title": self.title,
       "made": self.made,
@@ -96,7 +96,7 @@ class Report:
     }
 
   def write(self, folder: Path) -> Path:
-    """Writes page and data; returns the page's path."""
+    """Writes the page and the data; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     small_files.replace(
       folder / DATA_FILE, json.dumps(self.data(), indent=1, allow_nan=False) + "\n"
@@ -105,7 +105,7 @@ class Report:
     return folder / PAGE_FILE
 
   def page(self) -> str:
-    """The page: one file that needs nothing else, and no script."""
+    """Formats the page: a self-contained HTML file without scripts."""
     style = _STYLE.read_text(encoding="utf-8")
     sections = "".join(self._section(section) for section in self.sections)
     return (
@@ -138,7 +138,7 @@ class Report:
     else:
       body = (
         '<p class="missing">Not measured yet. The same command continues; '
-        f"<code>--only={section.name}</code> measures this alone.</p>"
+        f"<code>--only={section.name}</code> measures only this.</p>"
       )
     return f'<section id="part-{section.name}"><h2>{escape(section.title)}</h2>{body}</section>\n'
 
@@ -181,7 +181,7 @@ class Report:
     return (
       f'<h2>Provenance</h2><dl class="facts">{rows}<dt>command</dt>'
       f"<dd><code>{escape(self.command)}</code></dd>"
-      f"<dt>numbers</dt><dd>{DATA_FILE}, beside this page</dd></dl>"
+      f"<dt>numbers</dt><dd>{DATA_FILE}, in the folder of this page</dd></dl>"
       f"<details><summary>Configuration</summary><pre>{escape(self.config)}</pre></details>"
     )
 
@@ -191,7 +191,7 @@ def _remark(series: Series) -> str:
 
 
 def _table(figure: Figure) -> str:
-  """The numbers, a row for each place on the x axis."""
+  """Formats the numbers as a table with a row per x."""
   places = list(dict.fromkeys(itertools.chain(*(series.x for series in figure.series))))
   if not figure.is_categorical:
     places.sort()
@@ -218,7 +218,7 @@ def _entry(series: Series, place: float | str) -> str:
 
 
 def summary(report: Report) -> str:
-  """What the terminal is told."""
+  """Formats the findings for the terminal."""
   lines = [report.title]
   for section in report.sections:
     lines += ["", section.title if section.figures else f"{section.title}: not measured yet"]
@@ -227,5 +227,5 @@ def summary(report: Report) -> str:
 
 
 def read_figures(file: Path) -> Sequence[Figure]:
-  """The figures that a data file holds."""
+  """Reads the figures of a data file."""
   return [Figure.of_record(record) for record in json.loads(file.read_text("utf-8"))["figures"]]

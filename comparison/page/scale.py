@@ -1,4 +1,4 @@
-"""Axes of a chart: from values to places, and ticks that can be read."""
+"""Scales of a chart: from values to coordinates, and readable ticks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Scale:
   Attributes:
     low, high: values at the ends.
     start, stop: coordinates of the ends.
-    log: whether equal ratios, not differences, are equally far.
+    log: whether the scale is logarithmic.
     binary: whether ticks are powers of two.
   """
 
@@ -29,7 +29,7 @@ class Scale:
   binary: bool = False
 
   def __call__(self, value: float) -> float:
-    """The coordinate of a value; what lies outside is put at the end."""
+    """Returns the coordinate of a value; values outside are clipped to the ends."""
     low, high, at = self.low, self.high, min(max(value, self.low), self.high)
     if self.log:
       low, high, at = math.log(low), math.log(high), math.log(at)
@@ -37,7 +37,7 @@ class Scale:
     return round(self.start + share * (self.stop - self.start), 2)
 
   def ticks(self) -> list[tuple[float, str]]:
-    """Values and their labels."""
+    """Returns the ticks: values and their labels."""
     if self.log and self.binary:
       return [(value, show(value)) for value in _powers(2, self.low, self.high)]
     if self.log and self.high / self.low >= 100:
@@ -54,14 +54,14 @@ class Scale:
 def scale_of(
   values: Sequence[float], start: float, stop: float, *, log: bool, margin: float, from_zero: bool
 ) -> Scale:
-  """A scale with room for all values.
+  """Makes a scale with room for all values.
 
   Args:
-    values: what has to be shown.
+    values: the values to show.
     start, stop: coordinates of the ends.
     log: as in `Scale`.
-    margin: share of the range that is added at both ends.
-    from_zero: begin at zero where that costs little: for quantities, not for places.
+    margin: share of the range to add at both ends.
+    from_zero: start at zero if that takes little room: for quantities, not for positions.
   """
   low, high = min(values), max(values)
   if log:
@@ -77,7 +77,7 @@ def scale_of(
 
 
 def show(value: float, digits: int = 4) -> str:
-  """A number as people read it, to so many digits."""
+  """Formats a number with up to `digits` significant digits."""
   if value == 0:
     return "0"
   if 1e-3 <= abs(value) < 1e6:
@@ -93,7 +93,7 @@ def show(value: float, digits: int = 4) -> str:
 
 
 def power_of_ten(value: float) -> str:
-  """A power of ten as such."""
+  """Formats a power of ten as 10 with an exponent."""
   return f"10{str(round(math.log10(value))).translate(_SUPERSCRIPTS)}"
 
 
@@ -102,8 +102,8 @@ def _minus(text: str) -> str:
 
 
 def _powers(base: int, low: float, high: float) -> list[float]:
-  """Powers of the base within the range, every second or third if there are many."""
-  # A hair wider: a power at the end of the range must not be lost to rounding.
+  """Returns powers of the base within the range, every second or third of many."""
+  # Slightly wider, so that rounding does not lose a power at the end of the range.
   first = math.ceil(math.log(low, base) - 1e-9)
   last = math.floor(math.log(high, base) + 1e-9)
   stride = math.ceil((last - first + 1) / _MOST_TICKS) or 1
@@ -111,7 +111,7 @@ def _powers(base: int, low: float, high: float) -> list[float]:
 
 
 def _round_steps(low: float, high: float) -> list[float]:
-  """About five multiples of 1, 2 or 5 times a power of ten."""
+  """Returns about five multiples of 1, 2 or 5 times a power of ten."""
   rough = (high - low) / 5
   power = 10.0 ** math.floor(math.log10(rough))
   step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)

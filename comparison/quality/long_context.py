@@ -1,4 +1,4 @@
-"""Loss by position, far beyond the training length (section 6.1 of the Griffin paper)."""
+"""Measures the loss by position beyond the training length (section 6.1 of the Griffin paper)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from comparison.statistics import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LongContext:
-  """Trains every model with rows of several lengths, and scores all in the same long rows.
+  """Trains every model with rows of several lengths, and scores all on the same long rows.
 
-  Steps have as many tokens at every length. Positions are those within a document, so that only
-  long documents have late ones: compare models at a position, not positions of one model, unless
-  both are late.
+  Steps have the same tokens at every length. Positions are within a document, so that only long
+  documents have late ones: compare models at a position, not positions of a model, unless both are
+  late.
 
   Attributes:
-    size: the comparison's size that is trained.
+    size: the comparison's size to train.
     lengths: tokens per row in training, from short to long.
-    factor: how many times the longest of them the scored rows are.
+    factor: length of the scored rows over the longest of `lengths`.
     tokens: held-out tokens to score.
   """
 
@@ -42,9 +42,9 @@ class LongContext:
 
   def __post_init__(self):
     if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
-      raise ValueError(f"lengths={self.lengths} must rise, and hold at least one.")
+      raise ValueError(f"lengths={self.lengths} must be ascending and not empty.")
     if self.factor < 2:
-      raise ValueError(f"factor={self.factor} must be at least 2: nothing would be beyond.")
+      raise ValueError(f"factor={self.factor} must be at least 2 to score longer rows.")
 
   @property
   def scored_length(self) -> int:
@@ -52,7 +52,7 @@ class LongContext:
     return self.factor * self.lengths[-1]
 
   def results(self, runs: Runs) -> dict[str, RunSpec]:
-    """A result for each run."""
+    """Returns a result for each run."""
     measurement.require_size(self.size, runs.sizes)
     specs = [
       RunSpec(model=model, size=self.size, seed=seed, length=length)
@@ -63,7 +63,7 @@ class LongContext:
     return {str(spec): spec for spec in specs}
 
   def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
-    """Trains what is not trained, scores, and draws a figure for each training length."""
+    """Trains and scores the models; returns a figure for each training length."""
     found = measurement.cached_by_run(
       self.results(runs), cached, lambda spec: self._measure(runs, spec)
     )
@@ -80,7 +80,7 @@ class LongContext:
     }
 
   def _edges(self) -> list[int]:
-    """Powers of two, and every training length."""
+    """Returns the buckets' edges: powers of two, and every training length."""
     powers = [2**n for n in range(3, self.scored_length.bit_length())]
     return sorted({0, *powers, *self.lengths, self.scored_length})
 
@@ -101,9 +101,8 @@ class LongContext:
       name=f"long_context_{length}",
       title=f"Loss by position after training on rows of {length:,}",
       finding=(
-        f"From positions just within {length:,} to the last ones, near {last:,}, in nats per "
-        "token: "
-        f"{'; '.join(told)}."
+        f"From the last positions within {length:,} to the last of all, near {last:,}, the loss "
+        f"in nats per token changes as follows: {'; '.join(told)}."
       ),
       x=Axis(label="position in the document", log=True, marks=((length, "training length"),)),
       y=Axis(label="held-out loss, nats per token"),
@@ -119,7 +118,7 @@ class LongContext:
 
 
 def _says_beyond(buckets: Sequence[Sequence[Sequence[float]]], length: int) -> str:
-  """How the loss goes on from the last positions within the training length, seed by seed."""
+  """Describes the change of the loss beyond the training length, seed by seed."""
   within = [next(b[3] for b in reversed(one) if b[1] <= length) for one in buckets]
   beyond = [one[-1][3] for one in buckets]
   change = paired_difference(beyond, within)

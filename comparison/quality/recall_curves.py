@@ -1,6 +1,4 @@
-"""Recall against the length of the context, for models trained on the task (section 6.2, appendix
-H).
-"""
+"""Measures recall by context length of models trained on the task (section 6.2, appendix H)."""
 
 from __future__ import annotations
 
@@ -25,17 +23,17 @@ from models.language_model import LanguageModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecallCurves:
-  """Trains every model on a recall task, and asks it at the training length and at others.
+  """Trains every model on a recall task, and scores it at the training length and at others.
 
   Attributes:
-    task: at the length that models are trained at.
-    vocabulary: of the models' ids.
-    schedule: how they are trained.
-    lengths: contexts that are asked about, rising; the training length is one of them.
-    kind: what failures are told apart by: 'distance', 'depth' or 'position'.
-    baseline: the model that the others are compared with.
-    seeds: of parameters and examples.
-    questions: examples asked per length.
+    task: the task at the training length.
+    vocabulary: the models' vocabulary.
+    schedule: the training schedule.
+    lengths: context lengths to score, ascending, including the training length.
+    kind: how to group answers: by 'distance', 'depth' or 'position'.
+    baseline: the model to compare the others with.
+    seeds: seeds of parameters and examples.
+    questions: number of examples per length.
   """
 
   task: RecallTask
@@ -50,7 +48,7 @@ class RecallCurves:
   def __post_init__(self):
     if self.task.length not in self._questions.lengths:
       raise ValueError(
-        f"lengths={tuple(self.lengths)} must hold the training length {self.task.length}."
+        f"lengths={tuple(self.lengths)} must include the training length {self.task.length}."
       )
 
   @property
@@ -75,7 +73,7 @@ class RecallCurves:
     )
 
   def results(self, models: Mapping[str, LanguageModel]) -> dict[str, float]:
-    """A result for each model and seed: its training, and all questions."""
+    """Returns a result for each model and seed: its training and all its scores."""
     for name, model in models.items():
       if model.vocab_size < self.vocabulary.size:
         raise ValueError(
@@ -87,11 +85,11 @@ class RecallCurves:
     return {_key(name, seed): 1.0 for name in models for seed in self.seeds}
 
   def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
-    """Trains and asks what has not been, and draws."""
+    """Trains and scores the models; returns the figures."""
     self.results(models)
     found = {}
     for name, model in models.items():
-      # Programs are shared by the seeds.
+      # The seeds share compiled programs.
       learner = Learner(model, self.task, self.vocabulary, self.schedule)
       measure = functools.partial(self._measure, learner, RecallScorer(model, self.vocabulary))
       found[name] = [
@@ -102,14 +100,14 @@ class RecallCurves:
     return by_length, self._learning(found), questions.by_kind(found)
 
   def _measure(self, learner: Learner, scorer: RecallScorer, seed: int) -> dict[str, Any]:
-    """Accuracies as JSON values: while learning, by length, and apart by kind."""
+    """Measures accuracies during training, by length, and by kind, as JSON values."""
     curve = []
     for step, params in learner(seed):
       curve.append([step, scorer(params, self.task, self.questions).accuracy])
     asked = [
       scorer(params, self.task.with_length(length), self.questions) for length in self.lengths
     ]
-    # Places in the answer and in the context are told at the training length, distances at all.
+    # By position or depth at the training length; by distance over all lengths.
     told = asked[self.lengths.index(self.task.length)]
     if self.kind == "distance":
       told = functools.reduce(lambda one, more: one + more, asked)
@@ -127,7 +125,7 @@ class RecallCurves:
     )
     return questions.figure(
       "learning",
-      title=f"{questions.title}: right answers at the training length while learning",
+      title=f"{questions.title}: right answers at the training length during training",
       finding=f"By the share of right answers averaged over training, {differences}.",
       x=Axis(label="training step"),
       y=Axis(label="share of right answer tokens"),

@@ -1,6 +1,4 @@
-"""What figures of recall share, whoever trained the models: questions, right answers by length and
-by kind.
-"""
+"""Shared figures of recall: right answers by length and by kind."""
 
 from __future__ import annotations
 
@@ -23,28 +21,28 @@ from data.recall import RecallTask
 from evaluation.recall import Recalled
 
 KINDS = {
-  "distance": "tokens between an answer and what it repeats",
-  "depth": "place in the context of what is asked for, from 0 to 1",
-  "position": "place in the answer",
+  "distance": "tokens between an answer and its source",
+  "depth": "position of the source in the context, from 0 to 1",
+  "position": "position in the answer",
 }
 
-# Of each model, what was measured with each seed.
+# The results of each model, one per seed.
 Found = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Questions:
-  """What models are asked, and what is drawn of their answers.
+  """Questions of a recall task, and the figures of the answers.
 
   Attributes:
-    task: at its own length.
-    lengths: contexts that are asked about, rising.
-    kind: what failures are told apart by: a key of `KINDS`.
-    count: examples asked per length.
-    baseline: the model that the others are compared with.
-    seeds: of the models.
-    conditions: of the figures.
-    source: of the experiment, in the paper.
+    task: the task.
+    lengths: context lengths to score, ascending.
+    kind: how to group answers: a key of `KINDS`.
+    count: number of examples per length.
+    baseline: the model to compare the others with.
+    seeds: seeds of the models.
+    conditions: conditions of the figures.
+    source: section of the experiment in the paper.
   """
 
   task: RecallTask
@@ -58,7 +56,7 @@ class Questions:
 
   def __post_init__(self):
     if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
-      raise ValueError(f"lengths={tuple(self.lengths)} must rise, and hold at least one.")
+      raise ValueError(f"lengths={tuple(self.lengths)} must be ascending and not empty.")
     if self.kind not in KINDS:
       raise ValueError(f"kind={self.kind!r} must be one of {', '.join(KINDS)}.")
     if self.count < 1 or not self.seeds:
@@ -66,15 +64,15 @@ class Questions:
 
   @property
   def title(self) -> str:
-    """The task's name, at the beginning of a sentence."""
+    """The task's name with a capital letter."""
     return self.task.name.replace("-", " ").capitalize()
 
   def answers(self, recalled: Sequence[Recalled], told: Recalled) -> dict[str, Any]:
-    """As JSON values: accuracies by length, and apart by kind.
+    """Returns accuracies by length and by kind, as JSON values.
 
     Args:
-      recalled: what was given at each of the lengths.
-      told: the answers that are told apart by kind.
+      recalled: the answers at each of the lengths.
+      told: the answers to group by kind.
     """
     return {
       "lengths": [one.accuracy for one in recalled],
@@ -83,7 +81,7 @@ class Questions:
     }
 
   def figure(self, name: str, **parts: Any) -> Figure:
-    """A figure with what all of them say of the task."""
+    """Makes a figure with the conditions of the task."""
     fields = self.task.describe()
     hidden = ("corpus", "revision", "examples", "heldout_examples", "seed", "length")
     options = {key: value for key, value in fields.items() if key not in hidden}
@@ -104,11 +102,11 @@ class Questions:
     )
 
   def by_length(self, found: Found, trained: int | None = None) -> Figure:
-    """Right answers against the length of the context.
+    """Plots right answers against the context length.
 
     Args:
-      found: of each model, what `answers` gave for each seed.
-      trained: the length that models were trained at, one of the lengths; None if at none of them.
+      found: results of `answers` by model, one per seed.
+      trained: the training length if it is one of the lengths; else None.
     """
     unit, last = self.task.unit, len(self.lengths) - 1
     first = self.lengths.index(trained) if trained in self.lengths else 0
@@ -125,7 +123,7 @@ class Questions:
     places = sorted({first, min(first + 1, last), last})
     return self.figure(
       "by_length",
-      title=f"{self.title}: right answers against the length of the context",
+      title=f"{self.title}: right answers against context length",
       finding=f"Right answers: {'; '.join(map(told, places))}; there {differences}.",
       x=Axis(label=f"context, {unit}", log=True),
       y=Axis(label="share of right answer tokens"),
@@ -136,7 +134,7 @@ class Questions:
     )
 
   def by_kind(self, found: Found) -> Figure:
-    """Right answers apart by distance, depth or place in the answer."""
+    """Plots right answers by distance, depth or position in the answer."""
 
     def values(name: str) -> tuple[list[float], list[Interval]]:
       shares: dict[float, list[float]] = {}
@@ -155,14 +153,14 @@ class Questions:
       f"by_{self.kind}",
       title=f"{self.title}: where answers fail",
       finding=f"By {KINDS[self.kind]}: {'; '.join(map(worst, found))}.",
-      # A distance is at least 1; other kinds begin at 0, which a logarithmic axis does not have.
+      # Distances are at least 1; other kinds start at 0, which a logarithmic axis lacks.
       x=Axis(label=KINDS[self.kind], log=self.kind == "distance"),
       y=Axis(label="share of right answer tokens"),
       series=tuple(series(name, *values(name)) for name in found),
     )
 
   def differences(self, shares: Mapping[str, list[float]], *, lower: str, higher: str) -> str:
-    """What the shares of each model, one per seed, say beside the baseline's."""
+    """Describes the difference of each model's shares, one per seed, from the baseline's."""
     return "; ".join(
       says_difference(
         name,
@@ -178,6 +176,6 @@ class Questions:
 
 
 def share(values: Sequence[float]) -> Interval:
-  """The interval of a share, which is no less than 0 and no more than 1."""
+  """Returns the interval of a share, clipped to [0, 1]."""
   found = interval(values)
   return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))

@@ -1,4 +1,4 @@
-"""Trains models on a recall task, each step on examples that were never seen before."""
+"""Trains models on a recall task, with new examples in each step."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from models.language_model import LanguageModel
 from training import step as step_lib
 from training.optimizer import AdamW, warmup_cosine
 
-# Of the random generators: apart from the splits of a task.
+# Key of the random generators, different from those of a task's splits.
 _STREAM = 1_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-  """How long a model learns.
+  """Training schedule of a recall task.
 
   Attributes:
     steps: optimizer steps.
     batch_size: examples per step.
-    learning_rate: its peak, after the warm-up; then a cosine.
-    warmup_steps: steps of linear rise.
-    weight_decay: of the matrices.
-    look_every: steps between looks at the model.
+    learning_rate: peak learning rate after the warm-up, followed by a cosine decay.
+    warmup_steps: steps of linear warm-up.
+    weight_decay: weight decay of matrices.
+    look_every: steps between evaluations.
   """
 
   steps: Count = 1000
@@ -42,7 +42,7 @@ class Schedule:
   look_every: Count = 100
 
   def optimizer(self) -> AdamW:
-    """AdamW with the schedule's rate."""
+    """AdamW with the schedule's learning rate."""
     rate = warmup_cosine(peak=self.learning_rate, steps=self.steps, warmup_steps=self.warmup_steps)
     return AdamW(learning_rate=rate, weight_decay=self.weight_decay)
 
@@ -50,9 +50,7 @@ class Schedule:
 def batches(
   task: RecallTask, vocabulary: Vocabulary, batch_size: int, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields batches of fresh examples without end, one example a row; equal seeds give equal
-  batches.
-  """
+  """Yields endless batches of new examples, one per row; the same for equal seeds."""
   step = 0
   while True:
     rng = np.random.default_rng([task.seed, _STREAM + seed, step])
@@ -69,22 +67,22 @@ def batches(
 
 
 class Learner:
-  """Trains one model on a task, once per seed; compiled once for all of them."""
+  """Trains a model on a task, once per seed; compiled once for all seeds."""
 
   def __init__(
     self, model: LanguageModel, task: RecallTask, vocabulary: Vocabulary, schedule: Schedule
   ):
-    """Takes the model, what it learns, the vocabulary of its ids, and how long it learns."""
+    """Sets the model, the task, the model's vocabulary and the schedule."""
     optimizer, options = schedule.optimizer().transformation(), step_lib.Options()
     self._task, self._vocabulary, self._schedule = task, vocabulary, schedule
     self._start = jax.jit(lambda seed: step_lib.initial_state(model, optimizer, options, seed))
     self._step = jax.jit(step_lib.make_train_step(model, optimizer, options), donate_argnums=0)
 
   def __call__(self, seed: int) -> Iterator[tuple[int, Any]]:
-    """Yields (steps done, parameters) whenever it is time to look at the model, and at the end.
+    """Yields (steps done, parameters) every `look_every` steps, and at the end.
 
     Args:
-      seed: of parameters and examples; equal seeds see equal examples whatever the model.
+      seed: seed of parameters and examples; equal seeds read equal examples for all models.
     """
     schedule, state = self._schedule, self._start(np.uint32(seed % 2**32))
     data = batches(self._task, self._vocabulary, schedule.batch_size, seed)

@@ -1,6 +1,4 @@
-"""Recall of models that were trained on text: phone book look-up, a pass key by depth (section
-6.2).
-"""
+"""Measures recall of models trained on text: phone book, pass key by depth (section 6.2)."""
 
 from __future__ import annotations
 
@@ -19,15 +17,15 @@ from data.recall import RecallTask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecallOfRuns:
-  """Asks the comparison's trained models, whose vocabulary must be able to spell the task.
+  """Scores the comparison's trained models; their vocabulary must be able to encode the task.
 
   Attributes:
-    task: what is asked; one whose answers are generated, as a mesh of devices can.
-    size: the comparison's size that is asked.
-    lengths: contexts that are asked about, in the task's unit, rising.
-    baseline: the model that the others are compared with.
-    kind: what failures are told apart by, over all lengths: 'distance', 'depth' or 'position'.
-    questions: examples asked per length.
+    task: the task; its answers must be generated, which also runs on a mesh of devices.
+    size: the comparison's size to score.
+    lengths: context lengths to score in the task's unit, ascending.
+    baseline: the model to compare the others with.
+    kind: how to group answers, over all lengths: by 'distance', 'depth' or 'position'.
+    questions: number of examples per length.
   """
 
   task: RecallTask
@@ -41,13 +39,12 @@ class RecallOfRuns:
     self._questions(seeds=(0,))
     if not self.task.generates:
       raise ValueError(
-        f"{self.task.name} is no task of generated answers, such as phonebook and needle: train "
-        "models"
-        " for it with recall_curves.RecallCurves."
+        f"{self.task.name} is not a task with generated answers, such as phonebook or needle. "
+        "Train models on it with recall_curves.RecallCurves."
       )
 
   def results(self, runs: Runs) -> dict[str, RunSpec]:
-    """A result for each run."""
+    """Returns a result for each run."""
     measurement.require_model(self.baseline, runs.models)
     measurement.require_size(self.size, runs.sizes)
     specs = [
@@ -58,7 +55,7 @@ class RecallOfRuns:
     return {str(spec): spec for spec in specs}
 
   def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
-    """Trains what is not trained, asks, and draws."""
+    """Trains and scores the models; returns the figures."""
     found = measurement.cached_by_run(
       self.results(runs), cached, lambda spec: self._measure(runs, spec)
     )

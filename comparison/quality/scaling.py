@@ -1,4 +1,4 @@
-"""Held-out loss over a ladder of sizes, against the baseline (section 3.1 of the Griffin paper)."""
+"""Measures held-out loss by model size against a baseline (section 3.1 of the Griffin paper)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from comparison.statistics import (
 )
 
 _LOSS = "held-out loss, nats per token"
-# Of the place where a fit is drawn.
+# Number of points of a drawn fit.
 _FIT_POINTS = 25
 
 
@@ -34,19 +34,19 @@ class Scaling:
   """Trains every model at every size, and fits power laws.
 
   Attributes:
-    baseline: the model that the others are compared with.
+    baseline: the model to compare the others with.
   """
 
   baseline: str
 
   def results(self, runs: Runs) -> dict[str, RunSpec]:
-    """A result for each training run, small sizes first, a model's seeds together.
+    """Returns a result for each training run, small sizes first.
 
-    They are compiled once.
+    A model's seeds follow one another, so that they are compiled once.
     """
     measurement.require_model(self.baseline, runs.models)
     if len(runs.models) < 2:
-      raise ValueError(f"there is no model beside the baseline {self.baseline!r}: add one.")
+      raise ValueError(f"there is no model but the baseline {self.baseline!r}. Add one.")
     specs = [
       RunSpec(model=model, size=size, seed=seed)
       for size in runs.sizes
@@ -56,7 +56,7 @@ class Scaling:
     return {str(spec): spec for spec in specs}
 
   def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
-    """Trains what is not trained, and draws."""
+    """Trains the models; returns the figures."""
     found = measurement.cached_by_run(self.results(runs), cached, lambda spec: _measure(runs, spec))
     ladder = _Ladder(runs, found)
     figures = [self._differences(ladder)]
@@ -85,10 +85,10 @@ class Scaling:
     ]
     return Figure(
       name="scaling_difference",
-      title=f"Held-out loss beside the {self.baseline} {ladder.budget()}",
+      title=f"Held-out loss relative to the {self.baseline} {ladder.budget()}",
       finding=" ".join([f"In nats per token: {'; '.join(told)}.", *ladder.unequal_tokens()]),
       x=Axis(label="size"),
-      y=Axis(label=f"held-out loss less that of the {self.baseline}, nats per token"),
+      y=Axis(label=f"held-out loss minus that of the {self.baseline}, nats per token"),
       series=tuple(
         series(model, ladder.sizes, [differences[model, size] for size in ladder.sizes])
         for model in others
@@ -99,7 +99,7 @@ class Scaling:
     )
 
   def _says_by_size(self, model: str, differences: Mapping[str, Interval]) -> str:
-    """At which sizes a difference is seen, with it, and at which none is."""
+    """Lists the sizes with a difference, and those without."""
     if not all(one.supports_claim for one in differences.values()):
       last = list(differences)[-1]
       value = signed(differences[last].mean)
@@ -195,7 +195,7 @@ class Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class _Ladder:
-  """What was found, by run."""
+  """Results by run."""
 
   runs: Runs
   found: Mapping[RunSpec, Mapping[str, Any]]
@@ -213,33 +213,31 @@ class _Ladder:
     return self.runs.seeds
 
   def of(self, model: str, size: str, what: str) -> list[Any]:
-    """One value per seed."""
+    """Returns one value per seed."""
     return [self.found[RunSpec(model=model, size=size, seed=seed)][what] for seed in self.seeds]
 
   def value(self, model: str, size: str, what: str) -> float:
-    """What is the same for every seed."""
+    """Returns a value that is the same for every seed."""
     return self.of(model, size, what)[0]
 
   def losses(self, model: str, size: str) -> list[float]:
-    """The finished models' losses."""
+    """Returns the finished models' losses, one per seed."""
     return [curve[-1][1] for curve in self.of(model, size, "curve")]
 
   def curve_at(self, model: str, size: str, index: int) -> list[float]:
-    """The losses at one evaluation."""
+    """Returns the losses at one evaluation, one per seed."""
     return [curve[index][1] for curve in self.of(model, size, "curve")]
 
   def tokens(self, size: str) -> dict[str, list[int]]:
-    """How many tokens each model was trained on; a run that was opened may differ from its seeds'
-    others.
-    """
+    """Returns the training tokens of each model; those of a loaded run may differ by seed."""
     return {model: sorted(set(self.of(model, size, "tokens"))) for model in self.models}
 
   def budget(self) -> str:
-    """Whether the models of each size were trained on equally many tokens, for a title."""
-    return "as trained, at unequal tokens" if self.unequal_tokens() else "at equal tokens"
+    """Tells in a title whether the models of each size had the same training tokens."""
+    return "at unequal tokens" if self.unequal_tokens() else "at equal tokens"
 
   def unequal_tokens(self) -> list[str]:
-    """A sentence for each size whose runs were not trained on equally many tokens."""
+    """Returns a sentence for each size with unequal training tokens."""
     return [
       f"At {size} the tokens differ: {_counts(self.tokens(size))}."
       for size in self.sizes
@@ -249,7 +247,7 @@ class _Ladder:
   def conditions(
     self, baseline: str, sizes: list[str] | None = None
   ) -> tuple[tuple[str, str], ...]:
-    """Parameters and tokens by size, and the seeds."""
+    """Returns parameters and tokens by size, and the seeds."""
     named = []
     for size in sizes or self.sizes:
       counts = {model: self.value(model, size, "parameters") for model in self.models}
@@ -267,7 +265,7 @@ class _Ladder:
 
 
 def _counts(tokens: Mapping[str, list[int]]) -> str:
-  """Numbers of tokens by model; those of several seeds joined by 'or'."""
+  """Formats numbers of tokens by model; those of several seeds joined by 'or'."""
   return ", ".join(
     f"{model} {' or '.join(f'{count:,}' for count in counts)}".strip()
     for model, counts in tokens.items()

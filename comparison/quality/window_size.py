@@ -1,4 +1,4 @@
-"""The loss against the window of local attention (appendix E of the Griffin paper)."""
+"""Measures the loss by window of local attention (appendix E of the Griffin paper)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from comparison.statistics import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WindowSize:
-  """Trains one model with several windows, beside a baseline that has none.
+  """Trains a model with several windows, and a baseline without a window.
 
   Attributes:
-    size: the comparison's size that is trained.
-    model: the model whose window varies.
-    windows: in tokens, from small to large.
-    baseline: drawn as a level line.
+    size: the comparison's size to train.
+    model: the model with the varied window.
+    windows: windows in tokens, from small to large.
+    baseline: a model without a window, drawn as a horizontal line.
     length: tokens per row; None is the configuration's.
   """
 
@@ -39,10 +39,10 @@ class WindowSize:
 
   def __post_init__(self):
     if len(self.windows) < 2 or list(self.windows) != sorted(set(self.windows)):
-      raise ValueError(f"windows={self.windows} must rise, and hold at least two.")
+      raise ValueError(f"windows={self.windows} must be ascending, with at least two.")
 
   def results(self, runs: Runs) -> dict[str, RunSpec]:
-    """A result for each run."""
+    """Returns a result for each run."""
     for name in (self.model, self.baseline):
       measurement.require_model(name, runs.models)
     measurement.require_size(self.size, runs.sizes)
@@ -50,7 +50,7 @@ class WindowSize:
     return {str(spec): spec for spec in specs}
 
   def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
-    """Trains what is not trained, and draws."""
+    """Trains the models; returns the figures."""
     found = measurement.cached_by_run(self.results(runs), cached, lambda spec: _measure(runs, spec))
 
     def losses(window: int | None) -> list[float]:
@@ -102,7 +102,7 @@ class WindowSize:
     )
 
   def _spec(self, seed: int, window: int | None) -> RunSpec:
-    """The run of the model with a window; of the baseline, if there is none."""
+    """Returns the run of the model with a window, or that of the baseline for None."""
     model = self.baseline if window is None else self.model
     return RunSpec(model=model, size=self.size, seed=seed, length=self.length, window=window)
 

@@ -1,1 +1,1 @@
-"""How fast models train and generate, and what that is spent on."""
+"""Measurements of the speed and memory of training and generation."""

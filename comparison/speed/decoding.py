@@ -1,4 +1,4 @@
-"""Latency of a sample and of its tokens against their number (section 5)."""
+"""Measures the latency of samples and of tokens by length (section 5)."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Found = Mapping[str, Sequence[MedianInterval]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeSpeed:
-  """Times samples from prompt to end, and single tokens after so many others.
+  """Times samples from prompt to end, and single tokens at several context lengths.
 
-  Beside the latter stands the time that memory allows: parameters and caches, read once per token.
+  The tokens are compared with a memory-bound model: parameters and caches are read once per token.
 
   Attributes:
     lengths: tokens per sample.
-    prefills: tokens of the prompts that samples continue; 0 is BOS alone.
-    after: numbers of tokens after which single tokens are timed.
+    prefills: tokens per prompt; 0 is only BOS.
+    after: context lengths at which to time single tokens.
     steps: tokens per timed run there.
-    batch_size: samples at a time.
-    rounds: times that each is timed.
-    bandwidth: of the memory, in bytes per second; measured if None.
-    sampler: how tokens are drawn.
-    baseline: the model that the others are compared with.
+    batch_size: samples per batch.
+    rounds: number of timed rounds.
+    bandwidth: memory bandwidth in bytes per second; None measures it.
+    sampler: the sampler.
+    baseline: the model to compare the others with.
   """
 
   lengths: Sequence[Count] = (512, 1024, 2048, 4096)
@@ -119,7 +119,7 @@ class DecodeSpeed:
     ]
     return Figure(
       name=f"sample-latency-{prefill}",
-      title=f"Time of a sample against its length, after {prompt}",
+      title=f"Time per sample against its length, after {prompt}",
       finding=f"{plural(self.batch_size, 'sample')} of {plural(self.lengths[-1], 'token')} after "
       f"{prompt} take "
       f"{listed(parts)}.",
@@ -160,10 +160,10 @@ class DecodeSpeed:
     ]
     return Figure(
       name="token-latency",
-      title="Time of a token against the number of tokens before it",
+      title="Time per token against context length",
       finding=_tokens_finding(self.after, found, bounds),
-      x=Axis(label="tokens before", log=True),
-      y=Axis(label="milliseconds per token of all rows", log=True),
+      x=Axis(label="context length, tokens", log=True),
+      y=Axis(label="milliseconds per decode step (a token in each row)", log=True),
       series=tuple(lines),
       spread=timing.spread(self.rounds),
       conditions=(
@@ -171,7 +171,7 @@ class DecodeSpeed:
         ("tokens per timed run", str(self.steps)),
         (
           _BANDWIDTH,
-          f"{bandwidth / 1e9:.4g} GB/s, {'given' if self.bandwidth else 'of a copy measured here'}",
+          f"{bandwidth / 1e9:.4g} GB/s, {'given' if self.bandwidth else 'measured here'}",
         ),
         *conditions(models),
       ),
@@ -190,7 +190,7 @@ def _tokens_finding(
     f"({values[-1].median / bounds[name][-1]:.3g} times the memory-bound model's)"
     for name, values in found.items()
   ]
-  return f"From {after[0]:,} to {after[-1]:,} tokens before it, a token of {listed(parts)}."
+  return f"At context lengths {after[0]:,} to {after[-1]:,}, a token of {listed(parts)}."
 
 
 def _compared(value: MedianInterval, reference: MedianInterval, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the figures of speed have in common: what they depend on, and how a finding is worded."""
+"""Shared parts of the figures of speed: conditions and the wording of findings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ NO_DIFFERENCE = "no difference seen"
 
 
 def check_baseline(baseline: str, models: Mapping[str, LanguageModel]) -> None:
-  """Raises ValueError if the model that the others are compared with is not there."""
+  """Raises ValueError if the baseline is not one of the models."""
   if baseline not in models:
-    raise ValueError(
-      f"baseline={baseline!r} is none of the models: name one of {', '.join(map(repr, models))}."
-    )
+    raise ValueError(f"unknown baseline={baseline!r}. Name one of {', '.join(map(repr, models))}.")
 
 
 def conditions(models: Mapping[str, LanguageModel]) -> tuple[tuple[str, str], ...]:
-  """Sizes and types of the models, as conditions of a figure."""
+  """Returns sizes and dtypes of the models, as conditions of a figure."""
   counts, kinds = [], {}
   for name, model in models.items():
     parameters = list_parameters(model)
@@ -39,7 +37,7 @@ def series(
   intervals: Sequence[MedianInterval],
   scale: float = 1.0,
 ) -> Series:
-  """Measured intervals, times `scale`, as a line."""
+  """Makes a series of measured intervals, multiplied by `scale`."""
   scaled = [one.scaled(scale) for one in intervals]
   return Series(
     name=name,
@@ -51,19 +49,19 @@ def series(
 
 
 def times(value: MedianInterval, reference: MedianInterval) -> str:
-  """How a value compares with a reference: '1.46 times', or that no difference is seen."""
+  """Compares a value with a reference: '1.46 times', or that no difference is seen."""
   if value.overlaps(reference):
     return NO_DIFFERENCE
   return f"{value.median / reference.median:.3g} times"
 
 
 def change(before: MedianInterval, after: MedianInterval) -> str:
-  """How a value changes: '1.00 to 1.46', and whether that is seen."""
+  """Formats a change: '1.00 to 1.46', marked if it is not significant."""
   text = f"{before.median:.2f} to {after.median:.2f}"
   return f"{text} ({NO_DIFFERENCE})" if before.overlaps(after) else text
 
 
 def listed(parts: Sequence[str]) -> str:
-  """'a, b and c'."""
+  """Joins parts: 'a, b and c'."""
   *most, last = parts
   return f"{', '.join(most)} and {last}" if most else last

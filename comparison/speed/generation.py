@@ -1,4 +1,4 @@
-"""Generating with a model whose parameters are random: runs to be timed."""
+"""Generation with random parameters, for timing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from models.language_model import LanguageModel
 
 
 class TimedGeneration:
-  """Samples of one model, with nothing that ends a row."""
+  """Samples of a model, without stop tokens."""
 
   def __init__(self, model: LanguageModel, sampler: Sampler):
-    """Takes the model and how tokens are drawn."""
+    """Sets the model and the sampler."""
     self._model = model
     self._decoder = Decoder(model, sampler)
 
@@ -30,23 +30,23 @@ class TimedGeneration:
     return nn.unbox(jax.jit(self._model.init)(jax.random.key(0), tokens)["params"])
 
   def samples(self, batch_size: int, prefill: int, length: int) -> Callable[[], None]:
-    """A run from prompts of `prefill` tokens (0: BOS alone) to samples of `length` tokens."""
+    """Returns a run from prompts of `prefill` tokens (0: BOS) to samples of `length` tokens."""
     prompts = self._prompts(batch_size, prefill)
 
     def run() -> None:
       for _ in self._decoder.generate(self._params, prompts, max_tokens=length):
-        pass  # each piece is on the host when it comes
+        pass  # pieces are yielded on the host
 
     return run
 
   def steps(self, batch_size: int, after: int, count: int, runs: int) -> Callable[[], np.ndarray]:
-    """A run of `count` tokens per row that go on where the last run stopped.
+    """Returns a run of `count` tokens per row, each continuing the previous run.
 
     Args:
-      batch_size: rows.
-      after: tokens before the first run, which reads them.
-      count: tokens of a run.
-      runs: how many runs there will be: the baseline's cache has room for so many tokens.
+      batch_size: number of rows.
+      after: context length before the first run, which reads it.
+      count: tokens per run.
+      runs: number of runs, for the size of caches.
     """
     tokens = self._decoder.generate(
       self._params, self._prompts(batch_size, after), max_tokens=count * runs, chunk=count

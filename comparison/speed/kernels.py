@@ -1,6 +1,4 @@
-"""Implementations of the recurrence against each other, alone and in a training step (section
-4.2).
-"""
+"""Compares implementations of the recurrence, alone and in a training step (section 4.2)."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from comparison.speed.train_step import TrainingSteps
 from layers.recurrent_block import RecurrentBlock
 from models.language_model import LanguageModel
 
-# The native scan, which the paper's figure divides by too.
+# The native scan, which is also the reference of the paper's figure.
 REFERENCE = "reference"
 _LABEL = f"time / that of {REFERENCE} (lax.scan)"
 
@@ -28,11 +26,12 @@ class RecurrenceSpeed:
   """Times every implementation that runs on this backend.
 
   Attributes:
-    shape: batch, tokens and channels of the recurrence alone; the paper's have 8 rows and 1024
-      channels.
-    dtype: its type.
-    batch_size, length: of the training step; models without a recurrence are left out.
-    rounds: times that each is timed.
+    shape: batch, tokens and channels of the recurrence alone; 8 rows and 1024 channels in the
+      paper.
+    dtype: dtype of its inputs.
+    batch_size, length: rows and tokens per row of the training step; models without a recurrence
+      are left out.
+    rounds: number of timed rounds.
   """
 
   shape: Sequence[Count] = (8, 2048, 1024)
@@ -130,7 +129,7 @@ def _relative(seconds: Mapping[str, Sequence[float]]) -> dict[str, MedianInterva
 
 
 def _finding(where: str, found: Mapping[str, Mapping[str, MedianInterval]]) -> str:
-  """Which implementation is the fastest, and what it takes of the native scan's time."""
+  """Names the fastest implementation, and its time relative to the native scan."""
   parts = []
   for name, intervals in found.items():
     fastest = min(intervals, key=lambda one: intervals[one].median)
@@ -143,7 +142,7 @@ def _finding(where: str, found: Mapping[str, Mapping[str, MedianInterval]]) -> s
       f"{fastest} for {name} ({times(intervals[fastest], intervals[REFERENCE])} "
       f"relative to {REFERENCE}{_tied(ties)})"
     )
-  return f"{where}, the least time is that of {listed(parts)}."
+  return f"{where}, the fastest is {listed(parts)}."
 
 
 def _tied(names: Sequence[str]) -> str:
@@ -164,7 +163,7 @@ def _is_recurrent(factory) -> bool:
 
 
 def _with_recurrence(model: LanguageModel, implementation: str) -> LanguageModel:
-  """The model with its recurrences computed by a named implementation."""
+  """Returns the model with a named implementation of its recurrences."""
   return model.clone(
     pattern=tuple(
       partial(factory, implementation=implementation) if _is_recurrent(factory) else factory

@@ -1,4 +1,4 @@
-"""Bytes of the caches, and what reading them means for a step of decoding (section 5)."""
+"""Counts the bytes of caches, and their effect on a decode step (section 5)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _CELL = "bytes"
 def decode_seconds(
   model: LanguageModel, *, batch_size: int, tokens: int, bandwidth: float
 ) -> float:
-  """The least time of a step of decoding if memory is what bounds it (section 5.1).
+  """Returns the least seconds of a memory-bound decode step (section 5.1).
 
   (parameter bytes + batch x cache bytes) / bandwidth: every step reads both once.
 
   Args:
     model: any model.
-    batch_size: sequences that share the reading of the parameters.
-    tokens: that the caches have room for.
+    batch_size: number of sequences.
+    tokens: size of the caches.
     bandwidth: bytes per second.
   """
   parameters = sum(parameter.bytes for parameter in list_parameters(model))
@@ -34,11 +34,11 @@ def decode_seconds(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CacheSize:
-  """Counts the bytes that a sequence's cache takes, from shapes alone.
+  """Counts the bytes of a sequence's cache, from shapes.
 
   Attributes:
-    lengths: tokens that the cache has room for.
-    baseline: the model that the others are compared with.
+    lengths: sizes of the cache in tokens.
+    baseline: the model to compare the others with.
   """
 
   lengths: Sequence[Count] = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -83,5 +83,5 @@ class CacheSize:
 
 
 def _short(ratio: float) -> str:
-  """Three digits, or all of them before the point: never 2.85e+03."""
+  """Formats a ratio with three digits, but never as 2.85e+03."""
   return f"{ratio:,.0f}" if ratio >= 1000 else f"{ratio:,.3g}"

@@ -1,4 +1,4 @@
-"""The recurrences as runs: one op, one implementation, forward or with its gradient."""
+"""Runs of the recurrences for timing: an op, an implementation, forward or with gradient."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ BOTH = "forward and backward"
 
 
 def available(op: str) -> list[str]:
-  """The implementations of an op that run on the target platform."""
+  """Lists the implementations of an op that run on the target platform."""
   reasons = platform.availability(OPS[op][1])
   return [name for name, reason in reasons.items() if reason is None]
 
 
 def problem(op: str, shape: tuple[int, int, int], dtype: Any, seed: int = 0):
-  """(differentiable arguments, reset, cotangents) with decays between 0.9 and 1 - 1e-6."""
+  """Makes (differentiable arguments, reset, cotangents), with decays between 0.9 and 1 - 1e-6."""
   rng = np.random.default_rng(seed)
   batch, steps, width = shape
 
@@ -47,15 +47,13 @@ def problem(op: str, shape: tuple[int, int, int], dtype: Any, seed: int = 0):
 
 
 def bind(op: str, implementation: str) -> Callable[..., Any]:
-  """op(*arguments, reset) with a named implementation."""
+  """Binds a named implementation: returns op(*arguments, reset)."""
   function, _ = OPS[op]
   return lambda *a: function(*a[:-1], reset=a[-1], implementation=implementation)
 
 
 def with_gradient(op: Callable[..., Any]) -> Callable[..., Any]:
-  """op(*arguments, reset) -> a function (*arguments, reset, dh, dh_last) -> values and
-  gradients.
-  """
+  """Returns the function (*arguments, reset, dh, dh_last) -> values and gradients of an op."""
 
   def both(*arguments):
     *inputs, reset, dh, dh_last = arguments
@@ -68,7 +66,7 @@ def with_gradient(op: Callable[..., Any]) -> Callable[..., Any]:
 def runs(
   op: str, shape: tuple[int, int, int], dtype: Any
 ) -> dict[tuple[str, str], Callable[[], Any]]:
-  """Compiled on first use: every available implementation of an op in both directions."""
+  """Returns runs of every available implementation in both directions, compiled on first use."""
   arguments, reset, cotangents = problem(op, shape, dtype)
   found = {}
   for name in available(op):

@@ -1,4 +1,4 @@
-"""The most tokens per second that a model generates, over batch sizes (section 5)."""
+"""Measures the largest throughput of generation over batch sizes (section 5)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from comparison.speed.timing import MedianInterval
 from inference.sampling import Sampler
 from models.language_model import LanguageModel
 
-# By model and length: the interval of each batch size that fits in memory.
+# By model and length: the interval of each batch size that fits into memory.
 Rates = Mapping[tuple[str, int], Mapping[int, MedianInterval]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Throughput:
-  """Times whole samples after BOS, at every batch size until memory is full.
+  """Times whole samples after BOS, at every batch size that fits into memory.
 
-  All models' parameters are in memory together.
+  The parameters of all models are in memory together.
 
   Attributes:
     lengths: tokens per sample.
-    batch_sizes: samples at a time.
-    rounds: times that each is timed.
-    sampler: how tokens are drawn.
-    baseline: the model that the others are compared with.
+    batch_sizes: samples per batch.
+    rounds: number of timed rounds.
+    sampler: the sampler.
+    baseline: the model to compare the others with.
   """
 
   lengths: Sequence[Count] = (512, 1024, 2048, 4096)
@@ -44,12 +44,12 @@ class Throughput:
 
   def __post_init__(self):
     if not self.batch_sizes or list(self.batch_sizes) != sorted(set(self.batch_sizes)):
-      raise ValueError(f"batch_sizes={tuple(self.batch_sizes)} must ascend.")
+      raise ValueError(f"batch_sizes={tuple(self.batch_sizes)} must be ascending.")
 
   def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:
     """See `comparison.measurement.Measurement`."""
     del models
-    # A step reads the parameters, whatever the batch.
+    # A step reads the parameters once for any batch size.
     return {
       _key(length, batch): float(length * (32 + batch))
       for length in self.lengths
@@ -72,9 +72,8 @@ class Throughput:
       missing = [name for name in models if (name, length) not in rates]
       if missing:
         raise ValueError(
-          f"{listed(missing)}: not even {self.batch_sizes[0]} samples of {length:,} tokens fit in "
-          "memory. "
-          "Take shorter ones, or a smaller model."
+          f"{listed(missing)}: not even {self.batch_sizes[0]} samples of {length:,} tokens fit "
+          "into memory. Use shorter samples, or a smaller model."
         )
     return self._largest(models, rates), self._by_batch(models, rates)
 
@@ -101,8 +100,8 @@ class Throughput:
     ]
     return Figure(
       name="largest-throughput",
-      title="Largest throughput over batch sizes against the length of samples",
-      finding=f"The most tokens per second in samples of {last:,} tokens are {listed(parts)}.",
+      title="Largest throughput over batch sizes against sample length",
+      finding=f"The most tokens per second in samples of {last:,} tokens: {listed(parts)}.",
       x=Axis(label="tokens per sample", log=True),
       y=Axis(label="tokens per second"),
       series=tuple(series(name, self.lengths, largest[name]) for name in models),
@@ -136,7 +135,7 @@ class Throughput:
     ]
     return Figure(
       name="throughput-by-batch",
-      title=f"Throughput against the batch, samples of {last:,} tokens",
+      title=f"Throughput against batch size, samples of {last:,} tokens",
       finding=f"In samples of {last:,} tokens the tokens per second grow as follows: "
       f"{listed(parts)}.",
       x=Axis(label="batch", log=True),

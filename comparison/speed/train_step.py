@@ -1,4 +1,4 @@
-"""Whole training steps of a model, to be timed."""
+"""Training steps of a model, for timing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _ADAMW = AdamW(learning_rate=optax.constant_schedule(1e-4))
 
 
 class TrainingSteps:
-  """Steps that one after the other update the same parameters, which start at random."""
+  """Consecutive training steps of the same, initially random parameters."""
 
   def __init__(self, model: LanguageModel, parallelism: Parallelism | None = None):
-    """Takes the model and what is split over the devices: nothing if None."""
+    """Sets the model, and how it is split over devices; None uses one."""
     self._model = model
     self._optimizer = _ADAMW.transformation()
     parameters = list_parameters(model)
@@ -37,7 +37,7 @@ class TrainingSteps:
 
   @functools.cached_property
   def _carried(self) -> list[Any]:
-    """The train state, in a list because every step replaces it; made when the first one runs."""
+    """The train state, in a list because every step replaces it; made at the first step."""
     create = functools.partial(initial_state, self._model, self._optimizer, _OPTIONS, 0)
     abstract = abstract_like(jax.eval_shape(create), self._sharding_plan.state)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -46,12 +46,12 @@ class TrainingSteps:
   def of(
     self, batch_size: int, length: int, model: LanguageModel | None = None
   ) -> Callable[[], dict[str, jax.Array]]:
-    """A run of one step: loss, gradient and AdamW's update.
+    """Returns a run of one step: loss, gradient and AdamW's update.
 
     Args:
       batch_size: rows of random tokens, the same in every step.
       length: tokens per row, one document each.
-      model: computes the same with the same parameters in another way; the model itself if None.
+      model: an equivalent model with another implementation; None is the model itself.
     """
     tokens = np.random.default_rng(0).integers(0, self._model.vocab_size, (batch_size, length))
     batch = batch_of_rows(tokens, np.ones_like(tokens), bos_id=0)
@@ -66,7 +66,7 @@ class TrainingSteps:
     return run
 
   def _compiled(self, model: LanguageModel) -> Callable[..., Any]:
-    """The same function for the same model, so that JAX compiles it once per shape."""
+    """Returns the same function for the same model, so that JAX compiles it once per shape."""
     if model not in self._steps:
       step = make_train_step(model, self._optimizer, _OPTIONS, self._sharding_plan)
       self._steps[model] = jax.jit(step, donate_argnums=0)

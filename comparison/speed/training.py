@@ -1,4 +1,4 @@
-"""Step time against the length of rows, at the same number of tokens per step (section 4.3)."""
+"""Measures step time by row length, at the same number of tokens per step (section 4.3)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SOURCE = "section 4.3"
 class TrainingSpeed:
   """Times whole training steps: loss, gradient and AdamW's update.
 
-  Every length is timed beside the baseline at the shortest length, in the same rounds.
+  Every length is timed in the same rounds as the baseline at the shortest length.
 
   Attributes:
     lengths: tokens per row.
-    tokens: per step, whatever the length.
-    baseline: the model whose step at the shortest length is 1.
-    rounds: times that each step is timed.
-    parallelism: how a step is split over all visible devices; None takes one device.
+    tokens: tokens per step, for all lengths.
+    baseline: the model that defines 1, by its step at the shortest length.
+    rounds: number of timed rounds.
+    parallelism: how a step is split over all visible devices; None uses one device.
   """
 
   lengths: Sequence[Count] = LENGTHS
@@ -65,7 +65,7 @@ class TrainingSpeed:
     return (
       Figure(
         name="training-speed",
-        title="Time of a training step against the length of its rows",
+        title="Time per training step against row length",
         finding=_finding(self.baseline, self.lengths, self.tokens, found),
         x=x,
         y=y,
@@ -81,7 +81,7 @@ class TrainingSpeed:
     )
 
   def _measure(self, steps: Mapping[str, TrainingSteps], length: int) -> dict:
-    # None is the reference, timed beside the models.
+    # None is the reference, timed in the same rounds.
     runs: dict[str | None, Callable[[], Any]] = {
       name: one.of(self.tokens // length, length) for name, one in steps.items()
     }
@@ -94,25 +94,25 @@ class TrainingSpeed:
 
 
 class StepEstimate(Protocol):
-  """Estimates a training step on hardware that need not be here.
+  """Estimates a training step on hardware that need not be attached.
 
   Attributes:
-    hardware: its name.
+    hardware: the hardware's name.
   """
 
   hardware: str
 
   def __call__(self, model: LanguageModel, *, batch_size: int, length: int) -> float:
-    """Seconds of a training step."""
+    """Estimates the seconds of a training step."""
     ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EstimatedTrainingSpeed:
-  """The same as `TrainingSpeed` for hardware that need not be here.
+  """Estimates `TrainingSpeed` for hardware that need not be attached.
 
   Attributes:
-    estimate: gives a step's time.
+    estimate: estimates a step's time.
     lengths, tokens, baseline: as in `TrainingSpeed`.
   """
 
@@ -149,7 +149,7 @@ class EstimatedTrainingSpeed:
     return (
       Figure(
         name=f"training-speed-{hardware.replace(':', '-')}",
-        title=f"Least time of a training step on {hardware} against the length of its rows",
+        title=f"Roofline time per training step on {hardware} against row length",
         finding=f"{_finding(self.baseline, self.lengths, self.tokens, found)[:-1]}, as estimated "
         f"for {hardware}.",
         x=x,
@@ -164,7 +164,7 @@ class EstimatedTrainingSpeed:
           for name in models
         ),
         conditions=(
-          ("estimated", f"for {hardware}: the least time that its compiled program allows"),
+          ("estimated", f"for {hardware}: the roofline time of the compiled program"),
           ("tokens per step", f"{self.tokens:,}"),
           (
             f"step of {self.baseline} at {self.lengths[0]:,} tokens",
@@ -183,8 +183,8 @@ def _check_lengths(lengths: Sequence[int], tokens: int) -> None:
   for length in lengths:
     if tokens % length:
       raise ValueError(
-        f"tokens={tokens} per step are no whole rows of {length}: make them a multiple of every "
-        "length."
+        f"tokens={tokens} per step are not a multiple of length {length}. Make them a multiple of "
+        "every length."
       )
 
 
@@ -205,13 +205,12 @@ def _finding(
   tokens: int,
   found: Mapping[str, Sequence[MedianInterval]],
 ) -> str:
-  """How each model's step time changes from the shortest to the longest rows."""
+  """Describes the change of each model's step time from the shortest to the longest rows."""
   first, last = lengths[0], lengths[-1]
   changes = listed(
     [f"{name}'s from {change(values[0], values[-1])}" for name, values in found.items()]
   )
   return (
-    f"With {tokens:,} tokens per step in rows of {first:,} to {last:,} tokens, step times "
-    "relative to "
-    f"{baseline}'s at {first:,} go as follows: {changes}."
+    f"With {tokens:,} tokens per step, from rows of {first:,} to {last:,} tokens, step times "
+    f"relative to {baseline}'s at {first:,} change as follows: {changes}."
   )

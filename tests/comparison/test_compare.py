@@ -166,7 +166,7 @@ def test_trained_models_are_asked_for_a_pass_key(output):
   assert all(0 <= share <= 1 for series in by_length["series"] for share in series["y"])
   for series in by_depth["series"]:
     assert all(0 <= depth < 1 for depth in series["x"])
-  assert "place in the context" in by_depth["finding"]
+  assert "position of the source in the context" in by_depth["finding"]
 
 
 @pytest.mark.parametrize(
@@ -176,14 +176,17 @@ def test_trained_models_are_asked_for_a_pass_key(output):
     (["--only=,"], "--only names no part. Choose from scaling, long_context, needle"),
     (
       ["--gin.BASELINE=MQA"],
-      "part scaling: there is no model 'MQA' in this comparison; there is Griffin,",
+      "part scaling: unknown model: 'MQA'. Models of this comparison: Griffin,",
     ),
     (
       ["--gin.CONTEXT_SIZE=big"],
-      r"part long_context: there is no size 'big'; there is tiny\. Let",
+      r"part long_context: unknown size: 'big'. Sizes of this comparison: tiny\. Set",
     ),
     (["--gin.SEEDS=()"], "seeds is empty"),
-    (["--gin.LOADED={'Griffin, tiny, seed 7': 'x'}"], "seed 7' that is not compared; did you mean"),
+    (
+      ["--gin.LOADED={'Griffin, tiny, seed 7': 'x'}"],
+      "seed 7', not a run of this comparison; did you mean",
+    ),
     (["--gin.LOADED={'Griffin, tiny, seed 1': 'nothing'}"], "nothing is not a run directory"),
     (["--gin.SHARED=['LENGTH']"], r"the shared choices.*LENGTH"),
     (["--gin.SHARED=['meshes/single.gin']"], r"no gin file 'meshes/single.gin'"),

@@ -193,23 +193,23 @@ def test_recall_of_trained_models_tells_who_recalls_and_at_which_depth_they_fail
   [
     (
       lambda: RecallOfRuns(task=InductionHeads(), size="4k", lengths=(64,), baseline=BASE),
-      "induction-heads is no task of generated answers",
+      "induction-heads is not a task with generated answers",
     ),
     (
       lambda: RecallOfRuns(task=Needle(), size="4k", lengths=(64,), baseline="Mamba").results(
         KnownRuns()
       ),
-      "no model 'Mamba'",
+      "unknown model: 'Mamba'",
     ),
-    (lambda: LongContext(size="4k", lengths=(64, 32)), "must rise"),
-    (lambda: LongContext(size="4k", lengths=(64,), factor=1), "nothing would be beyond"),
+    (lambda: LongContext(size="4k", lengths=(64, 32)), "must be ascending"),
+    (lambda: LongContext(size="4k", lengths=(64,), factor=1), "must be at least 2"),
     (
       lambda: WindowSize(size="4k", model="Griffin", windows=(8,), baseline=BASE),
       "at least two",
     ),
-    (lambda: Scaling(baseline="Mamba").results(KnownRuns()), "no model 'Mamba'"),
-    (lambda: Scaling(baseline=BASE).results(KnownRuns(models=(BASE,))), "no model beside"),
-    (lambda: LongContext(size="9k", lengths=(64,)).results(KnownRuns()), "no size '9k'"),
+    (lambda: Scaling(baseline="Mamba").results(KnownRuns()), "unknown model: 'Mamba'"),
+    (lambda: Scaling(baseline=BASE).results(KnownRuns(models=(BASE,))), "no model but"),
+    (lambda: LongContext(size="9k", lengths=(64,)).results(KnownRuns()), "unknown size: '9k'"),
   ],
 )
 def test_options_that_make_no_sense_are_refused(make, told):

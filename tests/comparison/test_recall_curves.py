@@ -106,8 +106,8 @@ def test_models_are_trained_and_asked_once():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"lengths": (12, 24)}, r"must hold the training length 6"),
-    ({"lengths": (12, 6)}, "must rise"),
+    ({"lengths": (12, 24)}, r"must include the training length 6"),
+    ({"lengths": (12, 6)}, "must be ascending"),
     ({"kind": "place"}, "kind='place' must be one of distance, depth, position"),
     ({"questions": 0}, "give at least one"),
   ],

@@ -250,14 +250,14 @@ def test_a_model_has_one_colour_in_all_figures():
 
 def test_two_figures_of_one_name_are_refused():
   twice = (Section(name="a", figures=(LINES,)), Section(name="b", figures=(LINES,)))
-  with pytest.raises(ValueError, match="several figures are called step_time"):
+  with pytest.raises(ValueError, match="several figures have the name step_time"):
     report(sections=twice)
 
 
 @pytest.mark.parametrize(
   ("changes", "told"),
   [
-    ({"name": "two words"}, "must be a word"),
+    ({"name": "two words"}, "must be valid in a URL"),
     ({"series": ()}, "series of different names"),
     ({"series": (LINES.series[0], LINES.series[0])}, "series of different names"),
     ({"series": (LINES.series[0], BARS.series[1])}, "mixes numbers and categories"),
