@@ -206,9 +206,9 @@ def test_the_step_time_is_relative_to_the_baseline_at_the_shortest_length(models
     "transformer": (1.0, 1.5),
   }
   assert figure.finding == (
-    "With 32 tokens per step, from rows of 8 to 16 tokens, step times relative to transformer's at "
-    "8 change as follows: griffin's from 0.90 to 0.95, hawk's from 0.80 to 0.80 (no difference seen) and "
-    "transformer's from 1.00 to 1.50."
+    "With 32 tokens per step, from rows of 8 to 16 tokens, step times relative to "
+    "transformer's at 8 change as follows: griffin's from 0.90 to 0.95, hawk's from 0.80 to 0.80 "
+    "(no difference seen) and transformer's from 1.00 to 1.50."
   )
   assert not store.measured
 
