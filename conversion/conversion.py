@@ -1,4 +1,4 @@
-"""Weights of other libraries to run directories, and back."""
+"""Imports other libraries' weights as run directories, and exports runs."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ TOKENIZER_FILE = "tokenizer.model"
 _ORBAX = ("_METADATA", "manifest.ocdbt", "_sharding", "checkpoint")
 _TYPES = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}
 _TYPES |= {"float32": "float32", "bfloat16": "bfloat16"}
-# Of an error; the folder stands before it.
+# Longest part of an error shown after the folder.
 _SHOWN_LETTERS = 380
-# The window that DeepMind's code calls 2048 does not count the token itself.
+# DeepMind's window of 2048 does not count the token itself.
 _DEEPMIND_WINDOW = 2049
-# The configuration of a run with adapters, but for them.
+# The configuration of a run with adapters, without the adapters.
 _WITHOUT_ADAPTERS = (
   "--gin.experiment.experiment.Experiment.model=%MODEL",
   "--gin.experiment.experiment.Experiment.init_from=None",
@@ -52,13 +52,13 @@ _GIN = ("experiment.gin", "models/recurrent_gemma.gin", "mesh/single.gin", "kern
 
 
 def kind_of(source: Path) -> str:
-  """What a folder holds: RUN, HUGGING_FACE or DEEPMIND.
+  """Tells a folder's kind: RUN, HUGGING_FACE or DEEPMIND.
 
   Raises:
-    UserError: none of these.
+    UserError: it is none of these.
   """
   if not source.is_dir():
-    raise UserError(f"there is no folder {source}.")
+    raise UserError(f"no such folder: {source}. Correct the path.")
   if RunDirectory(source).holds_run():
     return RUN
   if (source / CONFIG_FILE).is_file():
@@ -87,11 +87,11 @@ def import_weights(
     source: the folder with the weights.
     run_dir: appears whole or not at all.
     vocabulary: a SentencePiece model or 'bytes'; None is the source's.
-    bindings: changes to the run's configuration.
-    words: the command, for the configuration's first line.
+    bindings: changes of the run's configuration.
+    words: the command line, for the configuration's first line.
 
   Raises:
-    UserError: the weights are of another architecture, not whole, or not of this vocabulary.
+    UserError: the weights are of another architecture, incomplete, or of another vocabulary.
   """
   with _told(source):
     if kind == HUGGING_FACE:
@@ -112,8 +112,7 @@ def import_weights(
   if found.size != backbone["vocab_size"]:
     raise UserError(
       f"the vocabulary {vocabulary or source / TOKENIZER_FILE} has {found.size} ids, the weights "
-      "in "
-      f"{source} are for {backbone['vocab_size']}. Give the tokenizer that they came with: "
+      f"in {source} are for {backbone['vocab_size']}. Give the tokenizer of these weights: "
       "--vocabulary=..."
     )
   stored = _TYPES.get(tensors.types.get(name, "F32"), "float32")
@@ -137,26 +136,26 @@ def import_weights(
 def export(
   run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes: int, trust: Trust = NOBODY
 ) -> str:
-  """Makes Hugging Face files of a run: what `RecurrentGemmaForCausalLM.from_pretrained` reads.
+  """Exports a run as Hugging Face files for `RecurrentGemmaForCausalLM.from_pretrained`.
 
   Args:
     run_dir: the run.
-    target: the folder; appears whole or not at all.
+    target: the folder; appears completely or not at all.
     which: the checkpoint: 'best', 'latest' or a step.
-    dtype: type of the tensors; None is that of the run's parameters.
-    max_bytes: of the tensors in a file.
+    dtype: dtype of the tensors; None is that of the run's parameters.
+    max_bytes: the most bytes of tensors in a file.
     trust: see `experiment.trained.load`.
 
   Returns:
     a line about the tokenizer if `transformers` finds none in the folder, else ''.
 
   Raises:
-    UserError: the run's model is no RecurrentGemma.
-    CheckpointError: there is no such checkpoint.
+    UserError: the run's model is not a RecurrentGemma.
+    CheckpointError: the checkpoint does not exist.
   """
   run = RunDirectory(run_dir)
   trained = trained_lib.load(run, which, trust=trust)
-  # Adapters become part of the weights: Hugging Face's files have no place for them.
+  # Adapters are merged, because Hugging Face's files have no place for them.
   model, params = lora.merged(trained.experiment.model, trained.params)
   vocabulary = trained.vocabulary
   kind = np.dtype(dtype or model.param_dtype)
@@ -171,7 +170,7 @@ def export(
     (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     kept_files.keep(kept_files.folder(trained.run_dir, trained.experiment), partial)
     if isinstance(vocabulary, tokenizers.SentencePiece):
-      # It was compared with its description. A run of bytes may hold another's model.
+      # Compared with its description: a run on bytes may have another run's tokenizer file.
       shutil.copyfile(vocabulary.path, partial / TOKENIZER_FILE)
     has_tokenizer = any((partial / name).is_file() for name in (TOKENIZER_FILE, "tokenizer.json"))
   return "" if has_tokenizer else _without_tokenizer(vocabulary)
@@ -184,27 +183,25 @@ def _without_tokenizer(vocabulary: Vocabulary) -> str:
     meaning = f"byte b of the text's UTF-8 is id b + {tokenizers.Bytes().encode(chr(0))[0]}"
   return (
     f"no tokenizer file for transformers: this run reads {vocabulary.describe()['kind']}. Give "
-    "the model ids: "
-    f"{meaning}, {vocabulary.bos_id} begins a text, {vocabulary.eos_id} ends it, "
-    f"{vocabulary.unk_id} is "
-    "unknown."
+    f"the model ids: {meaning}, BOS is {vocabulary.bos_id}, EOS {vocabulary.eos_id}, unknown "
+    f"{vocabulary.unk_id}."
   )
 
 
 def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NOBODY) -> None:
-  """Makes a run directory in which a run's adapters are part of the weights.
+  """Makes a run directory with a run's adapters merged into the weights.
 
   Args:
     run_dir: a run with adapters.
-    target: the folder; appears whole or not at all. It is to be generated from, evaluated and
-      started from, not to be trained on.
+    target: the folder; appears completely or not at all. It is for generation, evaluation and
+      `--init_from`, not to continue training.
     which: the checkpoint: 'best', 'latest' or a step.
-    words: the command, for the configuration's first line.
+    words: the command line, for the configuration's first line.
     trust: see `experiment.trained.load`.
 
   Raises:
     UserError: the run has no adapters.
-    CheckpointError: there is no such checkpoint.
+    CheckpointError: the checkpoint does not exist.
   """
   run = RunDirectory(run_dir)
   trained = trained_lib.load(run, which, trust=trust)
@@ -232,7 +229,7 @@ def _configuration(
   model_file: Path,
   bindings: list[str],
 ) -> Config:
-  """The configuration of a run directory with imported weights; its text is what Python carries."""
+  """Makes the configuration of imported weights, with CPython's text as data."""
   macros = {
     "WIDTH": backbone["width"],
     "DEPTH": backbone["depth"],
@@ -263,18 +260,17 @@ def _vocabulary(source: Path, given: str | None) -> Vocabulary:
   path = Path(given) if given else next((p for p in places if p.is_file()), None)
   if path is None:
     raise UserError(
-      f"{source} has no {TOKENIZER_FILE}: give the SentencePiece model that the weights were "
-      "trained with, "
-      "--vocabulary=FILE (or --vocabulary=bytes)."
+      f"{source} has no {TOKENIZER_FILE}. Give the SentencePiece model that the weights were "
+      "trained with: --vocabulary=FILE (or --vocabulary=bytes)."
     )
   with _told(path):
     if not path.is_file():
-      raise UserError(f"there is no vocabulary {path}.")
+      raise UserError(f"no such vocabulary: {path}. Correct the path.")
     result = tokenizers.SentencePiece(str(path))
     try:
-      result.size  # noqa: B018 - read now, and told if it cannot be
+      result.size  # noqa: B018 - read now, to report an error here
     except (RuntimeError, OSError) as error:
-      raise UserError(f"{path} is no SentencePiece model ({error}).") from None
+      raise UserError(f"{path} is not a SentencePiece model ({error}).") from None
     return result
 
 
@@ -282,15 +278,15 @@ def _json(file: Path) -> dict[str, Any]:
   try:
     found = json.loads(small_files.read(file) or b"")
   except (ValueError, TypeError, RecursionError, OSError) as error:
-    raise UserError(f"{file} is no JSON object ({str(error)[:200]}).") from None
+    raise UserError(f"{file} is not a JSON object ({str(error)[:200]}).") from None
   if not isinstance(found, dict):
-    raise UserError(f"{file} is no JSON object but a {type(found).__name__}.")
+    raise UserError(f"{file} is not a JSON object but a {type(found).__name__}.")
   return found
 
 
 @contextlib.contextmanager
 def _told(source: Path) -> Iterator[None]:
-  """Turns what is wrong with a folder's content into an error for the user."""
+  """Turns errors about a folder's contents into errors for the user."""
   try:
     yield
   except (ValueError, checkpoint.CheckpointError) as error:
@@ -301,9 +297,9 @@ def _told(source: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
-  """A folder to fill, which becomes `target` if all goes well and is removed if not."""
+  """Yields a folder to fill, which is renamed to `target` on success and removed on failure."""
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise UserError(f"{target} exists and is not empty: name another folder, or remove it.")
+    raise UserError(f"{target} exists and is not empty. Name another folder, or remove it.")
   target = target.resolve()
   target.parent.mkdir(parents=True, exist_ok=True)
   _remove_leftovers(target)
@@ -313,11 +309,11 @@ def _appearing(target: Path) -> Iterator[Path]:
       partial.chmod(0o777 & ~_umask())
       yield partial
     try:
-      # In one step, and only in place of nothing or of an empty folder.
+      # Atomic, and replaces only an empty folder.
       partial.rename(target)
     except OSError as error:
       raise UserError(
-        f"{target} was made by somebody else in the meantime ({error.strerror}): name another "
+        f"{target} was created by another process in the meantime ({error.strerror}). Name another "
         "folder."
       ) from None
   finally:
@@ -325,7 +321,7 @@ def _appearing(target: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(target: Path) -> None:
-  """Removes what dead processes left of the same target; another's work in progress stays."""
+  """Removes leftovers of dead processes for the same target; keeps those of live ones."""
   for partial in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
     if directory_owner.is_abandoned(partial):
       shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Reads checkpoints that other programs wrote with Orbax, an array at a time."""
+"""Reads other programs' Orbax checkpoints, an array at a time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from training.checkpoint import CheckpointError
 
 
 class ForeignArrays(Mapping[str, np.ndarray]):
-  """The arrays of a checkpoint by name; each is read when it is looked up, and not kept.
+  """The arrays of a checkpoint by name; each is read when it is looked up, and not cached.
 
   Names are paths joined by slashes, without a leading 'params'.
 
   Attributes:
-    shapes: by name.
-    types: by name, as numpy writes them.
+    shapes: shapes by name.
+    types: numpy's dtype names by name.
   """
 
   def __init__(self, folder: Path):
-    """Reads what the checkpoint says of its arrays.
+    """Reads the description of the arrays.
 
     Raises:
       CheckpointError: Orbax cannot read it.
@@ -43,11 +43,11 @@ class ForeignArrays(Mapping[str, np.ndarray]):
       tree = _tree(reading.attempt(lambda: self._reader.metadata(self._folder)))
     except reading.Refusal as error:
       raise CheckpointError(
-        f"{folder} could not be read ({_short(error)}). Mend the cause and start again."
+        f"{folder} could not be read ({_short(error)}). Fix the cause and start again."
       ) from error
     except Exception as error:  # damage, or a tree of another kind
       raise CheckpointError(
-        f"{folder} is no checkpoint that Orbax reads ({_short(error)})."
+        f"{folder} is not a checkpoint that Orbax can read ({_short(error)})."
       ) from error
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     self._paths = {}
@@ -73,7 +73,7 @@ class ForeignArrays(Mapping[str, np.ndarray]):
         found = found[key]
     except reading.Refusal as error:
       raise CheckpointError(
-        f"{name[:120]} could not be read ({_short(error)}). Mend the cause and start again."
+        f"{name[:120]} could not be read ({_short(error)}). Fix the cause and start again."
       ) from error
     except Exception as error:
       raise CheckpointError(
@@ -81,7 +81,7 @@ class ForeignArrays(Mapping[str, np.ndarray]):
       ) from error
     if np.shape(found) != self.shapes[name]:
       raise CheckpointError(
-        f"{name[:120]} has shape {np.shape(found)}, its description says {self.shapes[name]}."
+        f"{name[:120]} has shape {np.shape(found)}, but its description has {self.shapes[name]}."
       )
     return np.asarray(found)
 
@@ -93,27 +93,27 @@ class ForeignArrays(Mapping[str, np.ndarray]):
 
 
 def _check_leaf(folder: Path, keys: tuple[str, ...], leaf: Any) -> None:
-  """Raises CheckpointError unless an entry of the description is of an array inside the folder."""
+  """Raises CheckpointError unless an entry describes an array inside the folder."""
   where = f"{folder}: {'/'.join(keys)[:120] or 'the checkpoint'}"
   if not keys or any(key in ("", ".", "..") or "/" in key or "\0" in key for key in keys):
-    raise CheckpointError(f"{where} is no name of an array.")
+    raise CheckpointError(f"{where} is not the name of an array.")
   shape: Any = getattr(leaf, "shape", None)
   try:
     sizes = tuple(shape)
     np.dtype(leaf.dtype)
   except (AttributeError, TypeError, ValueError):
-    raise CheckpointError(f"{where} is no array.") from None
+    raise CheckpointError(f"{where} is not an array.") from None
   if not all(type(size) is int and size >= 0 for size in sizes):
     raise CheckpointError(f"{where} has no shape: {str(shape)[:80]}.")
 
 
 def _short(error: Exception) -> str:
-  """The first line of an error, as far as it can be shown."""
+  """Returns the first line of an error, shortened."""
   return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _tree(metadata: Any) -> Any:
-  """The tree of array descriptions, which newer versions of Orbax wrap."""
+  """Returns the tree of array descriptions, which newer versions of Orbax wrap."""
   for attribute in ("item_metadata", "tree"):
     metadata = getattr(metadata, attribute, metadata)
   return metadata

@@ -1,6 +1,6 @@
-"""RecurrentGemma as Hugging Face stores it: its configuration and its tensors, to and from ours.
+"""Converts Hugging Face's RecurrentGemma, configuration and tensors, to and from ours.
 
-RecurrentGemma is Griffin with other options, so there is no model here, only names and layouts.
+RecurrentGemma is Griffin with other options, so this file has no model, only names and layouts.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from models.griffin import griffin
 from models.language_model import LanguageModel
 
 MODEL_TYPE = "recurrent_gemma"
-# Tied to the embedding: files leave it out, state dicts repeat it.
+# Tied to the embedding: missing in files, repeated in state dicts.
 TIED = "lm_head.weight"
 _PATTERN = ("recurrent", "recurrent", "attention")
-# Settings that Griffin fixes; anything else would give other logits.
+# Settings that are fixed in Griffin; other values would mean other logits.
 _FIXED = {
   "hidden_activation": "gelu_pytorch_tanh",
   "rms_norm_eps": 1e-6,
@@ -72,14 +72,13 @@ _OUTSIDE = {
 
 
 def options_from_hugging_face(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The options of `Backbone` and of `griffin` that a Hugging Face configuration describes.
+  """Converts a Hugging Face configuration to options of `Backbone` and of `griffin`.
 
   Args:
     config: the contents of a config.json, or `RecurrentGemmaConfig.to_dict()`.
 
   Raises:
-    ValueError: it is the configuration of another architecture, or asks for what Griffin does not
-      have.
+    ValueError: it is of another architecture, or needs features that Griffin lacks.
   """
   _check_config(config)
   width, heads = config["hidden_size"], config["num_attention_heads"]
@@ -108,11 +107,11 @@ def options_from_hugging_face(config: Mapping[str, Any]) -> tuple[dict[str, Any]
 def model_from_hugging_face(
   config: Mapping[str, Any], *, dtype: FloatName = "float32", param_dtype: FloatName = "float32"
 ) -> LanguageModel:
-  """Builds the model that a Hugging Face configuration describes.
+  """Builds the model of a Hugging Face configuration.
 
   Args:
     config: see `options_from_hugging_face`.
-    dtype, param_dtype: types of the activations and of the stored parameters.
+    dtype, param_dtype: dtypes of the activations and of the stored parameters.
 
   Raises:
     ValueError: see `options_from_hugging_face`.
@@ -122,19 +121,19 @@ def model_from_hugging_face(
 
 
 def hugging_face_config(model: LanguageModel, **tokens: int) -> dict[str, Any]:
-  """The contents of a config.json that describes a model: the inverse of the function above.
+  """Makes the contents of a model's config.json; inverts `options_from_hugging_face`.
 
   Args:
     model: a RecurrentGemma.
     tokens: bos_token_id, eos_token_id and pad_token_id of its vocabulary.
 
   Raises:
-    ValueError: the model is no RecurrentGemma.
+    ValueError: the model is not a RecurrentGemma.
   """
   check_options(model)
   mixers: list[Any] = [mixer(parent=None) for mixer in model.pattern]
   recurrent, attention = mixers[0], mixers[2]
-  assert model.mlp is not None  # As check_options found.
+  assert model.mlp is not None  # Checked by check_options.
   hidden = model.mlp(parent=None).hidden
   return {
     "architectures": ["RecurrentGemmaForCausalLM"],
@@ -151,7 +150,7 @@ def hugging_face_config(model: LanguageModel, **tokens: int) -> dict[str, Any]:
     "attention_window_size": attention.window,
     "logits_soft_cap": model.logit_cap,
     "block_types": list(_PATTERN),
-    # Both ways of writing it: a table of its own since transformers 5, plain keys before.
+    # In both forms: a table since transformers 5, plain keys before.
     "rope_theta": attention.rotary_base,
     "partial_rotary_factor": attention.rotary_fraction,
     "rope_parameters": {
@@ -166,10 +165,10 @@ def hugging_face_config(model: LanguageModel, **tokens: int) -> dict[str, Any]:
 
 
 def name_table(model: LanguageModel) -> tuple[WeightMapping, ...]:
-  """All tensors of the model's Hugging Face form, from shapes alone.
+  """Lists all tensors of the model's Hugging Face form, from shapes.
 
   Raises:
-    ValueError: the model is no RecurrentGemma: its tensors would mean something else there.
+    ValueError: the model is not a RecurrentGemma: its tensors would have another meaning there.
   """
   check_options(model)
   parameters = {parameter.path: parameter.shape for parameter in list_parameters(model)}
@@ -204,25 +203,26 @@ def stream_from_hugging_face(
   shapes: Mapping[str, tuple[int, ...]],
   model: LanguageModel,
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Our parameters from Hugging Face's tensors, one after the other in tree order.
+  """Converts Hugging Face's tensors to our parameters, one after the other in tree order.
 
   Args:
-    tensors: name -> array. Each is looked up once and not kept, so that the mapping may read files.
-    shapes: name -> shape, of the same names.
-    model: as `model_from_hugging_face` builds it.
+    tensors: arrays by name. Each is looked up once and not kept, so that the mapping may read
+      files.
+    shapes: shapes by the same names.
+    model: a model built by `model_from_hugging_face`.
 
   Yields:
-    path and numpy array, in the model's types.
+    path and numpy array, in the model's dtypes.
 
   Raises:
-    ValueError: tensors are missing, left over or of a wrong shape, or the output matrix is not the
-      embedding's; it names them.
+    ValueError: tensors are missing, unknown or of a wrong shape, or the output matrix differs from
+      the embedding; the message names them.
   """
   table = name_table(model)
   weight_map.check(table, shapes, optional=(TIED,))
   digests = {EMBEDDING: b""} if TIED in shapes else {}
   yield from weight_map.parameters(tensors, table, model, digests)
-  # Last, so that only one of the two largest tensors is in memory at a time.
+  # Last, so that only one of the two largest tensors is in memory.
   kind = np.dtype(model.param_dtype)
   if digests and digests[EMBEDDING] != weight_map.digest(tensors[TIED].astype(kind, copy=False)):
     raise ValueError(
@@ -234,7 +234,7 @@ def stream_from_hugging_face(
 def parameters_from_hugging_face(
   tensors: Mapping[str, np.ndarray], model: LanguageModel
 ) -> dict[str, Any]:
-  """The whole tree of `stream_from_hugging_face`, from tensors that are in memory."""
+  """Collects the tree of `stream_from_hugging_face`, from tensors in memory."""
   shapes = {name: np.shape(tensor) for name, tensor in tensors.items()}
   return weight_map.nest(stream_from_hugging_face(tensors, shapes, model))
 
@@ -242,18 +242,18 @@ def parameters_from_hugging_face(
 def hugging_face_from_parameters(
   params: Mapping[str, Any], model: LanguageModel
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Hugging Face's tensors from our parameters, one at a time.
+  """Converts our parameters to Hugging Face's tensors, one at a time.
 
   Args:
     params: the parameter tree, without boxes.
-    model: as `model_from_hugging_face` builds it.
+    model: a model built by `model_from_hugging_face`.
 
   Yields:
-    name and array, in our parameters' type; `dict()` of it is a state dict. The output matrix, tied
-    to the embedding, is left out as in Hugging Face's own files.
+    name and array, in our parameters' dtype; `dict()` of it is a state dict. The output matrix,
+    tied to the embedding, is left out as in Hugging Face's files.
 
   Raises:
-    ValueError: a parameter is missing or of a wrong shape; it names it.
+    ValueError: a parameter is missing or of a wrong shape; the message names it.
   """
   shapes = {parameter.path: parameter.shape for parameter in list_parameters(model)}
   for entry in name_table(model):
@@ -263,7 +263,7 @@ def hugging_face_from_parameters(
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Rotary settings: a table of their own since transformers 5, plain keys before."""
+  """Returns the rotary settings: a table since transformers 5, plain keys before."""
   rope = {"rope_theta": 10_000.0, "partial_rotary_factor": 0.5, "rope_type": "default"}
   rope |= {key: config[key] for key in rope if key in config}
   return rope | (config.get("rope_parameters") or {})
@@ -272,9 +272,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 def _check_config(config: Mapping[str, Any]) -> None:
   if config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
     raise ValueError(
-      f"this is a configuration of {recurrent_gemma_fields.short(config['model_type'])}; read are "
-      "those of "
-      f"{MODEL_TYPE!r} alone."
+      f"this is a configuration of {recurrent_gemma_fields.short(config['model_type'])}, not of "
+      f"{MODEL_TYPE!r}, the only supported architecture."
     )
   recurrent_gemma_fields.check_fields(config)
   rope = _rope(config)
@@ -308,14 +307,14 @@ def _check_config(config: Mapping[str, Any]) -> None:
   ]
   if wrong:
     raise ValueError(
-      "this RecurrentGemma configuration asks for what Griffin does not have here: "
+      "this RecurrentGemma configuration needs features that Griffin lacks here: "
       + "; ".join(wrong[:3])
       + "."
     )
 
 
 def _same(value: Any, rule: Any) -> bool:
-  """Whether a value is the one that is fixed; True is not 1, but 1 is 1.0."""
+  """Whether a value equals the fixed one; True is not 1, but 1 is 1.0."""
   numbers = (int, float)
   alike = type(value) is type(rule) or (type(value) in numbers and type(rule) in numbers)
   return alike and value == rule
@@ -336,6 +335,5 @@ def check_options(model: LanguageModel) -> None:
     raise ValueError(
       "Hugging Face's RecurrentGemma cannot hold this model: it needs Griffin with biases, "
       "one gate block per head, zero-centred norms, a scaled embedding and capped logits. Build "
-      "the model with "
-      "gin/models/recurrent_gemma.gin."
+      "the model with gin/models/recurrent_gemma.gin."
     )

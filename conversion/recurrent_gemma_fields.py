@@ -1,6 +1,4 @@
-"""What may stand in a config.json of RecurrentGemma: types and ranges, checked before anything is
-built.
-"""
+"""Checks types and ranges of RecurrentGemma's config.json before anything is built."""
 
 from __future__ import annotations
 
@@ -12,12 +10,12 @@ _SHOWN = 60
 
 
 class Field(NamedTuple):
-  """One number of a configuration.
+  """A number of a configuration.
 
   Attributes:
-    kind: int or float; an int is a float as well, a bool is neither.
-    low, high: the range, both ends included.
-    needed: whether it must be there; otherwise it may be absent or null.
+    kind: int or float; an int is also a float, a bool is neither.
+    low, high: the range, including both ends.
+    needed: whether it is required; otherwise it may be missing or null.
   """
 
   kind: type
@@ -26,7 +24,7 @@ class Field(NamedTuple):
   needed: bool = True
 
   def holds(self, value: Any) -> bool:
-    """Whether a value is of the kind and in the range."""
+    """Whether a value has the kind and is in the range."""
     kinds = (int,) if self.kind is int else (int, float)
     return type(value) in kinds and math.isfinite(value) and self.low <= value <= self.high
 
@@ -35,7 +33,7 @@ class Field(NamedTuple):
     return f"{kind} from {self.low:g} to {self.high:g}"
 
 
-# Far beyond all published models: what is larger is a mistake and would take the machine's memory.
+# Far beyond all published models: larger values are mistakes and would fill the memory.
 FIELDS = {
   "vocab_size": Field(int, 1, 10**7),
   "hidden_size": Field(int, 1, 10**5),
@@ -55,15 +53,15 @@ _ROTARY = {
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
-  """Looks at every number of a configuration, and at how they divide each other.
+  """Checks every number of a configuration, and that sizes divide each other.
 
   Raises:
-    ValueError: it names what is absent, of another type or out of range.
+    ValueError: a number is missing, of another type or out of range; the message names it.
   """
   absent = [name for name, field in FIELDS.items() if field.needed and name not in config]
   if absent:
     raise ValueError(
-      f"this is no whole RecurrentGemma configuration: it lacks {', '.join(absent)}."
+      f"this RecurrentGemma configuration is incomplete: it lacks {', '.join(absent)}."
     )
   wrong = [
     f"{name}={short(config.get(name))}, must be {field}"
@@ -75,7 +73,7 @@ def check_fields(config: Mapping[str, Any]) -> None:
 
 
 def refuse(wrong: list[str]) -> None:
-  """Raises ValueError with the first few complaints, if there are any."""
+  """Raises ValueError with the first few problems, if there are any."""
   if wrong:
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     raise ValueError(
@@ -85,10 +83,10 @@ def refuse(wrong: list[str]) -> None:
 
 
 def short(value: Any) -> str:
-  """A value as it may be shown in a line."""
+  """Formats a value for a message."""
   try:
     text = repr(value)
-  except ValueError:  # a number of more digits than Python prints
+  except ValueError:  # a number with more digits than Python prints
     return "a huge number"
   return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
@@ -117,7 +115,7 @@ def _wrong_in_blocks(config: Mapping[str, Any]) -> list[str]:
 
 
 def _indivisible(config: Mapping[str, Any]) -> list[str]:
-  """Sizes that must divide another one and do not."""
+  """Lists sizes that do not divide another one, but must."""
   width, heads = config["hidden_size"], config["num_attention_heads"]
   pairs = [
     ("hidden_size", width, "num_attention_heads", heads),

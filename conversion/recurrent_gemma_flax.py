@@ -1,8 +1,7 @@
-"""RecurrentGemma as DeepMind's Flax code stores it: names and layouts of its tensors, to ours.
+"""Converts the tensors of DeepMind's Flax RecurrentGemma to ours.
 
-The names are those of the parameters of the package `recurrentgemma`
-(`recurrentgemma.jax.Griffin`); what its files do not say (window, bound of the logits, scale of the
-embedding) is fixed for RecurrentGemma.
+The names are those of the package `recurrentgemma` (`recurrentgemma.jax.Griffin`). Settings that
+its files lack (window, logit cap, scale of the embedding) are fixed for RecurrentGemma.
 """
 
 from __future__ import annotations
@@ -56,36 +55,36 @@ _OUTSIDE = {
 def options_from_shapes(
   shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The sizes among the options of `Backbone` and of `griffin`, from the shapes of the tensors.
+  """Derives the sizes of `Backbone` and of `griffin` from the tensors' shapes.
 
   Args:
-    shapes: name, joined by slashes and without a leading 'params', to shape.
+    shapes: shapes by name, joined by slashes and without a leading 'params'.
 
   Raises:
-    ValueError: these are no tensors of RecurrentGemma; it names what is missing.
+    ValueError: these are not RecurrentGemma's tensors; the message names the missing one.
   """
 
   def shape(name: str, axes: int) -> tuple[int, ...]:
     if name not in shapes:
       raise ValueError(
-        f"these are no parameters of RecurrentGemma: there is no {name}, but "
+        f"these are not RecurrentGemma's parameters: {name} is missing, there are "
         f"{', '.join(name[:60] for name in sorted(shapes)[:4])} and so on."
       )
     if len(shapes[name]) != axes or 0 in shapes[name]:
-      raise ValueError(f"{name} has shape {shapes[name]}, it needs {axes} axes that are not empty.")
+      raise ValueError(f"{name} has shape {shapes[name]}, it needs {axes} nonempty axes.")
     return shapes[name]
 
   vocab_size, width = shape("embedder/input_embedding", 2)
   numbers = {name.split("/")[0][7:] for name in shapes if name.startswith("blocks.")}
   if numbers != {str(number) for number in range(len(numbers))}:
     known = ", ".join(sorted(numbers)[:8])[:80]
-    raise ValueError(f"the blocks are not numbered from 0 without a gap: {known} and so on.")
+    raise ValueError(f"the blocks are not numbered consecutively from 0: {known} and so on.")
   blocks, _, _ = shape("blocks.0/recurrent_block/rg_lru/a_gate/w", 3)
   hidden = shape("blocks.0/mlp_block/ffw_up/w", 3)[-1]
   (rnn_width,) = shape("blocks.0/recurrent_block/rg_lru/a_param", 1)
   if hidden % width:
     raise ValueError(
-      f"blocks.0/mlp_block/ffw_up/w expands {width} channels to {hidden}, no multiple of them."
+      f"blocks.0/mlp_block/ffw_up/w expands {width} channels to {hidden}, which is not a multiple."
     )
   backbone = {
     "vocab_size": vocab_size,
@@ -103,10 +102,10 @@ def options_from_shapes(
 
 
 def name_table(model: LanguageModel) -> tuple[WeightMapping, ...]:
-  """All tensors of the model's Flax form, from shapes alone.
+  """Lists all tensors of the model's Flax form, from shapes.
 
   Raises:
-    ValueError: the model is no RecurrentGemma: its tensors would mean something else there.
+    ValueError: the model is not a RecurrentGemma: its tensors would have another meaning there.
   """
   check_options(model)
   ours = {parameter.path: parameter.shape for parameter in list_parameters(model)}
@@ -137,15 +136,15 @@ def stream_from_flax(
   shapes: Mapping[str, tuple[int, ...]],
   model: LanguageModel,
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Our parameters from the Flax ones, as `conversion.recurrent_gemma.stream_from_hugging_face`.
+  """Converts Flax tensors to ours, like `conversion.recurrent_gemma.stream_from_hugging_face`.
 
   Args:
-    tensors: name, joined by slashes and without a leading 'params', to array.
-    shapes: name to shape, of the same names.
+    tensors: arrays by name, joined by slashes and without a leading 'params'.
+    shapes: shapes by the same names.
     model: a RecurrentGemma.
 
   Raises:
-    ValueError: tensors are missing, left over or of a wrong shape; it names them.
+    ValueError: tensors are missing, unknown or of a wrong shape; the message names them.
   """
   table = name_table(model)
   weight_map.check(table, shapes)

@@ -1,4 +1,4 @@
-"""Folders of safetensors files, as Hugging Face keeps weights: one file, or many with an index."""
+"""Reads and writes Hugging Face's folders of safetensors: one file, or many with an index."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from conversion.safetensors_header import check_header
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
-_METADATA = {"format": "pt"}  # transformers refuses files that do not say so
+_METADATA = {"format": "pt"}  # transformers rejects files without it
 
 
 class TensorFileError(UserError, ValueError):
-  """Files that cannot be read; the message names the file and what is wrong."""
+  """Files that cannot be read; the message names the file and the fault."""
 
 
 class TensorFiles(Mapping[str, np.ndarray]):
-  """The tensors of a folder by name; each is read when it is looked up, and not kept.
+  """The tensors of a folder by name; each is read when it is looked up, and not cached.
 
   Attributes:
-    shapes: by name.
-    types: by name, as safetensors writes them ('BF16', 'F32').
+    shapes: shapes by name.
+    types: safetensors' dtypes ('BF16', 'F32') by name.
   """
 
   def __init__(self, folder: Path):
     """Reads the files' headers.
 
     Raises:
-      TensorFileError: there are no such files, one is missing or damaged, or lacks what the index
-        says.
+      TensorFileError: there are no such files, or one is missing, damaged or does not match the
+        index.
     """
     self._files: dict[str, Any] = {}
     self._place: dict[str, Path] = {}
@@ -51,7 +51,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
       self._open(folder / name)
     for tensor, name in listed.items():
       if self._place.get(tensor) != folder / name:
-        raise TensorFileError(f"{index} places {tensor} in {name}, which does not hold it.")
+        raise TensorFileError(f"{index} places {tensor} in {name}, which does not contain it.")
 
   def _open(self, file: Path) -> None:
     import safetensors
@@ -60,13 +60,13 @@ class TensorFiles(Mapping[str, np.ndarray]):
       raise TensorFileError(f"{file} is missing, though {INDEX_FILE} lists it. Download it again.")
     try:
       check_header(file)
-      # Not mapped: pages of a mapped file stay in memory for as long as the file is open.
+      # Not memory-mapped: pages of a mapped file stay in memory while the file is open.
       opened = safetensors.safe_open(file, framework="np", backend="pread")
       for name in opened.keys():  # noqa: SIM118  no mapping
         part = opened.get_slice(name)
         if name in self._place:
           raise TensorFileError(
-            f"{self._place[name]} and {file} both hold {name[:120]!r}. Download them again."
+            f"{self._place[name]} and {file} both contain {name[:120]!r}. Download them again."
           )
         self._place[name] = file
         self.shapes[name] = tuple(part.get_shape())
@@ -88,12 +88,12 @@ class TensorFiles(Mapping[str, np.ndarray]):
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-  """Name of each tensor to the name of its file, which lies beside the index."""
+  """Returns the file name of each tensor, in the index's folder."""
   try:
     found = dict(json.loads(small_files.read(index) or b"")["weight_map"])
   except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
     raise TensorFileError(
-      f"{index} is no index of safetensors files ({repr(error)[:200]})."
+      f"{index} is not an index of safetensors files ({repr(error)[:200]})."
     ) from None
   for tensor, name in found.items():
     if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
@@ -105,14 +105,14 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int) -> None:
-  """Writes tensors into files of at most `max_bytes` each (a larger tensor has a file of its own).
+  """Writes tensors into files of at most `max_bytes` each (a larger tensor is alone in a file).
 
   One file's tensors are in memory at a time. A single file has no index.
 
   Args:
-    folder: exists, and has no such files.
-    tensors: name and C-contiguous array.
-    max_bytes: of the arrays in a file.
+    folder: an existing folder without such files.
+    tensors: names and C-contiguous arrays.
+    max_bytes: the most bytes of arrays in a file.
   """
   from safetensors.numpy import save_file
 
@@ -122,7 +122,7 @@ def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_bytes: in
 
   def flush() -> None:
     save_file(waiting, _part(folder, len(parts)), metadata=_METADATA)
-    _part(folder, len(parts)).chmod(0o644)  # the library's files are for their owner alone
+    _part(folder, len(parts)).chmod(0o644)  # the library makes files readable only by their owner
     parts.append(list(waiting))
     waiting.clear()
 

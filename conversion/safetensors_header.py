@@ -1,4 +1,4 @@
-"""The head of a safetensors file, checked before the library or anything else relies on it.
+"""Checks the header of a safetensors file before anything relies on it.
 
 Format: 8 bytes of length (little-endian), as many bytes of JSON (name to dtype, shape and
 data_offsets), then the arrays without a gap; see https://huggingface.co/docs/safetensors.
@@ -13,7 +13,7 @@ from typing import Any
 
 from base import small_files
 
-# The library's own bound.
+# The library's limit.
 _MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8}
@@ -23,10 +23,10 @@ _SHOWN = 80
 
 
 def check_header(file: Path) -> None:
-  """Compares what a file says of its arrays with its size.
+  """Checks a file's header against its size.
 
   Raises:
-    ValueError: it is no safetensors file, is cut short, or its arrays overlap or lie outside of it.
+    ValueError: it is not a safetensors file, is truncated, or its arrays overlap or exceed it.
     OSError: it cannot be read.
   """
   small_files.require_regular(file)
@@ -34,21 +34,21 @@ def check_header(file: Path) -> None:
   with file.open("rb") as opened:
     length = int.from_bytes(opened.read(8), "little")
     if size < 8 or length > size - 8 or length > _MAX_HEADER_BYTES:
-      raise ValueError(f"its head would be {length:,} bytes long, the file has {size:,}")
+      raise ValueError(f"its header would have {length:,} bytes, the file has {size:,}")
     text = opened.read(length)
   try:
     header = json.loads(text, object_pairs_hook=_without_duplicates)
   except RecursionError:
-    raise ValueError("its head is nested too deep") from None
+    raise ValueError("its header is nested too deep") from None
   except (json.JSONDecodeError, UnicodeDecodeError):
-    raise ValueError("its head is no JSON") from None
+    raise ValueError("its header is not JSON") from None
   if not isinstance(header, dict):
-    raise ValueError("its head is no JSON object")
+    raise ValueError("its header is not a JSON object")
   places = [_place(name, entry) for name, entry in header.items() if name != _METADATA]
   end = 0
   for start, stop, name in sorted(places):
     if start != end:
-      what = "overlaps the one before" if start < end else "leaves a gap"
+      what = "overlaps the previous array" if start < end else "leaves a gap"
       raise ValueError(f"{_short(name)} {what} (at byte {start:,}, not {end:,})")
     end = stop
   if end != size - 8 - length:
@@ -56,7 +56,7 @@ def check_header(file: Path) -> None:
 
 
 def _place(name: str, entry: Any) -> tuple[int, int, str]:
-  """Where an array starts and ends, and its name."""
+  """Returns start, end and name of an array."""
   if not isinstance(entry, dict) or {"dtype", "shape", "data_offsets"} - entry.keys():
     raise ValueError(f"{_short(name)} lacks dtype, shape or data_offsets")
   dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -83,7 +83,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   if len(result) != len(pairs):
     names = [name for name, _ in pairs]
     twice = next(name for name in names if names.count(name) > 1)
-    raise ValueError(f"its head names {_short(twice)} twice")
+    raise ValueError(f"its header has {_short(twice)} twice")
   return result
 
 

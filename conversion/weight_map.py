@@ -1,4 +1,4 @@
-"""Maps the tensors of other libraries to our parameters: which is which, and how its axes lie."""
+"""Maps other libraries' tensors to our parameters, with their layouts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from models.language_model import LanguageModel
 EMBEDDING = "embedding/embedding"
 _SHOWN = 4
 _SHOWN_LETTERS = 120
-# Elements that are looked at together.
+# Elements checked at once.
 _PIECE = 2**24
-# Types of weights, as safetensors and numpy call them.
+# Dtypes of weights in safetensors' and numpy's names.
 _FLOATING = ("F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64")
 
 
@@ -28,15 +28,15 @@ class WeightMapping(NamedTuple):
     name: its name there.
     shape: its shape there.
     path: our parameter's path, joined by slashes.
-    repeat: the row of the stacked parameter that it fills; None where nothing is stacked.
+    repeat: its row in the stacked parameter; None if the parameter is not stacked.
     layout: how its axes relate to ours:
       same        as ours
-      ids         an entry for each id along the first axis; ours has padding behind the last
+      ids         an entry for each id along the first axis; ours has padding after the last
       transposed  [out, in] for our [in, out]
       blocks      [N, R / N] for our [R]
       taps        [R, 1, taps], the current token last, for our [taps, R], the current token first
       reversed    [taps, R], the current token last, for our [taps, R], the current token first
-      part_0, part_1: one of two parameters that lie along the first axis, as ours (but for ones)
+      part_0, part_1: one of two parameters joined along the first axis (apart from axes of size 1)
   """
 
   name: str
@@ -46,7 +46,7 @@ class WeightMapping(NamedTuple):
   layout: str
 
   def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-    """Lays a tensor out as our parameter (or one row of it), without padding."""
+    """Converts a tensor to the layout of our parameter (or one row of it), without padding."""
     match self.layout:
       case "transposed":
         return tensor.T
@@ -62,7 +62,7 @@ class WeightMapping(NamedTuple):
     return tensor
 
   def to_theirs(self, parameter: np.ndarray) -> np.ndarray:
-    """Lays our parameter (or one row of it) out as the tensor; not for parts of one."""
+    """Converts our parameter (or one row of it) to the tensor's layout; not for parts."""
     match self.layout:
       case "ids":
         return parameter[: self.shape[0]]
@@ -87,15 +87,15 @@ def check(
   shapes: Mapping[str, tuple[int, ...]],
   optional: Iterable[str] = (),
 ) -> None:
-  """Compares what a model needs with what there is, before anything is read.
+  """Compares a model's tensors with the available ones, before anything is read.
 
   Args:
     table: all tensors of the model.
-    shapes: name to shape of what there is.
-    optional: names that may be there and have no place.
+    shapes: shapes of the available tensors by name.
+    optional: names of tensors to ignore.
 
   Raises:
-    ValueError: tensors are missing, left over or of a wrong shape; it names them with their shapes.
+    ValueError: tensors are missing, unknown or of a wrong shape; the message lists them.
   """
   expected = {entry.name: entry.shape for entry in table}
   missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
@@ -113,39 +113,39 @@ def check(
     f"{len(found)} {what} ({_listed(found)})"
     for found, what in (
       (missing, "missing"),
-      (extra, "without a place"),
+      (extra, "unknown"),
       (wrong, "of another shape"),
     )
     if found
   ]
   if problems:
     raise ValueError(
-      f"these tensors are not this model's: {' and '.join(problems)}. Build the model from the "
-      "configuration that the tensors came with."
+      f"the tensors do not match the model: {' and '.join(problems)}. Build the model from the "
+      "tensors' configuration."
     )
 
 
 def check_types(types: Mapping[str, str]) -> None:
-  """Raises ValueError if there are tensors that are no floating-point numbers; it names them."""
+  """Raises ValueError if tensors are not floating-point; the message names them."""
   wrong = [f"{name} is {kind}" for name, kind in types.items() if kind not in _FLOATING]
   if wrong:
     raise ValueError(
-      f"weights are floating-point numbers ({', '.join(_FLOATING[:4])}): {_listed(wrong)}. "
+      f"weights must be floating-point ({', '.join(_FLOATING[:4])}): {_listed(wrong)}. "
       "Convert or download the original weights."
     )
 
 
 def check_count(backbone: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-  """Compares the least number of parameters of a model with the tensors that are there.
+  """Compares the least number of parameters of a model with the available tensors.
 
-  Before the model is built: one of 10,000 layers takes minutes to lay out.
+  Checked before the model is built, because tracing 10,000 layers takes minutes.
 
   Args:
     backbone: options of `models.backbone.Backbone`.
-    shapes: name to shape of the tensors.
+    shapes: shapes of the tensors by name.
 
   Raises:
-    ValueError: the tensors cannot be all of the model's.
+    ValueError: the tensors have too few elements for the model.
   """
   width, depth = backbone["width"], backbone["depth"]
   mlp = 3 * width * width * backbone["mlp_expansion"]
@@ -154,10 +154,8 @@ def check_count(backbone: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
   if least > held or depth > len(shapes):
     raise ValueError(
       f"a model of {depth:,} layers, width {width:,} and {backbone['vocab_size']:,} ids has at "
-      "least "
-      f"{least:,} parameters, the {len(shapes):,} tensors hold {held:,}. The configuration is of "
-      "other "
-      "weights, or files are missing: download them again."
+      f"least {least:,} parameters, the {len(shapes):,} tensors have {held:,}. The configuration "
+      "is of other weights, or files are missing. Download them again."
     )
 
 
@@ -167,26 +165,26 @@ def parameters(
   model: LanguageModel,
   digests: dict[str, bytes] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Our parameters, one after the other in tree order, from tensors that `check` has passed.
+  """Converts tensors that passed `check` to our parameters, one after the other in tree order.
 
-  At any time one parameter and one tensor are in memory (a stacked parameter is filled from one
-  tensor after the other).
+  Only one parameter and one tensor are in memory at a time: a stacked parameter is filled from one
+  tensor after the other.
 
   Args:
-    tensors: name to array. None is kept, so that the mapping may read files.
-    table: all tensors of the model, those of one parameter together.
+    tensors: arrays by name. None is kept, so that the mapping may read files.
+    table: all tensors of the model, with those of each parameter together.
     model: the model.
-    digests: gets the sha256 of the parameters whose paths it has (none is stacked), in the model's
-      type and without padding.
+    digests: receives the sha256 of the parameters with its paths (not stacked ones), in the model's
+      dtype and without padding.
 
   Yields:
-    path and array, in the model's types.
+    path and array, in the model's dtypes.
   """
   entries: dict[str, list[WeightMapping]] = {}
   for entry in table:
     entries.setdefault(entry.path, []).append(entry)
   for parameter in list_parameters(model):
-    # No name holds the array while the next one is read.
+    # Released before the next one is read.
     yield parameter.path, _filled(parameter, entries[parameter.path], tensors, digests)
 
 
@@ -215,9 +213,9 @@ def _filled(parameter, entries, tensors, digests) -> np.ndarray:
 
 
 def _require_finite(array: np.ndarray, name: str) -> None:
-  """Raises ValueError if an array, in the model's type, holds NaN or infinity.
+  """Raises ValueError if an array, in the model's dtype, has NaN or infinity.
 
-  Looks at it in pieces.
+  Checks it in pieces.
   """
   rows = np.atleast_1d(array)
   step = max(1, _PIECE // max(1, rows[:1].size))
@@ -231,12 +229,12 @@ def _require_finite(array: np.ndarray, name: str) -> None:
 
 
 def digest(array: np.ndarray) -> bytes:
-  """The sha256 of an array's bytes."""
+  """Returns the sha256 of an array's bytes."""
   return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
 
 
 def nest(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-  """A tree from paths that are joined by slashes."""
+  """Makes a tree from paths joined by slashes."""
   tree: dict[str, Any] = {}
   for path, leaf in flat:
     *parents, last = path.split("/")
@@ -248,10 +246,10 @@ def nest(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def leaf(tree: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> np.ndarray:
-  """The array of a parameter tree at a path.
+  """Returns the array of a parameter tree at a path.
 
   Raises:
-    ValueError: it is missing or of another shape; it names it.
+    ValueError: it is missing or has another shape; the message names it.
   """
   node: Any = tree
   for key in path.split("/"):

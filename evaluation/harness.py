@@ -1,4 +1,4 @@
-"""A model of the zoo as EleutherAI's lm-eval sees one; needs the extra `harness`."""
+"""Adapter from our models to EleutherAI's lm-eval; needs the extra `harness`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _MAX_NEW_TOKENS = 256
 
 
 class HarnessError(UserError, ValueError):
-  """A task asks for what cannot be done; the message says what would help."""
+  """A task's request cannot be served; the message says what would help."""
 
 
 class HarnessModel(TemplateLM):
   """Answers lm-eval's requests.
 
-  A context is a document's beginning, as in training: BOS stands before its first token. What does
-  not fit into `max_length` tokens loses its first tokens, BOS among them, as with lm-eval's own
+  A context is the start of a document, as in training: BOS comes before its first token. Requests
+  with more than `max_length` tokens lose their first tokens, including BOS, as with lm-eval's own
   models.
   """
 
@@ -51,14 +51,17 @@ class HarnessModel(TemplateLM):
     stop_ids: Sequence[int] = (),
     report: Report | None = None,
   ):
-    """Takes what answers.
+    """Sets the model and its limits.
 
     Args:
-      model: the model; params: its parameters; vocabulary: of its ids.
-      max_length: tokens that the model reads at most.
+      model: the model.
+      params: its parameters.
+      vocabulary: its vocabulary.
+      max_length: the most tokens that the model reads.
       tokens_at_once: rows times length of a batch.
-      stop_ids: ids that end a generated text as the vocabulary's end of a document does.
-      report: called with what is done ('loglikelihood', ...), how many requests, and of how many.
+      stop_ids: ids that end a generated text, in addition to the vocabulary's EOS.
+      report: called with the kind of requests ('loglikelihood', ...), the number done and the
+        total.
     """
     super().__init__()
     self._scorer = LikelihoodScorer(model, max_length, tokens_at_once)
@@ -71,7 +74,7 @@ class HarnessModel(TemplateLM):
 
   @property
   def max_length(self) -> int:
-    """Tokens that the model reads at most."""
+    """The most tokens that the model reads."""
     return self._scorer.max_length
 
   @property
@@ -92,16 +95,14 @@ class HarnessModel(TemplateLM):
   def tok_encode(
     self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
   ) -> list[int]:
-    """Returns the ids of a text, after BOS unless told otherwise."""
+    """Returns the ids of a text, with BOS by default."""
     begin = [] if add_special_tokens is False else [self.prefix_token_id]
     return [*begin, *self._vocabulary.encode(string)]
 
   def loglikelihood(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[tuple[float, bool]]:
-    """Log-likelihood of each continuation after its context, and whether greedy decoding gives
-    it.
-    """
+    """Scores each continuation after its context: log-likelihood, and whether it is greedy."""
     pairs = [
       (
         request.args,
@@ -139,7 +140,7 @@ class HarnessModel(TemplateLM):
   def loglikelihood_rolling(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[float]:
-    """Log-likelihood of each whole text, every token once, in windows of max_length tokens."""
+    """Scores each whole text: its log-likelihood, in windows of max_length tokens."""
     windows, owners = [], []
     for index, (text,) in enumerate(request.args for request in requests):
       for window in get_rolling_token_windows(
@@ -161,11 +162,10 @@ class HarnessModel(TemplateLM):
     return totals
 
   def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-    """Continues each context until one of its stop texts, the end of the document or the limit.
+    """Continues each context to one of its stop texts, the end of the document or the limit.
 
     Raises:
-      HarnessError: a request wants more tokens than max_length leaves room for, or an option is out
-        of range.
+      HarnessError: a request's new tokens do not fit into max_length, or an option is out of range.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, request in enumerate(requests):
@@ -185,7 +185,7 @@ class HarnessModel(TemplateLM):
       decoder = self._decoder(options)
       room = self.max_length - limit
       prompts = {index: self.tok_encode(requests[index].args[0])[-room:] for index in indices}
-      # Prompts of like lengths together, the longest first.
+      # Batches of similar lengths, the longest first.
       indices.sort(key=lambda index: -len(prompts[index]))
       while indices:
         longest = bucket(len(prompts[indices[0]]))
@@ -217,7 +217,7 @@ class HarnessModel(TemplateLM):
     stops: list[str],
     pad_to: int,
   ) -> list[str]:
-    """Continues contexts, given with their ids, until all have met a stop text or their end."""
+    """Continues contexts, given with their ids, until all have reached a stop text or their end."""
     ids: list[list[int]] = [[] for _ in asked]
     texts = [""] * len(asked)
     prompts = [prompt for _, prompt in asked]
@@ -238,15 +238,15 @@ class HarnessModel(TemplateLM):
 
 
 def _arguments(request: Instance) -> tuple[Any, Any]:
-  """A context and what is asked of it; lm-eval's types know of a context alone."""
+  """Returns a request's context and its other arguments, which lm-eval's types lack."""
   return cast(tuple[Any, Any], request.args)
 
 
 def _options(given: dict[str, Any], max_tokens: int) -> dict[str, Any]:
-  """A request's options with lm-eval's defaults; null in a YAML is as if nothing was said.
+  """Returns a request's options with lm-eval's defaults, also for null.
 
   Raises:
-    HarnessError: an option is of another type.
+    HarnessError: an option has the wrong type.
   """
   try:
     said = {name: value for name, value in given.items() if value is not None}
@@ -263,7 +263,7 @@ def _of_task(error: Exception) -> HarnessError:
 
 
 def _sampler(options: dict[str, Any]) -> Sampler:
-  """What a request's options ask for, as the `transformers` library reads them: zeros are values.
+  """Makes the sampler of a request's options, with the meaning of zeros in `transformers`.
 
   Raises:
     HarnessError: an option is out of range.
@@ -272,7 +272,7 @@ def _sampler(options: dict[str, Any]) -> Sampler:
     return Sampler(temperature=0)
   top_k, top_p = options.get("top_k"), options.get("top_p", 1.0)
   try:
-    # A sum of 0 is reached by the likeliest token; 0 tokens keep all.
+    # top_p 0 keeps the most likely token; top_k 0 keeps all.
     temperature = options.get("temperature", 1.0) if top_p != 0 else 0
     return Sampler(temperature=temperature, top_k=top_k or None, top_p=top_p or 1.0)
   except (TypeError, ValueError) as error:

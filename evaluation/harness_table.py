@@ -1,4 +1,4 @@
-"""lm-eval's table of results, with its headers whatever the version of pytablewriter."""
+"""lm-eval's table of results, with headers for any version of pytablewriter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pytablewriter import MarkdownTableWriter
 
 
 def table(results: dict[str, Any], column: str = "results") -> str:
-  """Markdown of the 'results' or the 'groups' of an evaluation."""
+  """Formats the 'results' or 'groups' of an evaluation as Markdown."""
   for kind in MarkdownTableWriter.__mro__:
-    # lm-eval sets `headers`, which older versions call `header_list`: there what it sets would be
-    # lost, and the columns be called A, B, C.
+    # lm-eval sets `headers`, which older versions call `header_list`: they would name the columns
+    # A, B, C.
     if "header_list" in vars(kind) and not hasattr(kind, "headers"):
       kind.headers = vars(kind)["header_list"]
   # With more cores it forks for each column, and a fork of a process with threads can hang.

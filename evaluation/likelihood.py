@@ -1,4 +1,4 @@
-"""Log-likelihoods of token sequences after others, in batches of few shapes."""
+"""Log-likelihoods of continuations, in batches of few shapes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 
 from models.language_model import LanguageModel
 
-# Logits of more bytes than this are computed in pieces.
+# Logits with more bytes than this are computed in pieces.
 _MAX_LOGIT_BYTES = 2**28
 _SHORTEST = 32
 
 
 class Likelihood(NamedTuple):
-  """How likely a continuation is.
+  """The likelihood of a continuation.
 
   Attributes:
     log_probability: natural logarithm, summed over its tokens.
-    greedy: every one of its tokens is the likeliest at its place.
+    greedy: whether each of its tokens is the most likely one.
   """
 
   log_probability: float
@@ -31,7 +31,7 @@ class Likelihood(NamedTuple):
 
 
 class Request(NamedTuple):
-  """What is asked: how likely `continuation` is after `context`; both are token ids, none empty."""
+  """A request: the likelihood of `continuation` after `context`, both nonempty token ids."""
 
   context: Sequence[int]
   continuation: Sequence[int]
@@ -39,11 +39,11 @@ class Request(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodScorer:
-  """Scores continuations with one model.
+  """Scores continuations with a model.
 
   Attributes:
     model: the model.
-    max_length: tokens that the model reads at most; of a longer request the first are left out.
+    max_length: the most tokens that the model reads; longer requests lose their first tokens.
     tokens_at_once: rows times length of a batch, unless one row has more.
   """
 
@@ -66,13 +66,12 @@ class LikelihoodScorer:
 
     Args:
       params: the model's parameters.
-      requests: what is asked. If context and continuation together have more than max_length + 1
-        tokens (the last is read by nobody), the first tokens of the context are dropped.
-      report: called after every batch with the number of requests done and in all.
+      requests: the requests. If context and continuation together have more than max_length + 1
+        tokens (the model does not read the last), the first tokens of the context are dropped.
+      report: called after every batch with the number of requests done and the total.
 
     Raises:
-      ValueError: a context or continuation is empty, or a continuation alone is longer than
-        max_length.
+      ValueError: a context or continuation is empty, or a continuation is longer than max_length.
     """
     for request in requests:
       self._check(request)
@@ -93,15 +92,13 @@ class LikelihoodScorer:
     if len(request.continuation) > self.max_length:
       raise ValueError(
         f"a continuation of {len(request.continuation)} tokens does not fit into"
-        f" max_length={self.max_length}. Raise it, or ask for a rolling likelihood."
+        f" max_length={self.max_length}. Raise it, or use a rolling likelihood."
       )
 
   def _batch(
     self, params: Any, requests: Sequence[Request], length: int, places: int, rows: int
   ) -> list[Likelihood]:
-    """Scores requests in one batch [rows, length], with at most `places` tokens to a
-    continuation.
-    """
+    """Scores a batch [rows, length], with at most `places` tokens per continuation."""
     tokens = np.zeros((rows, length + 1), np.int32)
     segment_ids = np.zeros((rows, length), np.int32)
     scored = np.zeros((rows, places), bool)
@@ -127,9 +124,7 @@ class LikelihoodScorer:
     return [Likelihood(*answer) for answer in answers][: len(requests)]
 
   def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[int], int, int, int]]:
-    """Yields (indices, length, places, rows): requests of like sizes, and the shape they are padded
-    to.
-    """
+    """Yields (indices, length, places, rows): requests of similar sizes, and their padded shape."""
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, (context, continuation) in enumerate(requests):
       length = min(len(context) + len(continuation) - 1, self.max_length)
@@ -143,7 +138,7 @@ class LikelihoodScorer:
 
 
 def bucket(size: int, factor: int = 2, least: int = _SHORTEST) -> int:
-  """The smallest of least, least * factor, least * factor^2, ... that is not below size."""
+  """Rounds up to one of least, least * factor, least * factor^2, ..."""
   result = least
   while result < size:
     result *= factor
@@ -161,8 +156,7 @@ def _score(
   *,
   pieces: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of the targets [B, P] at columns [B, P], and whether each is the likeliest
-  token.
+  """Returns the targets' [B, P] log-probabilities at columns [B, P], and whether each is greedy.
 
   Logits are computed in pieces of P, one after the other.
   """

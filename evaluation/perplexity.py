@@ -1,4 +1,4 @@
-"""How well a model predicts text: bits per byte, and the loss at each position."""
+"""Scores a model on text: bits per byte, and the loss at each position."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from training.step import token_losses
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """The loss over some text.
+  """The loss on a text.
 
   Attributes:
-    losses: [T] float64, summed losses in nats of the tokens at each position of their segment.
-    counts: [T] int64, how many tokens there were.
-    bytes: bytes of UTF-8 text that the tokens stand for: the text's own, whatever its tokens spell.
+    losses: [T] float64, summed loss in nats of the tokens at each position of their segment.
+    counts: [T] int64, number of tokens at each position.
+    bytes: bytes of UTF-8 text of the tokens, counted in the text, not in decoded tokens.
   """
 
   losses: np.ndarray
@@ -43,7 +43,7 @@ class Score:
 
   @property
   def tokens(self) -> int:
-    """Number of predicted tokens; the end of a document is one."""
+    """Number of predicted tokens, including ends of documents."""
     return int(self.counts.sum())
 
   @property
@@ -53,13 +53,11 @@ class Score:
 
   @property
   def bits_per_byte(self) -> float:
-    """Bits per byte of text: independent of the vocabulary. Ends of documents cost, but hold
-    none.
-    """
+    """Bits per byte of text, independent of the vocabulary. Ends of documents count as 0 bytes."""
     return float(self.losses.sum() / math.log(2) / self.bytes)
 
   def by_position(self, edges: Iterable[int] | None = None) -> list[Bucket]:
-    """The loss between edges: by default at 0, 1, 2-3, 4-7 and so on."""
+    """Returns the loss between edges: by default at 0, 1, 2-3, 4-7 and so on."""
     if edges is None:
       edges = [0, *(2**n for n in range(len(self.losses).bit_length()))]
     edges = sorted({min(edge, len(self.losses)) for edge in edges} | {len(self.losses)})
@@ -82,24 +80,22 @@ class Bucket:
 
 @functools.lru_cache(maxsize=4)
 def _losses(model: LanguageModel, sharding_plan: ShardingPlan) -> Callable[[Any, Any], jax.Array]:
-  """(parameters, batch) to the loss of every token, [B, T]; kept, so that a model is compiled
-  once.
-  """
+  """Returns (parameters, batch) -> loss of every token [B, T]; cached to compile a model once."""
 
   def losses(params, batch):
     return token_losses(model, params, batch)[0]
 
-  # Every process reads all of them, whatever devices computed them.
+  # Replicated, because every process reads all of them.
   return jax.jit(sharding_plan.losses(losses), out_shardings=sharding_plan.everywhere)
 
 
 class Scorer:
-  """Scores text with one model; compiled once for every shape of batch."""
+  """Scores text with a model; compiled once per batch shape."""
 
   def __init__(self, model: LanguageModel, sharding_plan: ShardingPlan | None = None):
     """Takes the model and where parameters lie; None is one device."""
     self._sharding_plan = sharding_plan or on_one_device(list_parameters(model))
-    # flax hashes modules by their fields, which no type says.
+    # flax modules are hashable by their fields, which their type does not say.
     self._losses = _losses(cast(Hashable, model), self._sharding_plan)
 
   def __call__(
@@ -112,12 +108,11 @@ class Scorer:
 
     Args:
       params: the model's parameters.
-      batches: batches of equal shape with their row_bytes, as a single pass of
-        `data.loader.batches` gives them.
+      batches: batches of equal shape with row_bytes, from a single pass of `data.loader.batches`.
       report: called after every batch with the number of batches so far and their score.
 
     Raises:
-      ValueError: there is nothing to score.
+      ValueError: the batches have no text.
     """
     result = Score(np.zeros(0), np.zeros(0, np.int64), 0)
     for done, batch in enumerate(batches, start=1):

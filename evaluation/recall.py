@@ -1,4 +1,4 @@
-"""Scores recall tasks: how often a model answers rightly, and where it fails."""
+"""Scores recall tasks: the share of right answers, and where a model fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
 from models.language_model import LanguageModel
 
-# Rows are padded to a multiple of this, so that texts of many lengths make few programs.
+# Rows are padded to a multiple of this, so that many lengths share few programs.
 _MULTIPLE = 64
 # Tokens per batch, unless one row has more.
 _TOKENS_AT_ONCE = 2**15
@@ -27,12 +27,12 @@ _TOKENS_AT_ONCE = 2**15
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """The answers of one kind: of one distance, depth, place or length.
+  """The answers of a kind: of a range of distances, depths, positions or lengths.
 
   Attributes:
-    start, stop: the kind is start <= value < stop.
-    correct: share of them that is right.
-    count: how many there are.
+    start, stop: the range start <= value < stop.
+    correct: share of right answers.
+    count: number of answers.
   """
 
   start: float
@@ -43,14 +43,14 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Recalled:
-  """Every token of every answer that was asked for.
+  """The tokens of all answers.
 
   Attributes:
-    correct: [N] bool, whether the model gave it.
-    example: [N] int64, the number of the example it belongs to.
-    position: [N] int64, its place in the answer, from 0.
-    distance: [N] int64, tokens between it and the token that it repeats.
-    depth: [N] float64, where that token stands: 0 at the beginning of the context, 1 at its end.
+    correct: [N] bool, whether the model's token is right.
+    example: [N] int64, number of its example.
+    position: [N] int64, its position in the answer, from 0.
+    distance: [N] int64, tokens between it and its source, the token that it repeats.
+    depth: [N] float64, position of its source: 0 at the start of the context, 1 at its end.
     length: [N] int64, size of the context in the task's unit.
   """
 
@@ -65,7 +65,7 @@ class Recalled:
   def of(
     cls, examples: Sequence[RecallExample], correct: Sequence[np.ndarray], length: int
   ) -> Recalled:
-    """Joins what was given for each example: [A] bool."""
+    """Joins the results of examples, [A] bool each."""
     counts = [len(example.answers) for example in examples]
     contexts = np.array([example.answers[0] for example in examples])
     sources = np.concatenate([example.sources for example in examples])
@@ -79,7 +79,7 @@ class Recalled:
     )
 
   def __add__(self, other: Recalled) -> Recalled:
-    """Both together, their examples kept apart."""
+    """Joins two results, with different examples."""
     shifted = dataclasses.replace(other, example=other.example + self.example.max() + 1)
     fields = [field.name for field in dataclasses.fields(self)]
     return Recalled(
@@ -88,22 +88,22 @@ class Recalled:
 
   @property
   def accuracy(self) -> float:
-    """Share of the answers' tokens that is right."""
+    """Share of right answer tokens."""
     return float(self.correct.mean())
 
   @property
   def exact(self) -> float:
-    """Share of the examples whose every answer token is right."""
+    """Share of examples with only right answer tokens."""
     wrong = np.bincount(self.example, ~self.correct) > 0
     return float(1 - wrong.mean())
 
   def by(self, kind: str, edges: Sequence[float] | None = None) -> list[Share]:
-    """The accuracy apart by 'position', 'distance', 'depth' or 'length'; empty kinds are left out.
+    """Returns the accuracy by 'position', 'distance', 'depth' or 'length', without empty kinds.
 
     Args:
-      kind: what to tell apart by.
-      edges: between kinds, rising; by default powers of two for distances, tenths for depths, and
-        each value for itself otherwise.
+      kind: the attribute to group by.
+      edges: ascending edges of the groups; by default powers of two for distances, tenths for
+        depths, and otherwise a group per value.
     """
     values = getattr(self, kind)
     if edges is None:
@@ -126,12 +126,12 @@ class Recalled:
 
 
 class RecallScorer:
-  """Asks one model; compiled once for every shape of batch."""
+  """Scores a model on recall tasks; compiled once per batch shape."""
 
   def __init__(
     self, model: LanguageModel, vocabulary: Vocabulary, where: DecodeSharding | None = None
   ):
-    """Takes the model, the vocabulary of its ids, and the devices that generate; one if None."""
+    """Sets the model, its vocabulary, and the devices for generation; None is one device."""
 
     def likeliest(params, batch, columns):
       hidden = model.apply(
@@ -141,7 +141,7 @@ class RecallScorer:
         positions=batch["positions"],
         method="hidden",
       )
-      # Logits of the answers alone.
+      # Only logits of the answers.
       asked = jnp.take_along_axis(cast(jax.Array, hidden), columns[..., None], axis=1)
       logits = cast(jax.Array, model.apply({"params": params}, asked, method="logits"))
       return jnp.argmax(logits, axis=-1)
@@ -153,22 +153,22 @@ class RecallScorer:
   def __call__(
     self, params: Any, task: RecallTask, examples: int | None = None, batch_size: int | None = None
   ) -> Recalled:
-    """Asks for the answers of the task's held-out examples, in the way that its definition scores.
+    """Scores held-out examples of the task, by generation or teacher forcing as the task defines.
 
     Args:
       params: the model's parameters.
       task: the task at the length to test.
-      examples: how many; by default the task's number of held-out examples.
-      batch_size: examples at a time; by default about 32,768 tokens.
+      examples: number of examples; by default the task's number of held-out examples.
+      batch_size: examples per batch; by default about 32,768 tokens.
 
     Raises:
-      CorpusError: the vocabulary cannot spell the task.
+      CorpusError: the vocabulary cannot encode the task.
     """
     if examples is not None:
       task = dataclasses.replace(task, heldout_examples=examples)
     asked = list(task.drawn(self._vocabulary, "heldout"))
     longest = max(len(example.tokens) for example in asked)
-    # More at a time than are asked would be padding.
+    # A larger batch would be padding.
     rows = max(1, min(batch_size or _TOKENS_AT_ONCE // longest, len(asked)))
     answer = self.generated if task.generates else self.teacher_forced
     correct = [
@@ -181,12 +181,12 @@ class RecallScorer:
   def teacher_forced(
     self, params: Any, examples: Sequence[RecallExample], rows: int
   ) -> Iterator[np.ndarray]:
-    """Yields [A] bool per example: whether the likeliest token after the true ones is the answer's.
+    """Yields [A] bool per example: whether the most likely token after the true ones is right.
 
     Args:
       params: the model's parameters.
-      examples: at most `rows` of them.
-      rows: of the batch; those left over are padding.
+      examples: at most `rows` examples.
+      rows: rows of the batch; the rest is padding.
     """
     length = -(-max(len(example.tokens) for example in examples) // _MULTIPLE) * _MULTIPLE
     tokens = np.zeros((rows, length), np.int32)
@@ -204,12 +204,12 @@ class RecallScorer:
   def generated(
     self, params: Any, examples: Sequence[RecallExample], rows: int
   ) -> Iterator[np.ndarray]:
-    """Yields [A] bool per example: whether the greedily generated token is the answer's.
+    """Yields [A] bool per example: whether the greedily generated token is right.
 
     Args:
       params: the model's parameters.
-      examples: at most `rows` of them; the answer of each ends it.
-      rows: of the batch; the last example is asked again in those left over.
+      examples: at most `rows` examples that end with their answer.
+      rows: rows of the batch; the rest repeats the last example.
     """
     padded = [*examples, *[examples[-1]] * (rows - len(examples))]
     prompts = [[self._vocabulary.bos_id, *e.tokens[: e.answers[0]].tolist()] for e in padded]

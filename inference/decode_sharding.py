@@ -1,9 +1,9 @@
-"""Programs that carry a state of their own from call to call, and read and give rows: generation.
+"""Runs decoding programs, which carry a state from call to call, on one device or a mesh.
 
-On a mesh, rows lie over the data axes, and channels, heads and vocabulary over the model axes, as
-in training. What a program carries is opaque here: each device keeps its own part, whatever its
-shape, under a leading axis with an entry per device. So the state of any model can be carried, by
-no rule of its own.
+On a mesh, rows are split over the data axes, and channels, heads and vocabulary over the model
+axes, as in training. The carried state is opaque: each device has its part, of any shape, under a
+leading axis with an entry per device. So the state of any model can be carried without sharding
+rules.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class DecodeSharding(Protocol):
   """How such programs are split over devices; all methods but `place` run under `jax.jit`.
 
   Attributes:
-    shards: the rows of a call are a multiple of it.
+    shards: the number of rows of a call must be a multiple of it.
     concurrent: whether several threads may call programs at once.
-    lean: whether parameters are used as they lie: a layer at a time, without a copy of all. Slower.
+    lean: whether to use the stored parameters layer by layer, without a copy of all; slower.
   """
 
   shards: int
@@ -36,30 +36,29 @@ class DecodeSharding(Protocol):
   lean: bool
 
   def place(self, params: Any) -> Any:
-    """Brings parameters to where `start` wants them."""
+    """Moves parameters to the sharding for `start`."""
 
   def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
-    """What `function(params, rows)` gives, to be held or carried; `rows` are arrays [B, ...]."""
+    """Calls `function(params, rows)`; returns its result, to hold or carry; `rows` are [B, ...]."""
 
   def go_on(
     self, function: Step, held: Any, carried: Any, rows: Any, shared: Any
   ) -> tuple[Any, Any]:
-    """`function(held, carried, rows, shared)`, which gives arrays [B, ...] and what is carried on.
+    """Calls `function(held, carried, rows, shared)`; returns arrays [B, ...] and the new carry.
 
-    All see all of the arrays.
+    The arrays are replicated.
     """
     ...
 
   def abstract(self, tree: Any, kind: str) -> Any:
-    """Shapes, with where the arrays lie between calls: 'rows', what is 'carried', or 'shared' by
-    all.
+    """Returns shapes with shardings between calls: of 'rows', 'carried' or 'shared' arrays.
 
-    What is held lies as what is carried; if `lean`, as the parameters.
+    Held arrays are sharded like carried ones; if `lean`, like the parameters.
     """
 
 
 class OneDevice:
-  """Everything on one device."""
+  """Runs everything on one device."""
 
   shards = 1
   concurrent = True
@@ -69,7 +68,7 @@ class OneDevice:
     self.lean = lean
 
   def place(self, params: Any) -> Any:
-    """The parameters."""
+    """Returns the parameters."""
     return params
 
   def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
@@ -91,11 +90,11 @@ class OneDevice:
 class OverMesh:
   """On the mesh of a sharding plan.
 
-  Parameters are split over the model axes alone, whatever the ZeRO stage: a token takes too little
-  time to gather them for each. If lean, they stay as the training stores them, and each layer's are
-  gathered when it is computed, as in training: no device ever holds all that ZeRO stage 3 has
-  split. Devices along `seq` do the same work. Threads may not call programs at once: the devices
-  would meet in the collectives of different programs.
+  Parameters are split only over the model axes, for any ZeRO stage: gathering them for each token
+  would take too long. If lean, they stay as in training, and each layer's are gathered when it is
+  computed: no device ever has all parameters that ZeRO stage 3 has split. Devices along `seq`
+  repeat the same work. Threads may not call programs at once, because the devices would mix up the
+  collectives of different programs.
   """
 
   concurrent = False

@@ -1,4 +1,4 @@
-"""Continues prompts: one prefill, then a compiled loop of single steps from a decode state."""
+"""Continues prompts: a prefill, then a compiled loop of decode steps."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from parallel.sharded_vocabulary import whole
 
 # Fill value after the stop token.
 ENDED = -1
-# Lengths of prompts and caches are multiples of this, so that few of them get compiled.
+# Lengths of prompts and caches are multiples of this, so that few programs are compiled.
 _MULTIPLE = 64
-# Where a CPU's cores take rows each instead of sharing the products, each of them reads all weights
-# at every token: they must fit into the cache that the cores share, and serve some rows.
+# If a CPU's cores decode rows separately instead of sharing matrix products, each reads all weights
+# at every token: the weights must fit into the shared cache, and each core needs several rows.
 _SHARED_CACHE_BYTES = 2**25
 _ROWS_PER_CORE = 4
 _ONE_DEVICE = OneDevice()
 
 
 class DecodeCarry(NamedTuple):
-  """All that decoding a batch carries from token to token.
+  """The state of decoding a batch between tokens.
 
   Attributes:
     state: the model's state after the last token.
-    logits: [B, V] float32, of the next token.
-    ended: [B] bool, rows that have met a stop token.
-    step: int32, tokens generated.
+    logits: [B, V] float32, logits of the next token.
+    ended: [B] bool, rows that have reached a stop token.
+    step: int32, number of generated tokens.
   """
 
   state: DecodeState
@@ -67,8 +67,8 @@ class Lowered(NamedTuple):
   Attributes:
     prefill: reads the prompts.
     advance: generates a chunk of tokens; its loop's body is one token.
-    params: shapes of the parameters that `advance` reads.
-    carry: shapes of the `DecodeCarry` that goes from one to the other.
+    params: shapes of the parameters of `advance`.
+    carry: shapes of the `DecodeCarry` between them.
   """
 
   prefill: jax.stages.Lowered
@@ -84,7 +84,7 @@ class Prompts:
   Attributes:
     tokens: [B, T] int32.
     segment_ids: [B, T] int32, 0 on padding and 1 on the prompt.
-    identities: [B, 2] uint32: a hash of what the prompt says, and which of its copies this is.
+    identities: [B, 2] uint32: a hash of the prompt, and the number of equal prompts before it.
   """
 
   tokens: np.ndarray
@@ -98,9 +98,9 @@ class Prompts:
     least: int = 0,
     identities: np.ndarray | None = None,
   ) -> Prompts:
-    """Makes a batch, at least `least` long, of token sequences with at least one token (BOS) each.
+    """Makes a batch, at least `least` long, of nonempty token sequences (with BOS).
 
-    None takes the identities of these prompts alone.
+    Identities of None are computed from these prompts.
     """
     if not prompts or not all(len(prompt) for prompt in prompts):
       raise ValueError("every prompt needs at least one token: begin with the vocabulary's BOS.")
@@ -117,7 +117,7 @@ class Prompts:
 
 
 def identities_of(prompts: Sequence[Sequence[int]]) -> np.ndarray:
-  """[B, 2] uint32: a hash of each prompt, and how many equal ones come before it."""
+  """Returns [B, 2] uint32: a hash of each prompt, and the number of equal prompts before it."""
   identities = np.zeros((len(prompts), 2), np.uint32)
   copies: Counter[bytes] = Counter()
   for row, prompt in enumerate(prompts):
@@ -128,7 +128,7 @@ def identities_of(prompts: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 class Decoder:
-  """Generates with one model and one way to sample."""
+  """Generates with a model and a sampler."""
 
   def __init__(
     self,
@@ -139,14 +139,14 @@ class Decoder:
     forbidden_ids: Sequence[int] = (),
     where: DecodeSharding | None = None,
   ):
-    """Sets what all calls share.
+    """Sets the model, the sampler and the devices.
 
     Args:
       model: the model.
-      sampler: how tokens are drawn.
+      sampler: the sampler.
       stop_ids: a row ends before the first of these.
-      forbidden_ids: never drawn; ids of padding, say.
-      where: the devices; one if None.
+      forbidden_ids: ids that are never drawn, such as padding.
+      where: the devices; None is one device.
 
     Raises:
       ValueError: every token is forbidden.
@@ -175,23 +175,23 @@ class Decoder:
   ) -> Iterator[np.ndarray]:
     """Continues prompts.
 
-    What a prompt is continued with depends on the seed, the prompt, and how many copies of it came
-    before it in the batch, on nothing else: other prompts beside it change nothing.
+    A continuation depends only on the seed, the prompt, and the number of equal prompts before it,
+    not on other prompts.
 
     Args:
       params: the model's parameters.
-      prompts: token ids, each beginning with BOS.
-      max_tokens: where rows end that met no stop token.
-      seed: of the draws.
-      chunk: tokens per compiled loop; the caller gets control in between.
-      pad_to: prompts are padded to this length at least, so that batches share compiled programs.
-      identities: `identities_of` the prompts [B, 2] uint32, where they are part of a longer list.
+      prompts: token ids, each starting with BOS.
+      max_tokens: the most tokens per row.
+      seed: seed of the sampler.
+      chunk: tokens per compiled loop, after which the generator yields.
+      pad_to: least length that prompts are padded to, so that batches share compiled programs.
+      identities: `identities_of` the prompts [B, 2] uint32, if they are part of a longer list.
 
     Yields:
       [B, n] int32, n <= chunk: the next tokens; `ENDED` from a row's stop token on.
     """
     groups = self._groups(params, len(prompts))
-    # Devices, and groups, have equally many rows: some are decoded twice, and shown once.
+    # Devices, and groups, need the same number of rows: some are decoded twice.
     surplus = -len(prompts) % (self._where.shards * groups)
     if identities is not None:
       identities = np.concatenate([identities, *[identities[-1:]] * surplus])
@@ -203,7 +203,7 @@ class Decoder:
     rows = (np.split(array, groups) for array in (batch.tokens, batch.segment_ids))
     carry = [prefill(group) for group in zip(*rows, strict=True)]
     params = self._cut(params)
-    # Compiled here, so that what is in force in the caller's thread holds for all.
+    # Compiled here, so that the settings of the caller's thread apply.
     advance = self._lower_advance(params, carry[0], keys[0], self._shared(0), chunk).compile()
 
     def go_on(group: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -226,13 +226,13 @@ class Decoder:
         if ended.all():
           return
     finally:
-      # Without waiting: who leaves a generator in the middle may be leaving Python.
+      # Without waiting: a generator may be closed while Python exits.
       threads.shutdown(wait=False)
 
   def _groups(self, params: Any, rows: int) -> int:
-    """Into how many groups the rows are cut, each of which a thread decodes by itself.
+    """Returns the number of groups of rows, each decoded by its own thread.
 
-    A small model's products of one token take too little time for a CPU's cores to share each.
+    A small model's matrix products of a token are too short for a CPU's cores to share.
     """
     if platform.target() != "cpu" or not self._where.concurrent:
       return 1
@@ -241,9 +241,7 @@ class Decoder:
     return max(1, min(platform.cores(), rows // _ROWS_PER_CORE))
 
   def _cut(self, params: Any) -> Any:
-    """What `advance` reads: a copy of the parameters, cut into layers, or themselves if memory is
-    short.
-    """
+    """Returns the parameters for `advance`: a copy split into layers, or themselves if lean."""
     return params if self._where.lean else _cut(self._where, params)
 
   def _shared(self, steps: int) -> tuple[TokenConstraints, np.int32]:
@@ -257,11 +255,11 @@ class Decoder:
   def lower(
     self, params: Any, *, rows: int, length: int, max_tokens: int, chunk: int = 64
   ) -> Lowered:
-    """The programs of `generate`, to be compiled for devices that need not be here.
+    """Lowers the programs of `generate`, also for devices that are not attached.
 
     Args:
-      params: shapes, types and shardings of the parameters, where `DecodeSharding.place` puts them.
-      rows: prompts at a time, a multiple of the shards.
+      params: shapes, dtypes and shardings of the parameters, as after `DecodeSharding.place`.
+      rows: prompts per batch, a multiple of the shards.
       length: tokens per prompt.
       max_tokens, chunk: as in `generate`.
     """
@@ -288,7 +286,7 @@ class Decoder:
 
 @functools.partial(jax.jit, static_argnames="where")
 def _cut(where: DecodeSharding, params):
-  """Cuts the parameters into layers, once for all tokens to come."""
+  """Splits the parameters into layers, once for all tokens."""
 
   def cut(params, _):
     return {**params, "stack": unstack(params["stack"])}
@@ -297,7 +295,7 @@ def _cut(where: DecodeSharding, params):
 
 
 def _applied(model: LanguageModel, params, tokens, **options) -> tuple[jax.Array, DecodeState]:
-  """The model's logits and state; options hold a state or a capacity."""
+  """Applies the model; returns logits and state. Options are a state or a capacity."""
   return cast(tuple[jax.Array, DecodeState], model.apply({"params": params}, tokens, **options))
 
 
@@ -341,7 +339,7 @@ def _advance(
 
     def unfinished(loop):
       _, carry = loop
-      # Of all devices, so that they leave the loop together.
+      # Over all devices, so that they leave the loop together.
       going = shards.total(jnp.sum(~carry.ended), "batch")
       return (carry.step < first + steps) & (going > 0)
 
@@ -349,7 +347,7 @@ def _advance(
       tokens, carry = loop
       column = carry.step - first
       step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, carry.step)
-      # A token that is allowed stays so, whatever the model says of it.
+      # An allowed token stays possible, even at logit -inf.
       logits = jnp.maximum(carry.logits, jnp.finfo(jnp.float32).min)
       token = sampler(jnp.where(constraints.allowed, logits, -jnp.inf), step_keys)
       ended = carry.ended | constraints.stops[token]
@@ -371,7 +369,7 @@ def _round_up(length: int) -> int:
 
 
 def row_keys(seed: int, identities: np.ndarray) -> jax.Array:
-  """One random key per row, from the low 32 bits of the seed and the row's identity [B, 2]."""
+  """Makes a random key per row from the low 32 bits of the seed and its identity [B, 2]."""
   key = jax.random.key(np.uint32(seed % 2**32))
 
   def of_row(identity: jax.Array) -> jax.Array:
@@ -381,7 +379,7 @@ def row_keys(seed: int, identities: np.ndarray) -> jax.Array:
 
 
 def rows_of(chunks: Iterator[np.ndarray] | Sequence[np.ndarray], batch: int) -> list[list[int]]:
-  """Joins what `Decoder.generate` yields into one list of ids per row, ends cut off."""
+  """Joins the chunks of `Decoder.generate` into a list of ids per row, without fill values."""
   rows: list[list[int]] = [[] for _ in range(batch)]
   for tokens in chunks:
     for row, ids in zip(rows, tokens, strict=True):

@@ -1,4 +1,4 @@
-"""Text to text: prompts encoded, continued and decoded again."""
+"""Generates text from text: encodes prompts, continues and decodes them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from inference.sampling import Sampler
 from inference.text_stream import TextStream, continuation
 from models.language_model import LanguageModel
 
-# Rows times length of a batch, as many as one row may be short of: a file of prompts may be of any
-# length.
+# Most rows times length of a batch of several rows: a file may have any number of prompts.
 TOKENS_AT_ONCE = 2**16
 
 
 class TextGenerator:
-  """Continues texts with one model and one way to sample."""
+  """Continues texts with a model and a sampler."""
 
   def __init__(
     self,
@@ -30,13 +29,15 @@ class TextGenerator:
     *,
     stop_ids: Sequence[int] = (),
   ):
-    """Ids that stand for no text are never drawn; the end of a document ends a row.
+    """Sets the model and the sampler.
+
+    Ids without text are never drawn; the end of a document ends a row.
 
     Args:
-      model, params, vocabulary: what generates.
-      sampler: how tokens are drawn.
-      where: the devices; one if None.
-      stop_ids: ids that end a row as the vocabulary's end of a document does.
+      model, params, vocabulary: the model, its parameters and vocabulary.
+      sampler: the sampler.
+      where: the devices; None is one device.
+      stop_ids: ids that end a row, in addition to the vocabulary's EOS.
     """
     beyond = range(vocabulary.size, model.vocab_size)
     stops = {vocabulary.eos_id, *stop_ids}
@@ -52,7 +53,7 @@ class TextGenerator:
     self._vocabulary = vocabulary
 
   def texts(self, prompts: Sequence[str], *, max_tokens: int, seed: int) -> list[str]:
-    """The continuation of each prompt; '' starts a document."""
+    """Returns the continuation of each prompt; '' starts a document."""
     encoded = self._encode(prompts)
     identities = identities_of(encoded)
     found = [""] * len(prompts)
@@ -71,9 +72,7 @@ class TextGenerator:
   def streams(
     self, prompts: Sequence[str], *, max_tokens: int, seed: int, chunk: int = 4
   ) -> Iterator[Iterator[str]]:
-    """The continuation of each prompt in pieces, as soon as they are certain; one after the
-    other.
-    """
+    """Yields each prompt's continuation, in turn, as an iterator of pieces of final text."""
     encoded = self._encode(prompts)
     identities = identities_of(encoded)
     for row, prompt in enumerate(prompts):
@@ -98,7 +97,7 @@ class TextGenerator:
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-  """Indices of the prompts of each batch: all if they fit, or prompts of like lengths together."""
+  """Returns the indices of the prompts of each batch: all, or prompts of similar lengths."""
   order = list(range(len(lengths)))
   if lengths and len(lengths) * (max(lengths) + max_tokens) > TOKENS_AT_ONCE:
     order.sort(key=lambda index: -lengths[index])

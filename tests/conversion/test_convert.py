@@ -207,7 +207,7 @@ def rename(tensors):
   [
     (
       lambda folder: changed(folder, rename),
-      r"1 missing \(model\.embed_tokens\.weight \(259, 32\)\) and 1 without a place "
+      r"1 missing \(model\.embed_tokens\.weight \(259, 32\)\) and 1 unknown "
       r"\(model\.embedding\.weight \(259, 32\)\)",
     ),
     (
@@ -229,7 +229,7 @@ def rename(tensors):
     ),
     (
       lambda folder: changed_config(folder, model_type="llama"),
-      "a configuration of 'llama'; read are those of 'recurrent_gemma' alone",
+      "a configuration of 'llama', not of 'recurrent_gemma'",
     ),
     (
       lambda folder: changed_config(folder, vocab_size=300),
@@ -284,7 +284,7 @@ def test_a_sentencepiece_model_is_taken_along_and_must_fit(hugging_face, tmp_pat
 
 @pytest.mark.parametrize(
   ("place", "message"),
-  [("nothing", "there is no folder"), ("empty", "is neither a run directory")],
+  [("nothing", "no such folder"), ("empty", "is neither a run directory")],
 )
 def test_a_source_that_is_none_is_told(tmp_path, place, message):
   (tmp_path / "empty").mkdir()

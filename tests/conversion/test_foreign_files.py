@@ -299,7 +299,7 @@ def test_a_tensor_in_two_files_is_told(good, tmp_path):
   names = list(load_file(source / WEIGHTS))
   placed = {name: WEIGHTS if n else "second.safetensors" for n, name in enumerate(names)}
   (source / INDEX).write_text(json.dumps({"weight_map": placed}))
-  assert "both hold" in told(source, tmp_path / "run")
+  assert "both contain" in told(source, tmp_path / "run")
 
 
 def test_a_tokenizer_that_is_none_is_told(good, tmp_path):

@@ -146,7 +146,7 @@ def test_the_way_back_gives_the_same_tensors():
     ),
     (
       lambda tensors: tensors.update({"model.layers.9.bias": np.zeros(3)}),
-      r"1 without a place \(model\.layers\.9\.bias \(3,\)\)",
+      r"1 unknown \(model\.layers\.9\.bias \(3,\)\)",
     ),
     (
       lambda tensors: tensors.update({"model.final_norm.weight": np.zeros(31)}),

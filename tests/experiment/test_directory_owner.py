@@ -171,7 +171,7 @@ def test_of_two_that_make_one_target_the_first_to_end_wins_and_it_is_whole(tmp_p
         assert first != second
         assert first.is_dir()
 
-  with pytest.raises(UserError, match="made by somebody else"):
+  with pytest.raises(UserError, match="created by another process"):
     make_two()
   assert (target / "file").read_text() == "second"
   assert [path.name for path in tmp_path.iterdir()] == ["target"]

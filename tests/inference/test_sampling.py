@@ -126,7 +126,10 @@ def test_top_p_counts_among_the_tokens_that_top_k_left():
 @pytest.mark.parametrize(
   ("options", "told"),
   [
-    ({"temperature": -1.0}, "temperature=-1.0 must be above 0, or 0 to take the likeliest token."),
+    (
+      {"temperature": -1.0},
+      "temperature=-1.0 must be above 0, or 0 to take the most likely token.",
+    ),
     ({"temperature": float("inf")}, "temperature=inf must be from 1.2e-38 to 3.4e.38, or 0"),
     ({"temperature": float("nan")}, "temperature=nan must be above 0, or 0"),
     ({"temperature": 1e-40}, "temperature=1e-40 .* from 1.2e-38 to 3.4e"),
