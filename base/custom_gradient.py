@@ -1,4 +1,4 @@
-"""Functions with gradients of their own, in types that a checker follows."""
+"""Custom gradients with types that a checker follows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ Result = TypeVar("Result")
 def custom_vjp(
   nondiff_argnums: tuple[int, ...],
 ) -> Callable[[Callable[..., Result]], jax.custom_vjp[Result]]:
-  """`jax.custom_vjp` as a decorator with arguments.
+  """Makes `jax.custom_vjp` a decorator with arguments.
 
-  `functools.partial(jax.custom_vjp, ...)` is the same, but pyright then takes the result for
-  `object`.
+  `functools.partial(jax.custom_vjp, ...)` is the same, but pyright infers `object` for its result.
 
   Args:
     nondiff_argnums: the arguments that are static, as in `jax.custom_vjp`.

@@ -1,18 +1,16 @@
-"""The base class of errors whose message is written for the user."""
+"""The base class of errors with messages for the user."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-  """Something the user can put right; the message is one line and says how.
+  """An error that the user can fix; the message is one line and says how.
 
-  Commands print the message without a traceback and end with a status that says whether to start
-  again.
+  Commands print the message without a traceback; their exit status tells whether to start again.
 
   Args:
     message: what is wrong, where, and what to do.
-    may_pass: whether the same command may succeed when it starts again; by default as the class
-      says.
+    may_pass: whether the same command may succeed when it starts again; by default the class's.
 
   Attributes:
     may_pass: as above.

@@ -1,4 +1,4 @@
-"""Types of options that name files: whoever reads a configuration makes their values absolute."""
+"""Types of options that are paths, which loading a configuration makes absolute."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ class NamesFile:
 
 
 FilePath = Annotated[str, NamesFile()]
-# Where something is kept: it is the same wherever it lies.
+# A path that does not change the run's identity: the contents are the same anywhere.
 KeptPath = Annotated[str, NamesFile(), Immaterial()]

@@ -1,6 +1,4 @@
-"""Paths that a user gives: made absolute once, where they are read, and shown as short as they can
-be.
-"""
+"""Paths from the user: made absolute when they are read, and shown as short as possible."""
 
 from __future__ import annotations
 
@@ -11,10 +9,10 @@ from pathlib import Path
 
 
 def absolute(text: str | os.PathLike) -> Path:
-  """The path, from the working directory if it is relative; `~` is the user's home.
+  """Makes a path absolute, relative to the working directory; `~` is the user's home.
 
   Raises:
-    ValueError: the path is empty or holds a NUL character.
+    ValueError: the path is empty or has a NUL character.
   """
   given = os.fspath(text)
   if not given or "\0" in given:
@@ -23,7 +21,7 @@ def absolute(text: str | os.PathLike) -> Path:
 
 
 def argument(text: str) -> Path:
-  """The type of a path among command-line arguments."""
+  """Type of command-line arguments that are paths."""
   if "://" in text:
     raise argparse.ArgumentTypeError(f"{text!r} is an address; give a path of a file system")
   try:
@@ -33,7 +31,7 @@ def argument(text: str) -> Path:
 
 
 def output_argument(text: str) -> Path:
-  """The type of a file to write among command-line arguments; what cannot be written is refused."""
+  """Type of command-line arguments that are files to write; refuses unwritable ones."""
   path = argument(text)
   if path.is_dir():
     raise argparse.ArgumentTypeError(f"{shown(path)} is a folder; name a file in it")
@@ -46,22 +44,20 @@ def output_argument(text: str) -> Path:
 
 
 def text_argument(text: str) -> str:
-  """The type of files to read among command-line arguments: 'python', or an absolute path or
-  pattern.
-  """
+  """Type of command-line arguments that are text to read: 'python', or a path or pattern."""
   return text if text == "python" else str(argument(text))
 
 
 def free(path: Path) -> Path:
-  """The path, or the first of `path_2`, `path_3` ... that does not exist."""
+  """Returns the path, or the first of `path_2`, `path_3` ... that does not exist."""
   candidates = (path.with_name(f"{path.name}_{number}") for number in itertools.count(2))
   return next(p for p in itertools.chain([path], candidates) if not p.exists())
 
 
 def shown(path: str | os.PathLike) -> str:
-  """The path as a reader would type it: relative where it lies in the working directory."""
+  """Formats a path as a user would type it: relative if it is in the working directory."""
   try:
     relative = os.path.relpath(path)
-  except (OSError, ValueError):  # The working directory is gone.
+  except (OSError, ValueError):  # The working directory was deleted.
     return os.fspath(path)
   return os.fspath(path) if relative.startswith("..") else relative

@@ -1,7 +1,7 @@
-"""Types of options with the range that their values must be in.
+"""Types of options with ranges of allowed values.
 
-An option's annotation says what it may be: `window: Count = 1024`. Whoever reads a configuration
-refuses what is outside; type checkers see the plain type.
+An option's annotation has its range: `window: Count = 1024`. Loading a configuration refuses other
+values; type checkers see the plain type.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Annotated, Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Range:
-  """Marks a number as one of a range.
+  """Marks a number as one in a range.
 
   Attributes:
-    least, most: the ends, which belong to it; None for no end.
-    above, below: ends that do not belong to it.
-    also: one more number that means something else.
+    least, most: inclusive ends; None for no limit.
+    above, below: exclusive ends.
+    also: a further allowed number with a special meaning.
   """
 
   least: float | None = None
@@ -29,9 +29,9 @@ class Range:
   also: float | None = None
 
   def fault(self, value: float) -> str | None:
-    """What a number must be and is not; None if it is in the range.
+    """Describes the violated range; None if the number is in it.
 
-    NaN and the infinities are in none.
+    NaN and infinities are in no range.
     """
     if not math.isfinite(value):
       return "a finite number"
@@ -49,24 +49,24 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Immaterial:
-  """Marks an option on which no result depends: runs that differ in it alone are the same run."""
+  """Marks an option that cannot change a result: runs that differ only in it are the same run."""
 
 
-# Of loops that are traced one by one: more would never be built.
+# For loops that are unrolled in a trace: more would take forever.
 Depth = Annotated[int, Range(least=1, most=100_000)]
 Count = Annotated[int, Range(least=1, most=2**31 - 1)]
 CountFromZero = Annotated[int, Range(least=0, most=2**31 - 1)]
-# Shards along a mesh axis; -1 takes the devices that are left.
+# Shards along a mesh axis; -1 takes the remaining devices.
 Shards = Annotated[int, Range(least=1, also=-1)]
-# What NumPy and JAX both take.
+# Seeds that NumPy and JAX both accept.
 Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 # A factor that makes a number larger.
 Factor = Annotated[float, Range(above=1)]
 Share = Annotated[float, Range(least=0, most=1)]
-# Of a moment: an average over 1 / (1 - decay) values.
+# Decay of a moment: an average over 1 / (1 - decay) values.
 Decay = Annotated[float, Range(least=0, below=1)]
 ZeroStage = Annotated[int, Range(least=0, most=3)]
-# Types that models compute in and store parameters in.
+# Dtypes of activations and parameters.
 FloatName = Literal["float32", "bfloat16", "float16"]

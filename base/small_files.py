@@ -1,6 +1,6 @@
-"""Small files, read and written whole.
+"""Reads and writes small files completely.
 
-What is there may be missing, a pipe, endless, or on failing storage.
+A path may be missing, a pipe, endless, or on failing storage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import stat
 import time
 from pathlib import Path
 
-# Of the machine or the storage, not of a file's contents: these may read well the next time.
+# Errors of the machine or the storage, not of a file's contents: the next read may succeed.
 PASSING = {
   errno.EIO, errno.ENOMEM, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE, errno.EMFILE, errno.ENFILE,
   errno.EBUSY, errno.ENOBUFS, errno.ECONNRESET, errno.ENETUNREACH,
@@ -22,19 +22,19 @@ _PAUSE_SECONDS = 0.5
 
 
 class NotReadable(ValueError):
-  """What is there is no file to read whole: a folder, a pipe, a device, or too large."""
+  """A path that cannot be read completely: a folder, a pipe, a device, or too large a file."""
 
 
 def read(path: Path, most: int = MOST_BYTES) -> bytes | None:
-  """The contents of a file, None if there is none; what the storage fails to do is tried again.
+  """Reads a file, None if it is missing; tries again if the storage fails.
 
   Args:
-    path: the file; a link is followed.
-    most: bytes that it may hold.
+    path: the file; links are followed.
+    most: the most bytes that it may have.
 
   Raises:
-    NotReadable: it is no regular file, or larger.
-    OSError: it could not be read; it has a filename.
+    NotReadable: it is not a regular file, or larger.
+    OSError: it could not be read; the error has a filename.
   """
   for number in range(1, _TRIES + 1):
     try:
@@ -49,13 +49,12 @@ def read(path: Path, most: int = MOST_BYTES) -> bytes | None:
 
 
 def replace(path: Path, contents: str | bytes) -> None:
-  """Writes a file at once: a reader, or who comes after a crash, sees the old or the new one.
+  """Writes a file atomically: readers, also after a crash, see the old or the new contents.
 
-  A pipe or a link of that name is replaced, not followed: whoever sent a folder does not choose
-  where it leads.
+  A pipe or a link is replaced, not followed: in a received folder it may lead anywhere.
 
   Raises:
-    OSError: it cannot be written; the old one is as it was.
+    OSError: it cannot be written; the old file is unchanged.
   """
   new = path.with_name(f"{path.name}.{os.getpid()}.new")
   new.unlink(missing_ok=True)
@@ -70,19 +69,17 @@ def replace(path: Path, contents: str | bytes) -> None:
 
 
 def require_regular(path: Path) -> None:
-  """Raises NotReadable for what is there and no regular file: to open it might wait for ever."""
+  """Raises NotReadable for an existing path that is not a regular file: opening it might block."""
   try:
     mode = os.stat(path).st_mode
   except OSError:
-    return  # Whoever opens it says what is wrong.
+    return  # Opening it raises the error.
   if not stat.S_ISREG(mode):
     raise NotReadable(f"{path} is not a regular file but {_kind(mode)}")
 
 
 def require_regular_below(folder: Path) -> None:
-  """Raises NotReadable unless everything in a folder is a file or a folder: for what libraries
-  open.
-  """
+  """Raises NotReadable unless a folder has only files and folders; call before a library reads."""
   for path in folder.rglob("*"):
     if not path.is_dir():
       require_regular(path)
@@ -90,7 +87,7 @@ def require_regular_below(folder: Path) -> None:
 
 def _read(path: Path, most: int) -> bytes:
   require_regular(path)
-  # It may have become a pipe in between, which would be waited for without O_NONBLOCK.
+  # It may have become a pipe in between, which would block without O_NONBLOCK.
   handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   with os.fdopen(handle, "rb") as file:
     mode = os.fstat(handle).st_mode

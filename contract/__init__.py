@@ -1,4 +1,4 @@
-"""What every model of the zoo must obey, as checks that run.
+"""The contract of every model of the zoo, as runnable checks.
 
 Each check takes a `Subject` and yields a `Finding` per case. A model that passes trains packed
 rows, decodes, resumes, and splits over devices like every other.
@@ -42,20 +42,20 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
 
 
 def run(model: LanguageModel, names: Iterable[str] = CHECKS) -> Iterator[tuple[str, Finding]]:
-  """Runs checks, and yields each finding with the name of its check as soon as it is there.
+  """Runs checks; yields the name of each check with its findings.
 
-  What a model raises is a finding too, and ends that check alone.
+  An exception of a model is a finding too, and ends only that check.
 
   Args:
-    model: any model of the zoo, small enough to compile in seconds; its depth is chosen here.
-    names: which of `CHECKS`.
+    model: any model of the zoo, small enough to compile in seconds; its depth is replaced.
+    names: names in `CHECKS`.
   """
   subject = Subject(model)
   for name in names:
     try:
       for finding in CHECKS[name](subject):
         yield name, finding
-    except (Exception, SystemExit) as error:  # whatever the model raises
+    except (Exception, SystemExit) as error:  # a model may raise anything
       message = " ".join(str(error).split())
       says = f"{type(error).__name__}: {message[:500]}"
       yield name, Finding(case="ends with an error", outcome="failed", says=says)

@@ -1,4 +1,4 @@
-"""No logit sees a later token, and logits do see earlier ones."""
+"""Checks that logits do not depend on later tokens, and do depend on earlier ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contract.subject import Subject
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-  """Changes one token at a time: before it nothing changes, after it something does."""
+  """Changes one token at a time: earlier logits must not change, later ones must."""
   tokens = subject.tokens(1)
   before = subject.logits(tokens)
   allowed = subject.rounding(before)
@@ -25,6 +25,6 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield stated(
       f"token {t} changes the next logits",
       moved > 10 * allowed,
-      f"they change by {moved:.1e}, and rounding alone by {allowed:.1e}",
+      f"they change by {moved:.1e}, rounding by {allowed:.1e}",
       "" if moved > 10 * allowed else f"token {t + 1}",
     )

@@ -1,4 +1,4 @@
-"""What is saved is what is restored."""
+"""Checks that a restored train state equals the saved one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIMIZER = AdamW(learning_rate=optax.constant_schedule(1e-3)).transformation()
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-  """A train state through a checkpoint, bit for bit."""
+  """Saves and restores a train state: it must be equal bit for bit."""
   options = step_lib.Options()
   abstract = jax.eval_shape(
     lambda: step_lib.initial_state(subject.model, OPTIMIZER, options, seed=0)

@@ -1,6 +1,4 @@
-"""What a model says it costs is what the compiled program computes and the initialised tree
-holds.
-"""
+"""Checks a model's declared FLOPs and parameters against traces, XLA and the initialised tree."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from planning.hlo.text import HloProgram
 
 
 def parameters(subject: Subject) -> Iterator[Finding]:
-  """The parameter table against the tree, and the logical axes of each parameter."""
+  """Compares the parameter table with the tree, and checks each parameter's logical axes."""
   table = list_parameters(subject.model)
   found = {path_of(p): x for p, x in jax.tree_util.tree_leaves_with_path(subject.params)}
   wrong = [
@@ -45,11 +43,10 @@ def parameters(subject: Subject) -> Iterator[Finding]:
 
 
 def flops(subject: Subject) -> Iterator[Finding]:
-  """Declared operations against those of the products that are traced, and these against XLA's
-  count.
+  """Compares declared FLOPs with the traced matrix products, and these with XLA's count.
 
-  A row of one token has nothing to mask: declared and traced must agree to the last operation. In a
-  longer row a causal product may compute the half that is masked, or leave it out.
+  For a row of one token, declared and traced must be equal, since nothing is masked. In a longer
+  row a causal product may compute the masked half, or leave it out.
   """
   model, length = subject.model, subject.window
   one, one_traced = model.matmul_flops(1), _traced(subject, 1)
@@ -68,8 +65,8 @@ def flops(subject: Subject) -> Iterator[Finding]:
     f"{growth:,.0f} declared, {found:,.0f} traced; it may be 1 to 2 times the declared",
     "" if holds else f"matmul_flops(width, length={length})",
   )
-  # XLA drops products whose result it knows: those with a state of zeros, or, at one token, those
-  # before a softmax over one key.
+  # XLA drops products with known results: those with a zero state, or, at one token, those before a
+  # softmax over one key.
   compiled = HloProgram(_jitted(subject).lower(*_row(subject, length)).compile().as_text()).flops()
   yield stated(
     f"XLA's program for a row of {length}",
@@ -88,14 +85,12 @@ def _row(subject: Subject, length: int) -> tuple[Any, jax.ShapeDtypeStruct]:
 
 
 def _traced(subject: Subject, length: int) -> int:
-  """Operations of all products for one row, loops included."""
+  """Counts the FLOPs of all products for one row, including loops."""
   return product_flops(_jitted(subject).trace(*_row(subject, length)).jaxpr.jaxpr)
 
 
 def product_flops(jaxpr: core.Jaxpr) -> int:
-  """Floating-point operations of all products of a trace, the bodies of scans as often as they
-  run.
-  """
+  """Counts the FLOPs of all products of a trace; bodies of scans count as often as they run."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
@@ -110,7 +105,7 @@ def product_flops(jaxpr: core.Jaxpr) -> int:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-  """The traces among an equation's parameters: bodies of loops, branches, called functions."""
+  """Lists the traces in an equation's parameters: bodies of loops, branches, called functions."""
   for leaf in jax.tree.leaves(params):
     if isinstance(leaf, core.ClosedJaxpr):
       yield leaf.jaxpr

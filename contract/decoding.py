@@ -1,4 +1,4 @@
-"""A decode state continues a row exactly as if the tokens before had been part of the call."""
+"""Checks that a decode state continues a row as if the earlier tokens were part of the call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contract.subject import ROWS, Subject
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-  """Teacher forcing against prefills of every class of length, chunks, and single steps after."""
+  """Compares teacher forcing with prefills of every class of length, chunks, and single steps."""
   tokens = subject.tokens(4)
   whole = subject.logits(tokens)
   allowed = subject.rounding(whole)
@@ -52,7 +52,7 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 
 def _left_padded(subject: Subject, tokens: jax.Array, allowed: float) -> Finding:
-  """Prompts of one batch begin at different tokens."""
+  """Checks a batch of prompts that start at different tokens."""
   padding, prompt, length = subject.window - 2, 3 * subject.window + 1, subject.length
   ids = jnp.ones((ROWS, prompt), jnp.int32).at[0, :padding].set(0)
   logits, state = subject.apply(
@@ -68,7 +68,7 @@ def _left_padded(subject: Subject, tokens: jax.Array, allowed: float) -> Finding
 
 
 def _steps(subject: Subject, tokens: jax.Array, state: Any) -> np.ndarray:
-  """Feeds tokens [2, T] one by one: logits [2, T, V]."""
+  """Feeds tokens [2, T] one by one; returns logits [2, T, V]."""
   steps = []
   for t in range(tokens.shape[1]):
     logits, state = subject.apply(subject.params, tokens[:, t : t + 1], state=state)

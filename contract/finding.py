@@ -1,4 +1,4 @@
-"""What a check finds, and how two arrays are compared so that a difference has a place."""
+"""Findings of checks, and comparisons of arrays that report the place of a difference."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import jax
 import numpy as np
 
 Outcome = Literal["passed", "failed", "refused", "not run"]
-ROUNDING = 2.0**-24  # of float32, relative
+ROUNDING = 2.0**-24  # relative, of float32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-  """One line of the contract, held or broken.
+  """The result of a check on one case.
 
   Attributes:
-    case: what was compared, such as 'prefill of 7 tokens'.
-    outcome: 'refused' is a refusal that the model declares and makes; 'not run' says in `says` why.
-    difference: the size of the largest difference; None where sizes do not apply.
-    allowed: the largest that would have passed.
-    where: the first position that differs by more: of a row 'token 20 of row 1, ...', of parameters
-      a path. Empty if none does.
-    says: what else there is to say, in one sentence.
+    case: the case, such as 'prefill of 7 tokens'.
+    outcome: 'refused' is a declared refusal that was made; for 'not run', `says` has the reason.
+    difference: the largest difference; None if it has no size.
+    allowed: the largest allowed difference.
+    where: the first position with a larger difference: 'token 20 of row 1, ...' or the path of a
+      parameter; '' if there is none.
+    says: a further remark in one sentence.
   """
 
   case: str
@@ -37,12 +37,12 @@ class Finding:
 
   @property
   def failed(self) -> bool:
-    """Whether the contract is broken here."""
+    """Whether the contract is broken in this case."""
     return self.outcome == "failed"
 
 
 def stated(case: str, holds: bool, says: str, where: str = "") -> Finding:
-  """A finding without sizes; `says` is told either way."""
+  """Makes a finding without a numeric error; `says` is always printed."""
   return Finding(case=case, outcome="passed" if holds else "failed", says=says, where=where)
 
 
@@ -55,10 +55,10 @@ def compare_rows(
     case: see `Finding`.
     found, expected: the logits.
     allowed: largest absolute difference.
-    first_token, row: the position of [0, 0] in the row that is spoken of.
+    first_token, row: the position of [0, 0] in the checked rows.
 
   Returns:
-    the finding; of all positions that differ the earliest token's is named. NaN differs from all.
+    the finding, with the earliest token that differs. NaN differs from everything.
   """
   found, expected = (np.asarray(x, np.float64) for x in (found, expected))
   if found.shape != expected.shape:
@@ -84,8 +84,8 @@ def compare_rows(
 def compare_trees(case: str, found: Any, expected: Any, allowed: float) -> Finding:
   """Compares gradients or parameters, array by array.
 
-  The difference of an array is the norm of the difference over the norm of what was expected; of an
-  array that is almost zero, over a hundredth of what its share of the whole tree's norm would be.
+  The difference of an array is the norm of the difference over the expected norm. For an array that
+  is almost zero it is relative to a hundredth of its share of the whole tree's norm.
 
   Args:
     case: see `Finding`.
@@ -107,7 +107,7 @@ def compare_trees(case: str, found: Any, expected: Any, allowed: float) -> Findi
 
 
 def largest(case: str, differences: Iterable[tuple[str, float]], allowed: float) -> Finding:
-  """The finding for differences at named places: the first that is too large is named."""
+  """Makes the finding for differences at named places, with the first that is too large."""
   named = [(place, math.inf if math.isnan(size) else size) for place, size in differences]
   where = next((place for place, size in named if size > allowed), "")
   return Finding(
@@ -120,12 +120,12 @@ def largest(case: str, differences: Iterable[tuple[str, float]], allowed: float)
 
 
 def norm(x: Any) -> float:
-  """The Euclidean norm of all elements."""
+  """Returns the Euclidean norm of all elements."""
   return float(np.linalg.norm(np.asarray(x, np.float64).reshape(-1)))
 
 
 def path_of(path: Sequence[Any]) -> str:
-  """A path in a tree, joined by '/'."""
+  """Formats a path in a tree, joined by '/'."""
   return "/".join(
     str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
   )

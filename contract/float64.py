@@ -1,7 +1,7 @@
-"""Evaluates a float32 function in float64, so that its values can be trusted to 15 digits.
+"""Evaluates a float32 function in float64, for values with 15 correct digits.
 
-Layers name float32 in many places, since that is what they run in. Here the function is traced as
-it is, and the trace is evaluated with every float32 replaced.
+Layers use float32 explicitly in many places. So the function is traced as it is, and the trace is
+evaluated with every float32 replaced.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-# Parameters of primitives that name a type.
+# Parameters of primitives that are dtypes.
 _TYPES = ("new_dtype", "preferred_element_type", "dtype")
-# Primitives that only wrap a function, and the parameter that holds it.
+# Primitives that only wrap a function, and the parameter with it.
 _WRAPPED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 def evaluate(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-  """`function` in float64.
+  """Converts a function to float64.
 
   Args:
-    function: of float32 arrays; only its values are wanted, not its gradient.
-    arguments: arrays of the shapes it will be called with.
+    function: a function of float32 arrays; its gradient is lost.
+    arguments: arrays with the shapes of later calls.
 
   Returns:
     a compiled function of float64 arrays, to be called inside `jax.enable_x64(True)`.
 
   Raises:
-    NotImplementedError: it uses a kernel or a custom call, which has no float64 form.
+    NotImplementedError: it uses a kernel or a custom call without a float64 form.
   """
   closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
   structure = jax.tree.structure(shape)
@@ -74,7 +74,7 @@ def _apply(equation: Any, inputs: list[Any]) -> list[Any]:
     return lax.switch(inputs[0], branches, *inputs[1:])
   if name in ("pallas_call", "ffi_call", "custom_call", "shard_map"):
     raise NotImplementedError(
-      f"{name} has no float64 form: choose an implementation in plain XLA operations, such as "
+      f"{name} has no float64 form. Choose an implementation in plain XLA operations, such as "
       "kernels/associative.gin."
     )
   inner = next((params[key] for key in _WRAPPED if key in params), None)
@@ -113,7 +113,7 @@ def _scan(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
 
 
 def _operands(params: dict[str, Any]) -> tuple[int, int]:
-  """How many of a scan's inputs are constants and how many are carried."""
+  """Returns how many of a scan's inputs are constants and how many are carried."""
   if "num_consts" in params:
     return params["num_consts"], params["num_carry"]
   # JAX 0.12 keeps the inputs as a tree of three groups.

@@ -1,4 +1,4 @@
-"""Documents that share a row know nothing of each other, nor of padding."""
+"""Checks that documents in a row are independent of each other and of padding."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from contract.subject import ROWS, Subject
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-  """Logits of packed documents, one of them a single token, against each document at a row's
-  start.
-  """
+  """Compares logits of packed documents, including one of a single token, with those alone."""
   length, window = subject.length, subject.window
   tokens = subject.tokens(2)
   bounds = ((0, window - 3, window - 2, 2 * window + 5, length), (0, length - window + 2, length))
@@ -27,7 +25,7 @@ def check(subject: Subject) -> Iterator[Finding]:
   allowed = subject.rounding(packed)
   for row, ends in enumerate(bounds):
     for start, end in itertools.pairwise(ends):
-      # Alone in a row; what follows is padding.
+      # Alone in a row, followed by padding.
       alone = jnp.zeros_like(tokens).at[:, : end - start].set(tokens[row, start:end])
       own = np.broadcast_to(np.arange(length) < end - start, (ROWS, length)).astype(np.int32)
       expected = subject.logits(alone, own)[:1, : end - start]

@@ -1,4 +1,4 @@
-"""Numbers against better ones: bfloat16 against float32, gradients against float64 differences."""
+"""Compares numbers with better ones: bfloat16 with float32, gradients with float64 differences."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STEP = 1e-4
 
 
 def bfloat16(subject: Subject) -> Iterator[Finding]:
-  """Logits with bfloat16 activations against those in float32, by the root mean square.
+  """Compares logits of bfloat16 activations with those of float32, by the root mean square.
 
   Each of 2 depth + 2 sub-blocks rounds a chain of about four values, whose errors are independent:
-  two roundings of 2^-9. Errors of the sub-blocks add linearly at the worst.
+  two roundings of 2^-9. Errors of the sub-blocks add linearly in the worst case.
   """
   tokens = subject.tokens(12)
   expected = subject.logits(tokens)
@@ -44,10 +44,10 @@ def bfloat16(subject: Subject) -> Iterator[Finding]:
 
 
 def gradients(subject: Subject) -> Iterator[Finding]:
-  """The float32 gradient against central differences of the same loss evaluated in float64.
+  """Compares the float32 gradient with central differences of the same loss in float64.
 
-  Of every parameter array along two directions: the gradient's own, which shows a wrong size, and a
-  random one, which shows what is missing.
+  For every parameter array it uses two directions: the gradient, to detect a wrong size, and a
+  random one, to detect missing parts.
   """
   model, params = subject.without_remainder()
   leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -66,7 +66,7 @@ def gradients(subject: Subject) -> Iterator[Finding]:
 
     for index, (path, leaf) in enumerate(leaves):
       g = gradient[index]
-      # Of an array whose gradient is almost zero, the whole tree's size decides.
+      # For an array with almost no gradient, the whole tree's size decides.
       scale = max(norm(g), 0.01 * typical * np.sqrt(g.size))
       for direction in (g, random.standard_normal(leaf.shape)):
         if not (length := norm(direction)):

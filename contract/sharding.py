@@ -1,6 +1,4 @@
-"""Training steps on a mesh of devices give the numbers of one device, or the model says that it
-refuses.
-"""
+"""Checks that training steps on a mesh equal those on one device, or are refused as declared."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ OPTIONS = step_lib.Options()
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-  """Steps on eight devices against steps on one: losses, and the gradients in the momentum."""
+  """Compares steps on eight devices with steps on one: losses, and gradients in the momentum."""
   if jax.device_count() != DEVICES:
     says = f"it needs {DEVICES} devices, {jax.device_count()} are visible"
     yield Finding(case="training on a mesh", outcome="not run", says=says)
@@ -52,7 +50,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     kept = sizes | dict.fromkeys(refused, 1)
     if kept != sizes:
       yield _refusal(subject, sizes, chosen["zero"])
-      # What is not refused is checked on all devices still.
+      # The other axes are still checked on all devices.
       kept["data"] = DEVICES // math.prod(size for axis, size in kept.items() if axis != "data")
     expected = expected or _train(subject)
     case = _name(kept, chosen["zero"])
@@ -66,14 +64,14 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 
 def _refused(subject: Subject) -> set[str]:
-  """The mesh axes over which the model's mixers refuse to be split."""
+  """Returns the mesh axes over which the model's mixers refuse to be split."""
   axes = {axis for mixer in subject.model.mixers() for axis in getattr(mixer, "unsplit_axes", ())}
   every: dict[str, int] = dict.fromkeys(AXES, 2)
   return {name for axis in axes for name in RULES.mesh_axes(axis, "unsplit_axes", every)}
 
 
 def _refusal(subject: Subject, sizes: dict[str, int], zero: int) -> Finding:
-  """A refusal that is declared has to be made, before anything runs."""
+  """Checks that a declared refusal is made before anything runs."""
   case = f"refuses {_name(sizes, zero)}"
   model, params = subject.without_remainder()
   sharding_plan = _sharding_plan(model, sizes, zero)
@@ -83,13 +81,13 @@ def _refusal(subject: Subject, sizes: dict[str, int], zero: int) -> Finding:
     jax.eval_shape(step, jax.eval_shape(lambda: _state(model, params)), batch)
   except ValueError as error:
     return Finding(case=case, outcome="refused", says=str(error))
-  return Finding(case=case, outcome="failed", says="it is declared in unsplit_axes, and not made")
+  return Finding(case=case, outcome="failed", says="it is declared in unsplit_axes but not made")
 
 
 def _train(
   subject: Subject, sizes: dict[str, int] | None = None, zero: int = 0
 ) -> tuple[list[float], Any]:
-  """The loss of each step, and the momentum after the last; on one device if there are no sizes."""
+  """Returns the loss of each step and the final momentum; without sizes on one device."""
   model, params = subject.without_remainder()
   sharding_plan = (
     _sharding_plan(model, sizes, zero) if sizes else on_one_device(list_parameters(model))

@@ -1,4 +1,4 @@
-"""A state that claims a constant size has one, and no state changes its shapes."""
+"""Checks declared constant state sizes, and that no decode state changes its shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CAPACITIES = (2**22, 2**24)
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-  """The initial states of two capacities, and the states before and after a step, as shapes."""
+  """Compares initial states of two capacities, and states before and after a step, by shapes."""
   for mixer in dict.fromkeys(subject.model.mixers()):
     name = type(mixer).__name__
     small, large = (

@@ -1,4 +1,4 @@
-"""The model that is checked, at a depth that is quick to compile."""
+"""The checked model, at a depth that is quick to compile."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from training.step import Batch, token_losses
 
 ROWS = 2
 MIN_WINDOW = 8
-# Standard deviation of what is added to every initial parameter.
+# Standard deviation of the noise that is added to every initial parameter.
 NOISE = 0.1
 
 
 class Subject:
-  """A model with parameters and tokens; what several checks need is computed once.
+  """A model with parameters and tokens; results for several checks are cached.
 
   Attributes:
-    model: two repeats of the pattern, in which each kind of mixer stands once, and one block that
-      remains.
-    window: the largest window of its mixers, but at least 8 tokens.
+    model: two repeats of the pattern, with each kind of mixer once, and one remainder block.
+    window: the largest window of its mixers, at least 8 tokens.
     length: tokens of a row: more than four windows.
-    params: initial parameters with noise: what starts at zero would hide where it goes.
+    params: initial parameters with noise, because parameters of zero would hide errors.
   """
 
   def __init__(self, model: LanguageModel):
-    """Takes a model of any depth; compiles nothing yet."""
+    """Sets the model, of any depth; compiles nothing yet."""
     pattern = tuple(dict.fromkeys(model.pattern))
     self.model = model.clone(pattern=pattern, depth=2 * len(pattern) + 1)
     windows = [getattr(mixer, "window", None) for mixer in self.model.mixers()]
@@ -51,7 +50,7 @@ class Subject:
     )
 
   def without_remainder(self) -> tuple[LanguageModel, Any]:
-    """The model without the block that remains, and its parameters: quicker to compile."""
+    """The model without the remainder block, and its parameters: quicker to compile."""
     whole = self.model.depth - self.model.depth % len(self.model.pattern)
     stack = {name: group for name, group in self.params["stack"].items() if name != "remainder"}
     return self.model.clone(depth=whole), {**self.params, "stack": stack}
@@ -63,7 +62,7 @@ class Subject:
 
   @functools.cached_property
   def apply(self):
-    """`apply(params, tokens, **options)`, compiled, of the model's `__call__`."""
+    """The compiled `apply(params, tokens, **options)` of the model."""
 
     @functools.partial(jax.jit, static_argnames=("capacity", "last_only"))
     def apply(params, tokens, **options):
@@ -72,14 +71,12 @@ class Subject:
     return apply
 
   def logits(self, tokens: jax.Array | np.ndarray, segment_ids: Any = None) -> np.ndarray:
-    """Logits of whole rows [2, length, V]; one segment a row if there are no ids."""
+    """Returns logits of whole rows [2, length, V]; without ids, a row is one segment."""
     ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else jnp.asarray(segment_ids)
     return np.asarray(self.apply(self.params, tokens, segment_ids=ids)[0])
 
   def batch(self, rows: int, length: int) -> dict[str, np.ndarray]:
-    """A training batch of packed documents of random lengths, with padding at the end of some
-    rows.
-    """
+    """Makes a training batch of packed documents of random lengths; some rows end in padding."""
     random = np.random.default_rng(3)
     tokens = random.integers(0, self.model.vocab_size, (rows, length))
     ids = np.cumsum(random.uniform(size=(rows, length)) < 0.1, axis=1) + 1
@@ -87,13 +84,13 @@ class Subject:
     return batch_of_rows(tokens, ids, bos_id=0)
 
   def loss(self, model: LanguageModel, params: Any) -> jax.Array:
-    """The mean loss of a batch, as training computes it, under the model or a variant of it."""
+    """Computes the mean loss of a batch as in training, for the model or a variant."""
     batch = self.batch(ROWS, self.length)
     nll, _ = token_losses(model, params, cast(Batch, batch))
     return jnp.sum(nll) / jnp.sum(batch["loss_weights"])
 
   def gradient_of(self, model: LanguageModel, params: Any) -> Any:
-    """The gradient of `loss`."""
+    """Computes the gradient of `loss`."""
     return jax.jit(jax.grad(functools.partial(self.loss, model)))(params)
 
   @functools.cached_property
@@ -103,19 +100,19 @@ class Subject:
 
   @property
   def roundings(self) -> float:
-    """How many errors of 2^-24 a float32 evaluation adds up.
+    """Number of rounding errors of 2^-24 that add up in a float32 evaluation.
 
-    A logit passes through 2 depth + 2 sub-blocks, embedding and output among them. Each rounds sums
-    of up to `width` terms, whose errors add like a random walk, and a short chain of elementwise
-    steps: sqrt(width) roundings or 16, whichever is more.
+    A logit passes through 2 depth + 2 sub-blocks, including embedding and output. Each rounds sums
+    of up to `width` terms, with errors that add like a random walk, and a short chain of
+    elementwise steps: sqrt(width) roundings or 16, whichever is more.
     """
     return (2 * self.model.depth + 2) * max(16, math.sqrt(self.model.width))
 
   def rounding(self, expected: Any) -> float:
-    """The largest absolute difference between two float32 orders of evaluation."""
+    """Largest absolute difference between two float32 orders of evaluation."""
     return ROUNDING * self.roundings * float(np.abs(np.asarray(expected)).max())
 
   @property
   def gradient_rounding(self) -> float:
-    """The largest relative difference between two float32 gradients: forward and backward pass."""
+    """Largest relative difference between two float32 gradients, by both passes."""
     return 2 * ROUNDING * self.roundings

@@ -1,4 +1,4 @@
-"""The TPU compiler takes a training step."""
+"""Checks that a training step compiles for TPUs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ OPTIONS = step_lib.Options()
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-  """Compiles a step of data parallelism, with the kernels of TPUs, for slices that are not here."""
+  """Compiles a data-parallel step with TPU kernels, for slices that need not be attached."""
   for name in SLICES:
     case = f"compiles for {name}"
     if importlib.util.find_spec("libtpu") is None:
-      says = "the TPU compiler (libtpu) is not installed: the extra `tpu` or `test` has it"
+      says = "the TPU compiler (libtpu) is not installed: install the extra `tpu` or `test`"
       yield Finding(case=case, outcome="not run", says=says)
       continue
     try:

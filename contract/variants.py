@@ -1,4 +1,4 @@
-"""What only changes how a model is computed changes no number."""
+"""Checks that remat policies and the layer scan do not change results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from layers.stack import unstack
 
 
 def remat(subject: Subject) -> Iterator[Finding]:
-  """Gradients under every policy of recomputation against those without."""
+  """Compares gradients under every remat policy with those without recomputation."""
   model, params = subject.without_remainder()
   for policy in POLICIES:
     if policy == model.remat:
       continue
     if policy == "offload" and not _has_host_memory():
-      says = "this backend has no host memory beside its own"
+      says = "this backend has no separate host memory"
       yield Finding(case=f"remat={policy!r}", outcome="not run", says=says)
       continue
     found = subject.gradient_of(model.clone(remat=policy), params)
@@ -35,13 +35,13 @@ def _has_host_memory() -> bool:
 
 
 def scan(subject: Subject) -> Iterator[Finding]:
-  """Logits of the scanned blocks against those of blocks run one after the other."""
+  """Compares logits of scanned blocks with those of unrolled blocks."""
   tokens = subject.tokens(11)
   expected = subject.logits(tokens)
   allowed = subject.rounding(expected)
   cut = {**subject.params, "stack": unstack(subject.params["stack"])}
   cases: tuple[tuple[str, Any, dict[str, Any]], ...] = (
-    ("blocks with parameters of their own, without a scan", cut, {"scan": False}),
+    ("unrolled blocks with separate parameters", cut, {"scan": False}),
     ("two repeats of the pattern per step of the scan", subject.params, {"unroll": 2}),
   )
   for case, params, options in cases:

@@ -1,6 +1,4 @@
-"""How the processes of one program find each other at its start: who they are, and a wait for
-process 0.
-"""
+"""Brings the processes of a program together at its start: they meet at process 0."""
 
 from __future__ import annotations
 
@@ -15,17 +13,17 @@ from typing import Any
 
 from base.errors import UserError
 
-# A wait says so after this long without a word, and again after each longer time.
+# Seconds after which a wait prints a line, and then repeats it.
 TOLD_AFTER_SECONDS = 5
 TOLD_EVERY_SECONDS = 10
-# What process 0 says first, and what it says when all have come.
+# First message of process 0, and its message when all have joined.
 _GREETING = b"griffin: who comes?\n"
 _GO = b"all have come\n"
 _LONGEST_LINE = 300
 _MOST_AT_ONCE = 1024
-# So many missing processes are named.
+# How many missing processes are listed.
 _SHOWN = 8
-# For so long something else may listen at the address: a program that is about to end.
+# For so long another program that is about to end may listen at the address.
 _STRANGER_SECONDS = 8
 
 
@@ -33,15 +31,15 @@ class HostError(UserError):
   """The processes cannot work together: one is missing, or differs.
 
   Attributes:
-    may_pass: whether another start may find them together.
+    may_pass: whether starting again may help.
   """
 
 
 class Waiting:
-  """Tells every few seconds for whom this process waits, while it is entered."""
+  """Context manager that prints every few seconds for which process this one waits."""
 
   def __init__(self, whom: Callable[[], str]):
-    """`whom`: gives such as 'process 0 of 2 at host0:1234'."""
+    """Sets `whom`, which returns text such as 'process 0 of 2 at host0:1234'."""
     self._whom = whom
     self._stopped = threading.Event()
     self._thread = threading.Thread(target=self._tell, daemon=True, name="waiting")
@@ -62,10 +60,10 @@ class Waiting:
 
 
 def of_cluster(seconds: int) -> tuple[str, int, int, Any]:
-  """Address of process 0, number of processes, which this is, and its devices, as the cluster says.
+  """Reads address of process 0, number of processes, index and devices from the cluster.
 
   Raises:
-    HostError: the cluster does not say.
+    HostError: the cluster does not provide them.
   """
   from jax._src import clusters
 
@@ -74,25 +72,22 @@ def of_cluster(seconds: int) -> tuple[str, int, int, Any]:
   )
   address, count, index, devices = found
   if address is None or count is None or index is None:
-    raise HostError(
-      "neither SLURM, Kubernetes nor a TPU's service says who the other processes are."
-    )
+    raise HostError("no cluster found: SLURM, Kubernetes and TPU metadata name no other processes.")
   if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
-    # Said by the user; a cluster knows only one device a process. JAX reads it where none are
+    # Set by the user: clusters have only one device per process. JAX reads it where none are
     # passed.
     devices = None
   return address, count, index, devices
 
 
 def receive(coordinator: str, count: int, seconds: int) -> None:
-  """In process 0: returns once every other process has come to `come_to`.
+  """Waits in process 0 until every other process has called `come_to`.
 
-  JAX's service does not tell one program from another: a process that comes twice, or of another
-  program, makes it end all that work with it. So the processes meet at its port before it listens
-  there.
+  JAX's service does not distinguish programs: a process that joins twice, or of another program,
+  makes it end all processes. So they meet at its port before it listens there.
 
   Raises:
-    HostError: the port is in use, or some do not come.
+    HostError: the port is in use, or some processes do not join.
   """
   guests: dict[int, socket.socket] = {}
 
@@ -112,7 +107,7 @@ def receive(coordinator: str, count: int, seconds: int) -> None:
           may_pass=True,
         )
       guests = {process: guest for process, guest in guests.items() if _is_open(guest)}
-      # None has come, or a program that says something else.
+      # No process came, or another program did.
       with contextlib.suppress(OSError, ValueError):
         _admit(server.accept()[0], guests, count)
   for guest in guests.values():
@@ -141,11 +136,10 @@ def _admit(guest: socket.socket, guests: dict[int, socket.socket], count: int) -
 
 
 def come_to(coordinator: str, count: int, index: int, seconds: int) -> None:
-  """In another process: returns once process 0 has received all, and JAX's service listens.
+  """Waits in another process until process 0 has received all and JAX's service listens.
 
   Raises:
-    HostError: process 0 does not answer for so many seconds, refuses this process, or another
-      program listens.
+    HostError: process 0 does not answer in time, refuses this process, or another program listens.
   """
   end = time.monotonic() + seconds
   whom = f"process 0 of {count}"
@@ -193,7 +187,7 @@ def _connect(coordinator: str) -> socket.socket:
 
 
 def _line(connection: socket.socket) -> str:
-  """What the other end says, up to a line's end; what is not text is replaced."""
+  """Reads a line from the other end; invalid text is replaced."""
   said = b""
   while not said.endswith(b"\n") and len(said) < _LONGEST_LINE:
     try:
@@ -207,7 +201,7 @@ def _line(connection: socket.socket) -> str:
 
 
 def _is_open(connection: socket.socket) -> bool:
-  """Whether the other end of a connection that does not block is there still."""
+  """Whether the other end of a non-blocking connection is still open."""
   try:
     return bool(connection.recv(1, socket.MSG_PEEK))
   except BlockingIOError:
@@ -237,12 +231,10 @@ def _listen(coordinator: str) -> socket.socket:
 
 
 def is_gone(coordinator: str) -> bool:
-  """Whether the coordinator's host answers and says that nobody listens there: its process has
-  ended.
-  """
+  """Whether the coordinator's host answers that nothing listens: its process has ended."""
   try:
     _connect(coordinator).close()
   except OSError as error:
-    # No answer at all is another matter: the network may come back.
+    # Without any answer the network may come back.
     return isinstance(error, ConnectionRefusedError)
   return False

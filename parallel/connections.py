@@ -1,4 +1,4 @@
-"""The connections between hosts whose CPUs compute together."""
+"""Connects the CPUs of several hosts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from parallel import processes
 
 
 def connect(mesh: Mesh) -> None:
-  """Has every group of devices that later programs may sum over meet once; for several processes on
-  CPUs.
+  """Connects every group of devices of later collectives; only for several processes on CPUs.
 
-  Gloo connects a group at its first exchange, and fails if one host comes there 30 s after another,
-  as where it compiles more slowly or reads a slower disk. Once connected, hosts wait for each other
-  as long as they live. Accelerators need none of this.
+  Gloo connects a group at its first exchange, and fails if one host is 30 s later than another, for
+  example because it compiles more slowly or reads a slower disk. Connected hosts wait for each
+  other. Accelerators need none of this.
   """
   if processes.count() == 1 or jax.default_backend() != "cpu":
     return
@@ -33,7 +32,7 @@ def connect(mesh: Mesh) -> None:
 
 
 def _meeting(mesh: Mesh) -> tuple[jax.stages.Compiled, jax.Array]:
-  """A program that sums over all groups of a mesh, one after another, and its argument."""
+  """Returns a program that sums over all groups of a mesh in turn, and its argument."""
   replicated = PartitionSpec()
 
   def sums(number):
@@ -51,7 +50,7 @@ def _meeting(mesh: Mesh) -> tuple[jax.stages.Compiled, jax.Array]:
 
 
 def _groups(mesh: Mesh) -> Iterator[tuple[str, ...]]:
-  """All combinations of the axes that have more than one device."""
+  """Lists all combinations of the axes with more than one device."""
   axes = [name for name, size in mesh.shape.items() if size > 1]
   for count in range(1, len(axes) + 1):
     yield from itertools.combinations(axes, count)

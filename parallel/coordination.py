@@ -1,8 +1,8 @@
-"""What the processes of one program tell each other besides arrays: texts, waits, and why one ends.
+"""Exchanges texts between the processes of a program, and ends all when one ends.
 
-Texts go through the key-value store of JAX's coordination service, which process 0 runs. This file
-alone knows JAX's client of it, which is private. A thread in every process watches for others that
-end: whatever the main thread waits for then, it will not come.
+Texts go through the key-value store of JAX's coordination service, which process 0 runs. Only this
+file uses JAX's client of it, which is private. A thread in every process watches for others that
+end, for which the main thread might wait forever.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any, NoReturn, cast
 from parallel.arrival import HostError, come_to, is_gone, of_cluster, receive
 from parallel.native_log import NativeLog
 
-# How long a process may be silent, or the network away, before the others end without it.
+# How long a process may be silent, or the network down, before the others end.
 SILENCE_SECONDS = 40
-# What a process ends with because another one ended for a reason that is not the user's.
+# Exit status if another process ended, unless by the user.
 LOST_HOST = 1
 LATE = 1
 _SPACE = "griffin"
@@ -34,22 +34,22 @@ _SEEN = f"{_SPACE}/seen"
 _BEATS = f"{_SPACE}/beat"
 _STOP = f"{_SPACE}/stop"
 _SLICE_SECONDS = 1
-# At least, for JAX's service and clients to meet when all processes are there.
+# Least time for JAX's service and clients to connect.
 _JOINING_SECONDS = 8
 _SEEING_SECONDS = 5
 # Within the six seconds that an abort is held.
 _PROBE_SECONDS = 2
-# A thread that comes back this late was stopped with its process, or its machine slept.
+# If a thread wakes up this late, its process was stopped, or its machine slept.
 _STOPPED_SECONDS = 15
 
 _exchanges = itertools.count()
 _hosts: list[str] = []
 _finished = threading.Event()
-# Held by the one thread that says why this process ends.
+# Held by the thread that prints why this process ends.
 _end_is_mine = threading.RLock()
 _threads: list[threading.Thread] = []
 _log: NativeLog | None = None
-# When process 0 answered last; None before all are joined.
+# Time of the last answer of process 0; None before all have joined.
 _heard: float | None = None
 
 
@@ -60,26 +60,26 @@ def _state() -> Any:
 
 
 def is_joined() -> bool:
-  """Whether this process is one of several that `join` brought together."""
+  """Whether this process is one of several that have joined."""
   return bool(_hosts)
 
 
 def name(process: int) -> str:
-  """A process and its host, for messages."""
+  """Formats a process and its host for messages."""
   return f"process {process} ({_hosts[process]})" if _hosts else f"process {process}"
 
 
 def join(coordinator: str | None, count: int | None, index: int | None, *, seconds: int) -> None:
-  """Joins the processes; returns once all have come.
+  """Joins the processes; returns once all have joined.
 
   Args:
-    coordinator: host:port of process 0; None asks the cluster (SLURM, Kubernetes, TPU) for all
-      three.
-    count, index: number of processes, and which this is.
+    coordinator: host:port of process 0; None reads all three from the cluster (SLURM, Kubernetes,
+      TPU).
+    count, index: number of processes, and index of this one.
     seconds: how long to wait for the others.
 
   Raises:
-    HostError: the cluster does not say who the others are, or they do not come.
+    HostError: the cluster does not name the others, or they do not join.
   """
   import jax
 
@@ -87,7 +87,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, secon
   local = None
   if coordinator is None:
     coordinator, count, index, local = of_cluster(seconds)
-  count, index = cast(int, count), cast(int, index)  # Whoever gives a coordinator gives both.
+  count, index = cast(int, count), cast(int, index)  # Given together with the coordinator.
   if count == 1:
     return
   began = time.monotonic()
@@ -95,7 +95,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, secon
     receive(coordinator, count, seconds)
   else:
     come_to(coordinator, count, index, seconds)
-  # All are there. The client's own end of waiting is a C++ abort.
+  # All have joined. If the client timed out itself, it would abort in C++.
   seconds = max(_JOINING_SECONDS, round(seconds - (time.monotonic() - began)))
   late = threading.Timer(seconds, _missing, [coordinator, count, index, seconds])
   late.daemon = True
@@ -110,7 +110,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, *, secon
       process_id=index,
       local_device_ids=local,
       initialization_timeout=seconds + 30,
-      # Only if this file's own watch fails.
+      # Only if this file's watch fails.
       heartbeat_timeout_seconds=2 * SILENCE_SECONDS,
       shutdown_timeout_seconds=SILENCE_SECONDS,
     )
@@ -141,16 +141,16 @@ def _missing(coordinator: str, count: int, index: int, seconds: int) -> NoReturn
 
 
 def exchange(what: str, text: str) -> list[str]:
-  """Every process's text, in the order of the processes; all must call it for the same thing.
+  """Returns the texts of all processes in order; all must call it with the same `what`.
 
-  It waits for the others as long as they live, and signals are handled meanwhile.
+  It waits as long as the others live, and handles signals meanwhile.
 
   Args:
-    what: the thing, the same in every process.
-    text: this process's.
+    what: name of the exchange, the same in every process.
+    text: this process's text.
 
   Raises:
-    HostError: another process has come to another thing.
+    HostError: another process called it with another `what`.
   """
   state = _state()
   if state.client is None:
@@ -172,37 +172,35 @@ def _get(client: Any, key: str) -> str:
   while True:
     try:
       return client.blocking_key_value_get(key, _SLICE_SECONDS * 1000)
-    except Exception as error:  # a JaxRuntimeError, whose class moves between versions
+    except Exception as error:  # a JaxRuntimeError, a class that moves between versions
       if "DEADLINE_EXCEEDED" not in str(error):
         wait_for_verdict()
         raise
 
 
 def request_stop(reason: str) -> None:
-  """Has all processes stop after the same step, as a preempted one does, and tells them why."""
+  """Makes all processes stop after the same step, as in a preemption, and tells them why."""
   _try_set(_STOP, reason)
   os.kill(os.getpid(), signal.SIGTERM)  # JAX's preemption service listens to it
 
 
 def stop_reason() -> str | None:
-  """What `request_stop` was told, in any process; None if it was not called."""
+  """Returns the reason given to `request_stop` in any process; None if it was not called."""
   client = _state().client
   return client and _try_get(client, _STOP)
 
 
 def claim_end() -> None:
-  """Has this thread alone say why the process ends; does not return where the watch is saying it
-  already.
-  """
+  """Makes this thread the only one to print why the process ends; blocks if another is."""
   if not _end_is_mine.acquire(blocking=False):
     time.sleep(SILENCE_SECONDS)  # the watch ends the process meanwhile
   _finished.set()
 
 
 def announce(reason: str, status: int) -> None:
-  """Tells the other processes that this one ends, and why; they end too, with the same status.
+  """Tells the other processes that this one ends, and why; they end with the same status.
 
-  To be followed by `os._exit`: an ordinary exit waits for the others.
+  Call `os._exit` afterwards: an ordinary exit waits for the others.
   """
   claim_end()
   state = _state()
@@ -224,10 +222,9 @@ def wait_for_verdict() -> None:
 
 
 def _watch(index: int, count: int) -> None:
-  """Tells that this process lives, and ends it if another one does not.
+  """Sends heartbeats, and ends this process if another one is dead.
 
-  Its calls are short and follow one another until the end: a thread that is inside of C++ when
-  Python ends crashes the process.
+  Its calls are short, because a thread in C++ code crashes the process when Python ends.
   """
   global _heard
   client = _state().client
@@ -238,7 +235,7 @@ def _watch(index: int, count: int) -> None:
       client.key_value_set(f"{_BEATS}/{index}", str(beat), allow_overwrite=True)
       _heard = time.monotonic()
       if _heard - before > _STOPPED_SECONDS:
-        beats.clear()  # what is known of the others is as old
+        beats.clear()  # the knowledge of the others is as old
       before = _heard
       if index == 0:
         _judge(client, count, beats)
@@ -251,11 +248,9 @@ def _watch(index: int, count: int) -> None:
 
 
 def _probe(index: int, coordinator: str) -> None:
-  """Ends this process when process 0 has ended or is silent, or when it was itself stopped for too
-  long.
+  """Ends this process when process 0 has ended or is silent, or this one was stopped too long.
 
-  Without JAX's client: its calls do not return while process 0 is stopped, and its threads hang in
-  its abort.
+  It does not use JAX's client, whose calls block while process 0 is stopped, and hang in its abort.
   """
   global _heard
   before = time.monotonic()
@@ -282,7 +277,7 @@ def _lost_first(who: str, why: str) -> None:
 
 
 def _judge(client: Any, count: int, beats: dict[int, tuple[str, float]]) -> None:
-  """In process 0: announces for a process that has been silent for too long."""
+  """Announces in process 0 the end of a process that has been silent for too long."""
   now = time.monotonic()
   found = {int(key.rpartition("/")[2]): text for key, text in client.key_value_dir_get(_BEATS)}
   for process in range(count):
@@ -302,15 +297,13 @@ def _follow(failed: dict[str, Any]) -> None:
   if _finished.is_set() or failed["process"] == state.process_id:
     return
   if not _end_is_mine.acquire(blocking=False):
-    return  # the main thread is telling its own reason
+    return  # the main thread is printing its own reason
   _let_others_see(state, but=failed["process"])
   _end(f"{name(failed['process'])} ended: {failed['reason']}", failed["status"])
 
 
 def _let_others_see(state: Any, but: int | None = None) -> None:
-  """Marks that this process knows of the end; process 0, which holds the store, waits for the
-  others' marks.
-  """
+  """Marks that this process knows of the end; process 0, which has the store, waits for all."""
   _try_set(f"{_SEEN}/{state.process_id}", "=")
   end = time.monotonic() + _SEEING_SECONDS
   expected = state.num_processes - (but is not None)
@@ -324,9 +317,7 @@ def _let_others_see(state: Any, but: int | None = None) -> None:
 
 
 def _leave() -> None:
-  """At an ordinary end: waits for the others while they are watched, so that none waits
-  unwatched.
-  """
+  """Waits at an ordinary end for the others, while still watching them."""
   if not _finished.is_set() and _state().client is not None:
     exchange("end", "")
   _finished.set()
@@ -337,9 +328,7 @@ def _leave() -> None:
 
 
 def _end(line: str, status: int) -> NoReturn:
-  """Ends this process at once, whatever it waits for: an ordinary exit would wait for the
-  others.
-  """
+  """Ends this process at once; an ordinary exit would wait for the others."""
   if not _end_is_mine.acquire(blocking=False):
     time.sleep(SILENCE_SECONDS)
   start = "\n" if sys.stderr.isatty() else ""
@@ -352,11 +341,11 @@ def _end(line: str, status: int) -> NoReturn:
 
 
 def _delay_aborts() -> None:
-  """Holds a thread that aborts for six seconds.
+  """Delays an aborting thread by six seconds.
 
   JAX's client aborts the process as soon as the connection to process 0 breaks; in that time the
-  watch says which host is gone. The handler is C's `sleep`, called with the number of the signal;
-  then the abort goes on.
+  watch prints which host is lost. The handler is C's `sleep`, called with the signal's number (6);
+  then the abort continues.
   """
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
@@ -365,7 +354,7 @@ def _delay_aborts() -> None:
 
 
 def _try_set(key: str, text: str) -> None:
-  """Sets a key that nobody has set yet; not being able to is no error."""
+  """Sets a key if it is not set yet; ignores failures."""
   try:
     _state().client.key_value_set(key, text)
   except Exception:

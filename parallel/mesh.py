@@ -1,4 +1,4 @@
-"""The grid of devices that a program runs on."""
+"""The mesh of devices that a program runs on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from jax.sharding import AxisType, Mesh
 
 from base.ranges import Count, Shards
 
-# Outermost first: neighbours in the last axis are the closest devices, and tensor parallelism
-# exchanges the most.
+# Outermost first: the last axis has the closest devices, because tensor parallelism exchanges most.
 AXES = ("data", "seq", "model")
-# What sets an axis's size in the files of gin/mesh/, for the way out of an error.
+# The arguments that set an axis's size in the files of gin/mesh/, for errors.
 FLAGS = {
   "data": "--gin.DATA_SHARDS",
   "seq": "--gin.SEQUENCE_SHARDS",
@@ -26,7 +25,7 @@ FLAGS = {
 
 
 class Device(Protocol):
-  """What is read of a `jax.Device`, which jaxlib gives no type that a checker knows."""
+  """The used attributes of a `jax.Device`, which has no type that a checker knows."""
 
   @property
   def platform(self) -> str: ...
@@ -40,11 +39,11 @@ class MeshSpec:
   """Sizes of the mesh axes.
 
   Attributes:
-    data: shards of the batch; -1 takes the devices that the other axes leave.
+    data: shards of the batch; -1 takes the remaining devices.
     seq: shards of the time axis.
     model: shards of heads, channels and vocabulary (section 4.1 of the Griffin paper).
-    slices: groups of devices joined by the data-centre network; they divide `data`, whose
-      collectives are the only ones to cross it.
+    slices: groups of devices connected by the data-centre network; must divide `data`, the only
+      axis with collectives across it.
   """
 
   data: Shards = -1
@@ -57,23 +56,23 @@ class MeshSpec:
     for name, size in sizes.items():
       if size < 1 and size != -1:
         raise ValueError(
-          f"mesh axis {name}={size} is no number of devices. "
-          f"Set {FLAGS[name]} to at least 1, or to -1 for the devices that are left."
+          f"mesh axis {name}={size} must be at least 1, or -1 for the remaining devices. "
+          f"Set {FLAGS[name]}."
         )
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
       raise ValueError(
-        f"mesh axes {' and '.join(free)} are both -1, and one alone can take the devices that are "
-        f"left. Set {FLAGS[free[-1]]} to a number of devices."
+        f"mesh axes {' and '.join(free)} are both -1, and only one axis can take the remaining "
+        f"devices. Set {FLAGS[free[-1]]} to a number of devices."
       )
     if self.slices < 1:
       raise ValueError(f"mesh.slices={self.slices} must be at least 1.")
 
   def sizes(self, device_count: int) -> dict[str, int]:
-    """The size of each axis on this many devices.
+    """Returns the size of each axis on this many devices.
 
     Raises:
-      ValueError: the axes do not fit the devices; it says what would.
+      ValueError: the axes do not fit the devices; the message says what would.
     """
     sizes = {name: getattr(self, name) for name in AXES}
     known = math.prod(size for size in sizes.values() if size != -1)
@@ -98,17 +97,16 @@ class MeshSpec:
       )
     if sizes["data"] % self.slices:
       raise ValueError(
-        f"mesh.slices={self.slices} does not divide data={sizes['data']}: only the data axis "
-        "crosses "
-        f"the network between slices. Make {FLAGS['data']} a multiple of mesh.MeshSpec.slices."
+        f"mesh.slices={self.slices} does not divide data={sizes['data']}, the only axis across "
+        f"slices. Make {FLAGS['data']} a multiple of mesh.MeshSpec.slices."
       )
     return sizes
 
   def build(self, devices: Sequence[Device] | None = None) -> Mesh:
-    """Arranges devices.
+    """Arranges devices in a mesh.
 
     Args:
-      devices: those of a topology that is not here, say; None takes all that are visible.
+      devices: the devices, which need not be attached; None takes all visible ones.
 
     Raises:
       ValueError: the axes do not fit the devices.
@@ -121,7 +119,7 @@ class MeshSpec:
     if devices[0].platform == "cpu":
       return np.array(devices).reshape(sizes)
     if self.slices == 1:
-      # Rings of the torus may have to be split where no axis has their length.
+      # Rings of the torus are split if no axis has their length.
       return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     inside = (sizes[0] // self.slices, *sizes[1:])
     across = (self.slices, *(1 for _ in sizes[1:]))
@@ -135,11 +133,11 @@ def _visible(devices: int) -> str:
 
 
 def _flags(free: list[str], sizes: dict[str, int]) -> str:
-  """The flags of the axes that have a size of their own, other than 1."""
+  """Formats the arguments of the axes that have a fixed size other than 1."""
   named = [name for name in AXES if name not in free and sizes[name] != 1]
   return " and ".join(FLAGS[name] for name in named or ["data"])
 
 
 def _multiple(number: int, of: int) -> int:
-  """The smallest multiple of `of` that is not below `number`."""
+  """Returns the smallest multiple of `of` that is at least `number`."""
   return -(-number // of) * of

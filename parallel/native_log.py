@@ -1,8 +1,8 @@
-"""What JAX's C++ says of a lost connection, held back: who was lost is told in one line instead.
+"""Suppresses the C++ log of a lost connection, which one line about the lost host replaces.
 
-Its client logs an error, a warning and a stack, in a few lines each, and aborts, all before Python
-can say anything. File 2 is therefore a pipe from which a thread passes on what is read;
-`sys.stderr` goes on as before.
+JAX's client logs an error, a warning and a stack trace, and aborts, all before Python can print.
+File descriptor 2 is therefore a pipe, from which a thread forwards lines; `sys.stderr` is
+unchanged.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import sys
 import threading
 import time
 
-# Longer than it takes to name the lost host, shorter than an abort is held.
+# Longer than it takes to name the lost host, shorter than the delay of an abort.
 _HELD_SECONDS = 5.0
 _PIPE_BYTES = 2**20
-# The first line of them; the lines after it have no mark of their own, and differ between versions
-# of JAX.
+# The first line of the log; later lines have no mark, and differ between versions of JAX.
 _OF_LOST_CONNECTIONS = re.compile(
   rb"[EWF]\d{4} .*\b(coordination_service_agent|preemption_sync_manager|coordination_service)\.cc:"
   rb"|F\d{4} .*client\.h:\d+\] Terminating process"
@@ -26,18 +25,18 @@ _OF_LOST_CONNECTIONS = re.compile(
 
 
 class NativeLog:
-  """Holds back what follows on a lost connection for some seconds, from `__init__` to `close`."""
+  """Delays the C++ log after a lost connection for some seconds, from `__init__` to `close`."""
 
   def __init__(self) -> None:
     sys.stderr.flush()
-    # Python's own lines, and whether they go to a terminal, stay as they are.
+    # Python's lines, and whether they go to a terminal, are unchanged.
     self._screen = os.dup(2)
     self._python = sys.stderr
     copy = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace", buffering=1)
     sys.stderr = copy
     self._read, write = os.pipe()
     _enlarge(write)
-    # A thread of C++ may hold Python's lock while it writes: it must never wait for this reader.
+    # A C++ thread may hold the GIL while it writes, so it must never wait for this reader.
     os.set_blocking(write, False)
     os.dup2(write, 2)
     os.close(write)
@@ -46,11 +45,11 @@ class NativeLog:
     self._thread.start()
 
   def write(self, line: str) -> None:
-    """Writes a line to the screen, whatever is held back."""
+    """Writes a line to the screen at once."""
     os.write(self._screen, line.encode())
 
   def close(self) -> None:
-    """Passes everything on, and gives file 2 back."""
+    """Forwards everything, and restores file descriptor 2."""
     sys.stderr.flush()
     sys.stderr = self._python
     os.dup2(self._screen, 2)  # the pipe has no writer now

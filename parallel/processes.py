@@ -1,4 +1,4 @@
-"""The processes of one program, one per host: who speaks for all, and what all must agree on."""
+"""The processes of a program, one per host: the first one, exchanges and checks of agreement."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import jax
 
 from parallel import coordination
 
-# Of a text that every process can show the others, and of a line in a message.
+# Longest text to exchange in full, and longest line in a message.
 _SHOWN = 2**16
 _SHOWN_LINE = 80
-# A file that one host wrote may take seconds to be seen through another's cache of a shared folder.
+# A file that one host wrote may take seconds to appear in another's cache of a shared folder.
 _SHARING_SECONDS = 10
 
 
@@ -29,18 +29,18 @@ def is_first() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-  """Returns once every process has come here; `what` names the place in errors."""
+  """Waits until every process has called this; `what` names the call in errors."""
   if count() > 1:
     coordination.exchange(what, "")
 
 
 def gather(text: str, what: str) -> list[str]:
-  """The text of every process, in their order; `what` names the place in errors."""
+  """Returns the texts of all processes in order; `what` names the call in errors."""
   return coordination.exchange(what, text) if count() > 1 else [text]
 
 
 def told_by_first(text: str) -> str:
-  """The text of the first process, on every process; what the others pass is not looked at."""
+  """Returns the first process's text on every process; the others' texts are ignored."""
   return gather(text if is_first() else "", "what the first process says")[0]
 
 
@@ -48,7 +48,7 @@ def require_same(text: str, what: str) -> None:
   """Compares a text between all processes.
 
   Raises:
-    ValueError: on every process, if it differs on one: it says which, and the first line that does.
+    ValueError: on every process, if one differs; the message has that process and the first line.
   """
   digests = gather(hashlib.sha256(text.encode()).hexdigest(), f"digest of {what}")
   other = next((i for i, digest in enumerate(digests) if digest != digests[0]), None)
@@ -70,16 +70,16 @@ def _shown(line: str) -> str:
 
 
 def require_shared(folder: Path) -> None:
-  """Checks that a folder, which need not exist yet, is the same one on every host.
+  """Checks that a folder, which need not exist yet, is the same on every host.
 
-  Process 0 puts a file into it, or into the nearest folder above it that exists, for a moment.
+  Process 0 writes a temporary file into it, or into its nearest existing parent.
 
   Raises:
-    ValueError: on every process, if one does not see the file; it says which.
+    ValueError: on every process, if one does not see the file; the message names it.
   """
   if count() == 1:
     return
-  # A host's name for the folder may be another; the number of levels above it is not.
+  # Hosts may have different paths to the folder, but the same number of levels above it.
   parents = [folder, *folder.absolute().parents]
   levels = next(i for i, parent in enumerate(parents) if parent.is_dir())
   token = f".shared-{uuid.uuid4().hex}"

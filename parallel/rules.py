@@ -1,4 +1,4 @@
-"""Which mesh axis each logical axis of an array is split over."""
+"""Sharding rules: maps the logical axes of arrays to mesh axes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parallel.mesh import FLAGS
 
 MeshAxes = str | tuple[str, ...] | None
 
-# Section 4.1 of the Griffin paper. The key/value head of MQA serves all heads and is replicated.
+# Section 4.1 of the Griffin paper. The single key/value head of MQA is replicated.
 MEGATRON: Mapping[str, MeshAxes] = {
   # activations
   "batch": "data",
@@ -35,7 +35,7 @@ MEGATRON: Mapping[str, MeshAxes] = {
   "block_out": None,
   "lora": None,
 }
-# What sets an axis's size, for the way out of an error.
+# The options that set an axis's size, for errors.
 _FLAGS = {
   "rnn_blocks": "gate_blocks (--gin.griffin.griffin.gate_blocks and the like)",
   "vocab": "--gin.VOCAB_MULTIPLE",
@@ -45,7 +45,7 @@ _FLAGS = {
   "batch": "--gin.BATCH_SIZE",
   "time": "--gin.SEQUENCE_LENGTH",
 }
-# What an axis counts.
+# The unit of an axis, for errors.
 _COUNTED = {
   "rnn_blocks": "gate blocks",
   "vocab": "rows of the vocabulary",
@@ -58,7 +58,7 @@ _COUNTED = {
 
 
 class ParameterLike(Protocol):
-  """What a rule needs to know of a parameter: see `models.accounting.Parameter`."""
+  """The attributes of a parameter that rules need: see `models.accounting.Parameter`."""
 
   @property
   def path(self) -> str: ...
@@ -78,14 +78,14 @@ class ParameterLike(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Rules:
-  """The table, and what it may leave whole.
+  """The table of rules, and limits of replication.
 
   Attributes:
-    table: logical axis to mesh axis, to several, or to None for whole on every device.
+    table: maps a logical axis to a mesh axis, to several, or to None to replicate it.
     replicated: logical axes of parameters that may be replicated over the model axis, whatever
       their share of the bytes.
     max_replicated: largest share of the bytes of all other parameters that may be replicated over
-      an axis that is there to hold parameters.
+      an axis that should split parameters.
   """
 
   table: Mapping[str, MeshAxes] = dataclasses.field(default_factory=lambda: dict(MEGATRON))
@@ -93,12 +93,12 @@ class Rules:
   max_replicated: Share = 0.01
 
   def mesh_axes(self, axis: str | None, name: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes, of more than one device, that a logical axis is split over.
+    """Returns the mesh axes with more than one device that a logical axis is split over.
 
     Args:
       axis: a logical axis; None is never split.
-      name: the array's, for errors.
-      sizes: of the mesh axes.
+      name: the array's name in errors.
+      sizes: sizes of the mesh axes.
 
     Raises:
       ValueError: the table lacks the axis, or names a mesh axis that does not exist.
@@ -108,14 +108,14 @@ class Rules:
     if axis not in self.table:
       raise ValueError(
         f"{name}: no rule for its logical axis {axis!r}; there are rules for "
-        f"{', '.join(self.table)}. Add it to rules.Rules.table, with None to keep it whole."
+        f"{', '.join(self.table)}. Add it to rules.Rules.table, with None to replicate it."
       )
     found = self.table[axis]
     names = (found,) if isinstance(found, str) else tuple(found or ())
     for mesh_axis in names:
       if mesh_axis not in sizes:
         raise ValueError(
-          f"{name}: the rule {axis!r} -> {mesh_axis!r} names no axis of the mesh; it has "
+          f"{name}: the rule {axis!r} -> {mesh_axis!r} has an unknown mesh axis; the mesh has "
           f"{', '.join(sizes)}. Correct rules.Rules.table."
         )
     return tuple(mesh_axis for mesh_axis in names if sizes[mesh_axis] > 1)
@@ -127,16 +127,16 @@ class Rules:
     sizes: Mapping[str, int],
     name: str = "array",
   ) -> PartitionSpec:
-    """Where an array lies.
+    """Returns the sharding of an array.
 
     Args:
       axes: one logical axis per dimension.
-      shape: the array's; a dimension of one is not split.
-      sizes: of the mesh axes.
-      name: the array's, for errors.
+      shape: the array's shape; dimensions of 1 are not split.
+      sizes: sizes of the mesh axes.
+      name: the array's name in errors.
 
     Raises:
-      ValueError: an axis is unknown, does not divide, or two dimensions claim one mesh axis.
+      ValueError: an axis is unknown or does not divide, or two dimensions use the same mesh axis.
     """
     axes = tuple(axes)
     if len(axes) != len(shape):
@@ -152,7 +152,7 @@ class Rules:
         if mesh_axis in owner:
           raise ValueError(
             f"{name}: logical axes {owner[mesh_axis]!r} and {axis!r} are both split over mesh axis "
-            f"{mesh_axis!r}, which can split one dimension of an array. "
+            f"{mesh_axis!r}, which can split only one dimension of an array. "
             "Set one of them to None in rules.Rules.table."
           )
         owner[mesh_axis] = axis
@@ -181,15 +181,14 @@ def check_replication(
   sizes: Mapping[str, int],
   axes: Iterable[str],
 ) -> None:
-  """Raises ValueError if too many bytes of parameters are whole over an axis that should split
-  them.
+  """Raises ValueError if too many bytes of parameters are replicated over an axis.
 
   Args:
-    rules: says how many are too many.
-    parameters: the model's.
-    specs: parameter path to placement.
-    sizes: of the mesh axes.
-    axes: mesh axes that are there to hold parameters: model, and data in ZeRO stage 3.
+    rules: the rules, with the limit.
+    parameters: the model's parameters.
+    specs: shardings by parameter path.
+    sizes: sizes of the mesh axes.
+    axes: mesh axes that should split parameters: model, and data in ZeRO stage 3.
   """
   counted = [p for p in parameters if not set(p.axes) & set(rules.replicated)]
   total = sum(p.bytes for p in counted)
@@ -201,16 +200,15 @@ def check_replication(
     if share > rules.max_replicated:
       largest = max(whole, key=lambda p: p.bytes)
       raise ValueError(
-        f"{share:.1%} of the parameter bytes are replicated over mesh axis {axis}={sizes[axis]}, "
-        "and "
-        f"{rules.max_replicated:.1%} may be; the largest is {largest.path} {largest.shape} with "
+        f"{share:.1%} of the parameter bytes are replicated over mesh axis {axis}={sizes[axis]} "
+        f"(at most {rules.max_replicated:.1%}); the largest is {largest.path} {largest.shape} with "
         f"logical axes {largest.axes}. Split one of its axes in rules.Rules.table, list an axis in "
         "rules.Rules.replicated, or raise rules.Rules.max_replicated."
       )
 
 
 def named_axes(spec: Iterable[MeshAxes]) -> tuple[str, ...]:
-  """The mesh axes that a placement uses, in order of the dimensions."""
+  """Lists the mesh axes in a sharding, in the order of the dimensions."""
   names: list[str] = []
   for entry in spec:
     names += [entry] if isinstance(entry, str) else list(entry or ())

@@ -1,14 +1,13 @@
-"""What the shards of the time axis tell each other.
+"""Exchanges between the shards of the time axis.
 
-A row's tokens lie on several devices, the earliest on the first. Three things cross from device to
-device, all of a size that does not depend on the length of the row: the tokens before a shard that
-a convolution or a local attention looks back to, the state that enters a recurrence, and in the
-backward pass the adjoint that enters it from the right. Only global attention moves all keys and
-values.
+A row's tokens are on several devices, the earliest on the first. Three things cross devices, and
+their size does not depend on the length of the row: the tokens before a shard that a convolution or
+local attention looks back to, the state that enters a recurrence, and in the backward pass the
+adjoint that enters it from the right. Only global attention moves all keys and values.
 
-Outside of `shards.per_device`, or where time is not split, nothing here is called for: ask
-`is_split`. Section 4 of the Griffin paper does not split time; the exchange is the scan over affine
-maps of Blelloch 1990, one map per shard.
+Call these functions only if `is_split`: inside `shards.per_device`, with time split. Section 4 of
+the Griffin paper does not split time; the exchange is the scan over affine maps of Blelloch 1990,
+one map per shard.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from base.custom_gradient import custom_vjp
 from parallel import shards
 
 AXIS = "time"
-# Of a segment id that no token has.
+# A segment id that no token has.
 NOWHERE = -1
 
 Run = Callable[..., tuple[jax.Array, jax.Array | None]]
@@ -32,20 +31,20 @@ LogDecay = Callable[..., jax.Array]
 
 
 def is_split() -> bool:
-  """Whether the tokens of a row lie on several devices here."""
+  """Whether the tokens of a row are split over devices here."""
   return shards.count(AXIS) > 1
 
 
 def before(x: jax.Array, count: int) -> jax.Array:
-  """The tokens before this shard.
+  """Returns the tokens before this shard.
 
   Args:
     x: [B, T, ...] this shard's tokens.
-    count: how many; if more than T, they come from several shards.
+    count: number of tokens; if more than T, they come from several shards.
 
   Returns:
-    [B, count, ...]; zeros where the row has not begun. Of the bytes, each shard sends what the next
-    ones need and no more; the gradient goes back the same way.
+    [B, count, ...]; zeros before the start of the row. Each shard sends only the tokens that the
+    next ones need; the gradient goes back the same way.
   """
   length, parts = x.shape[1], []
   for distance in range(1, -(-count // length) + 1):
@@ -55,12 +54,12 @@ def before(x: jax.Array, count: int) -> jax.Array:
 
 
 def ids_before(ids: jax.Array, count: int) -> jax.Array:
-  """`before` for segment ids [B, T]: `NOWHERE` where the row has not begun."""
+  """Returns `before` of segment ids [B, T]; `NOWHERE` before the start of the row."""
   return before(ids - NOWHERE, count) + NOWHERE
 
 
 def all_until_here(x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """All shards' tokens, turned so that this shard's are the last.
+  """Gathers all shards' tokens, rotated so that this shard's are the last.
 
   Args:
     x: [B, T, ...]; ids: [B, T] segment ids.
@@ -75,7 +74,7 @@ def all_until_here(x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     everything = lax.all_gather(x, names, axis=1, tiled=True)
     return jnp.roll(everything, -(here + 1) * length, axis=1)
 
-  # After the turn the first count - 1 - here shards are the later ones.
+  # After the rotation the first count - 1 - here shards are the later ones.
   later = jnp.arange(count * length) < (count - 1 - here) * length
   return gather(x), jnp.where(later, NOWHERE, gather(ids))
 
@@ -83,20 +82,19 @@ def all_until_here(x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
 def recur(
   run: Run, log_decay: LogDecay, arrays: tuple[jax.Array, ...], reset: jax.Array | None
 ) -> jax.Array:
-  """A diagonal linear recurrence over all shards of the time axis.
+  """Runs a diagonal linear recurrence over all shards of the time axis.
 
-  Each shard runs from a state of zero, and sums up what it does to a state: (product of its decays,
-  last state). A scan of these pairs over the shards gives the state that enters each, and the shard
-  runs again from there. The backward pass does the same with the adjoint, from the last shard to
-  the first.
+  Each shard runs from a zero state; its effect on a state is (product of its decays, last state). A
+  scan of these pairs over the shards gives the state that enters each, and the shard runs again
+  from there. The backward pass does the same with the adjoint, from the last shard to the first.
 
   Args:
     run: `run(*arrays, h0, reset=reset) -> (h, h_last)`, differentiable in arrays and h0; h is [B,
       T, ...], h0 (or None, for zeros) and h_last are [B, ...] float32 or complex64.
-    log_decay: `log_decay(*arrays)`, the logarithm of the product of the decays, of a shape and type
-      that broadcast against h_last.
-    arrays: what the recurrence reads.
-    reset: [B, T] bool, True where a segment starts; None if none does.
+    log_decay: `log_decay(*arrays)`, the logarithm of the product of the decays, with a shape and
+      dtype that broadcast against h_last.
+    arrays: inputs of the recurrence.
+    reset: [B, T] bool, True where a segment starts; None for no resets.
 
   Returns:
     h: [B, T, ...].
@@ -133,11 +131,10 @@ _recur.defvjp(_forward, _backward)
 
 
 def _scan_shards(product: jax.Array, value: jax.Array, *, reverse: bool) -> jax.Array:
-  """What enters each shard if each maps a state s to `product * s + value`; the first gets zero.
+  """Returns the state entering each shard, if each maps s to `product * s + value`; first is zero.
 
-  One exchange with the neighbour and then log2(shards) exchanges with shards twice as far each
-  (Kogge and Stone 1973). A shard that has no such neighbour receives zeros: the map of a row that
-  has not begun.
+  One exchange with the neighbour and then log2(shards) exchanges, each with shards twice as far
+  (Kogge and Stone 1973). A shard without such a neighbour receives zeros, the map before the row.
   """
   direction = -1 if reverse else 1
   product, value = _shift((product, value), direction)
@@ -151,7 +148,7 @@ def _scan_shards(product: jax.Array, value: jax.Array, *, reverse: bool) -> jax.
 
 
 def _shift(tree: Any, distance: int) -> Any:
-  """Sends to the shard `distance` later (earlier if negative); zeros where nothing comes from."""
+  """Sends to the shard `distance` later (earlier if negative); zeros without a sender."""
   count = shards.count(AXIS)
   pairs = [(i, i + distance) for i in range(count) if 0 <= i + distance < count]
   return jax.tree.map(lambda x: lax.ppermute(x, shards.mesh_axes(AXIS), pairs), tree)

@@ -1,10 +1,10 @@
-"""Reading rows of a table, and scoring targets, where the vocabulary is split over devices.
+"""Embedding look-up and softmax with the vocabulary split over devices.
 
-Section 4.1 of the Griffin paper. In training logits are never gathered: what crosses between
-devices is one number per token and reduction.
+Section 4.1 of the Griffin paper. In training logits are never gathered: devices exchange one number
+per token and reduction.
 
-The table may have more rows than there are ids, so that a mesh divides them. The rows behind the
-last id belong to no token: nothing reads them, and their logits are left out or -inf.
+The table may have more rows than ids, so that a mesh divides them. The padding rows after the last
+id are never read, and their logits are left out or -inf.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ AXIS = "vocab"
 
 
 def padded(size: int, multiple: int) -> int:
-  """Number of rows that `size` ids take: the next multiple."""
+  """Returns the number of rows for `size` ids: the next multiple."""
   return -(-size // multiple) * multiple
 
 
 def take_row(table: jax.Array, ids: jax.Array) -> jax.Array:
-  """Rows of a table.
+  """Looks up rows of a table.
 
   Args:
     table: [V, D], or this device's part of V.
@@ -40,14 +40,14 @@ def take_row(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def without_padding(logits: jax.Array, size: int) -> jax.Array:
-  """Takes the padding out of logits.
+  """Removes the padding from logits.
 
   Args:
     logits: [..., rows], or this device's part of the rows.
-    size: number of ids; the rows behind are padding.
+    size: number of ids; later rows are padding.
 
   Returns:
-    [..., size]; of a part the same shape, with -inf for padding.
+    [..., size]; for a device's part the same shape, with -inf for padding.
   """
   parts = shards.count(AXIS)
   if logits.shape[-1] * parts == size:
@@ -60,9 +60,7 @@ def without_padding(logits: jax.Array, size: int) -> jax.Array:
 
 
 def logsumexp(logits: jax.Array) -> jax.Array:
-  """The logarithm of the softmax's denominator: [B, T, V] (or this device's part of V) to [B,
-  T].
-  """
+  """Returns the log of the softmax's denominator: [B, T, V] (or this device's part) to [B, T]."""
   if shards.count(AXIS) == 1:
     return jax.nn.logsumexp(logits, axis=-1)
   peak = lax.pmax(lax.stop_gradient(logits.max(axis=-1)), shards.mesh_axes(AXIS))
@@ -71,7 +69,7 @@ def logsumexp(logits: jax.Array) -> jax.Array:
 
 
 def pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """The logit of each target: [B, T, V] (or this device's part of V) and [B, T] to [B, T]."""
+  """Returns the logit of each target: [B, T, V] (or this device's part) and [B, T] to [B, T]."""
   if shards.count(AXIS) == 1:
     return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   column, here = _place(targets, logits.shape[-1])
@@ -80,9 +78,7 @@ def pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def whole(logits: jax.Array, size: int) -> jax.Array:
-  """All logits of a few tokens, to sample from: this device's part of [..., rows] to [...,
-  size].
-  """
+  """Gathers logits to sample from: this device's part of [..., rows] to [..., size]."""
   if shards.count(AXIS) == 1:
     return logits
   gathered = lax.all_gather(logits, shards.mesh_axes(AXIS), axis=logits.ndim - 1, tiled=True)
@@ -90,7 +86,7 @@ def whole(logits: jax.Array, size: int) -> jax.Array:
 
 
 def _place(ids: jax.Array, held: int) -> tuple[jax.Array, jax.Array]:
-  """Where ids lie in this device's part of `held` entries, and whether they do."""
+  """Returns the index of ids in this device's part of `held` entries, and whether it has them."""
   row = ids - lax.axis_index(shards.mesh_axes(AXIS)) * held
   here = (row >= 0) & (row < held)
   return jnp.where(here, row, 0), here

@@ -1,4 +1,4 @@
-"""Shardings of everything in a training step: rules and ZeRO applied to one model on one mesh."""
+"""Shardings of a training step: the rules and ZeRO applied to a model on a mesh."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from parallel.mesh import Device, MeshSpec
 from parallel.rules import ParameterLike, Rules, check_replication, named_axes
 from parallel.tree_paths import joined
 
-# Logical axes along which devices see different tokens: gradients are summed over them.
+# Logical axes along which devices have different tokens: gradients are summed over them.
 TOKENS = ("batch", "time")
-# The mesh axes that ZeRO splits over: devices along them would hold copies.
+# The mesh axes that ZeRO splits over: devices along them would have copies.
 _OVER = ("data", "seq")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parallelism:
-  """What a mesh file chooses.
+  """The options of a mesh file.
 
   Attributes:
     mesh: sizes of the mesh axes.
-    rules: logical axis to mesh axis.
+    rules: maps logical axes to mesh axes.
     zero: ZeRO stage over the data and seq axes, 0 to 3; see `parallel.zero`.
   """
 
@@ -44,7 +44,7 @@ class Parallelism:
   def sharding_plan(
     self, parameters: Iterable[ParameterLike], devices: Sequence[Device] | None = None
   ) -> ShardingPlan:
-    """Places a model's parameters on devices; None takes all that are visible.
+    """Shards a model's parameters over devices; None takes all visible ones.
 
     Raises:
       ValueError: mesh and devices, or rules and parameters, do not fit; see `Rules.spec`.
@@ -62,12 +62,12 @@ def on_one_device(
 
 @dataclasses.dataclass(frozen=True)
 class ParamSharding:
-  """The shardings of one parameter, and of what is computed for it.
+  """The shardings of a parameter, its gradient and its optimizer state.
 
   Attributes:
-    used: the part that a device computes with.
-    stored, gradient, optimizer: the part that it holds of the parameter, of its gradient, and of
-      each of the optimizer's copies.
+    used: sharding of the parameter in computations.
+    stored, gradient, optimizer: shardings of the stored parameter, of its gradient, and of each of
+      the optimizer's copies.
   """
 
   used: PartitionSpec
@@ -77,9 +77,9 @@ class ParamSharding:
 
 
 class ShardingPlan:
-  """Shardings of the parameters, gradients, optimizer state and batches of one model on one mesh.
+  """Shardings of the parameters, gradients, optimizer state and batches of a model on a mesh.
 
-  One device is a mesh of one: what nothing is split over is then what everything else is.
+  One device is a mesh of one, with the same code.
   """
 
   def __init__(self, mesh: Mesh, rules: Rules, stage: int, parameters: tuple[ParameterLike, ...]):
@@ -115,9 +115,7 @@ class ShardingPlan:
     self._rows_here: dict[tuple[int, int], np.ndarray] = {}
 
   def check_batch(self, batch_size: int, length: int, pieces: int = 1) -> None:
-    """Raises ValueError if the rows of a piece of a batch, or their tokens, cannot be split
-    evenly.
-    """
+    """Raises ValueError if a microbatch's rows, or their tokens, cannot be split evenly."""
     rows = batch_size // pieces
     try:
       self._rules.spec(TOKENS, (rows, length), self.sizes, "batch")
@@ -125,12 +123,12 @@ class ShardingPlan:
       if pieces == 1 or rows == batch_size:
         raise
       raise ValueError(
-        f"{error} A batch of --gin.BATCH_SIZE={batch_size} is read in --gin.MICROBATCHES={pieces} "
+        f"{error} A batch of --gin.BATCH_SIZE={batch_size} is cut into --gin.MICROBATCHES={pieces} "
         f"pieces of {rows}."
       ) from None
 
   def held_bytes(self, parameter: ParameterLike, spec: PartitionSpec) -> int:
-    """Bytes of one parameter on one device, placed by `spec`."""
+    """Bytes of a parameter on one device, sharded by `spec`."""
     return parameter.bytes // math.prod(self.sizes[name] for name in named_axes(spec))
 
   def gradient_bytes(self) -> int:
@@ -142,19 +140,20 @@ class ShardingPlan:
 
   @property
   def batch(self) -> NamedSharding:
-    """Of every array of a batch, [B, T]."""
+    """Sharding of the arrays of a batch, [B, T]."""
     names = (self._rules.mesh_axes(axis, "batch", self.sizes) for axis in TOKENS)
     return NamedSharding(self.mesh, PartitionSpec(*(n or None for n in names)))
 
   @property
   def everywhere(self) -> NamedSharding:
-    """Of an array that lies whole on every device."""
+    """Sharding of replicated arrays."""
     return NamedSharding(self.mesh, PartitionSpec())
 
   def rows_of(self, process: int, batch_size: int, length: int) -> np.ndarray:
-    """The rows of a batch that a process's devices need, ascending: any, in any number of pieces.
+    """Returns the rows of a batch that a process's devices need, ascending.
 
-    On a TPU the order of devices in the mesh follows the rings of the torus, not the hosts.
+    They need not be contiguous: on a TPU the order of devices in the mesh follows the rings of the
+    torus, not the hosts.
     """
     placed = self.batch.devices_indices_map((batch_size, length))
     parts = {
@@ -165,7 +164,7 @@ class ShardingPlan:
     return np.unique(np.concatenate([np.arange(*part) for part in parts]))
 
   def rows_here(self, batch_size: int, length: int) -> np.ndarray:
-    """The rows of a batch that this process's devices need, ascending."""
+    """Returns the rows of a batch that this process's devices need, ascending."""
     here = self._rows_here.get((batch_size, length))
     if here is None:
       here = self.rows_of(jax.process_index(), batch_size, length)
@@ -173,10 +172,10 @@ class ShardingPlan:
     return here
 
   def place(self, batch: dict[str, Any], batch_size: int) -> dict[str, jax.Array]:
-    """Makes arrays on all devices of all processes from the rows that this process has.
+    """Makes global arrays from the rows of each process.
 
     Args:
-      batch: [rows, T] arrays: the whole batch, or the rows that `rows_here` names, in its order.
+      batch: [rows, T] arrays: the whole batch, or the rows of `rows_here` in that order.
       batch_size: rows of the whole batch.
     """
 
@@ -190,18 +189,16 @@ class ShardingPlan:
     return {name: make(rows) for name, rows in batch.items()}
 
   def tree(self, params: Any, kind: str) -> Any:
-    """A tree of PartitionSpecs like that of the parameters; `kind` is an attribute of
-    `ParamSharding`.
-    """
+    """Returns a tree of PartitionSpecs of the parameters; `kind`: a `ParamSharding` attribute."""
     return jax.tree_util.tree_map_with_path(
       lambda path, _: getattr(self.param_shardings[joined(path)], kind), params
     )
 
   def state(self, state: Any) -> Any:
-    """Shardings of a train state: a tree that holds parameters in `params`, and copies elsewhere.
+    """Returns shardings of a train state, with parameters in `params` and copies elsewhere.
 
-    An array outside of `params` whose path ends in a parameter's path, and that has its shape, is a
-    copy of it for the optimizer; everything else is small and lies on every device.
+    Other arrays are the optimizer's copies of a parameter if their path ends in its path and they
+    have its shape; the rest is small and replicated.
     """
 
     def sharding(path, leaf):
@@ -217,7 +214,7 @@ class ShardingPlan:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
   def split_for_update(self, tree: Any) -> Any:
-    """Cuts parameters or gradients down to the part whose optimizer state a device holds."""
+    """Reduces parameters or gradients to the device's part of the optimizer state."""
     return jax.tree.map(
       lambda x, spec: lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec)),
       tree,
@@ -225,9 +222,7 @@ class ShardingPlan:
     )
 
   def losses(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs `function(params, batch) -> [B, T]` once per device, on its parameters and its
-    tokens.
-    """
+    """Runs `function(params, batch) -> [B, T]` once per device, on its parameters and tokens."""
 
     def per_device(params, batch):
       with shards.per_device(self.region):
@@ -241,9 +236,8 @@ class ShardingPlan:
     """Runs `function(params, batch, *others) -> (scalars, gradient)` once per device.
 
     Inside, params and batch are this device's parts, and the scalars must be the same on all
-    devices.
-    The gradients that devices return are of their own tokens: their sum is the result. They are of
-    `trained(params)`, a part of the parameters' tree.
+    devices. Each device returns the gradient of its tokens; the result is their sum. The gradients
+    are of `trained(params)`, a part of the parameters' tree.
     """
 
     def per_device(params, batch, *others):
@@ -259,13 +253,13 @@ class ShardingPlan:
 
   def _map(self, function, params, out_specs, others: int = 0):
     in_specs = (self.tree(params, "stored"), self.batch.spec, *(PartitionSpec(),) * others)
-    # Unchecked: JAX's splash attention does not say what its results vary along.
+    # Unchecked: JAX's splash attention does not declare the axes that its results vary along.
     return jax.shard_map(
       function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
 
   def _sum(self, gradient: Any) -> Any:
-    """Sums gradients over the devices that saw other tokens, as the ZeRO stage says."""
+    """Sums gradients over devices with other tokens, by the ZeRO stage."""
     everywhere = tuple(n for axis in TOKENS for n in shards.mesh_axes(axis))
 
     def scatter(path, leaf):
@@ -283,12 +277,12 @@ class ShardingPlan:
 
 
 def part(rows: np.ndarray, held: np.ndarray | None, index: tuple[slice, slice]) -> np.ndarray:
-  """The part of a batch that a device needs, from the rows that its process holds.
+  """Returns a device's part of a batch, from the rows of its process.
 
   Args:
     rows: [rows, T], in the order of `held`.
-    held: which rows of the batch they are, ascending; None if they are all.
-    index: of the part in the whole batch, [B, T].
+    held: the rows' numbers in the batch, ascending; None if they are all.
+    index: index of the part in the whole batch, [B, T].
   """
   if held is None:
     return rows[index]
@@ -296,13 +290,11 @@ def part(rows: np.ndarray, held: np.ndarray | None, index: tuple[slice, slice]) 
   first = int(np.searchsorted(held, start))
   found = slice(first, first + stop - start)
   if not np.array_equal(held[found], np.arange(start, stop)):
-    raise ValueError(
-      f"rows {start} to {stop} of the batch are needed, and not all of them are held."
-    )
+    raise ValueError(f"rows {start} to {stop} of the batch are needed, and some are missing.")
   return rows[found, index[1]]
 
 
 def _further(place: ParamSharding) -> int:
-  """The dimension that ZeRO splits."""
+  """Returns the dimension that ZeRO splits."""
   used = [*place.used] + [None] * (len(place.gradient) - len(place.used))
   return next(i for i, (a, b) in enumerate(zip(used, place.gradient, strict=True)) if a != b)

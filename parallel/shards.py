@@ -1,9 +1,9 @@
-"""What code that runs once per device does about its neighbours.
+"""Collectives of code that runs once per device.
 
 A sharded step is written per device (`jax.shard_map` with every mesh axis manual), so that each
-collective in the compiled program stands in this file. Layers name logical axes; which mesh axes
-those are split over is a context that `per_device` sets. Outside of it nothing is split, and every
-function here is the identity.
+collective of the compiled program is in this file. Layers name logical axes; `per_device` sets the
+mesh axes that they are split over. Outside of it nothing is split, and every function here is the
+identity.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Region(NamedTuple):
   Attributes:
     table: (logical axis, mesh axes) pairs; only mesh axes of more than one device.
     sizes: (mesh axis, devices) pairs.
-    stored_over: mesh axes that parameters are split over besides, and gathered from before use
-      (ZeRO stage 3).
+    stored_over: further mesh axes that stored parameters are split over, and gathered from before
+      use (ZeRO stage 3).
   """
 
   table: tuple[tuple[str, tuple[str, ...]], ...]
@@ -37,41 +37,41 @@ class Region(NamedTuple):
   stored_over: tuple[str, ...] = ()
 
 
-_region = jax.make_user_context(default_value=None)  # part of the keys of JAX's caches
+_region = jax.make_user_context(default_value=None)  # part of JAX's cache keys
 
 
 @contextlib.contextmanager
 def per_device(region: Region) -> Iterator[None]:
-  """Traces a per-device program: to be entered inside the function that shard_map is given."""
+  """Context manager for tracing a per-device program, inside the function of shard_map."""
   with _region(region):
     yield
 
 
 def is_per_device() -> bool:
-  """Whether what is traced here runs once per device."""
+  """Whether the traced code runs once per device."""
   return _region.value is not None
 
 
 def mesh_axes(axis: str) -> tuple[str, ...]:
-  """The mesh axes that a logical axis is split over here; none outside of `per_device`."""
+  """Returns the mesh axes that a logical axis is split over; none outside of `per_device`."""
   region = _region.value
   return () if region is None else dict(region.table).get(axis, ())
 
 
 def count(axis: str) -> int:
-  """Number of shards of a logical axis."""
+  """Returns the number of shards of a logical axis."""
   names = mesh_axes(axis)
   sizes = dict(_region.value.sizes) if names else {}
   return math.prod(sizes[name] for name in names)
 
 
 def local(size: int, axis: str) -> int:
-  """Size of one shard of a logical axis."""
+  """Returns the size of a shard of a logical axis."""
   return size // count(axis)
 
 
 def enter(x: jax.Array, axis: str) -> jax.Array:
-  """What all shards of an axis read whole: the identity, whose gradient is summed over the shards.
+  """Identity with a gradient that is summed over the shards of an axis: for replicated inputs.
 
   With `leave` the two ends of tensor parallelism: f and g of Shoeybi et al. 2019 (Megatron-LM).
   """
@@ -88,15 +88,13 @@ def enter_together(arrays: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array,
 
 
 def leave(x: jax.Array, axis: str) -> jax.Array:
-  """The sum of what the shards of an axis contribute; its gradient goes to each of them as it
-  is.
-  """
+  """Sums over the shards of an axis; the gradient is passed to each unchanged."""
   names = mesh_axes(axis)
   return _sum(x, names) if names else x
 
 
 def total(x: jax.Array, *axes: str) -> jax.Array:
-  """The sum over the shards of several axes of what is not differentiated."""
+  """Sums over the shards of several axes, without a gradient."""
   names = tuple(name for axis in axes for name in mesh_axes(axis))
   return lax.psum(x, names) if names else x
 
@@ -119,7 +117,7 @@ _sum.defvjp(lambda x, names: (lax.psum(x, names), None), lambda names, _, g: (g,
 
 
 def stored_shape(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-  """What this device stores of a parameter of which it uses an array of this shape."""
+  """Returns the stored shape of a parameter from its shape in use, on this device."""
   dimension, shards = _storage(axes, shape)
   return tuple(n // shards if index == dimension else n for index, n in enumerate(shape))
 
@@ -127,9 +125,9 @@ def stored_shape(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[
 def gather_parameter(
   stored: jax.Array, axes: tuple[str | None, ...], shape: tuple[int, ...]
 ) -> jax.Array:
-  """What this device uses of a parameter, from what it stores.
+  """Gathers a stored parameter for use on this device.
 
-  The gradient of this all-gather is the reduce-scatter that ZeRO stage 3 promises.
+  The gradient of this all-gather is the reduce-scatter of ZeRO stage 3.
   """
   dimension, _ = _storage(axes, shape)
   if dimension is None:
@@ -138,7 +136,7 @@ def gather_parameter(
 
 
 def _storage(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> tuple[int | None, int]:
-  """The dimension in which storage and use of a parameter differ, and into how many parts."""
+  """Returns the dimension that storage splits further than use, and into how many parts."""
   region = _region.value
   if region is None or not region.stored_over:
     return None, 1

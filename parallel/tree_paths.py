@@ -1,4 +1,4 @@
-"""Paths of a tree's leaves as text."""
+"""Formats paths of a tree's leaves as text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import jax
 
 
 def joined(path: Any, separator: str = "/") -> str:
-  """A path of `jax.tree_util`, its names, fields and indices joined."""
+  """Joins the names, fields and indices of a path of `jax.tree_util`."""
   return separator.join(name(key) for key in path)
 
 
 def name(key: Any) -> str:
-  """One step of a path: a key, a field's name or an index."""
+  """Formats one step of a path: a key, a field's name or an index."""
   for attribute in ("key", "name", "idx"):
     if hasattr(key, attribute):
       return str(getattr(key, attribute))
@@ -21,6 +21,6 @@ def name(key: Any) -> str:
 
 
 def by_path(tree: Any, separator: str = "/") -> dict[str, Any]:
-  """The leaves of a tree by their joined paths."""
+  """Returns the leaves of a tree by their joined paths."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {joined(path, separator): leaf for path, leaf in leaves}

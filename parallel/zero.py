@@ -1,9 +1,8 @@
-"""ZeRO: the train state split over the devices that would hold copies of it (Rajbhandari et al.
-2020).
+"""ZeRO: splits the train state over devices with copies of it (Rajbhandari et al. 2020).
 
-A transformation of placements. Stage 1 splits the optimizer's state, stage 2 the gradients too
-(they are reduced and scattered in one collective), stage 3 the parameters too (each layer gathers
-its own just before use). No layer knows the stage.
+ZeRO is a transformation of shardings. Stage 1 splits the optimizer's state, stage 2 also the
+gradients (by a reduce-scatter), stage 3 also the parameters (each layer gathers its own just before
+use). Layers do not know the stage.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from parallel.rules import named_axes
 
 # The first stage that splits each kind of array.
 OPTIMIZER, GRADIENTS, PARAMETERS = 1, 2, 3
-# The scan over layers walks along this axis: split, every step would fetch its layer from one
+# The axis of the scan over layers: if it were split, every step would fetch its layer from one
 # device.
 _SCANNED = "layers"
 
 
 def check_stage(stage: int) -> None:
-  """Raises ValueError unless the stage exists."""
+  """Raises ValueError for an unknown stage."""
   if stage not in range(4):
     raise ValueError(
       f"ZeRO stage {stage} does not exist. Choose 0 (nothing split over data), 1 (optimizer "
@@ -35,17 +34,17 @@ def check_stage(stage: int) -> None:
 def split_dimension(
   axes: tuple[str | None, ...], shape: tuple[int, ...], shards: int
 ) -> int | None:
-  """The dimension of a parameter that ZeRO splits.
+  """Chooses the dimension of a parameter for ZeRO to split.
 
   Args:
     axes: its logical axes.
-    shape: what the rules leave on a device.
+    shape: the shape of a device's part by the rules.
     shards: number of shards.
 
   Returns:
-    the first dimension that divides; None for vectors, which are far below 0.1% of a model and
-    would cost a collective each, and where nothing divides. The first, because TPUs scatter a sum
-    along the last one only by making the whole sum on every device.
+    the first dimension that divides; None if none does, and for vectors, which are far below 0.1%
+    of a model and would cost a collective each. The first, because TPUs reduce-scatter along the
+    last dimension by computing the whole sum on every device.
   """
   dimensions = [index for index, axis in enumerate(axes) if axis != _SCANNED]
   if len(dimensions) < 2 or shards == 1:
@@ -60,13 +59,13 @@ def placement(
   sizes: Mapping[str, int],
   over: tuple[str, ...],
 ) -> PartitionSpec:
-  """Splits a parameter's placement further.
+  """Splits a parameter's sharding further.
 
   Args:
-    spec: where the rules put it.
+    spec: its sharding by the rules.
     axes: its logical axes.
-    shape: its whole shape.
-    sizes: of the mesh axes.
+    shape: its global shape.
+    sizes: sizes of the mesh axes.
     over: the mesh axes to split over.
   """
   entries = [*spec] + [None] * (len(shape) - len(spec))

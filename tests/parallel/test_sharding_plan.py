@@ -91,7 +91,9 @@ def test_an_axis_without_a_rule_and_a_rule_without_an_axis_are_named():
   table = dict(Rules().table)
   with pytest.raises(ValueError, match="no rule for its logical axis 'mlp'"):
     sharding_plan(rules=Rules(table={k: v for k, v in table.items() if k != "mlp"}), model=2)
-  with pytest.raises(ValueError, match="'mlp' -> 'tensor' names no axis of the mesh; it has data"):
+  with pytest.raises(
+    ValueError, match="'mlp' -> 'tensor' has an unknown mesh axis; the mesh has data"
+  ):
     sharding_plan(rules=Rules(table=table | {"mlp": "tensor"}), model=2)
 
 
