@@ -215,7 +215,7 @@ def test_two_modules_of_one_name_keep_apart(parts, tmp_path):
   for run in (loaded.build(), config.load("again.gin", parts.Run).build()):
     assert (run.tag, run.data.name) == ("second2", "first1")
   message = error(parts, text, "--gin.same.name.suffix=3")
-  assert "'same' may be first.same or second.same" in message
+  assert "'same' is ambiguous: first.same or second.same" in message
   with open("run.gin", "w") as file:
     file.write(BASE + textwrap.dedent(text))
 

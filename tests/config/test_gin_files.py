@@ -207,7 +207,7 @@ def test_a_float32_copy_of_float32_parameters_is_refused():
 
 def test_a_model_with_too_few_tokens_is_refused():
   built = experiment.build(experiment.load(RUNS[0], ["--gin.VOCAB_SIZE=200"]))
-  with pytest.raises(config.ConfigError, match=r"has 259 ids.*set --gin.VOCAB_SIZE=259"):
+  with pytest.raises(config.ConfigError, match=r"has 259 ids.*Set --gin.VOCAB_SIZE=259"):
     built.check_vocabulary()
 
 

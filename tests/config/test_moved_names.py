@@ -85,7 +85,7 @@ def test_an_old_value_in_arguments(text, capsys):
   found = config_lib.load("runs/griffin_quickstart.gin", Experiment, [argument])
   assert "backbone.Backbone.remat = 'save_mixer_outputs'" in found.operative_text()
   told = capsys.readouterr().err
-  assert "remat='mixers' is called remat='save_mixer_outputs' now; the old name still" in told
+  assert "remat='mixers' was renamed to remat='save_mixer_outputs'; the old name still" in told
 
 
 def test_an_old_value_in_files(tmp_path, capsys):

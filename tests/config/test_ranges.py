@@ -123,7 +123,7 @@ def test_no_number_of_a_configuration_ends_in_a_traceback(value):
     ("models.griffin.griffin.window=-3", r"griffin\.griffin\.window is -3; it must be at least 1"),
     ("WINDOW=0", r"window, set by %WINDOW, is 0; it must be at least 1$"),
     ("optimizer.AdamW.clip_norm=0", "is 0; it must be above 0$"),
-    ("optimizer.AdamW.clip_norm=1e400", r"is inf; it must be (a )?finite"),
+    ("optimizer.AdamW.clip_norm=1e400", "inf is not finite"),
     ("optimizer.AdamW.b2=1.0", r"is 1\.0; it must be below 1$"),
     ("LEARNING_RATE=-0.001", r"is -0\.001; it must be at least 0$"),
     ("LEARNING_RATE=nan", "is 'nan'; it must be float$"),
