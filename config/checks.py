@@ -70,7 +70,7 @@ class Checks:
   def __init__(
     self, macros: dict[str, Setting], parameters: dict[Key, Setting], mentioned: set[str]
   ):
-    """Takes the final bindings, and the macros that any binding refers to, even a replaced one."""
+    """Sets the final bindings, and the macros in any binding, including replaced ones."""
     self._macros = macros
     self._parameters = parameters
     self._mentioned = mentioned

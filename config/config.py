@@ -253,7 +253,7 @@ class _Writer:
       self._names[module] = f"{package.replace('.', '_')}_{name}" if taken else name
 
   def bindings(self) -> str:
-    """All macros and bindings, each with its place."""
+    """Formats all macros and bindings, each with its place."""
     macros = [
       (name, self._text(setting.value), str(setting.place))
       for name, setting in sorted(self._config.macros.items())

@@ -41,7 +41,7 @@ class Configurable:
 
   @functools.cached_property
   def signature(self) -> types.Signature:
-    """Its parameters and result."""
+    """The parameters and the result."""
     return types.signature(self.target)
 
 

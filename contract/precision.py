@@ -23,7 +23,7 @@ STEP = 1e-4
 def bfloat16(subject: Subject) -> Iterator[Finding]:
   """Compares logits of bfloat16 activations with those of float32, by the root mean square.
 
-  Each of 2 depth + 2 sub-blocks rounds a chain of about four values, whose errors are independent:
+  Each of 2 depth + 2 sub-blocks rounds a chain of about four values with independent errors:
   two roundings of 2^-9. Errors of the sub-blocks add linearly in the worst case.
   """
   tokens = subject.tokens(12)

@@ -93,7 +93,7 @@ class Scorer:
   """Scores text with a model; compiled once per batch shape."""
 
   def __init__(self, model: LanguageModel, sharding_plan: ShardingPlan | None = None):
-    """Takes the model and where parameters lie; None is one device."""
+    """Sets the model and its sharding plan; None is one device."""
     self._sharding_plan = sharding_plan or on_one_device(list_parameters(model))
     # flax modules are hashable by their fields, which their type does not say.
     self._losses = _losses(cast(Hashable, model), self._sharding_plan)

@@ -39,7 +39,7 @@ def description(experiment: Experiment) -> str:
 
 
 def _treatment(experiment: Experiment, path: str) -> str:
-  """How the parameter at a path is trained."""
+  """Describes the update of the parameter at a path."""
   if not experiment.model.trains(path):
     return "frozen"
   return experiment.optimizer.treatment(tuple(path.split("/")))
@@ -128,7 +128,7 @@ class DryRun:
 
 
 def dry_run(experiment: Experiment) -> DryRun:
-  """Compiles a training step from shapes alone."""
+  """Compiles a training step without allocating arrays."""
   start = time.monotonic()
   sharding_plan = mesh_advice.sharding_plan(experiment)
   state, batch = abstract_state(experiment), abstract_batch(experiment)

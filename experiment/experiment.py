@@ -120,7 +120,7 @@ class Experiment:
     return first_part(self.train_data).vocabulary
 
   def sharding_plan(self, devices: Sequence[Device] | None = None) -> ShardingPlan:
-    """Where everything lies on these devices (None: all that are visible), or on the first alone.
+    """Returns the shardings on these devices (None: all visible); without a mesh, on the first.
 
     Raises:
       ConfigError: mesh, devices, rules, model and batch do not fit; it says what would.

@@ -23,7 +23,7 @@ Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
 class DecodeSharding(Protocol):
-  """How such programs are split over devices; all methods but `place` run under `jax.jit`.
+  """Protocol of running decoding programs; all methods but `place` must run under `jax.jit`.
 
   Attributes:
     shards: the number of rows of a call must be a multiple of it.
@@ -88,7 +88,7 @@ class OneDevice:
 
 
 class OverMesh:
-  """On the mesh of a sharding plan.
+  """Runs decoding on the mesh of a sharding plan.
 
   Parameters are split only over the model axes, for any ZeRO stage: gathering them for each token
   would take too long. If lean, they stay as in training, and each layer's are gathered when it is
@@ -100,7 +100,7 @@ class OverMesh:
   concurrent = False
 
   def __init__(self, sharding_plan: ShardingPlan, *, lean: bool = False):
-    """Takes over the mesh and rules of the sharding plan; see `DecodeSharding` for lean."""
+    """Sets the sharding plan, for its mesh and rules; see `DecodeSharding` for lean."""
     self.lean = lean
     self._sharding_plan = sharding_plan
     self._placement = "stored" if lean else "used"

@@ -50,7 +50,7 @@ class DecodeCarry(NamedTuple):
 
 
 class TokenConstraints(NamedTuple):
-  """Which tokens may be drawn, and which end a row.
+  """Masks of the tokens that may be drawn, and of those that end a row.
 
   Attributes:
     allowed: [V] bool, tokens that may be drawn.

@@ -212,10 +212,9 @@ def announce(reason: str, status: int) -> None:
 
 
 def wait_for_verdict() -> None:
-  """After an exchange with another process failed: gives the watch the time to end this one with
-  the name.
+  """Waits after a failed exchange, so that the watch can end this process with the lost one's name.
 
-  A collective that fails knows an address at best.
+  The error of a collective has at best an address.
   """
   if is_joined() and not _finished.is_set():
     time.sleep(SILENCE_SECONDS + 2 * _SEEING_SECONDS)

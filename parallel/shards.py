@@ -23,7 +23,7 @@ from parallel import zero
 
 
 class Region(NamedTuple):
-  """How the arrays of a per-device program are split.
+  """The sharding of the arrays of a per-device program.
 
   Attributes:
     table: (logical axis, mesh axes) pairs; only mesh axes of more than one device.

@@ -87,7 +87,7 @@ class Checkpoints:
 
     Args:
       state: the train state; its step names the checkpoint.
-      metadata: JSON values that say where data and metrics stand.
+      metadata: JSON values with the positions in data and metrics.
       heldout_loss: chooses the best checkpoint; None or not finite for none.
       judged: whether its last step was taken; if not, it replaces no good checkpoint.
 
@@ -334,7 +334,7 @@ def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
 
 
 def _train_state(state: TrainState) -> dict[str, Any]:
-  """All but the parameters as a flat dict, so that the file does not depend on optax's types."""
+  """Flattens all but the parameters to a dict, so that files do not depend on optax's types."""
   arrays = by_path(state._replace(params=None), ".")
   return {_saved_name(name): array for name, array in arrays.items()}
 

@@ -78,7 +78,7 @@ def of_data(metadata: dict[str, Any]) -> dict[str, int]:
   differ from the run's.
 
   Args:
-    metadata: saved beside the train state.
+    metadata: the metadata, saved with the train state.
 
   Returns:
     {'next_row': n}; or {'next_index': n} of batches, with their 'batch_size' if it is known.

@@ -89,9 +89,7 @@ def check(
 def _describe(
   folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-  """What a checkpoint says of its arrays, the abstract arrays in their shapes, and what was sealed
-  with them.
-  """
+  """Reads a checkpoint's description; returns it, the arrays in the saved shapes, and metadata."""
   metadata, contents = attempt(lambda: _described(folder, abstract))
   found = {name: metadata.metadata.get(name) for name in abstract}
   if problem := _malformed(contents, [name for name, part in found.items() if part is not None]):
@@ -109,7 +107,7 @@ def _describe(
 
 
 def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]:
-  """What Orbax says of a checkpoint, and what was sealed with it.
+  """Reads Orbax's description of a checkpoint, and its metadata.
 
   Parts that were never saved may be missing.
 
@@ -124,7 +122,7 @@ def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]
   try:
     contents = unseal(metadata.custom_metadata)
   except ValueError as error:
-    raise Damage(f"its position in the data {error}") from None
+    raise Damage(f"its metadata {error}") from None
   sums = contents.get("checksums")
   for name in parts:
     if isinstance(sums, dict) and name in sums and metadata.metadata.get(name) is None:
@@ -133,7 +131,7 @@ def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]
 
 
 def _malformed(contents: dict[str, Any], parts: Iterable[str]) -> str | None:
-  """What is wrong with what was sealed, whose seal fits: anybody can compute one."""
+  """Describes invalid metadata with a valid checksum, which is no signature; None if valid."""
   sums = contents.get("checksums")
   if not isinstance(sums, dict):
     return "its checksums are missing"
@@ -142,7 +140,7 @@ def _malformed(contents: dict[str, Any], parts: Iterable[str]) -> str | None:
     if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
       return f"the checksums of its {_called(name)} are not a list of whole numbers"
   if not isinstance(contents.get(METADATA), dict):
-    return "its position in the data is missing"
+    return "its metadata is missing"
   return None
 
 

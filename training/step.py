@@ -155,9 +155,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """Returns `step(state, batch) -> (state, metrics)`, sharded over devices; by default on one.
 
-  A step whose loss or gradient is not finite, or whose gradient norm spikes, changes nothing but
-  the spike detector and the number of the step; the optimizer's count, and with it the schedule,
-  stand still. Metrics are scalars: loss (nats per target), grad_norm, targets, skipped (total),
+  A step with a loss or gradient that is not finite, or with a spike of the gradient norm, changes
+  only the spike detector and the number of the step, not the optimizer's count and the schedule.
+  Metrics are scalars: loss (nats per target), grad_norm, targets, skipped (total),
   skipped_in_a_row.
   """
 

@@ -69,7 +69,7 @@ class Nodes:
 
   @property
   def topology(self) -> str:
-    """How the GPUs are connected, for display."""
+    """The connection of the GPUs, for display."""
     nodes = -(-self.device_count // PER_NODE)
     return f"{nodes} node{'s' if nodes > 1 else ''} of {min(self.device_count, PER_NODE)}"
 

@@ -221,7 +221,7 @@ class HloProgram:
     )
 
   def _product(self, operation: Operation, operations: dict[str, Operation]) -> int:
-    _, result = arrays(operation.result)[0]  # a library's product has its workspace beside it
+    _, result = arrays(operation.result)[0]  # a library call also returns its workspace
     left, right = (arrays(operations[name].result)[0][1] for name in operation.operands[:2])
     if operation.kind != "convolution":
       contracting = _found(_CONTRACTED.search(operation.rest))[1].replace('"', "")

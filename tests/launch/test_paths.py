@@ -236,7 +236,9 @@ def test_gin_files_that_describe_no_whole_run_change_that_of_the_directory(home,
     train.main(["longer.gin", "--run_dir=runs/first"])
   assert train.main(["longer.gin", "--run_dir=runs/first", "--resume=force"]) == 0
   err = capsys.readouterr().err
-  (was, now) = re.search(r"learning rate jumps from (\S+) \(logged at step 4\) to (\S+)", err).groups()
+  (was, now) = re.search(
+    r"learning rate jumps from (\S+) \(logged at step 4\) to (\S+)", err
+  ).groups()
   assert float(was) < float(now)
   assert "LEARNING_RATE = 0.01" in Path("runs/first/config.gin").read_text()
 
