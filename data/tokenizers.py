@@ -357,8 +357,8 @@ def load(directory: str | Path) -> Vocabulary:
     )
     where = directory / MODEL_FILE if kind == "sentencepiece" else "this version's vocabulary"
     raise VocabularyError(
-      f"{where} does not match {file}: {', '.join(map(str, different))[:80]}"
-      " differ. Restore the file, or prepare again."
+      f"{where} does not match {file} (other {', '.join(map(str, different))[:80]})."
+      " Restore the file, or prepare again."
     )
   return vocabulary
 

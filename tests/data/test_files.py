@@ -57,7 +57,7 @@ NO_TEXT = {
   "utf-16": (TEXT.encode("utf-16"), r"is UTF-16, not UTF-8\. Convert it: iconv -f UTF-16"),
   "utf-32": (TEXT.encode("utf-32"), "is UTF-32"),
   "utf-16 without a mark": (TEXT.encode("utf-16-le"), r"not UTF-8 text: 50% of its first"),
-  "latin-1": ("déjà vu à côté, été\n".encode("latin-1") * 20, r"no text .*\(at most 2% may be\)"),
+  "latin-1": ("déjà vu à côté, été\n".encode("latin-1") * 20, r"not UTF-8 text.*\(at most 2% may be\)"),
   "noise": (np.random.default_rng(0).bytes(5000), "not UTF-8 text"),
 }
 
@@ -154,6 +154,6 @@ def test_an_odd_line_is_one_short_line_that_names_it(tmp_path, line, message):
 def test_an_odd_role_is_told(tmp_path, role):
   file = tmp_path / "a.jsonl"
   file.write_text(json.dumps({"messages": [{"role": role, "content": "x"}]}))
-  with pytest.raises(CorpusError, match=r"a\.jsonl:1: message 1 .* has the role") as caught:
+  with pytest.raises(CorpusError, match=r"a\.jsonl:1: message 1 .* has the unknown role") as caught:
     list(Instructions(str(file), GemmaTurns()).examples("all"))
   assert len(str(caught.value)) < 500

@@ -183,7 +183,7 @@ def test_the_corpus_own_error_reaches_the_caller(tmp_path):
 
 def test_another_error_carries_the_last_messages():
   # A request that is none: the preparing process fails by itself.
-  message = r"(?s)failed with AttributeError: 'str' object.*last messages:.*in _answer"
+  message = r"(?s)failed with AttributeError: 'str' object.*Last messages:.*in _answer"
   with pytest.raises(preparation.PreparationError, match=message):
     preparation.run("no request", "nothing", lambda state: None)
 
@@ -294,7 +294,7 @@ def test_rows_too_long_for_memory_are_refused_with_the_arithmetic(tmp_path, monk
   (tmp_path / "a.txt").write_text("text\n" * 99)
   read = corpora.TextFiles(str(tmp_path / "a.txt"))
   spec = dataset.TextDataset(read, tokenizers.Bytes(), length, cache_dir=str(tmp_path / "cache"))
-  told = rf"sequence_length={length} tokens .* has 24 GB\. .*--length.* 16777216\."
+  told = rf"sequence_length={length} is too long.* has 24 GB\. .*--length.* 16777216\."
   with pytest.raises(preparation.PreparationError, match=told):
     spec.rows()
   assert not (tmp_path / "cache").exists()

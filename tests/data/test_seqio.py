@@ -148,7 +148,7 @@ def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
     ("features", "has the features ['inputs', 'targets'], not ['targets']"),
     (
       "vocabulary",
-      "tokenizes 'targets' under Bytes(extra_ids=0), the dataset has SentencePiece",
+      "tokenizes 'targets' with Bytes(extra_ids=0), the dataset has SentencePiece",
     ),
     ("no_vocabulary", "uses a PassThroughVocabulary"),
     ("mixture", "No seqio mixture 'nothing' is registered"),
