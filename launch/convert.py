@@ -33,7 +33,7 @@ def parser() -> command.Parser:
   result.add_argument(
     "--checkpoint",
     default="best",
-    help="export: 'best', 'latest' or a step (default: %(default)s)",
+    help="export, --merge: 'best', 'latest' or a step (default: %(default)s)",
   )
   result.add_argument(
     "--dtype",
