@@ -109,7 +109,7 @@ def test_exported_files_are_the_imported_ones(run_dir, theirs, tmp_path, shard_g
   assert convert.main([str(run_dir), str(target), f"--shard_gb={shard_gb}"]) == 0
   told = capsys.readouterr().out
   assert "no tokenizer file for transformers: this run reads bytes." in told
-  assert "byte b of the text's UTF-8 is id b + 3, 0 begins a text, 1 ends it" in told
+  assert "byte b of the text's UTF-8 is id b + 3, BOS is 0, EOS 1" in told
   files = list(target.glob("*.safetensors"))
   assert len(files) == 1 if shard_gb == 5 else len(files) > 3
   for file in files:
@@ -266,7 +266,7 @@ def test_a_sentencepiece_model_is_taken_along_and_must_fit(hugging_face, tmp_pat
   train_sentencepiece(Words(), 300, source / "tokenizer.model")
   with pytest.raises(UserError, match=r"tokenizer\.model has 300 ids, .* are for 259"):
     convert.main([str(source), str(run)])
-  with pytest.raises(UserError, match=r"has no tokenizer\.model: give the SentencePiece"):
+  with pytest.raises(UserError, match=r"has no tokenizer\.model\. Give the SentencePiece"):
     convert.main([str(hugging_face), str(run)])
   assert not run.exists()
   changed(

@@ -130,7 +130,11 @@ USER = {"role": "user", "content": "x"}
     ({"q": "x"}, GemmaTurns("chat"), r"lines\.jsonl:2: no 'chat', only 'q'\. Set GemmaTurns"),
     ({"messages": "x"}, GemmaTurns(), r"jsonl:2: 'messages' is a str, not a list"),
     ({"messages": [{"role": "user"}]}, GemmaTurns(), r"jsonl:2: message 1 .* 'role' and 'content'"),
-    ({"messages": [USER | {"role": "bot"}]}, GemmaTurns(), r"jsonl:2: .* has the unknown role 'bot'"),
+    (
+      {"messages": [USER | {"role": "bot"}]},
+      GemmaTurns(),
+      r"jsonl:2: .* has the unknown role 'bot'",
+    ),
     ({"messages": [USER, USER]}, GemmaTurns(), r"jsonl:2: message 2 is from user"),
     ({"messages": [USER]}, GemmaTurns(), r"jsonl:2: 'messages' has no message of the model"),
   ],

@@ -74,7 +74,7 @@ def test_a_flipped_bit_is_found_whether_the_rows_were_opened_before_or_not(
 def test_a_bit_that_a_disk_flips_is_found_in_a_sample(text):
   text.rows()
   flip(text.cache_path / rows.TOKENS, 40_000, keep_time=True)
-  with pytest.raises(manifest.RowFileError, match="though its size and time are the same"):
+  with pytest.raises(manifest.RowFileError, match="although its size and time are the same"):
     text.rows()
 
 

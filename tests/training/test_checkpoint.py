@@ -290,7 +290,7 @@ def test_the_last_few_stay_and_the_best(tmp_path):
   assert step == 2
   jax.tree.map(np.testing.assert_array_equal, params, make_state(2).params)
   assert checkpoint.load_parameters(tmp_path, abstract().params, 4)[1] == 4
-  with pytest.raises(CheckpointError, match=r"no checkpoint 3; .* the steps \[2, 4, 5\]"):
+  with pytest.raises(CheckpointError, match=r"no checkpoint 3\. .* a step of \[2, 4, 5\]"):
     checkpoint.load_parameters(tmp_path, abstract().params, 3)
 
 

@@ -170,7 +170,7 @@ def test_input_that_gives_nan_moves_no_checkpoint_that_was_good(tmp_path):
       loop.TrainingError, match="continued from checkpoint 12, which was good"
     ) as told:
       run(tmp_path, bad=range(99), evaluate=lambda _: {"heldout_loss": math.nan}, **options)
-    assert "the batches or options of this start are suspect" in str(told.value)
+    assert "check the batches and options of this start" in str(told.value)
     assert "No good checkpoint" not in str(told.value)
     assert len(str(told.value)) < 500
     assert checkpoint.available_steps(tmp_path) == [8, 12]
