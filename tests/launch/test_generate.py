@@ -130,7 +130,7 @@ def test_prompts_in_batches_and_streams_get_what_they_get_together(bytes_run, ca
     ("--temperature=nan", "--temperature=nan must be above 0"),
     ("--temperature=1e-40", "--temperature=1e-40 must be "),
     ("--temperature=-1", "--temperature=-1.0 must be above 0"),
-    ("--top_k=0", "--top_k=0 must be at least 1"),
+    ("--top_k=0", "--top_k=0 must be a whole number of at least 1"),
     ("--top_p=0", "--top_p=0.0 must be in (0, 1]"),
     ("--top_p=nan", "--top_p=nan must be in (0, 1]"),
     ("--seed=1e400", "--seed: invalid int value"),
