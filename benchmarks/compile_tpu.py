@@ -32,8 +32,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from comparison.speed.recurrences import with_gradient
+from kernels.attention import splash
 from kernels.linear_scan import pallas_tpu as linear_scan_tpu
-from kernels.local_attention import splash
 from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 from kernels.scan_tpu import blocks
 
@@ -140,13 +140,13 @@ def attentions(generation: str, distinct: bool):
     for dtype in (jnp.bfloat16,) if distinct else (jnp.bfloat16, jnp.float32):
       arguments = attention_arguments((1, steps, 4, head_dim), kv_heads, dtype)
       yield (
-        f"local_attention [1, {steps}, 4 heads on {kv_heads}, {head_dim}] window={window} "
+        f"attention [1, {steps}, 4 heads on {kv_heads}, {head_dim}] window={window} "
         f"{jnp.dtype(dtype).name}",
         functools.partial(_compile, generation, _attention_gradient(attend(window)), *arguments),
       )
   for head_dim, kv_heads, window in ((128, 1, None), (256, 2, 1024))[: 1 if distinct else 2]:
     yield (
-      f"local_attention in shard_map, 8 heads on {kv_heads}, {head_dim}, window={window}",
+      f"attention in shard_map, 8 heads on {kv_heads}, {head_dim}, window={window}",
       functools.partial(
         _compile_sharded_attention,
         generation,

@@ -15,20 +15,20 @@ import jax.numpy as jnp
 def causal_conv(
   x: jax.Array, positions: jax.Array, kernel: jax.Array, bias: jax.Array
 ) -> jax.Array:
-  """Weighs each token and the `taps - 1` before it, within a segment, per channel.
+  """Weighs each token and the `conv_width - 1` before it, within a segment, per channel.
 
   Args:
-    x: [B, taps - 1 + T, R] the inputs, after those of the tokens before.
+    x: [B, conv_width - 1 + T, R] the inputs, after those of the tokens before.
     positions: [B, T] int32; a tap that reaches before position 0 contributes nothing.
-    kernel: [taps, R], the current token's weight first; bias: [R]. All in x's dtype.
+    kernel: [conv_width, R], the current token's weight first; bias: [R]. All in x's dtype.
 
   Returns:
     [B, T, R].
   """
-  length, taps = positions.shape[1], kernel.shape[0]
+  length, conv_width = positions.shape[1], kernel.shape[0]
   y = bias
-  for lag in range(taps):
-    start = taps - 1 - lag
+  for lag in range(conv_width):
+    start = conv_width - 1 - lag
     y = y + _inside(x[:, start : start + length], positions, lag) * kernel[lag]
   return y
 
@@ -39,19 +39,19 @@ def _forward(*arguments):
 
 def _backward(arguments, g):
   x, positions, kernel, bias = arguments
-  length, taps = positions.shape[1], kernel.shape[0]
+  length, conv_width = positions.shape[1], kernel.shape[0]
   wide = jnp.promote_types(g.dtype, jnp.float32)
-  # Input s feeds output t = s - (taps - 1) + lag.
-  margin = taps - 1
+  # Input s feeds output t = s - (conv_width - 1) + lag.
+  margin = conv_width - 1
   around = jnp.pad(g, ((0, 0), (margin, margin), (0, 0)))
   when = jnp.pad(positions, ((0, 0), (margin, margin)))
   dx = 0
-  for lag in range(taps):
+  for lag in range(conv_width):
     stop = lag + x.shape[1]
     dx = dx + _inside(around[:, lag:stop], when[:, lag:stop], lag) * kernel[lag]
   dkernel = []
-  for lag in range(taps):
-    start = taps - 1 - lag
+  for lag in range(conv_width):
+    start = conv_width - 1 - lag
     terms = _inside(g, positions, lag).astype(wide) * x[:, start : start + length]
     dkernel.append(jnp.sum(terms, axis=(0, 1)))
   dbias = jnp.sum(g, axis=(0, 1), dtype=wide).astype(bias.dtype)

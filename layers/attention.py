@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.local_attention import local_attention
+from kernels.attention import attention
 from layers.dtypes import dtypes_of
 from layers.linear import Linear
 from layers.rotary import rotate
@@ -69,6 +69,11 @@ class SelfAttention(nn.Module):
     """The state is a window of keys and values, or all of them."""
     return self.window is not None
 
+  @property
+  def input_axis(self) -> str | None:
+    """Where shards share key/value heads, x is copied together with the keys and values."""
+    return None if self._shares_kv_heads() else "heads"
+
   @nn.compact
   def __call__(
     self,
@@ -104,9 +109,8 @@ class SelfAttention(nn.Module):
       # Every shard computes the same keys and values: their gradients join that of x.
       k = project("key", x, self.kv_heads, self._kv_axis)
       v = project("value", x, self.kv_heads, self._kv_axis)
-      x, k, v = shards.enter_together((x, k, v), "heads")
+      x, k, v = shards.copy_together_to_tensor_parallel((x, k, v), "heads")
     else:
-      x = shards.enter(x, "heads")
       k = project("key", x, self.kv_heads, self._kv_axis)
       v = project("value", x, self.kv_heads, self._kv_axis)
     q = self._rotate(cut(project("query", x, self.heads, "heads")), segments)
@@ -163,7 +167,7 @@ class SelfAttention(nn.Module):
     return k, v, ids
 
   def _attend(self, q, k, v, kv_segment_ids, q_segment_ids) -> jax.Array:
-    return local_attention(
+    return attention(
       q,
       k,
       v,

@@ -9,12 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.linear_scan import linear_scan
 from kernels.rg_lru.gates import input_scale
-from layers.dtypes import dtypes_of
+from layers.dtypes import FLOAT32, dtypes_of
+from layers.linear_recurrence import linear_recurrence
 from layers.parameter import parameter
 from layers.rg_lru import DECAY_EXPONENT, BlockDiagonal, uniform_decay
-from parallel import sequence, shards
+from layers.segments import Segments
+from parallel import shards
 
 
 class CGLRU(nn.Module):
@@ -38,17 +39,17 @@ class CGLRU(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, reset: jax.Array, h0: jax.Array | None = None
-  ) -> tuple[jax.Array, jax.Array]:
+    self, x: jax.Array, segments: Segments, h0: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Runs the recurrence.
 
     Args:
       x: [B, T, R].
-      reset: [B, T] bool, True where a segment starts.
+      segments: boundaries of the T tokens.
       h0: [B, R] float32 state before the first token, real parts first; zeros if None.
 
     Returns:
-      h: [B, T, R], and the state after the last token: [B, R] float32.
+      h: [B, T, R], and the state after the last token, [B, R] float32; None where time is split.
     """
     width, blocks = x.shape[-1], shards.local(self.blocks, "rnn_blocks")
     if width % (2 * blocks):
@@ -58,23 +59,19 @@ class CGLRU(nn.Module):
       )
     # Both float32 whatever the other parameters are, as the real unit's decay.
     per_number = {"axes": ("rnn",), "shape": (width // 2,)}
-    wide = {"param_dtype": jnp.float32, "dtype": jnp.float32}
-    a_param = parameter(self, "a_param", uniform_decay(0.9, 0.999), **per_number, **wide)
+    a_param = parameter(self, "a_param", uniform_decay(0.9, 0.999), **per_number, **FLOAT32)
     # c theta, as RecurrentGemma stores it: theta itself would turn c times as far in a step of
     # Adam.
-    phase_param = parameter(self, "phase_param", _uniform_phase, **per_number, **wide)
+    phase_param = parameter(self, "phase_param", _uniform_phase, **per_number, **FLOAT32)
     dtypes = dtypes_of(self)
     gate_a = BlockDiagonal(self.blocks, reduction=2, name="gate_a", **dtypes)(x)
     gate_x = BlockDiagonal(self.blocks, reduction=2, name="gate_x", **dtypes)(x)
     decay = -DECAY_EXPONENT * jax.nn.softplus(a_param), phase_param
-    inputs, log_a, phase = _gated(_parts_first(x, blocks), gate_a, gate_x, *decay, reset[..., None])
-    run = functools.partial(linear_scan, implementation=self.implementation)
-    if h0 is None and sequence.is_split():
-      arrays = inputs, log_a, phase
-      h = sequence.recur(functools.partial(_complex_run, run), _log_decay_of_shard, arrays, reset)
-      h_last = h[:, -1].astype(jnp.float32)
-    else:
-      h, h_last = run(inputs, log_a, h0, phase=phase, reset=reset)
+    starts = segments.starts[..., None]
+    inputs, log_a, phase = _gated(_parts_first(x, blocks), gate_a, gate_x, *decay, starts)
+    h, h_last = linear_recurrence(
+      inputs, log_a, segments, h0, phase=phase, implementation=self.implementation
+    )
     return _blocks_first(h, blocks), h_last
 
   def matmul_flops(self, rnn_width: int) -> int:
@@ -93,19 +90,6 @@ def _gated(x, gate_a, gate_x, log_decay, turn, reset):
   log_a = r * log_decay
   gain = jnp.where(reset, 1, input_scale(log_a)) * jax.nn.sigmoid(gate_x.astype(wide))
   return (jnp.concatenate([gain, gain], axis=-1) * x).astype(x.dtype), log_a, r * turn
-
-
-def _complex_run(run, x, log_a, phase, h0, *, reset):
-  """The recurrence with complex states [B, R / 2], which is how shards exchange them."""
-  h0 = None if h0 is None else jnp.concatenate([h0.real, h0.imag], axis=-1)
-  h, h_last = run(x, log_a, h0, phase=phase, reset=reset)
-  return h, jax.lax.complex(*jnp.split(h_last, 2, axis=-1))
-
-
-def _log_decay_of_shard(inputs, log_a, phase):
-  """Complex logarithm of the product of all a_t: [B, R / 2]."""
-  del inputs
-  return jax.lax.complex(jnp.sum(log_a, axis=1), jnp.sum(phase, axis=1))
 
 
 def _parts_first(x: jax.Array, blocks: int) -> jax.Array:

@@ -13,16 +13,16 @@ from parallel import sequence
 
 
 class CausalConv1D(nn.Module):
-  """Depthwise convolution over the current and the `taps - 1` tokens before, within a segment.
+  """Depthwise convolution over the current and the tokens before, within a segment.
 
-  Section 2.4 of the Griffin paper (4 taps).
+  Section 2.4 of the Griffin paper.
 
   Attributes:
-    taps: number of tokens that one output sees.
+    conv_width: number of tokens that one output sees; 4 in the paper.
     axis: logical axis of the channels.
   """
 
-  taps: int = 4
+  conv_width: int = 4
   axis: str = "rnn"
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
@@ -36,22 +36,20 @@ class CausalConv1D(nn.Module):
     Args:
       x: [B, T, R].
       positions: [B, T] int32; a tap that reaches before position 0 contributes nothing.
-      history: [B, taps - 1, R] inputs before x, oldest first; None: those of the shards before, or
-        zeros.
+      history: [B, conv_width - 1, R] inputs before x, oldest first; None: those of the shards
+        before, or zeros.
 
     Returns:
-      y: [B, T, R], and the history after the last token: [B, taps - 1, R].
+      y: [B, T, R], and the history after the last token: [B, conv_width - 1, R].
     """
     batch, length, channels = x.shape
-    kinds = self.param_dtype, self.dtype
-    kernel = parameter(
-      self, "kernel", scaled_normal(1.0), ("conv", self.axis), (self.taps, channels), *kinds
-    )
-    bias = parameter(self, "bias", nn.initializers.zeros, (self.axis,), (channels,), *kinds)
+    shape = (self.conv_width, channels)
+    kernel = parameter(self, "kernel", scaled_normal(1.0), ("conv", self.axis), shape)
+    bias = parameter(self, "bias", nn.initializers.zeros, (self.axis,), (channels,))
     x = x.astype(self.dtype)
     if history is None and sequence.is_split():
-      history = sequence.before(x, self.taps - 1)
+      history = sequence.before(x, self.conv_width - 1)
     elif history is None:
-      history = jnp.zeros((batch, self.taps - 1, channels), self.dtype)
+      history = jnp.zeros((batch, self.conv_width - 1, channels), self.dtype)
     extended = jnp.concatenate([history.astype(self.dtype), x], axis=1)
     return causal_conv(extended, positions, kernel, bias), extended[:, length:]

@@ -19,7 +19,9 @@ class Dtypes(TypedDict):
   param_dtype: jnp.dtype
 
 
-class _HasDtypes(Protocol):
+class HasDtypes(Protocol):
+  """A module with the two types."""
+
   @property
   def dtype(self) -> jnp.dtype: ...
 
@@ -27,6 +29,9 @@ class _HasDtypes(Protocol):
   def param_dtype(self) -> jnp.dtype: ...
 
 
-def dtypes_of(module: _HasDtypes) -> Dtypes:
+FLOAT32: Dtypes = {"dtype": jnp.dtype(jnp.float32), "param_dtype": jnp.dtype(jnp.float32)}
+
+
+def dtypes_of(module: HasDtypes) -> Dtypes:
   """The types of a module, as keyword arguments for the modules inside it."""
   return {"dtype": module.dtype, "param_dtype": module.param_dtype}

@@ -44,8 +44,6 @@ class Embedding(nn.Module):
         shards.local(sharded_vocabulary.padded(self.vocab_size, self.vocab_multiple), "vocab"),
         self.width,
       ),
-      self.param_dtype,
-      self.dtype,
     )
 
   def embed(self, tokens: jax.Array) -> jax.Array:
@@ -60,7 +58,7 @@ class Embedding(nn.Module):
 
     What padding gives is to be left out; see `vocabulary.without_padding`.
     """
-    x = shards.enter(x.astype(self.dtype), "vocab")
+    x = shards.copy_to_tensor_parallel(x.astype(self.dtype), "vocab")
     return matmul_transposed(x, self.embedding, jnp.float32)
 
 
@@ -81,12 +79,11 @@ class OutputHead(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """As `Embedding.logits`."""
-    x = shards.enter(x.astype(self.dtype), "vocab")
+    x = shards.copy_to_tensor_parallel(x.astype(self.dtype), "vocab")
     columns = sharded_vocabulary.padded(self.vocab_size, self.vocab_multiple)
     shape = (x.shape[-1], shards.local(columns, "vocab"))
-    kinds = self.param_dtype, self.dtype
     initializer = _padded_with_zeros(scaled_normal(1.0), self.vocab_size, axis=1)
-    kernel = parameter(self, "kernel", initializer, ("embed", "vocab"), shape, *kinds)
+    kernel = parameter(self, "kernel", initializer, ("embed", "vocab"), shape)
     return matmul(x, kernel, jnp.float32)
 
 

@@ -35,12 +35,11 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     features = shards.local(self.features, self.axes[1])
-    kinds = self.param_dtype, self.dtype
     shape = (x.shape[-1], features)
-    kernel = parameter(self, "kernel", scaled_normal(self.scale), self.axes, shape, *kinds)
-    y = shards.leave(matmul(x.astype(self.dtype), kernel), self.axes[0])
+    kernel = parameter(self, "kernel", scaled_normal(self.scale), self.axes, shape)
+    y = shards.reduce_from_tensor_parallel(matmul(x.astype(self.dtype), kernel), self.axes[0])
     if self.use_bias:
-      y = y + parameter(self, "bias", nn.initializers.zeros, self.axes[1:], (features,), *kinds)
+      y = y + parameter(self, "bias", nn.initializers.zeros, self.axes[1:], (features,))
     return remat.product(y)
 
 

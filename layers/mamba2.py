@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from kernels.ssd import matmul_flops, ssd
 from layers.conv1d import CausalConv1D
-from layers.dtypes import dtypes_of
+from layers.dtypes import FLOAT32, dtypes_of
 from layers.linear import Linear
 from layers.norm import GatedRMSNorm
 from layers.parameter import parameter
@@ -24,9 +24,9 @@ from parallel.mesh import FLAGS
 class Mamba2State(NamedTuple):
   """The convolutions' last inputs, oldest first, and the heads' states."""
 
-  x_history: jax.Array  # [B, taps - 1, H P]
-  bc_history: jax.Array  # [B, taps - 1, 2 G N]
-  h: jax.Array  # [B, H, N, P] float32
+  x_history: jax.Array  # [B, conv_width - 1, H P]
+  bc_history: jax.Array  # [B, conv_width - 1, 2 G N]
+  h: jax.Array | None  # [B, H, N, P] float32; None in a training step
 
 
 class Mamba2Mixer(nn.Module):
@@ -40,7 +40,7 @@ class Mamba2Mixer(nn.Module):
     heads, head_dim: H and P; their product is the mixer's width.
     state_size: N.
     groups: G, groups of heads that share b, c and a root mean square.
-    taps: taps of the convolutions.
+    conv_width: tokens that one output of the convolution sees.
     chunk: steps that are multiplied as one matrix.
     output_scale: initialisation scale of the output map.
     implementation: a name of `kernels.ssd.IMPLEMENTATIONS`; None picks by backend.
@@ -50,7 +50,7 @@ class Mamba2Mixer(nn.Module):
   head_dim: int
   state_size: int
   groups: int = 1
-  taps: int = 4
+  conv_width: int = 4
   chunk: int = 128
   output_scale: float = 1.0
   dtype: jnp.dtype = jnp.float32
@@ -58,6 +58,11 @@ class Mamba2Mixer(nn.Module):
   implementation: str | None = None
 
   constant_state = True
+
+  @property
+  def input_axis(self) -> str | None:
+    """With one group, x is copied together with b and c."""
+    return None if self.groups == 1 else "heads"
 
   @nn.compact
   def __call__(
@@ -67,7 +72,7 @@ class Mamba2Mixer(nn.Module):
     state: Mamba2State | None = None,
     capacity: int | None = None,
   ) -> tuple[jax.Array, Mamba2State | None]:
-    """Mixes [B, T, D] over time; see `layers.residual_block` for the contract of a mixer."""
+    """Mixes [B, T, D] over time; see `layers.mixer` for the contract of a mixer."""
     if self.groups > 1 and self.groups % shards.count("heads"):
       raise ValueError(
         f"{self.groups} groups of Mamba-2's heads cannot be split over {shards.count('heads')} "
@@ -82,7 +87,7 @@ class Mamba2Mixer(nn.Module):
       return Linear(features, ("embed", axis), name=name, **dtypes)(x)
 
     def convolved(x, name, features, history, axis="heads"):
-      conv = CausalConv1D(self.taps, axis, name=f"conv1d_{name}", **dtypes)
+      conv = CausalConv1D(self.conv_width, axis, name=f"conv1d_{name}", **dtypes)
       y, history = conv(project(x, name, features, axis), segments.positions, history)
       return jax.nn.silu(y), history
 
@@ -90,44 +95,41 @@ class Mamba2Mixer(nn.Module):
     if self.groups == 1:
       # Every shard computes the same b and c: their gradients join that of x.
       bc, bc_history = convolved(x, "bc", features, bc_history, "kv_heads")
-      x, bc = shards.enter_together((x, bc), "heads")
+      x, bc = shards.copy_together_to_tensor_parallel((x, bc), "heads")
     else:
-      x = shards.enter(x, "heads")
       bc, bc_history = convolved(x, "bc", features, bc_history)
     u, x_history = convolved(x, "x", channels, x_history)
     z, dt = project(x, "z", channels), project(x, "dt", self.heads)
     kept = state is not None or capacity is not None
-    y, h = self._recur(u, dt, bc, segments.positions == 0, h0, kept)
+    y, h = self._recur(u, dt, bc, segments.starts, h0, kept)
     y = GatedRMSNorm(channels, "heads", self.groups, name="norm", **dtypes)(y, z)
     out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **dtypes)
-    # A state that is kept has an h.
-    return out(y), Mamba2State(x_history, bc_history, cast(jax.Array, h)) if kept else None
+    return out(y), Mamba2State(x_history, bc_history, h)
 
   def _recur(self, u, dt, bc, reset, h0, last) -> tuple[jax.Array, jax.Array | None]:
     """y [B, T, H P] and the last state, from u like y, dt [B, T, H] and bc [B, T, 2 G N]."""
     # Float32 always, as every parameter that makes a decay.
-    per_head = {"axes": ("heads",), "shape": dt.shape[-1:], "param_dtype": jnp.float32}
+    per_head = {"axes": ("heads",), "shape": dt.shape[-1:]}
     a_log, dt_bias, skip = (
-      parameter(self, *each, **per_head, dtype=jnp.float32) for each in _PER_HEAD.items()
+      parameter(self, *each, **per_head, **FLOAT32) for each in _PER_HEAD.items()
     )
     x = u.reshape(*dt.shape, self.head_dim)
     b, c = jnp.moveaxis(bc.reshape(*dt.shape[:2], -1, 2, self.state_size), 3, 0)
     dt = jax.nn.softplus(dt.astype(jnp.float32) + dt_bias)
     arrays = (x * dt[..., None]).astype(x.dtype), -jnp.exp(a_log) * dt, b, c
-    run = functools.partial(ssd, chunk=self.chunk, implementation=self.implementation)
-    if h0 is None and sequence.is_split():
-      y, h = sequence.recur(run, _log_decay_of_shard, arrays, reset), None
-    else:
-      y, h = run(*arrays, h0, reset=reset, last=last)
+    # Shards of time need the last state, a training step otherwise does not.
+    last = last or sequence.is_split()
+    run = functools.partial(ssd, chunk=self.chunk, implementation=self.implementation, last=last)
+    y, h = sequence.recur(run, _log_of_product, arrays, reset, h0)
     return (y + (skip[:, None] * x).astype(x.dtype)).reshape(u.shape), h
 
   def initial_state(self, batch_size: int, capacity: int) -> Mamba2State:
     """The state before the first token; `capacity` does not matter here."""
     del capacity
-    taps, bc = (batch_size, self.taps - 1), 2 * self.groups * self.state_size
+    before, bc = (batch_size, self.conv_width - 1), 2 * self.groups * self.state_size
     h = jnp.zeros((batch_size, self.heads, self.state_size, self.head_dim), jnp.float32)
-    history = jnp.zeros((*taps, self.heads * self.head_dim), self.dtype)
-    return Mamba2State(history, jnp.zeros((*taps, bc), self.dtype), h)
+    history = jnp.zeros((*before, self.heads * self.head_dim), self.dtype)
+    return Mamba2State(history, jnp.zeros((*before, bc), self.dtype), h)
 
   def matmul_flops(self, width: int, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
@@ -136,8 +138,8 @@ class Mamba2Mixer(nn.Module):
     return 2 * width * linear + matmul_flops(**sizes, chunk=self.chunk, length=length)
 
 
-def _log_decay_of_shard(x, log_a, b, c):
-  """log of the product of the decays, [B, H, 1, 1]."""
+def _log_of_product(x, log_a, b, c):
+  """The logarithm of the product of the decays, [B, H, 1, 1]."""
   del x, b, c
   return jnp.sum(log_a, axis=1)[..., None, None]
 

@@ -26,9 +26,12 @@ class Mixer(Protocol):
 
   A mixer is a flax module with the first three methods below and fields `dtype` and `param_dtype`.
   It must be causal, keep segments apart, and continue from a state exactly as if the tokens before
-  had been part of the call. `contract` tests all of that, and what two optional properties claim:
+  had been part of the call. `contract` tests all of that, and what three optional attributes claim:
 
     constant_state: bool, whether the state's size does not depend on its capacity; False without.
+    input_axis: the logical axis of its first maps' results, such as 'rnn'. Where a mesh splits that
+      axis, every device reads all of x, and the block around the mixer sums the gradient of x over
+      them. None, the default: the mixer does so itself.
     unsplit_axes: tuple of logical axes that may not be split over devices, such as 'time'; none
       without.
   """
@@ -49,7 +52,8 @@ class Mixer(Protocol):
       capacity: with state None: return a state with room for this many tokens, T included.
 
     Returns:
-      [B, T, D], and the state after token T (None if neither state nor capacity was given).
+      [B, T, D], and the state after token T. Where neither state nor capacity was given the block
+      drops the state, which may be anything.
     """
     ...
 
@@ -82,6 +86,8 @@ def checked(mixer: Mixer) -> Callable[..., tuple[jax.Array, State | None]]:
 
   def call(x, segments, state=None, capacity=None):
     mixed, after = _check_result(mixer, mixer(x, segments, state, capacity), x)
+    if state is None and capacity is None:
+      return mixed, None
     _check_state(mixer, after, state, capacity, x.shape[0])
     return mixed, after
 
@@ -133,14 +139,6 @@ def _check_state(
   mixer: Mixer, after: State | None, before: State | None, capacity: int | None, batch: int
 ) -> None:
   """Compares a state with the one before, or with the initial one where there was none."""
-  if before is None and capacity is None:
-    if after is not None:
-      raise MixerError(
-        f"{_called(mixer)} returns a state where none was asked for: return None if state and "
-        "capacity "
-        "are None."
-      )
-    return
   what = "the state it was given"
   if before is None and capacity is not None:
     what = f"initial_state(batch_size={batch}, capacity={capacity})"

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from layers.dtypes import dtypes_of
 from layers.linear import Linear
-from parallel import shards
 
 
 @partial(jax.checkpoint, prevent_cse=False)
@@ -45,10 +44,12 @@ class GatedMLP(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
+  input_axis = "mlp"
+
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, T, D] to [B, T, D]."""
     dtypes = dtypes_of(self)
-    x = shards.enter(x, "mlp")
     gate = Linear(self.hidden, ("embed", "mlp"), use_bias=self.use_bias, name="gate", **dtypes)(x)
     up = Linear(self.hidden, ("embed", "mlp"), use_bias=self.use_bias, name="up", **dtypes)(x)
     down = Linear(

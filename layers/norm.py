@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from layers.parameter import parameter
 from parallel import shards
 
+WIDE = jnp.dtype(jnp.float32)  # of the arithmetic
+
 
 class RMSNorm(nn.Module):
   """Divides by the root mean square over the last axis and scales each channel.
@@ -32,9 +34,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     initializer = nn.initializers.zeros if self.zero_centered else nn.initializers.ones
-    scale = parameter(
-      self, "scale", initializer, ("embed",), x.shape[-1:], self.param_dtype, jnp.float32
-    )
+    scale = parameter(self, "scale", initializer, ("embed",), x.shape[-1:], dtype=WIDE)
     if self.zero_centered:
       scale = 1.0 + scale
     return _normalize(x, scale, self.epsilon).astype(self.dtype)
@@ -75,15 +75,17 @@ class GatedRMSNorm(nn.Module):
   def __call__(self, y: jax.Array, z: jax.Array) -> jax.Array:
     """Maps two [B, T, channels of this shard] to one."""
     shape, size = y.shape, self.features // self.groups
-    kinds = self.param_dtype, jnp.float32
-    scale = parameter(self, "scale", nn.initializers.ones, (self.axis,), shape[-1:], *kinds)
+    ones = nn.initializers.ones
+    scale = parameter(self, "scale", ones, (self.axis,), shape[-1:], dtype=WIDE)
     gated = _silu_gated(y, z)
     if self.groups > 1:
       gated = gated.reshape(*shape[:-1], -1, size)
     total = jnp.sum(jnp.square(gated), axis=-1, keepdims=True)
     if self.groups == 1:
       # Each device reads the sum over all.
-      total = shards.enter(shards.leave(total, self.axis), self.axis)
+      total = shards.copy_to_tensor_parallel(
+        shards.reduce_from_tensor_parallel(total, self.axis), self.axis
+      )
     normed = gated * jax.lax.rsqrt(total / size + self.epsilon)
     return (normed.reshape(shape) * scale).astype(self.dtype)
 

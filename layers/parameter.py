@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.dtypes import HasDtypes, dtypes_of
 from parallel import shards
 
 
@@ -17,25 +18,28 @@ def parameter(
   initializer: nn.initializers.Initializer,
   axes: tuple[str, ...],
   shape: tuple[int, ...],
-  param_dtype: jnp.dtype,
-  dtype: jnp.dtype,
+  *,
+  dtype: jnp.dtype | None = None,
+  param_dtype: jnp.dtype | None = None,
 ) -> jax.Array:
   """Declares a parameter of a module and returns what this device uses of it.
 
   Args:
-    module: the module, inside `setup` or a compact method.
+    module: the module, inside `setup` or a compact method, with fields `dtype` and `param_dtype`.
     name: the parameter's.
     initializer: called where the parameter is whole.
     axes: a logical axis per dimension.
     shape: of what this device uses: the whole parameter, unless the program runs per device.
-    param_dtype: type of the stored array.
-    dtype: type of the result. The cast comes before ZeRO gathers the parameter: half the bytes.
+    dtype: type of the result; None is the module's. The cast comes before ZeRO gathers the
+      parameter: half the bytes.
+    param_dtype: type of the stored array; None is the module's.
   """
+  types = dtypes_of(cast(HasDtypes, module))
   stored = module.param(
     name,
     nn.with_logical_partitioning(initializer, axes),
     shards.stored_shape(axes, shape),
-    param_dtype,
+    param_dtype or types["param_dtype"],
   )
   stored = cast(jax.Array, stored)  # `param` takes it out of the initializer's box.
-  return shards.gather_parameter(stored.astype(dtype), axes, shape)
+  return shards.gather_parameter(stored.astype(dtype or types["dtype"]), axes, shape)

@@ -16,48 +16,46 @@ from layers.mixer import ModuleFactory
 from layers.mlp import gelu_gated
 from layers.rg_lru import RGLRU
 from layers.segments import Segments
-from parallel import shards
 
 
 class RecurrentState(NamedTuple):
   """What the block remembers of the tokens before: its size does not depend on their number.
 
   Attributes:
-    history: [B, taps - 1, R] the convolution's last inputs, oldest first.
-    h: [B, R] float32 state of the recurrence.
+    history: [B, conv_width - 1, R] the convolution's last inputs, oldest first.
+    h: [B, R] float32 state of the recurrence; None where time is split.
   """
 
   history: jax.Array
-  h: jax.Array
+  h: jax.Array | None
 
 
 class RecurrentBlock(nn.Module):
-  """`out(gelu(y(x)) * unit(conv(x(x))))`, section 2.3 of the Griffin paper.
+  """`out(gelu(y(x)) * recurrence(conv(x(x))))`, section 2.3 of the Griffin paper.
 
   Attributes:
     rnn_width: channels R of the recurrence.
     gate_blocks: diagonal blocks of the gates' weights.
-    taps: taps of the convolution.
+    conv_width: tokens that one output of the convolution sees.
     use_bias: biases on the three linear maps (RecurrentGemma has them).
     output_scale: initialisation scale of the output map.
-    unit: factory of the recurrence, a module like `RGLRU`.
+    recurrence: factory of the recurrence, a module like `RGLRU`.
     implementation: a recurrence kernel's name; None picks by backend.
   """
 
   rnn_width: int
   gate_blocks: int
-  taps: int = 4
+  conv_width: int = 4
   use_bias: bool = False
   output_scale: float = 1.0
-  unit: ModuleFactory = partial(RGLRU, name="rg_lru")
+  recurrence: ModuleFactory = partial(RGLRU, name="rg_lru")
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
 
-  @property
-  def constant_state(self) -> bool:
-    """The state is the last inputs of the convolution and one vector."""
-    return True
+  # The state is the last inputs of the convolution and one vector.
+  constant_state = True
+  input_axis = "rnn"
 
   @nn.compact
   def __call__(
@@ -71,28 +69,26 @@ class RecurrentBlock(nn.Module):
     dtypes = dtypes_of(self)
     linear = {"use_bias": self.use_bias, **dtypes}
     history, h0 = state if state is not None else (None, None)
-    x = shards.enter(x, "rnn")
     y = Linear(self.rnn_width, ("embed", "rnn"), name="linear_y", **linear)(x)
     u = Linear(self.rnn_width, ("embed", "rnn"), name="linear_x", **linear)(x)
-    u, history = CausalConv1D(self.taps, name="conv1d", **dtypes)(u, segments.positions, history)
-    unit = self.unit(self.gate_blocks, implementation=self.implementation, **dtypes)
-    h, h_last = unit(u, segments.positions == 0, h0)
+    u, history = CausalConv1D(self.conv_width, name="conv1d", **dtypes)(
+      u, segments.positions, history
+    )
+    recurrence = self.recurrence(self.gate_blocks, implementation=self.implementation, **dtypes)
+    h, h_last = recurrence(u, segments, h0)
     out = Linear(x.shape[-1], ("rnn", "embed"), self.output_scale, name="linear_out", **linear)
-    result = out(gelu_gated(y, h))
-    if state is None and capacity is None:
-      return result, None
-    return result, RecurrentState(history, h_last)
+    return out(gelu_gated(y, h)), RecurrentState(history, h_last)
 
   def initial_state(self, batch_size: int, capacity: int) -> RecurrentState:
     """The state before the first token; `capacity` does not matter here."""
     del capacity
     return RecurrentState(
-      history=jnp.zeros((batch_size, self.taps - 1, self.rnn_width), self.dtype),
+      history=jnp.zeros((batch_size, self.conv_width - 1, self.rnn_width), self.dtype),
       h=jnp.zeros((batch_size, self.rnn_width), jnp.float32),
     )
 
   def matmul_flops(self, width: int, length: int) -> int:
     """Floating-point operations of the matrix products per token, forward."""
     del length
-    gates = self.unit(self.gate_blocks, parent=None).matmul_flops(self.rnn_width)
+    gates = self.recurrence(self.gate_blocks, parent=None).matmul_flops(self.rnn_width)
     return 2 * 3 * width * self.rnn_width + gates

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
 from layers import mixer
 from layers.mixer import MixerFactory, ModuleFactory, State
 from layers.segments import Segments
+from parallel import shards
 
 
 class ResidualBlock(nn.Module):
@@ -15,7 +18,7 @@ class ResidualBlock(nn.Module):
 
   Attributes:
     mixer, mlp, norm: factories that take the module's `name`; without an MLP (None) the block ends
-      with the mixer.
+      with the mixer. Mixer and MLP may name their `input_axis`; see `layers.mixer.Mixer`.
     capacity: handed to the mixer.
   """
 
@@ -33,9 +36,17 @@ class ResidualBlock(nn.Module):
     Raises:
       MixerError: the mixer breaks its contract in a way that shows in shapes, or refuses a split.
     """
-    mix = mixer.checked(self.mixer(name="mixer"))
-    mixed, state = mix(self.norm(name="mixer_norm")(x), segments, state, self.capacity)
+    mix = self.mixer(name="mixer")
+    read = _copied(self.norm(name="mixer_norm")(x), mix)
+    mixed, state = mixer.checked(mix)(read, segments, state, self.capacity)
     x = x + mixed
     if self.mlp is None:
       return x, state
-    return x + self.mlp(name="mlp")(self.norm(name="mlp_norm")(x)), state
+    mlp = self.mlp(name="mlp")
+    return x + mlp(_copied(self.norm(name="mlp_norm")(x), mlp)), state
+
+
+def _copied(x: jax.Array, module: Any) -> jax.Array:
+  """Copies x to the shards of a module's input axis, which sums its gradient over them."""
+  axis = getattr(module, "input_axis", None)
+  return x if axis is None else shards.copy_to_tensor_parallel(x, axis)

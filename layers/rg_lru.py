@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from kernels.matmul import block_diagonal_linear
 from kernels.rg_lru import rg_lru
-from layers.dtypes import dtypes_of
+from layers.dtypes import FLOAT32, dtypes_of
 from layers.linear import scaled_normal
 from layers.parameter import parameter
+from layers.segments import Segments
 from parallel import sequence, shards
 
 DECAY_EXPONENT = 8.0  # c of equation 4; the paper fixes it.
@@ -36,42 +37,37 @@ class RGLRU(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, reset: jax.Array, h0: jax.Array | None = None
-  ) -> tuple[jax.Array, jax.Array]:
+    self, x: jax.Array, segments: Segments, h0: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array | None]:
     """Runs the recurrence.
 
     Args:
       x: [B, T, R].
-      reset: [B, T] bool, True where a segment starts.
+      segments: boundaries of the T tokens.
       h0: [B, R] float32 state before the first token; zeros if None.
 
     Returns:
-      h: [B, T, R], and the state after the last token: [B, R] float32.
+      h: [B, T, R], and the state after the last token, [B, R] float32; None where time is split.
     """
     width = x.shape[-1]
     dtypes = dtypes_of(self)
     # softplus of this parameter is -log sigmoid(Lambda): RecurrentGemma's sign. Always float32:
     # bfloat16 would round a^c = 0.999 and 0.995 to the same decay.
-    a_param = parameter(
-      self, "a_param", uniform_decay(0.9, 0.999), ("rnn",), (width,), jnp.float32, jnp.float32
-    )
+    a_param = parameter(self, "a_param", uniform_decay(0.9, 0.999), ("rnn",), (width,), **FLOAT32)
     log_decay = -DECAY_EXPONENT * jax.nn.softplus(a_param)
     gate_a = BlockDiagonal(self.blocks, name="gate_a", **dtypes)(x)
     gate_x = BlockDiagonal(self.blocks, name="gate_x", **dtypes)(x)
     run = functools.partial(rg_lru, implementation=self.implementation)
-    if h0 is None and sequence.is_split():
-      arrays = x, gate_a, gate_x, log_decay
-      h = sequence.recur(run, _log_decay_of_shard, arrays, reset)
-      return h, h[:, -1].astype(jnp.float32)
-    return run(x, gate_a, gate_x, log_decay, h0, reset=reset)
+    arrays = x, gate_a, gate_x, log_decay
+    return sequence.recur(run, _log_of_product, arrays, segments.starts, h0)
 
   def matmul_flops(self, rnn_width: int) -> int:
     """Floating-point operations of the two gates' products per token, forward."""
     return 2 * 2 * rnn_width * rnn_width // self.blocks
 
 
-def _log_decay_of_shard(x, gate_a, gate_x, log_decay):
-  """log of the product of all a_t: [B, R] float32 (equation 3)."""
+def _log_of_product(x, gate_a, gate_x, log_decay):
+  """The logarithm of the product of all a_t: [B, R] float32 (equation 3)."""
   del x, gate_x
   return log_decay * jnp.sum(jax.nn.sigmoid(gate_a.astype(jnp.float32)), axis=1)
 
@@ -99,16 +95,14 @@ class BlockDiagonal(nn.Module):
         "Choose a number of blocks that divides it."
       )
     size, outputs = width // blocks, width // self.reduction
-    kinds = self.param_dtype, self.dtype
     kernel = parameter(
       self,
       "kernel",
       scaled_normal(1.0, batch_axis=(0,)),
       ("rnn_blocks", "block_in", "block_out"),
       (blocks, size, outputs // blocks),
-      *kinds,
     )
-    bias = parameter(self, "bias", nn.initializers.zeros, ("rnn",), (outputs,), *kinds)
+    bias = parameter(self, "bias", nn.initializers.zeros, ("rnn",), (outputs,))
     return block_diagonal_linear(x.astype(self.dtype), kernel, bias)
 
 

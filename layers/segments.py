@@ -22,6 +22,11 @@ class Segments(NamedTuple):
   ids: jax.Array
   positions: jax.Array
 
+  @property
+  def starts(self) -> jax.Array:
+    """[B, T] bool: where a segment starts, so that a state starts afresh; True on padding."""
+    return self.positions == 0
+
 
 def positions_in_segments(ids: jax.Array) -> jax.Array:
   """Counts tokens from the start of each run of equal ids.

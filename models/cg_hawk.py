@@ -29,4 +29,4 @@ def complex_recurrent(
   block = backbone.recurrent(
     rnn_width=rnn_width, gate_blocks=gate_blocks, implementation=recurrence
   )
-  return partial(block, unit=partial(CGLRU, name="cg_lru"))
+  return partial(block, recurrence=partial(CGLRU, name="cg_lru"))

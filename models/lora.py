@@ -67,17 +67,17 @@ class AdaptedModel(LanguageModel):
     (x,) = args
     rows, columns = module.axes
     # float32 whatever the weights' type: in bfloat16 most updates would be rounded away.
-    kinds = jnp.dtype(jnp.float32), module.dtype
+    wide = {"param_dtype": jnp.dtype(jnp.float32)}
     features = shards.local(module.features, columns)
     down = parameter(
-      module, A, scaled_normal(1.0), (rows, "lora"), (x.shape[-1], self.rank), *kinds
+      module, A, scaled_normal(1.0), (rows, "lora"), (x.shape[-1], self.rank), **wide
     )
     up = parameter(
-      module, B, nn.initializers.zeros, ("lora", columns), (self.rank, features), *kinds
+      module, B, nn.initializers.zeros, ("lora", columns), (self.rank, features), **wide
     )
     # Each shard of the result sees all of A and gives a part of its gradient.
-    down = shards.enter(down, columns)
-    low = shards.leave(matmul(x.astype(module.dtype), down), rows)
+    down = shards.copy_to_tensor_parallel(down, columns)
+    low = shards.reduce_from_tensor_parallel(matmul(x.astype(module.dtype), down), rows)
     return y + (self.alpha / self.rank) * matmul(low, up)
 
 

@@ -80,9 +80,13 @@ def all_until_here(x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def recur(
-  run: Run, log_decay: LogDecay, arrays: tuple[jax.Array, ...], reset: jax.Array | None
-) -> jax.Array:
-  """Runs a diagonal linear recurrence over all shards of the time axis.
+  run: Run,
+  log_decay: LogDecay,
+  arrays: tuple[jax.Array, ...],
+  reset: jax.Array | None,
+  h0: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Runs a diagonal linear recurrence, over all shards of the time axis where it is split.
 
   Each shard runs from a zero state; its effect on a state is (product of its decays, last state). A
   scan of these pairs over the shards gives the state that enters each, and the shard runs again
@@ -91,15 +95,19 @@ def recur(
   Args:
     run: `run(*arrays, h0, reset=reset) -> (h, h_last)`, differentiable in arrays and h0; h is [B,
       T, ...], h0 (or None, for zeros) and h_last are [B, ...] float32 or complex64.
-    log_decay: `log_decay(*arrays)`, the logarithm of the product of the decays, with a shape and
-      dtype that broadcast against h_last.
+    log_decay: `log_decay(*arrays)`, the logarithm of the product of the decays, with a shape and dtype
+      that broadcast against h_last.
     arrays: inputs of the recurrence.
     reset: [B, T] bool, True where a segment starts; None for no resets.
+    h0: the state before the first token; None for zeros. Rows with a state are never split.
 
   Returns:
-    h: [B, T, ...].
+    h: [B, T, ...], and the state after the last token; None where time is split, because the last
+    shard alone has it.
   """
-  return _recur(run, log_decay, arrays, reset)
+  if h0 is not None or not is_split():
+    return run(*arrays, h0, reset=reset)
+  return _recur(run, log_decay, arrays, reset), None
 
 
 @custom_vjp(nondiff_argnums=(0, 1))

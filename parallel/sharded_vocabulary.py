@@ -36,7 +36,9 @@ def take_row(table: jax.Array, ids: jax.Array) -> jax.Array:
   if shards.count(AXIS) == 1:
     return jnp.take(table, ids, axis=0)
   row, here = _place(ids, table.shape[0])
-  return shards.leave(jnp.where(here[..., None], jnp.take(table, row, axis=0), 0), AXIS)
+  return shards.reduce_from_tensor_parallel(
+    jnp.where(here[..., None], jnp.take(table, row, axis=0), 0), AXIS
+  )
 
 
 def without_padding(logits: jax.Array, size: int) -> jax.Array:
@@ -64,7 +66,9 @@ def logsumexp(logits: jax.Array) -> jax.Array:
   if shards.count(AXIS) == 1:
     return jax.nn.logsumexp(logits, axis=-1)
   peak = lax.pmax(lax.stop_gradient(logits.max(axis=-1)), shards.mesh_axes(AXIS))
-  total = shards.leave(jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1), AXIS)
+  total = shards.reduce_from_tensor_parallel(
+    jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1), AXIS
+  )
   return peak + jnp.log(total)
 
 
@@ -74,7 +78,7 @@ def pick(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   column, here = _place(targets, logits.shape[-1])
   found = jnp.take_along_axis(logits, column[..., None], axis=-1)[..., 0]
-  return shards.leave(jnp.where(here, found, 0), AXIS)
+  return shards.reduce_from_tensor_parallel(jnp.where(here, found, 0), AXIS)
 
 
 def whole(logits: jax.Array, size: int) -> jax.Array:

@@ -70,25 +70,33 @@ def local(size: int, axis: str) -> int:
   return size // count(axis)
 
 
-def enter(x: jax.Array, axis: str) -> jax.Array:
-  """Identity with a gradient that is summed over the shards of an axis: for replicated inputs.
+def copy_to_tensor_parallel(x: jax.Array, axis: str) -> jax.Array:
+  """Returns x, which all shards of an axis read whole; its gradient is summed over the shards.
 
-  With `leave` the two ends of tensor parallelism: f and g of Shoeybi et al. 2019 (Megatron-LM).
+  With `reduce_from_tensor_parallel` the two ends of tensor parallelism: f and g of Shoeybi et al.
+  2019 (Megatron-LM).
   """
   names = mesh_axes(axis)
   return _sum_gradient(x, names) if names else x
 
 
-def enter_together(arrays: tuple[jax.Array, ...], axis: str) -> tuple[jax.Array, ...]:
-  """`enter` for several arrays that agree in all but their last dimension, in one collective."""
+def copy_together_to_tensor_parallel(
+  arrays: tuple[jax.Array, ...], axis: str
+) -> tuple[jax.Array, ...]:
+  """Does `copy_to_tensor_parallel` for several arrays in one collective.
+
+  They agree in all but their last dimension.
+  """
   if not mesh_axes(axis):
     return arrays
   ends = itertools.accumulate(array.shape[-1] for array in arrays[:-1])
-  return tuple(jnp.split(enter(jnp.concatenate(arrays, axis=-1), axis), list(ends), axis=-1))
+  return tuple(
+    jnp.split(copy_to_tensor_parallel(jnp.concatenate(arrays, axis=-1), axis), list(ends), axis=-1)
+  )
 
 
-def leave(x: jax.Array, axis: str) -> jax.Array:
-  """Sums over the shards of an axis; the gradient is passed to each unchanged."""
+def reduce_from_tensor_parallel(x: jax.Array, axis: str) -> jax.Array:
+  """Sums what the shards of an axis contribute; each receives the gradient of the sum."""
   names = mesh_axes(axis)
   return _sum(x, names) if names else x
 

@@ -13,7 +13,6 @@ from kernels.linear_scan import linear_scan
 from layers.linear import Linear
 from models.backbone import Backbone
 from models.language_model import LanguageModel
-from parallel import shards
 
 
 class Averaging(nn.Module):
@@ -27,16 +26,15 @@ class Averaging(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
-  @property
-  def constant_state(self) -> bool:
-    return True
+  constant_state = True
+  input_axis = "rnn"
 
   @property
   def unsplit_axes(self) -> tuple[str, ...]:
     return ("time",)
 
   def reset(self, segments):
-    return segments.positions == 0
+    return segments.starts
 
   def drive(self, u):
     return u
@@ -48,13 +46,12 @@ class Averaging(nn.Module):
   @nn.compact
   def __call__(self, x, segments, state=None, capacity=None):
     kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-    x = shards.enter(x, "rnn")
     u = self.drive(Linear(self.channels, ("embed", "rnn"), name="in", **kinds)(x))
     decays = jnp.full_like(u, jnp.log(0.5))
     h0 = None if state is None else self.first(state)
     h, h_last = linear_scan(u, decays, h0, reset=self.reset(segments))
     y = Linear(x.shape[-1], ("rnn", "embed"), name="out", **kinds)(h)
-    return y, None if state is None and capacity is None else self.state_after(h_last, state)
+    return y, self.state_after(h_last, state)
 
   def first(self, state):
     return state
@@ -131,6 +128,12 @@ class UndeclaredRefusal(Averaging):
   @property
   def unsplit_axes(self) -> tuple[str, ...]:
     return ()
+
+
+class ForgetsInputAxis(Averaging):
+  """Does not say that every shard of its channels reads all of x."""
+
+  input_axis = None
 
 
 class WrongGradient(Averaging):

@@ -129,13 +129,16 @@ def check_outside(tmp_path, mixer: str, *arguments: str) -> subprocess.Completed
   )
 
 
-def test_a_split_that_is_neither_refused_nor_right_fails_the_command(tmp_path):
-  done = check_outside(tmp_path, "UndeclaredRefusal", "--only=sharding")
+@pytest.mark.parametrize(
+  ("mixer", "axis"), [("UndeclaredRefusal", "seq="), ("ForgetsInputAxis", "model=")]
+)
+def test_a_split_that_is_neither_refused_nor_right_fails_the_command(tmp_path, mixer, axis):
+  done = check_outside(tmp_path, mixer, "--only=sharding")
   assert done.returncode == 1, done.stderr
-  rows = [line for line in done.stdout.splitlines() if "ZeRO" in line]
-  assert {row.split()[0] for row in rows if "seq=" not in row} == {"passed"}
-  wrong = [row for row in rows if "gradients" in row and "seq=" in row]
-  assert len(wrong) == 2
+  rows = [line for line in done.stdout.splitlines() if "ZeRO" in line and "refuses" not in line]
+  assert {row.split()[0] for row in rows if axis not in row} == {"passed"}
+  wrong = [row for row in rows if "gradients" in row and axis in row]
+  assert wrong
   assert all(row.startswith("failed") and "embedding/embedding" in row for row in wrong)
 
 

@@ -21,7 +21,7 @@ class Result(NamedTuple):
 def attention(
   q, k, v, g, *, q_segment_ids=None, kv_segment_ids=None, window=None, scale=None
 ) -> Result:
-  """The arguments of `kernels.local_attention.local_attention`, and the cotangent of its result."""
+  """The arguments of `kernels.attention.attention`, and the cotangent of its result."""
   q, k, v, g = wide(q), wide(k), wide(v), wide(g)
   batch, length, heads, head_dim = q.shape
   keys, kv_heads = k.shape[1:3]

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from kernels import platform
-from kernels.local_attention import cudnn, local_attention, reference, splash
+from kernels.attention import attention, cudnn, reference, splash
 from tests.kernels import float64_attention
 from tests.kernels.float64_reference import relative_error
 
@@ -84,7 +84,7 @@ def test_bfloat16_errs_by_the_rounding_of_operands_and_results():
 def test_float32_operands_for_chips_without_bfloat16_products():
   (q, k, v, _), ids = problem(130, 130, 2, 1, documents=2, dtype=jnp.bfloat16)
   got = splash.attend(q, k, v, *ids, None, 0.1, widen=True, interpret=True)
-  expected = reference.local_attention(
+  expected = reference.attention(
     *(x.astype(jnp.float32) for x in (q, k, v)), *map(jnp.asarray, ids), None, 0.1
   )
   assert got.dtype == jnp.bfloat16
@@ -93,8 +93,8 @@ def test_float32_operands_for_chips_without_bfloat16_products():
 
 def test_one_query_is_left_to_xla():
   (q, k, v, _), ids = problem(1, 50, 4, 2)
-  got = splash.local_attention(q, k, v, *ids, 20, 0.3)
-  expected = reference.local_attention(q, k, v, *ids, 20, 0.3)
+  got = splash.attention(q, k, v, *ids, 20, 0.3)
+  expected = reference.attention(q, k, v, *ids, 20, 0.3)
   np.testing.assert_array_equal(got, expected)
 
 
@@ -103,7 +103,7 @@ def test_a_mixture_of_types_is_refused():
   with pytest.raises(
     ValueError, match=r"all in bfloat16, got float32, bfloat16 and float32\. Cast"
   ):
-    splash.local_attention(q, k.astype(jnp.bfloat16), v, *ids, None, 1.0)
+    splash.attention(q, k.astype(jnp.bfloat16), v, *ids, None, 1.0)
 
 
 def test_shard_map_with_checked_types_is_refused_by_name():
@@ -111,7 +111,7 @@ def test_shard_map_with_checked_types_is_refused_by_name():
   (q, k, v, _), _ = problem(130, 130, 2, 1)
 
   def attend(q, k, v):
-    return splash.local_attention(q, k, v, None, None, None, 1.0)
+    return splash.attention(q, k, v, None, None, None, 1.0)
 
   with pytest.raises(ValueError, match=r"inside shard_map\(check_vma=True\). Pass check_vma=False"):
     jax.shard_map(attend, mesh=mesh, in_specs=P("data"), out_specs=P("data"))(q, k, v)
@@ -129,7 +129,7 @@ def test_what_cudnn_is_asked_for_is_this_attention(monkeypatch, window):
   monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
   (q, k, v, _), _ = problem(40, 40, 4, 2, dtype=jnp.bfloat16)
   with platform.targeting("gpu"):
-    got = local_attention(q, k, v, window=window, implementation="cudnn")
+    got = attention(q, k, v, window=window, implementation="cudnn")
   wanted = float64_attention.attention(q, k, v, q, window=window).output
   assert relative_error(got, wanted) <= 2 * 2**-9  # of the weights and the result
 
@@ -139,7 +139,7 @@ def test_what_cudnn_cannot_do_is_refused_with_what_can():
     q = jnp.zeros((1, queries, 2, head_dim), dtype)
     kv = jnp.zeros((1, 8, 1, head_dim), dtype)
     with platform.targeting("gpu"):
-      local_attention(q, kv, kv, q_segment_ids=ids, kv_segment_ids=ids, implementation="cudnn")
+      attention(q, kv, kv, q_segment_ids=ids, kv_segment_ids=ids, implementation="cudnn")
 
   for arguments, message in (
     ({"ids": np.ones((1, 8), np.int32)}, "no segment ids: packed documents would see each other"),
@@ -170,6 +170,6 @@ def test_the_default_on_a_gpu_keeps_packed_documents_apart():
   (q, k, v, _), ids = problem(40, 40, 2, 1, documents=2)
   options = {"q_segment_ids": ids[0], "kv_segment_ids": ids[1], "window": 9}
   with platform.targeting("gpu"):
-    got = local_attention(q, k, v, **options)
+    got = attention(q, k, v, **options)
   wanted = float64_attention.attention(q, k, v, q, **options).output
   assert relative_error(got, wanted) <= 1e-6

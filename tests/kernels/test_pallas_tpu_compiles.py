@@ -63,7 +63,7 @@ def test_values_and_gradients_compile_at_every_paper_width(compilations, generat
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_attention_and_its_gradient_compile(compilations, generation):
-  lines = compiled(compilations[generation], "local_attention")
+  lines = compiled(compilations[generation], "attention")
   assert any("[1, 8192, 4 heads on 1, 256] window=2048 bfloat16" in line for line in lines)
   assert any("shard_map" in line for line in lines)
 

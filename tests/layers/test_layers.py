@@ -10,7 +10,7 @@ from layers.conv1d import CausalConv1D
 from layers.norm import RMSNorm
 from layers.rg_lru import RGLRU, BlockDiagonal, uniform_decay
 from layers.rotary import rotate
-from layers.segments import positions_in_segments
+from layers.segments import Segments, positions_in_segments
 
 
 def normal(seed, shape):
@@ -61,7 +61,7 @@ def test_rotary_leaves_the_rest_of_the_head_alone():
 def test_convolution_equals_its_sum_within_segments():
   x = normal(4, (2, 9, 6))
   positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 0, 0, 1, 2, 3, 4, 5]])
-  module = CausalConv1D(taps=4)
+  module = CausalConv1D(conv_width=4)
   params = nn.unbox(module.init(jax.random.key(5), x, positions))
   y, history = module.apply(params, x, positions)
   kernel, bias = params["params"]["kernel"], params["params"]["bias"]
@@ -99,10 +99,11 @@ def test_decay_starts_uniform_between_its_bounds():
 
 def test_rg_lru_equals_equations_1_to_4_in_float64():
   x = normal(9, (2, 21, 8))
-  reset = jnp.zeros((2, 21), bool).at[:, 0].set(True).at[1, 7].set(True)
+  ids = jnp.ones((2, 21), jnp.int32).at[1, 7:].set(2)
+  segments = Segments(ids, positions_in_segments(ids))
   module = RGLRU(blocks=2)
-  params = nn.unbox(module.init(jax.random.key(10), x, reset))
-  h, h_last = module.apply(params, x, reset)
+  params = nn.unbox(module.init(jax.random.key(10), x, segments))
+  h, h_last = module.apply(params, x, segments)
 
   tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"])
   sigmoid = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
@@ -111,7 +112,7 @@ def test_rg_lru_equals_equations_1_to_4_in_float64():
   r = sigmoid(u @ np.asarray(full["gate_a"], np.float64) + tree["gate_a"]["bias"])
   i = sigmoid(u @ np.asarray(full["gate_x"], np.float64) + tree["gate_x"]["bias"])
   a = sigmoid(-tree["a_param"]) ** (8 * r)  # sigmoid(Lambda)^(c r), Lambda = -a_param
-  a = np.where(np.asarray(reset)[..., None], 0, a)
+  a = np.where(np.asarray(segments.starts)[..., None], 0, a)
   state, expected = np.zeros((2, 8)), []
   for t in range(21):
     state = a[:, t] * state + np.sqrt(1 - a[:, t] ** 2) * i[:, t] * u[:, t]

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from kernels.linear_scan import linear_scan
 from kernels.rg_lru import rg_lru
-from layers.rg_lru import _log_decay_of_shard
+from layers.rg_lru import _log_of_product
 from parallel import sequence, shards
 from tests.kernels.float64_reference import relative_error
 from tests.kernels.test_recurrences import ARGUMENTS, expected, problem
@@ -31,7 +31,7 @@ from tests.kernels.test_recurrences import ARGUMENTS, expected, problem
 DEVICES = 8
 REGION = shards.Region(table=((sequence.AXIS, ("seq",)),), sizes=(("seq", DEVICES),))
 OPS = {
-  "rg_lru": (rg_lru, _log_decay_of_shard),
+  "rg_lru": (rg_lru, _log_of_product),
   "linear_scan": (linear_scan, lambda x, log_a: jnp.sum(log_a, axis=1)),
 }
 
@@ -44,7 +44,7 @@ def over_devices(op: str, arguments):
 
   def per_device(arguments, reset, dh):
     with shards.per_device(REGION):
-      h, pull = jax.vjp(lambda *a: sequence.recur(function, log_decay, a, reset), *arguments)
+      h, pull = jax.vjp(lambda *a: sequence.recur(function, log_decay, a, reset)[0], *arguments)
       gradients = pull(dh)
     # A parameter that every device has whole: what it is owed is the sum of what each device found.
     return h, tuple(

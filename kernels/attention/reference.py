@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def local_attention(
+def attention(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
@@ -15,7 +15,7 @@ def local_attention(
   window: int | None,
   scale: float,
 ) -> jax.Array:
-  """See `kernels.local_attention.local_attention`."""
+  """See `kernels.attention.attention`."""
   batch, length, heads, head_dim = q.shape
   keys, kv_heads = k.shape[1:3]
   wide = jnp.promote_types(q.dtype, jnp.float32)

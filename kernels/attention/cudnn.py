@@ -32,7 +32,7 @@ def unavailable_reason() -> str | None:
   return None
 
 
-def local_attention(
+def attention(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
@@ -41,7 +41,7 @@ def local_attention(
   window: int | None,
   scale: float,
 ) -> jax.Array:
-  """See `kernels.local_attention.local_attention`.
+  """See `kernels.attention.attention`.
 
   Raises:
     ValueError: there are segment ids, more keys than queries, or types or head sizes that cuDNN has
@@ -49,22 +49,22 @@ def local_attention(
   """
   if q_segment_ids is not None or kv_segment_ids is not None:
     raise ValueError(
-      f"local_attention: cudnn has no segment ids: packed documents would see each other. {INSTEAD}"
+      f"attention: cudnn has no segment ids: packed documents would see each other. {INSTEAD}"
     )
   if not q.dtype == k.dtype == v.dtype == jnp.bfloat16:
     raise ValueError(
-      f"local_attention: cudnn needs q, k and v in bfloat16, got {q.dtype}, {k.dtype} and "
+      f"attention: cudnn needs q, k and v in bfloat16, got {q.dtype}, {k.dtype} and "
       f"{v.dtype}. "
       f"{INSTEAD}"
     )
   if q.shape[1] != k.shape[1]:
     raise ValueError(
-      f"local_attention: cudnn needs as many keys as queries, got {k.shape[1]} and {q.shape[1]}. "
+      f"attention: cudnn needs as many keys as queries, got {k.shape[1]} and {q.shape[1]}. "
       f"{INSTEAD}"
     )
   if q.shape[-1] % 8 or q.shape[-1] > 256:
     raise ValueError(
-      "local_attention: cudnn needs heads of at most 256 channels (128 before Hopper), a multiple "
+      "attention: cudnn needs heads of at most 256 channels (128 before Hopper), a multiple "
       f"of 8, got {q.shape[-1]}. {INSTEAD}"
     )
   # (tokens to the left beside the query itself, tokens to the right)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.local_attention import local_attention
+from kernels.attention import attention
 from tests.kernels import float64_attention
 from tests.kernels.float64_reference import relative_error
 
@@ -18,7 +18,7 @@ NAMES = ("output", "dq", "dk", "dv")
 
 
 class Case(NamedTuple):
-  """A problem: B, T, S, H, G, K of `local_attention`."""
+  """A problem: B, T, S, H, G, K of `attention`."""
 
   batch: int
   length: int
@@ -74,7 +74,7 @@ def value_and_gradients(implementation, arrays, ids, window, scale=None):
 
   def run(arrays, ids):
     def attend(q, k, v):
-      return local_attention(
+      return attention(
         q,
         k,
         v,
@@ -177,7 +177,7 @@ def flops(implementation, length, window, *, gradient):
   ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
   def attend(q, k, v, ids):
-    return local_attention(
+    return attention(
       q,
       k,
       v,
@@ -240,4 +240,4 @@ def test_cost_grows_with_the_window_not_with_the_length_squared(gradient):
 def test_what_does_not_fit_is_refused_by_name(arguments, message):
   q, kv = jnp.zeros((1, 4, 4, 8)), jnp.zeros((1, 4, 1, 8))
   with pytest.raises(ValueError, match=message):
-    local_attention(**{"q": q, "k": kv, "v": kv} | arguments)
+    attention(**{"q": q, "k": kv, "v": kv} | arguments)

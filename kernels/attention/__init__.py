@@ -8,16 +8,14 @@ import jax.numpy as jnp
 from kernels.platform import Implementation, resolve
 
 IMPLEMENTATIONS = {
-  "splash": Implementation("kernels.local_attention.splash", ("tpu",), ("tpu",)),
-  "xla_blockwise": Implementation(
-    "kernels.local_attention.xla_blockwise", default_on=("cpu", "gpu")
-  ),
-  "cudnn": Implementation("kernels.local_attention.cudnn", ("gpu",)),
-  "reference": Implementation("kernels.local_attention.reference"),
+  "splash": Implementation("kernels.attention.splash", ("tpu",), ("tpu",)),
+  "xla_blockwise": Implementation("kernels.attention.xla_blockwise", default_on=("cpu", "gpu")),
+  "cudnn": Implementation("kernels.attention.cudnn", ("gpu",)),
+  "reference": Implementation("kernels.attention.reference"),
 }
 
 
-def local_attention(
+def attention(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
@@ -48,13 +46,13 @@ def local_attention(
     ValueError: shapes or types disagree, or the implementation cannot run this here.
   """
   _check(q, k, v, q_segment_ids, kv_segment_ids, window)
-  run = resolve("local_attention", implementation, IMPLEMENTATIONS)
+  run = resolve("attention", implementation, IMPLEMENTATIONS)
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   return run(q, k, v, q_segment_ids, kv_segment_ids, window, scale)
 
 
 def _check(q, k, v, q_segment_ids, kv_segment_ids, window) -> None:
-  op = "local_attention"
+  op = "attention"
   if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
     raise ValueError(
       f"{op}: q must be [B, T, H, K] and k, v [B, S, G, K], got {q.shape}, {k.shape}, {v.shape}."

@@ -21,7 +21,7 @@ MIN_GLOBAL_BLOCK = 256
 MIN_LOCAL_BLOCK = 16
 
 
-def local_attention(
+def attention(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
@@ -30,7 +30,7 @@ def local_attention(
   window: int | None,
   scale: float,
 ) -> jax.Array:
-  """See `kernels.local_attention.local_attention`."""
+  """See `kernels.attention.attention`."""
   if q_segment_ids is None:
     q_segment_ids = jnp.zeros(q.shape[:2], jnp.int32)
     kv_segment_ids = jnp.zeros(k.shape[:2], jnp.int32)

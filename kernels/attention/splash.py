@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from kernels import checkpoint_names, platform
-from kernels.local_attention import reference
+from kernels.attention import reference
 
 LANES = 128
 MAX_BLOCK = 512  # scores of one block of queries and keys: 1 MB of float32 in VMEM
@@ -25,7 +25,7 @@ MAX_BLOCK = 512  # scores of one block of queries and keys: 1 MB of float32 in V
 SINK = -1e30
 
 
-def local_attention(
+def attention(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
@@ -34,7 +34,7 @@ def local_attention(
   window: int | None,
   scale: float,
 ) -> jax.Array:
-  """See `kernels.local_attention.local_attention`.
+  """See `kernels.attention.attention`.
 
   In bfloat16 q is scaled before the kernel and rounded once more, unless the scale is a power of
   two. On v2 and v3, whose kernels take no bfloat16 operands, everything travels in float32.
@@ -45,28 +45,28 @@ def local_attention(
   """
   if q.shape[1] == 1:
     # One query has no blocks to skip: XLA reads its keys once.
-    return reference.local_attention(q, k, v, q_segment_ids, kv_segment_ids, window, scale)
+    return reference.attention(q, k, v, q_segment_ids, kv_segment_ids, window, scale)
   return attend(q, k, v, q_segment_ids, kv_segment_ids, window, scale)
 
 
 def attend(
   q, k, v, q_segment_ids, kv_segment_ids, window, scale, *, widen=None, interpret=False
 ) -> jax.Array:
-  """As `local_attention`, any T, with what tests and benchmarks want to set.
+  """As `attention`, any T, with what tests and benchmarks want to set.
 
   Args:
-    q, k, v, q_segment_ids, kv_segment_ids, window, scale: see `local_attention`.
+    q, k, v, q_segment_ids, kv_segment_ids, window, scale: see `attention`.
     widen: whether the kernel's operands have to be float32; None asks the chip.
     interpret: run the kernel as plain XLA operations.
   """
   if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
     raise ValueError(
-      "local_attention: splash needs q, k and v all in float32 or all in bfloat16, got "
+      "attention: splash needs q, k and v all in float32 or all in bfloat16, got "
       f"{q.dtype}, {k.dtype} and {v.dtype}. Cast them, or use implementation='xla_blockwise'."
     )
   if any(jax.typeof(x).manual_axis_type.varying for x in (q, k, v)):
     raise ValueError(
-      "local_attention: splash attention cannot run inside shard_map(check_vma=True). Pass "
+      "attention: splash attention cannot run inside shard_map(check_vma=True). Pass "
       "check_vma=False there, or use implementation='xla_blockwise'."
     )
   dtype, length, heads = q.dtype, q.shape[1], q.shape[2]
