@@ -17,7 +17,14 @@ import numpy as np
 from base import small_files
 from base.errors import UserError
 from config.config import Config
-from conversion import recurrent_gemma, recurrent_gemma_flax, safetensors_files, weight_map
+from conversion import (
+  adapters,
+  recurrent_gemma,
+  recurrent_gemma_flax,
+  safetensors_files,
+  weight_map,
+)
+from conversion.adapter import Adapter
 from conversion.orbax_files import ForeignArrays
 from conversion.safetensors_files import TensorFiles
 from data import tokenizers
@@ -41,14 +48,20 @@ _TYPES = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}
 _TYPES |= {"float32": "float32", "bfloat16": "bfloat16"}
 # Longest part of an error shown after the folder.
 _SHOWN_LETTERS = 380
-# DeepMind's window of 2048 does not count the token itself.
-_DEEPMIND_WINDOW = 2049
 # The configuration of a run with adapters, without the adapters.
 _WITHOUT_ADAPTERS = (
   "--gin.experiment.experiment.Experiment.model=%MODEL",
   "--gin.experiment.experiment.Experiment.init_from=None",
 )
-_GIN = ("experiment.gin", "models/recurrent_gemma.gin", "mesh/single.gin", "kernels/auto.gin")
+# Options that the files of gin/models/ read from macros.
+_MACROS = {
+  "WIDTH": "width",
+  "DEPTH": "depth",
+  "VOCAB_SIZE": "vocab_size",
+  "RNN_WIDTH": "rnn_width",
+  "HEADS": "heads",
+  "WINDOW": "window",
+}
 
 
 def kind_of(source: Path) -> str:
@@ -96,16 +109,14 @@ def import_weights(
   with _told(source):
     if kind == HUGGING_FACE:
       config = _json(source / CONFIG_FILE)
-      backbone, mixers = recurrent_gemma.options_from_hugging_face(config)
+      adapter = adapters.of_configuration(config)
+      backbone, mixers = adapter.options(config)
       tensors: Any = TensorFiles(source)
-      stream = recurrent_gemma.stream_from_hugging_face
-      name = "model.embed_tokens.weight"
+      files = adapter.files
     else:
       tensors = ForeignArrays(source)
+      adapter, files = recurrent_gemma.ADAPTER, recurrent_gemma_flax.FILES
       backbone, mixers = recurrent_gemma_flax.options_from_shapes(tensors.shapes)
-      mixers["window"] = _DEEPMIND_WINDOW
-      stream = recurrent_gemma_flax.stream_from_flax
-      name = "embedder/input_embedding"
     weight_map.check_types(tensors.types)
     weight_map.check_count(backbone, tensors.shapes)
   found = _vocabulary(source, vocabulary)
@@ -115,10 +126,10 @@ def import_weights(
       f"in {source} are for {backbone['vocab_size']}. Give the tokenizer of these weights: "
       "--vocabulary=..."
     )
-  stored = _TYPES.get(tensors.types.get(name, "F32"), "float32")
+  stored = _TYPES.get(tensors.types.get(files.embedding, "F32"), "float32")
   types = {"dtype": stored, "param_dtype": stored}
   place = run_dir / tokenizers.MODEL_FILE
-  loaded = _configuration(backbone | types, mixers, found, place, bindings)
+  loaded = _configuration(adapter, backbone | types, mixers, found, place, bindings)
   with _told(source):
     model = experiment_lib.build(loaded).model
     paths = [parameter.path for parameter in list_parameters(model)]
@@ -129,7 +140,7 @@ def import_weights(
     if kind == HUGGING_FACE:
       kept_files.keep(source, partial / kept_files.FOLDER)
     with _told(source):
-      arrays = stream(tensors, tensors.shapes, model)
+      arrays = files.stream(tensors, tensors.shapes, model)
       streamed_checkpoint.write_parameters(partial, 0, paths, arrays, {"source": str(source)})
 
 
@@ -150,7 +161,7 @@ def export(
     a line about the tokenizer if `transformers` finds none in the folder, else ''.
 
   Raises:
-    UserError: the run's model is not a RecurrentGemma.
+    UserError: no adapter can write the run's model.
     CheckpointError: the checkpoint does not exist.
   """
   run = RunDirectory(run_dir)
@@ -161,9 +172,10 @@ def export(
   kind = np.dtype(dtype or model.param_dtype)
   ids = {f"{name}_token_id": getattr(vocabulary, f"{name}_id") for name in ("bos", "eos", "pad")}
   with _told(run_dir), _appearing(target) as partial:
-    config = recurrent_gemma.hugging_face_config(model, **ids)
+    adapter = adapters.of_model(model)
+    config = adapter.config(model, **ids)
     config |= {"dtype": str(kind), "torch_dtype": str(kind)}
-    tensors = recurrent_gemma.hugging_face_from_parameters(params, model)
+    tensors = adapter.tensors(params, model)
     if dtype is not None:
       tensors = ((name, array.astype(kind)) for name, array in tensors)
     safetensors_files.write(partial, tensors, max_bytes)
@@ -223,6 +235,7 @@ def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NO
 
 
 def _configuration(
+  adapter: Adapter,
   backbone: Mapping[str, Any],
   mixers: Mapping[str, Any],
   vocabulary: Vocabulary,
@@ -230,27 +243,22 @@ def _configuration(
   bindings: list[str],
 ) -> Config:
   """Makes the configuration of imported weights, with CPython's text as data."""
-  macros = {
-    "WIDTH": backbone["width"],
-    "DEPTH": backbone["depth"],
-    "VOCAB_SIZE": backbone["vocab_size"],
-    "RNN_WIDTH": mixers["rnn_width"],
-    "HEADS": mixers["heads"],
-    "WINDOW": mixers["window"],
-  }
+  of_both = {**backbone, **mixers}
+  macros = {macro: of_both[name] for macro, name in _MACROS.items() if name in of_both}
   data = "data/python_bytes.gin"
   if isinstance(vocabulary, tokenizers.SentencePiece):
     data = "data/python_sentencepiece.gin"
     macros["VOCABULARY_MODEL"] = str(model_file)
-  of_macros = ("width", "depth", "vocab_size", "rnn_width", "heads", "window", "gate_blocks")
+  of_macros = (*_MACROS.values(), *adapter.set_by_gin_file)
   options = {f"models.backbone.Backbone.{name}": value for name, value in backbone.items()}
-  options |= {f"models.griffin.griffin.{name}": value for name, value in mixers.items()}
+  options |= {f"{adapter.model}.{name}": value for name, value in mixers.items()}
   given = [
     f"--gin.{name}={value!r}"
     for name, value in (macros | options).items()
     if name.rpartition(".")[2] not in of_macros
   ]
-  return experiment_lib.load([*_GIN, data, "train/steps.gin"], [*given, *bindings])
+  files = ["experiment.gin", adapter.gin_file, "mesh/single.gin", "kernels/auto.gin"]
+  return experiment_lib.load([*files, data, "train/steps.gin"], [*given, *bindings])
 
 
 def _vocabulary(source: Path, given: str | None) -> Vocabulary:

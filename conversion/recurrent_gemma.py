@@ -13,6 +13,7 @@ import numpy as np
 
 from base.ranges import FloatName
 from conversion import recurrent_gemma_fields, weight_map
+from conversion.adapter import Adapter, Source
 from conversion.weight_map import EMBEDDING, WeightMapping
 from layers.attention import SelfAttention
 from layers.recurrent_block import RecurrentBlock
@@ -337,3 +338,16 @@ def check_options(model: LanguageModel) -> None:
       "one gate block per head, zero-centred norms, a scaled embedding and capped logits. Build "
       "the model with gin/models/recurrent_gemma.gin."
     )
+
+
+ADAPTER = Adapter(
+  model_type=MODEL_TYPE,
+  gin_file="models/recurrent_gemma.gin",
+  model="models.griffin.griffin",
+  set_by_gin_file=("gate_blocks",),
+  options=options_from_hugging_face,
+  files=Source(stream_from_hugging_face, _OUTSIDE[EMBEDDING]),
+  check_model=check_options,
+  config=hugging_face_config,
+  tensors=hugging_face_from_parameters,
+)

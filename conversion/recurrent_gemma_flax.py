@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from conversion import weight_map
+from conversion.adapter import Source
 from conversion.recurrent_gemma import check_options
 from conversion.weight_map import WeightMapping
 from models.accounting import list_parameters
@@ -50,6 +51,9 @@ _OUTSIDE = {
   "embedding/embedding": "embedder/input_embedding",
   "final_norm/scale": "final_norm/scale",
 }
+
+# DeepMind's window of 2048 does not count the token itself.
+_WINDOW = 2049
 
 
 def options_from_shapes(
@@ -98,7 +102,7 @@ def options_from_shapes(
       f"{width} and "
       f"{rnn_width}."
     )
-  return backbone, {"rnn_width": rnn_width, "heads": blocks}
+  return backbone, {"rnn_width": rnn_width, "heads": blocks, "window": _WINDOW}
 
 
 def name_table(model: LanguageModel) -> tuple[WeightMapping, ...]:
@@ -149,3 +153,6 @@ def stream_from_flax(
   table = name_table(model)
   weight_map.check(table, shapes)
   return weight_map.parameters(tensors, table, model)
+
+
+FILES = Source(stream_from_flax, _OUTSIDE["embedding/embedding"])

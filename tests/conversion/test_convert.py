@@ -229,7 +229,7 @@ def rename(tensors):
     ),
     (
       lambda folder: changed_config(folder, model_type="llama"),
-      "a configuration of 'llama', not of 'recurrent_gemma'",
+      r"model_type='llama' is not supported \(supported: recurrent_gemma\)",
     ),
     (
       lambda folder: changed_config(folder, vocab_size=300),
