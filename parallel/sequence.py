@@ -95,8 +95,8 @@ def recur(
   Args:
     run: `run(*arrays, h0, reset=reset) -> (h, h_last)`, differentiable in arrays and h0; h is [B,
       T, ...], h0 (or None, for zeros) and h_last are [B, ...] float32 or complex64.
-    log_decay: `log_decay(*arrays)`, the logarithm of the product of the decays, with a shape and dtype
-      that broadcast against h_last.
+    log_decay: `log_decay(*arrays)`, the logarithm of the product of the decays, with a shape and
+      dtype that broadcast against h_last.
     arrays: inputs of the recurrence.
     reset: [B, T] bool, True where a segment starts; None for no resets.
     h0: the state before the first token; None for zeros. Rows with a state are never split.
