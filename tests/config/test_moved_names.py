@@ -44,8 +44,7 @@ def test_old_paths_mean_the_new_modules(tmp_path, capsys):
   [
     "--gin.launch.experiment.Experiment.batch_size=3",
     "--gin.VOCABULARY=@vocabularies.Bytes()",
-    "--gin.experiment.Experiment.mesh=@layout.Parallelism()",
-    "--gin.parallel.layout.Parallelism.zero=1",
+    "--gin.experiment.Experiment.mesh=@parallel.layout.Parallelism()",
     "--gin.step.Options.accumulate=2",
     "--gin.training.step.Options.accumulate=2",
   ],

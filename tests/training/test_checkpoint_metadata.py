@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from training import metadata
+from training import checkpoint_metadata
 
 GOOD = {
   "data": {"next_row": 80},
@@ -36,9 +36,11 @@ HARMLESS = {
 
 
 def test_what_a_run_writes_passes_whatever_its_age():
-  metadata.check(GOOD)
-  metadata.check({"data": {"next_index": 3}})
-  metadata.check({"data": {"next_index": 3, "batch_size": 8}, "pending": [], "heldout": {}})
+  checkpoint_metadata.check(GOOD)
+  checkpoint_metadata.check({"data": {"next_index": 3}})
+  checkpoint_metadata.check(
+    {"data": {"next_index": 3, "batch_size": 8}, "pending": [], "heldout": {}}
+  )
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -47,11 +49,11 @@ def test_every_field_is_looked_at(name):
     if value in HARMLESS.get(name, ()):
       continue
     with pytest.raises(ValueError, match=f"its {name} is") as error:
-      metadata.check(GOOD | {name: value})
+      checkpoint_metadata.check(GOOD | {name: value})
     assert len(str(error.value)) < 200, json.dumps(value)
 
 
 @pytest.mark.parametrize("value", [..., None, "x", -1, 2**80, True, 1.5, [3]])
 def test_a_place_in_the_data_is_a_number_of_rows(value):
   with pytest.raises(ValueError, match="its data is"):
-    metadata.check(GOOD | {"data": {} if value is ... else {"next_row": value}})
+    checkpoint_metadata.check(GOOD | {"data": {} if value is ... else {"next_row": value}})
