@@ -1,4 +1,4 @@
-"""What a conversion needs to know about an architecture."""
+"""Adapters: the interface between conversion and an architecture."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Tensors = Iterator[tuple[str, np.ndarray]]
 
 
 class Source(NamedTuple):
-  """One kind of public files of an architecture.
+  """A file format of an architecture's public weights.
 
   Attributes:
-    stream: `stream(tensors, shapes, model)`: our parameters in tree order, from name -> array and
-      name -> shape. It looks each tensor up once, so that the mapping may read files.
-    embedding: the name of the tensor that gives the parameters' type.
+    stream: `stream(tensors, shapes, model)`: yields our parameters in tree order, from arrays and
+      shapes by name. It looks each tensor up once, so that the mapping may read files.
+    embedding: the name of the tensor with the parameters' dtype.
   """
 
   stream: Callable[
@@ -35,13 +35,13 @@ class Adapter(NamedTuple):
     model_type: its name in config.json.
     gin_file: the file of gin/ that builds it.
     model: the gin name of the function that builds it.
-    set_by_gin_file: options that the gin file takes from macros, so that they are not bound.
-    options: options of `Backbone` and of the model's function, from the contents of a config.json;
-      raises ValueError if it describes another model.
-    files: how its tensors are read.
+    set_by_gin_file: options that the gin file binds to macros, so that they need no binding.
+    options: converts the contents of a config.json to options of `Backbone` and of the model's
+      function; raises ValueError if it describes another model.
+    files: readers of its tensors.
     check_model: raises ValueError unless a model is of this architecture.
-    config: `config(model, **token_ids)`: the contents of a config.json.
-    tensors: `tensors(params, model)`: Hugging Face's names and arrays, one at a time.
+    config: `config(model, **token_ids)`: returns the contents of a config.json.
+    tensors: `tensors(params, model)`: yields Hugging Face's names and arrays.
   """
 
   model_type: str

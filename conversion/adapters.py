@@ -1,4 +1,4 @@
-"""The architectures whose public files can be read and written, by Hugging Face's `model_type`."""
+"""The supported architectures of imports and exports, by Hugging Face's `model_type`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conversion import recurrent_gemma
 from conversion.adapter import Adapter
 from models.language_model import LanguageModel
 
-# The first is taken for a configuration without a model_type.
+# The first is the default for a configuration without a model_type.
 ADAPTERS: dict[str, Adapter] = {
   adapter.model_type: adapter for adapter in (recurrent_gemma.ADAPTER,)
 }
@@ -19,10 +19,10 @@ def of_configuration(config: Mapping[str, Any]) -> Adapter:
   """Finds the adapter for the contents of a config.json.
 
   Raises:
-    ValueError: there is none for its model_type.
+    ValueError: its model_type is not supported.
   """
   model_type = config.get("model_type", next(iter(ADAPTERS)))
-  # A list or an object is no key.
+  # A list or an object is not hashable.
   if not isinstance(model_type, str) or model_type not in ADAPTERS:
     raise ValueError(
       f"model_type={str(model_type)[:60]!r} is not supported (supported: {', '.join(ADAPTERS)}). "

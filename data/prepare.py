@@ -40,7 +40,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def _lock(path: Path, wait: Callable[[], None]) -> IO[str]:
-  """Lets one process of this machine at a time prepare the same content.
+  """Locks a content, so that only one process of this machine at a time prepares it.
 
   Closing the file releases the lock, as does the end of the process.
 
