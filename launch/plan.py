@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from config.config import Config
   from experiment.experiment import Experiment
   from planning.hardware.chip import Hardware
-  from planning.plan import Plan
+  from planning.record import Plan
 
 DESCRIPTION = """\
 Compiles a training step, a prefill or a decode step for TPUs or GPUs that need not be attached, and
@@ -106,7 +106,9 @@ def main(arguments: Sequence[str]) -> int:
     experiment = experiment_lib.build(configuration)
     found = _plans(args, experiment, hardware, name)
     plans += found
-    best.append(min((p for p in found if p.fits), key=lambda p: p.cost, default=None))
+    best.append(
+      min((p for p in found if p.memory.fits), key=lambda p: p.roofline.cost, default=None)
+    )
     if best[-1] is None and found and not args.search:
       best[-1] = found[0]
     if best[-1] is None and args.search:
@@ -131,7 +133,7 @@ def main(arguments: Sequence[str]) -> int:
     files = [*args.config, *(f"gin/models/{name}.gin" for name in args.models or ())]
     run_dir = f"--run_dir=runs/{Path(args.config[0]).stem}"
     command.tell_next("python", "-m", "launch.train", *files, run_dir, *bindings, *found)
-  return 0 if all(found is not None and found.fits for found in best) else 1
+  return 0 if all(found is not None and found.memory.fits for found in best) else 1
 
 
 def _configurations(args: argparse.Namespace, bindings: Sequence[str]) -> list[tuple[str, Config]]:

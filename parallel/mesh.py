@@ -14,14 +14,12 @@ from jax.sharding import AxisType, Mesh
 
 from base.ranges import Count, Shards
 
-# Outermost first: the last axis has the closest devices, because tensor parallelism exchanges most.
-AXES = ("data", "seq", "model")
-# The arguments that set an axis's size in the files of gin/mesh/, for errors.
-FLAGS = {
-  "data": "--gin.DATA_SHARDS",
-  "seq": "--gin.SEQUENCE_SHARDS",
-  "model": "--gin.MODEL_SHARDS",
-}
+# Each axis with the macro that sets its size in the files of gin/mesh/. Outermost first: neighbours
+# in the last axis are the closest devices, and tensor parallelism exchanges the most.
+MACROS = {"data": "DATA_SHARDS", "seq": "SEQUENCE_SHARDS", "model": "MODEL_SHARDS"}
+AXES = tuple(MACROS)
+# What an error tells the user to set.
+FLAGS = {axis: f"--gin.{macro}" for axis, macro in MACROS.items()}
 
 
 class Device(Protocol):

@@ -15,10 +15,11 @@ from experiment.experiment import Experiment
 from kernels import platform
 from layers.remat import POLICIES
 from models.accounting import account
-from parallel.mesh import MeshSpec
+from parallel.mesh import MACROS, MeshSpec
 from parallel.sharding_plan import Parallelism
 from planning import plan, tables
 from planning.hardware.chip import Hardware
+from planning.record import Plan, cost
 from training.checkpoint import abstract_like
 from training.saved_residuals import activation_bytes
 
@@ -87,7 +88,7 @@ def search(
   model: str = "",
   compiles: int = 16,
   tell: Callable[[str], None] = tables.tell,
-) -> list[plan.Plan]:
+) -> list[Plan]:
   """Compiles candidate setups, fastest estimate first, until none left can be better by 3%.
 
   A trace takes seconds where compiling takes a minute or more. It rules out setups that cannot
@@ -104,14 +105,14 @@ def search(
   Returns:
     all plans; the one that fits and has the least `cost` is the best.
   """
-  plans: list[plan.Plan] = []
+  plans: list[Plan] = []
   best, left = math.inf, compiles
   traffic: dict[str, float] = {}
   refused: dict[str, float] = {}
   for choice in choices(experiment, hardware):
     hbm = _ANY_TRAFFIC * min(traffic.values(), default=0.0)
     hbm = max(hbm, _SAME_TRAFFIC * traffic.get(choice.remat, 0.0))
-    if plan.cost(choice.compute, hbm, choice.interconnect) > (1 - _GAIN) * best:
+    if cost(choice.compute, hbm, choice.interconnect) > (1 - _GAIN) * best:
       continue
     changed = choice.of(experiment)
     try:
@@ -135,20 +136,18 @@ def search(
       continue
     tell(f"{model}: {tables.line(found)}")
     plans.append(found)
-    if found.fits:
-      best = min(best, found.cost)
-      traffic[choice.remat] = min(traffic.get(choice.remat, math.inf), found.hbm_seconds)
+    if found.memory.fits:
+      best = min(best, found.roofline.cost)
+      traffic[choice.remat] = min(traffic.get(choice.remat, math.inf), found.roofline.hbm_seconds)
     else:
       refused[choice.remat] = needed
   return plans
 
 
-def arguments(found: plan.Plan) -> list[str]:
+def arguments(found: Plan) -> list[str]:
   """Returns the arguments that make `launch.train` use a plan's setup, after a run's gin files."""
   bindings = {
-    "DATA_SHARDS": found.mesh["data"],
-    "SEQUENCE_SHARDS": found.mesh["seq"],
-    "MODEL_SHARDS": found.mesh["model"],
+    **{macro: found.mesh[axis] for axis, macro in MACROS.items()},
     "ZERO_STAGE": found.zero,
     "training.step.Options.grad_accum_steps": found.grad_accum_steps,
     "models.backbone.Backbone.remat": found.remat,
@@ -183,7 +182,7 @@ def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
         sent = _sending(experiment, hardware, work.parameter_count, *mesh)
         # Each doubling of microbatches or time shards costs about 1% in launches and exchanges.
         more = 1 + 0.01 * math.log2(grad_accum_steps * seq)
-        found.append(Choice(plan.cost(compute, 0, sent) * more, compute, sent, *mesh, remat))
+        found.append(Choice(cost(compute, 0, sent) * more, compute, sent, *mesh, remat))
   return sorted(found)
 
 

@@ -69,10 +69,11 @@ class StepEstimate:
       found = plan(step, hardware)
     except MemoryError as error:
       raise self._too_small(batch_size, length, str(error)) from None
-    if not found.fits:
-      need = f"it needs {found.bytes / GIB:.1f} of {found.memory / GIB:.0f} GiB per device"
+    if not found.memory.fits:
+      held, available = found.memory.bytes / GIB, found.memory.available / GIB
+      need = f"it needs {held:.1f} of {available:.0f} GiB per device"
       raise self._too_small(batch_size, length, need)
-    return found.seconds
+    return found.roofline.seconds
 
   def _too_small(self, batch_size: int, length: int, why: str) -> ConfigError:
     return ConfigError(

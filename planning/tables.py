@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from base.wording import plural
 from experiment.describe import show_bytes, table
 from planning.hardware import gpu
-from planning.plan import Plan
+from planning.record import Plan
 
 _UNITS = {"train": "step", "prefill": "prefill", "decode": "token"}
 
@@ -20,9 +20,10 @@ def tell(text: str) -> None:
 
 def line(found: Plan) -> str:
   """Formats a plan as one line."""
+  memory, roofline = found.memory, found.roofline
   return (
-    f"{mesh(found.mesh)}, {_choices(found)}: {found.bytes / 2**30:.2f} of "
-    f"{found.memory / 2**30:.0f} GiB, {found.seconds:.3f} s ({found.roofline})"
+    f"{mesh(found.mesh)}, {_choices(found)}: {memory.bytes / 2**30:.2f} of "
+    f"{memory.available / 2**30:.0f} GiB, {roofline.seconds:.3f} s ({roofline.limit})"
   )
 
 
@@ -51,19 +52,19 @@ def side_by_side(plans: Sequence[Plan]) -> str:
       f"{found.parameters / 1e9:.3g} B",
       mesh(found.mesh),
       _choices(found),
-      show_bytes(found.bytes),
-      "yes" if found.fits else "NO",
-      f"{found.seconds:.4f}",
-      found.roofline,
+      show_bytes(found.memory.bytes),
+      "yes" if found.memory.fits else "NO",
+      f"{found.roofline.seconds:.4f}",
+      found.roofline.limit,
       show_bytes(sum(one.sent for one in found.collectives)),
-      f"{found.tokens_per_second:,.0f}",
-      f"{found.mfu:.1%}",
+      f"{found.roofline.tokens_per_second:,.0f}",
+      f"{found.roofline.mfu:.1%}",
     )
     for found in plans
   ]
   head = (
     f"{first.hardware} ({first.topology}), {plural(first.devices, 'device')} of "
-    f"{show_bytes(first.memory)}; "
+    f"{show_bytes(first.memory.available)}; "
     f"{first.step}, {plural(first.batch_size, 'row')} of {plural(first.length, 'token')}"
   )
   return f"{head}\n\n{table(rows, right=(1, 4, 6, 8, 9, 10))}"
@@ -71,7 +72,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
 
 def one(found: Plan) -> str:
   """Formats a plan in full: memory, collectives, times and XLA's counts."""
-  unit = _UNITS[found.step]
+  unit, roofline, xla = _UNITS[found.step], found.roofline, found.xla
   head = [
     ("hardware", f"{found.hardware} ({found.topology}), {plural(found.devices, 'device')}"),
     ("program", found.step),
@@ -84,29 +85,32 @@ def one(found: Plan) -> str:
     (one.kind, one.axes or "-", f"{one.count:,}", show_bytes(one.sent)) for one in found.collectives
   ]
   times = [
-    ("compute", _duration(found.compute_seconds)),
-    ("HBM", f"{_duration(found.hbm_seconds)} ({show_bytes(found.hbm_bytes)})"),
-    ("interconnect", _duration(found.interconnect_seconds)),
-    ("roofline", f"{_duration(found.seconds)} per {unit}, limited by {found.roofline}"),
-    ("tokens per second", f"{found.tokens_per_second:,.0f}"),
-    ("MFU", f"{found.mfu:.1%}"),
-    ("FLOPs per device, model", f"{found.model_flops:.4g}"),
-    ("FLOPs per device, compiled matrix products", f"{found.counted_flops:.4g}"),
+    ("compute", _duration(roofline.compute_seconds)),
+    ("HBM", f"{_duration(roofline.hbm_seconds)} ({show_bytes(roofline.hbm_bytes)})"),
+    ("interconnect", _duration(roofline.interconnect_seconds)),
+    (
+      "roofline",
+      f"{_duration(roofline.seconds)} per {unit}, limited by {roofline.limit}",
+    ),
+    ("tokens per second", f"{roofline.tokens_per_second:,.0f}"),
+    ("MFU", f"{roofline.mfu:.1%}"),
+    ("FLOPs per device, model", f"{roofline.model_flops:.4g}"),
+    ("FLOPs per device, compiled matrix products", f"{roofline.counted_flops:.4g}"),
   ]
   for name, ours, theirs in (
-    ("FLOPs, loop bodies once: ours / XLA's", found.once_flops, found.xla_flops),
-    ("bytes accessed, loop bodies once: ours / XLA's", found.once_bytes, found.xla_bytes),
+    ("FLOPs, loop bodies once: ours / XLA's", xla.once_flops, xla.xla_flops),
+    ("bytes accessed, loop bodies once: ours / XLA's", xla.once_bytes, xla.xla_bytes),
   ):
     if theirs is not None:
       times.append((name, f"{ours:.4g} / {theirs:.4g}"))
-  if found.xla_bytes is not None:
-    if found.again_bytes:
+  if xla.xla_bytes is not None:
+    if xla.again_bytes:
       again = "  operands counted twice at async-done, in both"
-      times.append((again, f"{found.again_bytes:.4g}"))
-    for name, size in found.unseen_bytes.items():
+      times.append((again, f"{xla.again_bytes:.4g}"))
+    for name, size in xla.unseen_bytes.items():
       times.append((f"  unknown to XLA, in neither: {name}", f"{size:.4g}"))
-  if found.optimal_seconds is not None:
-    times.append(("XLA's optimal_seconds, loop bodies once", _duration(found.optimal_seconds)))
+  if xla.optimal_seconds is not None:
+    times.append(("XLA's optimal_seconds, loop bodies once", _duration(xla.optimal_seconds)))
   times.append(("compile time", f"{found.compile_seconds:.1f} s"))
   return "\n\n".join(
     [
@@ -119,33 +123,34 @@ def one(found: Plan) -> str:
 
 
 def _memory(found: Plan) -> list[tuple[str, str]]:
-  over = found.memory - found.bytes
+  memory = found.memory
+  over = memory.available - memory.bytes
   held = [
-    ("parameters", found.parameter_bytes),
-    ("optimizer state", found.optimizer_bytes),
-    ("decode state", found.state_bytes),
-    ("batch", found.batch_bytes),
-    ("results", found.result_bytes),
+    ("parameters", memory.parameter_bytes),
+    ("optimizer state", memory.optimizer_bytes),
+    ("decode state", memory.state_bytes),
+    ("batch", memory.batch_bytes),
+    ("results", memory.result_bytes),
   ]
   rows = [(name, show_bytes(size)) for name, size in held if size]
-  rows.append(("temporaries", show_bytes(found.temporary_bytes)))
+  rows.append(("temporaries", show_bytes(memory.temporary_bytes)))
   if found.step == "train":
-    rows.append(("  activations kept for the backward pass", show_bytes(found.activation_bytes)))
-    rows.append(("  gradients", show_bytes(found.gradient_bytes)))
-  if found.host_bytes:
-    rows.append(("offloaded to the host", show_bytes(found.host_bytes)))
+    rows.append(("  activations kept for the backward pass", show_bytes(memory.activation_bytes)))
+    rows.append(("  gradients", show_bytes(memory.gradient_bytes)))
+  if memory.host_bytes:
+    rows.append(("offloaded to the host", show_bytes(memory.host_bytes)))
   rows += [
-    ("total per device", f"{show_bytes(found.bytes)} of {show_bytes(found.memory)}"),
+    ("total per device", f"{show_bytes(memory.bytes)} of {show_bytes(memory.available)}"),
     (
-      "fits" if found.fits else "DOES NOT FIT",
+      "fits" if memory.fits else "DOES NOT FIT",
       f"{show_bytes(abs(over))} {'left' if over >= 0 else 'too much'}",
     ),
   ]
-  if found.memory_share < 1:
-    setting = f"{gpu.FRACTION_VARIABLE}={found.memory_share}"
+  if memory.share < 1:
+    setting = f"{gpu.FRACTION_VARIABLE}={memory.share}"
     rows.append(("JAX's share of the device", f"{setting} (set by the commands)"))
   if found.step != "prefill":
-    twice = found.twice_bytes
+    twice = memory.twice_bytes
     where = "all of it" if not twice else f"all but {show_bytes(twice)}, in memory twice"
     rows.append(("state updated in place", where))
   return rows

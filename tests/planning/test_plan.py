@@ -183,8 +183,8 @@ def test_bytes_agree_with_xla_s_count_where_collectives_run_beside_other_work(ru
     build(run_file, *files, "--gin.DEPTH=2", "--gin.BATCH_SIZE=16"), catalogue.hardware("v5e-8")
   )
   assert {one.kind for one in found.collectives} >= {"all-gather", "reduce-scatter"}
-  assert found.again_bytes > 0.05 * found.xla_bytes
-  assert found.once_bytes == pytest.approx(found.xla_bytes, rel=0.03)
+  assert found.xla.again_bytes > 0.05 * found.xla.xla_bytes
+  assert found.xla.once_bytes == pytest.approx(found.xla.xla_bytes, rel=0.03)
 
 
 @needs_libtpu
@@ -221,7 +221,7 @@ def test_kernels_are_those_of_the_chip_that_is_planned_for(run_file):
   files = ["models/transformer.gin", "precision/bfloat16.gin", "kernels/pallas_tpu.gin"]
   built = build(run_file, *files, "mesh/data.gin", "--gin.DEPTH=1")
   found = planning.plan(built, catalogue.hardware("v3-8"))
-  assert any(name.startswith("splash") for name in found.unseen_bytes)
+  assert any(name.startswith("splash") for name in found.xla.unseen_bytes)
 
 
 def with_memory(slice_, size):

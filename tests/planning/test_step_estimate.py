@@ -32,7 +32,7 @@ def test_an_estimate_is_the_bound_of_a_plan_that_fits(monkeypatch):
   assert found.mesh["data"] == 8
   # Of what a device has to do, nothing can go faster than its chip.
   least = model.matmul_flops(16) * 3 * 16 / catalogue.hardware("v5e-8").chip.flops
-  assert seconds == found.seconds >= least
+  assert seconds == found.roofline.seconds >= least
 
   monkeypatch.setattr(type(found), "fits", False)
   with pytest.raises(
