@@ -7,6 +7,7 @@ from typing import Any
 
 from conversion import recurrent_gemma
 from conversion.adapter import Adapter
+from conversion.recurrent_gemma_fields import short
 from models.language_model import LanguageModel
 
 # The first is the default for a configuration without a model_type.
@@ -25,7 +26,7 @@ def of_configuration(config: Mapping[str, Any]) -> Adapter:
   # A list or an object is not hashable.
   if not isinstance(model_type, str) or model_type not in ADAPTERS:
     raise ValueError(
-      f"model_type={str(model_type)[:60]!r} is not supported (supported: {', '.join(ADAPTERS)}). "
+      f"model_type={short(model_type)} is not supported (supported: {', '.join(ADAPTERS)}). "
       "Give a folder with such a model."
     )
   return ADAPTERS[model_type]
