@@ -166,7 +166,8 @@ def test_a_mesh_that_does_not_fit_the_devices_is_told_with_the_way_out(spec, dev
 
 
 @pytest.mark.parametrize(
-  ("sizes", "message"), [({"model": 0}, r"mesh axis model=0 must be at least 1"), ({"slices": 0}, "slices=0")]
+  ("sizes", "message"),
+  [({"model": 0}, r"mesh axis model=0 must be at least 1"), ({"slices": 0}, "slices=0")],
 )
 def test_a_mesh_that_cannot_exist_is_refused(sizes, message):
   with pytest.raises(ValueError, match=message):
