@@ -236,7 +236,7 @@ def test_a_search_compiles_the_cheapest_that_can_fit(run_file):
   built = build(run_file, "models/hawk.gin", *arguments)
   slice_, told = catalogue.hardware("v5e-8"), []
   (roomy,) = search.search(built, slice_, compiles=1, tell=told.append)
-  assert roomy.fits
+  assert roomy.memory.fits
   assert (roomy.remat, roomy.grad_accum_steps) == ("none", 1)
   assert "remat none" in told[0]
   assert "stopped after --compiles=1; the next candidate is" in told[-1]
@@ -247,10 +247,10 @@ def test_a_search_compiles_the_cheapest_that_can_fit(run_file):
   assert (run.mesh.zero, run.model.remat) == (roomy.zero, roomy.remat)
   assert run.options.step.grad_accum_steps == roomy.grad_accum_steps
 
-  small = with_memory(slice_, roomy.bytes * 0.6)
+  small = with_memory(slice_, roomy.memory.bytes * 0.6)
   (tight,) = search.search(built, small, compiles=1, tell=told.append)
-  assert tight.fits
-  assert tight.bytes <= small.chip.memory
+  assert tight.memory.fits
+  assert tight.memory.bytes <= small.chip.memory
   assert (tight.remat, tight.grad_accum_steps, tight.mesh) != ("none", 1, roomy.mesh)
 
 

@@ -34,7 +34,7 @@ def test_an_estimate_is_the_bound_of_a_plan_that_fits(monkeypatch):
   least = model.matmul_flops(16) * 3 * 16 / catalogue.hardware("v5e-8").chip.flops
   assert seconds == found.roofline.seconds >= least
 
-  monkeypatch.setattr(type(found), "fits", False)
+  monkeypatch.setattr(type(found.memory), "fits", False)
   with pytest.raises(
     ConfigError, match=r"v5e-8: a step of 8 x 16 tokens does not fit: .*more devices"
   ):
