@@ -56,7 +56,8 @@ def build(
   if not _sets_model(own + given):
     shown = ", ".join(map(str, paths))
     raise ConfigError(
-      f"{shown} does not set MODEL. Add MODEL = @your_module.your_function(), as in does"
+      f"{shown} does not set MODEL. Add MODEL = @your_module.your_function(), as in "
+      "gin/models/hawk.gin."
     )
   size = gin_source.read_file(_SIZE)
   source = gin_source.read_file(_DEFAULTS) + own + size + given

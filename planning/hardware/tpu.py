@@ -119,7 +119,7 @@ def slice_of(name: str) -> Slice | None:
     count, rest = divmod(int(match[2]), generation.cores if generation.counts_cores else 1)
     if rest or not count or count & (count - 1):
       raise ValueError(
-        f"hardware {name!r}: a slice of {kind} cannot have size {match[2]} (a power of two). "
+        f"hardware {name!r}: a slice of {kind} cannot have size {match[2]}, only a power of two. "
         f"Give its shape instead, such as {kind}:{'x'.join(['4'] * generation.dimensions)}."
       )
     shape = _shape(count, generation.dimensions)

@@ -13,11 +13,17 @@ from pathlib import Path
 import pytest
 
 import contract
+from config.place import ConfigError
 from contract.subject import Subject
 from experiment import model_zoo
 
 ROOT = Path(__file__).parents[2]
 NAMES = model_zoo.names()
+
+
+def test_files_without_a_model_are_told_what_to_add():
+  with pytest.raises(ConfigError, match=r"tiny.gin does not set MODEL\. .* as in gin/models/hawk"):
+    model_zoo.build(["gin/sizes/tiny.gin"])
 
 
 def checked_as() -> dict[str, str]:
