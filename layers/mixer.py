@@ -78,8 +78,8 @@ def checked(mixer: Mixer) -> Callable[..., tuple[jax.Array, State | None]]:
   """A mixer's `__call__`, with its methods, splits, result and state checked while it is traced.
 
   Raises:
-    MixerError: here or in the call: the mixer breaks its contract in a way that shows in shapes, or
-      is split over devices along an axis that it refuses.
+    MixerError: here or in the call: the mixer breaks its contract in a way that shows in shapes,
+      is split over devices along an axis that it refuses, or names an unknown `input_axis`.
   """
   _check_methods(mixer)
   _check_splits(mixer)
@@ -112,6 +112,12 @@ def _check_methods(mixer: Mixer) -> None:
 
 
 def _check_splits(mixer: Mixer) -> None:
+  axis = getattr(mixer, "input_axis", None)
+  if axis is not None and not shards.has_rule(axis):
+    raise MixerError(
+      f"{_called(mixer)} has input_axis={axis!r}, and no rule is about such an axis. Name the "
+      "logical axis of its first maps' results, or add it to rules.Rules.table."
+    )
   for axis in getattr(mixer, "unsplit_axes", ()):
     if shards.count(axis) > 1:
       names = shards.mesh_axes(axis)

@@ -52,6 +52,12 @@ def is_per_device() -> bool:
   return _region.value is not None
 
 
+def has_rule(axis: str) -> bool:
+  """Whether the rules of the traced program know a logical axis; any is known elsewhere."""
+  region = _region.value
+  return region is None or axis in dict(region.table)
+
+
 def mesh_axes(axis: str) -> tuple[str, ...]:
   """Returns the mesh axes that a logical axis is split over; none outside of `per_device`."""
   region = _region.value

@@ -130,6 +130,12 @@ class UndeclaredRefusal(Averaging):
     return ()
 
 
+class MisspellsInputAxis(Averaging):
+  """Names an axis that no rule splits, so that no gradient would be summed."""
+
+  input_axis = "rrn"
+
+
 class ForgetsInputAxis(Averaging):
   """Does not say that every shard of its channels reads all of x."""
 

@@ -15,6 +15,7 @@ import contract
 from contract.finding import Finding
 from layers.mixer import MixerError
 from models.backbone import Backbone
+from parallel import shards
 from tests.contract import broken_mixers
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +110,14 @@ def prefill(mixer: type):
 def test_a_mixer_that_is_none_is_named_with_the_remedy(mixer, message):
   with pytest.raises(MixerError, match=message):
     prefill(getattr(broken_mixers, mixer))
+
+
+def test_an_input_axis_without_a_rule_is_refused_on_devices():
+  rules = shards.Region(table=(("rnn", ()),), sizes=())
+  with shards.per_device(rules), pytest.raises(MixerError, match="has input_axis='rrn', and no"):
+    prefill(broken_mixers.MisspellsInputAxis)
+  with shards.per_device(rules):
+    prefill(broken_mixers.Averaging)
 
 
 def check_outside(tmp_path, mixer: str, *arguments: str) -> subprocess.CompletedProcess:
