@@ -1,0 +1,53 @@
+"""The record of a plan, as `launch.plan --json` writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from planning.record import CollectiveTotal, Memory, Plan, Roofline, XlaCounts
+
+# Of every version: files of plans are compared with each other.
+KEYS = """
+  step hardware topology devices model parameters mesh zero remat accumulate batch_size length
+  parameter_bytes optimizer_bytes state_bytes batch_bytes result_bytes twice_bytes temporary_bytes
+  activation_bytes gradient_bytes host_bytes memory memory_share collectives model_flops
+  counted_flops hbm_bytes compute_seconds hbm_seconds interconnect_seconds peak_flops tokens
+  compile_seconds once_flops xla_flops once_bytes xla_bytes again_bytes unseen_bytes
+  optimal_seconds bytes fits seconds cost bound tokens_per_second utilisation
+"""
+
+
+def numbered(kind: type):
+  """A part of a plan with another number in each field."""
+  return kind(*range(1, 1 + len(dataclasses.fields(kind))))
+
+
+def test_keys_and_values_are_those_of_earlier_versions():
+  plan = Plan(
+    step="train",
+    hardware="v5e-8",
+    topology="2x4",
+    devices=8,
+    model="hawk",
+    parameters=7,
+    mesh={"data": 8},
+    zero=1,
+    remat="none",
+    grad_accum_steps=3,
+    batch_size=16,
+    length=32,
+    collectives=(CollectiveTotal("all-reduce", "data", 2, 5.0),),
+    compile_seconds=1.5,
+    memory=numbered(Memory),
+    roofline=numbered(Roofline),
+    xla=numbered(XlaCounts),
+  )
+  record = json.loads(json.dumps(plan.record()))
+  assert record.keys() == set(KEYS.split())
+  assert (record["accumulate"], record["memory"], record["memory_share"]) == (3, 11, 12)
+  assert (record["bytes"], record["fits"]) == (1 + 2 + 3 + 4 + 5 + 7, False)
+  assert (record["bound"], record["seconds"], record["cost"]) == ("interconnect", 6, 6.9)
+  assert (record["tokens"], record["tokens_per_second"]) == (8, 8 / 6)
+  assert record["utilisation"] == 1 / (7 * 6)
+  assert record["collectives"] == [{"kind": "all-reduce", "axes": "data", "count": 2, "sent": 5.0}]
