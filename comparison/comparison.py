@@ -27,7 +27,7 @@ class Measured:
   """A part that measures untrained models.
 
   Attributes:
-    part: an `comparison.measurement.Measurement`.
+    part: a `comparison.measurement.Measurement`.
     choices: choices that are added to the comparison's, mainly a size.
   """
 
@@ -40,7 +40,7 @@ class Trained:
   """A part that measures models trained on the comparison's text.
 
   Attributes:
-    part: an `comparison.measurement.TrainedMeasurement`.
+    part: a `comparison.measurement.TrainedMeasurement`.
   """
 
   part: Any

@@ -26,7 +26,7 @@ class Region(NamedTuple):
   """The sharding of the arrays of a per-device program.
 
   Attributes:
-    table: (logical axis, mesh axes) pairs; only mesh axes of more than one device.
+    table: a (logical axis, mesh axes) pair per rule; only mesh axes of more than one device.
     sizes: (mesh axis, devices) pairs.
     stored_over: further mesh axes that stored parameters are split over, and gathered from before
       use (ZeRO stage 3).
