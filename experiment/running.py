@@ -106,8 +106,8 @@ def _train(
     trained.check_start(experiment)
   if experiment.mesh is None and processes.count() > 1:
     raise UserError(
-      f"{processes.count()} processes need a mesh, and none is set. Add gin/mesh/data.gin to the "
-      "command."
+      f"{processes.count()} processes train, but the configuration is for one device "
+      "(gin/mesh/single.gin). Add another mesh to the command, such as gin/mesh/zero3.gin."
     )
   _require_steps_left(experiment, run)
   different = run.differences(config, trust) if run.holds_run() else []

@@ -201,9 +201,10 @@ def check_replication(
       largest = max(whole, key=lambda p: p.bytes)
       raise ValueError(
         f"{share:.1%} of the parameter bytes are replicated over mesh axis {axis}={sizes[axis]} "
-        f"(at most {rules.max_replicated:.1%}); the largest is {largest.path} {largest.shape} with "
-        f"logical axes {largest.axes}. Split one of its axes in rules.Rules.table, list an axis in "
-        "rules.Rules.replicated, or raise rules.Rules.max_replicated."
+        f"(at most {rules.max_replicated:.1%}); the largest is {largest.path}, "
+        f"{' x '.join(map(str, largest.axes))}. Split an axis in rules.Rules.table, or allow "
+        "more: --gin.sharding_plan.Parallelism.rules='@parallel.rules.Rules()' "
+        f"--gin.parallel.rules.Rules.max_replicated={math.ceil(share * 100) / 100}."
       )
 
 

@@ -169,11 +169,11 @@ CASES = {
     ],
     "Several hosts": [
       Case(
-        "python -m launch.train my_run.gin --run_dir=/shared/run --distributed",
+        "python -m launch.train my_run.gin gin/mesh/zero3.gin --run_dir=/shared/run --distributed",
         skipped="needs several hosts: tests/launch/test_several_hosts.py plays them",
       ),
       Case(
-        "python -m launch.train my_run.gin --run_dir=/shared/run --coordinator=",
+        "python -m launch.train my_run.gin gin/mesh/zero3.gin --run_dir=/shared/run --coordinator=",
         skipped="needs two hosts: tests/launch/test_several_hosts.py plays them",
       ),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ SBATCH_OPTIONS = {
 def options_of(command: list[str]) -> None:
   """Parses the arguments of a `python -m launch.train ...`; exits on one that does not exist."""
   arguments = command[command.index("launch.train") + 1 :]
-  train.parser().parse_args(arguments)
+  train.parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
 
 
 def test_slurm_file():
@@ -50,6 +51,38 @@ def test_slurm_file():
   # One process per GPU: JAX's SLURM detection gives each process the GPU of its local index.
   assert given["ntasks-per-node"] == given["gpus-per-node"]
   options_of(re.search(r"^srun (.*) \|\|", text, flags=re.MULTILINE)[1].split())
+
+
+def jobset_arguments() -> list[str]:
+  """What the JobSet's command hands to `launch.train`."""
+  job_set = yaml.safe_load((FOLDER / "gke_jobset.yaml").read_text())
+  (job,) = job_set["spec"]["replicatedJobs"]
+  (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+  return container["command"][3:]
+
+
+def slurm_arguments() -> list[str]:
+  """What the SLURM script hands to `launch.train`, as the documentation starts it."""
+  page = (ROOT / "docs" / "getting_started.md").read_text()
+  config, _, *more = shlex.split(re.search(r"^sbatch \S+ (.*)$", page, flags=re.MULTILINE)[1])
+  return [config, *more]
+
+
+@pytest.mark.parametrize("arguments", [jobset_arguments, slurm_arguments])
+def test_the_configuration_fits_sixteen_devices(arguments):
+  """Both files start 16 devices: a run file for one device would end every process."""
+  told = subprocess.run(
+    [sys.executable, "-m", "launch.train"]
+    + [a for a in arguments() if a != "--distributed" and not a.startswith("--run_dir")]
+    + ["--describe_sharding"],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=16"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert told.returncode == 0, told.stderr
+  assert re.search(r"mesh +data=16 x seq=1 x model=1", told.stdout)
 
 
 # Stands for srun: the next status of a list, or the training itself on this machine.
@@ -88,7 +121,7 @@ def slurm(folder: Path, *extra: str, most: int = 40, started=None) -> list[int]:
     requeued = folder / "requeued"
     requeued.unlink(missing_ok=True)
     job = subprocess.Popen(
-      ["bash", FOLDER / "slurm.sbatch", folder / "run.gin", folder / "run"],
+      ["bash", FOLDER / "slurm.sbatch", folder / "run.gin", folder / "run", "--gin.STEPS=40"],
       cwd=ROOT,
       env=os.environ
       | {
@@ -129,8 +162,8 @@ def test_slurm_starts_again_what_can_go_on(tmp_path, statuses, lives):
 
 
 def test_slurm_goes_on_after_sigterm(tmp_path):
-  """The training itself: SIGTERM, the next life finishes it."""
-  hosts.write_run(tmp_path, steps=40)
+  """The training itself: SIGTERM, the next life finishes it, with the arguments of the job."""
+  hosts.write_run(tmp_path, steps=50)  # An argument of the job makes them 40.
 
   def preempt(job, life):
     if life == 0:
