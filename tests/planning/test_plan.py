@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,7 @@ def test_decoding_of_several_models_side_by_side(run_file, tmp_path, capsys):
   hawk, griffin = json.loads(out.read_text())
   assert "hawk" in shown
   assert "griffin" in shown
+  assert re.search(r"\d\.\d us ", shown)  # A token takes less than a ten-thousandth of a second.
   for found, sub_blocks in ((hawk, 6), (griffin, 6)):
     assert (found["step"], found["tokens"], found["length"]) == ("decode", 8, 512)
     sent = {(one["kind"], one["axes"]): one["count"] for one in found["collectives"]}
