@@ -164,7 +164,7 @@ class Questions:
     return "; ".join(
       says_difference(
         name,
-        f"the {self.baseline}",
+        self.baseline,
         paired_difference(values, shares[self.baseline]),
         lower=lower,
         higher=higher,

@@ -85,10 +85,10 @@ class Scaling:
     ]
     return Figure(
       name="scaling_difference",
-      title=f"Held-out loss relative to the {self.baseline} {ladder.budget()}",
+      title=f"Held-out loss relative to {self.baseline} {ladder.budget()}",
       finding=" ".join([f"In nats per token: {'; '.join(told)}.", *ladder.unequal_tokens()]),
       x=Axis(label="size"),
-      y=Axis(label=f"held-out loss minus that of the {self.baseline}, nats per token"),
+      y=Axis(label=f"held-out loss minus that of {self.baseline}, nats per token"),
       series=tuple(
         series(model, ladder.sizes, [differences[model, size] for size in ladder.sizes])
         for model in others

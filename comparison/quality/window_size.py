@@ -70,7 +70,7 @@ class WindowSize:
       ),
       says_difference(
         f"{self.model} with its best window ({best:,})",
-        f"the {self.baseline}",
+        self.baseline,
         paired_difference(losses(best), baseline),
         lower="has a lower loss than",
         higher="has a higher loss than",

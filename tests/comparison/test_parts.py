@@ -166,7 +166,7 @@ def test_windows_are_compared_with_each_other_and_with_the_baseline():
   part = WindowSize(size="4k", model="Griffin", windows=(8, 16, 32), baseline=BASE)
   figure = measure(part, KnownRuns())["window_size"]
   assert "a window of 32 has a lower loss than one of 8 by 0.024" in figure.finding
-  assert "Griffin with its best window (32) has a lower loss than the MQA" in figure.finding
+  assert "Griffin with its best window (32) has a lower loss than MQA Transformer" in figure.finding
   assert figure.series[0].x == (8, 16, 32)
   assert len(set(figure.series[1].y)) == 1
 
@@ -180,7 +180,7 @@ def test_recall_of_trained_models_tells_who_recalls_and_at_which_depth_they_fail
   assert {(spec.size, spec.length) for spec in runs.trained} == {("4k", None)}
   by_length = figures["needle_by_length"]
   assert by_length.series[0].y == pytest.approx((1 / 3, 1 / 3))
-  assert "Griffin is above the MQA Transformer by 0.17" in by_length.finding
+  assert "Griffin is above MQA Transformer by 0.17" in by_length.finding
   assert ("size", "4k (4,000 training tokens of text)") in by_length.conditions
   by_depth = figures["needle_by_depth"]
   assert by_depth.series[0].y[-3:] == (1, 1, 1)

@@ -62,7 +62,7 @@ def test_a_difference_beyond_the_training_length_is_claimed_with_its_interval():
   assert figure.series[0].low[2] < 0.8 < figure.series[0].high[2] <= 1
   assert "Hawk 100%, MQA Transformer 100% at 6 tokens" in figure.finding
   assert "Hawk 80%, MQA Transformer 10% at 24 tokens" in figure.finding
-  assert "Hawk is above the MQA Transformer by 0.70" in figure.finding
+  assert "Hawk is above MQA Transformer by 0.70" in figure.finding
   assert figure.spread.startswith("95% interval")
   assert ("training length", "6 tokens") in figure.conditions
   assert found["selective_copying_by_position"].finding.endswith(
@@ -74,10 +74,10 @@ def test_slower_learning_is_told_and_equal_learning_is_not():
   slow = [(0.5, 0.1, 0.1), (0.52, 0.1, 0.1), (0.48, 0.1, 0.1)]
   fast = [(1.0, 0.1, 0.1)] * 3
   told = figures(slow, fast)["selective_copying_learning"]
-  assert "Hawk learns more slowly than the MQA Transformer" in told.finding
+  assert "Hawk learns more slowly than MQA Transformer" in told.finding
   assert told.series[0].x == (10, 20)
   same = figures(fast, fast)["selective_copying_learning"]
-  assert "no difference seen between Hawk and the MQA Transformer" in same.finding
+  assert "no difference seen between Hawk and MQA Transformer" in same.finding
   one = figures(slow[:1], fast[:1], seeds=(0,))
   assert "too few seeds" in one["selective_copying_learning"].finding
 
