@@ -1,8 +1,8 @@
-"""A short causal depthwise convolution whose gradient is one pass over its arrays.
+"""A short causal depthwise convolution with a custom gradient in one pass over its arrays.
 
-JAX transposes each tap's slice into an array of its own and adds them up; written out, the gradient
-of the input gathers the taps as the convolution itself does. On a TPU this saves 20 bytes per
-element in bfloat16.
+JAX's own gradient makes a separate array for the slice of each lag, and adds these up. The custom
+gradient of the input gathers the lags in the same way as the convolution itself. On a TPU this
+saves 20 bytes per element in bfloat16.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import jax.numpy as jnp
 def causal_conv(
   x: jax.Array, positions: jax.Array, kernel: jax.Array, bias: jax.Array
 ) -> jax.Array:
-  """Weighs each token and the `conv_width - 1` before it, within a segment, per channel.
+  """Computes a weighted sum of each token and the `conv_width - 1` before it, per channel.
+
+  Tokens of other segments contribute nothing.
 
   Args:
-    x: [B, conv_width - 1 + T, R] the inputs, after those of the tokens before.
-    positions: [B, T] int32; a tap that reaches before position 0 contributes nothing.
-    kernel: [conv_width, R], the current token's weight first; bias: [R]. All in x's dtype.
+    x: [B, conv_width - 1 + T, R] inputs; the first `conv_width - 1` are those of the tokens before.
+    positions: [B, T] int32 positions in the segments; position 0 starts a segment.
+    kernel: [conv_width, R] weights in x's dtype, the current token's first.
+    bias: [R] in x's dtype.
 
   Returns:
     [B, T, R].
@@ -62,5 +65,5 @@ causal_conv.defvjp(_forward, _backward)
 
 
 def _inside(x: jax.Array, positions: jax.Array, lag: int) -> jax.Array:
-  """x where `lag` tokens before still belong to the segment, else 0."""
+  """Returns x where the token `lag` steps before is in the same segment, else 0."""
   return jnp.where((positions >= lag)[..., None], x, 0)

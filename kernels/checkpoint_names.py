@@ -1,8 +1,8 @@
-"""Names of the results that are dear to compute again.
+"""Checkpoint names of expensive results.
 
-A policy of `jax.checkpoint` can keep them by name (`layers.remat`). They are given inside the
-forward rules of the gradients, because what a backward pass reads there is the result before any
-name that a caller could give it. Outside `jax.checkpoint` a name changes nothing.
+A policy of `jax.checkpoint` can keep results by name (`layers.remat`). The names are set inside the
+forward rules of custom gradients: a name that a caller sets comes too late, because the backward
+pass reads the result without it. Outside `jax.checkpoint` a name changes nothing.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ def recurrence(*results: Any) -> tuple[Any, ...]:
 
 
 def attention(*results: Any) -> tuple[Any, ...]:
-  """Names the outputs, and the logarithms of the softmax's sums, of an attention."""
+  """Names the outputs of attention, and the logarithms of its softmax sums."""
   return tuple(checkpoint_name(result, ATTENTION) for result in results)

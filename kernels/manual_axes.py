@@ -1,10 +1,10 @@
-"""Makes hand-written kernels behave inside `jax.shard_map(..., check_vma=True)`.
+"""Makes hand-written kernels work inside `jax.shard_map(..., check_vma=True)`.
 
-There every array's type says along which mesh axes it varies. A kernel's outputs must state it, and
-a `custom_vjp` whose arguments disagree (activations that vary over the data axis, a parameter that
-does not) would return cotangents of the wrong type. Casting all arguments to one type *outside* the
-`custom_vjp` solves both: the transpose of that cast is the sum over shards that the parameter
-needs. Outside shard_map, and with `check_vma=False`, all of this is the identity.
+There every array's type says along which mesh axes it varies. A kernel must state this for its
+outputs. The arguments of a `custom_vjp` must agree: if activations vary over the data axis and a
+parameter does not, it returns cotangents of the wrong type. Therefore all arguments are cast to one
+type *outside* the `custom_vjp`. The transpose of that cast is the sum over shards that the
+parameter's gradient needs. Outside shard_map, and with `check_vma=False`, the cast is the identity.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ def vary_together(*arrays: jax.Array | None) -> tuple[jax.Array | None, ...]:
 
 
 def output(shape: tuple[int, ...], dtype, like: jax.Array) -> jax.ShapeDtypeStruct:
-  """The type of a kernel output that varies along the same manual mesh axes as `like`."""
+  """Returns the type of a kernel output that varies along the same manual mesh axes as `like`."""
   return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type)

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: by name, or by the platform that the program is built for."""
+"""Selects the implementation of an op, by name or by the platform that a program is built for."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from typing import Any, NamedTuple
 import jax
 
 PLATFORMS = ("cpu", "gpu", "tpu")
-# A context that JAX's caches know of: a function traced for one platform is traced again for
-# another.
+# JAX's caches include this context: a function traced for one platform is traced again for another.
 _target = jax.make_user_context(default_value=None)
 
 
 class Implementation(NamedTuple):
-  """Where an implementation lives and what it runs on.
+  """The module and the platforms of an implementation.
 
   Attributes:
-    module: the module, which has a function of the op's name and may have
+    module: name of the module; it has a function with the op's name, and may have
       `unavailable_reason() -> str | None`.
-    platforms: the platforms it runs on.
-    default_on: the platforms that prefer it, if it is available there.
+    platforms: the platforms on which it runs.
+    default_on: the platforms on which it is the default, if it is available.
   """
 
   module: str
@@ -34,33 +33,33 @@ class Implementation(NamedTuple):
 
 
 def target() -> str:
-  """The platform that programs are being built for: 'cpu', 'gpu' or 'tpu'."""
+  """Returns the platform that programs are being built for: 'cpu', 'gpu' or 'tpu'."""
   return _target.value[0] if _target.value else jax.default_backend()
 
 
 def device_kind() -> str:
-  """The kind of device that programs are being built for, such as 'TPU v5 lite'.
+  """Returns the device kind that programs are being built for, such as 'TPU v5 lite'.
 
-  Empty if not known.
+  Empty if it is not known.
   """
   return _target.value[1] if _target.value else jax.devices()[0].device_kind
 
 
 def cores() -> int:
-  """The CPU's cores that this process may use."""
+  """Returns the number of CPU cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def targeting(platform: str, kind: str = "") -> Iterator[None]:
-  """Builds programs for a platform that this process may not have: ahead-of-time compilation.
+  """Builds programs for another platform: ahead-of-time compilation without the device.
 
       with targeting("tpu", devices[0].device_kind):
         program = jax.jit(step).lower(*arguments_on_a_topology).compile()
 
   Args:
-    platform: 'cpu', 'gpu' or 'tpu': where what is traced inside will run.
-    kind: of its devices, as they call themselves; without it kernels are written for any of them.
+    platform: 'cpu', 'gpu' or 'tpu': the platform of programs that are traced in this context.
+    kind: JAX's `device_kind` of the devices; without it, kernels suit any kind of the platform.
   """
   if platform not in PLATFORMS:
     raise ValueError(f"platform {platform!r} is unknown; choose from {', '.join(PLATFORMS)}.")
@@ -75,12 +74,13 @@ def resolve(
 
   Args:
     op: name of the op, and of the function in each module.
-    implementation: a name of the table; None or 'auto' takes the platform's default, and where that
-      is not available the next implementation that is.
+    implementation: a name in the table; None or 'auto' takes the platform's default, or the next
+      available implementation if the default is not available.
     table: the op's implementations, best first.
 
   Raises:
-    ValueError: the name is unknown, or not available on the target platform; it says what is.
+    ValueError: the name is unknown, or not available on the target platform; the message lists
+      the available ones.
   """
   platform = target()
   reasons = availability(table)
@@ -104,17 +104,17 @@ def resolve(
 
 
 def availability(table: Mapping[str, Implementation]) -> dict[str, str | None]:
-  """For each implementation of an op why it cannot run on the target platform; None if it can."""
+  """Returns why each implementation cannot run on the target platform; None if it can."""
   platform = target()
   return {name: _reason(entry, platform) for name, entry in table.items()}
 
 
 def _reason(entry: Implementation, platform: str) -> str | None:
-  """Why an implementation cannot run, or None."""
+  """Returns why an implementation cannot run on the platform; None if it can."""
   if platform not in entry.platforms:
     return f"runs on {' and '.join(entry.platforms)}, and this program is built for {platform}"
   if entry.platforms == PLATFORMS:
-    return None  # plain XLA: not worth an import to ask
+    return None  # plain XLA is always available: no import is needed
   try:
     module = importlib.import_module(entry.module)
   except ImportError as error:

@@ -28,14 +28,15 @@ def attention(
 ) -> jax.Array:
   """Attends from each query to the keys at or before it.
 
-  The T queries are the last T of the S key positions: query t stands at key position t + S - T. It
-  sees a key if that is not later, fewer than `window` positions earlier, and of the same segment.
+  The T queries are at the last T of the S key positions: query t is at key position t + S - T. It
+  sees a key that is not later, fewer than `window` positions earlier, and in the same segment.
 
   Args:
     q: [B, T, H, K] queries, float32 or bfloat16.
     k, v: [B, S, G, K] keys and values, S >= T; head h reads key/value head h // (H / G).
-    q_segment_ids: [B, T] int32, and kv_segment_ids: [B, S] int32; both or neither.
-    window: number of positions a query sees, its own included; None for all.
+    q_segment_ids: [B, T] int32, or None.
+    kv_segment_ids: [B, S] int32; None exactly if q_segment_ids is None.
+    window: number of positions that a query sees, including its own; None for all.
     scale: factor on the scores; K^-0.5 if None.
     implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
 

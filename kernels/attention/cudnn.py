@@ -1,7 +1,7 @@
 """Attention on NVIDIA GPUs through cuDNN's flash attention, for rows of one document.
 
-`jax.nn.dot_product_attention` gives cuDNN a causal mask and a window, but no segment ids, and
-places query t at key t. What it cannot do is refused here rather than computed wrongly.
+`jax.nn.dot_product_attention` passes a causal mask and a window to cuDNN, but no segment ids, and
+query t is always at key t. Arguments that it would handle wrongly are refused here.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ INSTEAD = "Use implementation='xla_blockwise'."
 
 
 def unavailable_reason() -> str | None:
-  """Why cuDNN's attention cannot run on the GPUs of this process.
+  """Returns why cuDNN's attention cannot run on the GPUs of this process.
 
-  None if it can or there are none.
+  None if it can, or if there are no GPUs.
   """
   try:
     devices = jax.devices("gpu")
   except RuntimeError:
-    return None  # ahead-of-time compilation, for whatever the caller names
+    return None  # ahead-of-time compilation for the caller's target
   capability = str(getattr(devices[0], "compute_capability", ""))
   major = capability.split(".")[0]
   if not major.isdigit():
@@ -44,8 +44,8 @@ def attention(
   """See `kernels.attention.attention`.
 
   Raises:
-    ValueError: there are segment ids, more keys than queries, or types or head sizes that cuDNN has
-      no kernel for.
+    ValueError: there are segment ids, there are more keys than queries, or cuDNN has no kernel for
+      the types or the head size.
   """
   if q_segment_ids is not None or kv_segment_ids is not None:
     raise ValueError(
@@ -67,7 +67,7 @@ def attention(
       "attention: cudnn needs heads of at most 256 channels (128 before Hopper), a multiple "
       f"of 8, got {q.shape[-1]}. {INSTEAD}"
     )
-  # (tokens to the left beside the query itself, tokens to the right)
+  # (tokens to the left of the query, tokens to the right)
   left_and_right = None if window is None or window >= k.shape[1] else (window - 1, 0)
   return jax.nn.dot_product_attention(
     q,

@@ -1,4 +1,4 @@
-"""Attention with the whole T x S mask, differentiated by JAX: simple enough to trust."""
+"""Reference attention with the whole T x S mask, differentiated by JAX: simple enough to trust."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def attention(
     visible &= q_segment_ids[:, :, None] == kv_segment_ids[:, None, :]
   visible = visible[:, None, None]
 
-  # A finite stand-in for minus infinity keeps rows without any key, and their gradients, finite.
+  # A finite number instead of minus infinity: rows without any visible key, and their gradients,
+  # stay finite.
   weights = jax.nn.softmax(jnp.where(visible, scores, jnp.finfo(wide).min), axis=-1)
   weights = jnp.where(visible, weights, 0).astype(v.dtype)
   return jnp.einsum("bghts,bsgk->btghk", weights, v).reshape(q.shape).astype(q.dtype)

@@ -1,7 +1,7 @@
 """Attention on TPUs through JAX's splash attention: block-sparse flash attention in Pallas.
 
-Blocks of keys that no query of a block sees, by causality or window, are neither read nor
-multiplied, so cost is O(T * window) here too, forward and backward.
+If no query of a block sees a block of keys, by causality or window, these keys are neither read nor
+multiplied. The cost is therefore O(T * window), forward and backward.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from kernels import checkpoint_names, platform
 from kernels.attention import reference
 
 LANES = 128
-MAX_BLOCK = 512  # scores of one block of queries and keys: 1 MB of float32 in VMEM
-# The logit of a sink, which every query sees beside its keys. Nothing weighs less than its weight
-# against a real score, and it makes a query that sees no key give zeros, where the kernel would
+MAX_BLOCK = 512  # the scores of a block of queries and keys then take 1 MB of float32 in VMEM
+# The logit of a sink, which every query sees in addition to its keys. Its weight is 0 beside any
+# real score. A query that sees no key then returns zeros; without the sink, the kernel would
 # average all keys of its block or divide by zero.
 SINK = -1e30
 
@@ -36,12 +36,12 @@ def attention(
 ) -> jax.Array:
   """See `kernels.attention.attention`.
 
-  In bfloat16 q is scaled before the kernel and rounded once more, unless the scale is a power of
-  two. On v2 and v3, whose kernels take no bfloat16 operands, everything travels in float32.
+  In bfloat16, q is scaled before the kernel, which rounds it once more unless the scale is a power
+  of two. On TPU v2 and v3 the kernel accepts no bfloat16, so q, k and v are converted to float32.
 
   Raises:
     ValueError: the types are not all float32 or all bfloat16; or it is called inside
-      `shard_map(check_vma=True)`, whose types JAX's kernel does not know.
+      `shard_map(check_vma=True)`, which JAX's kernel does not support.
   """
   if q.shape[1] == 1:
     # One query has no blocks to skip: XLA reads its keys once.
@@ -52,11 +52,11 @@ def attention(
 def attend(
   q, k, v, q_segment_ids, kv_segment_ids, window, scale, *, widen=None, interpret=False
 ) -> jax.Array:
-  """As `attention`, any T, with what tests and benchmarks want to set.
+  """Runs the kernel for any T, with options for tests and benchmarks.
 
   Args:
     q, k, v, q_segment_ids, kv_segment_ids, window, scale: see `attention`.
-    widen: whether the kernel's operands have to be float32; None asks the chip.
+    widen: whether to convert the kernel's operands to float32; None decides by the chip.
     interpret: run the kernel as plain XLA operations.
   """
   if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
@@ -79,7 +79,7 @@ def attend(
     window = None
   kernel = _kernel(padded, padded_keys, offset, window, heads, kv_heads == 1, interpret)
 
-  # Keys that pad the end stand later than every query; queries that do are cut off again.
+  # Padding keys at the end are later than every query; the results of padding queries are dropped.
   q = _to_heads(q * jnp.asarray(scale, q.dtype), padded)
   k, v = _to_heads(k, padded_keys), _to_heads(v, padded_keys)
   if kv_heads == 1:
@@ -97,7 +97,7 @@ def attend(
 
 @functools.lru_cache(maxsize=64)
 def _kernel(length, keys, offset, window, heads, is_mqa, interpret):
-  """The kernel, with the tables of which blocks to visit: seconds of work at 32,768 tokens."""
+  """Returns the kernel with its tables of blocks to visit: seconds of work at 32,768 tokens."""
   shape = (length, keys)
   if window is None:
     mask = splash.CausalMask(shape, offset)
@@ -123,28 +123,28 @@ def _kernel(length, keys, offset, window, heads, is_mqa, interpret):
       residual_checkpoint_name=checkpoint_names.ATTENTION,
       interpret=interpret,
     )
-    # NumPy arrays belong to no trace and no device, so that they can be kept.
+    # NumPy arrays belong to no trace and no device, so they can be cached.
     return jax.tree.map(np.asarray, kernel)
 
-  # In a thread of its own, because traces are per thread: `jax.ensure_compile_time_eval` does not
-  # get out of the trace of a Flax scan.
+  # In a separate thread, because traces belong to a thread: `jax.ensure_compile_time_eval` does not
+  # leave the trace of a Flax scan.
   with ThreadPoolExecutor(1) as pool:
     return pool.submit(build).result()
 
 
 def _needs_float32() -> bool:
-  """Whether programs are built for a TPU before v4; False where its kind is not known."""
+  """Whether programs are built for a TPU before v4; False if its kind is not known."""
   kind = platform.device_kind().lower()
   return platform.target() == "tpu" and ("v2" in kind or "v3" in kind)
 
 
 def _block(length: int) -> int:
-  """The longest block that divides a multiple of 128."""
+  """Returns the longest block that divides `length`, a multiple of 128."""
   return next(size for size in (MAX_BLOCK, 256, LANES) if length % size == 0)
 
 
 def _to_heads(x, length):
-  """[B, T, H, K] to [B, H, length, K], zeros at the end."""
+  """Transposes [B, T, H, K] to [B, H, length, K], with zeros at the end."""
   return jnp.moveaxis(_pad(x, length), 2, 1)
 
 

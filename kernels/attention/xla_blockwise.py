@@ -1,9 +1,9 @@
 """Attention in plain XLA at O(T * window) time and memory, forward and backward.
 
-Queries are cut into blocks. Within a window, every block sees the same number of keys, so all
-blocks run as one batched product; without one, block i sees the first i + 1 blocks of keys, and the
-blocks run one after the other. The backward pass keeps no weights: it computes them again from the
-logarithm of each row's sum (Dao et al. 2022, in blocks).
+Queries are cut into blocks. With a window, every block sees the same number of keys, so all blocks
+run as one batched product. Without a window, block i sees the first i + 1 blocks of keys, and the
+blocks run one after the other. No attention weights are kept for the backward pass: it computes
+them again from the logarithm of each row's sum (Dao et al. 2022, in blocks).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from base.custom_gradient import custom_vjp
 from kernels import checkpoint_names
 
-MAX_GLOBAL_BLOCKS = 16  # of unrolled code, when there is no window
+MAX_GLOBAL_BLOCKS = 16  # without a window, the code of each block is unrolled
 MIN_GLOBAL_BLOCK = 256
 MIN_LOCAL_BLOCK = 16
 
@@ -41,27 +41,27 @@ def attention(
 
 
 def _windowed(q, k, v, q_ids, kv_ids, *, window, scale):
-  """All blocks at once: block i of b queries against its own keys and the n blocks before."""
+  """Attends in all blocks at once: block i of b queries to its own keys and n blocks before."""
   batch, length, heads, head_dim = q.shape
   keys, kv_heads = k.shape[1:3]
-  # Half a window: a query's block multiplies by 1.5 windows of keys instead of 2.
+  # Blocks of half a window: a block of queries reads 1.5 windows of keys, not 2 as for whole ones.
   size = min(max(MIN_LOCAL_BLOCK, window // 2), length)
   blocks = -(-length // size)
   before = -(-(window - 1) // size)
   offset, margin, end = keys - length, before * size, blocks * size - length
 
   def align(x, fill):
-    """Keys from `margin` before the first query to the end of the last block."""
+    """Returns keys from `margin` before the first query to the end of the last block."""
     x = x[:, max(0, offset - margin) :]
     return _pad(x, max(0, margin - offset), end, fill)
 
   def spans(x):
-    """[B, (n + N) b, ...] to [B, N, (n + 1) b, ...]: what each block sees."""
+    """Gathers the keys of each block: [B, (n + N) b, ...] to [B, N, (n + 1) b, ...]."""
     x = x.reshape(batch, before + blocks, size, *x.shape[2:])
     return jnp.concatenate([x[:, j : j + blocks] for j in range(before + 1)], axis=2)
 
   distance = jnp.arange(size)[:, None] + margin - jnp.arange(margin + size)[None, :]
-  # Ids of padded keys differ from every segment's, and from those of padded queries.
+  # Ids of padding keys (-1) differ from those of all segments and of padding queries (-2).
   ids = _pad(q_ids, 0, end, -2).reshape(batch, blocks, size, 1)
   same = ids == spans(align(kv_ids, -1))[:, :, None, :]
   visible = (distance >= 0) & (distance < window) & same
@@ -71,7 +71,7 @@ def _windowed(q, k, v, q_ids, kv_ids, *, window, scale):
 
 
 def _global(q, k, v, q_ids, kv_ids, *, scale):
-  """One block of queries after the other, each against all keys up to its end."""
+  """Attends in one block of queries after the other, to all keys up to the block's end."""
   batch, length, heads, head_dim = q.shape
   keys, kv_heads = k.shape[1:3]
   offset = keys - length
@@ -94,10 +94,12 @@ def _pad(x, before, after, fill):
 
 @custom_vjp(nondiff_argnums=(4,))
 def _attend(q, k, v, visible, scale):
-  """Attention of rows over one span of keys.
+  """Attends from the queries of a block to one span of keys.
 
   Args:
-    q: [..., b, G, H / G, K]; k, v: [..., L, G, K]; visible: [..., b, L] bool.
+    q: [..., b, G, H / G, K] queries.
+    k, v: [..., L, G, K] keys and values.
+    visible: [..., b, L] bool, True where a query sees a key.
     scale: factor on the scores.
 
   Returns:
@@ -112,7 +114,7 @@ def _attend_forward(q, k, v, visible, scale):
   largest = jnp.max(jnp.where(mask, scores, jnp.finfo(scores.dtype).min), axis=-1, keepdims=True)
   weights = jnp.where(mask, jnp.exp(scores - largest), 0)
   total = jnp.sum(weights, axis=-1, keepdims=True)
-  total = jnp.where(total == 0, 1, total)  # a row that sees nothing gives zeros
+  total = jnp.where(total == 0, 1, total)  # a query that sees no key returns zeros
   mixed = jnp.einsum(
     "...gthl,...lgk->...tghk", weights.astype(v.dtype), v, preferred_element_type=scores.dtype
   )
@@ -138,7 +140,10 @@ def _attend_backward(scale, residuals, g):
 
 
 def _scores(q, k, scale):
-  """[..., G, b, H / G, L], float32 or wider: rows of one key/value head lie together."""
+  """Returns scores [..., G, b, H / G, L], float32 or wider.
+
+  The rows of one key/value head are next to each other.
+  """
   wide = jnp.promote_types(q.dtype, jnp.float32)
   return scale * jnp.einsum("...tghk,...lgk->...gthl", q, k, preferred_element_type=wide)
 

@@ -29,13 +29,13 @@ def linear_scan(
 ) -> tuple[jax.Array, jax.Array]:
   """Solves `h_t = exp(log_a_t) h_{t-1} + x_t` along time.
 
-  With `phase` the recurrence is complex, `h_t = exp(log_a_t + i phase_t) h_{t-1} + x_t`, and the
-  first half of the channels of x, h0 and h are real parts, the second half imaginary parts.
+  With `phase` the recurrence is complex: `h_t = exp(log_a_t + i phase_t) h_{t-1} + x_t`. The first
+  half of the channels of x, h0 and h are then real parts, the second half imaginary parts.
 
   Args:
     x: [B, T, R] inputs, float32 or bfloat16.
     log_a: [B, T, R] logarithms of the decays, <= 0 (a itself would lose its digits in bfloat16);
-      [B, T, R / 2] with `phase`.
+      with `phase`, [B, T, R / 2].
     h0: [B, R] float32 state before the first step; zeros if None.
     phase: [B, T, R / 2] float32, radians; None for a real recurrence.
     reset: [B, T] bool; True where a segment starts: the state before that step is zero.
@@ -43,8 +43,8 @@ def linear_scan(
     implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
 
   Returns:
-    h: [B, T, R] in x's dtype, and the state after the last step run: [B, R] float32. Accumulation
-    is float32.
+    h: [B, T, R] in x's dtype, and the state after the last executed step: [B, R] float32.
+    Accumulation is float32.
 
   Raises:
     ValueError: shapes or types disagree, or the implementation cannot run here.
@@ -59,7 +59,7 @@ def linear_scan(
 
 
 def _check_complex(x: jax.Array, log_a: jax.Array, phase: jax.Array) -> None:
-  """Raises ValueError unless modulus and phase of complex decays fit x [B, T, R]."""
+  """Raises ValueError unless log_a and phase of complex decays fit x [B, T, R]."""
   if x.shape[2] % 2:
     raise ValueError(
       f"linear_scan: x of shape {x.shape} cannot hold real and imaginary parts: R must be even."
@@ -81,7 +81,14 @@ def check_scan_arguments(
   h0: jax.Array | None,
   reset: jax.Array | None,
 ) -> None:
-  """Raises ValueError unless all arguments of a recurrence fit x [B, T, R]."""
+  """Raises ValueError unless all arguments of a recurrence fit x [B, T, R].
+
+  Args:
+    op: name of the operation, for the message.
+    x: inputs.
+    like_x: further arguments of x's shape, by name.
+    h0, reset: see `linear_scan`.
+  """
   if x.ndim != 3 or 0 in x.shape:
     raise ValueError(f"{op}: x must be [B, T, R] and not empty, got shape {x.shape}.")
   if x.dtype not in (jnp.float32, jnp.bfloat16, jnp.float64):

@@ -1,4 +1,4 @@
-"""The recurrence as `lax.associative_scan`: log-depth, in plain XLA, for any platform."""
+"""The recurrence as `lax.associative_scan`: logarithmic depth, in plain XLA, for any platform."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The recurrence as an indexed loop with a written-out gradient: the fastest plain XLA on CPUs.
+"""The recurrence as an indexed loop with a custom gradient: the fastest plain XLA on CPUs.
 
-`lax.scan` walks the leading axis, so it copies [B, T, R] into time-major order and back; a loop
-that slices the time axis where it lies needs no copies. Around it the work goes through time in
-chunks, so that decays and other intermediates stay in cache. The backward pass keeps the inputs and
-h, and computes the decays again.
+`lax.scan` runs over the leading axis, so it copies [B, T, R] into time-major order and back. A loop
+that slices the time axis in place needs no copies. An outer loop runs over chunks of time, so that
+decays and other intermediate results stay in cache. Only log_a and h are kept for the backward
+pass, which computes the decays again.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ _scan.defvjp(_forward, _backward)
 
 
 def over_chunks(step, carry, inputs, dtypes, *, reverse):
-  """Runs `carry, outputs = step(start, carry, *inputs)` over CHUNK steps at a time.
+  """Runs `carry, outputs = step(start, carry, *inputs)` over chunks of CHUNK steps.
 
   Args:
-    step: gets the index of the chunk's first step, the carry, and the chunk of each input.
-    carry: pytree.
+    step: a function of the index of the chunk's first step, the carry, and the chunk of each input.
+    carry: initial carry, a pytree.
     inputs: arrays [B, T, ...] or None; the first is [B, T, R].
-    dtypes: of the outputs, which are [B, T, R].
+    dtypes: dtypes of the outputs, which are [B, T, R].
     reverse: start with the last chunk.
 
   Returns:
-    the last carry, and the outputs.
+    The last carry, and the outputs.
   """
   length = inputs[0].shape[1]
   if length <= CHUNK:
@@ -88,7 +88,7 @@ def over_chunks(step, carry, inputs, dtypes, *, reverse):
     chunks = [
       None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in inputs
     ]
-    # Else XLA slices again inside every elementwise loop, which it then does not vectorise.
+    # Without it, XLA slices again inside every elementwise loop, and does not vectorise the loop.
     chunks = jax.lax.optimization_barrier(chunks)
     carry, results = step(start, carry, *chunks)
     outputs = tuple(
@@ -110,9 +110,9 @@ def over_chunks(step, carry, inputs, dtypes, *, reverse):
 
 
 def recur(x: jax.Array, a: jax.Array, h0: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
-  """Solves `h_t = a_t h_{t-1} + x_t` for float32 decays a [B, T, R] and h0 [B, R]: the loop itself.
+  """Solves `h_t = a_t h_{t-1} + x_t` for float32 decays a [B, T, R] and h0 [B, R] in one loop.
 
-  Without a gradient: what calls it has its own.
+  It has no gradient; its callers have custom gradients.
   """
   if x.shape[1] == 1:
     h = a[:, 0] * h0 + x[:, 0].astype(a.dtype)
@@ -129,14 +129,15 @@ def loop_over_time(step, inputs, carry, dtype, reverse):
   """Runs `carry, out = step(carry, *inputs_t)` over axis 1 of [B, T, R] inputs.
 
   Args:
-    step: maps the carry [B, R] and one [B, R] slice of each input, all in the carry's type.
+    step: a function of the carry [B, R] and one [B, R] slice of each input, all in the carry's
+      dtype.
     inputs: arrays [B, T, R].
-    carry: [B, R].
-    dtype: type of the collected results.
+    carry: [B, R] initial carry.
+    dtype: dtype of the collected results.
     reverse: run from the last step to the first.
 
   Returns:
-    the results [B, T, R], and the last carry.
+    The results [B, T, R], and the last carry.
   """
   length = inputs[0].shape[1]
 
@@ -151,7 +152,7 @@ def loop_over_time(step, inputs, carry, dtype, reverse):
     out = jax.lax.dynamic_update_index_in_dim(out, out_t.astype(dtype), t, axis=1)
     return carry, out
 
-  # Derived from an input, so that the loop's carry has the same sharding and the same manual axes.
+  # Made from an input, so that the loop's carry has the same sharding and the same manual axes.
   out = jnp.zeros_like(inputs[-1], dtype=dtype)
   carry, out = jax.lax.fori_loop(0, length, body, (carry, out), unroll=min(UNROLL, length))
   return out, carry
@@ -160,7 +161,7 @@ def loop_over_time(step, inputs, carry, dtype, reverse):
 def adjoint(
   a: jax.Array, dh: jax.Array, dh_last: jax.Array, reverse: bool
 ) -> tuple[jax.Array, jax.Array]:
-  """Solves `g_t = dh_t + a_{t+1} g_{t+1}` from the cotangents of h and of the last state.
+  """Solves the adjoint recurrence `g_t = dh_t + a_{t+1} g_{t+1}`.
 
   Args:
     a: [B, T, R] decays.
@@ -169,7 +170,7 @@ def adjoint(
     reverse: the direction of the forward pass.
 
   Returns:
-    g: [B, T, R] in a's dtype, the cotangent of x, and the cotangent of h0: [B, R].
+    The cotangent of x (g): [B, T, R] in a's dtype, and the cotangent of h0: [B, R].
   """
 
   def step(carried, a_t, dh_t):
@@ -182,11 +183,11 @@ def adjoint(
 def states_before(
   h: jax.Array, here: jax.Array, start: int | jax.Array, h0: jax.Array, reverse: bool
 ) -> jax.Array:
-  """The state before each step of a chunk.
+  """Returns the state before each step of a chunk.
 
   Args:
-    h: [B, T, R] all states.
-    here: [B, C, R] those of the chunk.
+    h: [B, T, R] states of all steps.
+    here: [B, C, R] states of the chunk's steps.
     start: index of the chunk's first step.
     h0: [B, R] state before the first step.
     reverse: the direction of the recurrence.

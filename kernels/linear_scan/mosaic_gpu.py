@@ -1,7 +1,8 @@
-"""h_t = exp(log_a_t) * h_{t-1} + x_t as Mosaic GPU kernels, for Hopper and later.
+"""The recurrence h_t = exp(log_a_t) * h_{t-1} + x_t as Mosaic GPU kernels, for Hopper and later.
 
-Traffic: 6 bytes per element forward and 10 backward, in bfloat16, and 10 and 14 where there are too
-few rows and channels for the GPU (`mosaic_gpu_chunks`). exp is taken in float32 inside.
+Memory traffic in bfloat16: 6 bytes per element forward and 10 backward. If there are too few rows
+and channels for the GPU, it is 10 and 14 (`kernels.scan_gpu.chunks`). The kernel computes exp in
+float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
 from kernels.scan_gpu import chunks as mosaic_gpu_chunks
 from kernels.scan_gpu import scan as mosaic_gpu_scan
-from kernels.scan_gpu.scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
+from kernels.scan_gpu.scan import unavailable_reason  # noqa: F401 - used by kernels.platform
 
 
 def linear_scan(
@@ -25,8 +26,7 @@ def linear_scan(
   reset: jax.Array | None,
   reverse: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  """The implementation 'mosaic_gpu' of `kernels.linear_scan.linear_scan`, which documents the
-  arguments.
+  """See `kernels.linear_scan.linear_scan`.
 
   Raises:
     ValueError: the width is not a multiple of 128.
@@ -38,16 +38,17 @@ def linear_scan(
 
 
 def scan(x, log_a, h0, reset, reverse=False, *, chunks=None, interpret=None):
-  """As `linear_scan`, any T, with what tests and benchmarks want to set.
+  """Runs the kernels for any T, with options for tests and benchmarks.
 
   Args:
     x, log_a, h0, reset, reverse: see `kernels.linear_scan.linear_scan`.
-    chunks: of the time axis, which divide T; None chooses (`mosaic_gpu_chunks.choose`).
+    chunks: number of chunks of the time axis, a divisor of T; None takes the best
+      (`kernels.scan_gpu.chunks.choose`).
     interpret: `plgpu.InterpretGPUParams()` to run without a GPU.
   """
   mosaic_gpu_scan.check_width("linear_scan", x.shape[2])
   if reverse:
-    # Flips are copies, 4 bytes per element and array: no layer here runs backward in time.
+    # A flip copies the array (4 bytes per element), but no layer here runs backward in time.
     x, log_a, reset = (None if v is None else jnp.flip(v, 1) for v in (x, log_a, reset))
     h, h_last = scan(x, log_a, h0, reset, chunks=chunks, interpret=interpret)
     return jnp.flip(h, 1), h_last

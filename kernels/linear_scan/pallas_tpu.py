@@ -1,7 +1,7 @@
-"""h_t = exp(log_a_t) * h_{t-1} + x_t as Pallas TPU kernels.
+"""The recurrence h_t = exp(log_a_t) * h_{t-1} + x_t as Pallas TPU kernels.
 
-Traffic: 6 bytes per element forward (x, log_a in; h out) and 10 backward, in bfloat16. exp is taken
-in float32 inside the kernel, so a decay never loses its digits to bfloat16.
+Memory traffic in bfloat16: 6 bytes per element forward (x, log_a in; h out) and 10 backward. The
+kernel computes exp in float32, so a decay never loses its digits to bfloat16.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ def linear_scan(
   reset: jax.Array | None,
   reverse: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  """The implementation 'pallas_tpu' of `kernels.linear_scan.linear_scan`, which documents the
-  arguments.
+  """See `kernels.linear_scan.linear_scan`.
 
   Raises:
     ValueError: the width is not a multiple of 128.
@@ -37,17 +36,17 @@ def linear_scan(
 
 
 def scan(x, log_a, h0, reset, reverse=False, *, plan=None, interpret=False):
-  """As `linear_scan`, any T, with what tests and benchmarks want to set.
+  """Runs the kernels for any T, with options for tests and benchmarks.
 
   Args:
     x, log_a, h0, reset, reverse: see `kernels.linear_scan.linear_scan`.
-    plan: `pallas_tpu_blocks.Plan`; None chooses.
+    plan: the blocks (`kernels.scan_tpu.blocks.Plan`); None picks them.
     interpret: run as plain XLA operations.
   """
   batch, _, width = x.shape
   tpu_blocks.check_width("linear_scan", width)
   if reverse:
-    # Flips are copies, 4 bytes per element and array: no layer here runs backward in time.
+    # A flip copies the array (4 bytes per element), but no layer here runs backward in time.
     flipped = [None if v is None else jnp.flip(v, 1) for v in (x, log_a, reset)]
     h, h_last = scan(flipped[0], flipped[1], h0, flipped[2], plan=plan, interpret=interpret)
     return jnp.flip(h, 1), h_last

@@ -1,4 +1,4 @@
-"""The recurrence as one `lax.scan`, differentiated by JAX: slow, and simple enough to trust."""
+"""Reference recurrence as one `lax.scan`, differentiated by JAX: slow, simple enough to trust."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def scan_decayed(
 
 
 def decay(log_a: jax.Array, reset: jax.Array | None) -> jax.Array:
-  """The decay [B, T, R], float32 or wider; zero where a segment starts."""
+  """Returns the decay [B, T, R], float32 or wider; zero where a segment starts."""
   a = jnp.exp(log_a.astype(jnp.promote_types(log_a.dtype, jnp.float32)))
   return a if reset is None else jnp.where(reset[..., None], 0, a)

@@ -1,10 +1,13 @@
 """The recurrence with complex decays, by any implementation of the real one.
 
-In a frame that turns with the decays' phases the decay is real: with `phi_t` the sum of the phases
-up to t, `h_t = e^{i phi_t} g_t` turns `h_t = |a_t| e^{i phase_t} h_{t-1} + x_t` into `g_t = |a_t|
-g_{t-1} + e^{-i phi_t} x_t`, whose real and imaginary parts are two channels of the real recurrence.
-The gradient of a phase is local there: with mu_t the cotangent of the turned input, it is the real
-inner product of mu_t with `i |a_t| g_{t-1}`. So no sum over time is taken of terms that cancel.
+In a frame that rotates with the phases of the decays, the decay is real. Let `phi_t` be the sum of
+the phases up to t, and `h_t = e^{i phi_t} g_t`. Then `h_t = |a_t| e^{i phase_t} h_{t-1} + x_t`
+becomes `g_t = |a_t| g_{t-1} + e^{-i phi_t} x_t`. The real and imaginary parts of g are two channels
+of the real recurrence.
+
+In that frame the gradient of a phase is local: with mu_t the cotangent of the rotated input, it is
+the real inner product of mu_t and `i |a_t| g_{t-1}`. It needs no sum over time, in which large
+terms would cancel.
 """
 
 from __future__ import annotations
@@ -31,7 +34,12 @@ def complex_scan(
   reset: jax.Array | None,
   reverse: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  """See `kernels.linear_scan.linear_scan`; `run` is an implementation of the real recurrence."""
+  """Solves the complex recurrence of `kernels.linear_scan.linear_scan`.
+
+  Args:
+    run: an implementation of the real recurrence.
+    x, log_a, phase, h0, reset, reverse: see there.
+  """
   if h0 is None:
     h0 = jnp.zeros_like(x[:, 0], phase.dtype)
   arrays = manual_axes.vary_together(x, log_a, phase, h0.astype(phase.dtype), reset)
@@ -74,10 +82,10 @@ _scan.defvjp(_forward, _backward)
 
 
 def _summed(phase: jax.Array, reverse: bool) -> jax.Array:
-  """Running sums of phases [B, T, C], modulo 2 pi.
+  """Returns running sums of phases [B, T, C], modulo 2 pi.
 
-  Summed as parts of a turn, of which full turns are dropped at once: a float32 sum of 2000 radians
-  would have an error of 1e-4 in every step.
+  The sums are fractions of a turn, and full turns are dropped after each addition: a float32 sum of
+  2000 radians would have an error of 1e-4 in every step.
   """
 
   def part(turns):
@@ -91,7 +99,9 @@ def _summed(phase: jax.Array, reverse: bool) -> jax.Array:
 def _turned(z: jax.Array, angle: jax.Array) -> jax.Array:
   """Multiplies by `e^{i angle}`.
 
-  Z [..., 2C] holds real, then imaginary parts, angle is [..., C].
+  Args:
+    z: [..., 2C], real parts first, then imaginary parts.
+    angle: [..., C] radians.
   """
   real, imag = jnp.split(z.astype(angle.dtype), 2, axis=-1)
   cos, sin = jnp.cos(angle), jnp.sin(angle)

@@ -1,4 +1,4 @@
-"""The gated step of the RG-LRU: gates' nonlinearities, input scaling and recurrence as one op."""
+"""The gated step of the RG-LRU: nonlinearities of the gates, input scaling and recurrence."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def rg_lru(
 ) -> tuple[jax.Array, jax.Array]:
   """Solves `h_t = a_t h_{t-1} + sqrt(1 - a_t^2) sigmoid(gate_x_t) x_t`.
 
-  With `log a_t = sigmoid(gate_a_t) log_decay`: equations 1 to 4 of the Griffin paper. Where a
-  segment starts, a_t is 0, so that the input is not scaled down (as in RecurrentGemma).
+  With `log a_t = sigmoid(gate_a_t) log_decay`, these are equations 1 to 4 of the Griffin paper. At
+  the start of a segment a_t is 0, so that the input is not scaled down (as in RecurrentGemma).
 
   Args:
     x: [B, T, R] inputs, float32 or bfloat16.

@@ -1,5 +1,6 @@
-"""The gated step as gates, then `kernels.linear_scan.associative`'s recurrence, differentiated by
-JAX.
+"""The gated step as gates and an associative scan, differentiated by JAX.
+
+The scan is that of `kernels.linear_scan.associative`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The gated step with a written-out gradient, for CPUs.
+"""The gated step with a custom gradient, for CPUs.
 
-The gates are elementwise, and XLA makes one pass over the array of each exp, tanh and square root.
-So the work goes through time in chunks whose intermediates stay in cache, as in
-`kernels.linear_scan.cpu`, whose indexed loop is the recurrence. Only the inputs and h are kept for
-the backward pass; it computes the gates again, which costs less than reading them from memory.
+The gates are elementwise, and XLA makes one pass over the array for each exp, tanh and square root.
+The step therefore runs over chunks of time, so that intermediate results stay in cache. The
+recurrence is the indexed loop of `kernels.linear_scan.cpu`. Only the inputs and h are kept for the
+backward pass; it computes the gates again, which costs less than reading them from memory.
 """
 
 from __future__ import annotations

@@ -11,10 +11,12 @@ MAX_SQRT_GRADIENT = 1000.0  # RecurrentGemma's bound: the derivative is infinite
 def gated(
   x: jax.Array, gate_a: jax.Array, gate_x: jax.Array, log_decay: jax.Array, reset: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-  """The decay and the scaled input of each step.
+  """Returns the decay and the scaled input of each step.
 
   Args:
-    x, gate_a, gate_x: [B, T, R]; log_decay: [R]; reset: [B, T] bool or None.
+    x, gate_a, gate_x: [B, T, R].
+    log_decay: [R].
+    reset: [B, T] bool, or None.
 
   Returns:
     a and `sqrt(1 - a^2) sigmoid(gate_x) x`: [B, T, R], float32 or wider.
@@ -30,17 +32,20 @@ def gated(
 
 @jax.custom_vjp
 def input_scale(log_a: jax.Array) -> jax.Array:
-  """`sqrt(1 - a^2)`; the derivative of its square root is at most MAX_SQRT_GRADIENT."""
+  """Returns `sqrt(1 - a^2)`; the derivative of its square root is at most MAX_SQRT_GRADIENT."""
   return jnp.sqrt(one_minus_square(jnp.exp(log_a), log_a))
 
 
 def one_minus_square(a: jax.Array, log_a: jax.Array) -> jax.Array:
-  """1 - a^2 with all its digits, also when a is near 1: tanh(-log(a) / 2) = (1 - a) / (1 + a)."""
+  """Returns 1 - a^2 with all its digits, also if a is near 1.
+
+  It uses tanh(-log(a) / 2) = (1 - a) / (1 + a).
+  """
   return jnp.tanh(-0.5 * log_a) * ((1 + a) * (1 + a))
 
 
 def input_scale_slope(a: jax.Array, square: jax.Array) -> jax.Array:
-  """The derivative of `input_scale` with respect to log a, from a and 1 - a^2."""
+  """Returns the derivative of `input_scale` with respect to log a, from a and 1 - a^2."""
   return -2 * a * a * jax.lax.rsqrt(jnp.maximum(4 * square, MAX_SQRT_GRADIENT**-2))
 
 

@@ -1,9 +1,9 @@
 """The fused RG-LRU (arXiv 2402.19427, equations 1-4) as Mosaic GPU kernels, for Hopper and later.
 
-Traffic as on the TPU: 8 bytes per element forward and 16 backward in bfloat16, and 14 and 20 where
-there are too few rows and channels for the GPU (`mosaic_gpu_chunks`). Only h is saved for the
-gradient. bfloat16 inputs use the GPU's approximate tanh and exp (2^-11 relative), float32 ones do
-not.
+Memory traffic in bfloat16 as on the TPU: 8 bytes per element forward and 16 backward. If there are
+too few rows and channels for the GPU, it is 14 and 20 (`kernels.scan_gpu.chunks`). Of the results,
+only h is saved for the gradient. bfloat16 inputs use the GPU's approximate tanh and exp (2^-11
+relative), float32 inputs do not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kernels import checkpoint_names, manual_axes
 from kernels.rg_lru import reference, tile_math
 from kernels.scan_gpu import chunks as mosaic_gpu_chunks
 from kernels.scan_gpu import scan
-from kernels.scan_gpu.scan import unavailable_reason  # noqa: F401 - asked by kernels.platform
+from kernels.scan_gpu.scan import unavailable_reason  # noqa: F401 - used by kernels.platform
 
 
 def rg_lru(
@@ -29,7 +29,7 @@ def rg_lru(
   h0: jax.Array | None,
   reset: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-  """The implementation 'mosaic_gpu' of `kernels.rg_lru.rg_lru`, which documents the arguments.
+  """See `kernels.rg_lru.rg_lru`.
 
   Raises:
     ValueError: the width is not a multiple of 128.
@@ -41,11 +41,12 @@ def rg_lru(
 
 
 def fused(x, gate_a, gate_x, log_decay, h0, reset, *, chunks=None, interpret=None):
-  """As `rg_lru`, any T, with what tests and benchmarks want to set.
+  """Runs the kernels for any T, with options for tests and benchmarks.
 
   Args:
     x, gate_a, gate_x, log_decay, h0, reset: see `kernels.rg_lru.rg_lru`.
-    chunks: of the time axis, which divide T; None chooses (`mosaic_gpu_chunks.choose`).
+    chunks: number of chunks of the time axis, a divisor of T; None takes the best
+      (`kernels.scan_gpu.chunks.choose`).
     interpret: `plgpu.InterpretGPUParams()` to run without a GPU.
   """
   scan.check_width("rg_lru", x.shape[2])

@@ -1,8 +1,8 @@
 """The fused RG-LRU (arXiv 2402.19427, equations 1-4) as Pallas TPU kernels.
 
-Traffic: 8 bytes per element forward (x, gate_a, gate_x in; h out) and 16 backward, in bfloat16,
-plus 4 bytes per element and block of 128 steps or more for the states that enter the blocks. The
-gate mathematics is float32 and recomputed in the backward pass; nothing of it is stored.
+Memory traffic in bfloat16: 8 bytes per element forward (x, gate_a, gate_x in; h out) and 16
+backward. The states that enter the time blocks add 4 bytes per row, channel and block of at least
+128 steps. The gates are computed in float32, and again in the backward pass; they are not stored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def rg_lru(
   h0: jax.Array | None,
   reset: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-  """The implementation 'pallas_tpu' of `kernels.rg_lru.rg_lru`, which documents the arguments.
+  """See `kernels.rg_lru.rg_lru`.
 
   Raises:
     ValueError: the width is not a multiple of 128.
@@ -39,12 +39,12 @@ def rg_lru(
 
 
 def fused(x, gate_a, gate_x, log_decay, h0, reset, *, plan=None, native_math=None, interpret=False):
-  """As `rg_lru`, any T, with what tests and benchmarks want to set.
+  """Runs the kernels for any T, with options for tests and benchmarks.
 
   Args:
     x, gate_a, gate_x, log_decay, h0, reset: see `kernels.rg_lru.rg_lru`.
-    plan: `pallas_tpu_blocks.Plan`; None chooses.
-    native_math: whether the chip has sigmoid and rsqrt as instructions; None asks the chip.
+    plan: the blocks (`kernels.scan_tpu.blocks.Plan`); None picks them.
+    native_math: whether the chip has sigmoid and rsqrt as instructions; None decides by the chip.
     interpret: run as plain XLA operations.
   """
   batch, _, width = x.shape

@@ -1,5 +1,6 @@
-"""The gated step as gates, then `kernels.linear_scan.reference`'s recurrence, differentiated by
-JAX.
+"""Reference gated step: gates, then a recurrence as one `lax.scan`, differentiated by JAX.
+
+The recurrence is that of `kernels.linear_scan.reference`.
 """
 
 from __future__ import annotations

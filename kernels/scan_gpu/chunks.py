@@ -1,16 +1,17 @@
-"""The recurrence on GPUs in two passes over time, where rows and channels alone are too few blocks.
+"""The recurrence on GPUs in two passes over time, for few rows and channels.
 
-`mosaic_gpu_scan` gives a warpgroup some channels of one row for all of T. At batch 2 and width 2560
-that is 20 blocks for 132 multiprocessors. Cut into chunks, a row of T steps becomes `chunks` rows
-of T / chunks steps, which is a reshape; what is missing is the state that enters each chunk:
+In `kernels.scan_gpu.scan` one warpgroup runs some channels of one row for all of T. At batch 2 and
+width 2560 that is only 20 blocks for 132 multiprocessors. A reshape therefore cuts a row of T steps
+into `chunks` rows of T / chunks steps. The state that enters each chunk is computed first:
 
-1. each chunk runs from a state of zero, reads its inputs and writes nothing but what it does to a
-   state: the product of its decays and its last state;
-2. a scan of these pairs over the chunks (Blelloch 1990), in XLA, gives the state that enters each;
-3. the kernels of `mosaic_gpu_scan` run all chunks side by side.
+1. each chunk runs from a state of zero, and writes only the product of its decays and its last
+   state;
+2. a scan of these pairs over the chunks (Blelloch 1990), in XLA, returns the state that enters each
+   chunk;
+3. the kernels of `kernels.scan_gpu.scan` run all chunks in parallel.
 
-The backward pass does the same with the adjoint, from the last chunk to the first; the products of
-the decays are those of the forward pass. In bfloat16, rg_lru then moves 14 bytes per element
+The backward pass does the same with the adjoint, from the last chunk to the first. It uses the
+products of the decays of the forward pass. In bfloat16, rg_lru then moves 14 bytes per element
 forward and 20 backward instead of 8 and 16, linear_scan 10 and 14 instead of 6 and 10.
 """
 
@@ -28,20 +29,20 @@ from kernels.linear_scan.associative import scan_decayed
 from kernels.scan_gpu import scan
 from kernels.scan_gpu.scan import F32, TILE_STEPS, UNROLL
 
-MULTIPROCESSORS = 132  # of an H100 or H200; a block's shared memory leaves room for no second one
+# Of an H100 or H200. Each runs one block at a time: shared memory has no room for a second block.
+MULTIPROCESSORS = 132
 MIN_STEPS = 128  # in a chunk
-FILL_STEPS = (
-  64  # a block's start, until its first tiles are there: taken to cost as much as two tiles
-)
-PASSES = 1.75  # bytes in two passes over bytes in one, rg_lru forward
+# The start of a block, until its first tiles arrive: estimated as the time of two tiles.
+FILL_STEPS = 64
+PASSES = 1.75  # bytes in two passes divided by bytes in one, rg_lru forward
 
 
 def choose(shape: tuple[int, int, int], itemsize: int) -> int:
-  """The number of chunks of the time axis; 1 where one pass is faster.
+  """Returns the number of chunks of the time axis; 1 if one pass is faster.
 
   Args:
     shape: (B, T, R).
-    itemsize: of the widest array.
+    itemsize: bytes per element of the widest array.
 
   Returns:
     A power of two that divides T. An odd T is one chunk.
@@ -60,7 +61,7 @@ def choose(shape: tuple[int, int, int], itemsize: int) -> int:
 
 
 def split(array: jax.Array | None, chunks: int) -> jax.Array | None:
-  """[B, T, ...] -> [B chunks, T / chunks, ...]; None stays None."""
+  """Reshapes [B, T, ...] to [B chunks, T / chunks, ...]; None stays None."""
   if array is None:
     return None
   batch, steps = array.shape[:2]
@@ -68,23 +69,23 @@ def split(array: jax.Array | None, chunks: int) -> jax.Array | None:
 
 
 class Carried(NamedTuple):
-  """What the forward pass keeps for the backward pass, [B chunks, R] float32 each."""
+  """Results of the forward pass for the backward pass, each [B chunks, R] float32."""
 
   entering: jax.Array  # the state before each chunk
-  product: jax.Array | None  # of each chunk's decays; None in one pass
+  product: jax.Array | None  # the product of each chunk's decays; None in one pass
 
 
 def forward(
   coefficients, tiles, channels, mask, h0, *, chunks, flops, transcendentals, interpret=None
 ):
-  """`mosaic_gpu_scan.forward` over arrays that `split` has cut.
+  """Runs `kernels.scan_gpu.scan.forward` over arrays that `split` has reshaped.
 
   Args:
     coefficients, channels, flops, transcendentals, interpret: see there.
     tiles: tuple of [B chunks, T / chunks, R].
-    mask: `mosaic_gpu_scan.reset_log` of the reset mask, cut likewise, or None.
+    mask: `kernels.scan_gpu.scan.reset_log` of the reshaped reset mask, or None.
     h0: [B, R] float32.
-    chunks: of each row.
+    chunks: number of chunks of each row.
 
   Returns:
     h: [B chunks, T / chunks, R], h_last: [B, R] float32, and `Carried`.
@@ -143,13 +144,15 @@ def backward(
   transcendentals,
   interpret=None,
 ):
-  """The gradient of `forward`, see `mosaic_gpu_scan.backward`.
+  """Computes the gradient of `forward`; see `kernels.scan_gpu.scan.backward`.
 
   Args:
     decay, gradients, channels, dtypes, summed, flops, transcendentals, interpret: see there.
-    tiles, mask, chunks: as given to `forward`; h and carried what it returned.
-    dh: [B chunks, T / chunks, R]; dh_last: [B, R] float32.
-    decay_reads: index of the one tile that `decay` reads.
+    tiles, mask, chunks: arguments of `forward`.
+    h, carried: results of `forward`.
+    dh: [B chunks, T / chunks, R] cotangent of h.
+    dh_last: [B, R] float32 cotangent of h_last.
+    decay_reads: index of the only tile that `decay` reads.
 
   Returns:
     dtiles: tuple of [B chunks, T / chunks, R]; sums: tuple of [R] float32; dh0: [B, R] float32.
@@ -195,15 +198,17 @@ def backward(
 
 
 def _of_rows(array, chunks):
-  """[B chunks, R] -> [B, chunks, R]."""
+  """Reshapes [B chunks, R] to [B, chunks, R]."""
   return array.reshape(-1, chunks, array.shape[-1])
 
 
 def _entering(product, value, first, *, backward):
-  """What enters each chunk if each maps a state s to `product * s + value`.
+  """Returns the state that enters each chunk, if a chunk maps a state s to `product * s + value`.
 
   Args:
-    product, value: [B chunks, R]; first: [B, R] enters the first chunk, or the last if backward.
+    product, value: [B chunks, R].
+    first: [B, R] state that enters the first chunk, or the last one if backward.
+    backward: run from the last chunk to the first.
 
   Returns:
     [B chunks, R].
@@ -232,18 +237,20 @@ def _summarize(
   exact,
   interpret,
 ):
-  """Runs `advance` over the steps of every row and keeps nothing but what it carries at the end.
+  """Runs `advance` over the steps of every row and returns the last carry.
 
   Args:
     advance: (values, channels, mask, carry) -> carry, on float32 rows of channels.
-    tiles: tuple of [B, T, R]; channels: tuple of [R]; mask as in `mosaic_gpu_scan.forward`.
-    initial: tuple of [B, R] float32, carried into the first step (the last if backward).
+    tiles: tuple of [B, T, R].
+    channels: tuple of [R].
+    mask: see `kernels.scan_gpu.scan.forward`.
+    initial: tuple of [B, R] float32, the carry before the first step (the last step if backward).
     backward: run from the last step to the first.
-    flops, transcendentals: per element.
-    exact, interpret: as in `mosaic_gpu_scan`.
+    flops, transcendentals: operations per element.
+    exact, interpret: see `kernels.scan_gpu.scan.call`.
 
   Returns:
-    tuple of [B, R] float32.
+    Tuple of [B, R] float32.
   """
   block = scan.Block(tiles[0].shape, len(tiles), max(t.dtype.itemsize for t in tiles))
   masks = () if mask is None else (mask,)

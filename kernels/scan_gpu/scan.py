@@ -1,15 +1,14 @@
-"""The recurrence h_t = a_t * h_{t-1} + u_t and its gradient as Pallas Mosaic GPU kernels (Hopper
-on).
+"""The recurrence h_t = a_t * h_{t-1} + u_t and its gradient as Mosaic GPU kernels, from Hopper on.
 
-One warpgroup owns 256 bfloat16 or 128 float32 channels of one batch row and walks all of T; the
-state never leaves registers. TMA keeps several tiles of each input in flight through shared memory
-(an H200 needs about 23 KB in flight per SM, one step at a time would be 3), and results go from
-registers to memory, whole 512-byte rows at a time.
+One warpgroup runs 256 bfloat16 or 128 float32 channels of one batch row over all of T; the state
+stays in registers. TMA keeps several tiles of each input in flight through shared memory (an H200
+needs about 23 KB in flight per SM; with one step at a time it would be 3 KB). Results go from
+registers to memory, in whole rows of 512 bytes.
 
-Every thread reads and writes its own channels only, so the barriers that Mosaic would put around
+Every thread reads and writes only its own channels, so the barriers that Mosaic would put around
 each access (two per step) are left out. One dependence between threads remains: the copy that
-refills a slot of the pipeline must wait until every thread has read it. `commit_smem` at the end of
-a tile is that barrier, once per `TILE_STEPS` steps.
+refills a slot of the pipeline must wait until every thread has read the slot. `commit_smem` at the
+end of a tile is that barrier, once per `TILE_STEPS` steps.
 """
 
 from __future__ import annotations
@@ -25,23 +24,22 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kernels import manual_axes
 
 F32 = jnp.float32
-TILE_STEPS = 32  # a tile of the reset mask is then 128 bytes, the least that TMA takes from Mosaic
+TILE_STEPS = 32  # a tile of the reset mask then has 128 bytes, Mosaic's minimum for TMA
 UNROLL = 4
 SHARED_BYTES = 200 << 10  # of the 227 KB that a block may have on Hopper and Blackwell
-RESET_LOG = (
-  -1e4
-)  # added to log a at a reset: exp underflows to exactly 0, and 0 * log a is a number
+# Added to log a at a reset: exp underflows to exactly 0. Finite, so that 0 * log a is not NaN.
+RESET_LOG = -1e4
 
 
 def unavailable_reason() -> str | None:
-  """Why these kernels cannot run on the GPUs of this process.
+  """Returns why these kernels cannot run on the GPUs of this process.
 
-  None if they can or there are none.
+  None if they can, or if there are no GPUs.
   """
   try:
     devices = jax.devices("gpu")
   except RuntimeError:
-    return None  # ahead-of-time compilation, for whatever the caller names
+    return None  # ahead-of-time compilation for the caller's target
   capability = str(getattr(devices[0], "compute_capability", ""))
   major = capability.split(".")[0]
   if not major.isdigit():
@@ -56,6 +54,7 @@ def unavailable_reason() -> str | None:
 
 
 def check_width(name: str, width: int) -> None:
+  """Raises ValueError unless the kernel of operation `name` supports this width."""
   if width % 128:
     raise ValueError(
       f"{name}: the Mosaic GPU kernel needs a width (per shard) that is a multiple of 128, got "
@@ -64,36 +63,38 @@ def check_width(name: str, width: int) -> None:
 
 
 def reset_log(reset: jax.Array) -> jax.Array:
-  """[B, T] bool -> float32 [B, T'] to add to log a; T' is T rounded up to whole tiles."""
+  """Converts resets [B, T] bool to terms [B, T'] float32 of log a; T' is T in whole tiles."""
   steps = reset.shape[1]
   mask = jnp.where(reset, RESET_LOG, 0.0).astype(F32)
   return jnp.pad(mask, ((0, 0), (0, -steps % TILE_STEPS)))
 
 
 def channels_per_block(width: int, itemsize: int) -> int:
-  """A row of 512 bytes: two bfloat16 or one float32 channel per thread."""
+  """Returns the channels of a row of 512 bytes: two bfloat16 or one float32 channel per thread."""
   return 256 if width % 256 == 0 and itemsize == 2 else 128
 
 
 class Block:
-  """Which part of the arrays a warpgroup works on, and how its pipeline reads them."""
+  """The part of the arrays that a warpgroup runs, and how its pipeline reads them."""
 
   def __init__(self, shape, arrays: int, itemsize: int):
     self.batch, self.steps, self.width = shape
     self.channels = channels_per_block(self.width, itemsize)
-    self.tiles = self.steps // TILE_STEPS  # whole ones; the rest is read without a pipeline
+    self.tiles = self.steps // TILE_STEPS  # whole tiles; the rest is read without a pipeline
     tile_bytes = arrays * TILE_STEPS * self.channels * itemsize + TILE_STEPS * 4
     self.stages = max(1, min(6, self.tiles, SHARED_BYTES // tile_bytes))
 
   @property
   def grid(self):
+    """Number of blocks (batch, width)."""
     return self.batch, self.width // self.channels
 
   def here(self):
-    """(batch row, slice of channels) of this warpgroup."""
+    """Returns the batch row and the slice of channels of this warpgroup."""
     return lax.axis_index("batch"), pl.ds(lax.axis_index("width") * self.channels, self.channels)
 
   def specs(self, tiles: int, has_mask: bool, *, backward: bool):
+    """Returns the block specs of `tiles` arrays and of the mask, for the pipeline."""
     row = lax.axis_index("batch")
     width = lax.axis_index("width")
 
@@ -106,7 +107,7 @@ class Block:
 
 
 def call(body, inputs, outputs, block, *, flops, transcendentals, exact, interpret):
-  """`plgpu.kernel` on a block's grid; `exact` keeps it from approximate tanh and exp."""
+  """Calls `plgpu.kernel` on a block's grid; `exact` disables approximate tanh and exp."""
   moved = sum(a.size * jnp.dtype(a.dtype).itemsize for a in (*inputs, *outputs))
   options = {}
   if "cost_estimate" in inspect.signature(plgpu.kernel).parameters:  # since JAX 0.12
@@ -126,7 +127,7 @@ def call(body, inputs, outputs, block, *, flops, transcendentals, exact, interpr
 
 
 def load(refs, *index):
-  """A row of channels of each, in float32."""
+  """Reads a row of channels from each ref, as float32."""
   return tuple(ref[index].astype(F32) for ref in refs)
 
 
@@ -140,7 +141,7 @@ def forward(coefficients, tiles, channels, mask, h0, *, flops, transcendentals, 
     channels: tuple of [R] float32.
     mask: `reset_log` of the reset mask, or None.
     h0: [B, R] float32.
-    flops, transcendentals: per element.
+    flops, transcendentals: operations per element.
     interpret: `plgpu.InterpretGPUParams()` to run without a GPU.
 
   Returns:
@@ -210,7 +211,7 @@ def forward(coefficients, tiles, channels, mask, h0, *, flops, transcendentals, 
 
 
 def split(items, *counts):
-  """Cuts a sequence into tuples of these lengths and the rest."""
+  """Splits a sequence into tuples of these lengths and the rest."""
   parts = []
   for count in counts:
     parts.append(tuple(items[:count]))
@@ -219,7 +220,7 @@ def split(items, *counts):
 
 
 def scalar(masks, *index):
-  """What to add to log a at one step; None without resets."""
+  """Returns the term to add to log a at one step; None without resets."""
   return masks[0][index] if masks else None
 
 
@@ -240,17 +241,20 @@ def backward(
   transcendentals,
   interpret=None,
 ):
-  """The gradient of `forward`: g_t = dh_t + a_{t+1} g_{t+1}, from the last step to the first.
+  """Computes the gradient of `forward` by g_t = dh_t + a_{t+1} g_{t+1}, from the last step on.
 
   Args:
-    decay: (tiles, channels, mask) -> tuple of rows, a first.
-    gradients: (tiles, channels, those, g, h_before) -> (gradients of tiles, terms of channel sums).
-    tiles, channels, mask, h0: as given to `forward`, h what it returned.
-    dh: [B, T, R] cotangent of h; dh_last: [B, R] float32 of h_last.
-    dtypes: of the gradients of tiles.
-    summed: how many sums over batch and time `gradients` returns.
-    flops, transcendentals: per element.
-    interpret: as in `forward`.
+    decay: (tiles, channels, mask) -> tuple of rows, of which the first is a.
+    gradients: (tiles, channels, rows of `decay`, g, h_before) -> (gradients of tiles, terms of the
+      sums per channel).
+    tiles, channels, mask, h0: arguments of `forward`.
+    h: result of `forward`.
+    dh: [B, T, R] cotangent of h.
+    dh_last: [B, R] float32 cotangent of h_last.
+    dtypes: dtypes of the gradients of tiles.
+    summed: number of sums over batch and time that `gradients` returns.
+    flops, transcendentals: operations per element.
+    interpret: see `forward`.
 
   Returns:
     dtiles: tuple of [B, T, R]; sums: tuple of [R] float32; dh0: [B, R] float32.
@@ -277,7 +281,7 @@ def backward(
       return kept[0] * g, tuple(s + term for s, term in zip(sums, terms, strict=True))
 
     def state_before(time):
-      """h_{time - 1} from memory; h0 before the first step."""
+      """Reads h_{time - 1} from memory; h0 before the first step."""
       stored = h_g[row, lax.max(time - 1, 0), lanes].astype(F32)
       exists = (time > 0).astype(F32)  # a product: Mosaic has no select with a scalar condition
       return exists * stored + (1.0 - exists) * h0_g[row, lanes]
@@ -310,7 +314,7 @@ def backward(
       return carry
 
     q = dh_last_g[row, lanes]
-    # Not zeros_like: a constant has a register layout of its own, and a loop's carry must keep one.
+    # Not zeros_like: a constant has another register layout, and a loop's carry must keep its own.
     carry = q, (0.0 * q,) * summed
     carry = lax.fori_loop(0, block.steps - block.tiles * TILE_STEPS, rest, carry)
     if block.tiles:

@@ -1,24 +1,24 @@
-"""How a gated linear recurrence runs on a TPU core: what linear_scan and rg_lru share there.
+"""Blocks, memory layout and schedule of gated linear recurrences on a TPU core.
 
-The recurrence h_t = a_t * h_{t-1} + u_t reads and writes [B, T, R] arrays in their natural layout,
-so XLA places no relayout copy around the kernel. In that layout a vector register holds 8 time
-steps of 128 channels, while the recurrence wants one time step of 8 x 128 channels. The turn
-happens in VMEM:
+The kernels of linear_scan and rg_lru share this code. The recurrence h_t = a_t * h_{t-1} + u_t
+reads and writes [B, T, R] arrays in their natural layout, so XLA needs no relayout copy around the
+kernel. In that layout a vector register holds 8 time steps of 128 channels, but the recurrence
+needs one time step of 8 x 128 channels. The data are transposed in VMEM:
 
-* a block is `batch` rows x `time` steps x `groups` groups of 128 channels; a *slab* is one (row,
-  group);
-* a chunk of `chunk` steps of each slab is computed in the natural layout (the element-wise gate
-  mathematics) and stored in float32 scratch, slab after slab, `chunk + 1` rows apart;
+* a block is `batch` rows x `time` steps x `groups` groups of 128 channels; a *slab* is one group of
+  one row;
+* for each slab, a chunk of `chunk` steps is computed in the natural layout (the elementwise gates)
+  and stored in float32 scratch. The chunks of slabs start `chunk + 1` rows apart;
 * a strided load with that stride then returns one time step of all slabs. The stride is odd, so it
-  is a single load without bank conflicts; with an even stride the compiler splits it in two to
-  four.
+  is a single load without bank conflicts; with an even stride the compiler splits it into two to
+  four loads.
 
-The grid is (batch, width, time). Time is sequential and carries the state in scratch; batch and
-width are parallel, which lets v4 and v5p split them over their two cores.
+The grid is (batch, width, time). Time is sequential and carries the state in scratch. Batch and
+width are parallel, so v4 and v5p split them over their two cores.
 
-T need not be a multiple of anything: the last block hangs over the end of the arrays, where reads
-give rubbish and writes are dropped. Going forward rubbish cannot reach an earlier step; going
-backward the one chunk that straddles the end is masked, outside the inner loop.
+T can be any number. The last block extends past the end of the arrays, where reads return undefined
+values and writes are dropped. In the forward direction these values cannot reach an earlier step.
+In the backward direction, the chunk that contains the end is masked, outside the inner loop.
 """
 
 from __future__ import annotations
@@ -35,30 +35,31 @@ from kernels import manual_axes, platform
 
 LANES = 128  # channels in a vector register
 SUBLANES = 8  # its other axis: time steps in HBM's layout, slabs in the recurrence
-CHUNK = 32  # steps between turns; 16 and 64 cost within 10% of it, 64 in twice the code
+CHUNK = 32  # steps per transposed chunk; 16 and 64 cost within 10% of it, 64 with twice the code
 MAX_SLABS = 32  # four registers of state
-# Compilers before v6e give a kernel 16 MB of VMEM unless told otherwise; the rest is slack for
-# spills.
+# Before v6e, compilers allow a kernel 16 MB of VMEM by default; the difference is for spills.
 VMEM_BYTES = 14 << 20
-# Added to log a at a reset: exp underflows to exactly 0. Finite, so that 0 * log a stays a number.
+# Added to log a at a reset: exp underflows to exactly 0. Finite, so that 0 * log a is not NaN.
 RESET_LOG = -1e4
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-  """The share of [B, T, R] that one grid step works on."""
+  """The block of [B, T, R] that one grid step computes."""
 
   batch: int  # rows; divides B
-  time: int  # steps; a multiple of 128, since the reset mask travels in rows of 128 lanes
+  time: int  # steps; a multiple of 128, since the reset mask is stored in rows of 128 lanes
   groups: int  # groups of 128 channels; divides R / 128
-  chunk: int = CHUNK  # steps per turn; a multiple of 8, divides `time`
+  chunk: int = CHUNK  # steps per transposed chunk; a multiple of 8, divides `time`
 
   @property
   def slabs(self) -> int:
+    """Number of slabs."""
     return self.batch * self.groups
 
   @property
   def stride(self) -> int:
+    """Rows of scratch from the start of one slab to that of the next; odd."""
     return self.chunk + 1
 
   def each_slab(self):
@@ -68,12 +69,13 @@ class Blocks:
       yield slab, row, slice(group * LANES, (group + 1) * LANES)
 
   def registers(self):
-    """The slabs, eight at a time: those whose states share a vector register."""
+    """Lists the slabs in groups of eight, which share a vector register of states."""
     slabs = list(self.each_slab())
     return [slabs[i : i + SUBLANES] for i in range(0, len(slabs), SUBLANES)]
 
 
 def check_width(name: str, width: int) -> None:
+  """Raises ValueError unless the kernel of operation `name` supports this width."""
   if width % LANES:
     raise ValueError(
       f"{name}: the Pallas TPU kernel needs a width (per shard) that is a multiple of {LANES}, got "
@@ -82,7 +84,7 @@ def check_width(name: str, width: int) -> None:
 
 
 class Plan(NamedTuple):
-  """The blocks of both directions. The states saved between them tie their `time` together."""
+  """The blocks of both directions; their `time` is equal: a state is saved for each time block."""
 
   forward: Blocks
   backward: Blocks
@@ -96,7 +98,7 @@ def plan(
   Args:
     shape: (B, T, R).
     itemsize: bytes per element of these arrays.
-    forward_arrays: how many of them the forward kernel reads and writes.
+    forward_arrays: number of these arrays that the forward kernel reads and writes.
     backward_arrays: the same for the backward kernel.
   """
   backward = choose_blocks(shape, itemsize, backward_arrays)
@@ -108,9 +110,9 @@ def choose_blocks(
 ) -> Blocks:
   """Picks the block for one kernel; `time` fixes its length in steps.
 
-  Four registers of state (32 slabs) hide the latency of the multiply-add chain; a number of slabs
-  that is no multiple of 8 leaves a register part empty; an odd number of blocks leaves one of two
-  cores idle for a turn.
+  Four registers of state (32 slabs) hide the latency of the multiply-add chain. If the number of
+  slabs is no multiple of 8, a register is partly empty. If the number of blocks is odd, one of two
+  cores is idle for one block.
   """
   batch, steps, width = shape
   all_groups = width // LANES
@@ -118,8 +120,8 @@ def choose_blocks(
   def cost(rows, groups):
     slabs = rows * groups
     registers = -(-slabs // SUBLANES)
-    # Bundles per 1024 elements: about 8 for the gates however they are blocked, and for each step
-    # of the chain one per register, but no less than the 4 of its latency.
+    # Bundles per 1024 elements: about 8 for the gates, with any blocks. A step of the chain takes
+    # one bundle per register, but at least its latency of 4.
     bundles = 8 + max(4, registers) * SUBLANES / slabs
     blocks = (batch // rows) * (all_groups // groups)
     return bundles * (-(-blocks // 2) * 2 / blocks), rows
@@ -131,7 +133,7 @@ def choose_blocks(
     if all_groups % groups == 0 and batch % rows == 0 and rows * groups <= MAX_SLABS
   ]
   for rows, groups in sorted(options, key=lambda option: cost(*option)):
-    # Small blocks take more steps at a time, for half a megabyte or more per array and grid step.
+    # Small blocks get more steps, so that a grid step moves at least half a megabyte per array.
     for length in (1024, 512, 256, 128) if time is None else (time,):
       blocks = Blocks(rows, length, groups)
       too_long = length > LANES and (length >= 2 * steps or length * blocks.slabs > 2048)
@@ -144,46 +146,46 @@ def _vmem_bytes(blocks: Blocks, itemsize: int, arrays: int) -> int:
   window = blocks.batch * blocks.time * blocks.groups * LANES * itemsize
   scratch = 4 * blocks.slabs * (blocks.chunk + SUBLANES) * LANES * 4
   mask = blocks.batch * blocks.time * LANES * 4
-  return 2 * arrays * window + scratch + mask  # twice: one window computes while the next arrives
+  return 2 * arrays * window + scratch + mask  # 2: the next window arrives during computation
 
 
 def scratch_rows(blocks: Blocks) -> pl.MemoryRef:
-  """float32 scratch for one chunk of all slabs, `stride` rows apart."""
+  """Returns float32 scratch for a chunk of all slabs, which start `stride` rows apart."""
   rows = -(-blocks.slabs * blocks.stride // SUBLANES) * SUBLANES
   return pltpu.VMEM((rows, LANES), jnp.float32)
 
 
 def slab_rows(blocks: Blocks, slab: int) -> slice | pl.Slice:
-  """The rows of scratch that hold one slab's chunk."""
+  """Returns the rows of scratch with one slab's chunk."""
   return pl.ds(slab * blocks.stride, blocks.chunk)
 
 
 def step_rows(blocks: Blocks, step: int, register: int | None = None) -> slice | pl.Slice:
-  """The rows of scratch that hold one time step of a register's slabs, or of all slabs."""
+  """Returns the rows of scratch with one time step of a register's slabs, or of all slabs."""
   first = 0 if register is None else register * SUBLANES
   count = blocks.slabs if register is None else min(SUBLANES, blocks.slabs - first)
   return pl.ds(first * blocks.stride + step, count, stride=blocks.stride)
 
 
 def split_state(state: jax.Array) -> tuple[jax.Array, ...]:
-  """[slabs, 128] -> one array per register, the last perhaps shorter."""
+  """Splits [slabs, 128] into one array per register; the last may have fewer rows."""
   return tuple(state[i : i + SUBLANES] for i in range(0, state.shape[0], SUBLANES))
 
 
 def stagger(blocks: Blocks, prepare, recur, finish) -> None:
-  """Emits the work on a chunk so that the compiler finds independent instructions side by side.
+  """Interleaves the stages of a chunk, so that independent instructions are next to each other.
 
-  The recurrence waits for its own multiplication and addition; the mathematics before and after it
-  waits for nothing. So while the states of one register recur, the slabs of the next are prepared
-  and those of the one before are finished. Written stage after stage the compiler leaves them
-  apart, which costs v4 16.9 instead of 15.4 bundles per 1024 elements forward, and v5e 8.5 instead
-  of 7.7.
+  Each step of the recurrence waits for its own multiplication and addition. The computations before
+  and after the recurrence wait for nothing. So during the recurrence of one register's slabs, the
+  slabs of the next register are prepared, and those of the previous register are finished. If the
+  stages are emitted one after the other, the compiler does not interleave them. This costs 16.9
+  instead of 15.4 bundles per 1024 elements forward on v4, and 8.5 instead of 7.7 on v5e.
 
   Args:
-    blocks: what one grid step works on.
-    prepare: `(slab, row, lanes)`, the first stage of a slab.
-    recur: `(register, steps)`, a range of the chunk's steps for the slabs of a register.
-    finish: like `prepare`, the last stage.
+    blocks: the block of one grid step.
+    prepare: function `(slab, row, lanes)`: the first stage of a slab.
+    recur: function `(register, steps)`: the recurrence of a register's slabs over a range of steps.
+    finish: function `(slab, row, lanes)`: the last stage of a slab.
   """
   registers = blocks.registers()
   steps = blocks.chunk // SUBLANES
@@ -198,17 +200,18 @@ def stagger(blocks: Blocks, prepare, recur, finish) -> None:
 
 
 def read_state(ref, blocks: Blocks) -> jax.Array:
-  """[batch, 1, groups * 128] -> [slabs, 128], one row per slab."""
+  """Reads [batch, 1, groups * 128] as [slabs, 128], one row per slab."""
   return jnp.concatenate([ref[row, :, lanes] for _, row, lanes in blocks.each_slab()], axis=0)
 
 
 def write_state(ref, state: jax.Array, blocks: Blocks) -> None:
+  """Writes [slabs, 128] as [batch, 1, groups * 128]; the inverse of `read_state`."""
   for slab, row, lanes in blocks.each_slab():
     ref[row, :, lanes] = state[slab : slab + 1]
 
 
 def reset_log(reset: jax.Array, blocks: Blocks) -> jax.Array:
-  """[B, T] bool -> float32 [B, T'/128, 1, 128] to add to log a.
+  """Converts resets [B, T] bool to terms [B, T'/128, 1, 128] float32 of log a.
 
   T' is T rounded up to whole blocks.
   """
@@ -219,7 +222,7 @@ def reset_log(reset: jax.Array, blocks: Blocks) -> jax.Array:
 
 
 def expand_reset(mask_ref, rows_ref, blocks: Blocks) -> None:
-  """Turns the lanes of the mask into rows, as the gate mathematics needs it: [batch, time, 128]."""
+  """Transposes the mask from lanes to rows [batch, time, 128], as the gates need it."""
   for row in range(blocks.batch):
     for part in range(blocks.time // LANES):
       square = jnp.broadcast_to(mask_ref[row, part], (LANES, LANES))
@@ -228,7 +231,7 @@ def expand_reset(mask_ref, rows_ref, blocks: Blocks) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Specs:
-  """How each kind of array is cut along the grid (batch, width, time)."""
+  """The block spec of each kind of array, on the grid (batch, width, time)."""
 
   tile: pl.BlockSpec  # [B, T, R]
   state: pl.BlockSpec  # [B, 1, R]
@@ -239,6 +242,7 @@ class Specs:
 
 
 def block_specs(blocks: Blocks, time_blocks: int, *, backward: bool) -> Specs:
+  """Returns the specs of a kernel that visits the time blocks forward or backward."""
   batch, time, width = blocks.batch, blocks.time, blocks.groups * LANES
 
   def when(s):
@@ -255,17 +259,18 @@ def block_specs(blocks: Blocks, time_blocks: int, *, backward: bool) -> Specs:
 
 
 def call(kernel, *, name, grid, inputs, outputs, scratch, flops, transcendentals, like, interpret):
-  """`pl.pallas_call` with what every recurrence kernel needs.
+  """Calls `pl.pallas_call` with the options that all recurrence kernels share.
 
   Args:
-    kernel: the kernel body; receives inputs, outputs and scratch as the pytrees given here.
-    name: shown in profiles and dumps.
+    kernel: the kernel body; its arguments are the pytrees of inputs, outputs and scratch.
+    name: name in profiles and dumps.
     grid: (batch blocks, width blocks, time blocks).
-    inputs: pytree of (array, BlockSpec); None where an input is absent.
+    inputs: pytree of (array, BlockSpec); None for an absent input.
     outputs: pytree of (shape, dtype, BlockSpec).
-    scratch: pytree of memory spaces, None where absent.
-    flops, transcendentals: per call, for XLA's scheduler (without them it takes the call as free).
-    like: array whose manual mesh axes the outputs share.
+    scratch: pytree of memory spaces; None for absent ones.
+    flops, transcendentals: operations per call; without them, XLA's scheduler takes the call as
+      free.
+    like: array with the manual mesh axes of the outputs.
     interpret: run as plain XLA operations, for tests without a TPU.
   """
 
@@ -299,7 +304,7 @@ def call(kernel, *, name, grid, inputs, outputs, scratch, flops, transcendentals
 def has_native_math() -> bool:
   """Whether programs are built for a TPU with sigmoid and rsqrt as instructions: v6e and later.
 
-  False where its kind is not known: the formulas for older chips are right on all of them.
+  False if the kind is not known: the formulas for older chips are right on all chips.
   """
   kind = platform.device_kind().lower()
   if platform.target() != "tpu" or not kind:

@@ -1,9 +1,8 @@
 """The recurrence h_t = a_t * h_{t-1} + u_t and its gradient as Pallas TPU kernels.
 
-What a_t and u_t are made of is the caller's business: `forward` and `backward` take small functions
-of [chunk, 128] float32 tiles, called for one slab at a time (a whole [chunk, R] slab at once spills
-registers: 11 instead of 9 bundles per 1024 elements on v5e). `pallas_tpu_blocks` says how a block
-is laid out and what happens at the end of T.
+The caller passes the functions that compute a_t and u_t. They work on [chunk, 128] float32 tiles,
+one slab at a time (a whole [chunk, R] at once spills registers: 11 instead of 9 bundles per 1024
+elements on v5e). `kernels.scan_tpu.blocks` describes the layout of a block and the end of T.
 
 Saved for the gradient: h, and the float32 state that enters each time block.
 """
@@ -97,7 +96,7 @@ def _forward_kernel(
     tpu_blocks.stagger(blocks, prepare, recur, finish)
     return tuple(carry)
 
-  # The last block stops with the chunk that holds step T-1.
+  # The last block stops with the chunk that contains step T-1.
   in_last = pl.cdiv(steps - (blocks_in_time - 1) * blocks.time, chunk)
   chunks = _select_last(block == blocks_in_time - 1, in_last, blocks.time // chunk)
   _loop(chunks, one_chunk, state)
@@ -109,15 +108,15 @@ def _forward_kernel(
 
 
 def _loop(chunks, one_chunk, state) -> None:
-  """Runs `one_chunk(index, carry)`; `state`, split into registers, is its first and last carry."""
+  """Runs `one_chunk(index, carry)`; the carry starts and ends as `state`, split into registers."""
   carry = jax.lax.fori_loop(0, chunks, one_chunk, tpu_blocks.split_state(state[...]))
   state[...] = jnp.concatenate(carry, axis=0)
 
 
 def _select_last(is_last, in_last: int, in_others: int):
-  """A number of chunks.
+  """Returns the number of chunks in a block.
 
-  A Python int where it is the same everywhere, for a loop of static length.
+  It is a Python int if all blocks have the same number, for a loop of static length.
   """
   return in_others if in_last == in_others else jnp.where(is_last, in_last, in_others)
 
@@ -139,18 +138,16 @@ def forward(
   """Runs h_t = a_t * h_{t-1} + u_t.
 
   Args:
-    coefficients: (tiles, channels, mask) -> (a, u): tuples of [chunk, 128] and [1, 128] float32
-      tiles and the [chunk, 128] values to add to log a (None without resets) to two [chunk, 128]
-      tiles.
+    coefficients: (tiles, channels, mask) -> (a, u), on float32 tiles: tiles, mask, a and u are
+      [chunk, 128], channels are [1, 128]; mask is the term to add to log a, None without resets.
     tiles: tuple of [B, T, R]; h has the dtype of the first.
     channels: tuple of [1, R] float32.
-    mask: `pallas_tpu_blocks.reset_log` of the reset mask, or None.
+    mask: `kernels.scan_tpu.blocks.reset_log` of the reset mask, or None.
     h0: [B, R] float32.
-    blocks: what one grid step works on.
-    name: of the kernel, in profiles.
+    blocks: the block of one grid step.
+    name: name of the kernel in profiles.
     save_entries: also return the state that enters each time block.
-    flops: per element.
-    transcendentals: per element.
+    flops, transcendentals: operations per element.
     interpret: passed to pallas_call.
 
   Returns:
@@ -215,10 +212,10 @@ def _backward_kernel(
   blocks,
   steps,
 ):
-  """The adjoint g_t = dh_t + a_{t+1} g_{t+1}, from the last step to the first.
+  """Runs the adjoint g_t = dh_t + a_{t+1} g_{t+1}, from the last step to the first.
 
-  `state` carries a_{t+1} g_{t+1}; `before` holds h_{t-1}: per slab 8 rows that end with the step
-  before the chunk, then the chunk.
+  `state` carries a_{t+1} g_{t+1}. `before` holds h_{t-1}: for each slab, 8 rows that end with the
+  step before the chunk, then the rows of the chunk.
   """
   chunk, step_rows = blocks.chunk, functools.partial(tpu_blocks.step_rows, blocks)
   block, blocks_in_time = pl.program_id(2), pl.cdiv(steps, blocks.time)
@@ -233,7 +230,7 @@ def _backward_kernel(
     tpu_blocks.expand_reset(mask, mask_rows, blocks)
 
   def one_chunk(index, carry, valid=chunk):
-    """Steps back through a chunk of which the first `valid` (static) steps exist."""
+    """Runs backward through a chunk, of which only the first `valid` (static) steps exist."""
 
     def real(tile, otherwise):
       if valid == chunk:
@@ -242,7 +239,8 @@ def _backward_kernel(
       return jnp.where(exists, tile, otherwise)
 
     rows = pl.ds(pl.multiple_of(index * chunk, chunk), chunk)
-    # The 8 rows before the chunk; at the block's start any rows, their last is replaced.
+    # The 8 rows before the chunk. At the block's start they are any rows, and `entries` replaces
+    # them.
     rows_before = pl.ds(
       pl.multiple_of(jnp.maximum(index * chunk - SUBLANES, 0), SUBLANES), SUBLANES
     )
@@ -256,7 +254,7 @@ def _backward_kernel(
       for ref, value in zip(kept, values, strict=True):
         ref[here, :] = real(value, 1.0)
       grad[here, :] = real(dh[row, rows, lanes].astype(F32), 0.0)
-      # Selected, not stored under a condition: a branch would cut the compiler's schedule in two.
+      # Selected, not stored under a condition: a branch would split the compiler's schedule.
       before[pl.ds(slab * (chunk + SUBLANES), SUBLANES), :] = jnp.where(
         index == 0, entries[row, 0, :, lanes], h[row, rows_before, lanes].astype(F32)
       )
@@ -287,7 +285,7 @@ def _backward_kernel(
     tpu_blocks.stagger(blocks, prepare, recur, finish)
     return tuple(carry)
 
-  # The first block visited is the last in time, and only there can a chunk hang over the end.
+  # The first visited block is the last in time; only there can a chunk extend past the end.
   in_last, hanging = divmod(steps - (blocks_in_time - 1) * blocks.time, chunk)
   if hanging:
 
@@ -306,7 +304,7 @@ def _backward_kernel(
 
 
 def _sum_registers(tile):
-  """[chunk, 128] -> [8, 128]: adds whole registers, and leaves the sum over sublanes to XLA."""
+  """Sums [chunk, 128] to [8, 128] in whole registers; XLA later sums over sublanes."""
   return sum(tile[i : i + SUBLANES] for i in range(0, tile.shape[0], SUBLANES))
 
 
@@ -330,23 +328,23 @@ def backward(
   transcendentals,
   interpret,
 ):
-  """The gradient of `forward`.
+  """Computes the gradient of `forward`.
 
   Args:
-    decay: (tiles, channels, mask) -> `kept` tiles, a first; they stay in VMEM until `gradients`.
-    gradients: (tiles, channels, kept, g, h_before) -> (gradients of tiles, terms of channel sums),
-      each a tuple of [chunk, 128] tiles; g is the gradient of u_t, h_before is h_{t-1}.
-    tiles, channels, mask: as given to `forward`.
-    h, entries: what it returned.
+    decay: (tiles, channels, mask) -> `kept` tiles, of which the first is a; they stay in VMEM until
+      `gradients`.
+    gradients: (tiles, channels, kept, g, h_before) -> (gradients of tiles, terms of the sums per
+      channel), each a tuple of [chunk, 128] tiles; g is the gradient of u_t, h_before is h_{t-1}.
+    tiles, channels, mask: arguments of `forward`.
+    h, entries: results of `forward`.
     dh: [B, T, R] cotangent of h.
     dh_last: [B, R] float32 cotangent of h_last.
-    blocks: as given to `forward` (`entries` depends on them).
-    name: of the kernel, in profiles.
-    dtypes: of the gradients of tiles.
-    kept: how many tiles `decay` returns.
-    summed: how many sums over batch and time `gradients` returns.
-    flops: per element.
-    transcendentals: per element.
+    blocks: the block of one grid step, with the `time` of `forward` (`entries` depends on it).
+    name: name of the kernel in profiles.
+    dtypes: dtypes of the gradients of tiles.
+    kept: number of tiles that `decay` returns.
+    summed: number of sums over batch and time that `gradients` returns.
+    flops, transcendentals: operations per element.
     interpret: passed to pallas_call.
 
   Returns:

@@ -28,23 +28,22 @@ def ssd(
   chunk: int = 128,
   implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Solves `h_t = exp(log_a_t) h_{t-1} + b_t x_t^T` along time and reads `y_t = h_t^T c_t`, per
-  head.
+  """Solves `h_t = exp(log_a_t) h_{t-1} + b_t x_t^T` and computes `y_t = h_t^T c_t`, per head.
 
   Args:
     x: [B, T, H, P] inputs, float32 or bfloat16.
     log_a: [B, T, H] float32 <= 0, logarithms of the decays.
-    b, c: [B, T, G, N] in x's type, which write and read the state; each group serves H / G heads,
-      in order.
+    b: [B, T, G, N] in x's dtype, writes to the state. A group has H / G consecutive heads.
+    c: [B, T, G, N] in x's dtype, reads from the state.
     h0: [B, H, N, P] float32 state before the first step; zeros if None.
     reset: [B, T] bool, True where a segment starts: the state before that step is zero.
-    last: whether the last state is wanted; a training step has no use for it.
-    chunk: steps that the chunked form multiplies as one matrix.
+    last: whether to return the last state; a training step does not need it.
+    chunk: number of steps that the chunked form multiplies as one matrix.
     implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
 
   Returns:
-    y: [B, T, H, P] in x's type, and the state after the last step: [B, H, N, P] float32, or None.
-    Decays, states and sums are float32.
+    y: [B, T, H, P] in x's dtype, and the state after the last step: [B, H, N, P] float32; None
+    without `last`. Decays, states and sums are float32.
 
   Raises:
     ValueError: shapes or types disagree.
@@ -57,9 +56,10 @@ def ssd(
 def matmul_flops(
   *, heads: int, head_dim: int, groups: int, state_size: int, chunk: int, length: int
 ) -> float:
-  """Floating-point operations of the chunked form's products per token of a row, forward.
+  """Returns floating-point operations of the chunked form's products per token of a row, forward.
 
-  Of a row that begins and ends with nothing: the first chunk reads no state, the last writes none.
+  It is for a row without initial and last state: the first chunk reads no state, and the last chunk
+  writes none.
   """
   chunk = min(chunk, length)
   chunks = -(-length // chunk)

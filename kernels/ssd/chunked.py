@@ -1,7 +1,7 @@
 """The recurrence as products of matrices over chunks of time (section 6 of Dao and Gu 2024).
 
-Within a chunk, what step s gives to step t is a lower-triangular matrix, as in attention; between
-chunks one state per chunk is carried. All sums over time are products that a matrix unit runs.
+Within a chunk, the weights from step s to step t are a lower-triangular matrix, as in attention.
+Between chunks, one state per chunk is carried. All sums over time are matrix products.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def ssd(
   starts = jnp.zeros((batch, length), bool) if reset is None else reset
 
   def cut(v):
-    """[B, T, ...] to [B, C, Q, ...].
+    """Pads and reshapes [B, T, ...] to [B, C, Q, ...].
 
-    Added steps decay nothing, write nothing and start no segment.
+    The padding steps decay nothing, write nothing and start no segment.
     """
     v = jnp.pad(v, ((0, 0), (0, count * chunk - length)) + ((0, 0),) * (v.ndim - 2))
     return v.reshape(batch, count, chunk, *v.shape[2:])
@@ -61,28 +61,30 @@ def ssd(
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=6)
 def _chunks(x, log_a, b, c, h0, segment, last):
-  """All chunks; the backward pass keeps the arguments and makes the matrices again.
+  """Computes all chunks; the backward pass keeps the arguments and computes the matrices again.
 
   Axes: B rows, C chunks, Q (t, s) steps, G groups, M heads of a group, N and P of the state.
 
   Args:
-    x: [B, C, Q, G, M, P]; log_a: [B, C, G, M, Q]; b, c: [B, C, Q, G, N].
+    x: [B, C, Q, G, M, P].
+    log_a: [B, C, G, M, Q].
+    b, c: [B, C, Q, G, N].
     h0: [B, G, M, N, P], or None: the first chunk then reads no state.
-    segment: [B, C, Q] int32, one number per segment; 0 is the one that h0 belongs to.
+    segment: [B, C, Q] int32, one number per segment; h0 belongs to segment 0.
     last: whether the last chunk writes a state.
 
   Returns:
-    y like x, and the state that was written last, [B, G, M, N, P].
+    y like x, and the last written state, [B, G, M, N, P].
   """
   dtype = x.dtype
   product = functools.partial(jnp.einsum, preferred_element_type=log_a.dtype)
   until = _sums(log_a)
-  # The segment of the last step of the chunk before.
+  # The segment of the last step of the previous chunk.
   entering = jnp.pad(segment[:, :-1, -1], ((0, 0), (1, 0)))[..., None]
   leaving = segment[:, :, -1:]
 
   def decay(sums, joined):
-    """exp of the sum of its parts [B, C, G, M, ...], 0 where steps are not `joined` [B, C, ...]."""
+    """Returns exp of the sum of `sums` [B, C, G, M, ...]; 0 where not `joined` [B, C, ...]."""
     return jnp.exp(jnp.where(joined[:, :, None, None], sum(sums), -jnp.inf))
 
   # [B, C, G, M, t, s]
@@ -94,10 +96,10 @@ def _chunks(x, log_a, b, c, h0, segment, last):
   y = product("zcgmts,zcsgmp->zctgmp", weights, x)
 
   def along(weight):
-    """[B, C, G, M, Q] to the axes of x."""
+    """Reshapes [B, C, G, M, Q] to the axes of x."""
     return jnp.moveaxis(weight, -1, 2)[..., None]
 
-  # The chunks that write a state, and those that read one.
+  # The chunks that write a state, and the chunks that read one.
   writing = slice(None) if last else slice(None, -1)
   reading = slice(None) if h0 is not None else slice(1, None)
   kept = decay([u[..., -1:] for u in until], leaving == entering)[..., None]
@@ -123,10 +125,11 @@ def _chunks(x, log_a, b, c, h0, segment, last):
 
 
 def _sums(log_a: jax.Array) -> list[jax.Array]:
-  """Running sums of log a along a chunk, in two parts whose differences keep all digits.
+  """Returns running sums of log a along a chunk, in two parts.
 
-  The first part adds multiples of 1/256, which is exact up to a sum of 65,536; the second what is
-  left. Else a decay between neighbours would have the error of the whole sum.
+  The first part sums multiples of 1/256, which is exact up to a sum of 65,536. The second part sums
+  the rest. Differences of the sums then keep all digits; otherwise, the decay between neighbouring
+  steps would have the error of the whole sum.
   """
   coarse = jnp.round(log_a * 256) / 256
   return [jnp.cumsum(part, axis=-1) for part in (coarse, log_a - coarse)]

@@ -1,6 +1,4 @@
-"""The recurrence as one `lax.scan` over time, differentiated by JAX: slow, and simple enough to
-trust.
-"""
+"""Reference recurrence as one `lax.scan`, differentiated by JAX: slow, simple enough to trust."""
 
 from __future__ import annotations
 
