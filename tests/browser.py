@@ -1,4 +1,4 @@
-"""Headless Chromium over its DevTools pipe: enough to open a page, look at it and listen to it."""
+"""Drives headless Chromium over its DevTools pipe: opens a page, reads it, records its messages."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Browser:
     file.write_bytes(base64.b64decode(answer["data"]))
 
   def _note(self, event: dict[str, Any]) -> None:
-    """Keeps what the page complains of, and every request for anything but the page itself."""
+    """Records errors of the page, and every request except that for the page itself."""
     parameters = event.get("params", {})
     match event.get("method"):
       case "Runtime.exceptionThrown":

@@ -1,4 +1,4 @@
-"""Every test runs on the CPU, whatever else the machine has."""
+"""Runs every test on the CPU, even if the machine has an accelerator."""
 
 import os
 from pathlib import Path

@@ -37,14 +37,14 @@ def _apply(model, params, tokens):
 
 
 def logits(model, params, tokens, length: int = 64):
-  """[T, V] after each of the tokens, padded behind to `length`, so that one program serves all."""
+  """Returns logits [T, V] after each token; padded to `length`, so that one program serves all."""
   padded = np.zeros((1, length), np.int32)
   padded[0, : len(tokens)] = tokens
   return np.asarray(_apply(model, params, padded))[0, : len(tokens)]
 
 
 def greedy(model, params, tokens, count, forbidden=(), eos_id=None, length: int = 64):
-  """The `count` likeliest next tokens, or those before the end, each from all tokens before it."""
+  """Generates `count` tokens greedily, or until the end, each from all tokens before it."""
   new = []
   for _ in range(count):
     last = logits(model, params, [*tokens, *new], length)[-1].copy()

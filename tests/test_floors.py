@@ -1,4 +1,4 @@
-"""Imports go down the floors or stay inside a room."""
+"""Each folder imports only from itself and from folders on lower floors."""
 
 import ast
 from pathlib import Path

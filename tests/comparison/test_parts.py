@@ -1,4 +1,4 @@
-"""What the parts on trained models say of losses that are known."""
+"""The measurements of trained models state the right findings for known losses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class KnownRun:
     return Score(losses * 7, np.full(length, 7), 7 * length)
 
   def recall(self, task, questions):
-    """Answers are right in the last third of the context, a rising model's in the last sixth."""
+    """Answers are right in the last third of the context; in the last sixth if the loss rises."""
     depth = (np.arange(questions) + 0.5) / questions
     return Recalled(
       correct=depth > (2 / 3 if self.slope < 0 else 5 / 6),
@@ -77,7 +77,7 @@ class KnownRuns:
 
 
 def measure(part, runs):
-  """Calls the part as a comparison does; the results that it plans are those that it asks for."""
+  """Calls the measurement as a comparison does; it measures exactly the results that it planned."""
   asked = []
 
   def cached(key, measure):

@@ -1,4 +1,4 @@
-"""The time that a comparison has left, from what its results took."""
+"""The remaining time of a comparison, from the times of its results."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Terminal(io.StringIO):
   """A stream that shows lines as they are rewritten."""
 
   def isatty(self):
-    """As a terminal's."""
+    """Returns True, as for a terminal."""
     return True
 
 
 @pytest.fixture
 def clock(monkeypatch):
-  """Seconds that pass when a test says so."""
+  """A clock that a test advances."""
   now = [100.0]
   monkeypatch.setattr(comparison_progress.time, "monotonic", lambda: now[0])
 

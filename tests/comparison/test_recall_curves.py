@@ -34,7 +34,7 @@ def part(**options):
 
 
 def known(shares):
-  """What a result holds, for given accuracies at the three lengths."""
+  """Makes the contents of a result with given accuracies at the three lengths."""
   return {
     "curve": [[10, shares[0] / 2], [20, shares[0]]],
     "lengths": list(shares),

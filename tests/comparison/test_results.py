@@ -1,4 +1,4 @@
-"""Measured results are kept, found again, and measured anew when what they depend on changes."""
+"""Results are saved, found again, and measured again if something that determines them changes."""
 
 from __future__ import annotations
 

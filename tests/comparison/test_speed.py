@@ -1,4 +1,4 @@
-"""What the parts on speed measure, count and say."""
+"""The measurements of speed: what they measure and count, and their findings."""
 
 import json
 import math
@@ -110,7 +110,7 @@ def test_bandwidth_is_bytes_read_and_written_per_second():
 
 
 def test_the_array_that_bandwidth_is_measured_on_takes_its_own_place(monkeypatch):
-  """So no page is touched for the first time while the clock runs."""
+  """In place: no page of memory is touched for the first time during the timing."""
   places = set()
 
   def interleaved(runs, rounds):

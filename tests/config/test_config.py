@@ -1,4 +1,4 @@
-"""Configurations: what is read, what is refused, and how it is said."""
+"""Configurations: which are read, which are refused, and the messages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ parts.model.width = %WIDTH
 
 @pytest.fixture(scope="module")
 def parts_module(tmp_path_factory):
-  """A module `parts` with something to configure; gin's registry wants it imported only once."""
+  """A module `parts` to configure; it is imported only once, because gin registers it then."""
   folder = tmp_path_factory.mktemp("modules")
   (folder / "parts.py").write_text(MODULE)
   sys.path.insert(0, str(folder))

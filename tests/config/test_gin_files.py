@@ -1,4 +1,4 @@
-"""Every gin file of the repository makes something that can be trained."""
+"""Every gin file of the repository builds something that can be trained."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_every_file_of_a_comparison_is_part_of_one():
 
 
 def test_described_sharding_says_where_every_parameter_lies(monkeypatch):
-  """On devices that exist in name alone."""
+  """Uses abstract devices, which do not exist."""
   built = experiment.build(
     experiment.load(
       [RUNS[0], "mesh/zero3.gin"],

@@ -1,4 +1,4 @@
-"""Presets stay short, and what two of them say stands in a third that both include."""
+"""Presets are short, and do not repeat bindings: two presets include a third file with these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gin files written for earlier versions: old paths of modules go on working."""
+"""Gin files written for earlier versions: old module paths still work."""
 
 import pytest
 

@@ -1,6 +1,4 @@
-"""Gin files and arguments that nobody should write: each ends in one line, or is read as it is
-meant.
-"""
+"""Malformed gin files and arguments: each is one line of error, or is read as intended."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every number of every gin file has a range, and a value that cannot be is told in a line."""
+"""Every number of every gin file has a range, and an impossible value is an error of one line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def all_files():
 
 
 def of_numbers(annotation) -> str | None:
-  """How a number is written for a parameter, None if it takes none."""
+  """Returns how a number is written for a parameter; None if it accepts no number."""
   if annotation is typing.Any or types.accepts(annotation, object()):
     return None
   for form, value in (("{}", 1), ("({},)", (1,))):
@@ -70,7 +70,7 @@ def of_numbers(annotation) -> str | None:
 
 @functools.cache
 def every_number():
-  """Where each parameter that takes numbers is reached, and how they are written."""
+  """Lists the parameters that accept numbers: their gin names, and how a number is written."""
   return {
     key.full_name: (files, key, form)
     for files in reversed(all_files())
@@ -90,7 +90,7 @@ def test_every_number_of_every_gin_file_has_a_range():
 
 
 def make(built, module: str) -> None:
-  """Makes of what was built all that takes no array, as far as the module decides it."""
+  """Builds the parts of an experiment on which the values of a module have an effect."""
   if module.startswith("models."):
     accounting.list_parameters(built.model)
   elif module.startswith("parallel."):
@@ -103,7 +103,7 @@ def make(built, module: str) -> None:
   "value", [-1, 0, 7, 10**9, 10**12, 2**63 - 1, 1e30, math.inf, -math.inf, math.nan, -0.5, 1.5]
 )
 def test_no_number_of_a_configuration_ends_in_a_traceback(value):
-  """It is refused in a line that names it, or something can be made of it."""
+  """The value is refused in one line that names it, or the object can be built."""
   text = repr(value) if math.isfinite(value) else f"{math.copysign(1, value):.0f}e400"
   for name, (files, key, form) in every_number().items():
     if name.startswith("evaluation.") and value > 1:

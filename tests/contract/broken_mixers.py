@@ -73,28 +73,28 @@ class LooksAhead(Averaging):
 
 
 class LeaksAcrossSegments(Averaging):
-  """Never resets, so that a document goes on from the one before it."""
+  """Never resets, so that a document continues from the previous one."""
 
   def reset(self, segments):
     return jnp.zeros_like(segments.positions, bool)
 
 
 class WrongDecodeState(Averaging):
-  """Hands on a state that is a little off."""
+  """Returns a state that is slightly wrong."""
 
   def state_after(self, h_last, state):
     return 0.9 * h_last
 
 
 class WrongFlops(Averaging):
-  """Forgets the second product."""
+  """Does not count the second product."""
 
   def matmul_flops(self, width: int, length: int) -> int:
     return 2 * width * self.channels
 
 
 class GrowingState(Averaging):
-  """Keeps a place for every token, and claims not to."""
+  """Has a state that grows with the capacity, but claims a constant size."""
 
   def first(self, state):
     return state[:, 0]
@@ -150,7 +150,7 @@ class WrongGradient(Averaging):
 
 
 class IgnoresThePast(Averaging):
-  """Forgets at every token."""
+  """Resets the state at every token."""
 
   def reset(self, segments):
     return jnp.ones_like(segments.positions, bool)

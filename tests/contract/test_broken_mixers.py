@@ -1,4 +1,4 @@
-"""Each way to break the contract is found by the check that is there for it, and told where."""
+"""Each way to break the contract is found by the check for it, with the place of the fault."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""RecurrentGemma's files become run directories and come back, with the same logits or not at
-all.
-"""
+"""RecurrentGemma's files are imported and exported with the same logits, or refused."""
 
 from __future__ import annotations
 
@@ -181,7 +179,7 @@ def test_logits_of_deepmind_s_weights_are_deepmind_s(deepmind, tmp_path):
 
 
 def changed(folder, change):
-  """Lets `change` work on the tensors of the first file."""
+  """Rewrites the first file with tensors changed by `change`."""
   file = min(folder.glob("*.safetensors"))
   tensors = load_file(file)
   change(tensors)

@@ -1,4 +1,4 @@
-"""Files of other programs, damaged or made to harm: one line each, and nothing is left behind."""
+"""Damaged or malicious files of other programs: one line of error each, and no files are left."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def good(tmp_path_factory):
 
 
 def told(source, target, capsys=None):
-  """The one line that a conversion answers, as `command.run` prints it."""
+  """Returns the single line of error of a conversion, as `command.run` prints it."""
   arguments = [str(source), str(target), "--vocabulary=bytes"]
   try:
     convert.main(arguments)

@@ -1,4 +1,4 @@
-"""What is no text is refused by name, and what is text is read to its last byte."""
+"""Files that are not text are refused by name, and text is read to its last byte."""
 
 from __future__ import annotations
 

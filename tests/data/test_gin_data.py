@@ -1,4 +1,4 @@
-"""The gin files under gin/data/ give what they say."""
+"""The gin files under gin/data/ build the data that they describe."""
 
 import dataclasses
 import importlib.util  # noqa: F401  gin uses it without importing it.

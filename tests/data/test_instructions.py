@@ -27,7 +27,7 @@ def written(folder, *lines):
 
 
 def text_and_scored(example):
-  """The example's text, and the part of it that the loss is on."""
+  """Returns the example's text, and the part of it in the loss."""
   scored = example.tokens[example.loss_mask]
   return BYTES.decode(example.tokens), BYTES.decode(scored)
 

@@ -1,4 +1,4 @@
-"""Batches: what a model reads, which rows make a step, and that a position is one number."""
+"""Batches: their arrays, the rows of each step, and the position as one number."""
 
 import itertools
 

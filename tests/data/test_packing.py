@@ -1,4 +1,4 @@
-"""Packing keeps every token, fills every row, and counts what it sees."""
+"""Packing keeps every token, fills every row, and counts documents and bytes."""
 
 import numpy as np
 import pytest

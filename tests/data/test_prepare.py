@@ -1,4 +1,4 @@
-"""What stops a preparation is one line, and nothing half-made stays."""
+"""A preparation that stops prints one line, and leaves no incomplete files."""
 
 from __future__ import annotations
 

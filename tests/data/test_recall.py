@@ -1,6 +1,4 @@
-"""Recall tasks are what their definitions say, always the same, and their answers are in their
-contexts.
-"""
+"""Recall tasks follow their definitions, are deterministic, and have answers in their contexts."""
 
 import re
 
@@ -22,7 +20,7 @@ TASKS = {
 
 
 def symbols(example):
-  """The document as its authors number it, without its end."""
+  """Returns the document's symbols, numbered as by the task's authors, without EOS."""
   assert example.tokens[-1] == SYMBOLS.eos_id
   return example.tokens[:-1] - SYMBOLS.SPECIAL
 

@@ -1,4 +1,4 @@
-"""Row files come back as written, and say what is wrong with them when they are not as written."""
+"""Row files are read as written; if they changed, the error says what is wrong."""
 
 import itertools
 import json

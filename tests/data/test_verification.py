@@ -1,4 +1,4 @@
-"""Rows that changed on disk after they were written are never trained on."""
+"""Training never uses rows that changed on disk after they were written."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_what_is_remembered_may_be_lost_or_odd(text, content):
 
 
 def refuse_writing_in(monkeypatch, folder):
-  """As on a read-only disk, also for root."""
+  """Makes writing fail as on a read-only disk, also for root."""
   make = verification.tempfile.mkstemp
 
   def mkstemp(*, dir, prefix):

@@ -1,4 +1,4 @@
-"""What the user of the pages brings along: books, a task of lm-eval, weights, examples."""
+"""Files that a user of the pages needs: books, a task of lm-eval, weights, examples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIECES = 400
 
 
 def bring(folder: Path) -> None:
-  """Puts everything into a checkout."""
+  """Writes all of these files into a checkout."""
   books(folder)
   task(folder / "my_tasks")
   theirs = folder / "recurrentgemma-2b"

@@ -1,4 +1,4 @@
-"""Reads what a page of documentation tells its reader to do: files to write, commands to type."""
+"""Reads the steps of a documentation page: files to write, commands to type."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ PAGES = (
   "docs/design/conversion.md",
   "docs/design/contract.md",
 )
-# Works in a folder of its own: test_add_an_architecture.py.
+# Runs in a separate folder: test_add_an_architecture.py.
 RECIPE = "docs/add_an_architecture.md"
 
 
 class Step(NamedTuple):
-  """One thing to do: a command to type, a file to write, or Python to run.
+  """One step: a command to type, a file to write, or Python to run.
 
   Attributes:
     kind: 'sh', 'file' or 'python'.
@@ -58,7 +58,7 @@ class Step(NamedTuple):
 def sections(page: Path) -> dict[str, list[Step]]:
   """The steps of a page by its headings (`## ...`), in order; headings without any are left out.
 
-  Steps before the first heading stand under ''.
+  Steps before the first heading are under ''.
   """
   parts = re.split(r"^## (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
   texts = {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
@@ -96,7 +96,7 @@ def commands(block: str) -> list[str]:
 
 
 def paired(cases: dict[str, dict[str, list]]) -> list:
-  """Every step of every page but the recipe, beside its case, as parameters of a test.
+  """Pairs each step of every page but the recipe with its case, as parameters of a test.
 
   Args:
     cases: page to section to the cases of its steps.
@@ -122,6 +122,6 @@ def typed_on(page: str) -> set[str]:
 
 
 def label(step: Step | str) -> str:
-  """A test's name: how the step begins."""
+  """Returns a test's name: the beginning of the step."""
   words = step if isinstance(step, str) else step.name or step.text
   return re.sub(r"[^\w.=/-]+", " ", words)[:90].strip()

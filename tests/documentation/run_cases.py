@@ -1,4 +1,4 @@
-"""How the steps of the pages that train, evaluate and generate are tried."""
+"""Cases of the pages that train, evaluate and generate: how each step is tested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ON_A_MESH = (
   "--gin.WIDTH=64 --gin.RNN_WIDTH=128 --gin.DEPTH=3 --gin.SEQUENCE_LENGTH=64 --gin.STEPS=2 "
   "--gin.WARMUP_STEPS=1"
 )
-# A checkpoint every few steps, so that there is time to stop the run.
+# A checkpoint every few steps, so that a test can stop the run after one.
 MANY = f"{SMALL} {HEADS} --gin.STEPS=100 --gin.training.loop.Options.checkpoint_every=10"
 TRAINED = r"held-out bits per byte: \d+\.\d+"
 INSTALLS = "installs packages from a network"
@@ -32,9 +32,9 @@ def losses(run: Path) -> list[dict]:
 
 
 def train_kill_and_train_again(session: Session, command: str) -> None:
-  """A run that is killed ends with the metrics of one that is not.
+  """Checks that a killed and resumed run has the metrics of an uninterrupted one.
 
-  A finished one stays as it is.
+  Then checks that a finished run stays unchanged.
   """
   run, aside = session.folder / "runs/griffin_quickstart", session.folder / "runs/uninterrupted"
   session.type(command)
@@ -55,14 +55,14 @@ def train_kill_and_train_again(session: Session, command: str) -> None:
 
 
 def stop_and_resume(session: Session, command: str) -> None:
-  """Ctrl-C saves; the same command resumes."""
+  """Checks that Ctrl-C saves, and that the same command resumes."""
   stopped = session.stop(command, signal.SIGINT, "runs/mine/checkpoints/[1-9]*/commit_success.txt")
   assert "the same command continues" in stopped.out
   assert "held-out bits per byte" in session.type(command).out
 
 
 def resolve(session: Session, command: str) -> None:
-  """The configuration of a command for hardware that is not here is valid."""
+  """Checks only the configuration of a command, for hardware that this machine does not have."""
   words = command.replace("-m launch.plan", "-m launch.train").split()
   shown = session.type(" ".join(w for w in words if not w.startswith("--hardware")))
   assert "SEQUENCE_LENGTH = 2048" in shown.out
@@ -213,7 +213,7 @@ CASES = {
   },
 }
 
-# What a user gets wrong, and what the one line says.
+# Mistakes of users, and a part of the one line that reports each.
 MISTAKES = [
   ("python -m launch.train gin/runs/grifin_quickstart.gin --run_dir=runs/x", "griffin_quickstart"),
   ("python -m launch.train my_run.gin", "--run_dir"),

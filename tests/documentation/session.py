@@ -20,12 +20,12 @@ from tests.documentation import pages
 from tests.documentation.pages import ROOT, Step
 
 SECONDS = 900
-# What a shell remembers after these is said again before the next command.
+# Commands with these beginnings change the shell: they are repeated before each later command.
 REMEMBERED = ("source ", "export ", "unset ")
 
 
 class Done(NamedTuple):
-  """What a command left behind: its exit status, and what it printed."""
+  """The result of a command: its exit status, and what it printed."""
 
   status: int
   out: str
@@ -33,7 +33,7 @@ class Done(NamedTuple):
 
 
 class Case(NamedTuple):
-  """How one step of a page is tried.
+  """How one step of a page is tested.
 
   Attributes:
     starts: how the step's text starts (of a file: its name).
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
 
 class Session:
-  """Types commands in a copy of what git would hand to somebody else."""
+  """Types commands in a copy of the files that git would hand out."""
 
   def __init__(self, folder: Path):
     self.folder = folder
@@ -75,7 +75,7 @@ class Session:
     self._install()
 
   def _install(self) -> None:
-    """An environment as `make install` leaves it, with the packages of this one."""
+    """Makes an environment as `make install` does, with the packages of the current one."""
     venv = self.folder / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     for packages in venv.glob("lib/python*/site-packages"):
@@ -85,7 +85,7 @@ class Session:
       (venv / stamp).touch()
 
   def environment(self) -> dict[str, str]:
-    """That of a new shell, except for what makes JAX compile quickly."""
+    """Returns the variables of a new shell, with those that make JAX compile quickly."""
     kept = {
       k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "VIRTUAL"))
     }
@@ -124,7 +124,7 @@ class Session:
     return Done(process.returncode, out, err)
 
   def stop(self, command: str, how: signal.Signals, reached: str) -> Done:
-    """Starts a command and sends its processes a signal as soon as a path exists; a pattern."""
+    """Starts a command and sends its processes a signal as soon as a path exists."""
     process = self.start(command)
     deadline = time.monotonic() + SECONDS
     try:
@@ -141,7 +141,7 @@ class Session:
     return Done(process.returncode, out, err)
 
   def mistake(self, command: str, says: str) -> None:
-    """Runs a command that cannot work: one line says why."""
+    """Runs a command that must fail with one line of error."""
     done = self.type(command, status=2)
     assert len([line for line in done.err.splitlines() if "error: " in line]) == 1, done.err
     assert re.search(says, done.err), done.err

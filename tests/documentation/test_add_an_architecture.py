@@ -1,4 +1,4 @@
-"""The page that says how to add an architecture, carried out as it stands with fewer steps."""
+"""Runs the page that adds an architecture, unchanged except for fewer steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEWER = (
 
 
 def script(page: str) -> str:
-  """All blocks of the page as one: files are written where they stand, commands are run."""
+  """Joins all blocks of the page into one script, which writes the files and runs the commands."""
   for long, short in FEWER:
     assert page.count(long) == 1, f"the page no longer says {long}"
     page = page.replace(long, short)
@@ -36,7 +36,7 @@ def script(page: str) -> str:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-  """The folder in which the page was carried out, and what it printed."""
+  """Runs the page; returns its folder and what it printed."""
   session = Session(tmp_path_factory.mktemp("recipe") / "griffin")
   shown = session.type(script(PAGE.read_text(encoding="utf-8"))).out
   return session.folder.parent / "architectures", shown

@@ -1,4 +1,4 @@
-"""What the pages and the help texts name is there."""
+"""Files, modules, macros and links that the pages and the help texts name exist."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def spans(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-  """What links may name of a page: its headings in small letters, joined by hyphens."""
+  """Returns the anchors of a page: its headings in lower case, joined by hyphens."""
   text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.M)
   titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
   return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
@@ -135,7 +135,7 @@ def test_commands_in_the_text_exist(page):
 
 
 def test_every_page_with_commands_is_typed():
-  """A page that is added belongs into `pages.PAGES`."""
+  """Every page with commands must be in `pages.PAGES`."""
   with_commands = {
     path.relative_to(ROOT).as_posix()
     for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]

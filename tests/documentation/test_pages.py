@@ -17,7 +17,7 @@ MISTAKES = run_cases.MISTAKES + tool_cases.MISTAKES
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-  """A clean copy with what a user brings along."""
+  """A clean copy with the files that a user needs."""
   session = Session(tmp_path_factory.mktemp("griffin"))
   belongings.bring(session.folder)
   return session

@@ -1,4 +1,4 @@
-"""The site of docs/ has a page for every room of the code, and lists every page."""
+"""The site of docs/ has a page for every folder of the code, and lists every page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the steps of the pages that plan, compare, convert and check are tried."""
+"""Cases of the pages that plan, compare, convert and check: how each step is tested."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMPARED = shlex.join(f"--gin.{name}={value}" for name, value in MACROS.items())
 
 
 def stop_and_resume(session: Session, command: str) -> None:
-  """A comparison that is stopped continues, and trains no run twice."""
+  """Checks that a stopped comparison continues, and trains no run twice."""
   command += " --only=scaling"
   stopped = session.stop(command, signal.SIGTERM, "comparisons/quick/runs/*/metrics.jsonl")
   assert stopped.status != 0

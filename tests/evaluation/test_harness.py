@@ -1,4 +1,4 @@
-"""lm-eval's own task code gets from the adapter what the model itself says, on a local task."""
+"""The adapter returns the model's own results to lm-eval's task code, on a local task."""
 
 import json
 
@@ -93,7 +93,7 @@ def log_softmax(logits):
 
 
 def log_likelihood(model, params, context, text):
-  """Of a text's bytes after a context's, BOS before both."""
+  """Log-likelihood of a text's bytes after those of a context, with BOS before both."""
   ids = [BYTES.bos_id, *BYTES.encode(context + text)]
   logs = log_softmax(small_models.logits(model, params, ids[:-1]))
   count = len(text.encode())
@@ -157,7 +157,7 @@ def test_rolling_windows_predict_each_token_once_with_what_fits(model, params):
 
 
 def greedy(model, params, ids, count):
-  """As text, without ids that stand for none."""
+  """Returns the text of a greedy continuation, without ids that have no text."""
   return BYTES.decode(small_models.greedy(model, params, ids, count, (0, 2, 259), BYTES.eos_id))
 
 
@@ -243,7 +243,7 @@ def test_generation_ends_at_each_end_token(model, params):
 
 def test_a_generated_word_keeps_the_space_before_it(model, params):
   class Words:
-    """As a SentencePiece model with its dummy prefix: the first space of a text is dropped."""
+    """Decodes as a SentencePiece model with its dummy prefix: drops the first space of a text."""
 
     size, pad_id, bos_id, eos_id, unk_id = 260, 0, 0, 1, 2
 

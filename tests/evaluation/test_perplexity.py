@@ -98,7 +98,7 @@ def test_nothing_to_score_is_refused(model, params):
 
 
 def test_the_bytes_are_the_text_s_and_not_what_its_tokens_spell(model, params):
-  """A tokenizer that normalises, or writes <unk>, spells fewer bytes than the text has."""
+  """A tokenizer that normalises, or writes <unk>, decodes to fewer bytes than the text has."""
   batch = rows(0)
   spelled = Scorer(model)(params, [batch])
   text = Scorer(model)(params, [batch | {"row_bytes": 4 * batch["row_bytes"]}])

@@ -1,4 +1,4 @@
-"""Recall scores are those of the model itself, and say of each answer where it stood."""
+"""Recall scores are those of the model itself, and record the place of each answer."""
 
 import dataclasses
 

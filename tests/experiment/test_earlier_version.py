@@ -1,6 +1,6 @@
 """Runs, adapters, exported weights and a comparison that an earlier version wrote are opened.
 
-`earlier_version.tar.xz` was written by the code before modules moved into rooms: a Griffin of
+`earlier_version.tar.xz` was written by the code before modules moved into folders: a Griffin of
 10,000 parameters after 6 steps on `text/`, LoRA from it, a RecurrentGemma exported and imported
 again, and a comparison whose runs have lost their checkpoints.
 """

@@ -1,4 +1,4 @@
-"""Imported weights are taught a fact, answer it, and answer it in Hugging Face's code too."""
+"""Imported weights learn a fact, and answer it here and in Hugging Face's code."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_fact_is_learnt_and_exported(taught, folder, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def adapted(taught, folder):
-  """What the run with adapters holds, and what it started from."""
+  """The trained run with adapters, and the imported run from which it started."""
   if taught.name != "lora":
     pytest.skip("has no adapters")
   return tuple(

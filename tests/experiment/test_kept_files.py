@@ -1,4 +1,4 @@
-"""Files of Hugging Face that runs keep: whole, and none from elsewhere."""
+"""Runs keep complete files of Hugging Face's folder, and none from outside of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mesh that does not fit is told with flags to type, and with those the same command works."""
+"""The error about a mesh that does not fit suggests flags, and with those the command works."""
 
 import os
 import subprocess

@@ -1,6 +1,4 @@
-"""A step is traced once at a start: what is traced to see whether everything fits is what then
-runs.
-"""
+"""A start traces the step once: the trace that checks whether everything fits is then run."""
 
 from __future__ import annotations
 

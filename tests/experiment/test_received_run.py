@@ -1,4 +1,4 @@
-"""A run directory that somebody sent: nothing in it runs, is waited for, or leads out of it."""
+"""Opening a received run directory runs no code of it, waits for no file, and stays inside it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Payload:
 
 
 def open_with_every_command(run_dir: Path, out: Path) -> None:
-  """Opens a run as users do; what is wrong with it is told."""
+  """Opens a run with commands, as a user does; ignores their errors."""
   commands = (
     (generate.main, [f"--run_dir={run_dir}", "--prompt=a", "--max_tokens=2"]),
     (convert.main, [str(run_dir), str(out)]),

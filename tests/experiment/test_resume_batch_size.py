@@ -1,4 +1,4 @@
-"""A run that goes on with another batch size goes on at the next row."""
+"""A run that resumes with another batch size continues at the next row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def position(run_dir: Path, step: int) -> dict:
 
 
 def age(run_dir: Path, step: int, rows: int) -> None:
-  """Makes a checkpoint what older versions wrote: a position in batches."""
+  """Rewrites a checkpoint as older versions wrote it, with a position in batches."""
   file = run_dir / checkpoint.FOLDER / str(step) / METADATA
   contents = json.loads(file.read_text())
   sealed = contents["custom_metadata"]

@@ -1,4 +1,4 @@
-"""A run that cannot go on with another optimizer or model is left as it was."""
+"""A run that cannot resume with another optimizer or model stays unchanged."""
 
 from __future__ import annotations
 

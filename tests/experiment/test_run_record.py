@@ -1,6 +1,4 @@
-"""Files of a run directory that are damaged, lost or changed: one line, nothing lost, put back
-where it can be.
-"""
+"""Damaged, lost or changed files of a run directory: one line each, and restored if possible."""
 
 from __future__ import annotations
 
@@ -55,14 +53,14 @@ def config_of(run_dir):
 
 
 def window_of(run_dir):
-  """What evaluating would build."""
+  """Returns the window of the experiment that evaluation would build."""
   from experiment import run_config
 
   return run_config.load(RunDirectory(run_dir)).macros["WINDOW"].value
 
 
 def files_of(folder):
-  """All files but what an evaluation found, which is its own to write."""
+  """Returns all files but the results of evaluations, which evaluations may write."""
   files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
   return {p: p.read_bytes() for p in files if p.parent.name != "evaluations"}
 
@@ -189,9 +187,7 @@ def test_without_its_values_in_force_a_run_still_knows_its_learning_rate(run_dir
 
 
 def test_differences_of_a_run_go_by_the_trust_that_was_given(tmp_path, monkeypatch):
-  """Without its values in force, the run's own configuration is resolved anew: it names a
-  module.
-  """
+  """Without its operative values, the configuration is resolved again, and it names a module."""
   (tmp_path / "modules").mkdir()
   (tmp_path / "modules" / "rates.py").write_text("def rate():\n  return lambda step: 0.1\n")
   monkeypatch.syspath_prepend(tmp_path / "modules")

@@ -1,4 +1,4 @@
-"""Opening a run that somebody sent runs nobody's code but this project's."""
+"""Opening a received run runs only this project's code."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ include 'train/steps.gin'
 
 
 def flat(text):
-  """Gin text with its includes replaced by what they hold: as a run directory keeps it, one
-  file.
-  """
+  """Returns gin text with its includes expanded: one file, as a run directory keeps it."""
   return re.sub(
     r"^include '(.*)'$",
     lambda line: flat((ROOT / "gin" / line[1]).read_text()),
@@ -194,7 +192,7 @@ comparison.Comparison.shared = ['import evil_module']
 
 @pytest.mark.parametrize("option", ["--run_dir={run}", "--init_from={run}"])
 def test_what_is_made_of_a_received_run_is_not_the_user_s_own(tmp_path, evil, option, monkeypatch):
-  """What a training does not look into is code to a comparison."""
+  """A string that a training does not parse is parsed as gin by a comparison."""
   run = sent(tmp_path, UNUSED)
   made = []
   monkeypatch.setattr(
@@ -266,7 +264,7 @@ def test_a_choice_is_looked_for_where_it_is_loaded_from(tmp_path, evil, monkeypa
 
 
 def test_choices_count_together(tmp_path, evil, monkeypatch):
-  """A macro alone is harmless, and the file that reads it is of this project."""
+  """A macro alone is harmless, because the file that reads it belongs to this project."""
   gin_root = tmp_path / "gin"
   (gin_root / "data").mkdir(parents=True)
   (gin_root / "data" / "task.gin").write_text(

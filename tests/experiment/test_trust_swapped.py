@@ -1,4 +1,4 @@
-"""A file that is replaced while it is judged: what was judged is what is loaded and noted."""
+"""If a file is replaced during the trust check, the checked text is what is loaded and recorded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.experiment.test_trust import COMPARISON, HEAD, evil, sent  # noqa: F4
 
 @pytest.fixture
 def swapped(monkeypatch):
-  """Has the file name a module as soon as it was judged."""
+  """Makes the file name a module right after the trust check."""
   judge = trust_check.check
 
   def check(file, *args, **options):

@@ -1,6 +1,4 @@
-"""Text that continues a prompt: cut as it may be, it is what decoding prompt and continuation at
-once gives.
-"""
+"""The text of a continuation, in any pieces, equals decoding prompt and continuation at once."""
 
 import io
 import random

@@ -1,4 +1,4 @@
-"""Causal attention and its gradient in float64, in NumPy; the mask is written out pair by pair."""
+"""Causal attention and its gradient in float64, in NumPy; the mask is set pair by pair."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def test_shard_map_with_checked_types_is_refused_by_name():
 
 @pytest.mark.parametrize("window", [7, None, 99])
 def test_what_cudnn_is_asked_for_is_this_attention(monkeypatch, window):
-  """JAX's own XLA form, given the same arguments, stands in for a GPU that is not here."""
+  """Replaces cuDNN by JAX's own XLA form with the same arguments, since there is no GPU."""
   ask = jax.nn.dot_product_attention
 
   def on_cpu(*arrays, implementation, **options):

@@ -1,4 +1,4 @@
-"""Attention in plain XLA against float64, in value and gradient, and what it costs."""
+"""Attention in plain XLA against float64, in value and gradient, and its cost."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_scores_far_beyond_the_range_of_exp_do_not_overflow():
 
 
 def flops(implementation, length, window, *, gradient):
-  """Of one batch row, by XLA's own count of the compiled program."""
+  """Returns the FLOPs of one batch row, by XLA's own count of the compiled program."""
   q = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
   kv = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
   ids = jax.ShapeDtypeStruct((1, length), jnp.int32)

@@ -12,7 +12,7 @@ from tests.kernels.float64_reference import relative_error, wide
 
 
 def in_float64(x, positions, kernel, bias, g):
-  """The output, and the gradients of x, kernel and bias, tap by tap."""
+  """Returns the output, and the gradients of x, kernel and bias, computed lag by lag."""
   (batch, length), taps = positions.shape, kernel.shape[0]
   y = np.broadcast_to(bias, g.shape).copy()
   dx, dkernel = np.zeros_like(x), np.zeros_like(kernel)

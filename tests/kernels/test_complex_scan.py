@@ -103,7 +103,7 @@ def test_values_and_gradients_equal_complex128(implementation, steps, reverse):
 
 @pytest.mark.parametrize("turn", [0.3, 3.0, 100.0])
 def test_phases_of_a_long_row_lose_no_digits(turn):
-  """4096 steps turn by up to 400,000 radians, where float32 knows angles to 0.03."""
+  """4096 steps rotate by up to 400,000 radians, where float32 resolves angles only to 0.03."""
   given = problem(4096, batch=1, turn=turn, resets=0)
   # A phase's own rounding to 2^-24 is what is left. It adds up over the 50 or so steps that a state
   # remembers, as the square root of their number, and in the gradients twice.

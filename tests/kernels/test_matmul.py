@@ -1,4 +1,4 @@
-"""The written-out products against JAX's own, in value and gradient."""
+"""The products with custom gradients against JAX's own, in value and gradient."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The Pallas TPU kernels through the real TPU compiler, for TPUs that are not here."""
+"""The Pallas TPU kernels through the real TPU compiler, without a TPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run_module(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def compilations() -> dict[str, list[str]]:
-  """What was printed about each generation; one process, in which they share what is traced."""
+  """Returns the output for each generation, from one process, in which they share the traces."""
   done = run_module("benchmarks.compile_tpu", "--distinct", *GENERATIONS)
   *lines, last = done.stdout.splitlines() or [""]
   assert "failures" in last, done.stderr[-3000:]
@@ -48,7 +48,7 @@ def compiled(lines: list[str], *ops: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def bundles() -> dict[str, dict[str, float]]:
-  """Apart from the compilations: libtpu keeps a process's flags, and these write listings."""
+  """Bundle counts, from a separate process: libtpu keeps its flags, and these write listings."""
   done = run_module("benchmarks.tpu_bundles", "--json", *GENERATIONS)
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout)

@@ -26,7 +26,7 @@ ARGUMENTS = {
 
 
 class Problem(NamedTuple):
-  """What an op and its gradient need; None for what is left out."""
+  """Arguments of an op and its gradient; None for omitted ones."""
 
   arguments: tuple
   reset: np.ndarray | None

@@ -41,7 +41,7 @@ def problem(steps, *, dtype=jnp.float32, resets=0.1, slowest=1e-3, fastest=3.0, 
 
 
 def expected(given):
-  """One step at a time in NumPy, and the adjoint recurrence by hand."""
+  """Runs the recurrence step by step in NumPy, and the adjoint recurrence by hand."""
   arguments, reset, dy, dh_last = given
   x, log_a, b, c, h = (wide(a) for a in arguments)
   dy, shared = wide(dy), HEADS // GROUPS
@@ -124,7 +124,7 @@ def test_a_row_without_resets_equals_float64():
 
 
 def test_slow_decays_beside_fast_ones_keep_their_digits():
-  """Decays of exp(-200), and of exp(-1e-5), whose sum would leave the latter two digits."""
+  """Decays of exp(-200) and exp(-1e-5): one sum would keep only two digits of the latter."""
   (x, log_a, *others), reset, *cotangents = problem(64, resets=0, slowest=1e-5, fastest=1e-4)
   log_a = log_a.at[:, ::9].set(-200.0)
   check(((x, log_a, *others), reset, *cotangents), 1e-6, chunk=64)

@@ -1,4 +1,4 @@
-"""Numbers on the command line that no machine can take: one line, at once."""
+"""Numbers on the command line that are too large for any machine: one line, at once."""
 
 import pytest
 

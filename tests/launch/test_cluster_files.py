@@ -1,4 +1,4 @@
-"""The files for clusters say what the schedulers understand, and start a command that exists."""
+"""The files for clusters are valid for the schedulers, and start a command that exists."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_slurm_file():
 
 
 def jobset_arguments() -> list[str]:
-  """What the JobSet's command hands to `launch.train`."""
+  """Returns the arguments that the JobSet passes to `launch.train`."""
   job_set = yaml.safe_load((FOLDER / "gke_jobset.yaml").read_text())
   (job,) = job_set["spec"]["replicatedJobs"]
   (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
@@ -62,7 +62,7 @@ def jobset_arguments() -> list[str]:
 
 
 def slurm_arguments() -> list[str]:
-  """What the SLURM script hands to `launch.train`, as the documentation starts it."""
+  """Returns the arguments that the SLURM script passes to `launch.train`, as documented."""
   page = (ROOT / "docs" / "getting_started.md").read_text()
   config, _, *more = shlex.split(re.search(r"^sbatch \S+ (.*)$", page, flags=re.MULTILINE)[1])
   return [config, *more]
@@ -107,8 +107,9 @@ test "$1 $2" = "requeue 77" && echo x >> {folder}/requeued
 
 
 def slurm(folder: Path, *extra: str, most: int = 40, started=None) -> list[int]:
-  """Submits the SLURM script to a scheduler that queues it again when told; the statuses of its
-  lives.
+  """Submits the SLURM script to a simulated scheduler that requeues it on request.
+
+  Returns the exit status of each start.
   """
   tools = folder / "tools"
   tools.mkdir()
@@ -162,7 +163,7 @@ def test_slurm_starts_again_what_can_go_on(tmp_path, statuses, lives):
 
 
 def test_slurm_goes_on_after_sigterm(tmp_path):
-  """The training itself: SIGTERM, the next life finishes it, with the arguments of the job."""
+  """A real training gets SIGTERM; the requeued job finishes it with the same arguments."""
   hosts.write_run(tmp_path, steps=50)  # An argument of the job makes them 40.
 
   def preempt(job, life):

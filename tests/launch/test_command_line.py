@@ -1,4 +1,4 @@
-"""What every command makes of its arguments, and how it ends where the machine refuses."""
+"""How every command parses its arguments, and how it ends if the machine refuses something."""
 
 import os
 import re
@@ -27,7 +27,7 @@ RUN_FILE = "gin/runs/hawk_quickstart.gin"
 
 
 def refusal(capsys, name: str, *arguments: str) -> str:
-  """The line with which a command ends."""
+  """Runs a command that must be refused; returns its only line."""
   with pytest.raises(SystemExit) as ended:
     COMMANDS[name].main(arguments)
   assert ended.value.code == 2
@@ -38,7 +38,7 @@ def refusal(capsys, name: str, *arguments: str) -> str:
 
 
 def launched(*arguments: str, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
-  """A command in a process of its own."""
+  """Runs a command in a separate process."""
   environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
   return subprocess.run(
     [sys.executable, "-m", *arguments],

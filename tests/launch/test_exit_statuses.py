@@ -1,4 +1,4 @@
-"""What schedulers go by: a mistake is not worth another start, a failure of the machine is."""
+"""Exit statuses for schedulers: do not start again after a mistake, do after a failure."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ PROSE = "the griffin is a creature with the body of a lion and the head of an ea
 
 
 def make_run(path, vocabulary, *data, **macros):
-  """A run directory with random weights, in which no token is likeliest whatever was before it."""
+  """A run directory with random weights, whose most likely token depends on the context."""
   given = [f"--gin.{name}={value!r}" for name, value in {**SIZES, **macros}.items()]
   config = experiment_lib.load([*GIN, *data, "train/steps.gin"], given)
   model = experiment_lib.build(config).model

@@ -1,6 +1,4 @@
-"""A pipe or a device in place of a file that came with a folder is one line, and is not waited
-for.
-"""
+"""A pipe or a device in place of a file of a received folder is one line of error, at once."""
 
 from __future__ import annotations
 

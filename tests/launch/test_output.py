@@ -1,4 +1,4 @@
-"""Commands whose output nobody takes: one line or a quiet end, and never a traceback."""
+"""Commands with a closed or full output: one line or a quiet end, and never a traceback."""
 
 from __future__ import annotations
 

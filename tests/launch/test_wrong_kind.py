@@ -1,6 +1,4 @@
-"""Gin files and folders of the other kind: runs where comparisons are wanted, and the other way
-round.
-"""
+"""Gin files and folders of the wrong kind: a run in place of a comparison, or the reverse."""
 
 import pytest
 

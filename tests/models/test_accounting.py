@@ -1,4 +1,4 @@
-"""Parameters against the paper's sizes; against the trees themselves: tests/contracts."""
+"""Parameter counts against the paper's sizes; tests/contract compares them with the trees."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What `Backbone` builds for models that are not Griffin's."""
+"""`Backbone` for models that are not of the Griffin family."""
 
 import jax
 import pytest

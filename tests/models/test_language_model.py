@@ -1,4 +1,4 @@
-"""What the contract of the zoo (tests/contracts) leaves to say of a model."""
+"""Properties of a model beyond the contract of the zoo (tests/contract)."""
 
 import jax
 import jax.numpy as jnp

@@ -38,7 +38,7 @@ def decode(model, params, where) -> list[list[int]]:
 
 
 def memory() -> dict:
-  """What the programs of a decoder without a copy of the parameters need, by XLA's own account."""
+  """Memory of the programs of a decoder without a copy of the parameters, as XLA reports it."""
   backbone = dataclasses.replace(sharded_training.BACKBONE, width=64, depth=24)
   model = sharded_training.MODELS["hawk"](backbone)
   sharding_plan = sharding_plan_of(model, {"data": 8}, 3)

@@ -73,7 +73,7 @@ def cut(gradient):
 
 
 def compare(case: str) -> dict:
-  """The differences from a model without padding, and what the padding gets."""
+  """Returns the differences from a model without padding, and the gradient of the padding."""
   head, _, settings = case.partition(":")
   values = {key: int(size) for key, size in (pair.split("=") for pair in settings.split(","))}
   multiple, stage = values.pop("multiple"), values.pop("zero", 0)

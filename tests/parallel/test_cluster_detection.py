@@ -1,4 +1,4 @@
-"""What the cluster says of a process, and what the user says instead."""
+"""Process numbers from the cluster's variables, and from the user's flags instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs compiled for a TPU hold the collectives that section 4.1 promises, and no others."""
+"""Programs compiled for a TPU contain the collectives of section 4.1, and no others."""
 
 from __future__ import annotations
 

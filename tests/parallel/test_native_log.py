@@ -1,4 +1,4 @@
-"""What C++ writes to file 2 is held back where a connection is lost, and comes out in the end."""
+"""C++ logs on file descriptor 2 are held back after a lost connection, and then printed."""
 
 from __future__ import annotations
 

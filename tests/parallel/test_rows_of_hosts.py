@@ -126,7 +126,7 @@ def test_the_loader_of_every_host_reads_what_its_devices_need(name, numbered):
 
 @needs_libtpu
 def test_hosts_do_hold_rows_in_pieces():
-  """What the other tests are for: on this slice the rows of a host are no block of the batch."""
+  """The reason for the other tests: on this slice the rows of a host are no block of the batch."""
   sharding_plan = arranged("v5e:4x4", "data")
   held = [sharding_plan.rows_of(process, 192, LENGTH) for process in range(4)]
   assert any(np.any(np.diff(some) > 1) for some in held)

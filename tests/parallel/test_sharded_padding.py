@@ -1,4 +1,4 @@
-"""Rows of the embedding that stand for no id change nothing, on any mesh."""
+"""Padding rows of the embedding change nothing, on any mesh."""
 
 import json
 import os

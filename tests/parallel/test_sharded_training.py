@@ -81,7 +81,7 @@ def test_zero_splits_a_master_copy_that_the_parameters_are_roundings_of(differen
 
 
 def test_stochastic_rounding_draws_the_same_on_any_mesh(differences):
-  """With other draws seven tenths of the parameters differ after these steps."""
+  """With other random numbers, seven tenths of the parameters differ after these steps."""
   found = differences[STOCHASTIC]
   assert found["different"] < 0.1
   assert found["losses"] < 1e-3

@@ -1,4 +1,4 @@
-"""Placements follow the rules, and what does not fit is told with the way out."""
+"""Placements follow the rules, and the error about one that does not fit suggests what to do."""
 
 import types
 
@@ -28,7 +28,7 @@ def sharding_plan(stage: int = 0, rules: Rules | None = None, built=None, **size
 
 
 def held(found: ShardingPlan, kind: str) -> int:
-  """Bytes of all parameters on one device, were they placed as a kind of array is."""
+  """Bytes of all parameters on one device, if they were placed like a kind of array."""
   places = found.param_shardings
   return sum(found.held_bytes(p, getattr(places[p.path], kind)) for p in found.parameters)
 

@@ -1,4 +1,4 @@
-"""What is read out of the text of a compiled program, against programs whose numbers are known."""
+"""Numbers read from the text of compiled programs, against programs with known numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process gets of a GPU's memory."""
+"""The part of a GPU's memory that a process can use."""
 
 import os
 import subprocess

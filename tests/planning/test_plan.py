@@ -1,4 +1,4 @@
-"""Plans for hardware that is not here, by its real compiler."""
+"""Plans for hardware that this machine does not have, by its real compiler."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_bytes_agree_with_xla_s_count_where_collectives_run_beside_other_work(ru
 
 @needs_libtpu
 def test_bytes_that_a_tpu_moves_for_one_operation_each():
-  """Whole tiles of 8 x 128 for a gathered or scattered row, a slice alone, an update but once."""
+  """Gathered and scattered rows count whole 8 x 128 tiles, a slice itself, an update once."""
   mesh = jax.sharding.Mesh(np.array(catalogue.hardware("v5e-8").devices[:1]), ("x",))
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 

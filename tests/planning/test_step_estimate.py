@@ -1,4 +1,4 @@
-"""Estimated training steps are those that `launch.plan` would tell of."""
+"""Estimates of training steps equal those of `launch.plan`."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""A small real run in a process of its own, for tests that kill it.
+"""A small real run in a separate process, for tests that kill it.
 
 Usage: python tests/training/resume_run.py RUN_DIR STEPS CACHE_DIR
 """

@@ -1,4 +1,4 @@
-"""What a folder of checkpoints does with damage, with other models and with the best of several."""
+"""Checkpoints: damaged ones, those of other models, and the best of several."""
 
 import errno
 import json
@@ -108,7 +108,7 @@ def test_where_nothing_can_be_read_the_error_says_why(saved, tmp_path):
 
 
 def failing(monkeypatch, error: Exception, times: int = 10**9, log: str = ""):
-  """Has the reading of arrays fail so many times."""
+  """Makes the reading of arrays fail so many times."""
   ocp = checkpoint.orbax()
   read, left = ocp.load_checkpointables, [times]
 
@@ -144,9 +144,7 @@ def test_what_passes_is_tried_again_and_a_healthy_checkpoint_stays(saved, monkey
 
 
 def failing_descriptions(monkeypatch, file: str, times: int = 10**9):
-  """Has the reading of a small file of checkpoint 20 fail so many times, as from a disk with
-  errors.
-  """
+  """Makes the reading of a small file of checkpoint 20 fail so many times, as on a faulty disk."""
   from orbax.checkpoint._src.path import async_path
 
   left = [times]
@@ -190,7 +188,7 @@ FIELDS = ["checksums", "checksums.params", "checksums.rest", "position"]
 
 
 def forged(saved: Path, run_dir: Path, field: str, value) -> Path:
-  """A copy of a run whose newest checkpoint says something else under a checksum that fits."""
+  """Copies a run and changes the metadata of its newest checkpoint, with a right checksum."""
   shutil.copytree(saved, run_dir)
   step = max(checkpoint.available_steps(run_dir))
   file = run_dir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
@@ -210,7 +208,7 @@ def forged(saved: Path, run_dir: Path, field: str, value) -> Path:
 
 
 def restored(run_dir: Path) -> str:
-  """What is told when a run is restored."""
+  """Returns the messages when a run is restored."""
   try:
     return " ".join(Checkpoints(run_dir).restore(abstract()).passed_over)
   except CheckpointError as error:

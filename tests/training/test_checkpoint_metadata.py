@@ -1,4 +1,4 @@
-"""What a checkpoint says of where its run stood: anybody can compute a checksum that fits."""
+"""Invalid metadata of a checkpoint under a right checksum, which anybody can compute."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run that is killed and started again equals the run that was left alone, bit for bit."""
+"""A run that is killed and started again equals an uninterrupted run, bit for bit."""
 
 import os
 import random
@@ -35,7 +35,7 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def told(run_dir: Path) -> list[dict]:
-  """The metrics without the clock's."""
+  """Returns the metrics that do not depend on time."""
   records = read_metrics(run_dir / "metrics.jsonl")
   for record in records:
     record.pop("tokens_per_second", None)
@@ -50,7 +50,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def wait_for_steps(run_dir: Path, process: subprocess.Popen, least: int) -> None:
-  """Waits until the run has told of step `least`."""
+  """Waits until the run has reported step `least`."""
   metrics = run_dir / "metrics.jsonl"
   while process.poll() is None:
     if metrics.exists() and any(r["step"] >= least for r in read_metrics(metrics)):

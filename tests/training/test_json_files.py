@@ -1,4 +1,4 @@
-"""No file holds a number that JSON lacks."""
+"""No JSON file contains NaN or an infinity, which JSON does not have."""
 
 import ast
 import json
@@ -24,7 +24,7 @@ def test_what_is_not_finite_is_null():
 
 
 def written(file: Path) -> list[str]:
-  """The calls in a file that write what `json.dumps` made, and let NaN pass."""
+  """Returns the calls in a file that write JSON and allow NaN."""
   found = []
   for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
@@ -41,7 +41,7 @@ def written(file: Path) -> list[str]:
 
 
 def test_files_of_results_are_written_by_one_function():
-  """Others write strings and whole numbers alone, and say so here; so do all of `data`."""
+  """Files listed here write only strings and integers, as all of `data` does."""
   files = [
     file
     for folder in ("training", "inference", "evaluation", "launch", "benchmarks")

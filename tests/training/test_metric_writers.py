@@ -17,7 +17,7 @@ WRITTEN = []
 
 @dataclasses.dataclass(frozen=True)
 class Collects:
-  """A writer of a user's own."""
+  """A writer that a user defines."""
 
   name: str
 

@@ -32,7 +32,7 @@ def abstract(model):
 
 
 def filled(path, leaf):
-  """Ones, but for padding."""
+  """Fills a matrix with ones, except for its padding."""
   one = np.array(leaf)
   if one.ndim == 2:
     cut({"".join(map(str, path)): one})["".join(map(str, path))][...] = 1

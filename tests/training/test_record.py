@@ -1,4 +1,4 @@
-"""What a run says on the screen and in its file."""
+"""Messages of a run on the screen and in its file."""
 
 from __future__ import annotations
 

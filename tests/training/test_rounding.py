@@ -1,4 +1,4 @@
-"""Parameters in bfloat16 take updates that are smaller than their last bit."""
+"""Parameters in bfloat16 do not lose updates smaller than their last bit."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def shrunk(params, *, master=False, mode="nearest"):
 
 
 def test_rounding_to_nearest_loses_tiny_updates(params):
-  """What the other two are there for."""
+  """Without either remedy the updates are lost."""
   after, _ = shrunk(params)
   np.testing.assert_array_equal(after["kernel"], params["kernel"])
 

@@ -1,4 +1,4 @@
-"""What is skipped, what is saved while steps are skipped, and what a run that must stop leaves."""
+"""Skipped steps, checkpoints while steps are skipped, and the state of a run that must stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training.metrics import read_metrics
 
 
 def taken(norms: np.ndarray, options: step_lib.Options) -> list[bool]:
-  """Which of the steps with these gradient norms are taken."""
+  """Returns which of the steps with these gradient norms are taken."""
 
   def step(detector, norm):
     take, detector = step_lib._decide(detector, jnp.float32(1), norm, options)
@@ -68,7 +68,7 @@ def test_only_what_is_finite_is_learned_from():
 
 
 class Poisoned(Sequences):
-  """Sequences, some of whose batches give no finite loss."""
+  """Sequences in which some batches have no finite loss."""
 
   def __init__(self, bad):
     super().__init__()
@@ -125,7 +125,7 @@ def test_metrics_tell_the_rate_that_was_applied_and_no_nan(tmp_path):
 
 
 def test_a_diverging_run_leaves_the_newest_good_checkpoint_and_the_best(tmp_path):
-  """The rate explodes at step 12: its update gives finite parameters and a NaN loss ever after."""
+  """The rate explodes at step 12: parameters stay finite, but every later loss is NaN."""
   losses = iter([1.0, 3.0, math.nan, math.nan])
   schedule = optax.join_schedules([optax.constant_schedule(r) for r in (1e-3, 1e30)], [11])
   with pytest.raises(loop.TrainingError) as error:
@@ -160,7 +160,7 @@ def test_a_run_without_a_good_checkpoint_says_so(tmp_path):
 
 
 def test_input_that_gives_nan_moves_no_checkpoint_that_was_good(tmp_path):
-  """However often it is tried: the checkpoints' held-out losses were finite."""
+  """Checkpoints with finite held-out losses stay, however often the run is started."""
   losses = iter([2.0, 1.0, 3.0])
   options = {"keep": 2, "evaluate_every": 4}
   run(tmp_path, steps=12, evaluate=lambda _: {"heldout_loss": next(losses)}, **options)
@@ -199,9 +199,7 @@ def test_a_run_whose_last_state_is_not_finite_is_no_success(tmp_path):
 
 
 def broken_moment(after: int):
-  """Adam, in whose second moments one value is infinite after so many steps: its update is zero for
-  ever.
-  """
+  """Adam with one infinite second moment after so many steps: that update stays zero for ever."""
   adam = optimizer.AdamW(learning_rate=lambda step: 1e-3).transformation()
   moments = optax.GradientTransformation(
     lambda params: (jnp.zeros((), jnp.int32), jnp.zeros(())),
@@ -260,7 +258,7 @@ def test_an_interruption_in_a_streak_loses_nothing_that_is_good(tmp_path, monkey
 
 
 def test_a_checkpoint_of_nan_is_passed_over(tmp_path):
-  """As runs left them before their state was judged."""
+  """Older versions also saved states that were not finite."""
   run(tmp_path, steps=8, keep=2)
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
   adam = optimizer.AdamW(learning_rate=lambda step: 1e-3).transformation()
