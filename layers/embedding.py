@@ -66,25 +66,31 @@ class OutputHead(nn.Module):
   """A matrix [D, V] of its own that gives the logits, where the embedding's does not.
 
   Attributes:
-    vocab_size: V.
+    vocab_size, width: V and D.
     vocab_multiple: as in `Embedding`, of the matrix's columns.
     dtype: type of the matrix product's operands.
   """
 
   vocab_size: int
+  width: int
   vocab_multiple: int = 1
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
-  @nn.compact
+  def setup(self):
+    columns = sharded_vocabulary.padded(self.vocab_size, self.vocab_multiple)
+    self.kernel = parameter(
+      self,
+      "kernel",
+      _padded_with_zeros(scaled_normal(1.0), self.vocab_size, axis=1),
+      ("embed", "vocab"),
+      (self.width, shards.local(columns, "vocab")),
+    )
+
   def __call__(self, x: jax.Array) -> jax.Array:
     """As `Embedding.logits`."""
     x = shards.copy_to_tensor_parallel(x.astype(self.dtype), "vocab")
-    columns = sharded_vocabulary.padded(self.vocab_size, self.vocab_multiple)
-    shape = (x.shape[-1], shards.local(columns, "vocab"))
-    initializer = _padded_with_zeros(scaled_normal(1.0), self.vocab_size, axis=1)
-    kernel = parameter(self, "kernel", initializer, ("embed", "vocab"), shape)
-    return matmul(x, kernel, jnp.float32)
+    return matmul(x, self.kernel, jnp.float32)
 
 
 def _padded_with_zeros(initializer, size: int, axis: int) -> nn.initializers.Initializer:

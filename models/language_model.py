@@ -73,7 +73,7 @@ class LanguageModel(nn.Module):
       self.vocab_size, self.width, self.vocab_multiple, self.embedding_scale, **dtypes
     )
     if not self.tied:
-      self.head = OutputHead(self.vocab_size, self.vocab_multiple, **dtypes)
+      self.head = OutputHead(self.vocab_size, self.width, self.vocab_multiple, **dtypes)
     self.stack = self._stack()
     self.final_norm = self.norm()
 
@@ -134,7 +134,13 @@ class LanguageModel(nn.Module):
     segment_ids: jax.Array | None = None,
     positions: jax.Array | None = None,
   ) -> jax.Array:
-    """The normalised hidden states [B, T, D] that `logits` maps to predictions."""
+    """The normalised hidden states [B, T, D] that `logits` maps to predictions.
+
+    Of a bound model it also gathers the output matrix (ZeRO stage 3), so that `logits` of parts of
+    the states share one gather, and one reduction of the gradient.
+    """
+    if not self.tied:
+      _ = self.head.kernel
     segments = self._segments(tokens, segment_ids, positions, None)
     x, _ = self.stack(self.embedding.embed(tokens), segments)
     return self.final_norm(x)

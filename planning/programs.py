@@ -73,7 +73,7 @@ def training_step(experiment: Experiment, sharding_plan: ShardingPlan) -> Progra
     updated=state,
     first_updated=0,
     activations=activation_bytes(
-      model, sharding_plan, rows=rows // options.grad_accum_steps, length=length
+      model, sharding_plan, options, rows=rows // options.grad_accum_steps, length=length
     ),
     gradients=sharding_plan.gradient_bytes(),
     model_flops=counted.training_flops * rows * length,

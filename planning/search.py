@@ -238,6 +238,7 @@ def least_bytes(experiment: Experiment, hardware: Hardware) -> int:
       + activation_bytes(
         experiment.model,
         sharding_plan,
+        options,
         rows=experiment.batch_size // options.grad_accum_steps,
         length=experiment.sequence_length,
       )

@@ -1,5 +1,6 @@
 """Runs every test on the CPU, even if the machine has an accelerator."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,3 +20,4 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 # What tests make is no run of the user's.
 os.environ["XDG_STATE_HOME"] = str(cache.parent / "state")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+gc.set_threshold(*command.GARBAGE_THRESHOLDS)

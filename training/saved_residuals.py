@@ -10,11 +10,11 @@ import jax
 from models.accounting import abstract_parameters
 from models.language_model import LanguageModel
 from parallel.sharding_plan import ShardingPlan
-from training.step import abstract_batch, token_losses
+from training.step import Options, abstract_batch, token_losses
 
 
 def activation_bytes(
-  model: LanguageModel, sharding_plan: ShardingPlan, *, rows: int, length: int
+  model: LanguageModel, sharding_plan: ShardingPlan, options: Options, *, rows: int, length: int
 ) -> int:
   """Counts the bytes per device of saved activations under the model's remat policy.
 
@@ -24,6 +24,7 @@ def activation_bytes(
   Args:
     model: a language model of the zoo.
     sharding_plan: the mesh and where parameters lie on it.
+    options: the training step's.
     rows: rows of a microbatch, on all devices together.
     length: tokens per row.
   """
@@ -31,7 +32,10 @@ def activation_bytes(
 
   def forward(params: Any, batch: Any) -> jax.Array:
     nonlocal found
-    losses, pull = jax.vjp(lambda params: token_losses(model, params, batch)[0], params)
+    limit = options.max_logit_bytes
+    losses, pull = jax.vjp(
+      lambda params: token_losses(model, params, batch, max_logit_bytes=limit)[0], params
+    )
     held = {id(leaf) for leaf in jax.tree.leaves((params, batch))}
     kept = {id(leaf): leaf for leaf in jax.tree.leaves(pull)}
     found = sum(leaf.nbytes for key, leaf in kept.items() if key not in held)

@@ -22,7 +22,6 @@ from parallel.tree_paths import by_path, joined
 from training import rounding
 
 Batch = dict[str, jax.Array]
-# Logits with more bytes than this are computed in pieces, and recomputed in the backward pass.
 MAX_LOGIT_BYTES = 2**28
 # Separates the key of the rounding from the models' keys.
 _ROUNDING = 0x524E44
@@ -41,6 +40,8 @@ class Options:
     max_skips: steps skipped in a row after which the run stops. A spike that would be the last of
       them is taken: only values that are not finite stop a run.
     rounding: rounding of bfloat16 parameters, 'nearest' or 'stochastic'; see `training.rounding`.
+    max_logit_bytes: bytes of logits per device; more are computed in pieces of the time axis, and
+      recomputed in the backward pass.
   """
 
   grad_accum_steps: Count = 1
@@ -49,10 +50,11 @@ class Options:
   spike_window: Count = 64
   max_skips: Count = 20
   rounding: str = "nearest"
+  max_logit_bytes: Count = MAX_LOGIT_BYTES
 
   def __post_init__(self):
     rounding.check(self.rounding)
-    for name in ("grad_accum_steps", "spike_window", "max_skips"):
+    for name in ("grad_accum_steps", "spike_window", "max_skips", "max_logit_bytes"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.spike_factor <= 1:
@@ -265,7 +267,7 @@ def loss_and_gradient(
   trained, frozen = split(model, params)
 
   def loss_of(trained, piece):
-    nll, z = token_losses(model, join(trained, frozen), piece, rng)
+    nll, z = token_losses(model, join(trained, frozen), piece, rng, options.max_logit_bytes)
     return (jnp.sum(nll) + float(options.z_loss) * jnp.sum(z)) / divisor, jnp.sum(nll) / divisor
 
   gradient_of = jax.value_and_grad(loss_of, has_aux=True)
@@ -288,7 +290,11 @@ def loss_and_gradient(
 
 
 def token_losses(
-  model: LanguageModel, params: Any, batch: Batch, rng: jax.Array | None = None
+  model: LanguageModel,
+  params: Any,
+  batch: Batch,
+  rng: jax.Array | None = None,
+  max_logit_bytes: int = MAX_LOGIT_BYTES,
 ) -> tuple[jax.Array, jax.Array]:
   """Computes each target's negative log-likelihood and squared log of the softmax's sum.
 
@@ -297,13 +303,14 @@ def token_losses(
     params: its parameters.
     batch: inputs, targets, segment_ids, positions [B, T] int32; loss_weights [B, T] float32.
     rng: key for models with randomness.
+    max_logit_bytes: see `Options`.
 
   Returns:
     two float32 arrays [B, T], multiplied by the loss weights. Large logits are never all in memory
     at once: pieces of the time axis are computed one after the other.
   """
-  # Bound once, so that ZeRO stage 3 gathers the embedding once for both of its uses, outside the
-  # loop over pieces, and reduce-scatters its gradient once.
+  # Bound once, so that ZeRO stage 3 gathers the embedding and the output matrix once, outside the
+  # loop over pieces, and reduce-scatters their gradients once.
   bound = model.bind({"params": params}, rngs=None if rng is None else {"dropout": rng})
   hidden = bound.hidden(
     batch["inputs"], segment_ids=batch["segment_ids"], positions=batch["positions"]
@@ -317,7 +324,7 @@ def token_losses(
 
   length = hidden.shape[1]
   logit_bytes = hidden.shape[0] * length * shards.local(model.padded_vocab_size, "vocab") * 4
-  pieces, size = _pieces(length, math.ceil(logit_bytes / MAX_LOGIT_BYTES))
+  pieces, size = _pieces(length, math.ceil(logit_bytes / max_logit_bytes))
   arguments = (hidden, batch["targets"], batch["loss_weights"])
   if pieces == 1:
     return losses(*arguments)

@@ -11,13 +11,15 @@ process; starting it, and compiling what all models share, are paid once.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import sys
 
-from launch import check
+from launch import check, command
 
 if __name__ == "__main__":
+  gc.set_threshold(*command.GARBAGE_THRESHOLDS)  # as `command.run` does
   folder, *names = sys.argv[1:]
   for name in names:
     with contextlib.redirect_stdout(io.StringIO()) as shown:

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from tests.documentation.session import Case, Session
 
+# Each kind of Griffin's blocks once.
+GRIFFIN = "--gin.models.griffin.griffin.pattern=\"('recurrent', 'attention')\""
 SMALL = (
-  "--gin.WIDTH=64 --gin.RNN_WIDTH=64 --gin.DEPTH=3 --gin.SEQUENCE_LENGTH=64 --gin.BATCH_SIZE=2 "
-  "--gin.WARMUP_STEPS=2"
+  "--gin.WIDTH=64 --gin.RNN_WIDTH=64 --gin.DEPTH=2 --gin.SEQUENCE_LENGTH=64 --gin.BATCH_SIZE=2 "
+  "--gin.WARMUP_STEPS=2 --gin.experiment.experiment.Experiment.eval_batches=2"
 )
-HEADS = "--gin.HEADS=4"
+HEADS = f"--gin.HEADS=4 {GRIFFIN}"
 SHORT = f"{SMALL} {HEADS} --gin.STEPS=6"
 ON_A_MESH = (
-  "--gin.WIDTH=64 --gin.RNN_WIDTH=128 --gin.DEPTH=3 --gin.SEQUENCE_LENGTH=64 --gin.STEPS=2 "
-  "--gin.WARMUP_STEPS=1"
+  f"--gin.WIDTH=64 --gin.RNN_WIDTH=128 --gin.DEPTH=2 {GRIFFIN} --gin.SEQUENCE_LENGTH=64 "
+  "--gin.STEPS=2 --gin.WARMUP_STEPS=1 --gin.experiment.experiment.Experiment.eval_batches=1"
 )
 # A checkpoint every few steps, so that a test can stop the run after one.
 MANY = f"{SMALL} {HEADS} --gin.STEPS=100 --gin.training.loop.Options.checkpoint_every=10"
@@ -192,7 +194,8 @@ CASES = {
     "Recall": [
       Case(
         "python -m launch.train gin/runs/griffin_induction_heads.gin",
-        "--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=4",
+        "--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=4 "
+        "--gin.data.recall.InductionHeads.examples=2000",
         TRAINED,
       ),
       Case("python -m launch.evaluate --run_dir=runs/recall", prints=r"0\.9-1 +\d+\.\d%"),

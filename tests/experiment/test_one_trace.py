@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import train
-from tests.launch.test_commands import RUN
+from tests import small_run
 
 ROOT = Path(train.__file__).parents[1]
 # One JSON list per mesh: the traces of a step until the run was finished.
@@ -35,10 +35,8 @@ MESHES = {1: ("single", "data", "zero3"), 8: ("data", "sequence8")}
 
 @pytest.mark.parametrize("devices", MESHES)
 def test_a_step_is_traced_once(tmp_path, devices):
-  for number in range(60):
-    (tmp_path / f"{number}.txt").write_text(f"Document {number}: é 🎉 says hello.\n" * 3)
   sizes = "\nDEPTH = 1\nSTEPS = 2\nWARMUP_STEPS = 1\nBATCH_SIZE = 8\n"
-  (tmp_path / "run.gin").write_text(RUN.format(folder=tmp_path) + sizes)
+  small_run.write(tmp_path / "run.gin", more=sizes)
   process = subprocess.run(
     [sys.executable, "-c", PROGRAM, str(tmp_path), *MESHES[devices]],
     cwd=ROOT,

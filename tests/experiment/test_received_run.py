@@ -15,7 +15,7 @@ import pytest
 from base.errors import UserError
 from experiment import directory_owner
 from launch import convert, evaluate, generate, train
-from tests.launch.test_commands import RUN
+from tests import small_run
 from training import checkpoint
 from training.checkpoint import CheckpointError
 
@@ -28,10 +28,8 @@ EVIL = 'from pathlib import Path\nPath({marker!r}).write_text("")\n'
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp("sent")
-  for number in range(20):
-    (folder / f"{number}.txt").write_text(f"Document {number} says hello.\n" * 3)
-  (folder / "griffin.gin").write_text(RUN.format(folder=folder))
-  assert train.main([str(folder / "griffin.gin"), f"--run_dir={folder / 'run'}", *SHORT]) == 0
+  file = small_run.write(folder / "griffin.gin")
+  assert train.main([str(file), f"--run_dir={folder / 'run'}", *SHORT]) == 0
   return folder / "run"
 
 

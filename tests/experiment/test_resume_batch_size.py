@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import train
-from tests.launch.test_commands import RUN
+from tests import small_run
 from training import checkpoint
 from training.checksum import seal
 
@@ -41,9 +41,7 @@ def age(run_dir: Path, step: int, rows: int) -> None:
   ],
 )
 def test_a_run_goes_on_at_the_next_row_whatever_the_batch_size(tmp_path, monkeypatch, old, macro):
-  for number in range(60):
-    (tmp_path / f"{number}.txt").write_text(f"Document {number}: é says hello.\n" * 3)
-  (tmp_path / "run.gin").write_text(RUN.format(folder=tmp_path))
+  small_run.write(tmp_path / "run.gin")
   monkeypatch.chdir(tmp_path)
   command = ["run.gin", "--run_dir=run"]
   command += ["--gin.launch.experiment.Experiment.samples=()", "--resume=force"]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import pytest
 
 from launch import train
-from tests.launch.test_commands import RUN
+from tests import small_run
 from training.checkpoint import CheckpointError
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-  for number in range(20):
-    (tmp_path / f"{number}.txt").write_text(f"Document {number}: é says hello.\n" * 3)
-  (tmp_path / "run.gin").write_text(RUN.format(folder=tmp_path))
+  small_run.write(tmp_path / "run.gin")
   monkeypatch.chdir(tmp_path)
   assert train.main(["run.gin", "--run_dir=run", "--gin.STEPS=2", "--gin.WARMUP_STEPS=1"]) == 0
   return tmp_path / "run"

@@ -15,8 +15,8 @@ from experiment import directory_owner, experiment
 from experiment.run_directory import RunDirectory
 from experiment.trust import Trust
 from launch import evaluate, generate, train
+from tests import small_run
 from tests.experiment.test_trust import sent
-from tests.launch.test_commands import RUN
 from training.metrics import MetricsFile, read_metrics
 
 SHORT = ["--gin.STEPS=2", "--gin.WARMUP_STEPS=1", "--gin.loop.Options.log_every=1"]
@@ -26,10 +26,7 @@ SHORT += ["--gin.WIDTH=16", "--gin.RNN_WIDTH=16", "--gin.experiment.Experiment.s
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
   folder = tmp_path_factory.mktemp("text")
-  for number in range(20):
-    (folder / f"{number}.txt").write_text(f"Document {number} says hello.\n" * 3)
-  (folder / "griffin.gin").write_text(RUN.format(folder=folder))
-  return folder / "griffin.gin"
+  return small_run.write(folder / "griffin.gin")
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def _without(options: Sequence[str], command: Sequence[str]) -> list[str]:
 
 def finish(processes: list[subprocess.Popen], statuses: Sequence[int] = (0,)) -> list[str]:
   """What the processes printed, once all have ended with one of the statuses."""
-  outputs = [process.communicate(timeout=240)[0] for process in processes]
+  outputs = _outputs(processes, seconds=240)
   for process, output in zip(processes, outputs, strict=True):
     assert process.returncode in statuses, output
     assert not any(crash in output for crash in CRASHES), output
@@ -143,17 +143,26 @@ def finish(processes: list[subprocess.Popen], statuses: Sequence[int] = (0,)) ->
 
 def end(processes: list[subprocess.Popen]) -> list[str]:
   """What the processes printed, which all end within a minute from now."""
-  until = time.monotonic() + END_SECONDS
+  outputs = _outputs(processes, END_SECONDS)
+  for output in outputs:
+    assert not any(crash in output for crash in CRASHES), output
+  return outputs
+
+
+def _outputs(processes: list[subprocess.Popen], seconds: float) -> list[str]:
+  """What the processes printed; the test fails with all of it if one is alive after that time."""
+  until = time.monotonic() + seconds
+  outputs = []
   try:
-    outputs = [p.communicate(timeout=max(0.1, until - time.monotonic()))[0] for p in processes]
-    for output in outputs:
-      assert not any(crash in output for crash in CRASHES), output
+    for process in processes:
+      outputs.append(process.communicate(timeout=max(0.1, until - time.monotonic()))[0])
     return outputs
   except subprocess.TimeoutExpired:
-    pytest.fail(f"alive after {END_SECONDS} s: {[p.poll() for p in processes]}")
-  finally:
+    alive = [number for number, process in enumerate(processes) if process.poll() is None]
     for process in processes:
       process.kill()
+    outputs += [process.communicate()[0] for process in processes[len(outputs) :]]
+    pytest.fail("\n".join([f"processes {alive} are alive after {seconds} s", *outputs]))
 
 
 def wait_for_step(folder: Path, run: str, least: int, processes: list[subprocess.Popen]) -> None:

@@ -17,44 +17,19 @@ import pytest
 from base.errors import UserError
 from config.config import ConfigError
 from launch import command, evaluate, generate, train
+from tests import small_run
 from training.loop import TrainingError
 from training.metrics import read_metrics
 
 ROOT = Path(train.__file__).parents[1]
-RUN = """
-from __gin__ import dynamic_registration
-from data import corpora
-from data import dataset
-
-include 'experiment.gin'
-include 'models/griffin.gin'
-include 'sizes/tiny.gin'
-include 'mesh/single.gin'
-include 'kernels/auto.gin'
-include 'data/text_files_bytes.gin'
-include 'train/steps.gin'
-
-WIDTH = 32
-RNN_WIDTH = 32
-HEADS = 2
-DEPTH = 3
-SEQUENCE_LENGTH = 32
-BATCH_SIZE = 4
-STEPS = 6
-WARMUP_STEPS = 2
-TEXT_FILES = '{folder}/*.txt'
-corpora.TextFiles.heldout_fraction = 0.3
-dataset.TextDataset.cache_dir = '{folder}/cache'
-"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """Text to learn from, and a run file."""
   folder = tmp_path_factory.mktemp("launch")
-  for number in range(60):
-    (folder / f"{number}.txt").write_text(f"Document {number}: é 🎉 says hello.\n" * 3)
-  (folder / "griffin.gin").write_text(RUN.format(folder=folder))
+  small_run.write_text(folder)
+  small_run.write(folder / "griffin.gin", text=folder)
   return folder
 
 
@@ -233,8 +208,8 @@ def test_looking_makes_no_directory(folder, tmp_path, capsys):
   arguments = [str(folder / "griffin.gin"), f"--run_dir={tmp_path / 'none'}"]
   assert train.main([*arguments, "--print_config"]) == 0
   printed = capsys.readouterr().out
-  assert f"WIDTH = 32  # {folder}/griffin.gin:14\n" in printed
-  assert "griffin.griffin.heads = %HEADS  # gin/models/griffin.gin:14\n" in printed
+  assert f"WIDTH = 32  # {folder}/griffin.gin:15\n" in printed
+  assert "griffin.griffin.heads = %HEADS  # gin/models/griffin.gin:15\n" in printed
   assert train.main([*arguments, "--describe", "--dry_run"]) == 0
   printed = capsys.readouterr().out
   counts = [line.split()[-1] for line in printed.splitlines() if "float32" in line]

@@ -20,7 +20,7 @@ from inference import text_generator
 from launch import generate, train
 from models.accounting import list_parameters
 from parallel.tree_paths import by_path
-from tests import small_models
+from tests import small_models, small_run
 from training import streamed_checkpoint
 
 GIN = (
@@ -229,21 +229,7 @@ def test_a_malformed_end_token_is_one_line(bytes_run, text):
 
 
 def test_a_failure_of_sampling_ends_no_run(tmp_path, capsys, monkeypatch):
-  text = tmp_path / "text"
-  text.mkdir()
-  for number in range(12):
-    (text / f"{number}.txt").write_text(f"Document {number} says hello. " * 4)
-  run_file = tmp_path / "run.gin"
-  run_file.write_text(
-    "from __gin__ import dynamic_registration\nfrom data import corpora\nfrom data import dataset\n"
-    + "".join(f"include '{name}'\n" for name in GIN)
-    + "include 'data/text_files_bytes.gin'\ninclude 'train/steps.gin'\n"
-    + f"TEXT_FILES = '{text}/*.txt'\n"
-    + "corpora.TextFiles.heldout_fraction = 0.3\n"
-    + f"dataset.TextDataset.cache_dir = '{tmp_path}/cache'\n"
-    + "WIDTH = 32\nRNN_WIDTH = 32\nHEADS = 2\nDEPTH = 1\nSEQUENCE_LENGTH = 32\nBATCH_SIZE = 2\n"
-    + "STEPS = 2\nWARMUP_STEPS = 1\n"
-  )
+  run_file = small_run.write(tmp_path / "run.gin", more="STEPS = 2\nWARMUP_STEPS = 1\n")
 
   def texts(*args, **kwargs):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes.")

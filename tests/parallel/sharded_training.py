@@ -47,7 +47,15 @@ ROWS, LENGTH = 8, 64
 IDS = 61
 BACKBONE = Backbone(vocab_size=IDS, vocab_multiple=16, width=32, depth=4, use_bias=True)
 MODELS = {
-  "griffin": functools.partial(griffin, rnn_width=64, heads=8, window=13, gate_blocks=8),
+  # Each kind of block once: a second recurrent block only takes longer to compile.
+  "griffin": functools.partial(
+    griffin,
+    rnn_width=64,
+    heads=8,
+    window=13,
+    gate_blocks=8,
+    pattern=("recurrent", "attention"),
+  ),
   "hawk": functools.partial(hawk, rnn_width=64, gate_blocks=8),
   "transformer": functools.partial(transformer, heads=8),
 }

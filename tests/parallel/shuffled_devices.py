@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 
 from data import loader
 from data.rows import RowFiles
+from parallel import coordination
 from parallel.mesh import AXES
 from parallel.rules import Rules
 from parallel.sharding_plan import ShardingPlan
@@ -27,7 +28,8 @@ SHAPES = [(8, 1, 1), (4, 1, 2), (2, 2, 2), (1, 8, 1)]
 def main(folder: str, port: str, count: int, index: int) -> None:
   jax.config.update("jax_num_cpu_devices", 2)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.distributed.initialize(f"localhost:{port}", count, index)
+  # As the commands join, so that the end of one process ends all.
+  coordination.join(f"localhost:{port}", count, index, seconds=120)
   rows = RowFiles(folder)
   whole_batches = loader.batches(rows, BATCH_SIZE, seed=7)
   expected = [next(whole_batches) for _ in range(2)]
@@ -47,6 +49,7 @@ def main(folder: str, port: str, count: int, index: int) -> None:
         for name, array in batch.items():
           np.testing.assert_array_equal(np.asarray(found[name]), array)
     batches.close()
+  whole_batches.close()
   # Else the test would show nothing.
   assert multihost_utils.process_allgather(np.int32(pieces)).sum() > 0
   print("equal", flush=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from experiment import experiment
 from parallel import sharding_plan as sharding_plan_lib
 from parallel.sharding_plan import ShardingPlan
 from planning.hardware import catalogue
+from tests.launch import hosts
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
@@ -134,13 +134,11 @@ def test_hosts_do_hold_rows_in_pieces():
 
 
 def test_processes_with_shuffled_devices_make_the_single_device_batch(numbered):
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
+  port = str(hosts.free_port())
   command = [sys.executable, "-m", "tests.parallel.shuffled_devices", str(numbered.directory)]
   processes = [
     subprocess.Popen(
-      [*command, str(port), "4", str(index)],
+      [*command, port, "4", str(index)],
       cwd=Path(__file__).parents[2],
       env=os.environ | {"JAX_PLATFORMS": "cpu"},
       stdout=subprocess.PIPE,
@@ -149,6 +147,5 @@ def test_processes_with_shuffled_devices_make_the_single_device_batch(numbered):
     )
     for index in range(4)
   ]
-  outputs = [process.communicate(timeout=120)[0] for process in processes]
-  for process, output in zip(processes, outputs, strict=True):
-    assert (process.returncode, output[-6:]) == (0, "equal\n"), output
+  for output in hosts.finish(processes):
+    assert "equal" in output.splitlines(), output  # XLA's threads print beside it

@@ -27,7 +27,6 @@ OPTIMIZERS = tuple(
   f"{mesh},optimizer={rule}"
   for rule in ("lion", "adafactor", "muon")
   for mesh in (
-    "hawk:data=8",
     "hawk:data=4,model=2,zero=1",
     "hawk:data=8,zero=2",
     "griffin:data=2,seq=2,model=2,zero=3",

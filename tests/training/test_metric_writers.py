@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import small_run
 from training import metrics
 from training.metric_writers import TensorBoard
 from training.metrics import MetricsFile
@@ -76,19 +77,15 @@ def test_a_training_opens_the_writers_that_its_configuration_names(tmp_path, mon
   from launch import train
 
   monkeypatch.chdir(tmp_path)
-  (tmp_path / "text").mkdir()
-  for number in range(4):
-    (tmp_path / f"text/{number}.txt").write_text("the griffin guards the gold " * 30)
+  small_run.write(tmp_path / "run.gin")
   (tmp_path / "mine.gin").write_text(
     "from __gin__ import dynamic_registration\n"
     "from tests.training import test_metric_writers\nfrom training import loop\n"
-    "include 'runs/griffin_quickstart.gin'\ninclude 'data/text_files_bytes.gin'\n"
-    "TEXT_FILES = 'text/*.txt'\n"
+    f"include '{tmp_path}/run.gin'\n"
     "loop.Options.writers = (@test_metric_writers.Collects(),)\n"
     "test_metric_writers.Collects.name = 'mine'\n"
   )
-  small = ["WIDTH=8", "RNN_WIDTH=16", "HEADS=2", "DEPTH=3", "SEQUENCE_LENGTH=32", "STEPS=2"]
-  arguments = [f"--gin.{one}" for one in [*small, "WARMUP_STEPS=1", "WINDOW=16"]]
+  arguments = ["--gin.STEPS=2", "--gin.WARMUP_STEPS=1"]
   assert train.main(["mine.gin", "--run_dir=runs/a", *arguments]) == 0
   from tests.training import test_metric_writers as seen_by_gin
 

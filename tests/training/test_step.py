@@ -1,5 +1,7 @@
 """One optimizer step: loss, accumulation, skipping, weight decay."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,10 +82,10 @@ def test_microbatches_must_divide_the_batch(model):
     one_step(model, step_lib.Options(grad_accum_steps=3))
 
 
-def test_large_logits_are_computed_in_pieces_with_equal_results(model, plain, monkeypatch):
+def test_large_logits_are_computed_in_pieces_with_equal_results(model, plain):
   whole, expected = plain
-  monkeypatch.setattr(step_lib, "MAX_LOGIT_BYTES", 4 * VOCAB_SIZE * 4 * 5)  # five steps' logits
-  pieces, found = one_step(model)
+  five_steps = 4 * VOCAB_SIZE * 4 * 5
+  pieces, found = one_step(model, step_lib.Options(max_logit_bytes=five_steps))
   assert found["loss"] == pytest.approx(float(expected["loss"]), rel=1e-6)
   assert_trees_close(pieces.params, whole.params, atol=1e-5)
 
@@ -106,23 +108,23 @@ def test_pieces_are_about_as_many_as_are_needed(length, least, expected):
   assert pieces * size >= length > (pieces - 1) * size
 
 
-def test_a_row_of_prime_length_is_computed_in_few_pieces_with_equal_results(model, monkeypatch):
+def test_a_row_of_prime_length_is_computed_in_few_pieces_with_equal_results(model):
   batch = make_batch(length=31)
   params = initialize(model)
 
-  def loss(params):
-    nll, z = step_lib.token_losses(model, params, batch)
+  def loss(params, limit):
+    nll, z = step_lib.token_losses(model, params, batch, max_logit_bytes=limit)
     return jnp.sum(nll) + jnp.sum(z), (nll, z)
 
-  def differentiate():
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  def differentiate(limit):
+    return jax.jit(jax.value_and_grad(functools.partial(loss, limit=limit), has_aux=True))(params)
 
-  (_, whole), expected = differentiate()
-  monkeypatch.setattr(step_lib, "MAX_LOGIT_BYTES", 4 * VOCAB_SIZE * 4 * 7)  # seven steps' logits
-  text = str(jax.make_jaxpr(lambda params: loss(params)[0])(params))
+  (_, whole), expected = differentiate(step_lib.MAX_LOGIT_BYTES)
+  seven_steps = 4 * VOCAB_SIZE * 4 * 7
+  text = str(jax.make_jaxpr(lambda params: loss(params, seven_steps)[0])(params))
   assert f"f32[4,7,{VOCAB_SIZE}]" in text
   assert f"f32[4,1,{VOCAB_SIZE}]" not in text
-  (_, found), gradient = differentiate()
+  (_, found), gradient = differentiate(seven_steps)
   assert_trees_close(found, whole, atol=1e-5)
   assert_trees_close(gradient, expected, atol=1e-4, rtol=1e-4)
 
