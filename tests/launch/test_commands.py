@@ -209,7 +209,7 @@ def test_looking_makes_no_directory(folder, tmp_path, capsys):
   assert train.main([*arguments, "--print_config"]) == 0
   printed = capsys.readouterr().out
   assert f"WIDTH = 32  # {folder}/griffin.gin:15\n" in printed
-  assert "griffin.griffin.heads = %HEADS  # gin/models/griffin.gin:15\n" in printed
+  assert "griffin.griffin.heads = %HEADS  # gin/models/griffin.gin:14\n" in printed
   assert train.main([*arguments, "--describe", "--dry_run"]) == 0
   printed = capsys.readouterr().out
   counts = [line.split()[-1] for line in printed.splitlines() if "float32" in line]

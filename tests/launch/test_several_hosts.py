@@ -21,7 +21,13 @@ from tests.launch import hosts
 from training.metrics import read_metrics
 
 STEPS = 40
-RUN = hosts.RUN.replace("models/hawk.gin", "models/griffin.gin").replace("DEPTH = 1", "DEPTH = 3")
+RUN = (
+  hosts.RUN.replace(
+    "from parallel import rules", "from models import griffin\nfrom parallel import rules"
+  )
+  .replace("models/hawk.gin", "models/griffin.gin")
+  .replace("DEPTH = 1", "DEPTH = 2\ngriffin.griffin.pattern = ('recurrent', 'attention')")
+)
 COMPARISON = """
 include 'compare/comparison.gin'
 include 'compare/parts/long_context.gin'
