@@ -40,10 +40,10 @@ import sys
 from data import tokenizers
 from conversion import conversion
 
-class Vocabulary(tokenizers.Bytes):
+class LargeBytes(tokenizers.Bytes):
   size = 256_000
 
-conversion._vocabulary = lambda source, given: Vocabulary()
+conversion._tokenizer = lambda source, given: LargeBytes()
 from pathlib import Path
 source, target = map(Path, sys.argv[1:])
 conversion.import_weights(conversion.HUGGING_FACE, source, target, "bytes", [], "benchmark")

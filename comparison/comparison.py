@@ -64,7 +64,7 @@ class Comparison:
     title: title of the page.
     folder: base of relative paths in the choices: where the comparison was first launched.
     loaded: runs to load instead of training: maps 'Griffin, 158k, seed 0' to a run directory. Its
-      model may have another configuration, but must have the vocabulary of the comparison's text.
+      model may have another configuration, but must have the tokenizer of the comparison's text.
   """
 
   models: Mapping[str, Sequence[str]]

@@ -108,7 +108,7 @@ class TrainedRun(Protocol):
     """Scores the finished model on questions of a recall task with generated answers.
 
     Raises:
-      CorpusError: the run's vocabulary cannot encode the task.
+      CorpusError: the run's tokenizer cannot encode the task.
     """
     ...
 

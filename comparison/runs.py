@@ -112,7 +112,7 @@ class TrainedRun:
   def recall(self, task: RecallTask, questions: int) -> Recalled:
     """Scores a recall task; see `comparison.measurement.TrainedRun`."""
     where = None if self.sharding_plan.mesh.size == 1 else OverMesh(self.sharding_plan)
-    scorer = RecallScorer(self.experiment.model, self.experiment.vocabulary, where)
+    scorer = RecallScorer(self.experiment.model, self.experiment.tokenizer, where)
     return scorer(self.params, task, questions)
 
 
@@ -231,10 +231,10 @@ class TrainedRuns:
     """Opens a finished run, and measures its loss on the comparison's text."""
     found = trained.load(directory, "latest", trust=self._trust)
     own = self._experiment(spec)
-    if found.vocabulary.describe() != own.vocabulary.describe():
+    if found.tokenizer.describe() != own.tokenizer.describe():
       raise UserError(
-        f"{directory.path}, loaded as {spec}, has another vocabulary than the comparison's text, "
-        "so that losses per token cannot be compared. Load a run with the same vocabulary."
+        f"{directory.path}, loaded as {spec}, has another tokenizer than the comparison's text, "
+        "so that losses per token cannot be compared. Load a run with the same tokenizer."
       )
     length, batch_size = found.experiment.sequence_length, found.experiment.batch_size
     counted = account(found.experiment.model, batch_size=batch_size, length=length)

@@ -28,7 +28,7 @@ from conversion.adapter import Adapter
 from conversion.orbax_files import ForeignArrays
 from conversion.safetensors_files import TensorFiles
 from data import tokenizers
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 from experiment import directory_owner, kept_files, run_config
 from experiment import experiment as experiment_lib
 from experiment import trained as trained_lib
@@ -89,7 +89,7 @@ def import_weights(
   kind: str,
   source: Path,
   run_dir: Path,
-  vocabulary: str | None,
+  tokenizer: str | None,
   bindings: list[str],
   words: str,
 ) -> None:
@@ -99,12 +99,12 @@ def import_weights(
     kind: HUGGING_FACE or DEEPMIND.
     source: the folder with the weights.
     run_dir: appears whole or not at all.
-    vocabulary: a SentencePiece model or 'bytes'; None is the source's.
+    tokenizer: a SentencePiece model or 'bytes'; None is the source's.
     bindings: changes of the run's configuration.
     words: the command line, for the configuration's first line.
 
   Raises:
-    UserError: the weights are of another architecture, incomplete, or of another vocabulary.
+    UserError: the weights are of another architecture, incomplete, or of another tokenizer.
   """
   with _told(source):
     if kind == HUGGING_FACE:
@@ -119,10 +119,10 @@ def import_weights(
       backbone, mixers = recurrent_gemma_flax.options_from_shapes(tensors.shapes)
     weight_map.check_types(tensors.types)
     weight_map.check_count(backbone, tensors.shapes)
-  found = _vocabulary(source, vocabulary)
+  found = _tokenizer(source, tokenizer)
   if found.size != backbone["vocab_size"]:
     raise UserError(
-      f"the vocabulary {vocabulary or source / TOKENIZER_FILE} has {found.size} ids, the weights "
+      f"the tokenizer {tokenizer or source / TOKENIZER_FILE} has {found.size} ids, the weights "
       f"in {source} are for {backbone['vocab_size']}. Give the tokenizer of these weights: "
       "--vocabulary=..."
     )
@@ -168,9 +168,9 @@ def export(
   trained = trained_lib.load(run, which, trust=trust)
   # Adapters are merged, because Hugging Face's files have no place for them.
   model, params = lora.merged(trained.experiment.model, trained.params)
-  vocabulary = trained.vocabulary
+  tokenizer = trained.tokenizer
   kind = np.dtype(dtype or model.param_dtype)
-  ids = {f"{name}_token_id": getattr(vocabulary, f"{name}_id") for name in ("bos", "eos", "pad")}
+  ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
   with _told(run_dir), _appearing(target) as partial:
     adapter = adapters.of_model(model)
     config = adapter.config(model, **ids)
@@ -181,22 +181,22 @@ def export(
     safetensors_files.write(partial, tensors, max_bytes)
     (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     kept_files.keep(kept_files.folder(trained.run_dir, trained.experiment), partial)
-    if isinstance(vocabulary, tokenizers.SentencePiece):
+    if isinstance(tokenizer, tokenizers.SentencePiece):
       # Compared with its description: a run on bytes may have another run's tokenizer file.
-      shutil.copyfile(vocabulary.path, partial / TOKENIZER_FILE)
+      shutil.copyfile(tokenizer.path, partial / TOKENIZER_FILE)
     has_tokenizer = any((partial / name).is_file() for name in (TOKENIZER_FILE, "tokenizer.json"))
-  return "" if has_tokenizer else _without_tokenizer(vocabulary)
+  return "" if has_tokenizer else _without_tokenizer(tokenizer)
 
 
-def _without_tokenizer(vocabulary: Vocabulary) -> str:
-  if isinstance(vocabulary, tokenizers.Symbols):
+def _without_tokenizer(tokenizer: Tokenizer) -> str:
+  if isinstance(tokenizer, tokenizers.Symbols):
     meaning = f"symbol k is id k + {tokenizers.Symbols.SPECIAL}"
   else:
     meaning = f"byte b of the text's UTF-8 is id b + {tokenizers.Bytes().encode(chr(0))[0]}"
   return (
-    f"no tokenizer file for transformers: this run reads {vocabulary.describe()['kind']}. Give "
-    f"the model ids: {meaning}, BOS is {vocabulary.bos_id}, EOS {vocabulary.eos_id}, unknown "
-    f"{vocabulary.unk_id}."
+    f"no tokenizer file for transformers: this run reads {tokenizer.describe()['kind']}. Give "
+    f"the model ids: {meaning}, BOS is {tokenizer.bos_id}, EOS {tokenizer.eos_id}, unknown "
+    f"{tokenizer.unk_id}."
   )
 
 
@@ -226,7 +226,7 @@ def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NO
   paths = [parameter.path for parameter in list_parameters(model)]
   with _appearing(target) as partial:
     RunDirectory(partial).write_config(loaded, words, made_here=made_here)
-    tokenizers.save(trained.vocabulary, partial)
+    tokenizers.save(trained.tokenizer, partial)
     kept_files.keep(
       kept_files.folder(trained.run_dir, trained.experiment), partial / kept_files.FOLDER
     )
@@ -238,7 +238,7 @@ def _configuration(
   adapter: Adapter,
   backbone: Mapping[str, Any],
   mixers: Mapping[str, Any],
-  vocabulary: Vocabulary,
+  tokenizer: Tokenizer,
   model_file: Path,
   bindings: list[str],
 ) -> Config:
@@ -246,7 +246,7 @@ def _configuration(
   of_both = {**backbone, **mixers}
   macros = {macro: of_both[name] for macro, name in _MACROS.items() if name in of_both}
   data = "data/python_bytes.gin"
-  if isinstance(vocabulary, tokenizers.SentencePiece):
+  if isinstance(tokenizer, tokenizers.SentencePiece):
     data = "data/python_sentencepiece.gin"
     macros["VOCABULARY_MODEL"] = str(model_file)
   of_macros = (*_MACROS.values(), *adapter.set_by_gin_file)
@@ -261,7 +261,7 @@ def _configuration(
   return experiment_lib.load([*files, data, "train/steps.gin"], [*given, *bindings])
 
 
-def _vocabulary(source: Path, given: str | None) -> Vocabulary:
+def _tokenizer(source: Path, given: str | None) -> Tokenizer:
   if given == "bytes":
     return tokenizers.Bytes()
   places = [source / TOKENIZER_FILE, source.absolute().parent / TOKENIZER_FILE]
@@ -273,7 +273,7 @@ def _vocabulary(source: Path, given: str | None) -> Vocabulary:
     )
   with _told(path):
     if not path.is_file():
-      raise UserError(f"no such vocabulary: {path}. Correct the path.")
+      raise UserError(f"no such tokenizer: {path}. Correct the path.")
     result = tokenizers.SentencePiece(str(path))
     try:
       result.size  # noqa: B018 - read now, to report an error here

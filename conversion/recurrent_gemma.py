@@ -126,7 +126,7 @@ def hugging_face_config(model: LanguageModel, **tokens: int) -> dict[str, Any]:
 
   Args:
     model: a RecurrentGemma.
-    tokens: bos_token_id, eos_token_id and pad_token_id of its vocabulary.
+    tokens: bos_token_id, eos_token_id and pad_token_id of its tokenizer.
 
   Raises:
     ValueError: the model is not a RecurrentGemma.

@@ -1,4 +1,4 @@
-"""Datasets: a corpus with its vocabulary and row length, set by gin."""
+"""Datasets: a corpus with its tokenizer and row length, set by gin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
 from data.mixture import MixedRows
 from data.progress import PreparationProgress, ProgressBar
 from data.rows import RowFiles
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 
 # Entries of a description that `options` lacks: they depend on the files, or on packing.
 _OF_THE_FILES = ("files", "heldout", "empty_answers")
@@ -35,7 +35,7 @@ class TextDataset:
 
   Attributes:
     corpus: source of the documents.
-    vocabulary: converts them to ids.
+    vocabulary: the tokenizer, which converts them to ids.
     sequence_length: tokens per row.
     split: 'train', 'heldout' or 'all' (registered tasks and TFDS data sets: one of their splits).
     cache_dir: contains one directory per distinct content; relative to the working directory.
@@ -43,7 +43,7 @@ class TextDataset:
   """
 
   corpus: Corpus
-  vocabulary: Vocabulary
+  vocabulary: Tokenizer
   sequence_length: Count
   split: str = "train"
   cache_dir: KeptPath = "cache"
@@ -79,11 +79,11 @@ class TextDataset:
     Raises:
       CorpusError: the corpus cannot be read, and has no cached rows.
     """
-    vocabulary = self.vocabulary.describe()
-    words = f"{self.corpus.name}-{self.split}-{vocabulary['kind']}-{self.sequence_length}"
+    tokenizer = self.vocabulary.describe()
+    words = f"{self.corpus.name}-{self.split}-{tokenizer['kind']}-{self.sequence_length}"
     start = Path(self.cache_dir).absolute() / re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
     try:
-      content = [VERSION, self.source(), vocabulary, self.sequence_length]
+      content = [VERSION, self.source(), tokenizer, self.sequence_length]
     except NoFiles:
       if kept := self._kept(start):
         return kept
@@ -95,7 +95,7 @@ class TextDataset:
     """Finds the newest rows with this dataset's options, made from any version of the files."""
     # Only a corpus of files can be missing.
     options = cast(FileCorpus, self.corpus).options() | self._options()
-    vocabulary = self.vocabulary.describe()
+    tokenizer = self.vocabulary.describe()
     found = []
     for directory in start.parent.glob(f"{glob.escape(start.name)}-*"):
       try:
@@ -103,7 +103,7 @@ class TextDataset:
       except RowFileError:
         continue
       source = {name: it for name, it in manifest.source.items() if name not in _OF_THE_FILES}
-      if source == options and manifest.vocabulary == vocabulary:
+      if source == options and manifest.vocabulary == tokenizer:
         found.append(directory)
     # The directory's own time changes with each check of its rows.
     return max(found, key=lambda rows: (rows / MANIFEST_FILE).stat().st_mtime_ns, default=None)
@@ -141,7 +141,7 @@ class Mixture:
   """Several datasets, mixed row by row.
 
   Attributes:
-    components: datasets with the same vocabulary and sequence_length.
+    components: datasets with the same tokenizer and sequence_length.
     weights: relative share of each among the rows of a training run.
   """
 
@@ -164,7 +164,7 @@ class RegisteredMixture:
 
   Attributes:
     mixture: the registered name.
-    vocabulary: the vocabulary of its tasks.
+    vocabulary: the tokenizer of its tasks.
     sequence_length: tokens per row.
     split: a split that all its tasks have.
     module: the module that registers it when imported.
@@ -175,7 +175,7 @@ class RegisteredMixture:
   """
 
   mixture: str
-  vocabulary: Vocabulary
+  vocabulary: Tokenizer
   sequence_length: Count
   split: str = "train"
   module: str | None = None

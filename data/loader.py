@@ -225,7 +225,7 @@ def batches(
     dataset = _training_rows(rows, seed, shuffle)
   else:
     dataset = _single_pass(rows, batch_size, seed, shuffle)
-  bos_id, vocabulary_size = rows.vocabulary.bos_id, rows.vocabulary.size
+  bos_id, vocabulary_size = rows.tokenizer.bos_id, rows.tokenizer.size
 
   def batch(stacked: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     *stored, row_bytes = stacked

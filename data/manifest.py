@@ -1,4 +1,4 @@
-"""The manifest of row files: their contents, source text and vocabulary."""
+"""The manifest of row files: their contents, source text and tokenizer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Counts:
     cut_documents: documents that are split over rows.
     text_bytes: bytes of the packed documents as UTF-8.
     tokens: targets, including one EOS per document.
-    unknown_tokens: targets with the vocabulary's unknown id.
+    unknown_tokens: targets with the tokenizer's unknown id.
     padding_tokens: padding at the ends of rows.
     unscored_tokens: targets that a loss mask excludes from the loss.
     unscored_bytes: bytes of text of those targets.
@@ -116,7 +116,7 @@ class Manifest:
 
   Attributes:
     source: description of the corpus and split.
-    vocabulary: description of the vocabulary.
+    vocabulary: description of the tokenizer.
     sequence_length: tokens per row.
     rows: number of rows.
     counts: counts of documents, tokens and bytes.

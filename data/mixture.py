@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from data.manifest import RowFileError
 from data.rows import RowFiles
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 
 
 class MixedRows:
-  """Row files mixed by weight, with the same vocabulary and row length.
+  """Row files mixed by weight, with the same tokenizer and row length.
 
   Attributes:
     parts: the row files.
@@ -23,7 +23,7 @@ class MixedRows:
 
     Raises:
       ValueError: the weights are not one positive number per part.
-      RowFileError: the parts have different vocabularies or lengths.
+      RowFileError: the parts have different tokenizers or lengths.
     """
     if not parts or len(parts) != len(weights) or any(w <= 0 for w in weights):
       raise ValueError(
@@ -33,9 +33,9 @@ class MixedRows:
     for part in parts[1:]:
       if part.manifest.vocabulary != parts[0].manifest.vocabulary:
         raise RowFileError(
-          f"{part.directory} and {parts[0].directory} cannot be mixed: their vocabularies are"
+          f"{part.directory} and {parts[0].directory} cannot be mixed: their tokenizers are"
           f" {part.manifest.vocabulary} and {parts[0].manifest.vocabulary}."
-          " Give every component the same vocabulary."
+          " Give every component the same tokenizer."
         )
       if part.sequence_length != parts[0].sequence_length:
         raise RowFileError(
@@ -48,9 +48,9 @@ class MixedRows:
     self.weights = tuple(w / total for w in weights)
 
   @property
-  def vocabulary(self) -> Vocabulary:
-    """The vocabulary that all parts share."""
-    return self.parts[0].vocabulary
+  def tokenizer(self) -> Tokenizer:
+    """The tokenizer that all parts share."""
+    return self.parts[0].tokenizer
 
   @property
   def sequence_length(self) -> int:

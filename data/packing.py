@@ -10,7 +10,7 @@ import numpy as np
 
 from data.files import CorpusError
 from data.manifest import Counts
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 
 ROWS_AT_ONCE = 256
 
@@ -46,21 +46,21 @@ class Packer:
   padding, so id 0 is a token like any other.
   """
 
-  def __init__(self, vocabulary: Vocabulary, sequence_length: int, *, whole: bool = False):
-    """Packs ids of `vocabulary` into rows of `sequence_length` tokens.
+  def __init__(self, tokenizer: Tokenizer, sequence_length: int, *, whole: bool = False):
+    """Packs ids of `tokenizer` into rows of `sequence_length` tokens.
 
     Args:
-      vocabulary: vocabulary of the ids.
+      tokenizer: made the ids.
       sequence_length: tokens per row.
       whole: pad the row and start the next one if a document does not fit; cut only documents that
         are longer than a row.
     """
     if sequence_length < 1:
       raise ValueError(f"sequence_length={sequence_length} must be at least 1.")
-    self._size = vocabulary.size
-    self._eos_id = vocabulary.eos_id
-    self._unk_id = vocabulary.unk_id
-    self._byte_lengths = vocabulary.byte_lengths().astype(np.int64)
+    self._size = tokenizer.size
+    self._eos_id = tokenizer.eos_id
+    self._unk_id = tokenizer.unk_id
+    self._byte_lengths = tokenizer.byte_lengths().astype(np.int64)
     self._length = sequence_length
     self._whole = whole
     self._counts = Counts()
@@ -114,8 +114,8 @@ class Packer:
     if tokens.min() < 0 or tokens.max() >= self._size:
       bad = tokens[(tokens < 0) | (tokens >= self._size)][0]
       raise CorpusError(
-        f"Document {self._counts.documents + 1} holds the id {bad}, the vocabulary has ids 0 to"
-        f" {self._size - 1}. The task was tokenized under another vocabulary."
+        f"Document {self._counts.documents + 1} holds the id {bad}, the tokenizer has ids 0 to"
+        f" {self._size - 1}. The task was tokenized by another tokenizer."
       )
     if tokens[-1] != self._eos_id:
       tokens, loss_mask = np.append(tokens, self._eos_id), np.append(loss_mask, loss_mask[-1])
@@ -168,7 +168,7 @@ class Packer:
   def _pieces(self, tokens: np.ndarray, text_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yields a document in pieces of bounded size, with the bytes of text up to each token.
 
-    The tokens' bytes are scaled to sum to `text_bytes`: a vocabulary that normalises the text may
+    The tokens' bytes are scaled to sum to `text_bytes`: a tokenizer that normalises the text may
     have fewer or more. If all are 0, the tokens get equal shares.
 
     Yields:

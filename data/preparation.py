@@ -66,7 +66,7 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
     raise PreparationError(
       f"{what} cannot be pickled for the process that prepares it: "
       f"{' '.join(str(error).split())[:200]}."
-      " Define the classes of corpus and vocabulary at the top level of a module."
+      " Define the classes of corpus and tokenizer at the top level of a module."
     ) from None
   # -P: a folder named `data` in the working directory must not hide this package.
   command = [sys.executable, "-P", "-m", "data.prepare"]

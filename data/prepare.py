@@ -29,7 +29,7 @@ from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
 from data.preparation import not_kept
 from data.rows import RowWriter
-from data.tokenizers import VocabularyError
+from data.tokenizers import TokenizerError
 
 _SECONDS_BETWEEN_EVENTS = 0.1
 
@@ -248,8 +248,8 @@ def main() -> int:
   except Exception as error:
     traceback.print_exc()
     kind = type(error).__name__
-    if isinstance(error, corpora.CorpusError | VocabularyError):
-      kind = "CorpusError"  # Subclasses too: the corpus or its vocabulary is at fault.
+    if isinstance(error, corpora.CorpusError | TokenizerError):
+      kind = "CorpusError"  # Subclasses too: the corpus or its tokenizer is at fault.
     report({"error": str(error), "kind": kind})
     return 1
   return 0

@@ -1,8 +1,8 @@
 """Recall tasks: look-ups in the context with known answers, generated from a seed.
 
 Each task is a corpus, so that `data.dataset.TextDataset` reads it like text; the loss is only on
-the answers. Symbols are numbered as by the tasks' authors: ids of a `Symbols` vocabulary, or, to
-mix with text, the bytes from '0' on of a `Bytes` vocabulary.
+the answers. Symbols are numbered as by the tasks' authors: ids of a `Symbols` tokenizer, or, to
+mix with text, the bytes from '0' on of a `Bytes` tokenizer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from base.ranges import Count, NotNegative, Seed
 from data import tokenizers
 from data.corpora import CorpusError
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 
 SPLITS = ("train", "heldout")
 # Examples per random generator, which draws them together.
@@ -76,13 +76,11 @@ class RecallTask:
       if getattr(self, name) < 1:
         raise CorpusError(f"{name}={getattr(self, name)} must be at least 1.")
 
-  def draw(
-    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
-  ) -> list[RecallExample]:
+  def draw(self, tokenizer: Tokenizer, rng: np.random.Generator, count: int) -> list[RecallExample]:
     """Draws examples.
 
     Raises:
-      CorpusError: the vocabulary cannot encode them.
+      CorpusError: the tokenizer cannot encode them.
     """
     raise NotImplementedError
 
@@ -94,11 +92,11 @@ class RecallTask:
     """Returns the same task with another context size."""
     return dataclasses.replace(self, length=length)
 
-  def drawn(self, vocabulary: Vocabulary, split: str) -> Iterator[RecallExample]:
+  def drawn(self, tokenizer: Tokenizer, split: str) -> Iterator[RecallExample]:
     """Yields the examples of a split, always the same.
 
     Raises:
-      CorpusError: the split is unknown, or the vocabulary cannot encode the examples.
+      CorpusError: the split is unknown, or the tokenizer cannot encode the examples.
     """
     if split not in SPLITS:
       raise CorpusError(
@@ -107,32 +105,32 @@ class RecallTask:
     left = self.examples if split == "train" else self.heldout_examples
     for block in range(-(-left // _BLOCK)):
       rng = np.random.default_rng([self.seed, SPLITS.index(split), block])
-      yield from self.draw(vocabulary, rng, _BLOCK)[: left - block * _BLOCK]
+      yield from self.draw(tokenizer, rng, _BLOCK)[: left - block * _BLOCK]
 
 
-def symbol_ids(vocabulary: Vocabulary, count: int) -> np.ndarray:
+def symbol_ids(tokenizer: Tokenizer, count: int) -> np.ndarray:
   """Returns [count] int32, the ids of symbols 0 to count - 1.
 
   Raises:
-    CorpusError: the vocabulary has no symbols, or too few.
+    CorpusError: the tokenizer has no symbols, or too few.
   """
-  if isinstance(vocabulary, tokenizers.Symbols) and count <= vocabulary.count:
+  if isinstance(tokenizer, tokenizers.Symbols) and count <= tokenizer.count:
     return tokenizers.Symbols.SPECIAL + np.arange(count, dtype=np.int32)
   first = ord("0")
-  if isinstance(vocabulary, tokenizers.Bytes) and first + count <= 256:
+  if isinstance(tokenizer, tokenizers.Bytes) and first + count <= 256:
     return tokenizers.Bytes().encode("\0")[0] + first + np.arange(count, dtype=np.int32)
   raise CorpusError(
-    f"The task has {count} symbols, the vocabulary is {vocabulary!r}. Give tokenizers.Symbols"
+    f"The task has {count} symbols, the tokenizer is {tokenizer!r}. Give tokenizers.Symbols"
     f" with count={count} or more, or tokenizers.Bytes for up to {256 - first} symbols."
   )
 
 
 def _as_examples(
-  vocabulary: Vocabulary, count: int, symbols: np.ndarray, answers: np.ndarray, sources: np.ndarray
+  tokenizer: Tokenizer, count: int, symbols: np.ndarray, answers: np.ndarray, sources: np.ndarray
 ) -> list[RecallExample]:
   """Makes examples of symbols [N, n] of `count` kinds and an EOS; answers, sources: [N, A]."""
-  tokens = np.full((len(symbols), symbols.shape[1] + 1), vocabulary.eos_id, np.int32)
-  tokens[:, :-1] = symbol_ids(vocabulary, count)[symbols]
+  tokens = np.full((len(symbols), symbols.shape[1] + 1), tokenizer.eos_id, np.int32)
+  tokens[:, :-1] = symbol_ids(tokenizer, count)[symbols]
   answers, sources = np.broadcast_arrays(answers, sources)
   return [RecallExample(*values) for values in zip(tokens, answers, sources, strict=True)]
 
@@ -168,9 +166,7 @@ class SelectiveCopying(RecallTask):
         f" symbols={self.symbols}: give 1 to {self.length} data tokens and at least 3 symbols."
       )
 
-  def draw(
-    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
-  ) -> list[RecallExample]:
+  def draw(self, tokenizer: Tokenizer, rng: np.random.Generator, count: int) -> list[RecallExample]:
     """Draws examples of length + 1 + data_tokens symbols."""
     chances = rng.random((count, self.length))
     places = np.sort(np.argpartition(chances, self.data_tokens - 1)[:, : self.data_tokens])
@@ -180,7 +176,7 @@ class SelectiveCopying(RecallTask):
     symbols[:, self.length] = self.symbols - 1
     symbols[:, self.length + 1 :] = data
     answers = self.length + 1 + np.arange(self.data_tokens)
-    return _as_examples(vocabulary, self.symbols, symbols, answers, places)
+    return _as_examples(tokenizer, self.symbols, symbols, answers, places)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,9 +205,7 @@ class InductionHeads(RecallTask):
         "each."
       )
 
-  def draw(
-    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
-  ) -> list[RecallExample]:
+  def draw(self, tokenizer: Tokenizer, rng: np.random.Generator, count: int) -> list[RecallExample]:
     """Draws examples of length + 1 symbols."""
     special = self.symbols - 1
     symbols = rng.integers(0, special, (count, self.length + 1))
@@ -219,7 +213,7 @@ class InductionHeads(RecallTask):
     np.put_along_axis(symbols, first, special, axis=1)
     symbols[:, self.length - 1] = special
     symbols[:, self.length :] = np.take_along_axis(symbols, first + 1, axis=1)
-    return _as_examples(vocabulary, self.symbols, symbols, np.array([self.length]), first + 1)
+    return _as_examples(tokenizer, self.symbols, symbols, np.array([self.length]), first + 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,9 +257,7 @@ class MultiQueryRecall(RecallTask):
         f" symbols={self.symbols}."
       )
 
-  def draw(
-    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
-  ) -> list[RecallExample]:
+  def draw(self, tokenizer: Tokenizer, rng: np.random.Generator, count: int) -> list[RecallExample]:
     """Draws examples of `length` symbols."""
     half, context = self.symbols // 2, 2 * self.pairs
     keys = 1 + _draw_distinct(rng, np.zeros(half - 1), count, self.pairs)
@@ -279,7 +271,7 @@ class MultiQueryRecall(RecallTask):
     # As they are asked for.
     order = np.argsort(gaps, axis=1)
     answers = context + 2 * np.take_along_axis(gaps, order, axis=1) + 1
-    return _as_examples(vocabulary, self.symbols, symbols, answers, 2 * order + 1)
+    return _as_examples(tokenizer, self.symbols, symbols, answers, 2 * order + 1)
 
 
 def _draw_distinct(

@@ -9,7 +9,7 @@ import numpy as np
 from base.ranges import Count, CountFromZero, Share
 from data.corpora import CorpusError
 from data.recall import RecallExample, RecallTask
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 
 _FIRST = (
   "Ada Alan Alice Amir Ana Anton Asha Ben Boris Carla Chen Clara Dana David Diego Dora Elena Emil "
@@ -36,12 +36,12 @@ _LAST = (
 _FIRST_NAMES, _LAST_NAMES = _FIRST.split(), _LAST.split()
 
 
-def _example(vocabulary: Vocabulary, before: str, source: str, after: str) -> RecallExample:
+def _example(tokenizer: Tokenizer, before: str, source: str, after: str) -> RecallExample:
   """Makes the document before + source + after + source; the second `source` is the answer."""
-  place = len(vocabulary.encode(before))
-  prompt, answer = vocabulary.encode(before + source + after), vocabulary.encode(source)
+  place = len(tokenizer.encode(before))
+  prompt, answer = tokenizer.encode(before + source + after), tokenizer.encode(source)
   steps = np.arange(len(answer))
-  tokens = np.array([*prompt, *answer, vocabulary.eos_id], np.int32)
+  tokens = np.array([*prompt, *answer, tokenizer.eos_id], np.int32)
   return RecallExample(tokens, len(prompt) + steps, place + steps)
 
 
@@ -78,13 +78,11 @@ class Phonebook(RecallTask):
         " least one digit."
       )
 
-  def draw(
-    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
-  ) -> list[RecallExample]:
+  def draw(self, tokenizer: Tokenizer, rng: np.random.Generator, count: int) -> list[RecallExample]:
     """Draws books with one question each."""
-    return [self._book(vocabulary, rng) for _ in range(count)]
+    return [self._book(tokenizer, rng) for _ in range(count)]
 
-  def _book(self, vocabulary: Vocabulary, rng: np.random.Generator) -> RecallExample:
+  def _book(self, tokenizer: Tokenizer, rng: np.random.Generator) -> RecallExample:
     people = len(_FIRST_NAMES) * len(_LAST_NAMES)
     names = [
       f"{_FIRST_NAMES[n // len(_LAST_NAMES)]} {_LAST_NAMES[n % len(_LAST_NAMES)]}"
@@ -98,7 +96,7 @@ class Phonebook(RecallTask):
     # The space belongs to the number: a SentencePiece model joins them.
     before = "".join(lines[:asked]) + f"{names[asked]}:"
     after = "\n" + "".join(lines[asked + 1 :]) + "\n" + "".join(lines[n] for n in shown)
-    return _example(vocabulary, before, f" {numbers[asked]}", after + f"{names[asked]}:")
+    return _example(tokenizer, before, f" {numbers[asked]}", after + f"{names[asked]}:")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,13 +129,11 @@ class Needle(RecallTask):
         " must not be negative, there is at least one digit, and the depth is in [0, 1] or None."
       )
 
-  def draw(
-    self, vocabulary: Vocabulary, rng: np.random.Generator, count: int
-  ) -> list[RecallExample]:
+  def draw(self, tokenizer: Tokenizer, rng: np.random.Generator, count: int) -> list[RecallExample]:
     """Draws texts with a key each."""
-    return [self._haystack(vocabulary, rng) for _ in range(count)]
+    return [self._haystack(tokenizer, rng) for _ in range(count)]
 
-  def _haystack(self, vocabulary: Vocabulary, rng: np.random.Generator) -> RecallExample:
+  def _haystack(self, tokenizer: Tokenizer, rng: np.random.Generator) -> RecallExample:
     key = "".join(map(str, rng.integers(0, 10, self.digits)))
     depth = rng.random() if self.depth is None else self.depth
     place = round(depth * self.length)
@@ -153,4 +149,4 @@ class Needle(RecallTask):
     before = task + hay[:place] + "\nThe pass key is"
     after = f". Remember it. {key} is the pass key.\n" + hay[: self.length - place]
     question = "\nWhat is the pass key? The pass key is"
-    return _example(vocabulary, before, f" {key}", after + question)
+    return _example(tokenizer, before, f" {key}", after + question)

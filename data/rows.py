@@ -11,7 +11,7 @@ import numpy as np
 from data import tokenizers
 from data.files import shortened
 from data.manifest import REMEDY, ArrayFile, Counts, Manifest, RowFileError
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 
 TOKENS = "tokens.bin"
 SEGMENT_IDS = "segment_ids.bin"
@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 256
 
 
 def token_dtype(vocabulary_size: int) -> str:
-  """Returns the smallest dtype of row files for the vocabulary's ids."""
+  """Returns the smallest dtype of row files for the tokenizer's ids."""
   return "uint16" if vocabulary_size <= 2**16 else "int32"
 
 
@@ -58,7 +58,7 @@ class RowFiles:
   Attributes:
     directory: the directory.
     manifest: the manifest.
-    vocabulary: the vocabulary, read from the directory.
+    tokenizer: the tokenizer, read from the directory.
     tokens: [N, T] the targets, memory-mapped.
     segment_ids: [N, T] from 1 within a row, in contiguous runs; 0 is padding.
     row_bytes: [N] bytes of UTF-8 text of the row's targets in the loss.
@@ -107,8 +107,8 @@ class RowFiles:
     self.loss_mask = arrays.get(LOSS_MASK)
 
   @functools.cached_property
-  def vocabulary(self) -> Vocabulary:
-    """The vocabulary of the ids."""
+  def tokenizer(self) -> Tokenizer:
+    """The tokenizer of the ids."""
     return tokenizers.load(self.directory)
 
   @property
@@ -156,23 +156,23 @@ class RowFiles:
     for start in range(first, last, _ROWS_AT_ONCE):
       stop = min(start + _ROWS_AT_ONCE, last)
       rows = self.tokens[start:stop], self.segment_ids[start:stop]
-      if wrong_ids(*rows, self.vocabulary.size) is None:
+      if wrong_ids(*rows, self.tokenizer.size) is None:
         continue
       for row in range(stop - start):
-        if wrong := wrong_ids(rows[0][row], rows[1][row], self.vocabulary.size):
+        if wrong := wrong_ids(rows[0][row], rows[1][row], self.tokenizer.size):
           raise RowFileError(f"{self.directory}, row {start + row}: {wrong}. {REMEDY}")
 
-  def check(self, vocabulary: Vocabulary, sequence_length: int) -> RowFiles:
-    """Returns itself, if it has this vocabulary and length.
+  def check(self, tokenizer: Tokenizer, sequence_length: int) -> RowFiles:
+    """Returns itself, if it has this tokenizer and length.
 
     Raises:
-      RowFileError: it was packed with another vocabulary or length.
+      RowFileError: it was packed with another tokenizer or length.
     """
-    described = vocabulary.describe()
+    described = tokenizer.describe()
     if self.manifest.vocabulary != described:
       raise RowFileError(
-        f"{self.directory} was packed with the vocabulary {self.manifest.vocabulary},"
-        f" not {described}. Use that vocabulary, or prepare in another directory."
+        f"{self.directory} was packed with the tokenizer {self.manifest.vocabulary},"
+        f" not {described}. Use that tokenizer, or prepare in another directory."
       )
     if self.sequence_length != sequence_length:
       raise RowFileError(
@@ -209,14 +209,14 @@ class RowWriter:
   """Writes row files, which are complete after `finish`."""
 
   def __init__(
-    self, directory: Path, vocabulary: Vocabulary, sequence_length: int, *, masked: bool = False
+    self, directory: Path, tokenizer: Tokenizer, sequence_length: int, *, masked: bool = False
   ):
     """Starts the files in `directory`, which must be empty; `masked` keeps the loss mask."""
     self._directory = directory
-    self._vocabulary = vocabulary
+    self._tokenizer = tokenizer
     self._sequence_length = sequence_length
     row = (sequence_length,)
-    tokens, segments = token_dtype(vocabulary.size), segment_dtype(sequence_length)
+    tokens, segments = token_dtype(tokenizer.size), segment_dtype(sequence_length)
     self._writers = {
       TOKENS: _ArrayWriter(directory / TOKENS, tokens, row),
       SEGMENT_IDS: _ArrayWriter(directory / SEGMENT_IDS, segments, row),
@@ -249,12 +249,12 @@ class RowWriter:
     self._writers[ROW_BYTES].write(row_bytes)
 
   def finish(self, source: dict, counts: Counts) -> Manifest:
-    """Closes the files and writes vocabulary and manifest."""
+    """Closes the files and writes the tokenizer and the manifest."""
     files = {name: writer.finish() for name, writer in self._writers.items()}
-    tokenizers.save(self._vocabulary, self._directory)
+    tokenizers.save(self._tokenizer, self._directory)
     manifest = Manifest(
       source=source,
-      vocabulary=self._vocabulary.describe(),
+      vocabulary=self._tokenizer.describe(),
       sequence_length=self._sequence_length,
       rows=files[TOKENS].shape[0],
       counts=counts,

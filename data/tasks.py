@@ -15,7 +15,7 @@ import numpy as np
 from data import corpora, recall, tokenizers
 from data.files import to_bytes
 from data.instructions import Instructions
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 
 # Documents passed from Python to TensorFlow at once.
 _GROUP = 64
@@ -38,23 +38,21 @@ class Example(NamedTuple):
   loss_mask: np.ndarray | None = None
 
 
-def seqio_vocabulary(vocabulary: Vocabulary) -> Any:
-  """Returns seqio's vocabulary with the same ids."""
+def seqio_vocabulary(tokenizer: Tokenizer) -> Any:
+  """Returns seqio's vocabulary with a tokenizer's ids."""
   import seqio
 
-  if isinstance(vocabulary, tokenizers.Bytes):
-    return seqio.ByteVocabulary(extra_ids=vocabulary.extra_ids)
-  if isinstance(vocabulary, tokenizers.SentencePiece):
-    return seqio.SentencePieceVocabulary(vocabulary.path, extra_ids=vocabulary.extra_ids)
-  if isinstance(vocabulary, tokenizers.Symbols):
-    return seqio.PassThroughVocabulary(vocabulary.size, eos_id=vocabulary.eos_id)
-  raise TypeError(
-    f"vocabulary={vocabulary!r} must be tokenizers.Bytes, .SentencePiece or .Symbols."
-  )
+  if isinstance(tokenizer, tokenizers.Bytes):
+    return seqio.ByteVocabulary(extra_ids=tokenizer.extra_ids)
+  if isinstance(tokenizer, tokenizers.SentencePiece):
+    return seqio.SentencePieceVocabulary(tokenizer.path, extra_ids=tokenizer.extra_ids)
+  if isinstance(tokenizer, tokenizers.Symbols):
+    return seqio.PassThroughVocabulary(tokenizer.size, eos_id=tokenizer.eos_id)
+  raise TypeError(f"vocabulary={tokenizer!r} must be tokenizers.Bytes, .SentencePiece or .Symbols.")
 
 
-def _own_vocabulary(task: str, vocabulary: Any) -> Vocabulary:
-  """Returns our vocabulary with the same ids as seqio's."""
+def _own_tokenizer(task: str, vocabulary: Any) -> Tokenizer:
+  """Returns our tokenizer with the ids of seqio's vocabulary."""
   import seqio
 
   if isinstance(vocabulary, seqio.ByteVocabulary):
@@ -141,7 +139,7 @@ def _batched(examples: Iterable[recall.RecallExample]) -> Iterator[Sequence[reca
     yield group
 
 
-def _recall_source(task: recall.RecallTask, vocabulary: Vocabulary, failure: _Failure) -> Any:
+def _recall_source(task: recall.RecallTask, tokenizer: Tokenizer, failure: _Failure) -> Any:
   """Returns a seqio data source of a recall task's examples: ids, and 1 where the loss is."""
   import seqio
   import tensorflow as tf
@@ -149,7 +147,7 @@ def _recall_source(task: recall.RecallTask, vocabulary: Vocabulary, failure: _Fa
   def read(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
     def generate() -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
       try:
-        for group in _batched(task.drawn(vocabulary, split)):
+        for group in _batched(task.drawn(tokenizer, split)):
           tokens = np.concatenate([example.tokens for example in group])
           mask = np.concatenate([example.loss_mask for example in group])
           yield tokens, mask.astype(np.int32), [len(example.tokens) for example in group]
@@ -170,27 +168,27 @@ def _recall_source(task: recall.RecallTask, vocabulary: Vocabulary, failure: _Fa
   return seqio.FunctionDataSource(read, splits=recall.SPLITS)
 
 
-def task(corpus: corpora.Corpus, vocabulary: Vocabulary, failure: _Failure | None = None) -> Any:
+def task(corpus: corpora.Corpus, tokenizer: Tokenizer, failure: _Failure | None = None) -> Any:
   """Returns the seqio task of a corpus; registers it if needed.
 
   Raises:
-    CorpusError: a registered task is missing or has another vocabulary.
+    CorpusError: a registered task is missing or has another tokenizer.
   """
   import seqio
 
   if isinstance(corpus, corpora.RegisteredTask):
-    return _registered(corpus, vocabulary)
-  identity = json.dumps([corpus.describe(), vocabulary.describe()], sort_keys=True)
+    return _registered(corpus, tokenizer)
+  identity = json.dumps([corpus.describe(), tokenizer.describe()], sort_keys=True)
   digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
   name = "".join(c if c.isalnum() else "_" for c in corpus.name) + "_" + digest
   if name in seqio.TaskRegistry.names():
     seqio.TaskRegistry.remove(name)
-  feature = seqio.Feature(seqio_vocabulary(vocabulary), add_eos=True)
+  feature = seqio.Feature(seqio_vocabulary(tokenizer), add_eos=True)
   if isinstance(corpus, recall.RecallTask):
     mask = seqio.Feature(seqio.PassThroughVocabulary(2), add_eos=False)
     return seqio.TaskRegistry.add(
       name,
-      source=_recall_source(corpus, vocabulary, failure or _Failure()),
+      source=_recall_source(corpus, tokenizer, failure or _Failure()),
       preprocessors=[],
       output_features={"targets": feature, "loss_mask": mask},
     )
@@ -208,7 +206,7 @@ def _import_registrations(module: str | None) -> None:
     importlib.import_module(module)
 
 
-def _registered(corpus: corpora.RegisteredTask, vocabulary: Vocabulary) -> Any:
+def _registered(corpus: corpora.RegisteredTask, tokenizer: Tokenizer) -> Any:
   import difflib
 
   import seqio
@@ -234,26 +232,26 @@ def _registered(corpus: corpora.RegisteredTask, vocabulary: Vocabulary) -> Any:
       " which to join them."
     )
   for feature in corpus.features:
-    own = _own_vocabulary(corpus.task, found.output_features[feature].vocabulary)
-    if own.describe() != vocabulary.describe():
+    own = _own_tokenizer(corpus.task, found.output_features[feature].vocabulary)
+    if own.describe() != tokenizer.describe():
       raise corpora.CorpusError(
         f"Task {corpus.task!r} tokenizes {feature!r} with {own!r}, the dataset has"
-        f" {vocabulary!r}. Set the dataset's vocabulary to the task's."
+        f" {tokenizer!r}. Set the dataset's tokenizer to the task's."
       )
   return found
 
 
-def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iterator[Example]:
+def examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) -> Iterator[Example]:
   """Yields the corpus, tokenized by its seqio task: every document once, in order.
 
   Raises:
     CorpusError: the corpus cannot be read, or has no such split.
   """
   if isinstance(corpus, Instructions):
-    yield from _instruction_examples(corpus, vocabulary, split)
+    yield from _instruction_examples(corpus, tokenizer, split)
     return
   failure = _Failure()
-  found = task(corpus, vocabulary, failure)
+  found = task(corpus, tokenizer, failure)
   # TFDS also takes parts of a split: 'train[:1%]'.
   if split.split("[")[0] not in found.splits:
     raise corpora.CorpusError(
@@ -271,9 +269,9 @@ def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iter
   try:
     if registered:
       for values in dataset.as_numpy_iterator():
-        yield _registered_example(corpus, vocabulary, values)
+        yield _registered_example(corpus, tokenizer, values)
     elif isinstance(corpus, recall.RecallTask):
-      yield from _recall_examples(dataset.ragged_batch(_GROUP), vocabulary)
+      yield from _recall_examples(dataset.ragged_batch(_GROUP), tokenizer)
     else:
       yield from _ungrouped(dataset.ragged_batch(_group_size(corpus)))
   except Exception as error:
@@ -281,7 +279,7 @@ def examples(corpus: corpora.Corpus, vocabulary: Vocabulary, split: str) -> Iter
 
 
 def _instruction_examples(
-  corpus: Instructions, vocabulary: Vocabulary, split: str
+  corpus: Instructions, tokenizer: Tokenizer, split: str
 ) -> Iterator[Example]:
   """Tokenizes each piece separately, so that a prompt's ids do not depend on its response.
 
@@ -290,10 +288,10 @@ def _instruction_examples(
   for pieces in corpus.examples(split):
     texts = [to_bytes(piece.text) for piece in pieces]
     clean = [text.decode("utf-8", errors="replace") for text in texts]
-    ids = [vocabulary.encode(text) for text in clean]
+    ids = [tokenizer.encode(text) for text in clean]
     scored = np.repeat([piece.scored for piece in pieces], [len(part) for part in ids])
     yield Example(
-      np.asarray([*(i for part in ids for i in part), vocabulary.eos_id], np.int32),
+      np.asarray([*(i for part in ids for i in part), tokenizer.eos_id], np.int32),
       sum(len(text.encode()) for text in clean),
       any(not _is_utf8(text) for text in texts),
       # The end belongs to the last piece, also if that is empty: to say nothing is to be learnt
@@ -319,8 +317,8 @@ def _ungrouped(groups: Any) -> Iterator[Example]:
       yield Example(ids, int(size), bool(flag))
 
 
-def _recall_examples(groups: Any, vocabulary: Vocabulary) -> Iterator[Example]:
-  byte_lengths = vocabulary.byte_lengths()
+def _recall_examples(groups: Any, tokenizer: Tokenizer) -> Iterator[Example]:
+  byte_lengths = tokenizer.byte_lengths()
   for group in groups:
     tokens = group["targets"].values.numpy()
     mask = group["loss_mask"].values.numpy() > 0
@@ -330,7 +328,7 @@ def _recall_examples(groups: Any, vocabulary: Vocabulary) -> Iterator[Example]:
 
 
 def _registered_example(
-  corpus: corpora.RegisteredTask, vocabulary: Vocabulary, values: dict[str, Any]
+  corpus: corpora.RegisteredTask, tokenizer: Tokenizer, values: dict[str, Any]
 ) -> Example:
   """Joins the features; text sizes are those of pretokenized text, else of the decoded ids."""
   parts = [values[name].reshape(-1) for name in corpus.features]
@@ -340,14 +338,14 @@ def _registered_example(
     mask = np.repeat(scored, [len(part) for part in parts])
     if scored[-1] and len(tokens) and not len(parts[-1]):
       # An empty answer: its end is in the loss.
-      tokens, mask = np.append(tokens, vocabulary.eos_id), np.append(mask, True)
+      tokens, mask = np.append(tokens, tokenizer.eos_id), np.append(mask, True)
   raw = [values.get(name + "_pretokenized") for name in corpus.features]
   texts = [text for text in raw if isinstance(text, bytes)]
   if len(texts) == len(raw):
     text = b"".join(texts)
     return Example(tokens, len(text), not _is_utf8(text), mask)
-  in_range = tokens[(tokens >= 0) & (tokens < vocabulary.size)]
-  return Example(tokens, int(vocabulary.byte_lengths()[in_range].sum()), False, mask)
+  in_range = tokens[(tokens >= 0) & (tokens < tokenizer.size)]
+  return Example(tokens, int(tokenizer.byte_lengths()[in_range].sum()), False, mask)
 
 
 def _is_utf8(text: bytes) -> bool:

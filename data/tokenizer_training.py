@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.corpora import CorpusError, Documents
-from data.tokenizers import SentencePiece, VocabularyError
+from data.tokenizers import SentencePiece, TokenizerError
 
 # SentencePiece leaves out longer sentences, with only a line in its log.
 _SENTENCE_BYTES = 4000
@@ -78,7 +78,7 @@ def train_sentencepiece(
 
   Raises:
     CorpusError: there is no training text, or too little for this many pieces.
-    VocabularyError: the file cannot be written.
+    TokenizerError: the file cannot be written.
   """
   import sentencepiece
 
@@ -99,7 +99,7 @@ def train_sentencepiece(
     output.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=output.parent, suffix=".partial")
   except OSError as error:
-    raise VocabularyError(_not_written(output, error)) from None
+    raise TokenizerError(_not_written(output, error)) from None
   try:
     with os.fdopen(descriptor, "wb") as file:
       sentencepiece.SentencePieceTrainer.train(
@@ -126,7 +126,7 @@ def train_sentencepiece(
     os.chmod(partial, 0o644)
     os.replace(partial, output)
   except OSError as error:
-    raise VocabularyError(_not_written(output, error)) from None
+    raise TokenizerError(_not_written(output, error)) from None
   except RuntimeError as error:
     raise CorpusError(_refused(corpus.name, size, str(error))) from None
   finally:

@@ -22,19 +22,19 @@ DESCRIPTION_FILE = "vocabulary.json"
 MODEL_FILE = "vocabulary.model"
 
 
-class VocabularyError(UserError, ValueError):
-  """Missing or invalid vocabulary files; the message says what to do."""
+class TokenizerError(UserError, ValueError):
+  """Missing or invalid tokenizer files; the message says what to do."""
 
 
-class Vocabulary(Protocol):
-  """Protocol of vocabularies.
+class Tokenizer(Protocol):
+  """Protocol of tokenizers.
 
   Attributes:
     size: number of ids; a model needs at least as many.
     pad_id: the id in padding. Segment id 0 marks padding, never this id.
     bos_id: the input at the first token of every segment, and before every prompt.
     eos_id: the id at the end of every document.
-    unk_id: the id of text that the vocabulary cannot encode.
+    unk_id: the id of text that the tokenizer cannot encode.
   """
 
   @property
@@ -65,7 +65,7 @@ class Vocabulary(Protocol):
     ...
 
   def describe(self) -> dict[str, Any]:
-    """Returns what identifies the vocabulary, as JSON values without paths."""
+    """Returns what identifies the tokenizer, as JSON values without paths."""
     ...
 
 
@@ -87,7 +87,7 @@ class Bytes:
   _SPECIAL = 3
 
   pad_id = 0
-  bos_id = 0  # As in T5: a byte vocabulary has no separate BOS.
+  bos_id = 0  # As in T5: a byte tokenizer has no separate BOS.
   eos_id = 1
   unk_id = 2
 
@@ -180,13 +180,13 @@ def _model_bytes(path: str) -> bytes:
   try:
     contents = small_files.read(Path(path), _MOST_MODEL_BYTES)
   except small_files.NotReadable as error:
-    raise VocabularyError(f"SentencePiece model {error}. Correct the path.") from None
+    raise TokenizerError(f"SentencePiece model {error}. Correct the path.") from None
   except OSError as error:
-    raise VocabularyError(
+    raise TokenizerError(
       f"SentencePiece model {path} cannot be read: {error.strerror}. Correct the path."
     ) from None
   if contents is None:
-    raise VocabularyError(
+    raise TokenizerError(
       f"SentencePiece model {path} does not exist. Train one (python -m launch.vocabulary"
       f" --input=FILES --output={path}), or correct the path."
     )
@@ -203,12 +203,12 @@ def _processor(path: str, extra_ids: int) -> Any:
   except Exception:  # From protobuf or C++, depending on the file.
     pieces = 0
   if not pieces:
-    raise VocabularyError(
+    raise TokenizerError(
       f"{path} is not a SentencePiece model. Give the .model file of python -m launch.vocabulary "
       "or spm_train."
     )
   if processor.eos_id() < 0:
-    raise VocabularyError(
+    raise TokenizerError(
       f"SentencePiece model {path} has no EOS id, and every document must end with one."
       " Train it with --eos_id=1 (python -m launch.vocabulary does)."
     )
@@ -306,30 +306,30 @@ class SentencePiece:
     }
 
 
-def size_of(vocabulary: Vocabulary) -> int:
-  """Returns the number of ids, for models sized by their vocabulary.
+def size_of(vocabulary: Tokenizer) -> int:
+  """Returns the number of ids, for models sized by their tokenizer.
 
   Raises:
-    VocabularyError: the vocabulary's file is missing or not a model.
+    TokenizerError: the tokenizer's file is missing or not a model.
   """
   return vocabulary.size
 
 
-def save(vocabulary: Vocabulary, directory: str | Path) -> None:
-  """Writes the vocabulary into `directory`; `load` needs no other file."""
+def save(tokenizer: Tokenizer, directory: str | Path) -> None:
+  """Writes the tokenizer into `directory`; `load` needs no other file."""
   directory = Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  if isinstance(vocabulary, SentencePiece):
-    small_files.replace(directory / MODEL_FILE, _model_bytes(vocabulary.path))
-  text = json.dumps(vocabulary.describe(), indent=2) + "\n"
+  if isinstance(tokenizer, SentencePiece):
+    small_files.replace(directory / MODEL_FILE, _model_bytes(tokenizer.path))
+  text = json.dumps(tokenizer.describe(), indent=2) + "\n"
   small_files.replace(directory / DESCRIPTION_FILE, text)
 
 
-def load(directory: str | Path) -> Vocabulary:
-  """Loads a vocabulary written by `save`.
+def load(directory: str | Path) -> Tokenizer:
+  """Loads a tokenizer written by `save`.
 
   Raises:
-    VocabularyError: the directory has no vocabulary, its description is damaged or of an unknown
+    TokenizerError: the directory has no tokenizer, its description is damaged or of an unknown
       kind, or the model file does not match it.
   """
   directory = Path(directory)
@@ -338,32 +338,32 @@ def load(directory: str | Path) -> Vocabulary:
   kind = described.get("kind")
   try:
     if kind == "bytes":
-      vocabulary = Bytes(extra_ids=_count(described, "extra_ids"))
+      tokenizer = Bytes(extra_ids=_count(described, "extra_ids"))
     elif kind == "symbols":
-      vocabulary = Symbols(_count(described, "size") - Symbols.SPECIAL)
+      tokenizer = Symbols(_count(described, "size") - Symbols.SPECIAL)
     elif kind == "sentencepiece":
-      vocabulary = SentencePiece(str(directory / MODEL_FILE), _count(described, "extra_ids"))
+      tokenizer = SentencePiece(str(directory / MODEL_FILE), _count(described, "extra_ids"))
     else:
-      raise VocabularyError(
-        f"{file} describes a vocabulary of kind {shortened(kind)};"
+      raise TokenizerError(
+        f"{file} describes a tokenizer of kind {shortened(kind)};"
         " this version reads 'bytes', 'symbols' and 'sentencepiece'."
       )
   except (KeyError, TypeError):
-    raise VocabularyError(f"{file} is incomplete or damaged. Restore it.") from None
-  found = vocabulary.describe()
+    raise TokenizerError(f"{file} is incomplete or damaged. Restore it.") from None
+  found = tokenizer.describe()
   if found != described:
     different = sorted(
       n for n in found.keys() | described.keys() if found.get(n) != described.get(n)
     )
-    where = directory / MODEL_FILE if kind == "sentencepiece" else "this version's vocabulary"
-    raise VocabularyError(
+    where = directory / MODEL_FILE if kind == "sentencepiece" else "this version's tokenizer"
+    raise TokenizerError(
       f"{where} does not match {file} (other {', '.join(map(str, different))[:80]})."
       " Restore the file, or prepare again."
     )
-  return vocabulary
+  return tokenizer
 
 
-# A limit, because arrays of this length are made; no vocabulary is larger.
+# A limit, because arrays of this length are made; no tokenizer is larger.
 _MOST_IDS = 2**24
 
 
@@ -380,11 +380,11 @@ def _described(file: Path, directory: Path) -> dict[str, Any]:
     contents = small_files.read(file)
     values = json.loads(contents or b"")
   except OSError as error:
-    raise VocabularyError(f"{file} cannot be read: {error.strerror}.") from None
+    raise TokenizerError(f"{file} cannot be read: {error.strerror}.") from None
   except (ValueError, RecursionError):
     values = None
   if contents is None:
-    raise VocabularyError(f"{file} does not exist: {directory} has no saved vocabulary.")
+    raise TokenizerError(f"{file} does not exist: {directory} has no saved tokenizer.")
   if not isinstance(values, dict):
-    raise VocabularyError(f"{file} is not a JSON object: truncated or damaged. Restore it.")
+    raise TokenizerError(f"{file} is not a JSON object: truncated or damaged. Restore it.")
   return values

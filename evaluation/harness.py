@@ -17,7 +17,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from base.errors import UserError
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 from evaluation.likelihood import Likelihood, LikelihoodScorer, Request, bucket
 from inference.decoder import ENDED, Decoder
 from inference.sampling import Sampler
@@ -44,7 +44,7 @@ class HarnessModel(TemplateLM):
     self,
     model: LanguageModel,
     params: Any,
-    vocabulary: Vocabulary,
+    tokenizer: Tokenizer,
     *,
     max_length: int,
     tokens_at_once: int = 2**14,
@@ -56,21 +56,21 @@ class HarnessModel(TemplateLM):
     Args:
       model: the model.
       params: its parameters.
-      vocabulary: its vocabulary.
+      tokenizer: its tokenizer.
       max_length: the most tokens that the model reads.
       tokens_at_once: rows times length of a batch.
-      stop_ids: ids that end a generated text, in addition to the vocabulary's EOS.
+      stop_ids: ids that end a generated text, in addition to the tokenizer's EOS.
       report: called with the kind of requests ('loglikelihood', ...), the number done and the
         total.
     """
     super().__init__()
     self._scorer = LikelihoodScorer(model, max_length, tokens_at_once)
     self._params = params
-    self._vocabulary = vocabulary
+    self._tokenizer = tokenizer
     self._report = report or (lambda what, done, total: None)
-    self._stops = sorted({vocabulary.eos_id, *stop_ids})
-    special = {vocabulary.pad_id, vocabulary.bos_id, vocabulary.unk_id} - {*self._stops}
-    self._forbidden = (*special, *range(vocabulary.size, model.vocab_size))
+    self._stops = sorted({tokenizer.eos_id, *stop_ids})
+    special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id} - {*self._stops}
+    self._forbidden = (*special, *range(tokenizer.size, model.vocab_size))
 
   @property
   def max_length(self) -> int:
@@ -80,24 +80,24 @@ class HarnessModel(TemplateLM):
   @property
   def eot_token_id(self) -> int:
     """The id that ends a document."""
-    return self._vocabulary.eos_id
+    return self._tokenizer.eos_id
 
   @property
   def prefix_token_id(self) -> int:
     """The id before a document's first token."""
-    return self._vocabulary.bos_id
+    return self._tokenizer.bos_id
 
   @property
   def tokenizer_name(self) -> str:
-    """Identifies the vocabulary, for lm-eval's caches of requests."""
-    return json.dumps(self._vocabulary.describe(), sort_keys=True)
+    """Identifies the tokenizer, for lm-eval's caches of requests."""
+    return json.dumps(self._tokenizer.describe(), sort_keys=True)
 
   def tok_encode(
     self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
   ) -> list[int]:
     """Returns the ids of a text, with BOS by default."""
     begin = [] if add_special_tokens is False else [self.prefix_token_id]
-    return [*begin, *self._vocabulary.encode(string)]
+    return [*begin, *self._tokenizer.encode(string)]
 
   def loglikelihood(
     self, requests: list[Instance], disable_tqdm: bool = False
@@ -228,7 +228,7 @@ class HarnessModel(TemplateLM):
         ids[row] += [int(token) for token in new if token != ENDED]
         context, prompt = asked[row]
         read = prompt[1:] if prompt[0] == self.prefix_token_id else prompt
-        texts[row] = continuation(self._vocabulary, context, read, ids[row])
+        texts[row] = continuation(self._tokenizer, context, read, ids[row])
       ended = tokens[:, -1] == ENDED
       if all(
         end or any(stop in text for stop in stops) for end, text in zip(ended, texts, strict=True)

@@ -53,7 +53,7 @@ class Score:
 
   @property
   def bits_per_byte(self) -> float:
-    """Bits per byte of text, independent of the vocabulary. Ends of documents count as 0 bytes."""
+    """Bits per byte of text, independent of the tokenizer. Ends of documents count as 0 bytes."""
     return float(self.losses.sum() / math.log(2) / self.bytes)
 
   def by_position(self, edges: Iterable[int] | None = None) -> list[Bucket]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.loader import batch_of_rows
 from data.recall import RecallExample, RecallTask
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 from inference.decode_sharding import DecodeSharding
 from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
@@ -129,9 +129,9 @@ class RecallScorer:
   """Scores a model on recall tasks; compiled once per batch shape."""
 
   def __init__(
-    self, model: LanguageModel, vocabulary: Vocabulary, where: DecodeSharding | None = None
+    self, model: LanguageModel, tokenizer: Tokenizer, where: DecodeSharding | None = None
   ):
-    """Sets the model, its vocabulary, and the devices for generation; None is one device."""
+    """Sets the model, its tokenizer, and the devices for generation; None is one device."""
 
     def likeliest(params, batch, columns):
       hidden = model.apply(
@@ -148,7 +148,7 @@ class RecallScorer:
 
     self._likeliest = jax.jit(likeliest)
     self._decoder = Decoder(model, Sampler(temperature=0), where=where)
-    self._vocabulary = vocabulary
+    self._tokenizer = tokenizer
 
   def __call__(
     self, params: Any, task: RecallTask, examples: int | None = None, batch_size: int | None = None
@@ -162,11 +162,11 @@ class RecallScorer:
       batch_size: examples per batch; by default about 32,768 tokens.
 
     Raises:
-      CorpusError: the vocabulary cannot encode the task.
+      CorpusError: the tokenizer cannot encode the task.
     """
     if examples is not None:
       task = dataclasses.replace(task, heldout_examples=examples)
-    asked = list(task.drawn(self._vocabulary, "heldout"))
+    asked = list(task.drawn(self._tokenizer, "heldout"))
     longest = max(len(example.tokens) for example in asked)
     # A larger batch would be padding.
     rows = max(1, min(batch_size or _TOKENS_AT_ONCE // longest, len(asked)))
@@ -196,7 +196,7 @@ class RecallScorer:
       tokens[row, : len(example.tokens)] = example.tokens
       segment_ids[row, : len(example.tokens)] = 1
       columns[row, : len(example.answers)] = example.answers
-    batch = batch_of_rows(tokens, segment_ids, bos_id=self._vocabulary.bos_id)
+    batch = batch_of_rows(tokens, segment_ids, bos_id=self._tokenizer.bos_id)
     given = np.asarray(self._likeliest(params, batch, columns))
     for row, example in enumerate(examples):
       yield given[row, : len(example.answers)] == example.tokens[example.answers]
@@ -212,7 +212,7 @@ class RecallScorer:
       rows: rows of the batch; the rest repeats the last example.
     """
     padded = [*examples, *[examples[-1]] * (rows - len(examples))]
-    prompts = [[self._vocabulary.bos_id, *e.tokens[: e.answers[0]].tolist()] for e in padded]
+    prompts = [[self._tokenizer.bos_id, *e.tokens[: e.answers[0]].tolist()] for e in padded]
     most = max(len(example.answers) for example in examples)
     given = rows_of(self._decoder.generate(params, prompts, max_tokens=most), rows)
     for example, ids in zip(examples, given, strict=False):

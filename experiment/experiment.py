@@ -23,7 +23,7 @@ from data.dataset import Mixture, TextDataset
 from data.files import CorpusError
 from data.mixture import MixedRows
 from data.rows import RowFiles
-from data.tokenizers import Vocabulary, VocabularyError
+from data.tokenizers import Tokenizer, TokenizerError
 from experiment import file_kinds, step_memory
 from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
@@ -49,7 +49,7 @@ class Text(Dataset, Protocol):
   def sequence_length(self) -> int: ...
 
   @property
-  def vocabulary(self) -> Vocabulary: ...
+  def vocabulary(self) -> Tokenizer: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Experiment:
 
   Attributes:
     model: the model.
-    train_data, eval_data: training text and held-out text, with the same vocabulary and length.
+    train_data, eval_data: training text and held-out text, with the same tokenizer and length.
     optimizer: the optimizer with its schedule.
     options: number of steps, checkpoints, evaluations and other options of the loop.
     batch_size: rows per step.
@@ -115,8 +115,8 @@ class Experiment:
     return first_part(self.train_data).sequence_length
 
   @property
-  def vocabulary(self) -> Vocabulary:
-    """The vocabulary of the text."""
+  def tokenizer(self) -> Tokenizer:
+    """The tokenizer of the text."""
     return first_part(self.train_data).vocabulary
 
   def sharding_plan(self, devices: Sequence[Device] | None = None) -> ShardingPlan:
@@ -170,27 +170,27 @@ class Experiment:
       preparation.prepare([*_texts(self.train_data), *_texts(self.eval_data)])
       return self.train_data.rows(), self.eval_data.rows()
 
-  def check_vocabulary(self) -> None:
-    """Checks that the vocabulary fits the model.
+  def check_tokenizer(self) -> None:
+    """Checks that the tokenizer fits the model.
 
     Raises:
-      ConfigError: a vocabulary's file is missing, the model has too few tokens, or the held-out
-        text is of another vocabulary.
+      ConfigError: a tokenizer's file is missing, the model has too few tokens, or the held-out
+        text is of another tokenizer.
     """
     try:
-      vocabulary = self.vocabulary
+      tokenizer = self.tokenizer
       held_out = first_part(self.eval_data).vocabulary
-      different = held_out.describe() != vocabulary.describe()
-    except VocabularyError as error:
+      different = held_out.describe() != tokenizer.describe()
+    except TokenizerError as error:
       raise ConfigError(str(error)) from None
-    if self.model.vocab_size < vocabulary.size:
+    if self.model.vocab_size < tokenizer.size:
       raise ConfigError(
-        f"the vocabulary has {vocabulary.size} ids, the model's embedding {self.model.vocab_size}. "
-        f"Set --gin.VOCAB_SIZE={vocabulary.size}."
+        f"the tokenizer has {tokenizer.size} ids, the model's embedding {self.model.vocab_size}. "
+        f"Set --gin.VOCAB_SIZE={tokenizer.size}."
       )
     if different:
       raise ConfigError(
-        "training text and held-out text have different vocabularies. Set the same for both."
+        "training text and held-out text have different tokenizers. Set the same for both."
       )
 
 
@@ -211,14 +211,14 @@ def _texts(data: Dataset) -> list[TextDataset]:
 
 
 def first_part(data: Dataset) -> Text:
-  """Returns the dataset, or a mixture's first component: all have one vocabulary and length."""
+  """Returns the dataset, or a mixture's first component: all have one tokenizer and length."""
   while isinstance(data, Mixture):
     data = data.components[0]
   return cast(Text, data)
 
 
 def read_as(data: Dataset, **changes: Any) -> Dataset:
-  """Returns the same text with another vocabulary or row length."""
+  """Returns the same text with another tokenizer or row length."""
   if isinstance(data, Mixture):
     components = tuple(read_as(part, **changes) for part in data.components)
     return dataclasses.replace(data, components=components)

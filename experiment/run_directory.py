@@ -1,4 +1,4 @@
-"""Reads, checks and writes a run directory's configuration and vocabulary."""
+"""Reads, checks and writes a run directory's configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from config import config as config_lib
 from config import source as gin_source
 from config.config import Config, ConfigError
 from data import tokenizers
-from data.tokenizers import Vocabulary, VocabularyError
+from data.tokenizers import Tokenizer, TokenizerError
 from experiment import file_kinds, run_record, trust_check
 from experiment.trust import NOBODY, Trust
 from parallel import processes
@@ -237,22 +237,22 @@ class RunDirectory:
     if made_here:
       trust_check.record(self.config_file, text)
 
-  def write_data(self, data: dict[str, Any], vocabulary: Vocabulary) -> None:
-    """Writes the rows' fingerprints and the vocabulary."""
+  def write_data(self, data: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Writes the rows' fingerprints and the tokenizer."""
     small_files.replace(self.path / DATA_FILE, json.dumps(data, indent=2) + "\n")
-    tokenizers.save(vocabulary, self.path)
+    tokenizers.save(tokenizer, self.path)
 
-  def vocabulary(self) -> Vocabulary:
-    """The vocabulary that the run was trained with."""
+  def tokenizer(self) -> Tokenizer:
+    """The tokenizer that the run was trained with."""
     try:
       return tokenizers.load(self.path)
-    except (FileNotFoundError, VocabularyError) as error:
+    except (FileNotFoundError, TokenizerError) as error:
       raise UserError(str(error)) from None
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
       # RuntimeError: SentencePiece; RecursionError is one too.
       text = " ".join(str(error).split())[:250] or type(error).__name__
       raise UserError(
-        f"the vocabulary of {self} cannot be read ({text}). Restore {tokenizers.DESCRIPTION_FILE} "
+        f"the tokenizer of {self} cannot be read ({text}). Restore {tokenizers.DESCRIPTION_FILE} "
         f"and {tokenizers.MODEL_FILE} (if there was one), or run its training command, which "
         "writes them again."
       ) from None

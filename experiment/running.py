@@ -100,7 +100,7 @@ def _train(
       f"{run} contains imported weights only: there is nothing to resume. "
       f"Train in another directory: --init_from={run} --run_dir=..."
     )
-  experiment.check_vocabulary()
+  experiment.check_tokenizer()
   experiment.check_step(sharding_plan)
   if not checkpoint.available_steps(run.path):
     trained.check_start(experiment)
@@ -142,7 +142,7 @@ def _train(
     _keep_metrics(run)
     if different or not run.holds_run() or not run.holds_text_of(config):
       run.write_config(config, asked_by, made_here=made_here)
-    run.write_data(data, experiment.vocabulary)
+    run.write_data(data, experiment.tokenizer)
     # So that the run directory is complete, also for runs that start from it.
     kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
 

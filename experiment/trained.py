@@ -1,4 +1,4 @@
-"""Loads a trained model with its vocabulary from a run directory."""
+"""Loads a trained model with its tokenizer from a run directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 
 from base.errors import UserError
 from data import tokenizers
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 from experiment import experiment as experiment_lib
 from experiment import mesh_advice, run_config
 from experiment.experiment import Experiment
@@ -33,7 +33,7 @@ class TrainedModel:
     experiment: the run's experiment.
     params: the parameters of one checkpoint.
     step: the checkpoint's step.
-    vocabulary: the vocabulary of the training text.
+    tokenizer: the tokenizer of the training text.
     run_dir: the run's directory.
     sharding_plan: the sharding of the parameters.
   """
@@ -41,7 +41,7 @@ class TrainedModel:
   experiment: Experiment
   params: Any
   step: int
-  vocabulary: Vocabulary
+  tokenizer: Tokenizer
   run_dir: Path
   sharding_plan: ShardingPlan
 
@@ -83,7 +83,7 @@ def load(
   number = int(which) if is_step else which
   rows = VocabularyRows.of(experiment.model)
   params, step = checkpoint.load_parameters(run.path, abstract, number, rows)
-  return TrainedModel(experiment, params, step, run.vocabulary(), run.path, sharding_plan)
+  return TrainedModel(experiment, params, step, run.tokenizer(), run.path, sharding_plan)
 
 
 def _sharding_plan(experiment: Experiment) -> ShardingPlan:
@@ -97,26 +97,26 @@ def _sharding_plan(experiment: Experiment) -> ShardingPlan:
 
 
 def check_start(experiment: Experiment) -> None:
-  """Checks the vocabulary of the run in `init_from`, if it is set.
+  """Checks the tokenizer of the run in `init_from`, if it is set.
 
   Raises:
-    UserError: the run does not exist, or has another vocabulary.
+    UserError: the run does not exist, or has another tokenizer.
   """
   if experiment.init_from is None:
     return
   run = RunDirectory(Path(experiment.init_from))
   run.require_run()
-  theirs, ours = run.vocabulary().describe(), experiment.vocabulary.describe()
+  theirs, ours = run.tokenizer().describe(), experiment.tokenizer.describe()
   if theirs != ours:
     raise UserError(
-      f"{run.path} was trained with another vocabulary: {theirs['size']} ids ({theirs['kind']}), "
+      f"{run.path} was trained with another tokenizer: {theirs['size']} ids ({theirs['kind']}), "
       f"not the {ours['size']} of this text ({ours['kind']}). Add "
       f"{_data_for(theirs['kind'], run)}."
     )
 
 
 def _data_for(kind: str, run: RunDirectory) -> str:
-  """Suggests arguments that tokenize the text with a run's vocabulary."""
+  """Suggests arguments that tokenize the text with a run's tokenizer."""
   if kind == "sentencepiece":
     model = f"--gin.VOCABULARY_MODEL={run}/{tokenizers.MODEL_FILE}"
     files = "gin/data/text_files_sentencepiece.gin or another file of gin/data/ for SentencePiece"

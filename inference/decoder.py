@@ -103,7 +103,7 @@ class Prompts:
     Identities of None are computed from these prompts.
     """
     if not prompts or not all(len(prompt) for prompt in prompts):
-      raise ValueError("every prompt needs at least one token: begin with the vocabulary's BOS.")
+      raise ValueError("every prompt needs at least one token: begin with the tokenizer's BOS.")
     longest = max(len(prompt) for prompt in prompts)
     length = _round_up(max(longest, least))
     tokens = np.zeros((len(prompts), length), np.int32)

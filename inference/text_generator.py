@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 from inference.decode_sharding import DecodeSharding
 from inference.decoder import ENDED, Decoder, identities_of, rows_of
 from inference.sampling import Sampler
@@ -23,7 +23,7 @@ class TextGenerator:
     self,
     model: LanguageModel,
     params: Any,
-    vocabulary: Vocabulary,
+    tokenizer: Tokenizer,
     sampler: Sampler,
     where: DecodeSharding | None = None,
     *,
@@ -34,14 +34,14 @@ class TextGenerator:
     Ids without text are never drawn; the end of a document ends a row.
 
     Args:
-      model, params, vocabulary: the model, its parameters and vocabulary.
+      model, params, tokenizer: the model, its parameters and tokenizer.
       sampler: the sampler.
       where: the devices; None is one device.
-      stop_ids: ids that end a row, in addition to the vocabulary's EOS.
+      stop_ids: ids that end a row, in addition to the tokenizer's EOS.
     """
-    beyond = range(vocabulary.size, model.vocab_size)
-    stops = {vocabulary.eos_id, *stop_ids}
-    special = {vocabulary.pad_id, vocabulary.bos_id, vocabulary.unk_id} - stops
+    beyond = range(tokenizer.size, model.vocab_size)
+    stops = {tokenizer.eos_id, *stop_ids}
+    special = {tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id} - stops
     self._decoder = Decoder(
       model,
       sampler,
@@ -50,7 +50,7 @@ class TextGenerator:
       where=where,
     )
     self._params = params
-    self._vocabulary = vocabulary
+    self._tokenizer = tokenizer
 
   def texts(self, prompts: Sequence[str], *, max_tokens: int, seed: int) -> list[str]:
     """Returns the continuation of each prompt; '' starts a document."""
@@ -66,7 +66,7 @@ class TextGenerator:
         identities=identities[rows],
       )
       for row, ids in zip(rows, rows_of(chunks, len(rows)), strict=True):
-        found[row] = continuation(self._vocabulary, prompts[row], encoded[row][1:], ids)
+        found[row] = continuation(self._tokenizer, prompts[row], encoded[row][1:], ids)
     return found
 
   def streams(
@@ -84,7 +84,7 @@ class TextGenerator:
         chunk=chunk,
         identities=identities[row : row + 1],
       )
-      yield self._pieces(TextStream(self._vocabulary, prompt, encoded[row][1:]), chunks)
+      yield self._pieces(TextStream(self._tokenizer, prompt, encoded[row][1:]), chunks)
 
   @staticmethod
   def _pieces(text: TextStream, chunks: Iterator[Any]) -> Iterator[str]:
@@ -93,7 +93,7 @@ class TextGenerator:
     yield text.end()
 
   def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
-    return [[self._vocabulary.bos_id, *self._vocabulary.encode(prompt)] for prompt in prompts]
+    return [[self._tokenizer.bos_id, *self._tokenizer.encode(prompt)] for prompt in prompts]
 
 
 def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -10,8 +10,8 @@ _CONTEXT = 16
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class TextVocabulary(Protocol):
-  """The part of a vocabulary that `TextStream` needs."""
+class TextTokenizer(Protocol):
+  """The part of a tokenizer that `TextStream` needs."""
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids; incomplete characters become no text, or U+FFFD."""
@@ -26,18 +26,18 @@ class TextStream:
   last one.
   """
 
-  def __init__(self, vocabulary: TextVocabulary, prompt: str = "", prompt_ids: Sequence[int] = ()):
+  def __init__(self, tokenizer: TextTokenizer, prompt: str = "", prompt_ids: Sequence[int] = ()):
     """Sets the prompt.
 
     Args:
-      vocabulary: the vocabulary of the ids.
+      tokenizer: the tokenizer of the ids.
       prompt: the prompt's text.
       prompt_ids: its ids, without BOS; only the last ones if it was cut.
     """
-    self._vocabulary = vocabulary
+    self._tokenizer = tokenizer
     self._ids = list(prompt_ids)
-    text = vocabulary.decode(self._ids)
-    # A vocabulary that writes a space after each word has added one to the prompt, which belongs to
+    text = tokenizer.decode(self._ids)
+    # A tokenizer that writes a space after each word has added one to the prompt, which belongs to
     # the continuation.
     self._shown = len(text) - max(0, _spaces_at_end(text) - _spaces_at_end(prompt))
     self._shorten(text)
@@ -45,7 +45,7 @@ class TextStream:
   def add(self, ids: Sequence[int]) -> str:
     """Adds tokens; returns the text that they complete."""
     self._ids += ids
-    text = self._vocabulary.decode(self._ids)
+    text = self._tokenizer.decode(self._ids)
     new = _certain(text)[self._shown :]
     self._shown += len(new)
     self._shorten(text)
@@ -53,7 +53,7 @@ class TextStream:
 
   def end(self) -> str:
     """Returns the remaining text."""
-    new = self._vocabulary.decode(self._ids)[self._shown :]
+    new = self._tokenizer.decode(self._ids)[self._shown :]
     self._shown += len(new)
     return new
 
@@ -65,7 +65,7 @@ class TextStream:
     """
     size = _CONTEXT
     while 8 * size < len(self._ids):
-      last = self._vocabulary.decode(self._ids[-size:])
+      last = self._tokenizer.decode(self._ids[-size:])
       shown = len(last) - (len(text) - self._shown)
       # Only text after a visible character is decoded the same after any other text.
       if shown >= 0 and last.replace(_REPLACEMENT, " ").strip():
@@ -75,10 +75,10 @@ class TextStream:
 
 
 def continuation(
-  vocabulary: TextVocabulary, prompt: str, prompt_ids: Sequence[int], ids: Sequence[int]
+  tokenizer: TextTokenizer, prompt: str, prompt_ids: Sequence[int], ids: Sequence[int]
 ) -> str:
   """Decodes `ids` in the context of the prompt; see `TextStream`."""
-  stream = TextStream(vocabulary, prompt, prompt_ids)
+  stream = TextStream(tokenizer, prompt, prompt_ids)
   return stream.add(ids) + stream.end()
 
 

@@ -28,7 +28,8 @@ def parser() -> command.Parser:
   result.add_argument("target", type=paths.argument, help="the folder to create")
   result.add_argument(
     "--vocabulary",
-    help="import: a SentencePiece model, or 'bytes' (default: SOURCE's tokenizer.model)",
+    help="import: the tokenizer, a SentencePiece model or 'bytes' "
+    "(default: SOURCE's tokenizer.model)",
   )
   result.add_argument(
     "--checkpoint",

@@ -17,7 +17,7 @@ from launch import command, evaluate_harness
 from training import json_files
 
 if TYPE_CHECKING:
-  from data.tokenizers import Vocabulary
+  from data.tokenizers import Tokenizer
   from evaluation.perplexity import Score
   from experiment.experiment import Dataset
   from experiment.run_directory import RunDirectory
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     return evaluate_harness.run(args, run, trained)
   experiment = trained.experiment
   length = args.length or experiment.sequence_length
-  data = _text(run, args.data, bindings, length, trained.vocabulary, trusted)
+  data = _text(run, args.data, bindings, length, trained.tokenizer, trusted)
   task = getattr(data, "corpus", None)
   if isinstance(task, RecallTask):
     command.refuse(options, args, _OF_TEXT, f"on {task.name}, a recall task")
@@ -154,16 +154,16 @@ def _text(
   file: str | None,
   bindings: list[str],
   length: int,
-  vocabulary: Vocabulary,
+  tokenizer: Tokenizer,
   trusted: trust.Trust,
 ) -> Dataset:
-  """Opens the held-out text in the model's vocabulary, in rows of `length` tokens."""
+  """Opens the held-out text with the model's tokenizer, in rows of `length` tokens."""
   from experiment import experiment as experiment_lib
   from experiment import run_config
 
   config = run_config.load(run, [file] if file else [], bindings, trust=trusted, makes_rows=True)
   experiment = experiment_lib.build(config)
-  return experiment_lib.read_as(experiment.eval_data, sequence_length=length, vocabulary=vocabulary)
+  return experiment_lib.read_as(experiment.eval_data, sequence_length=length, vocabulary=tokenizer)
 
 
 def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: bool) -> None:

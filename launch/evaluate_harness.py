@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: TrainedM
   model = HarnessModel(
     experiment.model,
     trained.params,
-    trained.vocabulary,
+    trained.tokenizer,
     max_length=length,
     tokens_at_once=rows * length,
     stop_ids=end_tokens.stop_ids(trained.run_dir, experiment),

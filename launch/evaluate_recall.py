@@ -38,7 +38,7 @@ def run(
   Raises:
     CorpusError: a context size is impossible, or the run's tokenizer cannot encode the task.
   """
-  scorer = RecallScorer(trained.experiment.model, trained.vocabulary)
+  scorer = RecallScorer(trained.experiment.model, trained.tokenizer)
   how = "generated" if task.generates else "most likely after the true ones"
   print(f"step {trained.step} on {task.name}: answer tokens {how}")
   print(f"\n{task.unit:>10}  {'right':>6}  {'whole answers':>13}")

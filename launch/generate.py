@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
   generator = TextGenerator(
     trained.experiment.model,
     trained.params,
-    trained.vocabulary,
+    trained.tokenizer,
     sampler,
     where,
     stop_ids=end_tokens.stop_ids(trained.run_dir, trained.experiment),

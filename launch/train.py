@@ -255,7 +255,7 @@ def _samples(
   generator = TextGenerator(
     experiment.model,
     params,
-    experiment.vocabulary,
+    experiment.tokenizer,
     Sampler(temperature=0.8, top_p=0.95),
     OneDevice(lean=True) if sharding_plan.mesh.size == 1 else OverMesh(sharding_plan, lean=True),
     stop_ids=end_tokens.stop_ids(run.path, experiment),

@@ -1,4 +1,4 @@
-"""Trains a SentencePiece vocabulary: `python -m launch.vocabulary --input=... --output=x.model`."""
+"""Trains a SentencePiece tokenizer: `python -m launch.vocabulary --input=... --output=x.model`."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
     options.error(f"--output={args.output} is a folder: name the file to write in it")
   corpus = corpus_of(args.input, args.field)
   try:
-    vocabulary = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
+    tokenizer = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
   except NoFiles as error:
     raise NoFiles(
       f"no file matches --input={paths.shown(error.pattern)}. Correct the path; --input may be "
@@ -123,13 +123,13 @@ def main(arguments: Sequence[str]) -> int:
       f"{error.what} Give more text: --input may be given several times."
     ) from None
   output = paths.shown(args.output)
-  print(f"{output}: {plural(vocabulary.size, 'piece')}, sha256 {vocabulary.describe()['sha256']}")
+  print(f"{output}: {plural(tokenizer.size, 'piece')}, sha256 {tokenizer.describe()['sha256']}")
   texts = [text.decode("utf-8", errors="replace") for text in corpus.documents("heldout")]
   size = sum(len(text.encode("utf-8")) for text in texts)
-  tokens = sum(len(vocabulary.encode(text)) for text in texts)
+  tokens = sum(len(tokenizer.encode(text)) for text in texts)
   print(f"held-out text: {size / max(tokens, 1):.2f} bytes per token ({plural(size, 'byte')})")
   shown = [text if text == "python" else paths.shown(text) for text in args.input]
-  command.tell_next(*next_command(shown, args.field, output, vocabulary.size))
+  command.tell_next(*next_command(shown, args.field, output, tokenizer.size))
   return 0
 
 

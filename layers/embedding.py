@@ -56,7 +56,7 @@ class Embedding(nn.Module):
 
     To a shard of them where the vocabulary is split.
 
-    What padding gives is to be left out; see `vocabulary.without_padding`.
+    What padding gives is to be left out; see `sharded_vocabulary.without_padding`.
     """
     x = shards.copy_to_tensor_parallel(x.astype(self.dtype), "vocab")
     return matmul_transposed(x, self.embedding, jnp.float32)

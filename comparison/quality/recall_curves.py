@@ -16,7 +16,7 @@ from comparison.quality.recall_figures import Found, Questions, share
 from comparison.quality.recall_learning import Learner, Schedule
 from comparison.statistics import series
 from data.recall import RecallTask
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 from evaluation.recall import RecallScorer
 from models.language_model import LanguageModel
 
@@ -27,7 +27,7 @@ class RecallCurves:
 
   Attributes:
     task: the task at the training length.
-    vocabulary: the models' vocabulary.
+    vocabulary: the models' tokenizer.
     schedule: the training schedule.
     lengths: context lengths to score, ascending, including the training length.
     kind: how to group answers: by 'distance', 'depth' or 'position'.
@@ -37,7 +37,7 @@ class RecallCurves:
   """
 
   task: RecallTask
-  vocabulary: Vocabulary
+  vocabulary: Tokenizer
   lengths: Sequence[Count]
   baseline: str
   schedule: Schedule = dataclasses.field(default_factory=Schedule)

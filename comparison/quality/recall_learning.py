@@ -12,7 +12,7 @@ import numpy as np
 from base.ranges import Count, CountFromZero, NotNegative
 from data.loader import batch_of_rows
 from data.recall import RecallTask
-from data.tokenizers import Vocabulary
+from data.tokenizers import Tokenizer
 from models.language_model import LanguageModel
 from training import step as step_lib
 from training.optimizer import AdamW, warmup_cosine
@@ -48,13 +48,13 @@ class Schedule:
 
 
 def batches(
-  task: RecallTask, vocabulary: Vocabulary, batch_size: int, seed: int
+  task: RecallTask, tokenizer: Tokenizer, batch_size: int, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields endless batches of new examples, one per row; the same for equal seeds."""
   step = 0
   while True:
     rng = np.random.default_rng([task.seed, _STREAM + seed, step])
-    examples = task.draw(vocabulary, rng, batch_size)
+    examples = task.draw(tokenizer, rng, batch_size)
     length = max(len(example.tokens) for example in examples)
     tokens, segment_ids = np.zeros((2, batch_size, length), np.int32)
     mask = np.zeros((batch_size, length), bool)
@@ -62,7 +62,7 @@ def batches(
       tokens[row, : len(example.tokens)] = example.tokens
       segment_ids[row, : len(example.tokens)] = 1
       mask[row, example.answers] = True
-    yield batch_of_rows(tokens, segment_ids, mask, bos_id=vocabulary.bos_id)
+    yield batch_of_rows(tokens, segment_ids, mask, bos_id=tokenizer.bos_id)
     step += 1
 
 
@@ -70,11 +70,11 @@ class Learner:
   """Trains a model on a task, once per seed; compiled once for all seeds."""
 
   def __init__(
-    self, model: LanguageModel, task: RecallTask, vocabulary: Vocabulary, schedule: Schedule
+    self, model: LanguageModel, task: RecallTask, tokenizer: Tokenizer, schedule: Schedule
   ):
-    """Sets the model, the task, the model's vocabulary and the schedule."""
+    """Sets the model, the task, the model's tokenizer and the schedule."""
     optimizer, options = schedule.optimizer().transformation(), step_lib.Options()
-    self._task, self._vocabulary, self._schedule = task, vocabulary, schedule
+    self._task, self._tokenizer, self._schedule = task, tokenizer, schedule
     self._start = jax.jit(lambda seed: step_lib.initial_state(model, optimizer, options, seed))
     self._step = jax.jit(step_lib.make_train_step(model, optimizer, options), donate_argnums=0)
 
@@ -85,7 +85,7 @@ class Learner:
       seed: seed of parameters and examples; equal seeds read equal examples for all models.
     """
     schedule, state = self._schedule, self._start(np.uint32(seed % 2**32))
-    data = batches(self._task, self._vocabulary, schedule.batch_size, seed)
+    data = batches(self._task, self._tokenizer, schedule.batch_size, seed)
     for step in range(1, schedule.steps + 1):
       state, _ = self._step(state, next(data))
       if step % schedule.look_every == 0 or step == schedule.steps:

@@ -17,7 +17,7 @@ from data.recall import RecallTask
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecallOfRuns:
-  """Scores the comparison's trained models; their vocabulary must be able to encode the task.
+  """Scores the comparison's trained models; their tokenizer must be able to encode the task.
 
   Attributes:
     task: the task; its answers must be generated, which also runs on a mesh of devices.

@@ -57,7 +57,7 @@ FRAGMENTS = {
   "data/json_lines.gin": "data/json_lines_bytes.gin",
   "data/symbols.gin": "data/induction_heads.gin",
   "data/sentencepiece.gin": "data/text_files_sentencepiece.gin",
-  # Of the vocabulary of what is trained on.
+  # Of the tokenizer of what is trained on.
   "data/instructions.gin": "data/instructions_bytes.gin",
   "data/instructions_gemma_turns.gin": "data/instructions_bytes.gin",
 }
@@ -68,7 +68,7 @@ def load(file):
     return experiment.load(GIN_ROOT / file)
   folder = file.partition("/")[0]
   parts = PARTS | ({folder: FRAGMENTS.get(file, file)} if folder in PARTS else {})
-  # Of a vocabulary that is yet to be trained, the size cannot be known.
+  # Of a tokenizer that is yet to be trained, the size cannot be known.
   own = ["--gin.VOCAB_SIZE=300"] if "s_sentencepiece" in parts["data"] else []
   return experiment.load(["experiment.gin", *parts.values()], own)
 
@@ -208,7 +208,7 @@ def test_a_float32_copy_of_float32_parameters_is_refused():
 def test_a_model_with_too_few_tokens_is_refused():
   built = experiment.build(experiment.load(RUNS[0], ["--gin.VOCAB_SIZE=200"]))
   with pytest.raises(config.ConfigError, match=r"has 259 ids.*Set --gin.VOCAB_SIZE=259"):
-    built.check_vocabulary()
+    built.check_tokenizer()
 
 
 @pytest.mark.parametrize("file", ["optimizer/muon.gin", "schedule/wsd.gin"])

@@ -231,7 +231,7 @@ def rename(tensors):
     ),
     (
       lambda folder: changed_config(folder, vocab_size=300),
-      "the vocabulary bytes has 259 ids, the weights in .* are for 300",
+      "the tokenizer bytes has 259 ids, the weights in .* are for 300",
     ),
   ],
 )

@@ -27,7 +27,7 @@ from tests.data import hostile
 
 
 def vocabulary_case(own):
-  """Compares ids and texts of our vocabulary with seqio's."""
+  """Compares ids and texts of our tokenizer with seqio's."""
   theirs = tasks.seqio_vocabulary(own)
   found = {"size": [own.size, theirs.vocab_size], "special": [], "ids": [], "texts": []}
   found["special"] = [
@@ -42,9 +42,9 @@ def vocabulary_case(own):
   return found
 
 
-def example_case(corpus, vocabulary, split="all"):
+def example_case(corpus, tokenizer, split="all"):
   """Tokenizes a corpus by its seqio task; returns each example as plain values."""
-  examples = tasks.examples(corpus, vocabulary, split)
+  examples = tasks.examples(corpus, tokenizer, split)
   return [[e.tokens.tolist(), e.text_bytes, e.invalid_utf8] for e in examples]
 
 
@@ -66,11 +66,11 @@ def prepared_case(spec):
   return {"counts": vars(opened.counts), "events": events, "rows": len(opened), "mask": mask}
 
 
-def recall_case(task, vocabulary, length, folder):
+def recall_case(task, tokenizer, length, folder):
   """Prepares a recall task; returns its rows' tokens, segments and loss mask."""
-  spec = dataset.TextDataset(task, vocabulary, length, "train", str(folder), whole_documents=True)
+  spec = dataset.TextDataset(task, tokenizer, length, "train", str(folder), whole_documents=True)
   prepare.prepare(spec, lambda event: None)
-  opened = rows.RowFiles(spec.cache_path, verify=True).check(vocabulary, length)
+  opened = rows.RowFiles(spec.cache_path, verify=True).check(tokenizer, length)
   return [opened.tokens.tolist(), opened.segment_ids.tolist(), opened.loss_mask.tolist()]
 
 
@@ -108,8 +108,8 @@ def main(folder: Path, output: Path):
   byte = tokenizers.Bytes()
   small = store_tfds(folder / "tfds")
 
-  def spec(corpus, split="all", vocabulary=byte):
-    return dataset.TextDataset(corpus, vocabulary, 8, split, str(folder / "cache"))
+  def spec(corpus, split="all", tokenizer=byte):
+    return dataset.TextDataset(corpus, tokenizer, 8, split, str(folder / "cache"))
 
   def prepares(*arguments):
     return lambda: prepare.prepare(spec(*arguments), lambda event: None)

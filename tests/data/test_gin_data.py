@@ -56,7 +56,7 @@ def configured(name, *bindings):
 
 @pytest.mark.parametrize("name", FILES)
 def test_training_and_heldout_text_differ_only_where_they_should(name):
-  # Of a vocabulary that is yet to be trained, the size cannot be known.
+  # Of a tokenizer that is yet to be trained, the size cannot be known.
   own = ["VOCAB_SIZE = 300"] if name.endswith("s_sentencepiece.gin") else []
   found = configured(name, "SEQUENCE_LENGTH = 96", *own)
   assert found.sequence_length == 96
@@ -83,7 +83,7 @@ def test_rows_of_recall_tasks_hold_an_example_with_little_left_over(name):
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.endswith("_bytes.gin") or n in RECALL])
-def test_a_byte_vocabulary_has_the_size_that_models_are_told(name):
+def test_a_byte_tokenizer_has_the_size_that_models_are_told(name):
   found = configured(name)
   assert found.heldout.vocabulary.size == found.vocab_size
 

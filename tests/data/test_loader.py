@@ -13,12 +13,12 @@ NAMES = {"inputs", "targets", "segment_ids", "positions", "loss_weights"}
 
 def numbered(directory, count, first=0):
   """Row files whose row i is full of the id first + i."""
-  vocabulary = tokenizers.Bytes()
+  tokenizer = tokenizers.Bytes()
   directory.mkdir()
-  packer = packing.Packer(vocabulary, LENGTH)
-  writer = rows.RowWriter(directory, vocabulary, LENGTH)
+  packer = packing.Packer(tokenizer, LENGTH)
+  writer = rows.RowWriter(directory, tokenizer, LENGTH)
   tokens = np.repeat(np.arange(first, first + count), LENGTH)
-  tokens[-1] = vocabulary.eos_id
+  tokens[-1] = tokenizer.eos_id
   for block in packer.add(tokens, count * LENGTH):
     writer.write(*block)
   writer.write(*packer.finish())
@@ -54,9 +54,9 @@ def test_a_batch_is_derived_from_tokens_and_segments():
 
 
 def test_the_loss_is_on_what_the_mask_says(tmp_path, twenty):
-  vocabulary = tokenizers.Bytes()
-  packer = packing.Packer(vocabulary, LENGTH)
-  writer = rows.RowWriter(tmp_path, vocabulary, LENGTH, masked=True)
+  tokenizer = tokenizers.Bytes()
+  packer = packing.Packer(tokenizer, LENGTH)
+  writer = rows.RowWriter(tmp_path, tokenizer, LENGTH, masked=True)
   assert not list(packer.add(np.array([5, 6, 7, 8, 1]), 4, loss_mask=np.array([0, 0, 1, 1, 0]) > 0))
   writer.write(*packer.finish())
   writer.finish({}, packer.counts)
@@ -73,9 +73,9 @@ def test_the_loss_is_on_what_the_mask_says(tmp_path, twenty):
 
 
 def test_a_single_pass_says_how_many_bytes_of_text_its_rows_stand_for(tmp_path, twenty):
-  vocabulary = tokenizers.Bytes()
-  packer = packing.Packer(vocabulary, LENGTH)
-  writer = rows.RowWriter(tmp_path, vocabulary, LENGTH, masked=True)
+  tokenizer = tokenizers.Bytes()
+  packer = packing.Packer(tokenizer, LENGTH)
+  writer = rows.RowWriter(tmp_path, tokenizer, LENGTH, masked=True)
   # The unknown id spells nothing; the text has 40 bytes all the same, 8 of them outside of the
   # loss.
   mask = np.array([False, True, True, True])

@@ -121,7 +121,7 @@ def test_replaced_and_unknown_are_counted():
 
 @pytest.mark.parametrize("bad", [259, -1])
 def test_an_id_outside_the_vocabulary_is_an_error(bad):
-  with pytest.raises(ValueError, match=f"holds the id {bad}, the vocabulary has ids 0 to 258"):
+  with pytest.raises(ValueError, match=f"holds the id {bad}, the tokenizer has ids 0 to 258"):
     pack([(np.array([70, bad, EOS]), 2)], 4)
 
 

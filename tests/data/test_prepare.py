@@ -19,9 +19,9 @@ def text(tmp_path, monkeypatch):
   (tmp_path / "a.txt").write_text("some text\n" * 100)
   corpus = corpora.TextFiles(str(tmp_path / "a.txt"))
 
-  def examples(corpus, vocabulary, split):
+  def examples(corpus, tokenizer, split):
     for document in corpus.documents(split):
-      ids = np.asarray(vocabulary.encode(document.decode()), np.int32)
+      ids = np.asarray(tokenizer.encode(document.decode()), np.int32)
       yield tasks.Example(ids, len(document), False)
 
   monkeypatch.setattr(tasks, "examples", examples)

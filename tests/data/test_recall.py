@@ -27,15 +27,15 @@ def symbols(example):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_answer_repeats_a_token_of_the_context(name):
-  task, vocabulary = TASKS[name]
+  task, tokenizer = TASKS[name]
   assert task.name == name
-  for example in task.drawn(vocabulary, "heldout"):
+  for example in task.drawn(tokenizer, "heldout"):
     assert example.tokens.dtype == np.int32
     assert (example.tokens[example.answers] == example.tokens[example.sources]).all()
     assert (example.sources < example.answers[0]).all()
     assert (np.diff(example.answers) > 0).all()
     assert (example.tokens >= 0).all()
-    assert (example.tokens < vocabulary.size).all()
+    assert (example.tokens < tokenizer.size).all()
     assert np.flatnonzero(example.loss_mask).tolist() == example.answers.tolist()
     # The end is no answer.
     assert example.answers[-1] == len(example.tokens) - 2 or name == "multi-query-recall"
@@ -43,10 +43,10 @@ def test_every_answer_repeats_a_token_of_the_context(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_examples_depend_on_seed_and_split_alone(name):
-  task, vocabulary = TASKS[name]
+  task, tokenizer = TASKS[name]
 
   def tokens(split, **changes):
-    drawn = recall.dataclasses.replace(task, **changes).drawn(vocabulary, split)
+    drawn = recall.dataclasses.replace(task, **changes).drawn(tokenizer, split)
     return [example.tokens.tolist() for example in drawn]
 
   first = tokens("heldout", heldout_examples=100)
@@ -65,9 +65,9 @@ def test_what_decides_the_examples_is_described(name):
 
 
 def test_selective_copying_copies_the_data_in_order_after_the_request():
-  task, vocabulary = TASKS["selective-copying"]
+  task, tokenizer = TASKS["selective-copying"]
   places = []
-  for example in task.drawn(vocabulary, "heldout"):
+  for example in task.drawn(tokenizer, "heldout"):
     document = symbols(example)
     context, request, answer = np.split(document, [40, 41])
     assert request.tolist() == [15]
@@ -82,9 +82,9 @@ def test_selective_copying_copies_the_data_in_order_after_the_request():
 
 
 def test_an_induction_head_recalls_what_followed_the_special_token():
-  task, vocabulary = TASKS["induction-heads"]
+  task, tokenizer = TASKS["induction-heads"]
   places = []
-  for example in task.drawn(vocabulary, "heldout"):
+  for example in task.drawn(tokenizer, "heldout"):
     document = symbols(example)
     first, last = np.flatnonzero(document == 15)
     assert last == 19
@@ -98,8 +98,8 @@ def test_an_induction_head_recalls_what_followed_the_special_token():
 
 
 def test_multi_query_recall_asks_for_each_key_once_and_answers_with_its_value():
-  task, vocabulary = TASKS["multi-query-recall"]
-  for example in task.drawn(vocabulary, "heldout"):
+  task, tokenizer = TASKS["multi-query-recall"]
+  for example in task.drawn(tokenizer, "heldout"):
     document = symbols(example)
     keys, values = document[0:10:2], document[1:10:2]
     assert len(set(keys)) == len(set(values)) == 5
@@ -124,9 +124,9 @@ def test_gaps_of_multi_query_recall_follow_the_published_power_law():
 
 
 def test_a_phone_book_is_asked_for_an_entry_that_was_not_shown():
-  task, vocabulary = TASKS["phonebook"]
-  for example in task.drawn(vocabulary, "heldout"):
-    book, _, question = vocabulary.decode(example.tokens).partition("\n\n")
+  task, tokenizer = TASKS["phonebook"]
+  for example in task.drawn(tokenizer, "heldout"):
+    book, _, question = tokenizer.decode(example.tokens).partition("\n\n")
     entries = [line.split(": ") for line in book.splitlines()]
     assert len(entries) == len({name for name, _ in entries}) == 6
     assert all(re.fullmatch(r"\d{10}", number) for _, number in entries)
@@ -134,16 +134,16 @@ def test_a_phone_book_is_asked_for_an_entry_that_was_not_shown():
     assert len(shown) == 2
     assert all(line in entries for line in [*shown, asked])
     assert asked not in shown
-    answer = vocabulary.decode(example.tokens[example.answers])
+    answer = tokenizer.decode(example.tokens[example.answers])
     assert answer == " " + dict(entries)[asked[0]]
 
 
 def test_a_needle_lies_at_its_depth():
-  vocabulary = BYTES
+  tokenizer = BYTES
   for depth in (0.0, 0.5, 1.0):
     task = recall_text.Needle(length=200, depth=depth)
-    for example in task.drawn(vocabulary, "heldout"):
-      text = vocabulary.decode(example.tokens)
+    for example in task.drawn(tokenizer, "heldout"):
+      text = tokenizer.decode(example.tokens)
       before, key, after = re.fullmatch(
         r"There is .* there\.\n(.*)\nThe pass key is (\d{5})\. Remember it\. \2 is the pass key\.\n"
         r"(.*)\nWhat is the pass key\? The pass key is \2",
@@ -152,8 +152,8 @@ def test_a_needle_lies_at_its_depth():
       ).groups()
       assert len(before) == depth * 200
       assert len(before) + len(after) == 200
-      assert vocabulary.decode(example.tokens[example.answers]) == f" {key}"
-  depths = {e.sources[0] for e in TASKS["needle"][0].drawn(vocabulary, "heldout")}
+      assert tokenizer.decode(example.tokens[example.answers]) == f" {key}"
+  depths = {e.sources[0] for e in TASKS["needle"][0].drawn(tokenizer, "heldout")}
   assert len(depths) > 100
 
 
@@ -177,7 +177,7 @@ def test_symbols_can_be_written_as_bytes_to_mix_with_text():
     (lambda: recall.InductionHeads(examples=0), "examples=0 must be at least 1"),
     (
       lambda: next(recall.InductionHeads().drawn(tokenizers.Symbols(15), "train")),
-      r"has 16 symbols, the vocabulary is Symbols\(count=15\).*count=16 or more",
+      r"has 16 symbols, the tokenizer is Symbols\(count=15\).*count=16 or more",
     ),
     (
       lambda: next(recall.MultiQueryRecall().drawn(BYTES, "train")),
@@ -195,10 +195,10 @@ def test_impossible_tasks_are_named(make, message):
 
 
 def test_symbols_come_back_as_numbers(tmp_path):
-  vocabulary = tokenizers.Symbols(16)
-  assert vocabulary.encode("0 15 3") == [3, 18, 6]
-  assert vocabulary.encode("16 x -1") == [2, 2, 2]
-  assert vocabulary.decode([0, 3, 18, 2, 6, 1, 5]) == "0 15 3"
-  assert vocabulary.byte_lengths().tolist() == [0, 0, 0] + [1] * 16
-  tokenizers.save(vocabulary, tmp_path)
-  assert tokenizers.load(tmp_path) == vocabulary
+  tokenizer = tokenizers.Symbols(16)
+  assert tokenizer.encode("0 15 3") == [3, 18, 6]
+  assert tokenizer.encode("16 x -1") == [2, 2, 2]
+  assert tokenizer.decode([0, 3, 18, 2, 6, 1, 5]) == "0 15 3"
+  assert tokenizer.byte_lengths().tolist() == [0, 0, 0] + [1] * 16
+  tokenizers.save(tokenizer, tmp_path)
+  assert tokenizers.load(tmp_path) == tokenizer

@@ -15,12 +15,12 @@ def write(
   directory, texts=("hello world", "second document", "x" * 50), length=LENGTH, extra_ids=0
 ):
   """Packs texts into row files."""
-  vocabulary = tokenizers.Bytes(extra_ids)
+  tokenizer = tokenizers.Bytes(extra_ids)
   directory.mkdir(exist_ok=True)
-  packer = packing.Packer(vocabulary, length)
-  writer = rows.RowWriter(directory, vocabulary, length)
+  packer = packing.Packer(tokenizer, length)
+  writer = rows.RowWriter(directory, tokenizer, length)
   for text in texts:
-    for block in packer.add(np.array(vocabulary.encode(text)), len(text.encode())):
+    for block in packer.add(np.array(tokenizer.encode(text)), len(text.encode())):
       writer.write(*block)
   writer.write(*packer.finish())
   writer.finish({"corpus": "test"}, packer.counts)
@@ -29,12 +29,12 @@ def write(
 
 def write_masked(directory, documents, length=LENGTH):
   """Packs (text, characters of it that are a prompt) into row files with a loss mask."""
-  vocabulary = tokenizers.Bytes()
+  tokenizer = tokenizers.Bytes()
   directory.mkdir(exist_ok=True)
-  packer = packing.Packer(vocabulary, length)
-  writer = rows.RowWriter(directory, vocabulary, length, masked=True)
+  packer = packing.Packer(tokenizer, length)
+  writer = rows.RowWriter(directory, tokenizer, length, masked=True)
   for text, prompt in documents:
-    tokens = np.array(vocabulary.encode(text))
+    tokens = np.array(tokenizer.encode(text))
     mask = np.arange(len(tokens)) >= prompt
     for block in packer.add(tokens, len(text), loss_mask=mask):
       writer.write(*block)
@@ -54,7 +54,7 @@ def test_rows_come_back(tmp_path):
   assert opened.sequence_length == LENGTH
   assert opened.tokens.dtype == opened.segment_ids.dtype == np.uint16
   text = opened.tokens[opened.segment_ids > 0]
-  assert opened.vocabulary.decode(text) == "hello world"
+  assert opened.tokenizer.decode(text) == "hello world"
   assert (text == 1).sum() == 3
   assert opened.text_bytes() == 11 + 15 + 50
   assert opened.text_bytes(1) == 11 + 4
@@ -96,10 +96,10 @@ def test_a_changed_byte_is_found_by_verification(tmp_path):
     rows.RowFiles(tmp_path / "a", verify=True)
 
 
-def test_another_vocabulary_or_length_is_refused(tmp_path):
+def test_another_tokenizer_or_length_is_refused(tmp_path):
   opened = rows.RowFiles(write(tmp_path / "a"))
   assert opened.check(tokenizers.Bytes(), LENGTH) is opened
-  with pytest.raises(manifest.RowFileError, match=r"packed with the vocabulary .*259.*not .*264"):
+  with pytest.raises(manifest.RowFileError, match=r"packed with the tokenizer .*259.*not .*264"):
     opened.check(tokenizers.Bytes(extra_ids=5), LENGTH)
   with pytest.raises(manifest.RowFileError, match="has rows of 16 tokens, not 32"):
     opened.check(tokenizers.Bytes(), 32)
@@ -186,7 +186,7 @@ def test_a_loss_mask_comes_back_and_bytes_are_counted_in_the_loss_alone(tmp_path
   text = opened.tokens[opened.loss_mask > 0]
   ends = np.flatnonzero(text == 1)
   parts = [text[a:b] for a, b in itertools.pairwise([0, *(ends + 1)])]
-  assert [opened.vocabulary.decode(part) for part in parts] == ["answer", "so"]
+  assert [opened.tokenizer.decode(part) for part in parts] == ["answer", "so"]
   assert opened.text_bytes() == 8
   assert opened.counts.text_bytes == 24
   assert opened.counts.unscored_tokens == opened.counts.unscored_bytes == 16
@@ -225,13 +225,13 @@ def test_types_are_as_small_as_the_ids_allow(tmp_path):
   assert large.tokens[0, 0] == ord("h") + 3
 
 
-def test_mixtures_need_one_vocabulary_and_one_length(tmp_path):
+def test_mixtures_need_one_tokenizer_and_one_length(tmp_path):
   first = rows.RowFiles(write(tmp_path / "a"))
   longer = rows.RowFiles(write(tmp_path / "b", length=32))
   larger = rows.RowFiles(write(tmp_path / "c", extra_ids=1))
   with pytest.raises(manifest.RowFileError, match=r"cannot be mixed: their rows hold 32 and 16"):
     mixture.MixedRows([first, longer], [1, 1])
-  with pytest.raises(manifest.RowFileError, match=r"cannot be mixed: their vocabularies are"):
+  with pytest.raises(manifest.RowFileError, match=r"cannot be mixed: their tokenizers are"):
     mixture.MixedRows([first, larger], [1, 1])
   for weights in ([1], [1, 0], [1, -1]):
     with pytest.raises(ValueError, match="must be one positive number for each of 2 components"):

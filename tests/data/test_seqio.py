@@ -1,7 +1,7 @@
 """The real seqio, run once in a process of its own (seqio_cases.py): ids, texts, counts and errors.
 
 Slow for its import of TensorFlow; worth it, for it alone shows that what is trained on, generated
-and evaluated under our vocabularies is what seqio packed.
+and evaluated under our tokenizers is what seqio packed.
 """
 
 import json
@@ -49,11 +49,11 @@ def test_ids_and_texts_are_those_of_seqio(found, kind):
 
 
 def test_hostile_text_becomes_bytes_with_nothing_dropped(found):
-  vocabulary = tokenizers.Bytes()
+  tokenizer = tokenizers.Bytes()
   texts = hostile.TEXTS + [raw.decode("utf-8", "replace") for raw in hostile.INVALID] + [""]
   invalid = [False] * len(hostile.TEXTS) + [True] * len(hostile.INVALID) + [False]
   expected = [
-    [[*vocabulary.encode(text), 1], len(text.encode()), flag]
+    [[*tokenizer.encode(text), 1], len(text.encode()), flag]
     for text, flag in zip(texts, invalid, strict=True)
   ]
   assert found["texts_as_bytes"] == expected
@@ -100,7 +100,7 @@ def test_registered_tasks_keep_their_own_preprocessing(found):
 
 
 @pytest.mark.parametrize(
-  ("case", "task", "vocabulary"),
+  ("case", "task", "tokenizer"),
   [
     (
       "copying",
@@ -111,7 +111,7 @@ def test_registered_tasks_keep_their_own_preprocessing(found):
   ],
 )
 def test_recall_tasks_pass_through_seqio_whole_with_the_loss_on_their_answers(
-  found, case, task, vocabulary
+  found, case, task, tokenizer
 ):
   tokens, segments, mask = map(np.array, found[case])
   texts = [
@@ -119,7 +119,7 @@ def test_recall_tasks_pass_through_seqio_whole_with_the_loss_on_their_answers(
     for row, ids, scored in zip(tokens, segments, mask, strict=True)
     for i in range(1, ids.max() + 1)
   ]
-  examples = list(task.drawn(vocabulary, "train"))
+  examples = list(task.drawn(tokenizer, "train"))
   assert len(texts) == len(examples) == task.examples
   assert texts == [(e.tokens.tolist(), e.loss_mask.tolist()) for e in examples]
 
@@ -140,7 +140,7 @@ def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
     ("split", "unknown split='validation'. Choose from train, heldout, all."),
     ("cut_recall", "an example of 13 tokens is split over rows of 12"),
     ("cut_recall", "whole_documents=True and a sequence_length of at least 13"),
-    ("few_symbols", "The task has 16 symbols, the vocabulary is Symbols(count=9)"),
+    ("few_symbols", "The task has 16 symbols, the tokenizer is Symbols(count=9)"),
     ("tfds_split", "split='heldout' does not exist in tfds-small_texts:1.0.0"),
     ("unknown_task", "No seqio task 'short_document' is registered"),
     ("unknown_task", "Did you mean 'short_documents'?"),

@@ -1,4 +1,4 @@
-"""Vocabularies: ids of the known kind, text that comes back, files that tell when they changed."""
+"""Tokenizers: ids of the known kind, text that comes back, files that tell when they changed."""
 
 import json
 import shlex
@@ -33,18 +33,18 @@ def model(tmp_path_factory):
 @settings(deadline=None)
 @given(st.text())
 def test_bytes_come_back(text):
-  vocabulary = tokenizers.Bytes()
-  ids = vocabulary.encode(text)
-  assert vocabulary.decode(ids) == text
+  tokenizer = tokenizers.Bytes()
+  ids = tokenizer.encode(text)
+  assert tokenizer.decode(ids) == text
   assert ids == [b + 3 for b in text.encode()]
-  assert vocabulary.byte_lengths()[ids].sum() == len(text.encode())
+  assert tokenizer.byte_lengths()[ids].sum() == len(text.encode())
 
 
 def test_decoding_stops_at_eos_and_skips_what_is_no_text():
-  vocabulary = tokenizers.Bytes(extra_ids=2)
-  assert vocabulary.size == 261
-  ids = [0, *vocabulary.encode("ab"), 2, 260, 0xC3 + 3, *vocabulary.encode("c"), 1, 70]
-  assert vocabulary.decode(np.array(ids)) == "abc"
+  tokenizer = tokenizers.Bytes(extra_ids=2)
+  assert tokenizer.size == 261
+  ids = [0, *tokenizer.encode("ab"), 2, 260, 0xC3 + 3, *tokenizer.encode("c"), 1, 70]
+  assert tokenizer.decode(np.array(ids)) == "abc"
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -98,8 +98,8 @@ def test_long_lines_are_learnt_from(tmp_path):
   # SentencePiece by itself leaves out a sentence of this length.
   (tmp_path / "long.txt").write_text("héllo wörld " * 3000)
   corpus = corpora.TextFiles(str(tmp_path / "*.txt"), heldout_fraction=0.0)
-  vocabulary = tokenizer_training.train_sentencepiece(corpus, 275, tmp_path / "x.model")
-  assert len(vocabulary.encode("héllo wörld héllo wörld ")) <= 12
+  tokenizer = tokenizer_training.train_sentencepiece(corpus, 275, tmp_path / "x.model")
+  assert len(tokenizer.encode("héllo wörld héllo wörld ")) <= 12
 
 
 def test_command_trains_and_reports(tmp_path, capsys):
@@ -126,7 +126,7 @@ def test_command_names_what_is_wrong(tmp_path, capsys):
     (text, f"--output={tmp_path}/file/x.model"): r"x\.model cannot be written: .*--output",
   }
   for arguments, message in told.items():
-    with pytest.raises((corpora.CorpusError, tokenizers.VocabularyError), match=message):
+    with pytest.raises((corpora.CorpusError, tokenizers.TokenizerError), match=message):
       command.main(arguments)
   told = {
     (text, output, "--size=259"): "--size=259 must be from 260",
@@ -160,7 +160,7 @@ def test_the_command_s_last_line_starts_from_the_user_s_own_run_file(tmp_path, m
 
 
 @pytest.mark.parametrize("kind", ["text", "json", "two"])
-def test_the_command_s_last_line_makes_a_model_of_the_vocabulary_s_size(
+def test_the_command_s_last_line_makes_a_model_of_the_tokenizer_s_size(
   tmp_path, capsys, monkeypatch, kind
 ):
   """As typed, from the folder of the text, with relative paths."""
@@ -180,12 +180,12 @@ def test_the_command_s_last_line_makes_a_model_of_the_vocabulary_s_size(
   files = [word for word in words if not word.startswith("-")]
   bindings = [word for word in words if word.startswith("--gin.")]
   built = experiment.build(experiment.load(files, bindings))
-  assert built.model.vocab_size == built.vocabulary.size == 310
-  built.check_vocabulary()
+  assert built.model.vocab_size == built.tokenizer.size == 310
+  built.check_tokenizer()
   assert sum(map(len, built.train_data.corpus.documents("all"))) > 5000
 
 
-def test_a_vocabulary_that_is_not_yet_trained_is_one_line_that_says_how():
+def test_a_tokenizer_that_is_not_yet_trained_is_one_line_that_says_how():
   files = ["gin/runs/griffin_quickstart.gin", "gin/data/text_files_sentencepiece.gin"]
   found = experiment.load(files, ["--gin.VOCABULARY_MODEL=/none/x.model"])
   with pytest.raises(ConfigError, match=r"x\.model does not exist.*launch\.vocabulary --input"):
@@ -193,16 +193,16 @@ def test_a_vocabulary_that_is_not_yet_trained_is_one_line_that_says_how():
 
 
 @pytest.mark.parametrize("extra_ids", [0, 3])
-def test_saved_vocabularies_need_nothing_else(model, tmp_path, extra_ids):
-  for name, vocabulary in {
+def test_saved_tokenizers_need_nothing_else(model, tmp_path, extra_ids):
+  for name, tokenizer in {
     "bytes": tokenizers.Bytes(extra_ids),
     "pieces": tokenizers.SentencePiece(model.path, extra_ids),
   }.items():
-    tokenizers.save(vocabulary, tmp_path / name)
+    tokenizers.save(tokenizer, tmp_path / name)
     loaded = tokenizers.load(tmp_path / name)
-    assert loaded.describe() == vocabulary.describe()
-    assert loaded.size == vocabulary.size
-    assert loaded.encode(TEXTS[0]) == vocabulary.encode(TEXTS[0])
+    assert loaded.describe() == tokenizer.describe()
+    assert loaded.size == tokenizer.size
+    assert loaded.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
 
 
 def test_a_changed_model_file_is_noticed(model, tmp_path):
@@ -213,11 +213,11 @@ def test_a_changed_model_file_is_noticed(model, tmp_path):
     tokenizers.load(tmp_path)
 
 
-def test_a_missing_vocabulary_is_named(tmp_path):
-  with pytest.raises(tokenizers.VocabularyError, match="has no saved vocabulary"):
+def test_a_missing_tokenizer_is_named(tmp_path):
+  with pytest.raises(tokenizers.TokenizerError, match="has no saved tokenizer"):
     tokenizers.load(tmp_path)
   with pytest.raises(
-    tokenizers.VocabularyError, match=r"no\.model does not exist.*launch\.vocabulary"
+    tokenizers.TokenizerError, match=r"no\.model does not exist.*launch\.vocabulary"
   ):
     tokenizers.SentencePiece(str(tmp_path / "no.model")).encode("a")
   (tmp_path / "vocabulary.json").write_text('{"kind": "unigrams"}')
@@ -251,7 +251,7 @@ def test_a_damaged_description_is_one_line(tmp_path, content):
   (tmp_path / "vocabulary.json").write_bytes(
     content if isinstance(content, bytes) else content.encode()
   )
-  with pytest.raises(tokenizers.VocabularyError, match="vocabulary") as caught:
+  with pytest.raises(tokenizers.TokenizerError, match="vocabulary") as caught:
     tokenizers.load(tmp_path)
   assert len(str(caught.value)) < 500
   assert "\n" not in str(caught.value)
@@ -262,16 +262,16 @@ def test_a_damaged_description_is_one_line(tmp_path, content):
 def test_a_file_that_is_no_model_is_named(tmp_path, content, extra_ids):
   path = tmp_path / "a.model"
   path.write_bytes(content)
-  with pytest.raises(tokenizers.VocabularyError, match=r"a\.model is not a SentencePiece model"):
+  with pytest.raises(tokenizers.TokenizerError, match=r"a\.model is not a SentencePiece model"):
     tokenizers.SentencePiece(str(path), extra_ids).describe()
 
 
 def test_a_model_cut_short_or_a_folder_is_named(model, tmp_path):
   path = tmp_path / "a.model"
   path.write_bytes(Path(model.path).read_bytes()[:700])
-  with pytest.raises(tokenizers.VocabularyError, match="is not a SentencePiece model"):
+  with pytest.raises(tokenizers.TokenizerError, match="is not a SentencePiece model"):
     tokenizers.SentencePiece(str(path)).describe()
-  with pytest.raises(tokenizers.VocabularyError, match="not a regular file but a folder"):
+  with pytest.raises(tokenizers.TokenizerError, match="not a regular file but a folder"):
     tokenizers.SentencePiece(str(tmp_path)).describe()
 
 

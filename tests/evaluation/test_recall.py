@@ -39,21 +39,21 @@ def test_teacher_forced_answers_are_the_likeliest_after_the_true_tokens(batch_si
 def test_generated_answers_are_those_of_greedy_decoding():
   model = byte_model()
   params = small_models.initialize(model)
-  vocabulary = tokenizers.Bytes()
+  tokenizer = tokenizers.Bytes()
   task = recall_text.Phonebook(length=3, shots=1, digits=2, heldout_examples=3)
-  examples = list(task.drawn(vocabulary, "heldout"))
+  examples = list(task.drawn(tokenizer, "heldout"))
   # What the model says is made the truth of the first two: an answer that is right can be told too.
   truths = []
   for example in examples:
     start = example.answers[0]
-    prompt = [vocabulary.bos_id, *example.tokens[:start].tolist()]
+    prompt = [tokenizer.bos_id, *example.tokens[:start].tolist()]
     truths.append(small_models.greedy(model, params, prompt, len(example.answers), length=128))
   told = []
   for number, (example, truth) in enumerate(zip(examples, truths, strict=True)):
     tokens = example.tokens.copy()
     tokens[example.answers] = truth if number < 2 else np.asarray(truth) + 1
     told.append(example._replace(tokens=tokens))
-  scorer = RecallScorer(model, vocabulary)
+  scorer = RecallScorer(model, tokenizer)
   given = list(scorer.generated(params, told, rows=4))
   assert [g.tolist() for g in given] == [[True] * 3, [True] * 3, [False] * 3]
 
@@ -101,14 +101,14 @@ def test_fresh_batches_put_the_loss_on_the_answers_and_depend_on_the_seed():
 
 def test_a_model_learns_a_small_task_and_the_score_says_so():
   task = recall.SelectiveCopying(length=4, data_tokens=1, symbols=5, heldout_examples=64)
-  vocabulary = tokenizers.Symbols(5)
+  tokenizer = tokenizers.Symbols(5)
   model = hawk(Backbone(vocab_size=8, width=32, depth=2), rnn_width=32, gate_blocks=4)
   schedule = recall_learning.Schedule(
     steps=150, batch_size=32, learning_rate=1e-2, warmup_steps=10, look_every=150
   )
-  scorer = RecallScorer(model, vocabulary)
+  scorer = RecallScorer(model, tokenizer)
   before = scorer(small_models.initialize(model), task)
-  [(step, params)] = recall_learning.Learner(model, task, vocabulary, schedule)(seed=0)
+  [(step, params)] = recall_learning.Learner(model, task, tokenizer, schedule)(seed=0)
   assert step == 150
   # Three symbols are possible: 64 guesses are right 21 times.
   assert before.accuracy < 0.8

@@ -151,7 +151,7 @@ def test_merged_weights_give_the_logits_of_the_adapters(adapted, tmp_path, capsy
     (
       ["--gin.tokenizers.Bytes.extra_ids=1", "--gin.VOCAB_SIZE=260"],
       UserError,
-      r"another vocabulary: 259 ids \(bytes\), not the 260",
+      r"another tokenizer: 259 ids \(bytes\), not the 260",
     ),
     (["--gin.WIDTH=64"], CheckpointError, r"has shape .*, the model needs"),
   ],

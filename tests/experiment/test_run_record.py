@@ -229,7 +229,7 @@ def test_data_that_is_lost_or_damaged_is_put_back(run_dir, content, capsys):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"kind": "bytes"}', b'{"kind": "x"}'])
-def test_a_vocabulary_that_is_damaged_is_one_line(run_dir, content):
+def test_a_tokenizer_that_is_damaged_is_one_line(run_dir, content):
   (run_dir / "vocabulary.json").write_bytes(content)
   with pytest.raises(UserError, match=r"vocabulary.json"):
     generate.main([f"--run_dir={run_dir}", "--max_tokens=1"])
@@ -237,7 +237,7 @@ def test_a_vocabulary_that_is_damaged_is_one_line(run_dir, content):
   assert generate.main([f"--run_dir={run_dir}", "--max_tokens=1"]) == 0
 
 
-def test_a_vocabulary_whose_model_is_missing_is_one_line(run_dir):
+def test_a_tokenizer_whose_model_is_missing_is_one_line(run_dir):
   described = {"kind": "sentencepiece", "size": 259, "extra_ids": 0, "sha256": "0"}
   (run_dir / "vocabulary.json").write_text(json.dumps(described))
   with pytest.raises(UserError, match=r"vocabulary.model|sentencepiece|vocabulary.json"):

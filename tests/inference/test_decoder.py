@@ -127,7 +127,7 @@ def test_forbidden_tokens_are_never_generated(model_and_params):
 def test_an_empty_prompt_and_an_empty_choice_are_refused():
   model = small_models.build("hawk", depth=1)
   decoder = Decoder(model, GREEDY)
-  with pytest.raises(ValueError, match="at least one token: begin with the vocabulary's BOS"):
+  with pytest.raises(ValueError, match="at least one token: begin with the tokenizer's BOS"):
     next(decoder.generate({}, [[]], max_tokens=1))
   with pytest.raises(ValueError, match="all 61 tokens are forbidden"):
     Decoder(model, GREEDY, forbidden_ids=range(small_models.VOCAB_SIZE))

@@ -45,7 +45,7 @@ class ByteFallback:
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
-def vocabulary(request, tmp_path_factory):
+def tokenizer(request, tmp_path_factory):
   """A SentencePiece model of the kind that the name says."""
   import sentencepiece
 
@@ -65,60 +65,60 @@ def vocabulary(request, tmp_path_factory):
   return SentencePiece(str(file))
 
 
-def drawn(vocabulary, count, source):
+def drawn(tokenizer, count, source):
   """Ids that may follow one another in a generated text: no control symbols, nothing unknown."""
-  never = {vocabulary.bos_id, vocabulary.eos_id, vocabulary.unk_id, 3}
-  return source.choices([token for token in range(vocabulary.size) if token not in never], k=count)
+  never = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, 3}
+  return source.choices([token for token in range(tokenizer.size) if token not in never], k=count)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_prompt_and_continuation_read_as_all_ids_decoded_at_once(vocabulary, prompt):
+def test_prompt_and_continuation_read_as_all_ids_decoded_at_once(tokenizer, prompt):
   source = random.Random(len(prompt))
-  ids = vocabulary.encode(prompt)
-  alone = vocabulary.decode(ids)
+  ids = tokenizer.encode(prompt)
+  alone = tokenizer.decode(ids)
   for count in (1, 2, 5, 40, 200):
-    new = drawn(vocabulary, count, source)
-    whole = vocabulary.decode([*ids, *new])
-    text = continuation(vocabulary, prompt, ids, new)
+    new = drawn(tokenizer, count, source)
+    whole = tokenizer.decode([*ids, *new])
+    text = continuation(tokenizer, prompt, ids, new)
     if alone.rstrip(" ") == prompt.rstrip(" ") and len(alone) >= len(prompt):
       assert prompt + text == whole
-    else:  # The vocabulary changes the prompt, but no text behind it.
+    else:  # The tokenizer changes the prompt, but no text behind it.
       assert whole.endswith(text)
       assert whole[: len(whole) - len(text)].rstrip(" ") == alone.rstrip(" ")
     for size in (1, 3, 64):
-      stream = TextStream(vocabulary, prompt, ids)
+      stream = TextStream(tokenizer, prompt, ids)
       pieces = [stream.add(new[i : i + size]) for i in range(0, count, size)]
       assert "".join(pieces) + stream.end() == text
 
 
-def test_the_space_before_the_first_word_is_kept(vocabulary):
-  ids, whole = vocabulary.encode("the griffin"), vocabulary.encode("the griffin is a lion")
+def test_the_space_before_the_first_word_is_kept(tokenizer):
+  ids, whole = tokenizer.encode("the griffin"), tokenizer.encode("the griffin is a lion")
   if whole[: len(ids)] == ids:
-    assert continuation(vocabulary, "the griffin", ids, whole[len(ids) :]).rstrip() == " is a lion"
+    assert continuation(tokenizer, "the griffin", ids, whole[len(ids) :]).rstrip() == " is a lion"
 
 
-def test_a_long_stream_decodes_a_few_ids_at_a_time(vocabulary):
+def test_a_long_stream_decodes_a_few_ids_at_a_time(tokenizer):
   longest = 0
 
   class Counting:
     def decode(self, ids):
       nonlocal longest
       longest = max(longest, len(ids))
-      return vocabulary.decode(ids)
+      return tokenizer.decode(ids)
 
   prompt = "the griffin " * 5
-  ids, new = vocabulary.encode(prompt), drawn(vocabulary, 1000, random.Random(0))
+  ids, new = tokenizer.encode(prompt), drawn(tokenizer, 1000, random.Random(0))
   stream = TextStream(Counting(), prompt, ids)
   text = "".join(stream.add([token]) for token in new) + stream.end()
-  assert text == continuation(vocabulary, prompt, ids, new)
+  assert text == continuation(tokenizer, prompt, ids, new)
   assert longest < 400
 
 
 def test_symbols_are_kept_apart_from_the_prompt():
-  vocabulary = Symbols(20)
-  ids = vocabulary.encode("3 0")
-  assert continuation(vocabulary, "3 0", ids, vocabulary.encode("15 7")) == " 15 7"
-  assert continuation(vocabulary, "", [], vocabulary.encode("15 7")) == "15 7"
+  tokenizer = Symbols(20)
+  ids = tokenizer.encode("3 0")
+  assert continuation(tokenizer, "3 0", ids, tokenizer.encode("15 7")) == " 15 7"
+  assert continuation(tokenizer, "", [], tokenizer.encode("15 7")) == "15 7"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
@@ -131,8 +131,8 @@ def test_pieces_join_to_the_text_of_all_ids(size):
 
 
 def test_a_character_appears_with_its_last_byte_and_not_before():
-  for vocabulary, encode in ((Bytes(), Bytes().encode), (ByteFallback(), str.encode)):
-    stream = TextStream(vocabulary)
+  for tokenizer, encode in ((Bytes(), Bytes().encode), (ByteFallback(), str.encode)):
+    stream = TextStream(tokenizer)
     pieces = [stream.add([token]) for token in encode("a🎉b")]
     assert pieces == ["a", "", "", "", "🎉", "b"]
 

@@ -34,7 +34,7 @@ SIZES = {"WIDTH": 32, "RNN_WIDTH": 32, "HEADS": 2, "DEPTH": 2, "griffin.griffin.
 PROSE = "the griffin is a creature with the body of a lion and the head of an eagle."
 
 
-def make_run(path, vocabulary, *data, **macros):
+def make_run(path, tokenizer, *data, **macros):
   """A run directory with random weights, whose most likely token depends on the context."""
   given = [f"--gin.{name}={value!r}" for name, value in {**SIZES, **macros}.items()]
   config = experiment_lib.load([*GIN, *data, "train/steps.gin"], given)
@@ -43,7 +43,7 @@ def make_run(path, vocabulary, *data, **macros):
   params = {**params, "stack": jax.tree.map(lambda x: 4 * x, params["stack"])}
   run = RunDirectory(path)
   run.write_config(config, "a test")
-  tokenizers.save(vocabulary, path)
+  tokenizers.save(tokenizer, path)
   paths = [parameter.path for parameter in list_parameters(model)]
   arrays = ((name, np.asarray(leaf)) for name, leaf in by_path(params).items())
   streamed_checkpoint.write_parameters(path, 0, paths, arrays, {"source": "a test"})
@@ -67,9 +67,9 @@ def pieces_run(tmp_path_factory):
     hard_vocab_limit=False,
     minloglevel=2,
   )
-  vocabulary = tokenizers.SentencePiece(str(folder / "pieces.model"))
-  macros = {"VOCAB_SIZE": vocabulary.size, "VOCABULARY_MODEL": vocabulary.path}
-  return make_run(folder / "run", vocabulary, "data/python_sentencepiece.gin", **macros)
+  tokenizer = tokenizers.SentencePiece(str(folder / "pieces.model"))
+  macros = {"VOCAB_SIZE": tokenizer.size, "VOCABULARY_MODEL": tokenizer.path}
+  return make_run(folder / "run", tokenizer, "data/python_sentencepiece.gin", **macros)
 
 
 def generated(capsys, run, *arguments):
@@ -80,7 +80,7 @@ def generated(capsys, run, *arguments):
 
 
 def test_words_after_a_prompt_are_kept_apart_from_it(pieces_run, capsys):
-  vocabulary = RunDirectory(pieces_run).vocabulary()
+  tokenizer = RunDirectory(pieces_run).tokenizer()
   prompt = "the griffin"
   shown = generated(capsys, pieces_run, f"--prompt={prompt}", "--temperature=5", "--top_p=1")
   streamed = generated(
@@ -91,7 +91,7 @@ def test_words_after_a_prompt_are_kept_apart_from_it(pieces_run, capsys):
   for seed in range(12):
     options = [f"--prompt={prompt}", "--temperature=5", "--top_p=1", f"--seed={seed}"]
     seen.add(generated(capsys, pieces_run, *options, "--max_tokens=1")[len(prompt)])
-  pieces = [vocabulary._processor.IdToPiece(i) for i in range(vocabulary.size)]
+  pieces = [tokenizer._processor.IdToPiece(i) for i in range(tokenizer.size)]
   assert any(piece.startswith("▁") for piece in pieces)
   assert " " in seen
 

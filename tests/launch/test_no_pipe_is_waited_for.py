@@ -13,7 +13,7 @@ from comparison.results import ResultCache
 from conversion import conversion, safetensors_files
 from conversion.safetensors_header import check_header
 from data import tokenizers
-from data.tokenizers import VocabularyError
+from data.tokenizers import TokenizerError
 from experiment import end_tokens
 
 
@@ -48,11 +48,11 @@ def test_ids_that_end_a_row(tmp_path, pipe):
     end_tokens.stop_ids(tmp_path, SimpleNamespace(init_from=None))
 
 
-def test_a_vocabulary(tmp_path, pipe):
+def test_a_tokenizer(tmp_path, pipe):
   pipe("vocabulary.json")
-  with pytest.raises(VocabularyError, match=r"vocabulary.json"):
+  with pytest.raises(TokenizerError, match=r"vocabulary.json"):
     tokenizers.load(tmp_path)
-  with pytest.raises(VocabularyError, match="but a pipe"):
+  with pytest.raises(TokenizerError, match="but a pipe"):
     tokenizers.SentencePiece(str(pipe("x.model"))).size  # noqa: B018
 
 

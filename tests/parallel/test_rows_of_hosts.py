@@ -95,11 +95,11 @@ def test_every_device_gets_the_rows_of_the_single_device_batch(name):
 def numbered(tmp_path_factory):
   """Row files of rows that differ."""
   folder = tmp_path_factory.mktemp("rows")
-  vocabulary = tokenizers.Bytes()
-  packer = packing.Packer(vocabulary, LENGTH)
-  writer = rows.RowWriter(folder, vocabulary, LENGTH)
+  tokenizer = tokenizers.Bytes()
+  packer = packing.Packer(tokenizer, LENGTH)
+  writer = rows.RowWriter(folder, tokenizer, LENGTH)
   tokens = np.random.default_rng(0).integers(3, 259, 400 * LENGTH)
-  tokens[-1] = vocabulary.eos_id
+  tokens[-1] = tokenizer.eos_id
   for block in packer.add(tokens, len(tokens)):
     writer.write(*block)
   writer.write(*packer.finish())
