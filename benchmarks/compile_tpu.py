@@ -37,7 +37,6 @@ from kernels.linear_scan import pallas_tpu as linear_scan_tpu
 from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 from kernels.scan_tpu import blocks
 
-
 # A tail's code does not depend on the width beyond the number of blocks.
 TAIL_WIDTHS = (128, 1024, 8192)
 

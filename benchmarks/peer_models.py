@@ -69,12 +69,12 @@ def _our_training_step(dtype, tokens):
 
   from data.loader import batch_of_rows
   from training import host_memory
-  from training.step import Options, loss_and_gradient
+  from training.step import StepOptions, loss_and_gradient
 
   model, params = _ours(dtype)
   model = model.clone(remat="save_mixer_outputs")  # as the quickstart trains
   batch = batch_of_rows(tokens[:, 1:], np.ones_like(tokens[:, 1:]), bos_id=0)
-  options = Options(grad_accum_steps=MICROBATCHES)
+  options = StepOptions(grad_accum_steps=MICROBATCHES)
   key = jax.random.key_data(jax.random.key(0))
   step = jax.jit(functools.partial(loss_and_gradient, model, options))
   step.lower(params, batch, key).compile()

@@ -23,7 +23,7 @@ from experiment.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured:
+class OnUntrainedModels:
   """A part that measures untrained models.
 
   Attributes:
@@ -36,7 +36,7 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
+class OnTrainedModels:
   """A part that measures models trained on the comparison's text.
 
   Attributes:
@@ -71,7 +71,7 @@ class Comparison:
   sizes: Mapping[str, Sequence[str]]
   shared: Sequence[str]
   seeds: Sequence[Seed]
-  parts: Mapping[str, Measured | Trained]
+  parts: Mapping[str, OnUntrainedModels | OnTrainedModels]
   title: str
   folder: KeptPath = "."
   loaded: Mapping[str, FilePath] = dataclasses.field(default_factory=dict)
@@ -92,10 +92,10 @@ class Comparison:
     for name, part in self.parts.items():
       if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"part {name!r}: use only lowercase letters, digits and _ in names.")
-      if not isinstance(part, Measured | Trained):
+      if not isinstance(part, OnUntrainedModels | OnTrainedModels):
         raise ValueError(
-          f"part {name!r} is a {type(part).__name__}. Wrap it in comparison.Measured or "
-          "comparison.Trained."
+          f"part {name!r} is a {type(part).__name__}. Wrap it in comparison.OnUntrainedModels or "
+          "comparison.OnTrainedModels."
         )
 
   def run_config(self, spec: RunSpec) -> Config:

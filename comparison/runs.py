@@ -67,8 +67,8 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedRun:
-  """See `comparison.measurement.TrainedRun`."""
+class OpenedRun:
+  """A trained run with its parameters in memory; see `comparison.measurement.TrainedRun`."""
 
   experiment: Experiment
   sharding_plan: ShardingPlan
@@ -179,7 +179,7 @@ class TrainedRuns:
     words = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-").lower()
     return self._folder / f"{words}-{self.identity(spec)[:8]}"
 
-  def train(self, spec: RunSpec) -> TrainedRun:
+  def train(self, spec: RunSpec) -> OpenedRun:
     """See `comparison.measurement.Runs`.
 
     Raises:
@@ -212,7 +212,7 @@ class TrainedRuns:
       for record in records
       if "heldout_loss" in record
     }
-    return TrainedRun(built, sharding_plan, summary.state.params, cost, curve)
+    return OpenedRun(built, sharding_plan, summary.state.params, cost, curve)
 
   def _loaded(self, spec: RunSpec) -> RunDirectory | None:
     """Returns the directory of a loaded run.
@@ -227,7 +227,7 @@ class TrainedRuns:
     directory.require_run()
     return directory
 
-  def _open(self, spec: RunSpec, directory: RunDirectory) -> TrainedRun:
+  def _open(self, spec: RunSpec, directory: RunDirectory) -> OpenedRun:
     """Opens a finished run, and measures its loss on the comparison's text."""
     found = trained.load(directory, "latest", trust=self._trust)
     own = self._experiment(spec)
@@ -247,7 +247,7 @@ class TrainedRuns:
       length=length,
     )
     experiment = dataclasses.replace(own, model=found.experiment.model)
-    result = TrainedRun(experiment, found.sharding_plan, found.params, cost, {})
+    result = OpenedRun(experiment, found.sharding_plan, found.params, cost, {})
     batches = own.eval_batches or loader.steps_per_pass(experiment.rows()[1], own.batch_size)
     score = result.score(length=own.sequence_length, tokens=batches * cost.tokens_per_step)
     return dataclasses.replace(result, curve={tokens: score.loss})

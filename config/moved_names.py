@@ -30,8 +30,16 @@ _MODULES = {
   "evaluation.speed.training": "comparison.speed.training",
 }
 
-# Parameters, by the class or function that they are bound for.
-_PARAMETERS = {"training.step.Options.accumulate": "grad_accum_steps"}
+# Classes, by their present modules.
+_CLASSES = {
+  "training.step.Options": "StepOptions",
+  "training.loop.Options": "LoopOptions",
+  "comparison.comparison.Measured": "OnUntrainedModels",
+  "comparison.comparison.Trained": "OnTrainedModels",
+}
+
+# Parameters, by the present name of the class or function that they are bound for.
+_PARAMETERS = {"training.step.StepOptions.accumulate": "grad_accum_steps"}
 # Values that are names, by the parameter that takes them. `layers.remat` has them too, for models
 # that are built in Python.
 _VALUES = {
@@ -66,11 +74,17 @@ class Translation:
     new = self._current(text)
     first, dot, rest = new.partition(".")
     last = self._short.get(first, first)
-    if not dot or last == first:
+    if not dot:
       return new
-    if first not in {old.rpartition(".")[2] for old in self.found}:
-      self.found[first] = last
-    return last + dot + rest
+    if last != first:
+      if first not in {old.rpartition(".")[2] for old in self.found}:
+        self.found[first] = last
+      new = last + dot + rest
+    for old, class_name in _CLASSES.items():
+      if self._may_be(new, old):
+        self.found[_short_form(old, 2)] = _short_form(_renamed(old, class_name), 2)
+        return _renamed(new, class_name)
+    return new
 
   def binding(self, selector: str, parameter: str, value: Any) -> tuple[str, str, Any]:
     """The present form of `selector.parameter = value`."""
@@ -78,7 +92,7 @@ class Translation:
     left = f"{selector}.{parameter}"
     for old, new in _PARAMETERS.items():
       if self._may_be(left, old):
-        self.found[_short_form(old)] = _short_form(f"{old.rpartition('.')[0]}.{new}")
+        self.found[_short_form(old, 3)] = _short_form(_renamed(old, new), 3)
         return selector, new, value
     for taker, names in _VALUES.items():
       if isinstance(value, str) and value in names and self._may_be(left, taker):
@@ -103,6 +117,19 @@ class Translation:
     return name
 
 
+class AsWritten(Translation):
+  """Leaves every name as it is written, so that a file means the same text to every version."""
+
+  def module(self, name: str, bound: str) -> str:
+    return name
+
+  def name(self, text: str) -> str:
+    return text
+
+  def binding(self, selector: str, parameter: str, value: Any) -> tuple[str, str, Any]:
+    return selector, parameter, value
+
+
 def of_arguments() -> Translation:
   """Translates names on the command line, which may be short although nothing is imported there."""
   last_parts = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in _MODULES.items()}
@@ -115,9 +142,11 @@ def first_form(text: str) -> str:
 
   What was measured or trained is found by digests of such texts, made under the old names.
   """
-  for old, parameter in _PARAMETERS.items():
-    short = _short_form(old)
-    text = re.sub(rf"\b{short.rpartition('.')[0]}\.{parameter}\b", short, text)
+  renamed = [(_PARAMETERS, 3), (_CLASSES, 2)]  # from the newest names to the first ones
+  for names, parts in renamed:
+    for old, new in names.items():
+      present = re.escape(_short_form(_renamed(old, new), parts))
+      text = re.sub(rf"\b{present}\b", _short_form(old, parts), text)
   for names in _VALUES.values():
     for old, new in names.items():
       text = text.replace(repr(new), repr(old))
@@ -128,6 +157,11 @@ def first_form(text: str) -> str:
   return text
 
 
-def _short_form(parameter: str) -> str:
-  """A parameter's name as files write it, with the last part of its module."""
-  return ".".join(parameter.split(".")[-3:])
+def _renamed(path: str, last: str) -> str:
+  """A path with another last part."""
+  return f"{path.rpartition('.')[0]}.{last}"
+
+
+def _short_form(path: str, parts: int) -> str:
+  """A name as files write it: the last part of its module, a class, and perhaps a parameter."""
+  return ".".join(path.split(".")[-parts:])

@@ -130,8 +130,13 @@ def read_text(text: str, name: str = "text") -> Source:
   return _statements(text, Path(name), ())
 
 
-def read_alone(text: str, name: str = "text") -> Source:
+def read_alone(text: str, name: str = "text", *, as_written: bool = False) -> Source:
   """Reads gin text that must not include files.
+
+  Args:
+    text: the text.
+    name: its name in errors.
+    as_written: keep old names instead of replacing them by the present ones.
 
   Raises:
     Includes: it includes a file.
@@ -140,7 +145,7 @@ def read_alone(text: str, name: str = "text") -> Source:
   for item in _parse(text, Path(name), moved_names.Translation()):
     if isinstance(item, config_parser.IncludeStatement):
       raise Includes(f"{Place(name, item.location.line_num)} includes {item.filename[:120]!r}")
-  return read_text(text, name)
+  return _statements(text, Path(name), (), moved_names.AsWritten() if as_written else None)
 
 
 def read_arguments(arguments: Iterable[str], *, shared: bool = False) -> Source:
@@ -250,11 +255,16 @@ def _read(path: Path, including: tuple[Path, ...]) -> Source:
   return _statements(text_of(path), path, including)
 
 
-def _statements(text: str, path: Path, including: tuple[Path, ...]) -> Source:
+def _statements(
+  text: str,
+  path: Path,
+  including: tuple[Path, ...],
+  translation: moved_names.Translation | None = None,
+) -> Source:
   source = Source()
   imports: dict[str, Import] = {}
   including = (*including, path)
-  translation = moved_names.Translation()
+  translation = translation or moved_names.Translation()
   for item in _parse(text, path, translation):
     place = Place(str(path), item.location.line_num)
     if isinstance(item, config_parser.IncludeStatement):

@@ -21,7 +21,7 @@ OPTIMIZER = AdamW(learning_rate=optax.constant_schedule(1e-3)).transformation()
 
 def check(subject: Subject) -> Iterator[Finding]:
   """Saves and restores a train state: it must be equal bit for bit."""
-  options = step_lib.Options()
+  options = step_lib.StepOptions()
   abstract = jax.eval_shape(
     lambda: step_lib.initial_state(subject.model, OPTIMIZER, options, seed=0)
   )

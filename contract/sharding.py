@@ -34,7 +34,7 @@ MESHES = (
 RULES = Rules(max_replicated=1.0)
 # Momentum keeps the gradients, for the comparison and for ZeRO to split.
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
-OPTIONS = step_lib.Options()
+OPTIONS = step_lib.StepOptions()
 
 
 def check(subject: Subject) -> Iterator[Finding]:

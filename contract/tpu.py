@@ -26,7 +26,7 @@ SLICES = ("v5e-4", "v4-8")
 LENGTH = 128
 OPTIMIZER = optax.sgd(0.1)
 # What a large model's step has and a small one's has not: microbatches, and logits in pieces.
-OPTIONS = step_lib.Options(grad_accum_steps=2, max_logit_bytes=1)
+OPTIONS = step_lib.StepOptions(grad_accum_steps=2, max_logit_bytes=1)
 
 
 def check(subject: Subject) -> Iterator[Finding]:

@@ -9,11 +9,11 @@ import numpy as np
 
 from models.language_model import LanguageModel
 
-Options = tuple[dict[str, Any], dict[str, Any]]
+ModelOptions = tuple[dict[str, Any], dict[str, Any]]
 Tensors = Iterator[tuple[str, np.ndarray]]
 
 
-class Source(NamedTuple):
+class WeightsFormat(NamedTuple):
   """A file format of an architecture's public weights.
 
   Attributes:
@@ -48,8 +48,8 @@ class Adapter(NamedTuple):
   gin_file: str
   model: str
   set_by_gin_file: tuple[str, ...]
-  options: Callable[[Mapping[str, Any]], Options]
-  files: Source
+  options: Callable[[Mapping[str, Any]], ModelOptions]
+  files: WeightsFormat
   check_model: Callable[[LanguageModel], None]
   config: Callable[..., dict[str, Any]]
   tensors: Callable[[Mapping[str, Any], LanguageModel], Tensors]

@@ -13,7 +13,7 @@ import numpy as np
 
 from base.ranges import FloatName
 from conversion import recurrent_gemma_fields, weight_map
-from conversion.adapter import Adapter, Source
+from conversion.adapter import Adapter, WeightsFormat
 from conversion.weight_map import EMBEDDING, WeightMapping
 from layers.attention import SelfAttention
 from layers.recurrent_block import RecurrentBlock
@@ -346,7 +346,7 @@ ADAPTER = Adapter(
   model="models.griffin.griffin",
   set_by_gin_file=("gate_blocks",),
   options=options_from_hugging_face,
-  files=Source(stream_from_hugging_face, _OUTSIDE[EMBEDDING]),
+  files=WeightsFormat(stream_from_hugging_face, _OUTSIDE[EMBEDDING]),
   check_model=check_options,
   config=hugging_face_config,
   tensors=hugging_face_from_parameters,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from conversion import weight_map
-from conversion.adapter import Source
+from conversion.adapter import WeightsFormat
 from conversion.recurrent_gemma import check_options
 from conversion.weight_map import WeightMapping
 from models.accounting import list_parameters
@@ -155,4 +155,4 @@ def stream_from_flax(
   return weight_map.parameters(tensors, table, model)
 
 
-FILES = Source(stream_from_flax, _OUTSIDE["embedding/embedding"])
+FILES = WeightsFormat(stream_from_flax, _OUTSIDE["embedding/embedding"])

@@ -73,7 +73,7 @@ class Experiment:
   train_data: Dataset
   eval_data: Dataset
   optimizer: Optimizer
-  options: loop.Options
+  options: loop.LoopOptions
   batch_size: Count
   eval_batches: Count | None = None
   seed: Seed = 0

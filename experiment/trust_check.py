@@ -82,7 +82,7 @@ def record(file: Path, text: str | None = None) -> None:
     text: the text that was written there; None reads the file.
   """
   try:
-    digest = _digest(_read(file, text))
+    digest = _digest(file, text)
     records = _records()
     if digest in _recorded(records):
       return
@@ -123,18 +123,23 @@ def _recorded(records: Path) -> set[str]:
 def is_recorded(file: Path, text: str | None = None) -> bool:
   """Whether the user made this configuration (the file's, or a text) on this machine."""
   try:
-    return _digest(_read(file, text)) in _recorded(_records())
+    return _digest(file, text) in _recorded(_records())
   except (OSError, RuntimeError, ValueError):
     return False
 
 
-def _read(file: Path, text: str | None = None) -> Source:
+def _read(file: Path, text: str | None = None, *, as_written: bool = False) -> Source:
   """Parses a configuration as the loader does, without includes."""
-  return gin_source.read_alone(gin_source.text_of(file) if text is None else text, str(file))
+  text = gin_source.text_of(file) if text is None else text
+  return gin_source.read_alone(text, str(file), as_written=as_written)
 
 
-def _digest(source: Source) -> str:
-  """Returns the sha256 of a configuration's imports and bindings, without comments."""
+def _digest(file: Path, text: str | None = None) -> str:
+  """Returns the sha256 of a configuration's imports and bindings, without comments.
+
+  As they are written: a version that renames something still knows what the user made before.
+  """
+  source = _read(file, text, as_written=True)
   said = [(item.name, item.module) for item in source.imports]
   said += [(i.scope, i.selector, i.parameter, repr(i.value)) for i in source.statements]
   return hashlib.sha256(repr(said).encode()).hexdigest()

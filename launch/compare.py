@@ -214,7 +214,7 @@ def _works(
   trained: set[str] = set()
   for name, wrapped in comparison.parts.items():
     try:
-      if isinstance(wrapped, comparison_lib.Trained):
+      if isinstance(wrapped, comparison_lib.OnTrainedModels):
         given, depends, costs = _on_runs(wrapped, runs, trained)
       else:
         given, depends, costs = _on_models(wrapped, comparison, name)

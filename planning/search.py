@@ -149,7 +149,7 @@ def arguments(found: Plan) -> list[str]:
   bindings = {
     **{macro: found.mesh[axis] for axis, macro in MACROS.items()},
     "ZERO_STAGE": found.zero,
-    "training.step.Options.grad_accum_steps": found.grad_accum_steps,
+    "training.step.StepOptions.grad_accum_steps": found.grad_accum_steps,
     "models.backbone.Backbone.remat": found.remat,
   }
   return ["gin/mesh/data.gin", *(f"--gin.{name}={value}" for name, value in bindings.items())]

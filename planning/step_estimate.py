@@ -20,7 +20,7 @@ from training.optimizer import AdamW
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
+class _RowsWithoutTokens:
   """Rows with a length and no tokens: planning a step reads none."""
 
   sequence_length: int
@@ -55,13 +55,13 @@ class StepEstimate:
       hardware.devices  # noqa: B018 - what the compiler does not know is refused here
     except ValueError as error:
       raise ConfigError(str(error)) from None
-    rows = cast(Dataset, _Rows(length))
+    rows = cast(Dataset, _RowsWithoutTokens(length))
     step = Experiment(
       model=model,
       train_data=rows,
       eval_data=rows,
       optimizer=AdamW(learning_rate=optax.constant_schedule(1e-4)),
-      options=loop.Options(steps=1),
+      options=loop.LoopOptions(steps=1),
       batch_size=batch_size,
       mesh=self.mesh,
     )

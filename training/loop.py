@@ -32,7 +32,7 @@ METRICS_FILE = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
 
 
-class Batches(Protocol):
+class ResumableBatches(Protocol):
   """An iterator of training batches with a state to resume from."""
 
   def __next__(self) -> dict[str, np.ndarray]:
@@ -48,7 +48,7 @@ class Batches(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class LoopOptions:
   """Length of a run, and its logging, evaluation and checkpoints.
 
   Attributes:
@@ -59,7 +59,7 @@ class Options:
     keep: number of newest checkpoints to keep, in addition to the best.
     tensorboard: also write TensorBoard event files; short for the TensorBoard writer.
     writers: further writers of metrics; see `training.metric_writers`.
-    step: options of a step; see `training.step.Options`.
+    step: options of a step; see `training.step.StepOptions`.
   """
 
   steps: Count
@@ -69,7 +69,7 @@ class Options:
   keep: Count = 2
   tensorboard: bool = False
   writers: Annotated[tuple[MetricWriter, ...], Immaterial()] = ()
-  step: step_lib.Options = dataclasses.field(default_factory=step_lib.Options)
+  step: step_lib.StepOptions = dataclasses.field(default_factory=step_lib.StepOptions)
 
   def __post_init__(self):
     for name in ("steps", "log_every", "keep"):
@@ -116,9 +116,9 @@ def train(
   sharding_plan: ShardingPlan,
   optimizer: optax.GradientTransformation,
   learning_rate: optax.Schedule,
-  batches: Batches,
+  batches: ResumableBatches,
   batch_size: int,
-  options: Options,
+  options: LoopOptions,
   run_dir: Path,
   seed: int,
   bytes_per_token: float,
@@ -137,7 +137,7 @@ def train(
     batches: training data, the rows that this process's devices need; restored to the checkpoint's
       state.
     batch_size: rows per step, over all processes.
-    options: see `Options`.
+    options: see `LoopOptions`.
     run_dir: directory for metrics, checkpoints and the loss plot.
     seed: seed of the parameters.
     bytes_per_token: mean bytes of text per target, for bits per byte.
@@ -303,7 +303,7 @@ def trace(
   *,
   model: Any,
   optimizer: optax.GradientTransformation,
-  options: Options,
+  options: LoopOptions,
   sharding_plan: ShardingPlan,
   batch_size: int,
   length: int,
@@ -324,7 +324,7 @@ def require_same_arrays(
   run_dir: Path,
   model: Any,
   optimizer: optax.GradientTransformation,
-  options: Options,
+  options: LoopOptions,
   sharding_plan: ShardingPlan,
 ) -> None:
   """See `training.checkpoint.require_same_arrays`."""
@@ -336,7 +336,7 @@ def require_same_arrays(
 def _programs(
   model: Any,
   optimizer: optax.GradientTransformation,
-  options: step_lib.Options,
+  options: step_lib.StepOptions,
   sharding_plan: ShardingPlan,
 ) -> tuple[Any, Callable[..., step_lib.TrainState], Callable[..., Any]]:
   """Returns the train state's shapes, `create(seed, given)` and the step.
@@ -356,7 +356,7 @@ def _programs(
   )
 
 
-def _writers(options: Options) -> tuple[MetricWriter, ...]:
+def _writers(options: LoopOptions) -> tuple[MetricWriter, ...]:
   return (*options.writers, *([TensorBoard()] if options.tensorboard else []))
 
 
@@ -369,7 +369,7 @@ def _wrong(run: TrainingLog) -> str:
   return "its values are not finite" if run.judged else "it was skipped"
 
 
-def _require_finite(done: int, owed: int, options: Options) -> None:
+def _require_finite(done: int, owed: int, options: LoopOptions) -> None:
   """Raises NotFinite if the last step cannot be saved, or none could for too many steps.
 
   Only a state that is not finite remains unsaved for that long: skipped steps end the run earlier,

@@ -15,7 +15,7 @@ from training.metrics import MetricsFile, ProgressLine
 from training.optimizer import rate_at
 
 if TYPE_CHECKING:
-  from training.loop import Options
+  from training.loop import LoopOptions
 
 
 class TrainingError(UserError):
@@ -44,7 +44,7 @@ class TrainingLog:
   def __init__(
     self,
     *,
-    options: Options,
+    options: LoopOptions,
     learning_rate: optax.Schedule,
     bytes_per_token: float,
     metrics: MetricsFile,

@@ -10,11 +10,11 @@ import jax
 from models.accounting import abstract_parameters
 from models.language_model import LanguageModel
 from parallel.sharding_plan import ShardingPlan
-from training.step import Options, abstract_batch, token_losses
+from training.step import StepOptions, abstract_batch, token_losses
 
 
 def activation_bytes(
-  model: LanguageModel, sharding_plan: ShardingPlan, options: Options, *, rows: int, length: int
+  model: LanguageModel, sharding_plan: ShardingPlan, options: StepOptions, *, rows: int, length: int
 ) -> int:
   """Counts the bytes per device of saved activations under the model's remat policy.
 

@@ -28,7 +28,7 @@ _ROUNDING = 0x524E44
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class StepOptions:
   """Options of a training step, apart from the optimizer's.
 
   Attributes:
@@ -106,7 +106,7 @@ def abstract_batch(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStru
 def initial_state(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
-  options: Options,
+  options: StepOptions,
   seed: int,
   given: Any = None,
 ) -> TrainState:
@@ -152,7 +152,7 @@ def join(trained: Any, frozen: Any) -> Any:
 def make_train_step(
   model: LanguageModel,
   optimizer: optax.GradientTransformation,
-  options: Options,
+  options: StepOptions,
   sharding_plan: ShardingPlan | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """Returns `step(state, batch) -> (state, metrics)`, sharded over devices; by default on one.
@@ -213,7 +213,7 @@ def make_train_step(
 
 
 def _decide(
-  detector: SpikeDetector, loss: jax.Array, norm: jax.Array, options: Options
+  detector: SpikeDetector, loss: jax.Array, norm: jax.Array, options: StepOptions
 ) -> tuple[jax.Array, SpikeDetector]:
   """Decides whether to take a step; returns that and the spike detector after it.
 
@@ -235,7 +235,7 @@ def _decide(
 
 
 def loss_and_gradient(
-  model: LanguageModel, options: Options, params: Any, batch: Batch, rng_data: jax.Array
+  model: LanguageModel, options: StepOptions, params: Any, batch: Batch, rng_data: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
   """Computes the loss and gradient of a batch, a microbatch at a time.
 
@@ -303,7 +303,7 @@ def token_losses(
     params: its parameters.
     batch: inputs, targets, segment_ids, positions [B, T] int32; loss_weights [B, T] float32.
     rng: key for models with randomness.
-    max_logit_bytes: see `Options`.
+    max_logit_bytes: see `StepOptions`.
 
   Returns:
     two float32 arrays [B, T], multiplied by the loss weights. Large logits are never all in memory

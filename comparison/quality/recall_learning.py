@@ -73,7 +73,7 @@ class Learner:
     self, model: LanguageModel, task: RecallTask, tokenizer: Tokenizer, schedule: Schedule
   ):
     """Sets the model, the task, the model's tokenizer and the schedule."""
-    optimizer, options = schedule.optimizer().transformation(), step_lib.Options()
+    optimizer, options = schedule.optimizer().transformation(), step_lib.StepOptions()
     self._task, self._tokenizer, self._schedule = task, tokenizer, schedule
     self._start = jax.jit(lambda seed: step_lib.initial_state(model, optimizer, options, seed))
     self._step = jax.jit(step_lib.make_train_step(model, optimizer, options), donate_argnums=0)

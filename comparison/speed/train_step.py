@@ -16,9 +16,9 @@ from models.language_model import LanguageModel
 from parallel.sharding_plan import Parallelism, on_one_device
 from training.checkpoint import abstract_like
 from training.optimizer import AdamW
-from training.step import Options, initial_state, make_train_step
+from training.step import StepOptions, initial_state, make_train_step
 
-_OPTIONS = Options()
+_OPTIONS = StepOptions()
 _ADAMW = AdamW(learning_rate=optax.constant_schedule(1e-4))
 
 

@@ -93,7 +93,7 @@ class TrainingSpeed:
     return {"models": seconds, "reference": reference}
 
 
-class StepEstimate(Protocol):
+class StepEstimator(Protocol):
   """Estimates a training step on hardware that need not be attached.
 
   Attributes:
@@ -116,7 +116,7 @@ class EstimatedTrainingSpeed:
     lengths, tokens, baseline: as in `TrainingSpeed`.
   """
 
-  estimate: StepEstimate
+  estimate: StepEstimator
   lengths: Sequence[Count] = LENGTHS
   tokens: Count = 32768
   baseline: str = "MQA Transformer"

@@ -40,7 +40,7 @@ def scan(x, log_a, h0, reset, reverse=False, *, plan=None, interpret=False):
 
   Args:
     x, log_a, h0, reset, reverse: see `kernels.linear_scan.linear_scan`.
-    plan: the blocks (`kernels.scan_tpu.blocks.Plan`); None picks them.
+    plan: the blocks (`kernels.scan_tpu.blocks.BlockPlan`); None picks them.
     interpret: run as plain XLA operations.
   """
   batch, _, width = x.shape

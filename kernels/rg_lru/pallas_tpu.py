@@ -43,7 +43,7 @@ def fused(x, gate_a, gate_x, log_decay, h0, reset, *, plan=None, native_math=Non
 
   Args:
     x, gate_a, gate_x, log_decay, h0, reset: see `kernels.rg_lru.rg_lru`.
-    plan: the blocks (`kernels.scan_tpu.blocks.Plan`); None picks them.
+    plan: the blocks (`kernels.scan_tpu.blocks.BlockPlan`); None picks them.
     native_math: whether the chip has sigmoid and rsqrt as instructions; None decides by the chip.
     interpret: run as plain XLA operations.
   """

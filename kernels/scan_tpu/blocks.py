@@ -83,7 +83,7 @@ def check_width(name: str, width: int) -> None:
     )
 
 
-class Plan(NamedTuple):
+class BlockPlan(NamedTuple):
   """The blocks of both directions; their `time` is equal: a state is saved for each time block."""
 
   forward: Blocks
@@ -92,7 +92,7 @@ class Plan(NamedTuple):
 
 def plan(
   shape: tuple[int, int, int], itemsize: int, *, forward_arrays: int, backward_arrays: int
-) -> Plan:
+) -> BlockPlan:
   """Picks the blocks for arrays of shape [B, T, R], R a multiple of 128.
 
   Args:
@@ -102,7 +102,7 @@ def plan(
     backward_arrays: the same for the backward kernel.
   """
   backward = choose_blocks(shape, itemsize, backward_arrays)
-  return Plan(choose_blocks(shape, itemsize, forward_arrays, backward.time), backward)
+  return BlockPlan(choose_blocks(shape, itemsize, forward_arrays, backward.time), backward)
 
 
 def choose_blocks(

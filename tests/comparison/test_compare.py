@@ -50,7 +50,7 @@ WARMUP_STEPS = 2
 TEXT_FILES = '{folder}/*.txt'
 corpora.TextFiles.heldout_fraction = 0.3
 dataset.TextDataset.cache_dir = '{folder}/cache'
-loop.Options.evaluate_every = 1
+loop.LoopOptions.evaluate_every = 1
 """
 SIZE = "WIDTH = 16\nRNN_WIDTH = 16\nHEADS = 2\nDEPTH = 3\n"
 

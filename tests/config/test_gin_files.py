@@ -124,7 +124,7 @@ def test_every_run_and_every_model_of_a_comparison_is_built_and_shaped(file):
   runs = TrainedRuns(built, Path("unused"), ComparisonProgress(), "")
   specs, sizes = set(), {}
   for part in built.parts.values():
-    if isinstance(part, comparison.Trained):
+    if isinstance(part, comparison.OnTrainedModels):
       specs |= {dataclasses.replace(s, seed=0) for s in part.part.results(runs).values()}
       continue
     models = {

@@ -47,6 +47,11 @@ def test_old_paths_mean_the_new_modules(tmp_path, capsys):
     "--gin.experiment.Experiment.mesh=@parallel.layout.Parallelism()",
     "--gin.step.Options.accumulate=2",
     "--gin.training.step.Options.accumulate=2",
+    "--gin.step.Options.grad_accum_steps=2",
+    "--gin.training.step.StepOptions.accumulate=2",
+    "--gin.loop.Options.log_every=2",
+    "--gin.training.loop.Options.log_every=2",
+    "--gin.experiment.Experiment.options=@loop.Options()",
   ],
 )
 def test_old_names_in_arguments(argument, capsys):
@@ -73,7 +78,7 @@ def test_an_old_parameter_in_files(tmp_path, capsys):
     text = f"{OLD}{line}.Options.accumulate = 2\n"
     file.write_text(text.replace("batch_size = 3", "batch_size = 4"))
     found = config_lib.load(file, Experiment)
-    assert "\nstep.Options.grad_accum_steps = 2" in found.operative_text()
+    assert "\nstep.StepOptions.grad_accum_steps = 2" in found.operative_text()
     assert "accumulate" not in found.text()
   assert capsys.readouterr().err.count("warning:") == 1
 
@@ -85,6 +90,45 @@ def test_an_old_value_in_arguments(text, capsys):
   assert "backbone.Backbone.remat = 'save_mixer_outputs'" in found.operative_text()
   told = capsys.readouterr().err
   assert "remat='mixers' was renamed to remat='save_mixer_outputs'; the old name still" in told
+
+
+def test_old_classes_in_files(tmp_path, capsys):
+  file = tmp_path / "old.gin"
+  lines = "from training import loop\nfrom training import step as s\n"
+  lines += "loop.Options:\n  log_every = 3\n  step = @x/s.Options()\nx/s.Options.z_loss = 0.5\n"
+  file.write_text(OLD + lines)
+  found = config_lib.load(file, Experiment)
+  assert "\nloop.LoopOptions.log_every = 3" in found.text()
+  assert "\nloop.LoopOptions.step = @x/step.StepOptions()" in found.text()
+  assert "\nx/step.StepOptions.z_loss = 0.5" in found.text()
+  assert capsys.readouterr().err.count("warning:") == 1
+
+
+def test_old_classes_of_comparisons():
+  text = (
+    "from launch import comparison\nX = @y/comparison.Trained()\ny/comparison.Measured.part = 1"
+  )
+  value, binding = source.read_text(text).statements
+  assert value.value.name == "comparison.OnTrainedModels"
+  assert binding.selector == "comparison.OnUntrainedModels"
+
+
+def test_classes_of_the_same_name_in_other_modules_are_left_alone():
+  text = "from mine import step\nfrom mine import loop as comparison\n"
+  text += "step.Options.x = 1\ncomparison.Options.x = 1\ncomparison.Trained.x = 1\n"
+  read = source.read_text(text)
+  assert [item.selector for item in read.statements] == [
+    "step.Options",
+    "comparison.Options",
+    "comparison.Trained",
+  ]
+  assert not read.moved
+
+
+def test_a_text_read_as_it_is_written_keeps_old_names():
+  text = "from training import step\nstep.Options.accumulate = 2\n"
+  (found,) = source.read_alone(text, as_written=True).statements
+  assert (found.selector, found.parameter) == ("step.Options", "accumulate")
 
 
 def test_an_old_value_in_files(tmp_path, capsys):
@@ -107,13 +151,15 @@ def test_old_values_are_those_that_models_built_in_python_take():
 def test_an_alias_has_the_parameters_of_its_module():
   text = "from training import step as s\nfrom x import step\n{}.Options.accumulate = 2\n"
   (found,) = source.read_text(text.format("s")).statements
-  assert (found.selector, found.parameter) == ("s.Options", "grad_accum_steps")
+  assert (found.selector, found.parameter) == ("s.StepOptions", "grad_accum_steps")
   (found,) = source.read_text(text.format("step")).statements
   assert found.parameter == "accumulate"  # of another module called step
 
 
 def test_results_are_found_by_their_first_names():
-  assert moved_names.first_form("step.Options.grad_accum_steps") == "step.Options.accumulate"
+  assert moved_names.first_form("step.StepOptions.grad_accum_steps") == "step.Options.accumulate"
+  assert moved_names.first_form("step.StepOptions.z_loss") == "step.Options.z_loss"
+  assert moved_names.first_form("@loop.LoopOptions()") == "@loop.Options()"
   assert moved_names.first_form("'save_mixer_outputs'") == "'mixers'"
   assert moved_names.first_form("@tokenizers.Bytes()") == "@vocabularies.Bytes()"
 
@@ -124,6 +170,8 @@ def test_every_new_name_exists():
 
   for new in moved_names._MODULES.values():
     importlib.import_module(new)
+  for old, new in moved_names._CLASSES.items():
+    assert hasattr(importlib.import_module(old.rpartition(".")[0]), new)
   for old, new in moved_names._PARAMETERS.items():
     module, name = old.rpartition(".")[0].rsplit(".", 1)
     assert new in inspect.signature(getattr(importlib.import_module(module), name)).parameters

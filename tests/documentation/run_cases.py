@@ -21,7 +21,7 @@ ON_A_MESH = (
   "--gin.STEPS=2 --gin.WARMUP_STEPS=1 --gin.experiment.experiment.Experiment.eval_batches=1"
 )
 # A checkpoint every few steps, so that a test can stop the run after one.
-MANY = f"{SMALL} {HEADS} --gin.STEPS=100 --gin.training.loop.Options.checkpoint_every=10"
+MANY = f"{SMALL} {HEADS} --gin.STEPS=100 --gin.training.loop.LoopOptions.checkpoint_every=10"
 TRAINED = r"held-out bits per byte: \d+\.\d+"
 INSTALLS = "installs packages from a network"
 CLUSTER = "needs a cluster: tests/launch/test_cluster_files.py reads the file"

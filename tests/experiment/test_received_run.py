@@ -19,9 +19,9 @@ from tests import small_run
 from training import checkpoint
 from training.checkpoint import CheckpointError
 
-SHORT = ["--gin.STEPS=2", "--gin.WARMUP_STEPS=1", "--gin.loop.Options.log_every=1"]
+SHORT = ["--gin.STEPS=2", "--gin.WARMUP_STEPS=1", "--gin.loop.LoopOptions.log_every=1"]
 SHORT += ["--gin.WIDTH=16", "--gin.RNN_WIDTH=16", "--gin.experiment.Experiment.samples=[]"]
-SHORT += ["--gin.loop.Options.checkpoint_every=1"]
+SHORT += ["--gin.loop.LoopOptions.checkpoint_every=1"]
 EVIL = 'from pathlib import Path\nPath({marker!r}).write_text("")\n'
 
 

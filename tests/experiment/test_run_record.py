@@ -19,7 +19,7 @@ from tests import small_run
 from tests.experiment.test_trust import sent
 from training.metrics import MetricsFile, read_metrics
 
-SHORT = ["--gin.STEPS=2", "--gin.WARMUP_STEPS=1", "--gin.loop.Options.log_every=1"]
+SHORT = ["--gin.STEPS=2", "--gin.WARMUP_STEPS=1", "--gin.loop.LoopOptions.log_every=1"]
 SHORT += ["--gin.WIDTH=16", "--gin.RNN_WIDTH=16", "--gin.experiment.Experiment.samples=[]"]
 
 
@@ -267,7 +267,7 @@ def test_a_file_in_place_of_the_checkpoints_is_one_line(run_dir):
 
 
 def test_checkpoints_that_vanished_are_told_and_no_metrics_are_lost(run_dir, capsys):
-  every = "--gin.loop.Options.checkpoint_every=1"
+  every = "--gin.loop.LoopOptions.checkpoint_every=1"
   assert again(run_dir, "--gin.STEPS=4", every, "--resume=force") == 0
   shutil.rmtree(run_dir / "checkpoints")
   before = (run_dir / "metrics.jsonl").read_bytes()

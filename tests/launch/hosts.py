@@ -48,8 +48,8 @@ LEARNING_RATE = 1e-3
 TEXT_FILES = '{folder}/*.txt'
 corpora.TextFiles.heldout_fraction = 0.3
 dataset.TextDataset.cache_dir = '{folder}/cache'
-loop.Options.log_every = 1
-loop.Options.checkpoint_every = 5
+loop.LoopOptions.log_every = 1
+loop.LoopOptions.checkpoint_every = 5
 # In a model this small, vectors are more than 1% of it.
 rules.Rules.max_replicated = 1.0
 sharding_plan.Parallelism.rules = @rules.Rules()
@@ -57,7 +57,7 @@ sharding_plan.Parallelism.rules = @rules.Rules()
 # What C++ says of an end that was not meant: nothing a user should have to read.
 CRASHES = ("terminate called", "FATAL:", "Check failure stack trace")
 # So that a run is still under way when it is attacked.
-ENDLESS = ("--gin.STEPS=100000", "--gin.training.loop.Options.checkpoint_every=50")
+ENDLESS = ("--gin.STEPS=100000", "--gin.training.loop.LoopOptions.checkpoint_every=50")
 
 
 def write_run(folder: Path, steps: int, run: str = RUN) -> None:

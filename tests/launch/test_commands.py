@@ -183,7 +183,7 @@ def test_another_configuration_is_told_and_needs_force(run_dir, folder, tmp_path
   with pytest.raises(UserError) as caught:
     train.main(arguments)
   message = str(caught.value)
-  assert "loop.Options.steps: 6 -> 8" in message
+  assert "loop.LoopOptions.steps: 6 -> 8" in message
   assert "optimizer.warmup_cosine.peak: 0.001 -> 0.0001" in message
   assert "--resume=force" in message
   assert message.count("\n") == 4

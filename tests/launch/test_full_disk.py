@@ -26,7 +26,7 @@ SMALL = [
       "BATCH_SIZE": 2,
       "STEPS": 4,
       "WARMUP_STEPS": 1,
-      "loop.Options.checkpoint_every": 2,
+      "loop.LoopOptions.checkpoint_every": 2,
       "experiment.Experiment.samples": "()",
     }.items()
   ),

@@ -232,7 +232,7 @@ def test_a_run_of_one_file_is_evaluated_after_it_moved_away(home, capsys):
 
 def test_gin_files_that_describe_no_whole_run_change_that_of_the_directory(home, capsys):
   Path("longer.gin").write_text("STEPS = 6\nLEARNING_RATE = 1e-2\n")
-  with pytest.raises(UserError, match=r"loop\.Options\.steps: 4 -> 6"):
+  with pytest.raises(UserError, match=r"loop\.LoopOptions\.steps: 4 -> 6"):
     train.main(["longer.gin", "--run_dir=runs/first"])
   assert train.main(["longer.gin", "--run_dir=runs/first", "--resume=force"]) == 0
   err = capsys.readouterr().err
@@ -244,7 +244,7 @@ def test_gin_files_that_describe_no_whole_run_change_that_of_the_directory(home,
 
 
 def test_an_unchanged_schedule_is_no_jump(home, capsys):
-  arguments = ["--run_dir=runs/first", "--resume=force", "--gin.loop.Options.log_every=3"]
+  arguments = ["--run_dir=runs/first", "--resume=force", "--gin.loop.LoopOptions.log_every=3"]
   assert train.main(arguments) == 0
   assert "warning" not in capsys.readouterr().err
 

@@ -27,7 +27,7 @@ from parallel.sharding_plan import Parallelism
 from training import step as step_lib
 
 IDS = 61
-OPTIONS = step_lib.Options(z_loss=1e-2)
+OPTIONS = step_lib.StepOptions(z_loss=1e-2)
 
 
 def build(head: str, multiple: int):

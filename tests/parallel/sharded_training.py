@@ -92,7 +92,7 @@ def train(
   model = MODELS[name](dataclasses.replace(BACKBONE, param_dtype=kind))
   chosen = dataclasses.replace(OPTIMIZERS[rule], master_copy=keep == "master")
   optimizer = chosen.transformation()
-  options = step_lib.Options(
+  options = step_lib.StepOptions(
     grad_accum_steps=grad_accum_steps,
     z_loss=1e-3,
     rounding="stochastic" if keep == "stochastic" else "nearest",

@@ -58,13 +58,13 @@ def compiled_step(
     mesh=MeshSpec(**{"data": 1} | mesh), zero=zero, rules=Rules(max_replicated=0.02)
   ).sharding_plan(list_parameters(model), absent_tpu.devices("v5e"))
   optimizer = AdamW(learning_rate=optax.constant_schedule(1e-3)).transformation()
-  create = functools.partial(step_lib.initial_state, model, optimizer, step_lib.Options(), 0)
+  create = functools.partial(step_lib.initial_state, model, optimizer, step_lib.StepOptions(), 0)
   state = abstract_like(jax.eval_shape(create), sharding_plan.state)
   batch = abstract_like(
     step_lib.abstract_batch(ROWS, length),
     lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree),
   )
-  step = step_lib.make_train_step(model, optimizer, step_lib.Options(), sharding_plan)
+  step = step_lib.make_train_step(model, optimizer, step_lib.StepOptions(), sharding_plan)
   with platform.targeting("tpu"):
     return jax.jit(step, donate_argnums=0).lower(state, batch).compile().as_text()
 

@@ -50,7 +50,7 @@ def main(run_dir: Path, steps: int) -> None:
     learning_rate=schedule,
     batches=Sequences(),
     batch_size=4,
-    options=loop.Options(steps=steps, log_every=7, evaluate_every=25, checkpoint_every=10),
+    options=loop.LoopOptions(steps=steps, log_every=7, evaluate_every=25, checkpoint_every=10),
     run_dir=run_dir,
     seed=0,
     bytes_per_token=1.0,

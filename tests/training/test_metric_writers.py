@@ -82,7 +82,7 @@ def test_a_training_opens_the_writers_that_its_configuration_names(tmp_path, mon
     "from __gin__ import dynamic_registration\n"
     "from tests.training import test_metric_writers\nfrom training import loop\n"
     f"include '{tmp_path}/run.gin'\n"
-    "loop.Options.writers = (@test_metric_writers.Collects(),)\n"
+    "loop.LoopOptions.writers = (@test_metric_writers.Collects(),)\n"
     "test_metric_writers.Collects.name = 'mine'\n"
   )
   arguments = ["--gin.STEPS=2", "--gin.WARMUP_STEPS=1"]

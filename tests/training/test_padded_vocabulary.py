@@ -24,7 +24,7 @@ def build(multiple: int, ids: int = IDS):
 
 
 def create(model, seed: int = 0):
-  return step_lib.initial_state(model, OPTIMIZER, step_lib.Options(), seed)
+  return step_lib.initial_state(model, OPTIMIZER, step_lib.StepOptions(), seed)
 
 
 def abstract(model):

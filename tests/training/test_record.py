@@ -14,7 +14,7 @@ from training.record import TrainingLog
 
 def record_of(path, stream, *, log_every=3):
   return TrainingLog(
-    options=loop.Options(steps=10, log_every=log_every),
+    options=loop.LoopOptions(steps=10, log_every=log_every),
     learning_rate=lambda step: 0.1 * step,
     bytes_per_token=1.0,
     metrics=metrics.MetricsFile(path),

@@ -99,7 +99,7 @@ def test_a_step_that_is_skipped_leaves_the_master_copy_alone():
   adam = optimizer_lib.AdamW(
     learning_rate=optax.constant_schedule(1e-2), master_copy=True
   ).transformation()
-  options = step_lib.Options()
+  options = step_lib.StepOptions()
   state = jax.jit(lambda: step_lib.initial_state(model, adam, options, seed=0))()
   broken = jax.tree.map(lambda x: x, state.params)
   broken["final_norm"]["scale"] = broken["final_norm"]["scale"].at[0].set(jnp.nan)
@@ -112,4 +112,4 @@ def test_a_step_that_is_skipped_leaves_the_master_copy_alone():
 
 def test_a_way_to_round_that_does_not_exist_is_refused():
   with pytest.raises(ValueError, match="rounding='up' is unknown: use one of nearest, stochastic"):
-    step_lib.Options(rounding="up")
+    step_lib.StepOptions(rounding="up")

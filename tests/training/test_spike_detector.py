@@ -20,7 +20,7 @@ from training import step as step_lib
 from training.metrics import read_metrics
 
 
-def taken(norms: np.ndarray, options: step_lib.Options) -> list[bool]:
+def taken(norms: np.ndarray, options: step_lib.StepOptions) -> list[bool]:
   """Returns which of the steps with these gradient norms are taken."""
 
   def step(detector, norm):
@@ -38,7 +38,7 @@ def noisy(count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [{}, {"max_skips": 100}, {"max_skips": 2, "spike_window": 7}])
 def test_a_lasting_rise_of_the_norm_becomes_the_norm(options):
-  options = step_lib.Options(**options)
+  options = step_lib.StepOptions(**options)
   window = options.spike_window
   norms = noisy(10 * window)
   norms[2 * window :] *= 100
@@ -56,14 +56,16 @@ def test_single_outliers_among_64_are_skipped():
   norms = noisy(640)
   outliers = np.arange(100, 640, 64)
   norms[outliers] *= 100
-  assert np.flatnonzero(~np.array(taken(norms, step_lib.Options()))).tolist() == outliers.tolist()
+  assert (
+    np.flatnonzero(~np.array(taken(norms, step_lib.StepOptions()))).tolist() == outliers.tolist()
+  )
 
 
 def test_only_what_is_finite_is_learned_from():
   norms = noisy(300)
   norms[150:170] = [math.nan, math.inf] * 10
   norms[200] *= 100
-  skipped = np.flatnonzero(~np.array(taken(norms, step_lib.Options())))
+  skipped = np.flatnonzero(~np.array(taken(norms, step_lib.StepOptions())))
   assert skipped.tolist() == [*range(150, 170), 200]
 
 
@@ -93,10 +95,10 @@ def run(folder, *, bad=(), rate=lambda step: 1e-3 + 0 * step, evaluate=None, ste
     learning_rate=rate,
     batches=Poisoned(bad),
     batch_size=4,
-    options=loop.Options(
+    options=loop.LoopOptions(
       **{"log_every": 1, "evaluate_every": 0, "checkpoint_every": 4, "keep": 1, **options},
       steps=steps,
-      step=step_lib.Options(max_skips=6),
+      step=step_lib.StepOptions(max_skips=6),
     ),
     run_dir=folder,
     seed=0,
@@ -262,7 +264,7 @@ def test_a_checkpoint_of_nan_is_passed_over(tmp_path):
   run(tmp_path, steps=8, keep=2)
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
   adam = optimizer.AdamW(learning_rate=lambda step: 1e-3).transformation()
-  state = step_lib.initial_state(MODEL, adam, step_lib.Options(), 0)
+  state = step_lib.initial_state(MODEL, adam, step_lib.StepOptions(), 0)
   bad = jax.tree.map(lambda x: x * math.nan, state.params)
   checkpoints.save(state._replace(step=jnp.int32(9), params=bad), {"data": {}})
   checkpoints.close()

@@ -31,12 +31,12 @@ def model():
 
 
 def initial(model, transformation=SGD, options=None):
-  options = options or step_lib.Options()
+  options = options or step_lib.StepOptions()
   return jax.jit(lambda: step_lib.initial_state(model, transformation, options, seed=0))()
 
 
 def one_step(model, options=None, transformation=SGD, batch=None, state=None):
-  options = options or step_lib.Options()
+  options = options or step_lib.StepOptions()
   if state is None:
     state = initial(model, transformation, options)
   step = jax.jit(step_lib.make_train_step(model, transformation, options))
@@ -72,20 +72,20 @@ def test_loss_is_the_mean_over_targets_that_count(model, plain):
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_accumulated_microbatches_equal_the_whole_batch(model, plain, pieces):
   whole, expected = plain
-  cut, found = one_step(model, step_lib.Options(grad_accum_steps=pieces))
+  cut, found = one_step(model, step_lib.StepOptions(grad_accum_steps=pieces))
   assert found["loss"] == pytest.approx(float(expected["loss"]), rel=1e-5)
   assert_trees_close(cut.params, whole.params, atol=2e-5)
 
 
 def test_microbatches_must_divide_the_batch(model):
   with pytest.raises(ValueError, match="grad_accum_steps=3 does not divide the batch of 4 rows"):
-    one_step(model, step_lib.Options(grad_accum_steps=3))
+    one_step(model, step_lib.StepOptions(grad_accum_steps=3))
 
 
 def test_large_logits_are_computed_in_pieces_with_equal_results(model, plain):
   whole, expected = plain
   five_steps = 4 * VOCAB_SIZE * 4 * 5
-  pieces, found = one_step(model, step_lib.Options(max_logit_bytes=five_steps))
+  pieces, found = one_step(model, step_lib.StepOptions(max_logit_bytes=five_steps))
   assert found["loss"] == pytest.approx(float(expected["loss"]), rel=1e-6)
   assert_trees_close(pieces.params, whole.params, atol=1e-5)
 
@@ -131,7 +131,7 @@ def test_a_row_of_prime_length_is_computed_in_few_pieces_with_equal_results(mode
 
 def test_z_loss_pulls_the_softmax_s_sum_to_one_and_is_not_told_as_loss(model, plain):
   unpulled, told = plain
-  pulled, also_told = one_step(model, step_lib.Options(z_loss=0.1))
+  pulled, also_told = one_step(model, step_lib.StepOptions(z_loss=0.1))
   assert also_told["loss"] == told["loss"]
 
   def mean_square_log_sum(state):
@@ -157,7 +157,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(model):
 
 
 def test_a_spike_is_skipped_once_the_window_is_full_and_then_the_run_goes_on(model):
-  options = step_lib.Options(spike_window=4, spike_factor=3.0)
+  options = step_lib.StepOptions(spike_window=4, spike_factor=3.0)
   sgd = optax.sgd(1e-4)
   state = initial(model, sgd, options)
   step = jax.jit(step_lib.make_train_step(model, sgd, options))
