@@ -52,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
   _play_devices()
 
   import contract
+  from contract.subject import Subject
   from experiment import model_zoo
 
   only = [name.strip() for name in args.only.split(",")] if args.only else list(contract.CHECKS)
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     options.error(f"unknown check: {unknown[0]!r}. Choose from {', '.join(contract.CHECKS)}")
   paths = [*args.config, *([model_zoo.file_of(args.model)] if args.model else [])]
   model, macros = model_zoo.build(paths, bindings)
+  macros["DEPTH"] = str(Subject(model).model.depth)  # The contract sets it, by the pattern.
   print(f"{', '.join(paths)} at {', '.join(f'{name}={size}' for name, size in macros.items())}")
   began, records = time.monotonic(), []
   for name, finding in contract.run(model, only):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str]) -> int:
 
   plans: list[Plan] = []
   best: list[Plan | None] = []
+  setup: dict[str, list[str]] = {}  # arguments of the best plan, by model
   for name, configuration in _configurations(args, bindings):
     experiment = experiment_lib.build(configuration)
     found = _plans(args, experiment, hardware, name)
@@ -109,6 +111,8 @@ def main(arguments: Sequence[str]) -> int:
     best.append(
       min((p for p in found if p.memory.fits), key=lambda p: p.roofline.cost, default=None)
     )
+    if args.search and best[-1] is not None:
+      setup[name] = search.arguments(best[-1], search.microbatches_name(configuration))
     if best[-1] is None and found and not args.search:
       best[-1] = found[0]
     if best[-1] is None and args.search:
@@ -127,12 +131,14 @@ def main(arguments: Sequence[str]) -> int:
     print(tables.one(shown[0]))
   if args.search:
     for found in shown:
-      print(f"\nTo train {found.model} this way, append: {shlex.join(search.arguments(found))}")
+      print(f"\nTo train {found.model} this way, append: {shlex.join(setup[found.model])}")
   if len(shown) == 1 and args.step == "train":
-    found = search.arguments(shown[0]) if args.search else []
+    model = shown[0].model
     files = [*args.config, *(f"gin/models/{name}.gin" for name in args.models or ())]
-    run_dir = f"--run_dir=runs/{Path(args.config[0]).stem}"
-    command.tell_next("python", "-m", "launch.train", *files, run_dir, *bindings, *found)
+    # Not runs/griffin_quickstart, where `make train` has a run with another configuration.
+    run_dir = paths.free(Path("runs") / re.sub(r"[^\w.-]", "_", f"{model}_{args.hardware}"))
+    words = (*files, f"--run_dir={run_dir}", *bindings, *setup.get(model, ()))
+    command.tell_next("python", "-m", "launch.train", *words)
   return 0 if all(found is not None and found.memory.fits for found in best) else 1
 
 

@@ -9,7 +9,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
-from config.config import ConfigError
+from config.config import Config, ConfigError
+from config.source import Macro
 from experiment import describe
 from experiment.experiment import Experiment
 from kernels import platform
@@ -31,6 +32,8 @@ _GAIN = 0.03
 # The least HBM traffic of a candidate, relative to plans compiled before: with the same remat
 # policy, and with any.
 _SAME_TRAFFIC, _ANY_TRAFFIC = 0.97, 0.5
+# The macro of gin/train/steps.gin, and the parameter that it sets.
+_MICROBATCHES, _GRAD_ACCUM_STEPS = "MICROBATCHES", "training.step.StepOptions.grad_accum_steps"
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -144,12 +147,25 @@ def search(
   return plans
 
 
-def arguments(found: Plan) -> list[str]:
-  """Returns the arguments that make `launch.train` use a plan's setup, after a run's gin files."""
+def microbatches_name(configuration: Config) -> str:
+  """Returns the name by which arguments set a configuration's number of microbatches."""
+  for key, setting in configuration.parameters.items():
+    if key.full_name == _GRAD_ACCUM_STEPS and setting.value == Macro(_MICROBATCHES):
+      return _MICROBATCHES
+  return _GRAD_ACCUM_STEPS
+
+
+def arguments(found: Plan, microbatches: str = _MICROBATCHES) -> list[str]:
+  """Returns the arguments that make `launch.train` use a plan's setup, after a run's gin files.
+
+  Args:
+    found: the plan.
+    microbatches: see `microbatches_name`.
+  """
   bindings = {
     **{macro: found.mesh[axis] for axis, macro in MACROS.items()},
     "ZERO_STAGE": found.zero,
-    "training.step.StepOptions.grad_accum_steps": found.grad_accum_steps,
+    microbatches: found.grad_accum_steps,
     "models.backbone.Backbone.remat": found.remat,
   }
   return ["gin/mesh/data.gin", *(f"--gin.{name}={value}" for name, value in bindings.items())]

@@ -292,6 +292,14 @@ def test_what_is_left_out_of_a_search(run_file):
   assert not search.choices(built, with_memory(slice_, count - 1))
 
 
+def test_a_search_sets_the_macro_of_microbatches_where_the_files_use_it(run_file):
+  configuration = experiment.load([str(run_file)], [])
+  assert search.microbatches_name(configuration) == "MICROBATCHES"
+  bound = "training.step.StepOptions.grad_accum_steps"
+  configuration = experiment.load([str(run_file)], [f"--gin.{bound}=2"])
+  assert search.microbatches_name(configuration) == bound
+
+
 def build(run_file, *more):
   files = [file for file in more if not file.startswith("--")]
   arguments = [argument for argument in more if argument.startswith("--")]
