@@ -79,18 +79,20 @@ class OutputHead(nn.Module):
 
   def setup(self):
     columns = sharded_vocabulary.padded(self.vocab_size, self.vocab_multiple)
-    self.kernel = parameter(
+    kernel = parameter(
       self,
       "kernel",
       _padded_with_zeros(scaled_normal(1.0), self.vocab_size, axis=1),
       ("embed", "vocab"),
       (self.width, shards.local(columns, "vocab")),
     )
+    # Exact, and undone below: pieces of the logits then add up their gradients in float32.
+    self.kernel = kernel.astype(jnp.float32)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """As `Embedding.logits`."""
     x = shards.copy_to_tensor_parallel(x.astype(self.dtype), "vocab")
-    return matmul(x, self.kernel, jnp.float32)
+    return matmul(x, self.kernel.astype(self.dtype), jnp.float32)
 
 
 def _padded_with_zeros(initializer, size: int, axis: int) -> nn.initializers.Initializer:

@@ -139,10 +139,10 @@ class LanguageModel(nn.Module):
     Of a bound model it also gathers the output matrix (ZeRO stage 3), so that `logits` of parts of
     the states share one gather, and one reduction of the gradient.
     """
-    if not self.tied:
-      _ = self.head.kernel
     segments = self._segments(tokens, segment_ids, positions, None)
     x, _ = self.stack(self.embedding.embed(tokens), segments)
+    if not self.tied:
+      _ = self.head.kernel
     return self.final_norm(x)
 
   def _segments(self, tokens, segment_ids, positions, state) -> Segments:

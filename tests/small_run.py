@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
+
+from data import manifest
 
 RUN = """
 from __gin__ import dynamic_registration
@@ -36,7 +39,8 @@ griffin.griffin.pattern = ('recurrent', 'attention')
 """
 DOCUMENTS = [f"Document {number}: é 🎉 says hello.\n" * 3 for number in range(60)]
 # Preparing text imports TensorFlow, seconds of a core: done once, for all tests that only read.
-SHARED = Path(__file__).parents[1] / ".pytest_cache" / "text"
+DIGEST = hashlib.sha256(repr((manifest.VERSION, DOCUMENTS)).encode()).hexdigest()[:12]
+SHARED = Path(__file__).parents[1] / ".pytest_cache" / f"text-{DIGEST}"
 
 
 def write_text(folder: Path) -> None:

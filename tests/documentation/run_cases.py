@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.documentation.session import Case, Session
 
 # Each kind of Griffin's blocks once.
-GRIFFIN = "--gin.models.griffin.griffin.pattern=\"('recurrent', 'attention')\""
+GRIFFIN = '--gin.models.griffin.griffin.pattern="(\\"recurrent\\", \\"attention\\")"'
 SMALL = (
   "--gin.WIDTH=64 --gin.RNN_WIDTH=64 --gin.DEPTH=2 --gin.SEQUENCE_LENGTH=64 --gin.BATCH_SIZE=2 "
   "--gin.WARMUP_STEPS=2 --gin.experiment.experiment.Experiment.eval_batches=2"

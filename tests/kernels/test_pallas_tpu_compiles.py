@@ -57,7 +57,7 @@ def bundles() -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_values_and_gradients_compile_at_every_paper_width(compilations, generation):
   lines = compiled(compilations[generation], "rg_lru", "linear_scan")
-  assert len(lines) > 25
+  assert len(lines) > 20
   assert any("check_vma=True: ok" in line for line in lines)
 
 

@@ -161,8 +161,11 @@ def _outputs(processes: list[subprocess.Popen], seconds: float) -> list[str]:
     alive = [number for number, process in enumerate(processes) if process.poll() is None]
     for process in processes:
       process.kill()
-    outputs += [process.communicate()[0] for process in processes[len(outputs) :]]
+    outputs += [process.communicate(timeout=10)[0] for process in processes[len(outputs) :]]
     pytest.fail("\n".join([f"processes {alive} are alive after {seconds} s", *outputs]))
+  finally:
+    for process in processes:
+      process.kill()
 
 
 def wait_for_step(folder: Path, run: str, least: int, processes: list[subprocess.Popen]) -> None:

@@ -116,9 +116,9 @@ def test_host_0_that_is_killed_while_they_start_is_named(folder):
 def test_two_processes_of_one_number_are_told(tmp_path):
   port = hosts.free_port()
   started = [
-    hosts.start(tmp_path, "twice", 3, "--join_seconds=30", port=port, only=[1])[0] for _ in "ab"
+    hosts.start(tmp_path, "twice", 3, "--join_seconds=20", port=port, only=[1])[0] for _ in "ab"
   ]
-  started += hosts.start(tmp_path, "twice", 3, "--join_seconds=30", port=port, only=[0])
+  started += hosts.start(tmp_path, "twice", 3, "--join_seconds=20", port=port, only=[0])
   outputs = hosts.end(started)
   assert any("process 1 has joined already" in output for output in outputs[:2])
   assert "process 2 of 3 did not join process 0" in outputs[2]
