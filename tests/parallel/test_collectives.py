@@ -30,7 +30,7 @@ from training import step as step_lib
 from training.checkpoint import abstract_like
 from training.optimizer import AdamW
 
-ROWS, LENGTH, WIDTH, WINDOW = 8, 256, 512, 16
+ROWS, LENGTH, WIDTH, WINDOW = 8, 128, 256, 16
 # The kernels do not matter here, and these compile faster.
 RECURRENCE = {"recurrence": "reference"}
 ATTENTION = {"heads": 8, "attention": "reference"}
