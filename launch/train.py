@@ -179,7 +179,7 @@ def _train(
     introduce=lambda rows: _introduce(experiment, run, sharding_plan, rows),
     after_first_step=first_step_done,
   )
-  if summary.interrupted:
+  if summary.interrupted and summary.step < experiment.options.steps:
     if processes.is_first():
       print(_how_it_stopped(summary))
     return command.status_of_stop(summary.interrupted)

@@ -93,7 +93,8 @@ class Summary:
     saved_step: step of the newest checkpoint; earlier than `step` if it was interrupted in a state
       that was not finite; None if there is none.
     start_step: steps that were done before this process began.
-    interrupted: the signal that stopped it before its last step; None if none did.
+    interrupted: the signal that asked it to stop, also during or after the last step; None if none
+      did.
     state: the train state.
     heldout: result of the last evaluation; empty if there was none.
     seconds_to_first_step: from the call to the end of the first step.
@@ -226,6 +227,7 @@ def train(
   last_metrics = None
   # The step at which a checkpoint was due that could not be saved; None if none.
   owed: int | None = None
+  stops = False
   try:
     with Interruption() as interruption:
       for step in range(start_step, options.steps):
@@ -265,6 +267,8 @@ def train(
           _require_finite(done, owed, options)
         if stops:
           break
+      # Also one that came after the last step, which no other process has seen.
+      stops = stops or (processes.count() == 1 and interruption.requested_at(options.steps))
     # A run that stops early without new steps is saved already.
     checkpoints.wait()
   except NotFinite as error:
@@ -291,7 +295,7 @@ def train(
     step=step,
     saved_step=saved_step,
     start_step=start_step,
-    interrupted=interruption.by if step < options.steps else None,
+    interrupted=interruption.by if stops else None,
     state=state,
     heldout=run.heldout,
     seconds_to_first_step=seconds_to_first_step,

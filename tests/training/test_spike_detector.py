@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -242,6 +243,18 @@ def test_a_run_that_ends_in_a_streak_is_finished_and_keeps_the_good_one(tmp_path
   # What goes on from there and is good replaces it.
   assert run(tmp_path, steps=28, evaluate=lambda _: {"heldout_loss": 1.0}).start_step == last
   assert checkpoint.available_steps(tmp_path) == [28]
+
+
+def test_a_signal_after_the_last_step_is_told(tmp_path):
+  # A comparison stops for it, and does not begin its next run.
+  def evaluate(_):
+    signal.raise_signal(signal.SIGINT)
+    return {"heldout_loss": 1.0}
+
+  summary = run(tmp_path, steps=4, evaluate=evaluate)
+  assert (summary.step, summary.saved_step) == (4, 4)
+  assert summary.interrupted == signal.SIGINT
+  assert run(tmp_path, steps=4).interrupted is None
 
 
 def test_an_interruption_in_a_streak_loses_nothing_that_is_good(tmp_path, monkeypatch):
