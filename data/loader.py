@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +23,13 @@ _READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 class Batches:
   """An iterator of batches; its state is the number of rows read."""
 
-  def __init__(self, rows_from: Callable[[int], grain.MapDataset], batch_size: int):
+  def __init__(
+    self, rows_from: Callable[[int, threading.Event], grain.MapDataset], batch_size: int
+  ):
     """Starts at the first row.
 
     Args:
-      rows_from: makes the batches that start at a given row.
+      rows_from: makes the batches that start at a given row; the event ends their reading.
       batch_size: rows of a global batch, over all readers.
     """
     self._rows_from = rows_from
@@ -36,7 +39,8 @@ class Batches:
   def _open(self, row: int) -> None:
     """Continues with the batch that starts at a row of the endless sequence."""
     step, self._first = divmod(row, self._batch_size)
-    dataset = self._rows_from(self._first)
+    self._closed = threading.Event()
+    dataset = self._rows_from(self._first, self._closed)
     self._length = len(dataset)
     self._iterator = iter(dataset.to_iter_dataset(_READING))
     if step:
@@ -80,7 +84,8 @@ class Batches:
     self._open(row)
 
   def close(self) -> None:
-    """Stops the reading threads."""
+    """Stops the reading threads, also within a batch: Python waits for them when it exits."""
+    self._closed.set()
     self._iterator.close()
 
 
@@ -130,14 +135,26 @@ def _single_pass(rows: Any, batch_size: int, seed: int, shuffle: bool) -> grain.
   return grain.MapDataset.concatenate([dataset, padding])
 
 
+class _Closed(Exception):
+  """Ends the reading of a batch that nobody waits for."""
+
+
 class _Slots:
   """A random-access source of some slots of each batch, stacked.
 
   Batch n of a sequence of rows holds rows first + n * B to first + (n + 1) * B.
   """
 
-  def __init__(self, rows: grain.MapDataset, first: int, batch_size: int, slots: Sequence[int]):
+  def __init__(
+    self,
+    rows: grain.MapDataset,
+    first: int,
+    batch_size: int,
+    slots: Sequence[int],
+    closed: threading.Event,
+  ):
     self._rows = rows
+    self._closed = closed
     self._first = first
     self._batch_size = batch_size
     self._slots = tuple(slots)
@@ -147,7 +164,11 @@ class _Slots:
 
   def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
     start = self._first + index * self._batch_size
-    rows = [self._rows[start + slot] for slot in self._slots]
+    rows = []
+    for slot in self._slots:
+      if self._closed.is_set():
+        raise _Closed
+      rows.append(self._rows[start + slot])
     return tuple(np.stack(arrays) for arrays in zip(*rows, strict=True))
 
 
@@ -237,8 +258,8 @@ def batches(
     # Only evaluations, which make a single pass, need the bytes.
     return made if repeat else made | {"row_bytes": row_bytes}
 
-  def rows_from(first: int) -> grain.MapDataset:
-    source = grain.MapDataset.source(_Slots(dataset, first, batch_size, slots))
+  def rows_from(first: int, closed: threading.Event) -> grain.MapDataset:
+    source = grain.MapDataset.source(_Slots(dataset, first, batch_size, slots, closed))
     return source.map(batch)
 
   result = Batches(rows_from, batch_size)

@@ -1,6 +1,9 @@
 """Batches: their arrays, the rows of each step, and the position as one number."""
 
+import contextlib
 import itertools
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -281,3 +284,21 @@ def test_closing_stops_the_reading(twenty):
   batches.close()
   with pytest.raises(ValueError, match="closed"):
     next(batches)
+
+
+def test_closing_stops_the_reading_of_a_batch_that_takes_minutes(twenty):
+  # Python waits for its threads when it exits, also after an error.
+  batches = loader.batches(twenty, 10**7)
+  before = set(threading.enumerate())
+
+  def wait_for_a_batch():
+    with contextlib.suppress(Exception):
+      next(batches)
+
+  threading.Thread(target=wait_for_a_batch).start()
+  while len(reading := set(threading.enumerate()) - before) < 3:
+    time.sleep(0.01)
+  batches.close()
+  for thread in reading:
+    thread.join(timeout=20)
+    assert not thread.is_alive()
