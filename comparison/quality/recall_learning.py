@@ -41,6 +41,9 @@ class Schedule:
   weight_decay: NotNegative = 0.1
   look_every: Count = 100
 
+  def __post_init__(self):
+    self.optimizer()  # Raises the errors of the warm-up before anything is measured.
+
   def optimizer(self) -> AdamW:
     """AdamW with the schedule's learning rate."""
     rate = warmup_cosine(peak=self.learning_rate, steps=self.steps, warmup_steps=self.warmup_steps)

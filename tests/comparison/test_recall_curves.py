@@ -122,3 +122,8 @@ def test_options_that_do_not_fit_the_models_are_named():
     part(vocabulary=tokenizers.Symbols(16)).results(MODELS)
   with pytest.raises(ValueError, match="baseline='Transformer' is none of Hawk, MQA"):
     part(baseline="Transformer").results(MODELS)
+
+
+def test_a_training_that_is_shorter_than_its_warm_up_is_refused_when_it_is_built():
+  with pytest.raises(ValueError, match=r"warmup_steps=50 .* below the 4 steps"):
+    Schedule(steps=4)
