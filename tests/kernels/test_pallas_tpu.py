@@ -15,14 +15,14 @@ from kernels.linear_scan import reference as linear_scan_reference
 from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 from kernels.rg_lru import reference as rg_lru_reference
 from kernels.scan_tpu import blocks as pallas_tpu_blocks
-from kernels.scan_tpu.blocks import Blocks, Plan
+from kernels.scan_tpu.blocks import Blocks, BlockPlan
 
 # Relative errors in the Euclidean norm. float32: a few roundings of 6e-8, averaged over many
 # elements. bfloat16: h and the gradients are rounded once (2^-9 at most, 1.7e-3 on average), and
 # the gradient of log a multiplies by an h that was rounded too.
 TOLERANCE = {jnp.float32: 1e-6, jnp.bfloat16: 3e-3}
 # Short chunks keep the unrolled program small: the interpreter compiles it with XLA.
-SHORT = Plan(Blocks(1, 128, 2, 8), Blocks(2, 128, 1, 8))
+SHORT = BlockPlan(Blocks(1, 128, 2, 8), Blocks(2, 128, 1, 8))
 # What the interpreter runs, and what float64 runs.
 OPS = {
   "rg_lru": (rg_lru_tpu.fused, rg_lru_reference.rg_lru),
@@ -196,7 +196,7 @@ def test_a_width_that_is_no_multiple_of_128_is_refused(op):
 def test_runs_inside_shard_map_with_a_replicated_parameter(check_vma):
   mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   (x, gate_a, gate_x, log_decay, h0), reset, _ = problem("rg_lru", (2, 9, 128), jnp.float32)
-  plan = Plan(Blocks(1, 128, 1, 8), Blocks(1, 128, 1, 8))
+  plan = BlockPlan(Blocks(1, 128, 1, 8), Blocks(1, 128, 1, 8))
   f = functools.partial(rg_lru_tpu.fused, plan=plan, interpret=not check_vma)
   act = P("data")
   sharded = jax.shard_map(
