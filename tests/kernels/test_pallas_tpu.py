@@ -15,7 +15,7 @@ from kernels.linear_scan import reference as linear_scan_reference
 from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 from kernels.rg_lru import reference as rg_lru_reference
 from kernels.scan_tpu import blocks as pallas_tpu_blocks
-from kernels.scan_tpu.blocks import Blocks, BlockPlan
+from kernels.scan_tpu.blocks import BlockPlan, Blocks
 
 # Relative errors in the Euclidean norm. float32: a few roundings of 6e-8, averaged over many
 # elements. bfloat16: h and the gradients are rounded once (2^-9 at most, 1.7e-3 on average), and
