@@ -105,14 +105,14 @@ class Scaling:
       value = signed(differences[last].mean)
       return f"{model} {value} at {last}, from too few seeds to claim a difference"
     clauses = []
-    for verb, sign in (("is lower", -1), ("is higher", 1)):
+    for word, sign in (("lower", -1), ("higher", 1)):
       seen = [
         f"{size} ({signed(one.mean)})"
         for size, one in differences.items()
         if one.excludes_zero and one.mean * sign > 0
       ]
       if seen:
-        clauses.append(f"{verb} at {', '.join(seen)}")
+        clauses.append(f"{word} at {', '.join(seen)}")
     unseen = [size for size, one in differences.items() if not one.excludes_zero]
     if unseen:
       clauses.append(f"no difference seen at {', '.join(unseen)}")

@@ -128,9 +128,7 @@ def test_scaling_finds_the_gain_and_the_exponents():
 
 def test_a_gain_is_claimed_only_where_the_seeds_show_it():
   clear = measure(Scaling(baseline=BASE), KnownRuns(gain=0.05))["scaling_difference"]
-  assert (
-    "Griffin against MQA Transformer: is lower at 1k (\N{MINUS SIGN}0.050), 4k (" in clear.finding
-  )
+  assert "Griffin against MQA Transformer: lower at 1k (\N{MINUS SIGN}0.050), 4k (" in clear.finding
   # The differences of the seeds are -0.004, -0.006, -0.004 from their noise.
   blurred = measure(Scaling(baseline=BASE), KnownRuns(gain=0.0, own_noise=0.01))
   assert "no difference seen at 1k, 4k, 16k." in blurred["scaling_difference"].finding
