@@ -124,7 +124,8 @@ class Questions:
     return self.figure(
       "by_length",
       title=f"{self.title}: right answers against context length",
-      finding=f"Right answers: {'; '.join(map(told, places))}; at {self.lengths[last]:,} {unit}, {differences}.",
+      finding=f"Right answers: {'; '.join(map(told, places))}; "
+      f"at {self.lengths[last]:,} {unit}, {differences}.",
       x=Axis(label=f"context, {unit}", log=True),
       y=Axis(label="share of right answer tokens"),
       series=tuple(
