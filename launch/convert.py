@@ -29,7 +29,7 @@ def parser() -> command.Parser:
   result.add_argument(
     "--vocabulary",
     help="import: the tokenizer, a SentencePiece model or 'bytes' "
-    "(default: SOURCE's tokenizer.model)",
+    "(default: tokenizer.model in SOURCE or above it)",
   )
   result.add_argument(
     "--checkpoint",
