@@ -184,8 +184,8 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
   reason = ""
   try:
     status = main(sys.argv[1:])
-  except KeyboardInterrupt:
-    status, reason = INTERRUPTED, "interrupted"
+  except KeyboardInterrupt as stopped:
+    status, reason = INTERRUPTED, str(stopped) or "interrupted"
     print(reason, file=sys.stderr)
   except SystemExit as leaving:  # by --help, and by invalid arguments
     if not isinstance(leaving.code, int | None) and not _is_joined():

@@ -80,6 +80,11 @@ def main(arguments: Sequence[str]) -> int:
   trusted = trust.Trust.of(args.trust)
   kept = None
   if directory is not None and args.config is None:
+    if not directory.holds_run():
+      raise UserError(
+        f"{args.output} holds no comparison: it has no config.gin. To start one, name its gin file "
+        f"too: python -m launch.compare gin/compare/quick.gin --output={args.output}"
+      )
     # Read once, so that the text that is checked is the text that is loaded.
     kept = directory.config_text()
     trust_check.check(directory.config_file, trusted, text=kept, makes_rows=True, comparison=True)
@@ -329,6 +334,9 @@ class _Comparing:
         except Stopped as stopped:
           print(f"stopped in {work.name} ({stopped}); the same command continues", file=sys.stderr)
           return command.status_of_stop(stopped.by)
+        except KeyboardInterrupt as stopped:
+          reason = f"interrupted in {work.name}; the same command continues"
+          raise KeyboardInterrupt(reason) from stopped
         before_writing()
         self._write(found)
     report, page = self._write(found)

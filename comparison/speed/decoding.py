@@ -185,12 +185,14 @@ class DecodeSpeed:
 def _tokens_finding(
   after: Sequence[int], found: Found, bounds: Mapping[str, Sequence[float]]
 ) -> str:
-  parts = [
-    f"{name} takes {change(values[0], values[-1])} ms "
-    f"({values[-1].median / bounds[name][-1]:.3g} times the memory-bound model's)"
-    for name, values in found.items()
+  changes = [
+    f"{name}'s from {change(values[0], values[-1], ' ms')}" for name, values in found.items()
   ]
-  return f"At context lengths {after[0]:,} to {after[-1]:,}, a token of {listed(parts)}."
+  ratios = [f"{values[-1].median / bounds[name][-1]:.3g}" for name, values in found.items()]
+  return (
+    f"From {after[0]:,} to {plural(after[-1], 'token')} of context, the time per token changes as "
+    f"follows: {listed(changes)}; the last are {listed(ratios)} times the memory-bound model's."
+  )
 
 
 def _compared(value: MedianInterval, reference: MedianInterval, name: str) -> str:

@@ -55,9 +55,9 @@ def times(value: MedianInterval, reference: MedianInterval) -> str:
   return f"{value.median / reference.median:.3g} times"
 
 
-def change(before: MedianInterval, after: MedianInterval) -> str:
-  """Formats a change: '1.00 to 1.46', marked if it is not significant."""
-  text = f"{before.median:.2f} to {after.median:.2f}"
+def change(before: MedianInterval, after: MedianInterval, unit: str = "") -> str:
+  """Formats a change: '1.00 to 1.46', marked if it is not significant; `unit` follows a number."""
+  text = f"{before.median:.2f} to {after.median:.2f}{unit}"
   return f"{text} ({NO_DIFFERENCE})" if before.overlaps(after) else text
 
 

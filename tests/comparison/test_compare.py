@@ -226,6 +226,62 @@ def test_an_output_of_another_comparison_needs_force(output, folder):
   assert "one seed" in figures(output)[0]["spread"]
 
 
+INTERRUPTED = """
+import dataclasses
+import os
+import signal
+import time
+
+
+@dataclasses.dataclass(frozen=True)
+class Interrupted:
+  \"\"\"A part during which Ctrl-C is pressed.\"\"\"
+
+  def results(self, models):
+    return {"one": 1.0}
+
+  def __call__(self, models, cached):
+    cached("one", press)
+
+
+def press():
+  os.kill(os.getpid(), signal.SIGINT)
+  time.sleep(60)
+"""
+INTERRUPTED_PART = """
+from __gin__ import dynamic_registration
+from comparison import comparison
+import interrupted_part
+
+include 'tiny.gin'
+
+PARTS = {'stop': @stop/comparison.OnUntrainedModels()}
+stop/comparison.OnUntrainedModels:
+  part = @interrupted_part.Interrupted()
+  choices = ['size.gin']
+"""
+
+
+def test_ctrl_c_in_a_measurement_says_how_to_continue(folder, tmp_path):
+  (folder / "interrupted_part.py").write_text(INTERRUPTED)
+  (folder / "interrupted.gin").write_text(INTERRUPTED_PART)
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.compare", "interrupted.gin", f"--output={tmp_path / 'out'}"],
+    cwd=folder,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 130, done.stderr
+  assert "interrupted in stop; the same command continues" in done.stderr
+
+
+def test_an_output_without_a_comparison_is_told(tmp_path):
+  with pytest.raises(UserError, match=r"nothing holds no comparison: .*name its gin file"):
+    compare.main([f"--output={tmp_path / 'nothing'}"])
+
+
 def test_description_allocates_nothing(folder, capsys, tmp_path):
   assert compare.main([str(folder / "tiny.gin"), "--describe"]) == 0
   shown = capsys.readouterr().out

@@ -239,7 +239,10 @@ def test_a_token_is_held_against_the_memory_bound_model(models):
   assert lines["hawk, memory-bound model"].kind == ESTIMATED
   assert lines["hawk"].kind == MEASURED
   assert lines["hawk"].y[1] == pytest.approx(3e3 * bound)
-  assert "(no difference seen) ms (3 times the memory-bound model's)" in tokens.finding
+  first, last = lines["hawk"].y
+  assert f"hawk's from {first:.2f} to {last:.2f} ms (no difference seen)" in tokens.finding
+  assert tokens.finding.startswith("From 3 to 70 tokens of context, ")
+  assert " times the memory-bound model's." in tokens.finding
 
 
 class TimedGeneration:
