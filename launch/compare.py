@@ -82,8 +82,8 @@ def main(arguments: Sequence[str]) -> int:
   if directory is not None and args.config is None:
     if not directory.holds_run():
       raise UserError(
-        f"{args.output} holds no comparison: it has no config.gin. To start one, name its gin file "
-        f"too: python -m launch.compare gin/compare/quick.gin --output={args.output}"
+        f"{args.output} holds no comparison: it has no config.gin. To start one, name a gin file "
+        "too, such as gin/compare/quick.gin."
       )
     # Read once, so that the text that is checked is the text that is loaded.
     kept = directory.config_text()
@@ -96,8 +96,7 @@ def main(arguments: Sequence[str]) -> int:
   if args.describe:
     print(_description(comparison))
     return 0
-  # Only --describe works without --output.
-  output, directory = cast(Path, args.output), cast(RunDirectory, directory)
+  output, directory = cast(Path, args.output), cast(RunDirectory, directory)  # --output is given
   asked_by = shlex.join(["python", "-m", "launch.compare", *arguments])
   # Raises errors before the output is claimed.
   made_here = kept is None or trust_check.is_recorded(directory.config_file, kept)
@@ -172,10 +171,12 @@ def _description(comparison: Comparison) -> str:
     for size in comparison.sizes:
       for model in comparison.models:
         cost = runs.cost(RunSpec(model=model, size=size, seed=comparison.seeds[0]))
-        counts = f"{cost.parameters:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}"
-        rows.append((size, model, *counts))
+        rows.append((size, model, f"{cost.parameters:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}"))
     works = _works(comparison, runs, None, lambda *_: None)
     parts = [("part", "results"), *((work.name, str(len(work.costs))) for work in works)]
+  # The recall comparison trains none of the sizes: its parts train on their tasks.
+  if not any(group == "training" for work in works for group, _ in work.costs.values()):
+    rows = [row[:3] for row in rows]
   seeds = ", ".join(map(str, comparison.seeds))
   return "\n\n".join([table(rows, right=(2, 3, 4)), f"seeds {seeds}", table(parts, right=(1,))])
 

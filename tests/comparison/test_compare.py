@@ -278,8 +278,14 @@ def test_ctrl_c_in_a_measurement_says_how_to_continue(folder, tmp_path):
 
 
 def test_an_output_without_a_comparison_is_told(tmp_path):
-  with pytest.raises(UserError, match=r"nothing holds no comparison: .*name its gin file"):
+  with pytest.raises(UserError, match=r"nothing holds no comparison: .*name a gin file too"):
     compare.main([f"--output={tmp_path / 'nothing'}"])
+
+
+def test_a_description_of_recall_names_no_training_of_its_sizes(capsys):
+  assert compare.main(["gin/compare/recall.gin", "--describe"]) == 0
+  first, *_ = capsys.readouterr().out.splitlines()
+  assert first.split() == ["size", "model", "parameters"]
 
 
 def test_description_allocates_nothing(folder, capsys, tmp_path):
