@@ -10,7 +10,7 @@ from base.ranges import Count, FloatName
 from comparison.measurement import Cached
 from comparison.page.figure import Axis, Figure
 from comparison.speed import recurrences, timing
-from comparison.speed.description import conditions, listed, series, times
+from comparison.speed.description import NO_DIFFERENCE, conditions, listed, series, times
 from comparison.speed.timing import MedianInterval
 from comparison.speed.train_step import TrainingSteps
 from layers.recurrent_block import RecurrentBlock
@@ -129,7 +129,7 @@ def _relative(seconds: Mapping[str, Sequence[float]]) -> dict[str, MedianInterva
 
 
 def _finding(where: str, found: Mapping[str, Mapping[str, MedianInterval]]) -> str:
-  """Names the fastest implementation, and its time relative to the native scan."""
+  """Names the fastest implementation, its time relative to the native scan's, and its ties."""
   parts = []
   for name, intervals in found.items():
     fastest = min(intervals, key=lambda one: intervals[one].median)
@@ -138,16 +138,13 @@ def _finding(where: str, found: Mapping[str, Mapping[str, MedianInterval]]) -> s
       for other, one in intervals.items()
       if other != fastest and one.overlaps(intervals[fastest])
     ]
-    parts.append(
-      f"{fastest} for {name} ({times(intervals[fastest], intervals[REFERENCE])} "
-      f"relative to {REFERENCE}{_tied(ties)})"
-    )
+    notes = []
+    if REFERENCE not in (fastest, *ties):
+      notes.append(f"{times(intervals[fastest], intervals[REFERENCE])} the time of {REFERENCE}")
+    if ties:
+      notes.append(f"{NO_DIFFERENCE} from {listed(ties)}")
+    parts.append(f"{fastest} for {name}" + (f" ({'; '.join(notes)})" if notes else ""))
   return f"{where}, the fastest is {listed(parts)}."
-
-
-def _tied(names: Sequence[str]) -> str:
-  others = [name for name in names if name != REFERENCE]
-  return f"; no difference seen from {listed(others)}" if others else ""
 
 
 def _recurrent(models: Mapping[str, LanguageModel]) -> dict[str, LanguageModel]:

@@ -94,7 +94,7 @@ class Throughput:
     }
     last = self.lengths[-1]
     parts = [
-      f"{largest[name][-1].median:,.4g} for {name} (batch {best[name, last]}"
+      f"{largest[name][-1].median:,.0f} for {name} (batch {best[name, last]}"
       f"{self._compared(name, largest)})"
       for name in models
     ]

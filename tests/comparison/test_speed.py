@@ -256,6 +256,40 @@ class TimedGeneration:
     return lambda: jax.block_until_ready(jnp.zeros(elements))
 
 
+def test_the_fastest_recurrence_is_compared_with_the_others_alone(models):
+  def seconds(reference, associative, cpu):
+    return {"reference": reference, "associative": associative, "cpu": cpu}
+
+  slow, fast = [2.0] * 6, [1.0] * 6
+  scan = {"forward": seconds(slow, fast, slow), "forward and backward": seconds(fast, slow, slow)}
+  lru = {"forward": seconds(fast, fast, slow), "forward and backward": seconds(slow, fast, fast)}
+  store = Store(
+    {
+      "rg_lru": json.dumps(lru),
+      "linear_scan": json.dumps(scan),
+      "hawk": json.dumps(seconds(slow, fast, slow)),
+    }
+  )
+  alone, in_step = PARTS["kernels"]({"hawk": models["hawk"]}, store)
+  assert not store.measured
+  assert alone.finding == (
+    "On 2 rows of 8 tokens and 16 channels, the fastest is "
+    "reference for rg_lru, forward (no difference seen from associative), "
+    "associative for rg_lru, forward and backward (0.5 times the time of reference; "
+    "no difference seen from cpu), "
+    "associative for linear_scan, forward (0.5 times the time of reference) and "
+    "reference for linear_scan, forward and backward."
+  )
+  assert in_step.finding.endswith("associative for hawk (0.5 times the time of reference).")
+
+
+def test_tokens_per_second_are_told_in_digits(models):
+  part = Throughput(lengths=(1000,), batch_sizes=(1,), rounds=6, baseline=BASELINE)
+  store = Store({"1 samples of 1000 tokens": json.dumps(dict.fromkeys(models, [0.05] * 6))})
+  largest, _ = part(models, store)
+  assert f"20,000 for {BASELINE} (batch 1)" in largest.finding
+
+
 def test_a_batch_that_does_not_fit_in_memory_ends_a_models_line(models):
   part = Throughput(lengths=(8,), batch_sizes=(1, 2, 4), rounds=2, baseline=BASELINE)
   sizes = {"griffin": 4, "hawk": 4, "transformer": 2}
