@@ -12,3 +12,15 @@ from planning.hardware import catalogue
 
 H200 = catalogue.hardware("h200-1")
 os.environ.update(H200.environment, JAX_PLATFORMS="cpu")
+
+
+def device():
+  """The GPU to compile for.
+
+  Raises:
+    SystemExit: the CUDA plugin is not installed.
+  """
+  try:
+    return H200.devices[0]
+  except ValueError as error:
+    raise SystemExit(f"error: {error}") from None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import os
+from collections.abc import Sequence
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -20,6 +22,9 @@ from jax.experimental import topologies
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from base.wording import near
+from planning.hardware.chip import without_compiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +63,26 @@ GENERATIONS = {
 }
 
 
+def chosen(names: Sequence[str]) -> Sequence[str]:
+  """The generations that a command names; all if it names none. Ends it if one is unknown."""
+  for name in names:
+    if name not in GENERATIONS:
+      known = ", ".join(GENERATIONS)
+      raise SystemExit(
+        f"error: unknown generation: {name!r}{near(name, GENERATIONS)}. Choose from {known}."
+      )
+  return names or tuple(GENERATIONS)
+
+
 @functools.cache
 def devices(name: str) -> tuple:
-  """The devices of a generation's topology; they can be compiled for, not run on."""
+  """The devices of a generation's topology; they can be compiled for, not run on.
+
+  Raises:
+    SystemExit: the compiler is not installed.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    raise SystemExit(f"error: {without_compiler(name, 'the TPU compiler (libtpu)', 'tpu')}")
   generation = GENERATIONS[name]
   options = {"chip_config_name": generation.chip_config} if generation.chip_config else {}
   topology = topologies.get_topology_desc(generation.topology, platform="tpu", **options)

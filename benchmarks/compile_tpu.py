@@ -198,7 +198,7 @@ def main() -> int:
   parser.add_argument("--op", choices=OPS, help="only these; both if left out")
   options = parser.parse_args()
   failures = 0
-  for generation in options.generations or absent_tpu.GENERATIONS:
+  for generation in absent_tpu.chosen(options.generations):
     programs = [
       OPS[op](generation, options.distinct) for op in ([options.op] if options.op else OPS)
     ]

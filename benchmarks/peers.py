@@ -11,6 +11,7 @@ in huge pages; --plain leaves it as it is.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -188,6 +189,15 @@ def compare_decoding(dtype: str, turns: int, plain: bool) -> list[dict]:
   return [*records, {"kind": "decode", "late_over_early": ratio}]
 
 
+def _require_peers() -> None:
+  for library in ("recurrentgemma", "transformers", "torch"):
+    if importlib.util.find_spec(library) is None:
+      sys.exit(
+        f"error: a peer, {library}, is not installed. "
+        "Install the extra `test`: make install EXTRAS=test."
+      )
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("what", choices=("train", "decode"))
@@ -197,6 +207,7 @@ def main() -> None:
   parser.add_argument("--plain", action="store_true", help="leave glibc as it is")
   parser.add_argument("--output", type=pathlib.Path, help="write the records as JSON")
   options = parser.parse_args()
+  _require_peers()
   records = []
   for dtype in options.dtypes:
     if options.what == "decode":

@@ -90,9 +90,13 @@ def main() -> None:
   parser.add_argument("--keep", type=paths.argument, help="a folder for the plans' JSON files")
   parser.add_argument("--commands", action="store_true", help="print the commands alone")
   args = parser.parse_args()
+  rows = sorted(commands(), key=cost)
+  for word in args.words:
+    if not any(word in name for name, _ in rows):
+      parser.error(f"no row has {word!r} in its name. Rows: {', '.join(name for name, _ in rows)}.")
   with tempfile.TemporaryDirectory() as scratch:
     folder = args.keep or Path(scratch)
-    for name, chosen in sorted(commands(), key=cost):
+    for name, chosen in rows:
       if args.words and not any(word in name for word in args.words):
         continue
       command = [sys.executable, "-m", "launch.plan", *chosen]

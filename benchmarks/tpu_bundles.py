@@ -66,7 +66,7 @@ def measure(generations: Sequence[str]) -> dict[str, dict[str, float]]:
     from benchmarks import absent_tpu  # before JAX, and after the flags
 
     folder = pathlib.Path(name)
-    names = generations or absent_tpu.GENERATIONS
+    names = absent_tpu.chosen(generations)
     return {generation: _measure(absent_tpu, generation, folder) for generation in names}
 
 

@@ -1,0 +1,55 @@
+"""A benchmark without what it needs ends with one line that names the remedy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import absent_tpu
+
+ROOT = Path(absent_tpu.__file__).parents[1]
+# Runs a module as `python -m` does, without some libraries.
+WITHOUT = """
+import importlib.util, runpy, sys
+found = importlib.util.find_spec
+missing = sys.argv.pop(1).split(",")
+importlib.util.find_spec = lambda name, *rest: None if name in missing else found(name, *rest)
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
+def run(missing, *command):
+  return subprocess.run(
+    [sys.executable, "-c", WITHOUT, missing, *command],
+    cwd=ROOT,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ("missing", "command", "told"),
+  [
+    ("libtpu", ["benchmarks.tpu_bundles", "v5e"], "EXTRAS=tpu"),
+    ("libtpu", ["benchmarks.compile_tpu", "v5e"], "EXTRAS=tpu"),
+    ("libtpu", ["benchmarks.recurrent_block_traffic"], "EXTRAS=tpu"),
+    ("libtpu", ["benchmarks.sharding", "depths"], "EXTRAS=tpu"),
+    ("jax_plugins.xla_cuda13", ["benchmarks.compile_gpu"], "EXTRAS=gpu"),
+    ("recurrentgemma", ["benchmarks.peers", "train"], "EXTRAS=test"),
+    ("transformers", ["benchmarks.peers", "decode"], "EXTRAS=test"),
+    ("", ["benchmarks.tpu_bundles", "v5"], "unknown generation: 'v5'; did you mean"),
+    ("", ["benchmarks.compile_tpu", "v9"], "Choose from v3, v4, v5e, v5p, v6e, tpu7x."),
+    ("", ["benchmarks.plans", "h300", "--commands"], "no row has 'h300' in its name. Rows: "),
+  ],
+)
+def test_a_benchmark_without_what_it_needs_names_the_remedy(missing, command, told):
+  done = run(missing, *command)
+  assert done.returncode
+  assert told in done.stderr
+  assert "Traceback" not in done.stdout + done.stderr
