@@ -16,6 +16,7 @@ import numpy as np
 
 from base import small_files
 from base.errors import UserError
+from base.paths import shown
 from config.config import Config
 from conversion import (
   adapters,
@@ -71,7 +72,7 @@ def kind_of(source: Path) -> str:
     UserError: it is none of these.
   """
   if not source.is_dir():
-    raise UserError(f"no such folder: {source}. Correct the path.")
+    raise UserError(f"no such folder: {shown(source)}. Correct the path.")
   if RunDirectory(source).holds_run():
     return RUN
   if (source / CONFIG_FILE).is_file():
@@ -79,7 +80,7 @@ def kind_of(source: Path) -> str:
   if any((source / name).exists() for name in _ORBAX):
     return DEEPMIND
   raise UserError(
-    f"{source} is neither a run directory (config.gin), nor a Hugging Face folder "
+    f"{shown(source)} is neither a run directory (config.gin), nor a Hugging Face folder "
     f"({CONFIG_FILE}), nor "
     f"an Orbax checkpoint ({', '.join(_ORBAX)})."
   )
@@ -122,9 +123,8 @@ def import_weights(
   found = _tokenizer(source, tokenizer)
   if found.size != backbone["vocab_size"]:
     raise UserError(
-      f"the tokenizer {tokenizer or source / TOKENIZER_FILE} has {found.size} ids, the weights "
-      f"in {source} are for {backbone['vocab_size']}. Give the tokenizer of these weights: "
-      "--vocabulary=..."
+      f"the tokenizer {_file_of(found)} has {found.size} ids, the weights in {shown(source)} are "
+      f"for {backbone['vocab_size']}. Give the tokenizer of these weights: --vocabulary=..."
     )
   stored = _TYPES.get(tensors.types.get(files.embedding, "F32"), "float32")
   types = {"dtype": stored, "param_dtype": stored}
@@ -219,7 +219,7 @@ def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NO
   trained = trained_lib.load(run, which, trust=trust)
   model, params = lora.merged(trained.experiment.model, trained.params)
   if model is trained.experiment.model:
-    raise UserError(f"{run_dir} has no adapters to merge.")
+    raise UserError(f"{shown(run_dir)} has no adapters to merge.")
   loaded = run_config.load(run, arguments=_WITHOUT_ADAPTERS, trust=trust)
   made_here = run_config.is_own(run)
   arrays = ((path, np.asarray(leaf)) for path, leaf in by_path(params).items())
@@ -261,6 +261,10 @@ def _configuration(
   return experiment_lib.load([*files, data, "train/steps.gin"], [*given, *bindings])
 
 
+def _file_of(tokenizer: Tokenizer) -> str:
+  return shown(tokenizer.path) if isinstance(tokenizer, tokenizers.SentencePiece) else "bytes"
+
+
 def _tokenizer(source: Path, given: str | None) -> Tokenizer:
   if given == "bytes":
     return tokenizers.Bytes()
@@ -268,17 +272,17 @@ def _tokenizer(source: Path, given: str | None) -> Tokenizer:
   path = Path(given) if given else next((p for p in places if p.is_file()), None)
   if path is None:
     raise UserError(
-      f"{source} has no {TOKENIZER_FILE}. Give the SentencePiece model that the weights were "
-      "trained with: --vocabulary=FILE (or --vocabulary=bytes)."
+      f"no {TOKENIZER_FILE} in {shown(source)} or above it. Give the SentencePiece model that the "
+      "weights were trained with: --vocabulary=FILE (or --vocabulary=bytes)."
     )
   with _told(path):
     if not path.is_file():
-      raise UserError(f"no such tokenizer: {path}. Correct the path.")
+      raise UserError(f"no such tokenizer: {shown(path)}. Correct the path.")
     result = tokenizers.SentencePiece(str(path))
     try:
       result.size  # noqa: B018 - read now, to report an error here
     except (RuntimeError, OSError) as error:
-      raise UserError(f"{path} is not a SentencePiece model ({error}).") from None
+      raise UserError(f"{shown(path)} is not a SentencePiece model ({error}).") from None
     return result
 
 
@@ -286,9 +290,9 @@ def _json(file: Path) -> dict[str, Any]:
   try:
     found = json.loads(small_files.read(file) or b"")
   except (ValueError, TypeError, RecursionError, OSError) as error:
-    raise UserError(f"{file} is not a JSON object ({str(error)[:200]}).") from None
+    raise UserError(f"{shown(file)} is not a JSON object ({str(error)[:200]}).") from None
   if not isinstance(found, dict):
-    raise UserError(f"{file} is not a JSON object but a {type(found).__name__}.")
+    raise UserError(f"{shown(file)} is not a JSON object but a {type(found).__name__}.")
   return found
 
 
@@ -300,14 +304,14 @@ def _told(source: Path) -> Iterator[None]:
   except (ValueError, checkpoint.CheckpointError) as error:
     text = " ".join(str(error).split())
     text = text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
-    raise UserError(f"{source}: {text}") from error
+    raise UserError(f"{shown(source)}: {text}") from error
 
 
 @contextlib.contextmanager
 def _appearing(target: Path) -> Iterator[Path]:
   """Yields a folder to fill, which is renamed to `target` on success and removed on failure."""
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise UserError(f"{target} exists and is not empty. Name another folder, or remove it.")
+    raise UserError(f"{shown(target)} exists and is not empty. Name another folder, or remove it.")
   target = target.resolve()
   target.parent.mkdir(parents=True, exist_ok=True)
   _remove_leftovers(target)
@@ -321,8 +325,8 @@ def _appearing(target: Path) -> Iterator[Path]:
       partial.rename(target)
     except OSError as error:
       raise UserError(
-        f"{target} was created by another process in the meantime ({error.strerror}). Name another "
-        "folder."
+        f"{shown(target)} was created by another process in the meantime ({error.strerror}). "
+        "Name another folder."
       ) from None
   finally:
     shutil.rmtree(partial, ignore_errors=True)

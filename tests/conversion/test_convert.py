@@ -264,7 +264,7 @@ def test_a_sentencepiece_model_is_taken_along_and_must_fit(hugging_face, tmp_pat
   train_sentencepiece(Words(), 300, source / "tokenizer.model")
   with pytest.raises(UserError, match=r"tokenizer\.model has 300 ids, .* are for 259"):
     convert.main([str(source), str(run)])
-  with pytest.raises(UserError, match=r"has no tokenizer\.model\. Give the SentencePiece"):
+  with pytest.raises(UserError, match=r"no tokenizer\.model in .* or above it\. Give the S"):
     convert.main([str(hugging_face), str(run)])
   assert not run.exists()
   changed(

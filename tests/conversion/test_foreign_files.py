@@ -333,6 +333,19 @@ def test_the_good_checkpoint_is_taken(orbax, tmp_path):
   assert convert.main([str(orbax), str(tmp_path / "run"), "--vocabulary=bytes"]) == 0
 
 
+def test_a_tokenizer_above_the_folder_is_named_by_its_place(orbax, tmp_path, monkeypatch):
+  from launch import vocabulary
+
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(orbax, tmp_path / "published" / "2b")
+  (tmp_path / "text.txt").write_text("the griffin has the body of a lion\n" * 50)
+  vocabulary.main(["--input=text.txt", "--size=300", "--output=published/tokenizer.model"])
+  with pytest.raises(UserError) as caught:
+    convert.main(["published/2b", "run"])
+  assert str(caught.value).startswith("the tokenizer published/tokenizer.model has 300 ids, the ")
+  assert "the weights in published/2b are for 259." in str(caught.value)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"[[", b"\xff" * 64], ids=repr)
 @pytest.mark.parametrize("file", ["_METADATA", "manifest.ocdbt", "d"])
 def test_metadata_and_data_that_are_damaged_are_told(orbax, tmp_path, file, content):
