@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 from typing import Any
 
 from parallel import coordination, processes
+
+# A step may take a minute: its compilation, or a large model.
+WAITS = "stopping after the current step, and saving; Ctrl-C again ends at once without saving"
 
 
 class Interruption:
@@ -46,9 +52,19 @@ class Interruption:
     if self._requested and number == signal.SIGINT:
       raise KeyboardInterrupt  # requested twice
     self._requested = signal.Signals(number)
+    if number == signal.SIGINT:
+      _tell(WAITS)
     if processes.count() > 1:
       coordination.request_stop(self._requested.name)
 
   def __exit__(self, *error: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+
+def _tell(line: str) -> None:
+  """Writes a line to stderr, below a live line of progress; may interrupt another write."""
+  # Not print: the handler may run inside a write to the same stream, which refuses a second one.
+  with contextlib.suppress(OSError, ValueError):
+    stream = sys.stderr.fileno()
+    os.write(stream, f"{chr(10) if os.isatty(stream) else ''}{line}\n".encode())
