@@ -21,6 +21,7 @@ class PlannedResult:
     group: name of a group of results with comparable costs.
     cost: cost in the group's unit.
     seconds: time that it took; None until it is measured.
+    of_steps: the part of it that grows with the cost, if it is a training: without compilation.
   """
 
   part: str
@@ -28,6 +29,7 @@ class PlannedResult:
   group: str
   cost: float
   seconds: float | None = None
+  of_steps: float | None = None
 
 
 class ComparisonProgress(ProgressLine):
@@ -41,7 +43,8 @@ class ComparisonProgress(ProgressLine):
     super().__init__(0, sys.stderr if stream is None else stream)
     self._results: dict[tuple[str, str], PlannedResult] = {}
     self._running: PlannedResult | None = None
-    self._share = 0.0
+    # Time and step of the current training's last shown step.
+    self._last: tuple[float, int] | None = None
 
   def plan(self, results: Iterable[PlannedResult]) -> None:
     """Adds results to measure, and stored ones with their seconds."""
@@ -51,11 +54,15 @@ class ComparisonProgress(ProgressLine):
     """Records the start (None) or end of a result; called by `comparison.results.ResultCache`."""
     result = self._results.setdefault((part, key), PlannedResult(part, key, part, 1.0))
     if seconds is None:
-      self._running, self._began, self._share = result, time.monotonic(), 0.0
+      self._running, self._began, self._last = result, time.monotonic(), None
+      self.started(0)
       if self.live:
         self._tell("")
       return
     result.seconds, self._running = seconds, None
+    if (pace := self._seconds_per_step()) is not None:
+      result.of_steps = min(seconds, pace * self._steps)
+    self._last = None
     done, total = self._count()
     if not self.live or done == total:
       self.say(f"[{done}/{total}] {part}: {key}  {seconds:.1f} s  {self.eta()}")
@@ -63,6 +70,7 @@ class ComparisonProgress(ProgressLine):
   def show(self, step: int, values: dict[str, float]) -> None:
     """Shows a training step of the current result."""
     now = time.monotonic()
+    self._last = now, step
     if self.live and now - self._shown >= 0.1:
       self._shown = now
       self._tell("  ".join(f"{name} {value:.4g}" for name, value in values.items()), step)
@@ -89,23 +97,34 @@ class ComparisonProgress(ProgressLine):
       results = [result for result in self._results.values() if result.group == group]
       timed = [result for result in results if result.seconds is not None and result.cost > 0]
       known = sum(result.cost for result in timed)
-      rate = sum(result.seconds or 0.0 for result in timed) / known if known else math.nan
+      # Compilation takes as long for a short training as for a long one.
+      stepped = [result for result in timed if result.of_steps is not None] or timed
+      grown = [result.of_steps or result.seconds or 0.0 for result in stepped]
+      rate = sum(grown) / sum(result.cost for result in stepped) if known else math.nan
+      fixed = sum((result.seconds or 0.0) for result in stepped) - sum(grown)
+      fixed = fixed / len(stepped) if known else math.nan
       for result in results:
         if result.seconds is not None:
           continue
         if result is self._running:
           elapsed = time.monotonic() - self._began
-          if self._share:
-            seconds += elapsed * (1 / self._share - 1)
+          if (pace := self._seconds_per_step()) is not None and self._last is not None:
+            seconds += pace * (self._steps - self._last[1])
             continue
           if known:
-            seconds += max(0.0, rate * result.cost - elapsed)
+            seconds += max(0.0, fixed + rate * result.cost - elapsed)
             continue
         if known:
-          seconds += rate * result.cost
+          seconds += rate * result.cost + (fixed if result.cost else 0.0)
         else:
           unknown += 1
     return seconds, unknown
+
+  def _seconds_per_step(self) -> float | None:
+    """Returns the time of a step of the current training; None if two steps are not yet known."""
+    if self._last is None or self._first is None or self._last[1] <= self._first[1]:
+      return None
+    return (self._last[0] - self._first[0]) / (self._last[1] - self._first[1])
 
   def _count(self) -> tuple[int, int]:
     return sum(result.seconds is not None for result in self._results.values()), len(self._results)
@@ -116,7 +135,6 @@ class ComparisonProgress(ProgressLine):
     if result is None:
       return
     if step is not None and self._steps:
-      self._share = step / self._steps
       detail = f"step {step}/{self._steps}  {detail}"
     parts = [f"[{done + 1}/{total}] {result.part}: {result.key}", detail, self.eta()]
     self._print("  ".join(filter(None, parts)))

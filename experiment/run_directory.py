@@ -21,7 +21,8 @@ from data.tokenizers import Tokenizer, TokenizerError
 from experiment import file_kinds, run_record, trust_check
 from experiment.trust import NOBODY, Trust
 from parallel import processes
-from training.loop import LOSS_PICTURE, METRICS_FILE
+from training.loop import LOSS_PICTURE
+from training.metrics import METRICS_FILE
 
 CONFIG_FILE = "config.gin"
 OPERATIVE_FILE = "operative_config.gin"

@@ -21,7 +21,7 @@ from experiment.trust import NOBODY, Trust
 from parallel import connections, processes
 from parallel.sharding_plan import ShardingPlan
 from training import checkpoint, checkpoint_identity, loop
-from training.metrics import ProgressLine, read_metrics
+from training.metrics import METRICS_FILE, ProgressLine, read_metrics
 from training.optimizer import rate_at
 
 
@@ -203,7 +203,7 @@ def _require_steps_left(experiment: Experiment, run: RunDirectory) -> None:
 
 def _learning_rate_jump(experiment: Experiment, run: RunDirectory) -> str | None:
   """Describes the difference between a changed schedule and the last logged rate; None if none."""
-  file = run.path / loop.METRICS_FILE
+  file = run.path / METRICS_FILE
   records = read_metrics(file) if file.is_file() else []
   last = next((record for record in reversed(records) if "learning_rate" in record), None)
   if last is None:
@@ -222,7 +222,7 @@ def _learning_rate_jump(experiment: Experiment, run: RunDirectory) -> str | None
 
 def _require_checkpoints(experiment: Experiment, run: RunDirectory) -> None:
   """Raises UserError if a run's checkpoints are missing, rather than restart it silently."""
-  file = run.path / loop.METRICS_FILE
+  file = run.path / METRICS_FILE
   if checkpoint.available_steps(run.path) or not file.is_file():
     return
   done = max((record["step"] for record in read_metrics(file)), default=0)
@@ -230,7 +230,7 @@ def _require_checkpoints(experiment: Experiment, run: RunDirectory) -> None:
   every = experiment.options.checkpoint_every or math.inf
   if done > 2 * every:
     raise UserError(
-      f"{run} has no checkpoint, although {loop.METRICS_FILE} has {plural(done, 'step')}. "
+      f"{run} has no checkpoint, although {METRICS_FILE} has {plural(done, 'step')}. "
       f"Restore {run}/{checkpoint.FOLDER}, name another --run_dir, or give --resume=force to "
       "start at step 0."
     )
@@ -238,7 +238,7 @@ def _require_checkpoints(experiment: Experiment, run: RunDirectory) -> None:
 
 def _keep_metrics(run: RunDirectory) -> None:
   """Renames the metrics of a run without checkpoints, which starts again at step 0."""
-  file = run.path / loop.METRICS_FILE
+  file = run.path / METRICS_FILE
   if checkpoint.available_steps(run.path) or not file.is_file() or not file.stat().st_size:
     return
   number = 1

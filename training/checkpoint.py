@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +20,19 @@ import numpy as np
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training import json_files, reading, retention
-from training.checkpoint_reader import METADATA, PARAMS, CheckpointError, check, load, orbax
-from training.checksum import checksums, seal
+from training.checkpoint_reader import (
+  CHECKSUMS,
+  DESCRIPTIONS,
+  METADATA,
+  METRICS,
+  PARAMS,
+  CheckpointError,
+  check,
+  load,
+  orbax,
+  sealed_contents,
+)
+from training.checksum import checksums, description_checksum, seal
 from training.padded_vocabulary import NO_ROWS, VocabularyRows
 from training.reading import Damage
 from training.step import TrainState
@@ -103,14 +115,21 @@ class Checkpoints:
     parts = {PARAMS: state.params, _TRAIN_STATE: _train_state(state)}
     # Orbax detects truncated files, but not a changed byte in an array.
     sums = {name: checksums(part) for name, part in parts.items()}
+    metrics = retention.metrics(heldout_loss, judged)
+    contents = {
+      METADATA: metadata,
+      CHECKSUMS: sums,
+      DESCRIPTIONS: {name: description_checksum(part) for name, part in parts.items()},
+      METRICS: metrics or {},
+    }
     self._before_writing()
     with self._writing():
       writer.save_checkpointables_async(
         step,
         parts,
         force=True,
-        metrics=retention.metrics(heldout_loss, judged),
-        custom_metadata=seal(json_files.without_nan({METADATA: metadata, "checksums": sums})),
+        metrics=metrics,
+        custom_metadata=seal(json_files.without_nan(contents)),
       )
 
   @contextlib.contextmanager
@@ -137,13 +156,13 @@ class Checkpoints:
     if self._writer is None:
       ocp = orbax()
       folder = (self._run_dir / FOLDER).absolute()
-      if processes.is_first():
-        retention.drop_unreadable(folder)
-      processes.wait_for_all("opened the checkpoints")
+      aside = self._run_dir / DAMAGED_FOLDER
+      lost = retention.repair(folder, aside) if processes.is_first() else []
+      lost = json.loads(processes.told_by_first(json.dumps(lost)))
       self._hushed.enter_context(reading.quiet())
       self._writer = ocp.training.Checkpointer(
         folder,
-        preservation_policy=retention.Retention(self._keep),
+        preservation_policy=retention.Retention(self._keep, frozenset(lost)),
         cleanup_tmp_directories=True,
       )
     return self._writer
@@ -191,7 +210,7 @@ class Checkpoints:
   def give_up(self, since: int) -> tuple[int | None, list[Path]]:
     """Moves the checkpoints from step `since` on away: a run could not continue from them.
 
-    One with a finite held-out loss stays: its parameters are good.
+    One that has, or may have had, a finite held-out loss stays: its parameters are good.
 
     Returns:
       the newest step that is left (None if none), and the new places of the others.
@@ -199,7 +218,7 @@ class Checkpoints:
     self.wait()
     folder = self._run_dir / FOLDER
     steps = available_steps(self._run_dir)
-    bad = [s for s in steps if s >= since and retention.kept_loss(folder / str(s)) is None]
+    bad = [s for s in steps if s >= since and not retention.may_be_good(folder / str(s))]
     # One process decides, because a shared folder may show others something else.
     steps, bad = json.loads(processes.told_by_first(json.dumps([steps, bad])))
     moved = [self._set_aside(step) for step in bad]
@@ -277,7 +296,13 @@ def require_same_arrays(
 def is_parameters_alone(run_dir: Path) -> bool:
   """Whether a run directory has only checkpoints without optimizer state: nothing was trained."""
   folder, steps = run_dir / FOLDER, available_steps(run_dir)
-  return bool(steps) and not any((folder / str(step) / _TRAIN_STATE).exists() for step in steps)
+  return bool(steps) and not any(_has_train_state(folder / str(step)) for step in steps)
+
+
+def _has_train_state(checkpoint: Path) -> bool:
+  """Whether a checkpoint was saved with the train state, even if that is lost."""
+  sums = (sealed_contents(checkpoint) or {}).get(CHECKSUMS)
+  return (isinstance(sums, dict) and _TRAIN_STATE in sums) or (checkpoint / _TRAIN_STATE).exists()
 
 
 def load_parameters(
@@ -305,9 +330,13 @@ def load_parameters(
   try:
     loaded, _ = load(run_dir / FOLDER / str(step), {PARAMS: abstract_params}, where, rows)
   except Damage as error:
-    raise CheckpointError(
-      f"{where} cannot be read: {error}. Other steps: {[s for s in steps if s != step]}."
-    ) from error
+    others = [s for s in steps if s != step]
+    remedy = (
+      f"Choose another step ({', '.join(map(str, others))}), or move its folder away."
+      if others
+      else "There is no other: restore its files from a copy, or train again."
+    )
+    raise CheckpointError(f"{where} cannot be read: {error}. {remedy}") from error
   return loaded[PARAMS], step
 
 
@@ -318,7 +347,10 @@ def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
     return steps[0]
   if which == "best":
     folder = run_dir / FOLDER
-    found = retention.best({step: retention.kept_loss(folder / str(step)) for step in steps})
+    metrics = {step: retention.kept_metrics(folder / str(step)) for step in steps}
+    for step in (step for step, known in metrics.items() if known is None):
+      print(f"warning: {retention.lost(folder / str(step))}", file=sys.stderr)
+    found = retention.best({step: retention.loss_of(known) for step, known in metrics.items()})
     if found is None:
       raise CheckpointError(
         f"{run_dir} has no checkpoint with a held-out loss. Use 'latest', or evaluate during "

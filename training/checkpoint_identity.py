@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from base import small_files
-from training import checkpoint
+from training import checkpoint, checkpoint_reader
 from training.checkpoint import DAMAGED_FOLDER, FOLDER, CheckpointError
 from training.checkpoint_reader import METADATA
-from training.checksum import unseal
-
-_METADATA_FILE = "_CHECKPOINT_METADATA"
 
 
 def newest_identity(run_dir: Path) -> tuple[int, dict[str, Any]] | None:
@@ -24,11 +20,9 @@ def newest_identity(run_dir: Path) -> tuple[int, dict[str, Any]] | None:
     OSError: a checkpoint's identity could not be read this time; an older one must not replace it.
   """
   for step in reversed(checkpoint.available_steps(run_dir)):
-    try:
-      text = small_files.read(run_dir / FOLDER / str(step) / _METADATA_FILE)
-      identity = unseal(json.loads(text or b"")["custom_metadata"])[METADATA]["identity"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-      continue
+    contents = checkpoint_reader.sealed_contents(run_dir / FOLDER / str(step))
+    metadata = (contents or {}).get(METADATA)
+    identity = metadata.get("identity") if isinstance(metadata, dict) else None
     if isinstance(identity, dict) and isinstance(identity.get("config"), str):
       return step, identity
   return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,23 @@ import jax
 
 from base import small_files
 from base.errors import UserError
+from base.wording import plural
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
-from training.checksum import checksums, unseal
+from training.checksum import checksums, description_checksum, unseal
 from training.padded_vocabulary import NO_ROWS, VocabularyRows
 from training.reading import Damage, Refusal, attempt
 
 PARAMS = "params"
 # In the files of a checkpoint, where earlier versions look for it.
 METADATA = "position"
+# Names in the sealed part of a checkpoint's metadata.
+CHECKSUMS, DESCRIPTIONS, METRICS = "checksums", "descriptions", "metrics"
+_METADATA_FILE = "_CHECKPOINT_METADATA"
+# Files that Orbax reads as JSON.
+_JSON_FILES = (_METADATA_FILE, "*/_METADATA", "*/_sharding", "*/array_metadatas/*")
+# Orbax's own are 5 deep. Readers of JSON end with a RecursionError at about 1,000.
+_DEEPEST_JSON = 100
 
 
 class CheckpointError(UserError):
@@ -28,6 +37,18 @@ class CheckpointError(UserError):
   Attributes:
     may_pass: whether the same command may succeed later.
   """
+
+
+def sealed_contents(folder: Path) -> dict[str, Any] | None:
+  """Reads the sealed part of a checkpoint's metadata without Orbax; None if it is damaged.
+
+  Raises:
+    OSError: it could not be read this time.
+  """
+  try:
+    return unseal(json.loads(small_files.read(folder / _METADATA_FILE) or b"")["custom_metadata"])
+  except (ValueError, LookupError, TypeError, RecursionError):
+    return None
 
 
 def load(
@@ -52,11 +73,13 @@ def load(
     # Orbax does not read relative paths, although it writes to them.
     found, saved, contents = _describe(folder.absolute(), abstract, where, rows)
     loaded = _read(folder.absolute(), saved, found)
-  except (Damage, Refusal, CheckpointError) as error:
+  except Damage as error:
+    problem = f"Damage\n{_with_file(str(error), folder)}"
+  except (Refusal, CheckpointError) as error:
     problem = f"{type(error).__name__}\n{error}"
   _agree(problem, folder, where)
   for name, part in loaded.items():
-    expected = contents["checksums"][name]
+    expected = contents[CHECKSUMS][name]
     leaves = jax.tree_util.tree_leaves_with_path(part)
     if len(leaves) != len(expected):
       problem = problem or f"Damage\nit has {len(expected)} checksums for {len(leaves)} arrays"
@@ -118,21 +141,82 @@ def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]
     small_files.require_regular_below(folder)
   except small_files.NotReadable as error:
     raise Damage(str(error)) from None
+  _require_shallow(folder)
   metadata = orbax().checkpointables_metadata(folder)
   try:
     contents = unseal(metadata.custom_metadata)
   except ValueError as error:
     raise Damage(f"its metadata {error}") from None
-  sums = contents.get("checksums")
   for name in parts:
-    if isinstance(sums, dict) and name in sums and metadata.metadata.get(name) is None:
-      raise Damage(f"the description of its {_called(name)} cannot be read")
+    _require_description(metadata.metadata.get(name), contents, name)
   return metadata, contents
+
+
+def _require_description(found: Any, contents: dict[str, Any], name: str) -> None:
+  """Raises Damage if a part's description differs from what was saved.
+
+  Without this, an entry that is missing would look like another model or optimizer.
+  """
+  sums, descriptions = contents.get(CHECKSUMS), contents.get(DESCRIPTIONS)
+  if not isinstance(sums, dict) or name not in sums:
+    return
+  file = f"{name}/_METADATA"
+  if found is None:
+    raise Damage(f"the description of its {_called(name)} ({file}) cannot be read")
+  count = len(jax.tree.leaves(found))
+  if isinstance(sums[name], list) and count != len(sums[name]):
+    raise Damage(f"{file} describes {plural(count, 'array')}, but {len(sums[name])} were saved")
+  # Checkpoints of earlier versions have no checksum of it.
+  if isinstance(descriptions, dict) and descriptions.get(name) != description_checksum(found):
+    raise Damage(f"{file} describes other arrays than were saved")
+
+
+def _require_shallow(folder: Path) -> None:
+  """Raises Damage for a file with deeply nested JSON, in which Orbax would end as in a bug."""
+  for pattern in _JSON_FILES:
+    for file in folder.glob(pattern):
+      try:
+        value = json.loads(small_files.read(file) or b"0")
+        too_deep = _is_deeper(value, _DEEPEST_JSON)
+      except ValueError:
+        continue  # Orbax reports it, if it needs the file.
+      except RecursionError:
+        too_deep = True
+      if too_deep:
+        raise Damage(f"{file.relative_to(folder)} is nested more than {_DEEPEST_JSON} deep")
+
+
+def _with_file(reason: str, folder: Path) -> str:
+  """Adds the damaged file to a reason, if it is one with JSON: Orbax's errors seldom name it."""
+  for pattern in _JSON_FILES:
+    for file in folder.glob(pattern):
+      name = str(file.relative_to(folder))
+      if name not in reason and not _is_json_object(file):
+        return f"{name} is damaged ({reason})"
+  return reason
+
+
+def _is_json_object(file: Path) -> bool:
+  try:
+    return isinstance(json.loads(small_files.read(file) or b""), dict)
+  except (ValueError, RecursionError):
+    return False
+  except OSError:
+    return True  # It could not be read this time.
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+  """Whether JSON is nested deeper than this; does not recurse."""
+  level = [value]
+  for _ in range(most):
+    nested = [item for item in level if isinstance(item, dict | list)]
+    level = [x for item in nested for x in (item.values() if isinstance(item, dict) else item)]
+  return any(isinstance(item, dict | list) for item in level)
 
 
 def _malformed(contents: dict[str, Any], parts: Iterable[str]) -> str | None:
   """Describes invalid metadata with a valid checksum, which is no signature; None if valid."""
-  sums = contents.get("checksums")
+  sums = contents.get(CHECKSUMS)
   if not isinstance(sums, dict):
     return "its checksums are missing"
   for name in parts:

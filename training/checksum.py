@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from parallel.tree_paths import by_path
+
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 # 2**32 divided by the golden ratio: spreads consecutive indices over all 32 bits.
 _SPREAD = 0x9E3779B1
@@ -63,6 +65,12 @@ def _checksum(x: jax.Array, first: np.uint32 = _ZERO) -> jax.Array:
   weight = index * np.uint32(_SPREAD)
   weight = (weight ^ (weight >> 15)) | np.uint32(1)
   return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+
+def description_checksum(tree: Any) -> int:
+  """Computes a checksum of the paths, shapes and dtypes of a tree of (abstract) arrays."""
+  arrays = by_path(tree).items()
+  return _crc32(sorted([path, list(x.shape), str(np.dtype(x.dtype))] for path, x in arrays))
 
 
 def seal(contents: dict[str, Any]) -> dict[str, Any]:

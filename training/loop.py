@@ -25,10 +25,15 @@ from training import step as step_lib
 from training.checkpoint import FOLDER, CheckpointError, Checkpoints, abstract_like
 from training.interruption import Interruption
 from training.metric_writers import MetricWriter, TensorBoard
-from training.metrics import MetricsFile, ProgressLine, plot_losses, read_metrics
+from training.metrics import (
+  METRICS_FILE,
+  MetricsFile,
+  ProgressLine,
+  plot_losses,
+  read_metrics,
+)
 from training.record import NotFinite, TooManySkips, TrainingError, TrainingLog
 
-METRICS_FILE = "metrics.jsonl"
 LOSS_PICTURE = "loss.png"
 
 
@@ -248,6 +253,7 @@ def train(
           jax.block_until_ready(new_metrics)
           seconds_to_first_step = time.monotonic() - began
           run.start_clock()
+          progress.started(done)
           if after_first_step:
             after_first_step()
         evaluates = evaluate is not None and options.is_due(done, options.evaluate_every)

@@ -16,6 +16,9 @@ from base import small_files
 from training import json_files
 from training.metric_writers import OpenWriter
 
+# In a run directory.
+METRICS_FILE = "metrics.jsonl"
+
 
 class MetricsFile:
   """Appends one JSON object per line; can be truncated to a checkpoint's position.
@@ -105,9 +108,13 @@ class ProgressLine:
     self.live = self._stream.isatty()
     self._steps = steps
     self._shown = time.monotonic()
-    # Time and step of the first line: earlier steps included compilation.
+    # Time and step from which steps are timed: by default those of the first line.
     self._first: tuple[float, int] | None = None
     self._width = 0
+
+  def started(self, step: int) -> None:
+    """Begins to time the steps after `step`, the first of this process: it included compilation."""
+    self._first = (time.monotonic(), step)
 
   def show(self, step: int, values: dict[str, float]) -> None:
     """Shows a step; at most ten times a second on a terminal."""
@@ -122,7 +129,9 @@ class ProgressLine:
       left = (now - start) / (step - first) * (self._steps - step)
     parts = [f"step {step}/{self._steps}"]
     parts += [f"{name} {_short(value)}" for name, value in values.items()]
-    self._print("  ".join([*parts, f"ETA {show_duration(left)}"]))
+    if not math.isnan(left):
+      parts.append(f"ETA {show_duration(left)}")
+    self._print("  ".join(parts))
 
   def show_heldout(self, step: int, heldout: dict[str, float]) -> None:
     """Shows the held-out figures after a step."""
@@ -154,8 +163,6 @@ def _short(value: float) -> str:
 
 def show_duration(seconds: float) -> str:
   """Formats seconds as m:ss or h:mm:ss."""
-  if math.isnan(seconds):
-    return "?"
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import inspect
 import logging
 import os
 import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -61,6 +64,7 @@ def attempt(read: Callable[[], T]) -> T:
     Damage: the files differ from what was written.
     Refusal: they could not be read; the message has Orbax's log.
   """
+  _hush_what_comes_late()
   for number in range(1, _TRIES + 1):
     with quiet() as logged:
       try:
@@ -155,15 +159,8 @@ def quiet() -> Iterator[list[str]]:
   heard = _Heard()
   hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
 
-  def in_main_thread(hook: Callable[..., object]) -> Callable[..., None]:
-    def call(*args: Any) -> None:
-      if threading.current_thread() is threading.main_thread():
-        hook(*args)
-
-    return call
-
   try:
-    sys.excepthook, sys.unraisablehook, threading.excepthook = map(in_main_thread, hooks)
+    sys.excepthook, sys.unraisablehook, threading.excepthook = map(_in_main_thread, hooks)
     for logger in loggers:
       logger.handlers, logger.propagate = [heard], False
       logger.setLevel(logging.WARNING)
@@ -173,3 +170,42 @@ def quiet() -> Iterator[list[str]]:
     for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
       logger.handlers, logger.propagate = handlers, propagate
       logger.setLevel(level)
+
+
+def _in_main_thread(hook: Callable[..., object]) -> Callable[..., None]:
+  """Wraps a hook for exceptions so that it ignores those of other threads."""
+
+  def call(*args: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+      hook(*args)
+
+  return call
+
+
+@functools.cache
+def _hush_what_comes_late() -> None:
+  """Silences reads that were under way when another failed, for good: Orbax does not await them.
+
+  They would print tracebacks at any later time: their threads about a closed event loop, and the
+  garbage collector about coroutines and results that nobody awaited.
+  """
+  sys.excepthook = _but_of_reads(sys.excepthook)
+  sys.unraisablehook = _but_of_reads(sys.unraisablehook)
+  logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
+  warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+
+
+def _but_of_reads(hook: Callable[..., object]) -> Callable[..., None]:
+  """Wraps a hook for exceptions so that it ignores those of coroutines and of their threads."""
+
+  def call(*args: Any) -> None:
+    unraisable = args[0] if len(args) == 1 else None
+    error = args[1] if unraisable is None else unraisable.exc_value
+    in_thread = threading.current_thread() is not threading.main_thread()
+    if in_thread and "Event loop is closed" in str(error):
+      return
+    # Only Orbax has coroutines here.
+    if unraisable is None or not inspect.iscoroutine(unraisable.object):
+      hook(*args)
+
+  return call

@@ -20,7 +20,7 @@ def suspects(run_dir: Path, step: int) -> str:
     f"The run continued from checkpoint {step}, which was good when saved: check the batches and "
     "options of this start, correct them, and run the same command again."
   )
-  if retention.kept_loss(folder) is not None:
+  if retention.may_be_good(folder):
     return told
   return f"{told} If they are right, move {folder} away to continue from the previous checkpoint."
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from base import small_files
+from base import paths, small_files
+from training import json_files
+from training.checkpoint_reader import METRICS, sealed_contents
+from training.metrics import METRICS_FILE, read_metrics
 
 HELDOUT = "heldout_loss"
 UNJUDGED = "unjudged"
+# Orbax's folder of a checkpoint's metrics.
+_FOLDER = "metrics"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +35,11 @@ class Retention:
 
   Attributes:
     newest: number of judged checkpoints to keep.
+    lost: steps of checkpoints whose metrics are lost; they stay, because one may be the best.
   """
 
   newest: int
+  lost: frozenset[int] = frozenset()
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any = None) -> list[bool]:
     """Returns whether to keep each; they have `step` and `metrics`, in the order of steps."""
@@ -41,7 +49,9 @@ class Retention:
     newest = self.newest
     if judged and losses[judged[-1].step] is None:
       newest = max(2, newest)
-    stay = {found.step for found in [*checkpoints[-1:], *judged[-newest:]]} | {best(losses)}
+    stay = (
+      {found.step for found in [*checkpoints[-1:], *judged[-newest:]]} | {best(losses)} | self.lost
+    )
     return [found.step in stay for found in checkpoints]
 
 
@@ -68,20 +78,87 @@ def loss_of(found: Any) -> float | None:
   return loss if math.isfinite(loss) else None
 
 
-def kept_loss(checkpoint: Path) -> float | None:
-  """Reads the held-out loss of a checkpoint on disk; None if missing or unreadable."""
-  return loss_of(_read(_file(checkpoint)))
+def kept_metrics(checkpoint: Path) -> dict[str, Any] | None:
+  """Reads the metrics of a checkpoint on disk; None if they are lost, so that it may be the best.
+
+  Their sealed copy counts. Checkpoints of earlier versions have only the file, and if that is
+  damaged, the run's log may have the held-out loss.
+
+  Raises:
+    OSError: they could not be read this time.
+  """
+  contents = sealed_contents(checkpoint) or {}
+  if isinstance(contents.get(METRICS), dict):
+    return contents[METRICS]
+  found = _read(_file(checkpoint))
+  if isinstance(found, dict):
+    return found
+  if (logged := _logged_loss(checkpoint)) is not None:
+    return {HELDOUT: logged}
+  return None if os.path.lexists(checkpoint / _FOLDER) else {}
 
 
-def drop_unreadable(folder: Path) -> None:
-  """Removes unreadable metrics: Orbax would reject the whole folder."""
-  for file in folder.glob("*/metrics/metrics"):
-    step = file.parent.parent.name
-    if step.isdigit() and not isinstance(_read(file), dict):
-      logging.getLogger(__name__).warning(
-        "the held-out loss of checkpoint %s cannot be read: it cannot be the best", step
-      )
-      file.unlink()
+def _logged_loss(checkpoint: Path) -> float | None:
+  """Returns the held-out loss that the run's log has at the checkpoint's step."""
+  log = checkpoint.parent.parent / METRICS_FILE
+  if not log.is_file():
+    return None
+  records = [r for r in read_metrics(log) if str(r["step"]) == checkpoint.name and HELDOUT in r]
+  return loss_of(records[-1]) if records else None
+
+
+def may_be_good(checkpoint: Path) -> bool:
+  """Whether a checkpoint has a finite held-out loss, or may have had one that cannot be read."""
+  try:
+    found = kept_metrics(checkpoint)
+  except OSError:
+    return True
+  return found is None or loss_of(found) is not None
+
+
+def lost(checkpoint: Path) -> str:
+  """Says that a checkpoint's held-out loss is lost."""
+  return (
+    f"the held-out loss of checkpoint {checkpoint.name} is lost ({paths.shown(_file(checkpoint))} "
+    "cannot be read): it cannot be chosen as the best, only by its step"
+  )
+
+
+def repair(folder: Path, aside: Path) -> list[int]:
+  """Restores damaged metrics of a run's checkpoints: Orbax would reject the whole folder.
+
+  Args:
+    folder: the folder of the checkpoints.
+    aside: the folder that damaged files are moved to.
+
+  Returns:
+    the steps of the checkpoints whose metrics are lost. They may be the best: keep them.
+
+  Raises:
+    OSError: a file could not be read this time, or not be written.
+  """
+  steps = []
+  for checkpoint in sorted(folder.glob("*")):
+    if not checkpoint.name.isdecimal() or not checkpoint.is_dir():
+      continue
+    found, file = kept_metrics(checkpoint), _file(checkpoint)
+    if found is None:
+      steps.append(int(checkpoint.name))
+      print(f"warning: {lost(checkpoint)}; it is kept", file=sys.stderr)
+    elif found == (_read(file) if os.path.lexists(checkpoint / _FOLDER) else {}):
+      continue
+    damaged = file if file.parent.is_dir() else file.parent
+    if os.path.lexists(damaged):
+      aside.mkdir(exist_ok=True)
+      damaged.rename(paths.free(aside / f"{checkpoint.name}_metrics"))
+    if found is None or found:
+      # Without the folder, the checkpoint would be one that never had a loss.
+      file.parent.mkdir(exist_ok=True)
+    if found:
+      small_files.replace(file, json.dumps(found))
+    if found is not None:
+      print(f"warning: {paths.shown(file)} was damaged; it is restored", file=sys.stderr)
+  return steps
 
 
 def is_finite(tree: Any) -> bool:
@@ -97,11 +174,12 @@ def _all_finite(leaves: list[jax.Array]) -> jax.Array:
 
 def _file(checkpoint: Path) -> Path:
   """Returns the file of a checkpoint's metrics."""
-  return checkpoint / "metrics" / "metrics"
+  return checkpoint / _FOLDER / "metrics"
 
 
 def _read(file: Path) -> Any:
   try:
-    return json.loads(small_files.read(file) or b"")
-  except (OSError, ValueError, RecursionError):
+    # Earlier versions also saved NaN, which is not equal to itself.
+    return json_files.without_nan(json.loads(small_files.read(file) or b""))
+  except (ValueError, RecursionError):
     return None

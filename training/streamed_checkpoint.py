@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from training import checkpoint, reading
-from training.checksum import host_checksum, seal
+from training.checksum import description_checksum, host_checksum, seal
 
 # Orbax's name for the tree of a checkpoint that is written in parts.
 _PARTIAL = "state"
@@ -41,6 +41,7 @@ def write_parameters(
   folder = (run_dir / checkpoint.FOLDER / str(step)).absolute()
   folder.parent.mkdir(parents=True, exist_ok=True)
   sums: list[int] = []
+  described: dict[str, jax.ShapeDtypeStruct] = {}
   part: dict[str, Any] = {}
   context = ocp.Context()
   context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
@@ -49,12 +50,18 @@ def write_parameters(
     for path, array in arrays:
       assert path == next(expected)
       sums.append(host_checksum(array))
-      _put(part, path, array)
+      placed = _put(part, path, array)
+      described[path] = jax.ShapeDtypeStruct(placed.shape, placed.dtype)
       # Released before the next one is read.
-      del array
+      del array, placed
       is_last = len(sums) == len(paths)
       if is_last or _bytes(part) >= _PART_BYTES:
-        contents = {checkpoint.METADATA: metadata, "checksums": {checkpoint.PARAMS: sums}}
+        contents = {
+          checkpoint.METADATA: metadata,
+          checkpoint.CHECKSUMS: {checkpoint.PARAMS: sums},
+          checkpoint.DESCRIPTIONS: {checkpoint.PARAMS: description_checksum(described)},
+          checkpoint.METRICS: {},
+        }
         # Data of the whole checkpoint is written with the last part.
         ocp.partial.save(folder, part, custom_metadata=seal(contents) if is_last else None)
         part = {}
@@ -62,11 +69,12 @@ def write_parameters(
   (folder / _PARTIAL).rename(folder / checkpoint.PARAMS)
 
 
-def _put(part: dict[str, Any], path: str, array: np.ndarray) -> None:
+def _put(part: dict[str, Any], path: str, array: np.ndarray) -> jax.Array:
   *parents, last = path.split("/")
   for key in parents:
     part = part.setdefault(key, {})
   part[last] = jax.device_put(array)
+  return part[last]
 
 
 def _bytes(part: dict[str, Any]) -> int:

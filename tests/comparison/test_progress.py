@@ -91,3 +91,26 @@ def test_the_next_result_of_a_group_is_expected_to_take_what_the_last_took(clock
   assert told.eta() == "ETA 0:05"
   clock(100.0)
   assert told.eta() == "ETA 0:00"
+
+
+def test_compilation_is_not_scaled_to_longer_trainings(clock):
+  told = progress(
+    io.StringIO(),
+    PlannedResult("scaling", "small", "training", 1.0),
+    PlannedResult("scaling", "large", "training", 100.0),
+  )
+  told.expect_steps(10)
+  told.on_result("scaling", "small", None)
+  clock(30.0)  # Compiles, and takes the first step.
+  told.started(1)
+  clock(9.0)
+  told.show(10, {"loss": 2.5})
+  told.on_result("scaling", "small", 40.0)
+  # 30 s to compile again, and 100 times the 10 s of 10 steps.
+  assert told.eta() == "ETA 17:10"
+  told.on_result("scaling", "large", None)
+  clock(30.0)
+  told.started(1)
+  clock(10.0)
+  told.show(2, {"loss": 2.5})
+  assert told.eta() == "ETA 1:20"

@@ -1,9 +1,11 @@
 """Checkpoints: damaged ones, those of other models, and the best of several."""
 
 import errno
+import gc
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -183,27 +185,187 @@ def test_a_description_that_cannot_be_read_for_a_while_is_no_damage(saved, monke
   assert checkpoint.available_steps(saved) == [10, 20]
 
 
+def edit(file: Path, change) -> None:
+  content = json.loads(file.read_bytes())
+  change(content)
+  file.write_text(json.dumps(content))
+
+
+def without_an_entry(file: Path) -> None:
+  def change(content):
+    del content["tree_metadata"][sorted(content["tree_metadata"])[-1]]
+
+  edit(file, change)
+
+
+def nested_deeply(file: Path) -> None:
+  file.write_text('{"a":' * 2000 + "1" + "}" * 2000)
+
+
+def nested_less_deeply(file: Path) -> None:
+  """Python's reader of JSON accepts this depth."""
+  file.write_text("[" * 500 + "1" + "]" * 500)
+
+
+@pytest.mark.parametrize("part", ["params", "rest"])
+@pytest.mark.parametrize("damage", [without_an_entry, nested_deeply, nested_less_deeply])
+def test_a_damaged_description_is_no_other_model(saved, tmp_path, part, damage):
+  shutil.copytree(saved, tmp_path / "run")
+  damage(tmp_path / "run" / "checkpoints" / "20" / part / "_METADATA")
+  checkpoint.require_same_arrays(tmp_path / "run", abstract())
+  found = Checkpoints(tmp_path / "run").restore(abstract())
+  assert_is(found, 10)
+  (told,) = found.passed_over
+  assert f"checkpoint 20: {part}/_METADATA " in told
+  assert len(told) < 500
+
+
+def test_an_earlier_version_s_description_without_an_entry_is_no_other_model(saved, tmp_path):
+  run_dir = forged(saved, tmp_path / "run", "descriptions", ...)
+  without_an_entry(run_dir / "checkpoints" / "20" / "rest" / "_METADATA")
+  found = Checkpoints(run_dir).restore(abstract())
+  assert_is(found, 10)
+  assert "describes 10 arrays, but 11 were saved" in found.passed_over[0]
+
+
+def test_a_renamed_entry_is_no_other_model(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / "run")
+  file = tmp_path / "run" / "checkpoints" / "20" / "params" / "_METADATA"
+  file.write_text(file.read_text().replace("kernel", "kernem"))
+  found = Checkpoints(tmp_path / "run").restore(abstract())
+  assert_is(found, 10)
+  assert "the description of its parameters (params/_METADATA) cannot be" in found.passed_over[0]
+
+
+def test_a_description_that_differs_from_what_was_saved_is_no_other_model(saved, tmp_path):
+  run_dir = forged(saved, tmp_path / "run", "descriptions", {"params": 1, "rest": 1})
+  found = Checkpoints(run_dir).restore(abstract())
+  assert_is(found, 10)
+  assert "params/_METADATA describes other arrays than were saved" in found.passed_over[0]
+
+
+def test_a_lost_optimizer_state_is_no_import(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / "run")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
+  shutil.rmtree(tmp_path / "run" / "checkpoints" / "20" / "rest")
+  assert not checkpoint.is_parameters_alone(tmp_path / "run")
+  with pytest.raises(CheckpointError, match=r"20: .*optimizer state \(rest/_METADATA\) cannot be"):
+    Checkpoints(tmp_path / "run").restore(abstract())
+
+
+def test_reads_under_way_when_another_failed_print_nothing(saved, tmp_path, capfd):
+  for number in range(4):
+    run_dir = tmp_path / str(number)
+    shutil.copytree(saved, run_dir)
+    for file in (run_dir / "checkpoints" / "20").glob("*/d/*"):
+      file.unlink()
+    assert_is(Checkpoints(run_dir).restore(abstract()), 10)
+    gc.collect()
+  time.sleep(0.5)
+  assert not capfd.readouterr().err
+
+
+METRICS_DAMAGE = {
+  "emptied": lambda file: file.write_bytes(b""),
+  "no JSON": lambda file: file.write_bytes(b"{"),
+  "another number": lambda file: file.write_text('{"heldout_loss": 0.9}'),
+  "another type": lambda file: file.write_text('{"heldout_loss": [1]}'),
+  "nested": nested_deeply,
+  "no object": lambda file: file.write_text("[]"),
+  "deleted": Path.unlink,
+  "a folder": lambda file: (file.unlink(), file.mkdir()),
+  "folder deleted": lambda file: shutil.rmtree(file.parent),
+  "folder is a file": lambda file: (shutil.rmtree(file.parent), file.parent.write_text("")),
+}
+
+
+@pytest.fixture(scope="module")
+def saved_best(tmp_path_factory):
+  """A run with checkpoints 10, the best, and 20, and a log of their losses."""
+  run_dir = tmp_path_factory.mktemp("best")
+  save(run_dir, {10: 0.2, 20: 0.4}, keep=1)
+  lines = ({"step": 10, "heldout_loss": 0.2}, {"step": 20, "heldout_loss": 0.4})
+  (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return run_dir
+
+
+@pytest.mark.parametrize("damage", METRICS_DAMAGE)
+def test_damaged_metrics_do_not_change_which_is_best(saved_best, tmp_path, capsys, damage):
+  run_dir = tmp_path / "run"
+  shutil.copytree(saved_best, run_dir)
+  METRICS_DAMAGE[damage](run_dir / "checkpoints" / "10" / "metrics" / "metrics")
+  assert checkpoint.load_parameters(run_dir, abstract().params, "best")[1] == 10
+  assert not capsys.readouterr().err
+  # A run that goes on restores the file, and keeps the checkpoint.
+  save(run_dir, {30: 0.5}, keep=1)
+  assert checkpoint.available_steps(run_dir) == [10, 30]
+  (told,) = capsys.readouterr().err.splitlines()
+  assert told.endswith("checkpoints/10/metrics/metrics was damaged; it is restored")
+  kept = json.loads((run_dir / "checkpoints" / "10" / "metrics" / "metrics").read_text())
+  assert kept == {"heldout_loss": 0.2}
+  save(run_dir, {40: 0.1}, keep=1)
+  assert checkpoint.available_steps(run_dir) == [40]
+  assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["emptied", "nested", "a folder", "folder is a file"])
+@pytest.mark.parametrize("has_log", [True, False])
+def test_an_earlier_version_s_metrics_are_restored_from_the_log_or_told(
+  saved_best, tmp_path, capsys, damage, has_log
+):
+  run_dir = tmp_path / "run"
+  shutil.copytree(saved_best, run_dir)
+  for step in (10, 20):
+    edit_sealed(run_dir / "checkpoints" / str(step), lambda sealed: sealed.pop("metrics"))
+  if not has_log:
+    (run_dir / "metrics.jsonl").unlink()
+  METRICS_DAMAGE[damage](run_dir / "checkpoints" / "10" / "metrics" / "metrics")
+  best = checkpoint.load_parameters(run_dir, abstract().params, "best")[1]
+  told = capsys.readouterr().err.splitlines()
+  if has_log:
+    assert (best, told) == (10, [])
+  else:
+    assert best == 20
+    (line,) = told
+    assert "the held-out loss of checkpoint 10 is lost (" in line
+    assert "10/metrics/metrics cannot be read)" in line
+  for step in (30, 40):
+    save(run_dir, {step: 0.5}, keep=1)
+    # It may be the best.
+    assert 10 in checkpoint.available_steps(run_dir)
+  assert len(capsys.readouterr().err.splitlines()) == (1 if has_log else 2)
+
+
 ODD = [None, "x", [], {}, -1, 2**80, 1e308, True, [[[]]], {"a": {"b": []}}, [1, "x"]]
-FIELDS = ["checksums", "checksums.params", "checksums.rest", "position"]
+FIELDS = ["checksums", "checksums.params", "checksums.rest", "position", "descriptions", "metrics"]
+
+
+def edit_sealed(folder: Path, change) -> None:
+  """Changes the metadata of a checkpoint, with a right checksum."""
+
+  def edited(content):
+    sealed = checksum.unseal(content["custom_metadata"])
+    change(sealed)
+    content["custom_metadata"] = checksum.seal(sealed)
+
+  edit(folder / "_CHECKPOINT_METADATA", edited)
 
 
 def forged(saved: Path, run_dir: Path, field: str, value) -> Path:
   """Copies a run and changes the metadata of its newest checkpoint, with a right checksum."""
   shutil.copytree(saved, run_dir)
   step = max(checkpoint.available_steps(run_dir))
-  file = run_dir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
-  content = json.loads(file.read_bytes())
-  sealed = checksum.unseal(content["custom_metadata"])
-  *parents, last = field.split(".")
-  inner = sealed
-  for key in parents:
-    inner = inner[key]
-  if value is ...:
-    del inner[last]
-  else:
-    inner[last] = value
-  content["custom_metadata"] = checksum.seal(sealed)
-  file.write_text(json.dumps(content))
+
+  def change(sealed):
+    *parents, last = field.split(".")
+    for key in parents:
+      sealed = sealed[key]
+    if value is ...:
+      del sealed[last]
+    else:
+      sealed[last] = value
+
+  edit_sealed(run_dir / "checkpoints" / str(step), change)
   return run_dir
 
 
@@ -228,7 +390,7 @@ def test_what_is_sealed_and_no_run_wrote_is_one_line_or_passed_over(saved, tmp_p
     if told.startswith("error: ") and field != "checksums.rest":
       with pytest.raises(CheckpointError, match="checkpoint 20"):
         checkpoint.load_parameters(run_dir, abstract().params)
-    assert told or field == "position"
+    assert told or field in ("position", "descriptions", "metrics")
     checkpoint_identity.newest_identity(run_dir)
 
 

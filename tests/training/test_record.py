@@ -57,3 +57,18 @@ def test_a_screen_that_is_gone_ends_no_run(tmp_path):
   record.record(1, step_metrics(2.0))
   record.record_heldout(1, {"heldout_loss": 1.0})
   assert [line["step"] for line in metrics.read_metrics(tmp_path / "metrics.jsonl")] == [1, 1]
+
+
+def test_the_first_line_has_the_time_left_if_the_steps_are_timed_before_it(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+  stream = io.StringIO()
+  progress = metrics.ProgressLine(11, stream)
+  progress.started(1)
+  now[0] += 8.0
+  progress.show(3, {})
+  assert stream.getvalue() == "step 3/11  ETA 0:32\n"
+  stream.truncate(0)
+  stream.seek(0)
+  metrics.ProgressLine(11, stream).show(3, {})
+  assert stream.getvalue() == "step 3/11\n"

@@ -16,7 +16,7 @@ from models.accounting import list_parameters
 from parallel.sharding_plan import on_one_device
 from tests.small_models import build
 from tests.training.resume_run import Sequences
-from training import checkpoint, loop, optimizer, retention
+from training import checkpoint, checksum, loop, optimizer, retention
 from training import step as step_lib
 from training.metrics import read_metrics
 
@@ -310,6 +310,11 @@ def test_a_nan_that_an_older_run_kept_is_not_best(tmp_path):
   run(tmp_path, steps=8, keep=2, evaluate_every=4, evaluate=lambda params: {"heldout_loss": 2.0})
   file = tmp_path / "checkpoints" / "4" / "metrics" / "metrics"
   file.write_text(json.dumps({"heldout_loss": math.nan}))
+  described = file.parents[1] / "_CHECKPOINT_METADATA"
+  contents = json.loads(described.read_bytes())
+  sealed = checksum.unseal(contents["custom_metadata"])
+  del sealed["metrics"]
+  described.write_text(json.dumps({**contents, "custom_metadata": checksum.seal(sealed)}))
   assert checkpoint._choose(tmp_path, [4, 8], "best") == 8
   run(tmp_path, steps=9, keep=1)
   assert checkpoint.available_steps(tmp_path) == [8, 9]
