@@ -130,6 +130,11 @@ class AsWritten(Translation):
     return selector, parameter, value
 
 
+def classes_once_named(name: str) -> set[str]:
+  """The present paths of classes that had this name, without a module, in earlier versions."""
+  return {_renamed(old, new) for old, new in _CLASSES.items() if old.rpartition(".")[2] == name}
+
+
 def of_arguments() -> Translation:
   """Translates names on the command line, which may be short although nothing is imported there."""
   last_parts = {old.rpartition(".")[2]: new.rpartition(".")[2] for old, new in _MODULES.items()}

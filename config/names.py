@@ -8,6 +8,7 @@ import importlib
 import importlib.util  # gin 0.5.0 needs it and does not import it.
 import inspect
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from typing import Any
 
 from base import paths
 from base.wording import near
-from config import types
+from config import moved_names, types
 from config.place import GIN_ROOT, Place
 from config.source import Import, NamedReference, Statement
 
@@ -83,11 +84,13 @@ class Names:
       ConfigError: the name is unknown, or not callable.
     """
     first, _, rest = name.partition(".")
+    # Of a reference in the value, the parameter is not its own.
+    parameter = statement.parameter if name == statement.selector else ""
     if statement.imports is None and _begins_with_path(name):
-      return self._by_full_path(name, statement.place)
+      return self._by_full_path(name, parameter, statement.place)
     module = self._module(first, name, statement)
     if module is None:
-      return self._by_full_path(name, statement.place)
+      return self._by_full_path(name, parameter, statement.place)
     return _attribute(module, rest, name, statement.place)
 
   def references(self, value: Any, statement: Statement) -> Any:
@@ -115,19 +118,40 @@ class Names:
       raise statement.place.error(f"{first!r} is ambiguous: {modules}; write the full path")
     return bound[0].module if bound else None
 
-  def _by_full_path(self, name: str, place: Place) -> Configurable:
+  def _by_full_path(self, name: str, parameter: str, place: Place) -> Configurable:
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
       module = ".".join(parts[:end])
       if _exists(module):
         _import(module, place)
         return _attribute(module, ".".join(parts[end:]), name, place)
-    modules = {item[0].name: item[0].module for item in self._everywhere.values()}
-    # Modules with such a name come before modules with a similar name.
-    holders = {m for m, path in modules.items() if hasattr(sys.modules.get(path), parts[-1])}
-    paths = [f"{module}.{parts[-1]}" for module in holders or modules]
-    hint = _import_line(parts[0], ".".join(parts[1:])) or near(name, paths)
+    hint = _import_line(parts[0], ".".join(parts[1:])) or self._near(parts[-1], parameter)
     raise place.error(f"no file of this configuration imports {parts[0]!r}{hint}")
+
+  def _near(self, last: str, parameter: str) -> str:
+    """Suggests functions and classes of the imported modules for the last part of a name.
+
+    Those that have the parameter come first, then those with this name, now or in the past.
+    """
+    known = {
+      f"{items[0].name}.{own}": Configurable(getattr(module, own), items[0].module, own)
+      for items in self._everywhere.values()
+      if (module := sys.modules.get(items[0].module)) is not None
+      for own in _public(module)
+    }
+    own = {name for name, one in known.items() if _has(one, parameter)}
+    renamed = moved_names.classes_once_named(last)
+    named = {
+      name
+      for name, one in known.items()
+      if one.path == last or f"{one.module}.{one.path}" in renamed
+    }
+    if named := named & own or named:
+      return f"; did you mean {named.pop()}?" if len(named) == 1 else near("", named)
+    lasts = {name.rpartition(".")[2]: name for name in own or known}
+    close = near(last, lasts)
+    found = re.fullmatch(r"; did you mean (\w+)\?", close)
+    return f"; did you mean {lasts[found[1]]}?" if found else near("", known)
 
 
 def replace(value: Any, leaf: Callable[[Any], Any]) -> Any:
@@ -152,6 +176,13 @@ def check_parameter(configurable: Configurable, parameter: str, place: Place) ->
   if parameter not in signature.parameters and not signature.open:
     hint = near(parameter, signature.parameters)
     raise place.error(f"{configurable.name} has no parameter {parameter!r}{hint}")
+
+
+def _has(configurable: Configurable, parameter: str) -> bool:
+  try:
+    return parameter in configurable.signature.parameters
+  except (TypeError, ValueError, NameError):  # One without a signature, or with unknown types.
+    return False
 
 
 def _begins_with_path(name: str) -> bool:

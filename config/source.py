@@ -142,7 +142,7 @@ def read_alone(text: str, name: str = "text", *, as_written: bool = False) -> So
     Includes: it includes a file.
     ConfigError: it does not parse.
   """
-  for item in _parse(text, Path(name), moved_names.Translation()):
+  for item in _parse(text, Path(name), moved_names.Translation(), {}):
     if isinstance(item, config_parser.IncludeStatement):
       raise Includes(f"{Place(name, item.location.line_num)} includes {item.filename[:120]!r}")
   return _statements(text, Path(name), (), moved_names.AsWritten() if as_written else None)
@@ -265,7 +265,8 @@ def _statements(
   imports: dict[str, Import] = {}
   including = (*including, path)
   translation = translation or moved_names.Translation()
-  for item in _parse(text, path, translation):
+  lines: dict[str, int] = {}
+  for item in _parse(text, path, translation, lines):
     place = Place(str(path), item.location.line_num)
     if isinstance(item, config_parser.IncludeStatement):
       found = find(item.filename, path, place)
@@ -290,12 +291,22 @@ def _statements(
         Statement(item.scope, item.selector, item.arg_name, item.value, place, imports)
       )
   source.imports += imports.values()
-  source.moved += [(old, new, Place(str(path), 1)) for old, new in translation.found.items()]
+  source.moved += [
+    (old, new, Place(str(path), lines[old])) for old, new in translation.found.items()
+  ]
   return source
 
 
-def _parse(text: str, path: Path, translation: moved_names.Translation) -> list[Any]:
-  """Parses one file into statements in order, with the present names of what has moved."""
+def _parse(
+  text: str, path: Path, translation: moved_names.Translation, lines: dict[str, int]
+) -> list[Any]:
+  """Parses one file into statements in order, with the present names of what has moved.
+
+  Args:
+    text, path: the file.
+    translation: translates old names.
+    lines: gets the line of the first statement with each old name.
+  """
   found = []
   try:
     for item in config_parser.ConfigParser(text, _Delegate(translation)):
@@ -306,6 +317,8 @@ def _parse(text: str, path: Path, translation: moved_names.Translation) -> list[
         selector, parameter, value = translation.binding(*left, item.value)
         item = item._replace(selector=selector, arg_name=parameter, value=value)
       found.append(item)
+      for old in translation.found:
+        lines.setdefault(old, item.location.line_num)
     return found
   except SyntaxError as error:
     line = error.lineno or 1

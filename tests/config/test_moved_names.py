@@ -59,6 +59,33 @@ def test_old_names_in_arguments(argument, capsys):
   assert "still works" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  ("name", "meant"),
+  [
+    ("Options.log_every", r"; did you mean loop\.LoopOptions\?"),
+    ("Options.z_loss", r"; did you mean step\.StepOptions\?"),
+    ("LoopOptions.log_every", r"; did you mean loop\.LoopOptions\?"),
+    ("Option.log_every", r"; did you mean loop\.LoopOptions\?"),
+    ("Options.nonsense", r"; choose from loop\.LoopOptions, step\.StepOptions$"),
+  ],
+)
+def test_a_class_without_its_module_is_suggested_by_its_present_name(name, meant):
+  with pytest.raises(config_lib.ConfigError, match=f"imports '{name.partition('.')[0]}'{meant}"):
+    config_lib.load("runs/griffin_quickstart.gin", Experiment, [f"--gin.{name}=2"])
+
+
+def test_the_line_of_an_old_name_is_that_of_its_binding(tmp_path, capsys):
+  file = tmp_path / "old.gin"
+  text = (
+    "from __gin__ import dynamic_registration\nfrom training import loop\n"
+    "include 'runs/griffin_quickstart.gin'\nloop.LoopOptions.keep = 3\nloop.Options.log_every = 2\n"
+  )
+  file.write_text(text)
+  config_lib.load(file, Experiment)
+  assert f"{file}:5: loop.Options was renamed" in capsys.readouterr().err
+  assert [place.line for _, _, place in source.read_text(OLD).moved] == [3, 4]
+
+
 def test_a_whole_old_path_in_a_file():
   text = "import launch.experiment\nlaunch.experiment.Experiment.seed = 1\n"
   (statement,) = source.read_text(text).statements
