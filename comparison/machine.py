@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -35,6 +36,36 @@ def versions() -> dict[str, str]:
     except metadata.PackageNotFoundError:
       continue
   return found
+
+
+def comparable(depends: Any) -> Any:
+  """Leaves only the versions that a measurement depends on in what a result depends on.
+
+  Times depend on XLA, whose larger changes come with JAX's minor versions. Patch releases, Python
+  and the other packages are not expected to change times or losses by more than their noise.
+
+  Args:
+    depends: JSON values with the result of `versions` under 'versions'.
+  """
+  if not isinstance(depends, dict) or not isinstance(depends.get("versions"), dict):
+    return depends
+  jax_version = str(depends["versions"].get("jax", ""))
+  return {**depends, "versions": {"jax": ".".join(jax_version.split(".")[:2])}}
+
+
+def change(name: str, was: Any, now: Any) -> str:
+  """Says what changed since a result was stored.
+
+  Args:
+    name: a name in what the result depends on.
+    was, now: its old and new value.
+  """
+  if name == "versions" and isinstance(was, dict):
+    return f"JAX was {was.get('jax')} and is {now['jax']}"
+  if name == "on" and isinstance(was, dict):
+    other = [what for what in sorted(was | now) if was.get(what) != now.get(what)]
+    return "; ".join(f"{what} were {was.get(what)} and are {now.get(what)}" for what in other)
+  return "its options changed" if name == "part" else "a model's configuration changed"
 
 
 def _cpu_name() -> str:

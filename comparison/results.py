@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from base import small_files
+
+_FIELDS = {"key", "depends", "value", "seconds"}
 
 
 class NotMeasured(Exception):
@@ -30,6 +32,7 @@ class ResultCache:
     part: str,
     depends: Callable[[str], Any],
     *,
+    comparable: Callable[[Any], Any] = lambda depends: depends,
     writes: bool = True,
     on_result: Callable[[str, float | None], None] | None = None,
   ):
@@ -38,12 +41,13 @@ class ResultCache:
     Args:
       folder: folder of all parts; created when a result is stored.
       part: the part's name.
-      depends: maps a key to the JSON values that its result depends on.
+      depends: maps a key to the JSON values that its result depends on, which are stored with it.
+      comparable: maps these values to those that must be equal for a stored result to be found.
       writes: False in all processes but the first.
       on_result: called with a key and None before it is measured, and with its seconds after.
     """
     self._folder = folder / part
-    self._depends = depends
+    self._depends, self._comparable = depends, comparable
     self._writes = writes
     self._on_result = on_result or (lambda key, seconds: None)
     # Read once, so that all processes agree on which results to measure.
@@ -80,17 +84,47 @@ class ResultCache:
     found = {key: self._find(key) for key in keys}
     return {key: record["seconds"] for key, record in found.items() if record is not None}
 
+  def changed(self, keys: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Returns why the first result that must be measured again is not found.
+
+    Returns:
+      a name in what it depends on, with the old and the new value; None if all are found, or were
+      never measured.
+    """
+    for key in keys:
+      if self._find(key) is None:
+        now = _plain(self._comparable(self._depends(key)))
+        for record in self._records(key):
+          was = self._comparable(record["depends"])
+          if isinstance(was, dict) and isinstance(now, dict):
+            for name in now:
+              if was.get(name) != now[name]:
+                return name, was.get(name), now[name]
+    return None
+
   def _find(self, key: str) -> dict[str, Any] | None:
-    if key not in self._values and (file := self._kept.get(self._name(key))):
-      try:
-        record = json.loads(small_files.read(file) or b"")
-        if not isinstance(record, dict) or not {"value", "seconds"} <= record.keys():
-          raise ValueError("it is not a result")
+    if key not in self._values:
+      now = _plain(self._comparable(self._depends(key)))
+      found = (r for r in self._records(key) if self._comparable(r["depends"]) == now)
+      if record := next(found, None):
         self._values[key] = record
+    return self._values.get(key)
+
+  def _records(self, key: str) -> Iterator[dict[str, Any]]:
+    """Yields the stored results of a key, whatever they depend on; the file of its name first."""
+    name = self._name(key)
+    words = re.compile(re.escape(name.rpartition("-")[0]) + "-[0-9a-f]{12}[.]json")
+    for other in sorted(filter(words.fullmatch, self._kept), key=lambda found: found != name):
+      try:
+        record = json.loads(small_files.read(self._kept[other]) or b"")
+        if not isinstance(record, dict) or not record.keys() >= _FIELDS:
+          raise ValueError("it is not a result")
       except (ValueError, RecursionError):
         # Written atomically, so the disk or an edit damaged it: measured again.
-        del self._kept[self._name(key)]
-    return self._values.get(key)
+        del self._kept[other]
+        continue
+      if record["key"] == key:
+        yield record
 
   def _keep(self, key: str, value: Any, seconds: float) -> None:
     record = {"key": key, "seconds": seconds, "depends": self._depends(key), "value": value}
@@ -108,7 +142,12 @@ class ResultCache:
 
   def _name(self, key: str) -> str:
     words = re.sub(r"[^A-Za-z0-9.]+", "_", key).strip("_")[:60]
-    return f"{words}-{digest([self._depends(key), key])}.json"
+    return f"{words}-{digest([self._comparable(self._depends(key)), key])}.json"
+
+
+def _plain(value: Any) -> Any:
+  """Returns a JSON value as it is read back."""
+  return json.loads(json.dumps(value))
 
 
 def digest(value: Any) -> str:

@@ -272,6 +272,7 @@ def _cache(
     folder,
     name,
     lambda key: depends(key) | everywhere,
+    comparable=machine.comparable,
     writes=processes.is_first(),
     on_result=functools.partial(on_result, name),
   )
@@ -314,6 +315,7 @@ class _Comparing:
 
   def run(self, only: Sequence[str], before_writing: Callable[[], None]) -> int:
     """Measures the parts of `only`, and writes a page of all measured parts."""
+    from comparison import machine
     from comparison.page import report as report_lib
     from comparison.progress import PlannedResult
     from comparison.runs import Stopped
@@ -326,6 +328,8 @@ class _Comparing:
           PlannedResult(work.name, key, group, cost, seconds.get(key))
           for key, (group, cost) in work.costs.items()
         )
+        if processes.is_first() and (change := work.measured.changed(work.costs)):
+          self._progress.say(f"{work.name} is measured again: {machine.change(*change)}")
     # Stored results of other parts are shown too.
     found = {work.name: figures for work in self._works if (figures := _kept(work)) is not None}
     for work in self._works:

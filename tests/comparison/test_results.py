@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from comparison import machine as comparison_machine
 from comparison.results import NotMeasured, ResultCache
 
 
@@ -78,3 +79,49 @@ def test_beginnings_and_ends_are_told_with_seconds(tmp_path):
   assert told[1][1] >= 0
   record = json.loads(next((tmp_path / "speed").glob("*.json")).read_text())
   assert results(tmp_path).seconds({"x": 1.0, "y": 1.0}) == {"x": record["seconds"]}
+
+
+def on(jax: str, python: str = "3.11.1", devices: str = "4 cores", part: str = "Speed()"):
+  """What the results of a machine depend on, as a comparison stores it."""
+  versions = {"python": python, "jax": jax, "jaxlib": jax}
+  return {
+    "models": {"Griffin": "1a"},
+    "part": part,
+    "on": {"devices": devices},
+    "versions": versions,
+  }
+
+
+def of_machine(folder, **machine):
+  return ResultCache(
+    folder, "speed", lambda key: on(**machine), comparable=comparison_machine.comparable
+  )
+
+
+def test_a_patch_release_measures_nothing_again(tmp_path):
+  of_machine(tmp_path, jax="0.10.1").cached("x", lambda: 1)
+  for other in ({"jax": "0.10.2"}, {"jax": "0.10.2", "python": "3.12.4"}):
+    assert of_machine(tmp_path, **other).cached("x", forbidden) == 1
+    assert of_machine(tmp_path, **other).changed({"x": 1}) is None
+
+
+def test_results_of_earlier_versions_are_found_whatever_their_patch_releases(tmp_path):
+  # Their names had a digest of all versions.
+  ResultCache(tmp_path, "speed", lambda key: on("0.10.1")).cached("x", lambda: 1)
+  assert of_machine(tmp_path, jax="0.10.2").cached("x", forbidden) == 1
+
+
+@pytest.mark.parametrize(
+  ("change", "told"),
+  [
+    ({"jax": "0.11.0"}, "JAX was 0.10 and is 0.11"),
+    ({"devices": "8 cores"}, "devices were 4 cores and are 8 cores"),
+    ({"part": "Speed(rows=2)"}, "its options changed"),
+  ],
+)
+def test_what_is_measured_again_is_told_with_the_reason(tmp_path, change, told):
+  of_machine(tmp_path, jax="0.10.1").cached("x", lambda: 1)
+  now = of_machine(tmp_path, **{"jax": "0.10.1", **change})
+  assert comparison_machine.change(*now.changed({"new": 1, "x": 1})) == told
+  assert now.cached("x", lambda: 2) == 2
+  assert of_machine(tmp_path, jax="0.10.1").cached("x", forbidden) == 1
