@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from base.errors import UserError
+from base.wording import near
 from layers.segments import Segments
 from parallel import shards
 from parallel.mesh import FLAGS
@@ -118,13 +119,27 @@ def _check_splits(mixer: Mixer) -> None:
       f"{_called(mixer)} has input_axis={axis!r}, and no rule is about such an axis. Name the "
       "logical axis of its first maps' results, or add it to rules.Rules.table."
     )
-  for axis in getattr(mixer, "unsplit_axes", ()):
+  for axis in _unsplit(mixer):
+    if not shards.has_rule(axis):
+      raise MixerError(
+        f"{_called(mixer)} has unsplit_axes with {axis!r}, and no rule is about such an axis"
+        f"{near(axis, shards.ruled_axes())}"
+      )
     if shards.count(axis) > 1:
       names = shards.mesh_axes(axis)
       raise MixerError(
         f"{_called(mixer)} cannot run with its axis {axis!r} split over devices, as mesh axis "
         f"{'+'.join(names)} does. Set {FLAGS.get(names[0], names[0])}=1."
       )
+
+
+def _unsplit(mixer: Mixer) -> tuple[str, ...]:
+  axes = getattr(mixer, "unsplit_axes", ())
+  if isinstance(axes, str):  # Its letters would be taken for axes.
+    raise MixerError(
+      f"{_called(mixer)} has unsplit_axes={axes!r}, which is no tuple. Write ({axes!r},)."
+    )
+  return tuple(axes)
 
 
 def _check_result(mixer: Mixer, result: Any, x: jax.Array) -> tuple[jax.Array, State | None]:

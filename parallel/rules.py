@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from base.ranges import Share
+from base.wording import near
 from parallel.mesh import FLAGS
 
 MeshAxes = str | tuple[str, ...] | None
@@ -91,6 +92,13 @@ class Rules:
   table: Mapping[str, MeshAxes] = dataclasses.field(default_factory=lambda: dict(MEGATRON))
   replicated: tuple[str, ...] = ("kv_heads", "lora")
   max_replicated: Share = 0.01
+
+  def __post_init__(self):
+    # The axes of the default may be missing from another table.
+    known = {**MEGATRON, **self.table}
+    for axis in self.replicated:
+      if axis not in known:
+        raise ValueError(f"replicated has {axis!r}, and no rule is about it{near(axis, known)}")
 
   def mesh_axes(self, axis: str | None, name: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
     """Returns the mesh axes with more than one device that a logical axis is split over.

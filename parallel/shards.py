@@ -58,6 +58,12 @@ def has_rule(axis: str) -> bool:
   return region is None or axis in dict(region.table)
 
 
+def ruled_axes() -> tuple[str, ...]:
+  """Returns the logical axes that the rules of the traced program know."""
+  region = _region.value
+  return () if region is None else tuple(dict(region.table))
+
+
 def mesh_axes(axis: str) -> tuple[str, ...]:
   """Returns the mesh axes that a logical axis is split over; none outside of `per_device`."""
   region = _region.value

@@ -136,6 +136,22 @@ class MisspellsInputAxis(Averaging):
   input_axis = "rrn"
 
 
+class MisspellsUnsplitAxes(Averaging):
+  """Would be split along time after all."""
+
+  @property
+  def unsplit_axes(self) -> tuple[str, ...]:
+    return ("tiem",)
+
+
+class UnsplitAxesOfLetters(Averaging):
+  """Forgets the comma that makes a tuple."""
+
+  @property
+  def unsplit_axes(self):
+    return "time"
+
+
 class ForgetsInputAxis(Averaging):
   """Does not say that every shard of its channels reads all of x."""
 

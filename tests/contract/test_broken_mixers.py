@@ -113,11 +113,24 @@ def test_a_mixer_that_is_none_is_named_with_the_remedy(mixer, message):
 
 
 def test_an_input_axis_without_a_rule_is_refused_on_devices():
-  rules = shards.Region(table=(("rnn", ()),), sizes=())
+  rules = shards.Region(table=(("rnn", ()), ("time", ())), sizes=())
   with shards.per_device(rules), pytest.raises(MixerError, match="has input_axis='rrn', and no"):
     prefill(broken_mixers.MisspellsInputAxis)
   with shards.per_device(rules):
     prefill(broken_mixers.Averaging)
+
+
+def test_a_misspelt_axis_that_is_not_split_is_refused_on_devices():
+  rules = shards.Region(table=(("rnn", ()), ("time", ())), sizes=())
+  with (
+    shards.per_device(rules),
+    pytest.raises(MixerError, match=r"unsplit_axes with 'tiem', and .*; did you mean time\?"),
+  ):
+    prefill(broken_mixers.MisspellsUnsplitAxes)
+  with pytest.raises(
+    MixerError, match=r"unsplit_axes='time', which is no tuple. Write \('time',\)"
+  ):
+    prefill(broken_mixers.UnsplitAxesOfLetters)
 
 
 def check_outside(tmp_path, mixer: str, *arguments: str) -> subprocess.CompletedProcess:

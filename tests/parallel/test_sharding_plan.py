@@ -97,6 +97,11 @@ def test_an_axis_without_a_rule_and_a_rule_without_an_axis_are_named():
     sharding_plan(rules=Rules(table=table | {"mlp": "tensor"}), model=2)
 
 
+def test_a_misspelt_axis_that_may_be_replicated_is_named():
+  with pytest.raises(ValueError, match=r"replicated has 'kv_head', .*; did you mean kv_heads\?"):
+    Rules(replicated=("kv_head",))
+
+
 def test_parameters_replicated_by_oversight_are_an_error():
   rules = Rules(table=dict(Rules().table) | {"mlp": None})
   with pytest.raises(
