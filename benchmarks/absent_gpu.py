@@ -1,4 +1,4 @@
-"""An H200 that is not here: XLA compiles for it all the same, with the `gpu` extra.
+"""An H200 that need not be attached: XLA compiles for it anyway, with the `gpu` extra.
 
 Importing this module sets what XLA reads from the environment, so it must come before the first use
 of JAX.

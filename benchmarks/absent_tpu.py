@@ -1,4 +1,4 @@
-"""TPUs that are not here: libtpu compiles for them all the same.
+"""TPUs that need not be attached: libtpu compiles for them anyway.
 
 Importing this module points JAX at the CPU and keeps libtpu from asking the network what machine it
 is on, so it must come before the first use of JAX.

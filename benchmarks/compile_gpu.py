@@ -1,4 +1,4 @@
-"""Compiles the recurrences, values and gradients, for an H200 that is not here.
+"""Compiles the recurrences, values and gradients, for an H200 that need not be attached.
 
     python -m benchmarks.compile_gpu
 
@@ -9,6 +9,7 @@ GB.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import sys
 import time
@@ -37,6 +38,8 @@ SHAPES = ((8, 2048, 4096), (2, 32768, 2560), (8, 2048, 640), (3, 100, 128))
 
 
 def main() -> None:
+  form = argparse.RawDescriptionHelpFormatter
+  argparse.ArgumentParser(description=__doc__, formatter_class=form).parse_args()
   device = absent_gpu.device()
   whole = NamedSharding(Mesh(np.array([device]), ("device",)), P())
   print(f"{device.device_kind}, jax {jax.__version__}")

@@ -1,4 +1,4 @@
-"""Compiles the Pallas TPU kernels, values and gradients, for TPUs that are not here.
+"""Compiles the Pallas TPU kernels, values and gradients, for TPUs that need not be attached.
 
     python -m benchmarks.compile_tpu                    # every generation, every shape
     python -m benchmarks.compile_tpu v5e --distinct     # shapes that give distinct kernels, batch 1

@@ -1,4 +1,4 @@
-"""The table of plans: what the paper's sizes take on hardware that is not here.
+"""The table of plans: what the paper's sizes take on hardware that need not be attached.
 
     python -m benchmarks.plans                      # every row: hours on two cores
     python -m benchmarks.plans h200 --keep=runs/plans   # rows with this word; keep what is planned

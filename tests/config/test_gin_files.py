@@ -78,7 +78,7 @@ def test_file_is_read_built_and_shaped(file):
   loaded = load(file)
   built = experiment.build(loaded)
   if file in ("kernels/pallas_tpu.gin", "kernels/mosaic_gpu.gin"):
-    # For hardware that is not here: it says so, and says what there is.
+    # For hardware that is not attached: it says so, and says what there is.
     with pytest.raises(ValueError, match="available"):
       describe.abstract_state(built)
     return
