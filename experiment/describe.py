@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiment import mesh_advice
+from experiment import mesh_advice, step_memory
 from experiment.experiment import Experiment
 from models.accounting import Account, account
 from models.language_model import LanguageModel
@@ -108,12 +108,14 @@ class DryRun:
     batch_bytes: one batch.
     temporary_bytes: temporary memory of the compiled step at its peak.
     seconds: time to trace and compile.
+    device_memory: bytes that a process may use of a device; None if unknown.
   """
 
   state_bytes: int
   batch_bytes: int
   temporary_bytes: int
   seconds: float
+  device_memory: int | None = None
 
   def __str__(self) -> str:
     total = self.state_bytes + self.batch_bytes + self.temporary_bytes
@@ -124,7 +126,16 @@ class DryRun:
       ("total", show_bytes(total)),
       ("compilation", f"{self.seconds:.1f} s"),
     ]
-    return table(rows, right=(1,))
+    if self.device_memory is None:
+      return table(rows, right=(1,))
+    rows.insert(4, ("memory of a device", show_bytes(self.device_memory)))
+    if total <= self.device_memory:
+      return table(rows, right=(1,))
+    return (
+      f"{table(rows, right=(1,))}\n\nA step does not fit into the memory of a device. Lower "
+      "--gin.BATCH_SIZE or --gin.SEQUENCE_LENGTH, raise --gin.MICROBATCHES, or split the run over "
+      "more devices with a file of gin/mesh/."
+    )
 
 
 def dry_run(experiment: Experiment) -> DryRun:
@@ -144,6 +155,7 @@ def dry_run(experiment: Experiment) -> DryRun:
     batch_bytes=device_bytes(batch),
     temporary_bytes=memory.temp_size_in_bytes if memory else 0,
     seconds=time.monotonic() - start,
+    device_memory=step_memory.of_device(),
   )
 
 

@@ -1,4 +1,4 @@
-"""Refuses a training step that exceeds this machine's memory, before anything is written."""
+"""Refuses a training step that exceeds this machine's memory; tells the memory of a device."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(model: LanguageModel, batch_size: int, length: int, microbatches: int)
   width = model.width * jnp.dtype(model.dtype).itemsize
   tokens = batch_size * length
   needed = tokens * _BATCH_BYTES + tokens // microbatches * width * repeats
-  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  memory = _of_machine()
   if needed > memory:
     kept = plural(repeats, "input")
     raise ConfigError(
@@ -46,3 +46,18 @@ def check(model: LanguageModel, batch_size: int, length: int, microbatches: int)
       f"{memory / 1e9:,.0f} GB. Lower --gin.BATCH_SIZE or --gin.SEQUENCE_LENGTH, or raise "
       "--gin.MICROBATCHES."
     )
+
+
+def of_device() -> int | None:
+  """Returns the bytes that this process may use of a device; None if the device does not tell.
+
+  Simulated devices share the machine's memory.
+  """
+  device = jax.local_devices()[0]
+  if device.platform == "cpu":
+    return _of_machine() // jax.local_device_count()
+  return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _of_machine() -> int:
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -160,8 +160,9 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
   found: list[Any] = []
   for name in names:
     if name not in manager.all_tasks:
-      near = difflib.get_close_matches(name, manager.all_tasks, n=1)
-      hint = f" Did you mean {near[0]!r}?" if near else ""
+      # Thousands of names: with a lower cutoff, one of them resembles anything.
+      near = difflib.get_close_matches(name, manager.all_tasks, n=1, cutoff=0.75)
+      hint = f" Did you mean {near[0]!r}?" if near else " `lm-eval ls tasks` lists all."
       raise UserError(
         f"--harness={name}: lm-eval has no such task.{hint} Add your own with --include_path."
       )

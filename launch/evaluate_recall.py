@@ -64,9 +64,10 @@ def run(
   file = folder / f"{trained.step}-{task.name}-{'-'.join(str(x['length']) for x in lengths)}.json"
   small_files.replace(file, json_files.dumps(result, indent=2) + "\n")
   print(f"written to {paths.shown(file)}", file=sys.stderr)
-  further = ",".join(str(task.length * times) for times in (1, 2, 4))
-  words = ["python", "-m", "launch.evaluate", f"--run_dir={paths.shown(directory.path)}"]
-  command.tell_next(*words, *([] if contexts else [f"--contexts={further}"]))
+  if not contexts:
+    further = ",".join(str(task.length * times) for times in (1, 2, 4))
+    words = ["python", "-m", "launch.evaluate", f"--run_dir={paths.shown(directory.path)}"]
+    command.tell_next(*words, f"--contexts={further}")
   return 0
 
 

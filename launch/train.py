@@ -74,7 +74,8 @@ def parser() -> command.Parser:
   result.add_argument(
     "--dry_run",
     action="store_true",
-    help="compile a step without allocating arrays, print the memory that it needs, and exit",
+    help="compile a step without allocating arrays, print the memory that it needs and whether it "
+    "fits, and exit",
   )
   trust.add_arguments(result)
   hosts.add_arguments(result)

@@ -16,6 +16,7 @@ import pytest
 
 from base.errors import UserError
 from config.config import ConfigError
+from experiment import step_memory
 from launch import command, evaluate, generate, train
 from tests import small_run
 from training.loop import TrainingError
@@ -219,7 +220,17 @@ def test_looking_makes_no_directory(folder, tmp_path, capsys):
   )
   assert "FLOPs per token, forward" in printed
   assert "temporary memory of a step" in printed
+  assert "memory of a device" in printed
+  assert "does not fit" not in printed
   assert not (tmp_path / "none").exists()
+
+
+def test_a_step_that_does_not_fit_is_told_by_a_dry_run(folder, monkeypatch, capsys):
+  monkeypatch.setattr(step_memory, "of_device", lambda: 2**20)
+  assert train.main([str(folder / "griffin.gin"), "--dry_run"]) == 0
+  printed = capsys.readouterr().out
+  assert "memory of a device              1 MiB\n" in printed
+  assert "A step does not fit into the memory of a device. Lower --gin.BATCH_SIZE" in printed
 
 
 def test_fewer_devices_than_the_mesh_needs_are_told_before_anything_is_written(tmp_path):
@@ -324,6 +335,8 @@ def test_evaluate_runs_tasks_of_lm_eval_on_local_data(run_dir, tasks, capsys):
   assert kept["n-samples"]["far"]["effective"] == 4
   with pytest.raises(UserError, match=r"no such task. Did you mean 'near'\?"):
     evaluate.main([*asked, "--harness=nera"])
+  with pytest.raises(UserError, match=r"no such task. `lm-eval ls tasks` lists all. Add your own"):
+    evaluate.main([*asked, "--harness=such_task"])
   with pytest.raises(UserError, match=r"the data of far .* --harness_data=far=FOLDER") as error:
     evaluate.main([*asked, "--harness=far"])
   # The command that it tells came with the extra.
@@ -336,7 +349,9 @@ def test_evaluate_runs_tasks_of_lm_eval_on_local_data(run_dir, tasks, capsys):
 def test_evaluate_tells_how_much_is_recalled_and_where(run_dir, capsys):
   asked = [f"--run_dir={run_dir}", "--gin.data.recall_text.Needle.heldout_examples=4"]
   assert evaluate.main([*asked, "--data=data/needle.gin", "--contexts=20,90"]) == 0
-  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+  printed = capsys.readouterr()
+  lines = [line.split() for line in printed.out.splitlines()]
+  assert "next:" not in printed.err  # It would be the command without contexts, which names these.
   assert ["characters", "right", "whole", "answers"] in lines
   (file,) = (run_dir / "evaluations").glob("6-needle-20-90.json")
   kept = json.loads(file.read_text())
