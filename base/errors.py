@@ -1,4 +1,4 @@
-"""The base class of errors with messages for the user."""
+"""The base class of errors with messages for the user, and the kinds of others."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ class UserError(Exception):
     super().__init__(message)
     if may_pass is not None:
       self.may_pass = may_pass
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+  """Whether an error means that memory ran out, on the host or on a device."""
+  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED: " in str(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from base.errors import UserError, is_out_of_memory
 from contract import (
   causality,
   checkpoints,
@@ -49,6 +50,9 @@ def run(model: LanguageModel, names: Iterable[str] = CHECKS) -> Iterator[tuple[s
   Args:
     model: any model of the zoo, small enough to compile in seconds; its depth is replaced.
     names: names in `CHECKS`.
+
+  Raises:
+    UserError: memory ran out, which says nothing about the model.
   """
   subject = Subject(model)
   for name in names:
@@ -57,5 +61,10 @@ def run(model: LanguageModel, names: Iterable[str] = CHECKS) -> Iterator[tuple[s
         yield name, finding
     except (Exception, SystemExit) as error:  # a model may raise anything
       message = " ".join(str(error).split())
+      if is_out_of_memory(error):
+        raise UserError(
+          f"not enough memory for the check {name!r} ({message[:200] or type(error).__name__}). "
+          "Check a smaller model, such as --gin.WIDTH=32 --gin.RNN_WIDTH=128."
+        ) from error
       says = f"{type(error).__name__}: {message[:500]}"
       yield name, Finding(case="ends with an error", outcome="failed", says=says)

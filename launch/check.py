@@ -49,6 +49,12 @@ def main(arguments: Sequence[str]) -> int:
   args, bindings = command.parse(options, arguments)
   if not args.config and not args.model:
     options.error("no model is given. Name a gin file, or --model=NAME")
+  for binding in bindings:
+    name = binding.removeprefix("--gin.").partition("=")[0]
+    if name == "DEPTH" or name.endswith(".Backbone.depth"):
+      options.error(
+        f"{binding} has no effect: the depth is two repeats of the model's pattern and a remainder"
+      )
   _play_devices()
 
   import contract

@@ -8,6 +8,7 @@ import re
 import sys
 
 from base import paths
+from base.errors import is_out_of_memory
 
 LONGEST_LINE = 480
 MOST_LINES = 40
@@ -96,11 +97,6 @@ def of_system(error: BaseException) -> str | None:
   if isinstance(error, OSError) and number is not None:
     return _sentence(os.strerror(number), None, number)
   return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-  """Whether an error means that memory ran out, on the host or on a device."""
-  return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED: " in str(error)
 
 
 def _most_telling(error: BaseException) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from base import paths
-from base.errors import UserError
+from base.errors import UserError, is_out_of_memory
 from experiment import trust
-from launch import command, failures
+from launch import command
 
 if TYPE_CHECKING:
   from inference.text_generator import TextGenerator
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
   try:
     _generate(generator, prompts, args)
   except Exception as error:
-    if not failures.is_out_of_memory(error):
+    if not is_out_of_memory(error):
       raise
     raise UserError(
       f"not enough memory for {args.max_tokens} tokens after prompts of up to "

@@ -137,8 +137,9 @@ def main(arguments: Sequence[str]) -> int:
     files = [*args.config, *(f"gin/models/{name}.gin" for name in args.models or ())]
     # Not runs/griffin_quickstart, where `make train` has a run with another configuration.
     run_dir = paths.free(Path("runs") / re.sub(r"[^\w.-]", "_", f"{model}_{args.hardware}"))
-    words = (*files, f"--run_dir={run_dir}", *bindings, *setup.get(model, ()))
-    command.tell_next("python", "-m", "launch.train", *words)
+    found = setup.get(model, [])
+    given = _without_replaced([*files, *bindings], found)
+    command.tell_next("python", "-m", "launch.train", *given, f"--run_dir={run_dir}", *found)
   return 0 if all(found is not None and found.memory.fits for found in best) else 1
 
 
@@ -157,6 +158,19 @@ def _configurations(args: argparse.Namespace, bindings: Sequence[str]) -> list[t
     if warning.startswith("--gin."):
       raise UserError(f"{warning}: no model uses it. Remove it.")
   return found
+
+
+def _without_replaced(given: Sequence[str], setup: Sequence[str]) -> list[str]:
+  """Leaves out gin files that a found setup names too, and bindings that it replaces."""
+  from config import source
+
+  def name(argument: str) -> str:
+    if argument.startswith(source.OVERRIDE_PREFIX):
+      return argument.partition("=")[0]
+    return str(source.find(argument, None, None))
+
+  replaced = set(map(name, setup))
+  return [argument for argument in given if name(argument) not in replaced]
 
 
 def _plans(

@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from jax.errors import JaxRuntimeError
 
+import contract
 from base.errors import UserError
+from experiment import model_zoo
 from launch import check, command, compare, convert, evaluate, failures, generate, plan, train
 from launch import vocabulary as vocabulary_command
 
@@ -144,6 +147,37 @@ def test_an_option_that_another_one_leaves_without_effect_is_refused(
   capsys, name, arguments, option
 ):
   assert f"{option} has no effect" in refusal(capsys, name, *arguments)
+
+
+@pytest.mark.parametrize("binding", ["--gin.DEPTH=4", "--gin.models.backbone.Backbone.depth=4"])
+def test_a_depth_that_the_check_would_replace_is_refused(capsys, binding):
+  told = refusal(capsys, "check", "--model=griffin", binding)
+  assert f"{binding} has no effect: the depth is two repeats of the model's pattern" in told
+
+
+def test_memory_that_ran_out_says_nothing_about_a_model(monkeypatch):
+  def check_of_a_large_model(subject):
+    raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 252900000000 bytes.")
+    yield
+
+  monkeypatch.setitem(contract.CHECKS, "causality", check_of_a_large_model)
+  model, _ = model_zoo.build(["models/griffin.gin"])
+  told = r"not enough memory for the check 'causality' \(.* 252.*\). Check a smaller model, such as"
+  with pytest.raises(UserError, match=told):
+    list(contract.run(model, ["causality"]))
+
+
+def test_the_command_after_a_search_names_each_file_and_macro_once():
+  setup = ["gin/mesh/data.gin", "--gin.DATA_SHARDS=4", "--gin.MICROBATCHES=2"]
+  given = [RUN_FILE, "mesh/data.gin", "--gin.DATA_SHARDS=2", "--gin.BATCH_SIZE=8"]
+  assert plan._without_replaced(given, setup) == [RUN_FILE, "--gin.BATCH_SIZE=8"]
+  assert plan._without_replaced(given, []) == given
+
+
+def test_a_benchmark_of_an_absent_gpu_helps_without_its_extra():
+  ended = launched("benchmarks.compile_gpu", "--help", stdin=subprocess.DEVNULL)
+  assert ended.returncode == 0, ended.stderr
+  assert ended.stdout.startswith("usage: ")
 
 
 def test_conversions_refuse_what_they_have_no_use_for(tmp_path, capsys):
