@@ -199,8 +199,9 @@ def _but_of_reads(hook: Callable[..., object]) -> Callable[..., None]:
   """Wraps a hook for exceptions so that it ignores those of coroutines and of their threads."""
 
   def call(*args: Any) -> None:
-    unraisable = args[0] if len(args) == 1 else None
-    error = args[1] if unraisable is None else unraisable.exc_value
+    # sys.excepthook has the type, the exception and its traceback.
+    unraisable = None if len(args) == 3 else args[0]
+    error = args[1] if len(args) == 3 else args[0].exc_value
     in_thread = threading.current_thread() is not threading.main_thread()
     if in_thread and "Event loop is closed" in str(error):
       return
