@@ -146,7 +146,7 @@ def _described(folder: Path, parts: Iterable[str]) -> tuple[Any, dict[str, Any]]
   try:
     contents = unseal(metadata.custom_metadata)
   except ValueError as error:
-    raise Damage(f"its metadata {error}") from None
+    raise Damage(f"its metadata ({_METADATA_FILE}) {error}") from None
   for name in parts:
     _require_description(metadata.metadata.get(name), contents, name)
   return metadata, contents
@@ -162,7 +162,8 @@ def _require_description(found: Any, contents: dict[str, Any], name: str) -> Non
     return
   file = f"{name}/_METADATA"
   if found is None:
-    raise Damage(f"the description of its {_called(name)} ({file}) cannot be read")
+    # Orbax also needs the other files for it.
+    raise Damage(f"the description of its {_called(name)} (in {name}/) cannot be read")
   count = len(jax.tree.leaves(found))
   if isinstance(sums[name], list) and count != len(sums[name]):
     raise Damage(f"{file} describes {plural(count, 'array')}, but {len(sums[name])} were saved")

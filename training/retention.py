@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from base import paths, small_files
 from training import json_files
-from training.checkpoint_reader import METRICS, sealed_contents
+from training.checkpoint_reader import METADATA, METRICS, sealed_contents
 from training.metrics import METRICS_FILE, read_metrics
 
 HELDOUT = "heldout_loss"
@@ -81,8 +81,8 @@ def loss_of(found: Any) -> float | None:
 def kept_metrics(checkpoint: Path) -> dict[str, Any] | None:
   """Reads the metrics of a checkpoint on disk; None if they are lost, so that it may be the best.
 
-  Their sealed copy counts. Checkpoints of earlier versions have only the file, and if that is
-  damaged, the run's log may have the held-out loss.
+  Their sealed copy counts. Checkpoints of earlier versions have only the file, whose loss is in
+  their sealed metadata too; if the file cannot be read, the run's log may have the loss.
 
   Raises:
     OSError: they could not be read this time.
@@ -91,8 +91,11 @@ def kept_metrics(checkpoint: Path) -> dict[str, Any] | None:
   if isinstance(contents.get(METRICS), dict):
     return contents[METRICS]
   found = _read(_file(checkpoint))
-  if isinstance(found, dict):
-    return found
+  if found is not None:
+    metadata = contents.get(METADATA)
+    evaluated = loss_of(metadata.get("heldout")) if isinstance(metadata, dict) else None
+    has_loss = evaluated is not None and HELDOUT in found
+    return {**found, HELDOUT: evaluated} if has_loss else found
   if (logged := _logged_loss(checkpoint)) is not None:
     return {HELDOUT: logged}
   return None if os.path.lexists(checkpoint / _FOLDER) else {}
@@ -142,12 +145,12 @@ def repair(folder: Path, aside: Path) -> list[int]:
     if not checkpoint.name.isdecimal() or not checkpoint.is_dir():
       continue
     found, file = kept_metrics(checkpoint), _file(checkpoint)
+    damaged = file if file.parent.is_dir() else file.parent
     if found is None:
       steps.append(int(checkpoint.name))
       print(f"warning: {lost(checkpoint)}; it is kept", file=sys.stderr)
-    elif found == (_read(file) if os.path.lexists(checkpoint / _FOLDER) else {}):
+    elif found == _read(file) or not (found or os.path.lexists(damaged)):
       continue
-    damaged = file if file.parent.is_dir() else file.parent
     if os.path.lexists(damaged):
       aside.mkdir(exist_ok=True)
       damaged.rename(paths.free(aside / f"{checkpoint.name}_metrics"))
@@ -177,9 +180,15 @@ def _file(checkpoint: Path) -> Path:
   return checkpoint / _FOLDER / "metrics"
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> dict[str, float | None] | None:
+  """Reads a file of metrics; None if it is missing, or has other contents than were ever saved."""
   try:
-    # Earlier versions also saved NaN, which is not equal to itself.
-    return json_files.without_nan(json.loads(small_files.read(file) or b""))
+    found = json.loads(small_files.read(file) or b"")
   except (ValueError, RecursionError):
     return None
+  if not isinstance(found, dict) or not found:
+    return None
+  if any(type(value) not in (int, float) for value in found.values()):
+    return None
+  # Earlier versions also saved NaN, which is not equal to itself.
+  return json_files.without_nan(found)

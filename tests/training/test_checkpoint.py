@@ -234,7 +234,7 @@ def test_a_renamed_entry_is_no_other_model(saved, tmp_path):
   file.write_text(file.read_text().replace("kernel", "kernem"))
   found = Checkpoints(tmp_path / "run").restore(abstract())
   assert_is(found, 10)
-  assert "the description of its parameters (params/_METADATA) cannot be" in found.passed_over[0]
+  assert "the description of its parameters (in params/) cannot be" in found.passed_over[0]
 
 
 def test_a_description_that_differs_from_what_was_saved_is_no_other_model(saved, tmp_path):
@@ -249,7 +249,7 @@ def test_a_lost_optimizer_state_is_no_import(saved, tmp_path):
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
   shutil.rmtree(tmp_path / "run" / "checkpoints" / "20" / "rest")
   assert not checkpoint.is_parameters_alone(tmp_path / "run")
-  with pytest.raises(CheckpointError, match=r"20: .*optimizer state \(rest/_METADATA\) cannot be"):
+  with pytest.raises(CheckpointError, match=r"20: .*optimizer state \(in rest/\) cannot be"):
     Checkpoints(tmp_path / "run").restore(abstract())
 
 
@@ -270,6 +270,7 @@ METRICS_DAMAGE = {
   "no JSON": lambda file: file.write_bytes(b"{"),
   "another number": lambda file: file.write_text('{"heldout_loss": 0.9}'),
   "another type": lambda file: file.write_text('{"heldout_loss": [1]}'),
+  "an empty object": lambda file: file.write_text("{}"),
   "nested": nested_deeply,
   "no object": lambda file: file.write_text("[]"),
   "deleted": Path.unlink,
@@ -308,7 +309,9 @@ def test_damaged_metrics_do_not_change_which_is_best(saved_best, tmp_path, capsy
   assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["emptied", "nested", "a folder", "folder is a file"])
+@pytest.mark.parametrize(
+  "damage", ["emptied", "nested", "another type", "an empty object", "a folder", "folder is a file"]
+)
 @pytest.mark.parametrize("has_log", [True, False])
 def test_an_earlier_version_s_metrics_are_restored_from_the_log_or_told(
   saved_best, tmp_path, capsys, damage, has_log
@@ -334,6 +337,35 @@ def test_an_earlier_version_s_metrics_are_restored_from_the_log_or_told(
     # It may be the best.
     assert 10 in checkpoint.available_steps(run_dir)
   assert len(capsys.readouterr().err.splitlines()) == (1 if has_log else 2)
+
+
+def test_an_earlier_version_s_number_is_compared_with_the_sealed_evaluation(tmp_path, capsys):
+  run_dir = tmp_path / "run"
+  save(run_dir, {10: 0.2, 20: 0.4}, keep=1)
+
+  def change(sealed):
+    del sealed["metrics"]
+    sealed["position"]["heldout"] = {"heldout_loss": 0.2}
+
+  edit_sealed(run_dir / "checkpoints" / "10", change)
+  METRICS_DAMAGE["another number"](run_dir / "checkpoints" / "10" / "metrics" / "metrics")
+  assert checkpoint.load_parameters(run_dir, abstract().params, "best")[1] == 10
+  save(run_dir, {30: 0.5}, keep=1)
+  assert checkpoint.available_steps(run_dir) == [10, 30]
+  assert "metrics was damaged; it is restored" in capsys.readouterr().err
+
+
+def test_metrics_where_none_were_saved_are_set_aside(tmp_path, capsys):
+  save(tmp_path, {10: None, 20: 0.4}, keep=3)
+  file = tmp_path / "checkpoints" / "10" / "metrics" / "metrics"
+  file.parent.mkdir()
+  file.write_text("{")
+  save(tmp_path, {30: 0.5}, keep=3)
+  assert checkpoint.available_steps(tmp_path) == [10, 20, 30]
+  assert (tmp_path / "damaged_checkpoints" / "10_metrics").read_text() == "{"
+  assert len(capsys.readouterr().err.splitlines()) == 1
+  save(tmp_path, {40: 0.5}, keep=3)
+  assert not capsys.readouterr().err
 
 
 ODD = [None, "x", [], {}, -1, 2**80, 1e308, True, [[[]]], {"a": {"b": []}}, [1, "x"]]
