@@ -182,7 +182,7 @@ def _plans(
   if args.search:
     return search.search(experiment, hardware, model=name, compiles=args.compiles)
   try:
-    return [plan.plan(experiment, hardware, step=args.step, model=name)]
+    return [plan.plan(experiment, hardware, step=args.step, model=name, tell=tables.tell)]
   except MemoryError as error:
     tables.tell(f"{name}: does not fit: {error}")
     return []

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,12 @@ from planning.record import CollectiveTotal, Memory, Plan, Roofline, XlaCounts
 
 
 def plan(
-  experiment: Experiment, hardware: Hardware, *, step: str = "train", model: str = ""
+  experiment: Experiment,
+  hardware: Hardware,
+  *,
+  step: str = "train",
+  model: str = "",
+  tell: Callable[[str], None] = lambda line: None,
 ) -> Plan:
   """Compiles a program for hardware that need not be attached; allocates and runs nothing.
 
@@ -35,6 +41,7 @@ def plan(
     hardware: what to compile for.
     step: a name of `planning.programs.PROGRAMS`.
     model: the model's name in the plan.
+    tell: receives a line before the compilation, which may take minutes.
 
   Raises:
     ConfigError: model, mesh and hardware do not fit; the message says what would.
@@ -55,6 +62,7 @@ def plan(
       program = PROGRAMS[step](experiment, sharding_plan)
     except ValueError as error:
       raise ConfigError(str(error)) from None
+    tell(f"{model}: compiling for {hardware.name}; a large model takes minutes")
     try:
       compiled, text = compile_program(program.lowered, hardware.platform)
     except jax.errors.JaxRuntimeError as error:

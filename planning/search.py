@@ -128,6 +128,7 @@ def search(
       tell(f"{model}: stopped after --compiles={compiles}; the next candidate is {choice}")
       break
     left -= 1
+    tell(f"{model}: compiling {choice}")
     try:
       found = plan.plan(changed, hardware, model=model)
     except MemoryError as error:

@@ -57,7 +57,8 @@ def run_file(tmp_path):
 def test_a_plan_agrees_with_arithmetic_and_with_xla(run_file, tmp_path, capsys):
   out = tmp_path / "plans" / "plan.json"
   assert plan.main([str(run_file), "--hardware=v5e-8", f"--json={out}"]) == 0
-  shown = capsys.readouterr().out
+  shown, told = capsys.readouterr()
+  assert told.startswith("run: compiling for v5e-8; a large model takes minutes\n")
   (found,) = json.loads(out.read_text())
   assert found["mesh"] == {"data": 2, "seq": 1, "model": 4}
   assert found["devices"] == 8
@@ -263,7 +264,9 @@ def test_a_search_splits_time_where_there_is_one_row(run_file):
   slice_ = catalogue.hardware("v5e-8")
   sizes = {(choice.data, choice.seq, choice.model) for choice in search.choices(built, slice_)}
   assert sizes == {(1, 1, 8), (1, 2, 4), (1, 4, 2), (1, 8, 1)}
-  (found,) = search.search(built, slice_, compiles=1, tell=lambda _: None)
+  told = []
+  (found,) = search.search(built, slice_, compiles=1, tell=told.append)
+  assert told[0].startswith(": compiling data=")
   assert found.mesh["seq"] > 1
   # With more rows than a microbatch's devices, time stays whole.
   for choice in search.choices(build(run_file), slice_):
