@@ -1,4 +1,7 @@
-"""Prints the project's requirements, one per line: `python requirements/list.py [extra ...]`."""
+"""Prints the project's requirements, one per line: `python requirements/list.py [extra ...]`.
+
+Commas separate extras too.
+"""
 
 import pathlib
 import sys
@@ -9,10 +12,11 @@ def main() -> None:
   path = pathlib.Path(__file__).parent.parent / "pyproject.toml"
   project = tomllib.loads(path.read_text())["project"]
   extras = project["optional-dependencies"]
-  if unknown := [name for name in sys.argv[1:] if name not in extras]:
+  names = [name for word in sys.argv[1:] for name in word.split(",") if name]
+  if unknown := [name for name in names if name not in extras]:
     sys.exit(f"{path.name} has no extra named {', '.join(unknown)}; it has {', '.join(extras)}.")
   requirements = list(project["dependencies"])
-  for name in sys.argv[1:]:
+  for name in names:
     requirements += extras[name]
   print("\n".join(requirements))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +41,17 @@ def test_quick_tests_exist():
   )
   for path in listed[1].replace("\\\n", " ").split():
     assert (ROOT / path).exists(), path
+
+
+def listed(*extras):
+  command = [sys.executable, str(ROOT / "requirements" / "list.py"), *extras]
+  return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_extras_are_separated_by_spaces_or_commas():
+  spaced = listed("tpu", "harness")
+  assert listed("tpu,harness").stdout == spaced.stdout
+  assert {"libtpu", "lm-eval==0.4.13"} <= set(spaced.stdout.split())
+  unknown = listed("tpu,harnes")
+  assert unknown.returncode
+  assert unknown.stderr.startswith("pyproject.toml has no extra named harnes; it has gpu, tpu, ")
