@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -229,7 +230,7 @@ def test_a_step_that_does_not_fit_is_told_by_a_dry_run(folder, monkeypatch, caps
   monkeypatch.setattr(step_memory, "of_device", lambda: 2**20)
   assert train.main([str(folder / "griffin.gin"), "--dry_run"]) == 0
   printed = capsys.readouterr().out
-  assert "memory of a device              1 MiB\n" in printed
+  assert "memory of a device 1 MiB\n" in re.sub(" +", " ", printed)
   assert "A step does not fit into the memory of a device. Lower --gin.BATCH_SIZE" in printed
 
 
