@@ -76,12 +76,18 @@ def row(found: dict[str, Any], seconds: float) -> str:
     f"{mesh}, ZeRO {found['zero']}, {found['accumulate']} microbatches, remat {found['remat']}",
     f"{'yes' if found['fits'] else 'no'}: {found['bytes'] / 2**30:.1f} of "
     f"{found['memory'] / 2**30:.0f} GiB",
+    f"{found['expected_seconds']:.2f} s",
+    f"{found['expected_tokens_per_second']:,.0f}",
+    f"{found['expected_utilisation']:.0%}",
     f"{found['bound']}, {found['seconds']:.2f} s",
-    f"{found['tokens_per_second']:,.0f}",
-    f"{found['utilisation']:.0%}",
     f"{seconds:.0f} s",
   )
   return f"| {' | '.join(cells)} |"
+
+
+def _is_complete(file: Path) -> bool:
+  """Whether a file holds plans with expected times; those of earlier versions do not."""
+  return file.exists() and '"expected_seconds"' in file.read_text(encoding="utf-8")
 
 
 def main() -> None:
@@ -104,16 +110,16 @@ def main() -> None:
         print(shlex.join(["python", *command[1:]]))
         continue
       file = folder / f"{name}.json"
-      if not file.exists():
+      if not _is_complete(file):
         result = subprocess.run(
           [*command, f"--json={file}"], stdout=subprocess.DEVNULL, check=False
         )
-        if not file.exists():
+        if not _is_complete(file):
           print(f"| {name}: failed with status {result.returncode} |", flush=True)
           continue
       plans = json.loads(file.read_text(encoding="utf-8"))
       fitting = [found for found in plans if found["fits"]]
-      best = min(fitting, key=lambda found: found["cost"], default=None)
+      best = min(fitting, key=lambda found: found["expected_seconds"], default=None)
       seconds = sum(found["compile_seconds"] for found in plans)
       shown = row(best, seconds) if best else f"| {name}: does not fit |"
       print(shown, flush=True)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Compiles a training step, a prefill or a decode step for TPUs or GPUs that need not be attached, and
-prints memory, collectives and the roofline time. Later gin files override earlier ones:
+prints memory, collectives, the expected time and the roofline time. Later gin files override
+earlier ones:
 
   python -m launch.plan gin/runs/griffin_quickstart.gin gin/sizes/7b.gin \\
     gin/mesh/megatron8_zero1.gin \\
@@ -69,6 +70,12 @@ def parser() -> command.Parser:
   result.add_argument(
     "--json", type=paths.output_argument, help="also write all plans to this file"
   )
+  result.add_argument(
+    "--timeline",
+    type=paths.output_argument,
+    help="also write the expected timeline of the best plan to this file, as JSON that Perfetto "
+    "and XProf open",
+  )
   return result
 
 
@@ -78,6 +85,8 @@ def main(arguments: Sequence[str]) -> int:
   args, bindings = command.parse(options, arguments)
   if not args.search:
     command.refuse(options, args, ("compiles",), "without --search")
+  if args.timeline and len(args.models or ()) > 1:
+    options.error("--timeline takes one model: name one in --models")
   if args.search and args.step != "train":
     options.error("--search needs --step=train: other steps have no ZeRO stage or remat policy")
 
@@ -109,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     found = _plans(args, experiment, hardware, name)
     plans += found
     best.append(
-      min((p for p in found if p.memory.fits), key=lambda p: p.roofline.cost, default=None)
+      min((p for p in found if p.memory.fits), key=lambda p: p.expected.seconds, default=None)
     )
     if args.search and best[-1] is not None:
       setup[name] = search.arguments(best[-1], search.microbatches_name(configuration))
@@ -125,6 +134,11 @@ def main(arguments: Sequence[str]) -> int:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json_files.dumps([found.record() for found in plans], indent=2) + "\n")
   shown = [found for found in best if found is not None]
+  if args.timeline and not shown:
+    tables.tell(f"--timeline: nothing was planned, so {args.timeline} was not written.")
+  elif args.timeline and (timeline := shown[0].timeline):
+    args.timeline.parent.mkdir(parents=True, exist_ok=True)
+    args.timeline.write_text(timeline.trace(f"{shown[0].model} on {shown[0].hardware}"))
   if len(best) > 1 and shown:
     print(tables.side_by_side(shown))
   elif shown:

@@ -12,7 +12,8 @@ from jax.ad_checkpoint import checkpoint_name
 from kernels import checkpoint_names
 
 PRODUCT = "product"
-_COSTLY = (PRODUCT, checkpoint_names.RECURRENCE, checkpoint_names.ATTENTION)
+_MIXERS = (checkpoint_names.RECURRENCE, checkpoint_names.ATTENTION)
+_COSTLY = (PRODUCT, *_MIXERS)
 _policies = jax.checkpoint_policies
 
 
@@ -31,6 +32,15 @@ class Policy(NamedTuple):
   offloads: bool = False
 
 
+def _in_host_memory(*names: str) -> Callable[..., Any]:
+  return _policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=list(names),
+    offload_src="device",
+    offload_dst="pinned_host",
+  )
+
+
 POLICIES: dict[str, Policy] = {
   # All that automatic differentiation asks for.
   "none": Policy(None, 1.0),
@@ -38,22 +48,13 @@ POLICIES: dict[str, Policy] = {
   # gates and the convolution are computed again.
   "save_dots": Policy(_policies.save_only_these_names(*_COSTLY), 1.03),
   # Each block's input and what recurrence and attention give.
-  "save_mixer_outputs": Policy(
-    _policies.save_only_these_names(checkpoint_names.RECURRENCE, checkpoint_names.ATTENTION), 1.25
-  ),
+  "save_mixer_outputs": Policy(_policies.save_only_these_names(*_MIXERS), 1.25),
   # Each block's input.
   "full": Policy(_policies.nothing_saveable, 1.33),
   # As "save_dots", but kept in the host's memory.
-  "offload": Policy(
-    _policies.save_and_offload_only_these_names(
-      names_which_can_be_saved=[],
-      names_which_can_be_offloaded=list(_COSTLY),
-      offload_src="device",
-      offload_dst="pinned_host",
-    ),
-    1.03,
-    offloads=True,
-  ),
+  "offload": Policy(_in_host_memory(*_COSTLY), 1.03, offloads=True),
+  # As "save_mixer_outputs", but kept in the host's memory.
+  "offload_mixer_outputs": Policy(_in_host_memory(*_MIXERS), 1.25, offloads=True),
 }
 # What earlier versions called them.
 OLD_NAMES = {"products": "save_dots", "mixers": "save_mixer_outputs"}

@@ -23,7 +23,11 @@ from planning.hardware.chip import Hardware
 from planning.hlo import bytes_accessed, collectives
 from planning.hlo import text as hlo
 from planning.programs import PROGRAMS, Program
-from planning.record import CollectiveTotal, Memory, Plan, Roofline, XlaCounts
+from planning.record import CollectiveTotal, Expected, Memory, Plan, Roofline, XlaCounts
+from planning.replay.replay import replay
+
+# Operations that a plan lists.
+_SHOWN = 10
 
 
 def plan(
@@ -106,6 +110,7 @@ def _measured(
   # XLA marks unknown numbers as negative.
   xla = {name: value for name, value in costs.items() if value >= 0}
   memory: Any = compiled.memory_analysis()  # None only on backends without plans.
+  timeline = replay(text, hardware)
   return Plan(
     step=step,
     hardware=hardware.name,
@@ -143,10 +148,21 @@ def _measured(
       hbm_bytes=traffic,
       compute_seconds=max(flops, model_flops) / chip.flops,
       hbm_seconds=traffic / chip.bandwidth,
-      interconnect_seconds=exchanging,
+      # By one ring, or by the rings through several axes of the torus that XLA chose.
+      interconnect_seconds=min(exchanging, timeline.network),
       peak_flops=chip.flops,
       tokens=program.tokens,
     ),
+    expected=Expected(
+      seconds=timeline.seconds,
+      shares=timeline.shares(),
+      largest=timeline.largest(_SHOWN),
+      unmodelled=timeline.unmodelled,
+      model_flops=model_flops,
+      peak_flops=chip.flops,
+      tokens=program.tokens,
+    ),
+    timeline=timeline,
     xla=XlaCounts(
       once_flops=text.flops(loops=False),
       xla_flops=xla.get("flops"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from planning.replay.timeline import OperationTime, Timeline
+
 
 @dataclasses.dataclass(frozen=True)
 class CollectiveTotal:
@@ -96,7 +98,7 @@ class Roofline:
 
   @property
   def cost(self) -> float:
-    """Seconds by which plans are ranked; see `cost`."""
+    """Seconds by which a search orders its candidates; see `cost`."""
     return cost(self.compute_seconds, self.hbm_seconds, self.interconnect_seconds)
 
   @property
@@ -117,6 +119,37 @@ class Roofline:
   @property
   def mfu(self) -> float:
     """MFU at the roofline time."""
+    return self.model_flops / (self.peak_flops * self.seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+  """The time of a program by a replay of the compiler's schedule (`planning.replay`).
+
+  Attributes:
+    seconds: the time.
+    shares: share of the time by `planning.replay.timeline.CATEGORIES`.
+    largest: the operations that take most of it.
+    unmodelled: seconds of operations that no rule was made for, by opcode.
+    model_flops, peak_flops, tokens: see `Roofline`.
+  """
+
+  seconds: float
+  shares: dict[str, float]
+  largest: tuple[OperationTime, ...]
+  unmodelled: dict[str, float]
+  model_flops: float
+  peak_flops: float
+  tokens: int
+
+  @property
+  def tokens_per_second(self) -> float:
+    """Tokens per second of all devices, at the expected time."""
+    return self.tokens / self.seconds
+
+  @property
+  def mfu(self) -> float:
+    """MFU at the expected time."""
     return self.model_flops / (self.peak_flops * self.seconds)
 
 
@@ -159,7 +192,8 @@ class Plan:
     batch_size, length: rows, and tokens per row.
     collectives: the program's collectives.
     compile_seconds: time to trace and compile.
-    memory, roofline, xla: see the classes.
+    memory, roofline, expected, xla: see the classes.
+    timeline: the replay of the program; not part of `record`.
   """
 
   step: str
@@ -178,11 +212,15 @@ class Plan:
   compile_seconds: float
   memory: Memory
   roofline: Roofline
+  expected: Expected
   xla: XlaCounts
+  timeline: Timeline | None = dataclasses.field(default=None, repr=False, compare=False)
 
   def record(self) -> dict[str, Any]:
     """Converts the plan and its derived figures to plain values, in one flat object."""
-    values = dataclasses.asdict(self)
+    values = dataclasses.asdict(dataclasses.replace(self, timeline=None))
+    del values["timeline"]
+    expected = values.pop("expected")
     for part in ("memory", "roofline", "xla"):
       values |= values.pop(part)
     values |= {name: getattr(self.memory, name) for name in ("bytes", "fits")}
@@ -192,7 +230,15 @@ class Plan:
     # The keys that files of earlier versions have.
     values["accumulate"] = values.pop("grad_accum_steps")
     values["memory"], values["memory_share"] = values.pop("available"), values.pop("share")
-    return values | {"bound": self.roofline.limit, "utilisation": self.roofline.mfu}
+    values |= {"bound": self.roofline.limit, "utilisation": self.roofline.mfu}
+    return values | {
+      "expected_seconds": self.expected.seconds,
+      "expected_tokens_per_second": self.expected.tokens_per_second,
+      "expected_utilisation": self.expected.mfu,
+      "expected_shares": expected["shares"],
+      "largest_operations": expected["largest"],
+      "unmodelled_seconds": expected["unmodelled"],
+    }
 
 
 def cost(compute: float, hbm: float, interconnect: float) -> float:

@@ -24,14 +24,16 @@ from planning.record import Plan, cost
 from training.checkpoint import abstract_like
 from training.saved_residuals import activation_bytes
 
-# Remat policies to try, without those that offload: plans do not count the time of the copies, so
-# they would seem free.
+# Remat policies to try, without those that offload: the estimates do not count the time of the
+# copies, so they would seem free.
 _POLICIES = {name: policy for name, policy in POLICIES.items() if not policy.offloads}
 # Candidates that cannot beat the best by more than this share are not compiled.
 _GAIN = 0.03
 # The least HBM traffic of a candidate, relative to plans compiled before: with the same remat
 # policy, and with any.
 _SAME_TRAFFIC, _ANY_TRAFFIC = 0.97, 0.5
+# The least ratio of expected time to estimate of a candidate, relative to plans compiled before.
+_OTHERS = 0.9
 # The macro of gin/train/steps.gin, and the parameter that it sets.
 _MICROBATCHES, _GRAD_ACCUM_STEPS = "MICROBATCHES", "training.step.StepOptions.grad_accum_steps"
 
@@ -94,6 +96,8 @@ def search(
 ) -> list[Plan]:
   """Compiles candidate setups, fastest estimate first, until none left can be better by 3%.
 
+  A candidate is assumed to be slower than its estimate by `_slower`.
+
   A trace takes seconds where compiling takes a minute or more. It rules out setups that cannot
   fit, and those that need at least as much memory as one that did not fit.
 
@@ -106,17 +110,24 @@ def search(
     tell: receives a progress line per candidate.
 
   Returns:
-    all plans; the one that fits and has the least `cost` is the best.
+    all plans; the one that fits and has the least expected time is the best.
   """
   plans: list[Plan] = []
   best, left = math.inf, compiles
+  slower = 1.0  # than its estimate; see `_slower`
   traffic: dict[str, float] = {}
   refused: dict[str, float] = {}
-  for choice in choices(experiment, hardware):
+  waiting = choices(experiment, hardware)
+
+  def may_win(choice: Choice) -> bool:
     hbm = _ANY_TRAFFIC * min(traffic.values(), default=0.0)
     hbm = max(hbm, _SAME_TRAFFIC * traffic.get(choice.remat, 0.0))
-    if cost(choice.compute, hbm, choice.interconnect) > (1 - _GAIN) * best:
-      continue
+    estimate = cost(choice.compute, hbm, choice.interconnect)
+    return slower * estimate <= (1 - _GAIN) * best
+
+  # From the start each time: a compiled plan may show that others can be faster than was thought.
+  while choice := next(filter(may_win, waiting), None):
+    waiting.remove(choice)
     changed = choice.of(experiment)
     try:
       needed = least_bytes(changed, hardware)
@@ -141,11 +152,22 @@ def search(
     tell(f"{model}: {tables.line(found)}")
     plans.append(found)
     if found.memory.fits:
-      best = min(best, found.roofline.cost)
+      best = min(best, found.expected.seconds)
+      slower = _slower(plans)
       traffic[choice.remat] = min(traffic.get(choice.remat, math.inf), found.roofline.hbm_seconds)
     else:
       refused[choice.remat] = needed
   return plans
+
+
+def _slower(plans: list[Plan]) -> float:
+  """Returns how much slower than its estimate any plan is assumed to be.
+
+  That is the least ratio of expected time to `Roofline.cost` so far, less a margin for plans with
+  another mesh or remat policy.
+  """
+  ratio = min(p.expected.seconds / p.roofline.cost for p in plans if p.memory.fits)
+  return max(1.0, _OTHERS * ratio)
 
 
 def microbatches_name(configuration: Config) -> str:

@@ -28,7 +28,7 @@ class _RowsWithoutTokens:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepEstimate:
-  """Roofline time of a training step, compiled for the hardware (see `planning.plan`).
+  """Expected time of a training step, compiled for the hardware (see `planning.plan`).
 
   Attributes:
     hardware: the hardware's name, such as 'v5e-8'.
@@ -73,7 +73,7 @@ class StepEstimate:
       held, available = found.memory.bytes / GIB, found.memory.available / GIB
       need = f"it needs {held:.1f} of {available:.0f} GiB per device"
       raise self._too_small(batch_size, length, need)
-    return found.roofline.seconds
+    return found.expected.seconds
 
   def _too_small(self, batch_size: int, length: int, why: str) -> ConfigError:
     return ConfigError(

@@ -23,7 +23,8 @@ def line(found: Plan) -> str:
   memory, roofline = found.memory, found.roofline
   return (
     f"{mesh(found.mesh)}, {_choices(found)}: {memory.bytes / 2**30:.2f} of "
-    f"{memory.available / 2**30:.0f} GiB, {roofline.seconds:.3f} s ({roofline.limit})"
+    f"{memory.available / 2**30:.0f} GiB, expected {found.expected.seconds:.3f} s, "
+    f"roofline {roofline.seconds:.3f} s ({roofline.limit})"
   )
 
 
@@ -39,11 +40,12 @@ def side_by_side(plans: Sequence[Plan]) -> str:
       "choices",
       "memory per device",
       "fits",
-      f"time per {unit}",
-      "limited by",
-      "sent per device",
+      f"expected time per {unit}",
       "tokens/s",
       "MFU",
+      "roofline time",
+      "limited by",
+      "sent per device",
     )
   ]
   rows += [
@@ -54,11 +56,12 @@ def side_by_side(plans: Sequence[Plan]) -> str:
       _choices(found),
       show_bytes(found.memory.bytes),
       "yes" if found.memory.fits else "NO",
+      _duration(found.expected.seconds),
+      f"{found.expected.tokens_per_second:,.0f}",
+      f"{found.expected.mfu:.1%}",
       _duration(found.roofline.seconds),
       found.roofline.limit,
       show_bytes(sum(one.sent for one in found.collectives)),
-      f"{found.roofline.tokens_per_second:,.0f}",
-      f"{found.roofline.mfu:.1%}",
     )
     for found in plans
   ]
@@ -67,7 +70,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
     f"{show_bytes(first.memory.available)}; "
     f"{first.step}, {plural(first.batch_size, 'row')} of {plural(first.length, 'token')}"
   )
-  return f"{head}\n\n{table(rows, right=(1, 4, 6, 8, 9, 10))}"
+  return f"{head}\n\n{table(rows, right=(1, 4, 6, 7, 8, 9, 11))}"
 
 
 def one(found: Plan) -> str:
@@ -92,8 +95,10 @@ def one(found: Plan) -> str:
       "roofline",
       f"{_duration(roofline.seconds)} per {unit}, limited by {roofline.limit}",
     ),
-    ("tokens per second", f"{roofline.tokens_per_second:,.0f}"),
-    ("MFU", f"{roofline.mfu:.1%}"),
+    (
+      "tokens per second, MFU at the roofline",
+      f"{roofline.tokens_per_second:,.0f}, {roofline.mfu:.1%}",
+    ),
     ("FLOPs per device, model", f"{roofline.model_flops:.4g}"),
     ("FLOPs per device, compiled matrix products", f"{roofline.counted_flops:.4g}"),
   ]
@@ -117,9 +122,39 @@ def one(found: Plan) -> str:
       table(head, right=()),
       table(_memory(found), right=(1,)),
       table(sent, right=(2, 3)),
+      *_expected(found),
       table(times, right=()),
     ]
   )
+
+
+def _expected(found: Plan) -> list[str]:
+  """Formats the expected time, what it goes to, and the operations that take most of it."""
+  expected, unit = found.expected, _UNITS[found.step]
+  rows = [
+    ("expected time", f"{_duration(expected.seconds)} per {unit}", ""),
+    ("tokens per second", f"{expected.tokens_per_second:,.0f}", ""),
+    ("MFU", f"{expected.mfu:.1%}", ""),
+  ]
+  rows += [
+    (f"  {name}", _duration(share * expected.seconds), f"{share:.1%}")
+    for name, share in expected.shares.items()
+  ]
+  share = sum(expected.unmodelled.values()) / expected.seconds
+  if share >= 0.0005:
+    names = ", ".join(expected.unmodelled)
+    rows.append((f"  not modelled: {names}", "", f"at least {share:.1%}"))
+  largest = [("the largest operations", "runs", "time", "what", "from")]
+  largest += [
+    (one.name, f"{one.times:,}", _duration(one.seconds), one.category, _origin(one.source))
+    for one in expected.largest
+  ]
+  return [table(rows, right=(1, 2)), table(largest, right=(1, 2))]
+
+
+def _origin(source: str) -> str:
+  """Shortens JAX's name of an operation to its last parts."""
+  return "/".join(source.split("/")[-3:])
 
 
 def _memory(found: Plan) -> list[tuple[str, str]]:

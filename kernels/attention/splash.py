@@ -103,7 +103,7 @@ def _kernel(length, keys, offset, window, heads, is_mqa, interpret):
     mask = splash.CausalMask(shape, offset)
   else:
     mask = splash.LocalMask(shape, (window - 1, 0), offset)
-  block_q, block_kv = _block(length), _block(keys)
+  block_q, block_kv = block(length), block(keys)
   sizes = splash.BlockSizes(
     block_q=block_q,
     block_kv=block_kv,
@@ -138,7 +138,7 @@ def _needs_float32() -> bool:
   return platform.target() == "tpu" and ("v2" in kind or "v3" in kind)
 
 
-def _block(length: int) -> int:
+def block(length: int) -> int:
   """Returns the longest block that divides `length`, a multiple of 128."""
   return next(size for size in (MAX_BLOCK, 256, LANES) if length % size == 0)
 

@@ -30,6 +30,32 @@ class Chip:
   share: float = 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class Pace:
+  """How close to its peak rates a device comes; see `planning.replay`.
+
+  Attributes:
+    generation: name of the device's generation.
+    clock: cycles per second of a TPU's core; None where the compiler counts no cycles.
+    cores: TensorCores that share one device's work.
+    product_share: on a TPU, the time of a matrix product over the compiler's estimate of it; on a
+      GPU, the achieved share of the peak FLOP/s.
+    bandwidth_share: achieved share of the HBM bandwidth.
+    link_share: achieved share of the rate of the links.
+    hop: seconds of latency from one device to the next.
+    host_link: bytes per second between a device and its host's memory, either way.
+  """
+
+  generation: str
+  clock: float | None
+  cores: int
+  product_share: float
+  bandwidth_share: float
+  link_share: float
+  hop: float
+  host_link: float
+
+
 class Hardware(Protocol):
   """Devices that need not be attached: a TPU slice, or GPU nodes.
 
@@ -37,6 +63,7 @@ class Hardware(Protocol):
     name: the name that it was found by.
     platform: 'tpu' or 'gpu'.
     chip: figures of each device.
+    pace: how close to them the device comes.
     device_count: number of devices.
     topology: how they are connected, for display.
     environment: environment variables that the compiler needs before JAX is imported.
@@ -52,6 +79,9 @@ class Hardware(Protocol):
 
   @property
   def chip(self) -> Chip: ...
+
+  @property
+  def pace(self) -> Pace: ...
 
   @property
   def device_count(self) -> int: ...

@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 
-from planning.hardware.chip import GIB, Chip, without_compiler
+from planning.hardware.chip import GIB, Chip, Pace, without_compiler
 
 PER_NODE = 8  # GPUs connected by NVLink
 
@@ -56,6 +56,17 @@ CHIPS = {
 }
 # Per GPU and direction, between nodes: 400 Gb/s.
 NETWORK = 50e9
+# Not checked on a device. docs/design/replay.md says how each figure was set.
+PACE = Pace(
+  "hopper",
+  clock=None,
+  cores=1,
+  product_share=0.7,
+  bandwidth_share=0.9,
+  link_share=0.8,
+  hop=2e-6,
+  host_link=50e9,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Nodes:
   chip: Chip
   device_count: int
   platform = "gpu"
+  pace = PACE
 
   @property
   def topology(self) -> str:

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import re
 
-from planning.hardware.chip import GIB, Chip, without_compiler
+from planning.hardware.chip import GIB, Chip, Pace, without_compiler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,7 @@ class TpuGeneration:
   Attributes:
     chip: figures of one JAX device. Peak rates and links are from Austin et al. 2025 ("How to
       Scale Your Model", chapter 2), memory bandwidths from JAX's `tpu_info`.
+    pace: how close to its peak rates it comes.
     dimensions: dimensions of the torus.
     devices: JAX devices per chip.
     cores: TensorCores per chip.
@@ -26,6 +27,7 @@ class TpuGeneration:
   """
 
   chip: Chip
+  pace: Pace
   dimensions: int
   devices: int = 1
   cores: int = 2
@@ -33,15 +35,51 @@ class TpuGeneration:
   chip_config: str | None = None
 
 
+def _pace(
+  generation: str, clock: float, cores: int, product_share: float, host_link: float
+) -> Pace:
+  """Makes a generation's pace; docs/design/replay.md says how each figure was set."""
+  return Pace(
+    generation,
+    clock,
+    cores,
+    product_share=product_share,
+    bandwidth_share=0.8,
+    link_share=0.95,
+    hop=1e-6,
+    host_link=host_link,
+  )
+
+
 GENERATIONS = {
-  "v3": TpuGeneration(Chip(61.5e12, 16 * GIB, 412e9, 2.0e11, "TPU v3 core"), 2, devices=2),
-  "v4": TpuGeneration(Chip(275e12, 32 * GIB, 1230e9, 0.9e11, "TPU v4"), 3, chip_config="megacore"),
-  "v5e": TpuGeneration(
-    Chip(197e12, 16 * GIB, 820e9, 0.9e11, "TPU v5e"), 2, cores=1, counts_cores=False
+  "v3": TpuGeneration(
+    Chip(61.5e12, 16 * GIB, 412e9, 2.0e11, "TPU v3 core"),
+    _pace("v3", 0.94e9, 1, 0.98, 8e9),
+    2,
+    devices=2,
   ),
-  "v5p": TpuGeneration(Chip(459e12, 95 * GIB, 2460e9, 1.8e11, "TPU v5p"), 3),
+  "v4": TpuGeneration(
+    Chip(275e12, 32 * GIB, 1230e9, 0.9e11, "TPU v4"),
+    _pace("v4", 1.05e9, 2, 0.98, 16e9),
+    3,
+    chip_config="megacore",
+  ),
+  "v5e": TpuGeneration(
+    Chip(197e12, 16 * GIB, 820e9, 0.9e11, "TPU v5e"),
+    _pace("v5e", 1.5e9, 1, 0.98, 16e9),
+    2,
+    cores=1,
+    counts_cores=False,
+  ),
+  "v5p": TpuGeneration(
+    Chip(459e12, 95 * GIB, 2460e9, 1.8e11, "TPU v5p"), _pace("v5p", 1.75e9, 2, 0.97, 16e9), 3
+  ),
   "v6e": TpuGeneration(
-    Chip(918e12, 32 * GIB, 1640e9, 1.8e11, "TPU v6e"), 2, cores=1, counts_cores=False
+    Chip(918e12, 32 * GIB, 1640e9, 1.8e11, "TPU v6e"),
+    _pace("v6e", 1.75e9, 1, 0.89, 32e9),
+    2,
+    cores=1,
+    counts_cores=False,
   ),
 }
 
@@ -60,6 +98,11 @@ class Slice:
   def chip(self) -> Chip:
     """Figures of each device."""
     return self.generation.chip
+
+  @property
+  def pace(self) -> Pace:
+    """How close to their peak rates the devices come."""
+    return self.generation.pace
 
   @property
   def environment(self) -> dict[str, str]:

@@ -70,21 +70,20 @@ def traffic(
   by_source: collections.Counter[str] = collections.Counter()
   unseen: collections.Counter[str] = collections.Counter()
   again = 0
-  measure: Measure = text.size if everywhere else _in_main_memory
   for name, runs in program.in_sequence():
-    count = _Count(program, program.computations[name], measure)
+    counted = count(program, name, everywhere=everywhere)
     times = runs if loops else 1
     for operation in program.computations[name].values():
-      moved = times * count.moved(operation)
+      moved = times * counted.moved(operation)
       by_source[f"{operation.kind}: {operation.source}"] += moved
-      again += times * count.again(operation)
-      if missed := times * count.unseen(operation):
+      again += times * counted.again(operation)
+      if missed := times * counted.unseen(operation):
         unseen[re.sub(r"[.\d]+$", "", operation.name)] += missed
   return BytesAccessed(dict(by_source.most_common()), again, dict(unseen.most_common()))
 
 
-class _Count(NamedTuple):
-  """Counts the operations of one computation."""
+class Count(NamedTuple):
+  """Counts the bytes that the operations of one computation move."""
 
   program: text.HloProgram
   operations: dict[str, text.Operation]
@@ -177,7 +176,7 @@ class _Count(NamedTuple):
   def _moved_by_fusion(self, fusion: text.Operation) -> int:
     """Bytes that a fusion reads of its arguments and writes to its results."""
     called = fusion.computation("calls")
-    body = _Count(self.program, self.program.computations[called], self.measure)
+    body = Count(self.program, self.program.computations[called], self.measure)
     carried = fusion.aliases if called.startswith(_GOES_ON) else {}
     if fusion.name.startswith(_BEGINS):  # its argument is read, and is also its first result
       return (
@@ -218,7 +217,7 @@ class _Count(NamedTuple):
         continue
       first = user.operands[0] == name
       if user.kind == "fusion":
-        body = _Count(
+        body = Count(
           self.program, self.program.computations[user.computation("calls")], self.measure
         )
         inner = [o.name for o in body.operations.values() if o.kind == "parameter"]
@@ -235,6 +234,17 @@ class _Count(NamedTuple):
       else:
         whole = True  # all of these share one read
     return total + whole * self.measure(parameter.result)
+
+
+def count(program: text.HloProgram, name: str, *, everywhere: bool = False) -> Count:
+  """Returns a count of the bytes that operations of computation `name` move.
+
+  Args:
+    program, everywhere: see `traffic`.
+    name: the computation.
+  """
+  measure: Measure = text.size if everywhere else _in_main_memory
+  return Count(program, program.computations[name], measure)
 
 
 def _in_main_memory(types: str) -> int:

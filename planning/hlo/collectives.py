@@ -66,26 +66,55 @@ def collectives(
   for name, times in program.runs.items():
     if name in ends or name.startswith(_GOES_ON):
       continue
-    for operation in program.computations[name].values():
-      kind = operation.kind.removesuffix("-start")
-      if kind not in _KINDS:
-        continue
-      result = operation.result
-      if name.startswith(_SCATTERING):
-        kind = "reduce-scatter"
-        result = next(o.result for o in program.computations[name].values() if o.is_root)
-      group = _group(operation.rest)
-      # An asynchronous one has arguments before its results, and synchronization words.
-      results = [(dtype, shape) for dtype, shape in text.arrays(result) if shape]
-      if operation.kind.endswith("-start") and len(results) > 1:
-        results = results[len(results) // 2 :]
-      whole = sum(text.size(f"{dtype}[{','.join(map(str, shape))}]") for dtype, shape in results)
-      sent = times * whole * _share_sent(kind, len(group))
-      axes = _axes(group, mesh) if mesh else ()
-      found.append(
-        Collective(kind, tuple(results or text.arrays(result)), times, axes, group, sent)
-      )
+    found += in_computation(program, name, times, mesh)
   return found
+
+
+def in_computation(
+  program: text.HloProgram, name: str, times: int = 1, mesh: Mapping[str, int] | None = None
+) -> list[Collective]:
+  """Lists the collectives of one computation, without those of computations that it calls.
+
+  Args:
+    program: the program.
+    name: the computation.
+    times: how often it runs.
+    mesh: see `collectives`.
+  """
+  operations = program.computations[name]
+  found = (collective_of(program, name, o, times, mesh) for o in operations.values())
+  return [collective for collective in found if collective]
+
+
+def collective_of(
+  program: text.HloProgram,
+  name: str,
+  operation: text.Operation,
+  times: int = 1,
+  mesh: Mapping[str, int] | None = None,
+) -> Collective | None:
+  """Describes an operation of computation `name` as a collective; None if it is none.
+
+  Args:
+    program, name, times, mesh: see `in_computation`.
+    operation: the operation.
+  """
+  kind = operation.kind.removesuffix("-start")
+  if kind not in _KINDS:
+    return None
+  result = operation.result
+  if name.startswith(_SCATTERING):
+    kind = "reduce-scatter"
+    result = next(o.result for o in program.computations[name].values() if o.is_root)
+  group = _group(operation.rest)
+  # An asynchronous one has arguments before its results, and synchronization words; not a sum.
+  results = [(dtype, shape) for dtype, shape in text.arrays(result) if shape]
+  if operation.kind.endswith("-start") and kind != "all-reduce" and len(results) > 1:
+    results = results[len(results) // 2 :]
+  whole = sum(text.size(f"{dtype}[{','.join(map(str, shape))}]") for dtype, shape in results)
+  sent = times * whole * _share_sent(kind, len(group))
+  axes = _axes(group, mesh) if mesh else ()
+  return Collective(kind, tuple(results or text.arrays(result)), times, axes, group, sent)
 
 
 def _share_sent(kind: str, members: int) -> float:

@@ -119,6 +119,11 @@ class Operation:
     return found and found[1]
 
   @property
+  def index(self) -> int:
+    """The place in the tuple of a get-tuple-element."""
+    return int(_found(re.search(r"index=(\d+)", self.rest))[1])
+
+  @property
   def place(self) -> int:
     """The number of a parameter."""
     return int(self.rest.split(")")[0])
@@ -141,6 +146,13 @@ class Operation:
     called = self.attribute("to_apply" if self.kind == "call" else "calls")
     return [called] if called else []
 
+  @functools.cached_property
+  def cycles(self) -> int | None:
+    """The TPU compiler's estimate of the cycles that it takes; None where it gives none."""
+    found = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
+    # The largest integer stands for "not known".
+    return int(found[1]) if found and int(found[1]) < 2**60 else None
+
   @property
   def source(self) -> str:
     """JAX's name for the operation's origin; the operation's own name without one."""
@@ -157,7 +169,8 @@ class HloProgram:
     # Results that are aliased to an argument, as paths into the result tuple.
     self.in_place: set[tuple[int, ...]] = set()
     current: dict[str, Operation] = {}
-    for line in text.splitlines():
+    # A kernel's metadata is JSON with line breaks.
+    for line in re.sub(r'\n(?="|\}[,}])', "", text).splitlines():
       if line.startswith("HloModule"):
         self.in_place = _aliases(line)
       elif header := _HEADER.match(line):
@@ -178,15 +191,22 @@ class HloProgram:
       times[name] += count
       for operation in self.computations[name].values():
         if operation.kind == "while":
-          visit(operation.computation("body"), count * self._trips(operation))
+          visit(operation.computation("body"), count * self.trips(operation))
         for called in operation.called():
           visit(called, count)
 
     visit(self.entry, 1)
     return dict(times)
 
-  def _trips(self, loop: Operation) -> int:
+  def trips(self, loop: Operation) -> int:
     """Iterations of a loop that counts from zero to a constant; 1 for other loops."""
+    return self._known_trips(loop) or 1
+
+  def has_known_trips(self, loop: Operation) -> bool:
+    """Whether a loop counts from zero to a constant."""
+    return self._known_trips(loop) is not None
+
+  def _known_trips(self, loop: Operation) -> int | None:
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
       return int(known[1])
     condition = self.computations[loop.computation("condition")]
@@ -195,7 +215,7 @@ class HloProgram:
       for operation in condition.values()
       if operation.kind == "constant" and (found := re.match(r"(\d+)\)", operation.rest))
     ]
-    return (len(bounds) == 1 and bounds[0]) or 1
+    return bounds[0] if len(bounds) == 1 else None
 
   def in_sequence(self) -> list[tuple[str, int]]:
     """Number of runs of each computation that is not inside a fusion."""
@@ -214,11 +234,16 @@ class HloProgram:
       loops: multiply a loop's body by its trip count; else count it once.
     """
     return sum(
-      (times if loops else 1) * self._product(operation, self.computations[name])
+      (times if loops else 1) * self.product_flops(operation, name)
       for name, times in self.runs.items()
       for operation in self.computations[name].values()
-      if operation.kind in ("dot", "convolution") or operation.target in LIBRARY_PRODUCTS
     )
+
+  def product_flops(self, operation: Operation, name: str) -> int:
+    """FLOPs of an operation of computation `name` if it is a product or a convolution; else 0."""
+    if operation.kind in ("dot", "convolution") or operation.target in LIBRARY_PRODUCTS:
+      return self._product(operation, self.computations[name])
+    return 0
 
   def _product(self, operation: Operation, operations: dict[str, Operation]) -> int:
     _, result = arrays(operation.result)[0]  # a library call also returns its workspace

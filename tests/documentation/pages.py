@@ -33,6 +33,7 @@ PAGES = (
   "docs/design/data.md",
   "docs/design/checkpoints.md",
   "docs/design/planning.md",
+  "docs/design/replay.md",
   "docs/design/comparison.md",
   "docs/design/conversion.md",
   "docs/design/contract.md",

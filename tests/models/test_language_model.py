@@ -28,7 +28,7 @@ def test_bfloat16_parameters_have_gradients_that_train():
 
 
 def test_unknown_remat_policy_names_the_known_ones():
-  known = "'none', 'save_dots', 'save_mixer_outputs', 'full', 'offload'"
+  known = "'none', 'save_dots', 'save_mixer_outputs', 'full', 'offload', 'offload_mixer_outputs'"
   with pytest.raises(ValueError, match=rf"'ful' is unknown: use one of \[{known}\]"):
     initialize(build("hawk", remat="ful"))
 

@@ -96,7 +96,22 @@ def test_a_plan_agrees_with_arithmetic_and_with_xla(run_file, tmp_path, capsys):
   assert found["gradient_bytes"] == pytest.approx(held, rel=0.01)
   # At least each block's input, and what a block multiplies with its matrices.
   assert found["activation_bytes"] > 3 * (4 * 256 * 512) * 4 * (1 + 3)
-  for text in ("all-reduce", "roofline", "fits", "all of it", f"{found['bytes'] / 2**20:.1f}"[:3]):
+  # All of the time is told, and none is shorter than what the chip's peak rates allow.
+  assert sum(found["expected_shares"].values()) == pytest.approx(1)
+  assert found["expected_seconds"] >= max(found["compute_seconds"], found["interconnect_seconds"])
+  assert len(found["largest_operations"]) == 10
+  largest = [one["seconds"] for one in found["largest_operations"]]
+  assert largest == sorted(largest, reverse=True)
+  assert sum(found["unmodelled_seconds"].values()) < 0.01 * found["expected_seconds"]
+  for text in (
+    "all-reduce",
+    "expected time",
+    "matrix products",
+    "roofline",
+    "fits",
+    "all of it",
+    f"{found['bytes'] / 2**20:.1f}"[:3],
+  ):
     assert text in shown
   # A small model's step takes microseconds: no time is shown as zero.
   assert " 0.0000 s" not in shown
@@ -153,14 +168,24 @@ def test_prefill_leaves_a_state_and_the_last_token_s_logits(run_file, tmp_path):
 
 
 @needs_libtpu
-def test_offloaded_activations_lie_in_the_host_s_memory(run_file, tmp_path):
-  out = tmp_path / "plan.json"
+@pytest.mark.parametrize(("policy", "share"), [("offload", 0.5), ("offload_mixer_outputs", 0.1)])
+def test_offloaded_activations_lie_in_the_host_s_memory(run_file, tmp_path, policy, share):
+  out, timeline = tmp_path / "plan.json", tmp_path / "timeline.json"
   arguments = [str(run_file), "models/hawk.gin", "--hardware=v5e-8", f"--json={out}"]
-  offload = "--gin.models.backbone.Backbone.remat=offload"
-  assert plan.main([*arguments, "--gin.DEPTH=2", offload]) == 0
+  offload = f"--gin.models.backbone.Backbone.remat={policy}"
+  assert plan.main([*arguments, "--gin.DEPTH=2", offload, f"--timeline={timeline}"]) == 0
   (found,) = json.loads(out.read_text())
-  assert found["host_bytes"] > found["activation_bytes"] / 2
+  assert found["host_bytes"] > share * found["activation_bytes"]
   assert found["twice_bytes"] == 0
+  # What goes to the host and comes back takes the host's link, and time.
+  link = [
+    event
+    for event in json.loads(timeline.read_text())["traceEvents"]
+    if event["ph"] == "X" and event["cat"] == "waiting for the host" and "runs" in event["args"]
+  ]
+  sent = sum(event["dur"] * 1e-6 * event["args"]["runs"] for event in link if event["tid"] == 3)
+  host_link = catalogue.hardware("v5e-8").pace.host_link
+  assert sent * host_link == pytest.approx(2 * found["host_bytes"], rel=0.2)
 
 
 @needs_libtpu

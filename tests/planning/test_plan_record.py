@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from planning.record import CollectiveTotal, Memory, Plan, Roofline, XlaCounts
+from planning.record import CollectiveTotal, Expected, Memory, Plan, Roofline, XlaCounts
 
 # Of every version: files of plans are compared with each other.
 KEYS = """
@@ -15,6 +15,11 @@ KEYS = """
   counted_flops hbm_bytes compute_seconds hbm_seconds interconnect_seconds peak_flops tokens
   compile_seconds once_flops xla_flops once_bytes xla_bytes again_bytes unseen_bytes
   optimal_seconds bytes fits seconds cost bound tokens_per_second utilisation
+"""
+# Since plans replay the compiler's schedule.
+EXPECTED_KEYS = """
+  expected_seconds expected_tokens_per_second expected_utilisation expected_shares
+  largest_operations unmodelled_seconds
 """
 
 
@@ -41,13 +46,16 @@ def test_keys_and_values_are_those_of_earlier_versions():
     compile_seconds=1.5,
     memory=numbered(Memory),
     roofline=numbered(Roofline),
+    expected=Expected(8.0, {"matrix products": 1.0}, (), {}, 1.0, 7.0, 8),
     xla=numbered(XlaCounts),
   )
   record = json.loads(json.dumps(plan.record()))
-  assert record.keys() == set(KEYS.split())
+  assert record.keys() == {*KEYS.split(), *EXPECTED_KEYS.split()}
   assert (record["accumulate"], record["memory"], record["memory_share"]) == (3, 11, 12)
   assert (record["bytes"], record["fits"]) == (1 + 2 + 3 + 4 + 5 + 7, False)
   assert (record["bound"], record["seconds"], record["cost"]) == ("interconnect", 6, 6.9)
   assert (record["tokens"], record["tokens_per_second"]) == (8, 8 / 6)
   assert record["utilisation"] == 1 / (7 * 6)
+  assert (record["expected_seconds"], record["expected_tokens_per_second"]) == (8, 1)
+  assert record["expected_utilisation"] == 1 / (7 * 8)
   assert record["collectives"] == [{"kind": "all-reduce", "axes": "data", "count": 2, "sent": 5.0}]

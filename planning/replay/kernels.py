@@ -1,0 +1,139 @@
+"""The time of Pallas kernels, which XLA's estimates leave out."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+from kernels.attention import splash
+from planning.hardware.chip import Hardware
+from planning.hlo import text
+
+_SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
+# Kernels whose bytes decide: their bundles take no longer (`python -m benchmarks.tpu_bundles`).
+_BY_BYTES = re.compile(r"(rg_lru|linear_scan)_(forward|backward)")
+# Splash attention: VLIW bundles of one visited block of 512 queries and 512 keys, for heads of 128
+# and of 256 channels, then the same with a window, which costs more masking. A core issues one
+# bundle per cycle. From the compiler's listing: `python -m benchmarks.attention_bundles`.
+_BLOCK = 512
+SPLASH_BUNDLES = {
+  "v3": {
+    "fwd": (2628, 4269, 2949, 4504),
+    "dq": (2802, 5375, 3327, 5444),
+    "dkv": (3163, 6290, 3488, 6510),
+  },
+  "v4": {
+    "fwd": (1818, 3262, 2113, 3603),
+    "dq": (2072, 3544, 2450, 3868),
+    "dkv": (2653, 4337, 2901, 4562),
+  },
+  "v5e": {
+    "fwd": (1182, 2240, 1138, 2300),
+    "dq": (1512, 2923, 1839, 3072),
+    "dkv": (1918, 3907, 2074, 3903),
+  },
+  "v5p": {
+    "fwd": (1178, 2175, 1198, 2238),
+    "dq": (1504, 2948, 1763, 2943),
+    "dkv": (1911, 3823, 2131, 3905),
+  },
+  "v6e": {
+    "fwd": (994, 1063, 1355, 1417),
+    "dq": (1173, 1211, 1562, 1588),
+    "dkv": (1456, 1496, 1682, 1744),
+  },
+}
+# Bundles of a step of the grid, visited or not: what the compiler's static profile of the forward
+# kernel on v6e adds from 4 to 16 steps of the grid.
+_STEP = 175
+
+
+def decided_by_bytes(call: text.Operation) -> bool:
+  """Whether a kernel's HBM traffic takes longer than its instructions, as was measured."""
+  return _BY_BYTES.search(call.name) is not None
+
+
+def seconds(
+  call: text.Operation, operations: dict[str, text.Operation], hardware: Hardware
+) -> float | None:
+  """Estimates the time of a kernel from its instructions; None for kernels without a rule.
+
+  The HBM traffic of a kernel is counted apart: the longer of both is its time.
+
+  Args:
+    call: the custom call.
+    operations: the operations of its computation.
+    hardware: what it runs on.
+  """
+  found, pace = _SPLASH.search(call.name), hardware.pace
+  if not found or pace.clock is None or pace.generation not in SPLASH_BUNDLES:
+    return None
+  arrays = [
+    array
+    for name in call.operands
+    if name in operations
+    for array in text.arrays(operations[name].result)
+  ]
+  attention = attention_of(arrays, found[1])
+  if attention is None or (attention.dtype == "f32") != (pace.generation == "v3"):
+    return None
+  listed = SPLASH_BUNDLES[pace.generation][found[1]]
+  narrow, wide = listed[2:] if attention.has_window else listed[:2]
+  bundles = max(narrow / 2, narrow + (wide - narrow) * (attention.channels - 128) / 128)
+  per_head = attention.visited * bundles * attention.block + attention.steps * _STEP
+  # Forward, the cores of a device share rows and heads; backward, JAX's kernels share rows alone.
+  shared = attention.rows * (attention.heads if found[1] == "fwd" else 1)
+  share = math.ceil(shared / pace.cores) / shared
+  return attention.rows * attention.heads * per_head * share / pace.clock
+
+
+class Attention(NamedTuple):
+  """What a call of splash attention works on.
+
+  Attributes:
+    dtype: of the queries.
+    rows, heads, channels: sizes of the queries [B, H, T, K].
+    visited, steps: per head, blocks that are visited, and steps of the grid.
+    block: size of a block, in blocks of 512 x 512.
+    has_window: whether the mask is a window, not all of the past.
+  """
+
+  dtype: str
+  rows: int
+  heads: int
+  channels: int
+  visited: int
+  steps: int
+  block: float
+  has_window: bool
+
+
+def attention_of(arrays: list[text.Array], kernel: str) -> Attention | None:
+  """Reads the operands of a call: tables of blocks [1 or H, i, j], then q, k, v."""
+  table = next((shape for dtype, shape in arrays if dtype[0] == "s" and len(shape) == 3), None)
+  real = [(dtype, shape) for dtype, shape in arrays if dtype[0] != "s" and len(shape) >= 3]
+  if table is None or len(real) < 2:
+    return None
+  (dtype, queries), (_, keys) = real[:2]
+  *batch, length, channels = queries
+  size, key_size = splash.block(length), splash.block(keys[-2])
+  count, key_count = length // size, keys[-2] // key_size
+  # Blocks of keys up to the last token that a block of queries may see.
+  offset = keys[-2] - length
+  seen = [min(key_count, -(-(offset + (i + 1) * size) // key_size)) for i in range(count)]
+  if kernel == "dkv":  # a row of the table is a block of keys
+    seen = [sum(n > j for n in seen) for j in range(key_count)]
+    width, whole = table[1], count
+  else:
+    width, whole = table[2], key_count
+  return Attention(
+    dtype=dtype,
+    rows=math.prod(batch[:-1]),
+    heads=batch[-1],
+    channels=channels,
+    visited=sum(min(n, width) for n in seen),
+    steps=table[1] * table[2],
+    block=size * key_size / _BLOCK**2,
+    has_window=width < whole,
+  )
