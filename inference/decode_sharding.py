@@ -8,6 +8,7 @@ rules.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -57,15 +58,17 @@ class DecodeSharding(Protocol):
     """
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OneDevice:
-  """Runs everything on one device."""
+  """Runs everything on one device.
+
+  Attributes:
+    lean: see `DecodeSharding`.
+  """
 
   shards = 1
   concurrent = True
-
-  def __init__(self, *, lean: bool = False):
-    """See `DecodeSharding` for lean."""
-    self.lean = lean
+  lean: bool = False
 
   def place(self, params: Any) -> Any:
     """Returns the parameters."""
@@ -112,6 +115,15 @@ class OverMesh:
     self._rows = PartitionSpec(self._over or None)
     with shards.per_device(self._region):
       self.shards = shards.count("batch")
+
+  # So that what is compiled for one serves others of the same plan.
+  def __eq__(self, other: object) -> bool:
+    if not isinstance(other, OverMesh):
+      return NotImplemented
+    return (self._sharding_plan, self.lean) == (other._sharding_plan, other.lean)
+
+  def __hash__(self) -> int:
+    return hash((self._sharding_plan, self.lean))
 
   def place(self, params: Any) -> Any:
     """Gathers what ZeRO has split, unless lean."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
+from base.equal_partial import EqualPartial
 from base.ranges import Count, Depth, FloatName, Immaterial, Positive
 from layers.attention import SelfAttention
 from layers.dtypes import Dtypes
@@ -66,7 +66,7 @@ class Backbone:
         f"gate_blocks={gate_blocks} does not divide rnn_width={rnn_width}: "
         "choose a number of gate blocks that does."
       )
-    return partial(
+    return EqualPartial(
       RecurrentBlock,
       rnn_width=rnn_width,
       gate_blocks=gate_blocks,
@@ -95,7 +95,7 @@ class Backbone:
       raise ValueError(
         f"kv_heads={kv_heads} does not divide heads={heads}: choose a number that does."
       )
-    return partial(
+    return EqualPartial(
       SelfAttention,
       heads=heads,
       head_dim=self.width // heads,
@@ -113,7 +113,7 @@ class Backbone:
     self, gated: Callable[[jax.Array, jax.Array], jax.Array] = gelu_gated
   ) -> Callable[..., GatedMLP]:
     """The MLP at this size; `gated` joins its branches."""
-    return partial(
+    return EqualPartial(
       GatedMLP,
       hidden=self.mlp_width or self.mlp_expansion * self.width,
       output_scale=self.output_scale,
@@ -159,7 +159,7 @@ class Backbone:
       pattern=pattern,
       mlp=mlp,
       tied=tied,
-      norm=partial(RMSNorm, zero_centered=self.zero_centered_norm, **self.dtypes),
+      norm=EqualPartial(RMSNorm, zero_centered=self.zero_centered_norm, **self.dtypes),
       embedding_scale=scale,
       logit_cap=self.logit_cap,
       remat=self.remat,

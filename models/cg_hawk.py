@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-
+from base.equal_partial import EqualPartial
 from base.ranges import Count
 from layers.cg_lru import CGLRU
 from layers.mixer import MixerFactory
@@ -29,4 +28,4 @@ def complex_recurrent(
   block = backbone.recurrent(
     rnn_width=rnn_width, gate_blocks=gate_blocks, implementation=recurrence
   )
-  return partial(block, recurrence=partial(CGLRU, name="cg_lru"))
+  return EqualPartial(block, recurrence=EqualPartial(CGLRU, name="cg_lru"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from base.equal_partial import EqualPartial
 from layers.dtypes import Dtypes, dtypes_of
 from layers.embedding import Embedding, OutputHead
 from layers.mixer import Mixer, MixerFactory, ModuleFactory, State
@@ -180,9 +180,9 @@ class LanguageModel(nn.Module):
     """The same model with activations and parameters of other types."""
     dtypes: Dtypes = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.dtype(param_dtype)}
     return self.clone(
-      pattern=tuple(partial(mixer, **dtypes) for mixer in self.pattern),
-      mlp=self.mlp and partial(self.mlp, **dtypes),
-      norm=partial(self.norm, **dtypes),
+      pattern=tuple(EqualPartial(mixer, **dtypes) for mixer in self.pattern),
+      mlp=self.mlp and EqualPartial(self.mlp, **dtypes),
+      norm=EqualPartial(self.norm, **dtypes),
       **dtypes,
     )
 

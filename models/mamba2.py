@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-
+from base.equal_partial import EqualPartial
 from base.ranges import Count
 from layers.mamba2 import Mamba2Mixer
 from models.backbone import Backbone
@@ -35,7 +34,7 @@ def mamba2(
       f"width={backbone.width}. Choose a number of heads whose double does."
     )
   depth = 2 * backbone.depth
-  mixer = partial(
+  mixer = EqualPartial(
     Mamba2Mixer,
     heads=4 * heads,
     head_dim=backbone.width // (2 * heads),

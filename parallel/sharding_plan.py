@@ -79,7 +79,8 @@ class ParamSharding:
 class ShardingPlan:
   """Shardings of the parameters, gradients, optimizer state and batches of a model on a mesh.
 
-  One device is a mesh of one, with the same code.
+  One device is a mesh of one, with the same code. Plans that shard in the same way are equal: what
+  is compiled for one serves the other.
   """
 
   def __init__(self, mesh: Mesh, rules: Rules, stage: int, parameters: tuple[ParameterLike, ...]):
@@ -113,6 +114,16 @@ class ShardingPlan:
     )
     self._over = over
     self._rows_here: dict[tuple[int, int], np.ndarray] = {}
+
+  def _identity(self) -> tuple[Any, ...]:
+    # The region has what the rules say of every logical axis.
+    return self.mesh, self.stage, self.region, self.parameters
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, ShardingPlan) and self._identity() == other._identity()
+
+  def __hash__(self) -> int:
+    return hash(self._identity())
 
   def check_batch(self, batch_size: int, length: int, pieces: int = 1) -> None:
     """Raises ValueError if a microbatch's rows, or their tokens, cannot be split evenly."""

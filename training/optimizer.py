@@ -26,7 +26,15 @@ def warmup_cosine(
     ValueError: the warm-up is not shorter than the run.
   """
   _check_warmup(steps, warmup_steps)
-  peak = float(peak)  # JAX does not convert integers beyond 32 bits to float.
+  # JAX does not convert integers beyond 32 bits to float.
+  return _warmup_cosine(float(peak), steps, warmup_steps, final_fraction)
+
+
+# Cached: an optimizer equals another only if their schedules are the same function.
+@functools.lru_cache(maxsize=16)
+def _warmup_cosine(
+  peak: float, steps: int, warmup_steps: int, final_fraction: float
+) -> optax.Schedule:
   return optax.warmup_cosine_decay_schedule(
     0.0, peak, warmup_steps, decay_steps=steps, end_value=final_fraction * peak
   )
@@ -47,9 +55,15 @@ def warmup_stable_decay(
   Raises:
     ValueError: the warm-up does not end before the decay begins.
   """
-  peak = float(peak)
   decay_steps = round(decay_fraction * steps)
   _check_warmup(steps - decay_steps, warmup_steps)
+  return _warmup_stable_decay(float(peak), steps, warmup_steps, decay_steps, final_fraction)
+
+
+@functools.lru_cache(maxsize=16)
+def _warmup_stable_decay(
+  peak: float, steps: int, warmup_steps: int, decay_steps: int, final_fraction: float
+) -> optax.Schedule:
   return optax.join_schedules(
     [
       optax.linear_schedule(0.0, peak, warmup_steps),

@@ -1,4 +1,7 @@
-"""A start traces the step once: the trace that checks whether everything fits is then run."""
+"""A start traces the step once: the trace that checks whether everything fits is then run.
+
+Another run of an equal configuration in the same process traces nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,30 @@ from pathlib import Path
 
 import pytest
 
+from experiment import model_zoo
 from launch import train
 from tests import small_run
+from training import optimizer
 
 ROOT = Path(train.__file__).parents[1]
-# One JSON list per mesh: the traces of a step until the run was finished.
+# One JSON list per mesh: the exit statuses of two runs, which differ in their seed and folder, and
+# the traces of a step until each was finished.
 PROGRAM = """
 import sys, json
 from launch import train
-from training import step
+from training import loop, step
 decide, traces = step._decide, []
 step._decide = lambda *args: traces.append(1) or decide(*args)
 folder, *meshes = sys.argv[1:]
 counts = {}
-for number, mesh in enumerate(meshes):
-  traces.clear()
-  files = [f"{folder}/run.gin", f"gin/mesh/{mesh}.gin"]
-  status = train.main([*files, f"--run_dir={folder}/{number}"])
-  counts[mesh] = (status, len(traces))
+for mesh in meshes:
+  loop._programs.cache_clear()  # on one device the meshes are equal
+  counts[mesh] = []
+  for seed in range(2):
+    traces.clear()
+    files = [f"{folder}/run.gin", f"gin/mesh/{mesh}.gin"]
+    status = train.main([*files, f"--run_dir={folder}/{mesh}_{seed}", f"--gin.SEED={seed}"])
+    counts[mesh] += [status, len(traces)]
 print(json.dumps(counts))
 """
 MESHES = {1: ("single", "data", "zero3"), 8: ("data", "sequence8")}
@@ -52,4 +61,23 @@ def test_a_step_is_traced_once(tmp_path, devices):
   )
   assert process.returncode == 0, process.stderr
   counts = json.loads(process.stdout.splitlines()[-1])
-  assert set(map(tuple, counts.values())) == {(0, 1)}, counts
+  assert set(map(tuple, counts.values())) == {(0, 1, 0, 0)}, counts
+
+
+@pytest.mark.parametrize("name", model_zoo.names())
+def test_models_are_equal_where_their_configurations_are(name):
+  file = model_zoo.file_of(name)
+  one, same, other = (model_zoo.build([file], more)[0] for more in ([], [], ["--gin.WIDTH=64"]))
+  assert one == same
+  assert hash(one) == hash(same)
+  assert one != other
+
+
+@pytest.mark.parametrize("schedule", [optimizer.warmup_cosine, optimizer.warmup_stable_decay])
+def test_optimizers_are_equal_where_their_schedules_are(schedule):
+  one, same, other = (
+    optimizer.AdamW(learning_rate=schedule(peak=1e-3, steps=steps, warmup_steps=2))
+    for steps in (20, 20, 30)
+  )
+  assert one.transformation() is same.transformation()
+  assert one != other
