@@ -6,7 +6,9 @@ import contextlib
 import functools
 import importlib
 import logging
+import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +17,40 @@ import jax
 PLATFORMS = ("cpu", "gpu", "tpu")
 # JAX's caches include this context: a function traced for one platform is traced again for another.
 _target = jax.make_user_context(default_value=None)
+
+
+class _Unkept:
+  """Keeps what is compiled out of JAX's persistent cache.
+
+  JAX (0.10.2) writes programs for devices that are not attached into it, and then warns that it
+  cannot read them.
+  """
+
+  _OPTION = "jax_persistent_cache_min_compile_time_secs"
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._depth = 0
+    self._seconds = 0.0
+
+  @contextlib.contextmanager
+  def active(self) -> Iterator[None]:
+    """Context manager; threads may enter and leave it in any order."""
+    with self._lock:
+      self._depth += 1
+      if self._depth == 1:
+        self._seconds = getattr(jax.config, self._OPTION)
+        jax.config.update(self._OPTION, math.inf)
+    try:
+      yield
+    finally:
+      with self._lock:
+        self._depth -= 1
+        if self._depth == 0:
+          jax.config.update(self._OPTION, self._seconds)
+
+
+_unkept = _Unkept()
 
 
 class Implementation(NamedTuple):
@@ -63,7 +99,7 @@ def targeting(platform: str, kind: str = "") -> Iterator[None]:
   """
   if platform not in PLATFORMS:
     raise ValueError(f"platform {platform!r} is unknown; choose from {', '.join(PLATFORMS)}.")
-  with _target((platform, kind)):
+  with _target((platform, kind)), _unkept.active():
     yield
 
 
