@@ -16,7 +16,8 @@ def check(subject: Subject) -> Iterator[Finding]:
   before = subject.logits(tokens)
   allowed = subject.rounding(before)
   for t in (1, subject.window, subject.length - 2):
-    changed = tokens.at[:, t].set((tokens[:, t] + 1) % subject.model.vocab_size)
+    changed = tokens.copy()
+    changed[:, t] = (tokens[:, t] + 1) % subject.model.vocab_size
     after = subject.logits(changed)
     yield compare_rows(
       f"token {t} changes no logit before it", after[:, :t], before[:, :t], allowed

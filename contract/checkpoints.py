@@ -27,7 +27,7 @@ def check(subject: Subject) -> Iterator[Finding]:
   )
   random = np.random.default_rng(6)
   filled = jax.tree.map(
-    lambda x: jax.numpy.asarray(random.integers(0, 100, x.shape), x.dtype), abstract
+    lambda x: jax.device_put(np.asarray(random.integers(0, 100, x.shape), x.dtype)), abstract
   )
   state = filled._replace(params=subject.params)
   with tempfile.TemporaryDirectory() as folder:

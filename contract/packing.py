@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import jax.numpy as jnp
 import numpy as np
 
 from contract.finding import Finding, compare_rows
@@ -26,7 +25,8 @@ def check(subject: Subject) -> Iterator[Finding]:
   for row, ends in enumerate(bounds):
     for start, end in itertools.pairwise(ends):
       # Alone in a row, followed by padding.
-      alone = jnp.zeros_like(tokens).at[:, : end - start].set(tokens[row, start:end])
+      alone = np.zeros_like(tokens)
+      alone[:, : end - start] = tokens[row, start:end]
       own = np.broadcast_to(np.arange(length) < end - start, (ROWS, length)).astype(np.int32)
       expected = subject.logits(alone, own)[:1, : end - start]
       yield compare_rows(

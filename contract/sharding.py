@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -105,7 +104,7 @@ def _train(
 
 def _state(model: LanguageModel, params: Any) -> step_lib.TrainState:
   create = functools.partial(step_lib.initial_state, model, OPTIMIZER, OPTIONS, 0)
-  empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(create))
+  empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(create))
   return empty._replace(params=params)
 
 

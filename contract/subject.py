@@ -44,8 +44,11 @@ class Subject:
   def params(self) -> Any:
     init = jax.jit(lambda key: nn.unbox(self.model.init(key, jnp.zeros((1, 1), jnp.int32))))
     random = np.random.default_rng(0)
+    # Added by NumPy: JAX would compile an addition for every shape.
     return jax.tree.map(
-      lambda x: x + jnp.asarray(NOISE * random.standard_normal(x.shape), x.dtype),
+      lambda x: jax.device_put(
+        np.asarray(x) + np.asarray(NOISE * random.standard_normal(x.shape), x.dtype)
+      ),
       init(jax.random.key(0))["params"],
     )
 
@@ -55,10 +58,10 @@ class Subject:
     stack = {name: group for name, group in self.params["stack"].items() if name != "remainder"}
     return self.model.clone(depth=whole), {**self.params, "stack": stack}
 
-  def tokens(self, seed: int) -> jax.Array:
-    """Random rows [2, length] int32."""
+  def tokens(self, seed: int) -> np.ndarray:
+    """Random rows [2, length] int32, of NumPy: JAX would compile every slice of them."""
     random = np.random.default_rng(seed)
-    return jnp.asarray(random.integers(0, self.model.vocab_size, (ROWS, self.length)), jnp.int32)
+    return random.integers(0, self.model.vocab_size, (ROWS, self.length), np.int32)
 
   @functools.cached_property
   def apply(self):
@@ -70,9 +73,9 @@ class Subject:
 
     return apply
 
-  def logits(self, tokens: jax.Array | np.ndarray, segment_ids: Any = None) -> np.ndarray:
+  def logits(self, tokens: np.ndarray, segment_ids: np.ndarray | None = None) -> np.ndarray:
     """Returns logits of whole rows [2, length, V]; without ids, a row is one segment."""
-    ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else jnp.asarray(segment_ids)
+    ids = np.ones(tokens.shape, np.int32) if segment_ids is None else segment_ids
     return np.asarray(self.apply(self.params, tokens, segment_ids=ids)[0])
 
   def batch(self, rows: int, length: int) -> dict[str, np.ndarray]:
