@@ -1,7 +1,9 @@
 """Checks several models of the zoo in one process, as `python -m launch.check --model=...` checks
 one.
 
-    python -m tests.contract.zoo FOLDER griffin hawk ...
+    python -m tests.contract.zoo FOLDER griffin hawk:causality,packing ...
+
+A model is followed by the checks to run, all of them by default.
 
 Writes the findings to FOLDER/NAME.json and prints one JSON line per model: its name, the exit
 status and what the command printed. The devices must exist before JAX is imported, hence the
@@ -21,9 +23,10 @@ from launch import check, command
 if __name__ == "__main__":
   gc.set_threshold(*command.GARBAGE_THRESHOLDS)  # as `command.run` does
   folder, *names = sys.argv[1:]
-  for name in names:
+  for name, _, only in (argument.partition(":") for argument in names):
+    arguments = [f"--model={name}", f"--json={folder}/{name}.json"]
     with contextlib.redirect_stdout(io.StringIO()) as shown:
-      status = check.main([f"--model={name}", f"--json={folder}/{name}.json"])
+      status = check.main([*arguments, f"--only={only}"] if only else arguments)
     print(json.dumps({"name": name, "status": status, "shown": shown.getvalue()}), flush=True)
     import jax  # after the first check has made its devices
 
