@@ -2,9 +2,11 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 from launch import command, quick_compilation
+from tests import preparations
 
 # Set before anything imports JAX. libtpu is installed for ahead-of-time compilation and must not be
 # probed for devices: the query for a machine's metadata takes seconds where there is none.
@@ -21,3 +23,17 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ["XDG_STATE_HOME"] = str(cache.parent / "state")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 gc.set_threshold(*command.GARBAGE_THRESHOLDS)
+# For the preparations that tests start themselves: they take over this process's path.
+sys.path.append(str(preparations.HOOK))
+
+
+def pytest_configure(config):
+  """Starts the server of preparations, once for all workers."""
+  if not hasattr(config, "workerinput"):
+    config.stash[preparations.SERVER] = preparations.serve()
+
+
+def pytest_unconfigure(config):
+  """Ends it."""
+  if server := config.stash.get(preparations.SERVER, None):
+    server.communicate()

@@ -16,12 +16,15 @@ from typing import NamedTuple
 
 import pytest
 
+from tests import preparations
 from tests.documentation import pages
 from tests.documentation.pages import ROOT, Step
 
 SECONDS = 900
 # Commands with these beginnings change the shell: they are repeated before each later command.
 REMEMBERED = ("source ", "export ", "unset ")
+# The page's own path, and behind it that of the tests.
+HOOKED = f'export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{preparations.HOOK}"'
 
 
 class Done(NamedTuple):
@@ -94,7 +97,7 @@ class Session:
   def start(self, command: str) -> subprocess.Popen:
     """Starts a command, in a process group of its own."""
     return subprocess.Popen(
-      ["bash", "-c", "\n".join(["set -e", *self._remembered, command])],
+      ["bash", "-c", "\n".join(["set -e", *self._remembered, HOOKED, command])],
       cwd=self.folder,
       env=self.environment(),
       stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import preparations
 from training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +99,7 @@ def start(
   command = command or ["launch.train", str(folder / "run.gin"), f"--run_dir={folder / run}"]
   environment = {
     **os.environ,
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": preparations.with_hook(ROOT),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={4 // count}",
     "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled_{count}"),

@@ -14,6 +14,7 @@ from base.errors import UserError
 from experiment import model_zoo
 from launch import check, command, compare, convert, evaluate, failures, generate, plan, train
 from launch import vocabulary as vocabulary_command
+from tests import preparations
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -42,7 +43,7 @@ def refusal(capsys, name: str, *arguments: str) -> str:
 
 def launched(*arguments: str, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
   """Runs a command in a separate process."""
-  environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+  environment = os.environ | {"PYTHONPATH": preparations.with_hook(ROOT)} | options.pop("env", {})
   return subprocess.run(
     [sys.executable, "-m", *arguments],
     cwd=cwd,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import train
+from tests import preparations
 
 ROOT = Path(train.__file__).parents[1]
 SMALL = [
@@ -62,7 +63,7 @@ def text(tmp_path):
 
 def run(folder, *arguments):
   command = [sys.executable, "-m", f"launch.{arguments[0]}", *map(str, arguments[1:])]
-  environment = {"PYTHONPATH": str(ROOT)}
+  environment = {"PYTHONPATH": preparations.with_hook(ROOT)}
   return subprocess.run(
     command, cwd=folder, capture_output=True, text=True, env=os.environ | environment
   )
