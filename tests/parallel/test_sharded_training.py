@@ -23,17 +23,16 @@ CASES = (
 # Parameters in bfloat16.
 MASTER = "hawk:data=4,model=2,zero=1,keep=master"
 STOCHASTIC = "hawk:data=8,zero=3,keep=stochastic"
-# Lion's moments lie as AdamW's, and are updated element by element: one mesh with every axis shows
-# that its signs are of summed gradients. Adafactor and Muon sum over rows, columns or matrices: of
-# each they are split by ZeRO, by the model axis and by both.
+# Lion's moments lie as AdamW's, and are updated element by element: one mesh shows that its signs
+# are of summed gradients. Adafactor sums over rows and columns, Muon over matrices: they are split
+# by ZeRO, by the model axis and by both. One model each, since each is trained on one device too.
 OPTIMIZERS = (
-  "griffin:data=2,seq=2,model=2,zero=3,optimizer=lion",
-  "griffin:data=2,seq=2,model=2,zero=3,optimizer=adafactor",
-  "griffin:data=2,seq=2,model=2,zero=3,optimizer=muon",
+  "hawk:data=4,model=2,zero=1,optimizer=lion",
   "hawk:data=8,zero=2,optimizer=adafactor",
-  "hawk:data=8,zero=2,optimizer=muon",
-  "hawk:data=4,model=2,zero=1,optimizer=muon",
   "hawk:model=8,optimizer=adafactor",
+  "hawk:data=2,seq=2,model=2,zero=3,optimizer=adafactor",
+  "griffin:data=8,zero=2,optimizer=muon",
+  "griffin:data=2,seq=2,model=2,zero=3,optimizer=muon",
 )
 
 
