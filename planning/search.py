@@ -200,11 +200,13 @@ def choices(experiment: Experiment, hardware: Hardware) -> list[Choice]:
   Time is split over `seq` only when a device has one row per microbatch: until then, more batch
   shards or more microbatches save as much memory and exchange nothing within rows.
   """
-  work = account(
-    experiment.model, batch_size=experiment.batch_size, length=experiment.sequence_length
-  )
+  # The configuration may name kernels that only this hardware has.
+  with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
+    work = account(
+      experiment.model, batch_size=experiment.batch_size, length=experiment.sequence_length
+    )
+    optimizer_bytes = describe.device_bytes(describe.abstract_state(experiment).opt_state)
   trained = sum(p.count for p in work.parameters if experiment.model.trains(p.path))
-  optimizer_bytes = describe.device_bytes(describe.abstract_state(experiment).opt_state)
   found = []
   for data, seq, model, grad_accum_steps in _meshes(experiment, hardware.device_count):
     for zero in (1, 3) if data * seq > 1 else (0,):

@@ -320,6 +320,12 @@ def test_what_is_left_out_of_a_search(run_file):
   assert not search.choices(built, with_memory(slice_, count - 1))
 
 
+@needs_libtpu
+def test_a_search_takes_kernels_that_only_the_planned_hardware_has(run_file):
+  slice_ = catalogue.hardware("v5e-8")
+  assert search.choices(build(run_file, "kernels/pallas_tpu.gin"), slice_)
+
+
 def test_a_search_sets_the_macro_of_microbatches_where_the_files_use_it(run_file):
   configuration = experiment.load([str(run_file)], [])
   assert search.microbatches_name(configuration) == "MICROBATCHES"
