@@ -26,6 +26,9 @@ needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
 )
 RUN = """
+from __gin__ import dynamic_registration
+from models import griffin
+
 include 'experiment.gin'
 include 'models/griffin.gin'
 include 'sizes/tiny.gin'
@@ -38,11 +41,13 @@ MODEL_SHARDS = 4
 WIDTH = 512
 RNN_WIDTH = 512
 HEADS = 4
-DEPTH = 3
+DEPTH = 2
 VOCAB_SIZE = 1024
 WINDOW = 128
 SEQUENCE_LENGTH = 256
 BATCH_SIZE = 8
+# Each kind of block once: a second recurrent block only takes longer to compile.
+griffin.griffin.pattern = ('recurrent', 'attention')
 """
 
 
@@ -79,7 +84,7 @@ def test_a_plan_agrees_with_arithmetic_and_with_xla(run_file, tmp_path, capsys):
   # embedding and the logits; the gradient of the one key/value head is summed too.
   sent = {(one["kind"], one["axes"]): one["sent"] for one in found["collectives"]}
   stream = 2 * (3 / 4) * (4 * 256 * 512) * 4
-  once = (2 * 2 * 3 + 2) * stream + stream * 2 * 128 / 512
+  once = (2 * 2 * 2 + 2) * stream + stream * 2 * 128 / 512
   assert sent["all-reduce", "model"] == pytest.approx(once, rel=0.01)
   # ZeRO 1: gradients are scattered over the two, and updated parameters gathered: half of them
   # each.
@@ -95,7 +100,7 @@ def test_a_plan_agrees_with_arithmetic_and_with_xla(run_file, tmp_path, capsys):
   assert found["result_bytes"] < 2**13
   assert found["gradient_bytes"] == pytest.approx(held, rel=0.01)
   # At least each block's input, and what a block multiplies with its matrices.
-  assert found["activation_bytes"] > 3 * (4 * 256 * 512) * 4 * (1 + 3)
+  assert found["activation_bytes"] > 2 * (4 * 256 * 512) * 4 * (1 + 3)
   # All of the time is told, and none is shorter than what the chip's peak rates allow.
   assert sum(found["expected_shares"].values()) == pytest.approx(1)
   assert found["expected_seconds"] >= max(found["compute_seconds"], found["interconnect_seconds"])
@@ -131,7 +136,7 @@ def test_decoding_of_several_models_side_by_side(run_file, tmp_path, capsys):
   assert "hawk" in shown
   assert "griffin" in shown
   assert re.search(r"\d\.\d us ", shown)  # A token takes less than a ten-thousandth of a second.
-  for found, sub_blocks in ((hawk, 6), (griffin, 6)):
+  for found, sub_blocks in ((hawk, 4), (griffin, 4)):
     assert (found["step"], found["tokens"], found["length"]) == ("decode", 8, 512)
     sent = {(one["kind"], one["axes"]): one["count"] for one in found["collectives"]}
     assert sent["all-reduce", "model"] == sub_blocks + 1
@@ -284,7 +289,7 @@ def test_a_search_compiles_the_cheapest_that_can_fit(run_file):
 
 @needs_libtpu
 def test_a_search_splits_time_where_there_is_one_row(run_file):
-  arguments = ["--gin.DEPTH=1", "--gin.BATCH_SIZE=1", "--gin.SEQUENCE_LENGTH=8192"]
+  arguments = ["--gin.DEPTH=1", "--gin.BATCH_SIZE=1", "--gin.SEQUENCE_LENGTH=1024"]
   built = build(run_file, "models/hawk.gin", *arguments)
   slice_ = catalogue.hardware("v5e-8")
   sizes = {(choice.data, choice.seq, choice.model) for choice in search.choices(built, slice_)}
