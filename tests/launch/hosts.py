@@ -102,7 +102,7 @@ def start(
     "PYTHONPATH": preparations.with_hook(ROOT),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={4 // count}",
-    "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled_{count}"),
+    "JAX_COMPILATION_CACHE_DIR": f"{os.environ['JAX_COMPILATION_CACHE_DIR']}_hosts_{count}",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   port = port or free_port()

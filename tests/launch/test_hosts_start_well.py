@@ -31,7 +31,7 @@ def own_folders(folder, tmp_path):
   """A folder of each host in which /proc/self/cwd, the same path for both, is another one."""
   both = [tmp_path / "zero", tmp_path / "one"]
   for own in both:
-    shutil.copytree(folder, own, ignore=shutil.ignore_patterns("compiled*", "cache"))
+    shutil.copytree(folder, own, ignore=shutil.ignore_patterns("cache"))
   for own in both:
     (own / "run.gin").write_text(hosts.RUN.format(folder="/proc/self/cwd", steps=4))
   return both
