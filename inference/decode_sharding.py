@@ -34,7 +34,9 @@ class DecodeSharding(Protocol):
 
   shards: int
   concurrent: bool
-  lean: bool
+
+  @property
+  def lean(self) -> bool: ...
 
   def place(self, params: Any) -> Any:
     """Moves parameters to the sharding for `start`."""
