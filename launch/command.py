@@ -186,7 +186,8 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     status = main(sys.argv[1:])
   except KeyboardInterrupt as stopped:
     status, reason = INTERRUPTED, str(stopped) or "interrupted"
-    print(reason, file=sys.stderr)
+    # A terminal's line has the ^C, and may have a live line of progress.
+    print(f"\n{reason}" if sys.stderr.isatty() else reason, file=sys.stderr)
   except SystemExit as leaving:  # by --help, and by invalid arguments
     if not isinstance(leaving.code, int | None) and not _is_joined():
       raise

@@ -232,7 +232,7 @@ def train(
   last_metrics = None
   # The step at which a checkpoint was due that could not be saved; None if none.
   owed: int | None = None
-  stops = False
+  stops, ended = False, False
   try:
     with Interruption() as interruption:
       for step in range(start_step, options.steps):
@@ -277,6 +277,7 @@ def train(
       stops = stops or (processes.count() == 1 and interruption.requested_at(options.steps))
     # A run that stops early without new steps is saved already.
     checkpoints.wait()
+    ended = not stops
   except NotFinite as error:
     checkpoints.wait()
     told = f"{error} {remedies.remedy(run_dir, saved_step, learning_rate, options.steps)}"
@@ -290,6 +291,8 @@ def train(
       told += f" (Bad checkpoints were moved: {', '.join(map(str, moved))}.)"
     raise TrainingError(told) from None
   finally:
+    if not ended:
+      progress.close()
     run.metrics.close()
     checkpoints.close()
 

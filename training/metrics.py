@@ -143,6 +143,12 @@ class ProgressLine:
     self._write(f"\r{' ' * self._width}\r{text}\n" if self.live else f"{text}\n")
     self._width = 0
 
+  def close(self) -> None:
+    """Ends the live line, so that what is printed next begins a line."""
+    if self._width:
+      self._write("\n")
+      self._width = 0
+
   def _print(self, text: str) -> None:
     if not self.live:
       self._write(f"{text}\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
 import signal
 
 import jax
@@ -18,7 +20,7 @@ from tests.small_models import build
 from tests.training.resume_run import Sequences
 from training import checkpoint, checksum, loop, optimizer, retention
 from training import step as step_lib
-from training.metrics import read_metrics
+from training.metrics import ProgressLine, read_metrics
 
 
 def taken(norms: np.ndarray, options: step_lib.StepOptions) -> list[bool]:
@@ -87,7 +89,16 @@ class Poisoned(Sequences):
 MODEL = build("hawk", depth=1)
 
 
-def run(folder, *, bad=(), rate=lambda step: 1e-3 + 0 * step, evaluate=None, steps=24, **options):
+def run(
+  folder,
+  *,
+  bad=(),
+  rate=lambda step: 1e-3 + 0 * step,
+  evaluate=None,
+  steps=24,
+  progress=None,
+  **options,
+):
   adam = optimizer.AdamW(learning_rate=rate)
   return loop.train(
     model=MODEL,
@@ -105,6 +116,7 @@ def run(folder, *, bad=(), rate=lambda step: 1e-3 + 0 * step, evaluate=None, ste
     seed=0,
     bytes_per_token=1.0,
     evaluate=evaluate,
+    progress=progress,
   )
 
 
@@ -255,6 +267,14 @@ def test_a_signal_after_the_last_step_is_told(tmp_path):
   assert (summary.step, summary.saved_step) == (4, 4)
   assert summary.interrupted == signal.SIGINT
   assert run(tmp_path, steps=4).interrupted is None
+
+
+def test_what_follows_a_stopped_run_begins_a_line_of_the_terminal(tmp_path, monkeypatch):
+  screen = io.StringIO()
+  screen.isatty = lambda: True
+  monkeypatch.setattr(loop.Interruption, "requested_at", lambda self, step: step == 3)
+  run(tmp_path, progress=ProgressLine(24, screen))
+  assert re.search(r"\rstep \d+/24 [^\n]*\n$", screen.getvalue())
 
 
 def test_an_interruption_in_a_streak_loses_nothing_that_is_good(tmp_path, monkeypatch):
