@@ -20,6 +20,12 @@ from pathlib import Path
 import pytest
 
 SOCKET = "TESTS_PREPARATIONS"
+# As `data.preparation` sets them; libraries read them when they are imported.
+ENVIRONMENT = {
+  "CUDA_VISIBLE_DEVICES": "-1",
+  "JAX_PLATFORMS": "cpu",
+  "TF_CPP_MIN_LOG_LEVEL": "3",
+}
 HOOK = Path(__file__).parent / "hook"
 SERVER = pytest.StashKey[subprocess.Popen]()
 
@@ -36,6 +42,7 @@ def serve() -> subprocess.Popen:
   server = Path(__file__).parent / "server.py"
   return subprocess.Popen(
     [sys.executable, server, path],
+    env=os.environ | ENVIRONMENT,
     stdin=subprocess.PIPE,  # its end is this process's
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
