@@ -35,6 +35,8 @@ def serve(path: str) -> None:
     while True:
       ready, _, _ = select.select([listening, sys.stdin], [], [])
       if sys.stdin in ready:
+        os.unlink(path)
+        os.rmdir(os.path.dirname(path))
         return
       connection, _ = listening.accept()
       import seqio  # noqa: F401
