@@ -145,10 +145,10 @@ def dry_run(experiment: Experiment) -> DryRun:
   state, batch = abstract_state(experiment), abstract_batch(experiment)
   state = abstract_like(state, sharding_plan.state)
   batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree))
-  step = step_lib.make_train_step(
+  step = step_lib.jit_train_step(
     experiment.model, experiment.optimizer.transformation(), experiment.options.step, sharding_plan
   )
-  compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+  compiled = step.lower(state, batch).compile()
   memory = compiled.memory_analysis()
   return DryRun(
     state_bytes=device_bytes(state),

@@ -17,6 +17,10 @@ import jax
 PLATFORMS = ("cpu", "gpu", "tpu")
 # JAX's caches include this context: a function traced for one platform is traced again for another.
 _target = jax.make_user_context(default_value=None)
+# Kibibytes of its own memory that a chip gives to one operation. v6e has 128 MiB, of which XLA
+# gives a quarter or less: with half of it, the compiler expects products with work fused to them to
+# take a quarter less time (docs/benchmarks.md).
+_SCOPED_VMEM = {"TPU v6 lite": 65536}
 
 
 class _Unkept:
@@ -79,6 +83,12 @@ def device_kind() -> str:
   Empty if it is not known.
   """
   return _target.value[1] if _target.value else jax.devices()[0].device_kind
+
+
+def compiler_options() -> dict[str, int]:
+  """Returns XLA's options for training steps on the target platform."""
+  limit = _SCOPED_VMEM.get(device_kind()) if target() == "tpu" else None
+  return {"xla_tpu_scoped_vmem_limit_kib": limit} if limit else {}
 
 
 def cores() -> int:

@@ -60,12 +60,12 @@ def training_step(experiment: Experiment, sharding_plan: ShardingPlan) -> Progra
     describe.abstract_batch(experiment),
     lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree),
   )
-  step = step_lib.make_train_step(
+  step = step_lib.jit_train_step(
     model, experiment.optimizer.transformation(), options, sharding_plan
   )
   counted = account(model, batch_size=rows, length=length)
   return Program(
-    lowered=jax.jit(step, donate_argnums=0).lower(state, batch),
+    lowered=step.lower(state, batch),
     parameters=describe.device_bytes(state.params),
     optimizer=describe.device_bytes(state.opt_state),
     state=0,

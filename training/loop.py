@@ -365,7 +365,7 @@ def _programs(
   return (
     abstract,
     jax.jit(create, out_shardings=where, donate_argnums=1),
-    jax.jit(step_lib.make_train_step(model, optimizer, options, sharding_plan), donate_argnums=0),
+    step_lib.jit_train_step(model, optimizer, options, sharding_plan),
   )
 
 

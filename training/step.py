@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from base.ranges import Count, Factor, NotNegative
+from kernels import platform
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
 from parallel import sharded_vocabulary, shards
@@ -147,6 +148,17 @@ def join(trained: Any, frozen: Any) -> Any:
   return jax.tree.map(
     lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None
   )
+
+
+def jit_train_step(
+  model: LanguageModel,
+  optimizer: optax.GradientTransformation,
+  options: StepOptions,
+  sharding_plan: ShardingPlan | None = None,
+) -> jax.stages.Wrapped:
+  """Returns `make_train_step`'s function jitted with the target's options; it donates the state."""
+  step = make_train_step(model, optimizer, options, sharding_plan)
+  return jax.jit(step, donate_argnums=0, compiler_options=platform.compiler_options() or None)
 
 
 def make_train_step(

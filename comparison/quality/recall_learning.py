@@ -79,7 +79,7 @@ class Learner:
     optimizer, options = schedule.optimizer().transformation(), step_lib.StepOptions()
     self._task, self._tokenizer, self._schedule = task, tokenizer, schedule
     self._start = jax.jit(lambda seed: step_lib.initial_state(model, optimizer, options, seed))
-    self._step = jax.jit(step_lib.make_train_step(model, optimizer, options), donate_argnums=0)
+    self._step = step_lib.jit_train_step(model, optimizer, options)
 
   def __call__(self, seed: int) -> Iterator[tuple[int, Any]]:
     """Yields (steps done, parameters) every `look_every` steps, and at the end.

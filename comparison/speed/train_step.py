@@ -16,7 +16,7 @@ from models.language_model import LanguageModel
 from parallel.sharding_plan import Parallelism, on_one_device
 from training.checkpoint import abstract_like
 from training.optimizer import AdamW
-from training.step import StepOptions, initial_state, make_train_step
+from training.step import StepOptions, initial_state, jit_train_step
 
 _OPTIONS = StepOptions()
 _ADAMW = AdamW(learning_rate=optax.constant_schedule(1e-4))
@@ -68,6 +68,6 @@ class TrainingSteps:
   def _compiled(self, model: LanguageModel) -> Callable[..., Any]:
     """Returns the same function for the same model, so that JAX compiles it once per shape."""
     if model not in self._steps:
-      step = make_train_step(model, self._optimizer, _OPTIONS, self._sharding_plan)
-      self._steps[model] = jax.jit(step, donate_argnums=0)
+      step = jit_train_step(model, self._optimizer, _OPTIONS, self._sharding_plan)
+      self._steps[model] = step
     return self._steps[model]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kernels import platform
 from kernels.attention import splash
 from planning import plan as planning
 from planning.hardware import catalogue
@@ -370,3 +371,28 @@ def test_the_bundles_of_attention_are_those_of_the_compiler():
     assert found
     # Compilers of other versions schedule a little differently.
     assert [int(n) for n in found[1].split(",")] == pytest.approx(known, rel=0.15)
+
+
+@needs_libtpu
+def test_a_v6e_gives_more_of_its_own_memory_to_products_with_work_fused_to_them():
+  def function(x, w, u):
+    return jax.nn.silu((x @ w).astype(jnp.float32)).astype(jnp.bfloat16) * u + (x @ w)
+
+  hardware = catalogue.hardware("v6e-8")
+  device = jax.sharding.SingleDeviceSharding(hardware.devices[0])
+  arguments = [
+    jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)
+    for shape in ((4096, 2048), (2048, 4096), (4096, 4096))
+  ]
+  assert platform.compiler_options() == {}
+  with platform.targeting("tpu", hardware.devices[0].device_kind):
+    before, after = (
+      replay(
+        planning.compile_program(
+          jax.jit(function, compiler_options=options).lower(*arguments), "tpu"
+        )[1],
+        hardware,
+      )
+      for options in (None, platform.compiler_options())
+    )
+  assert after.seconds < before.seconds
