@@ -112,8 +112,12 @@ class Attention(NamedTuple):
 def attention_of(arrays: list[text.Array], kernel: str) -> Attention | None:
   """Reads the operands of a call: tables of blocks [1 or H, i, j], then q, k, v."""
   table = next((shape for dtype, shape in arrays if dtype[0] == "s" and len(shape) == 3), None)
-  real = [(dtype, shape) for dtype, shape in arrays if dtype[0] != "s" and len(shape) >= 3]
-  if table is None or len(real) < 2:
+  real = [
+    (dtype, shape)
+    for dtype, shape in arrays
+    if dtype[0] != "s" and len(shape) >= 3 and shape[-2] % splash.LANES == 0
+  ]
+  if table is None or len(real) < 2 or len(real[0][1]) < 4:
     return None
   (dtype, queries), (_, keys) = real[:2]
   *batch, length, channels = queries
