@@ -130,6 +130,7 @@ class DryRun:
       return table(rows, right=(1,))
     rows.insert(4, ("memory of a device", show_bytes(self.device_memory)))
     if total <= self.device_memory:
+      rows.insert(5, ("fits", f"{show_bytes(self.device_memory - total)} left"))
       return table(rows, right=(1,))
     return (
       f"{table(rows, right=(1,))}\n\nA step does not fit into the memory of a device. Lower "

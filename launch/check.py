@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from base import paths
+from base import paths, wording
 from launch import command, quick_compilation
 from training import json_files
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
   only = [name.strip() for name in args.only.split(",")] if args.only else list(contract.CHECKS)
   if unknown := [name for name in only if name not in contract.CHECKS]:
-    options.error(f"unknown check: {unknown[0]!r}. Choose from {', '.join(contract.CHECKS)}")
+    options.error(f"unknown check: {unknown[0]!r}{wording.near(unknown[0], contract.CHECKS)}")
   paths = [*args.config, *([model_zoo.file_of(args.model)] if args.model else [])]
   model, macros = model_zoo.build(paths, bindings)
   macros["DEPTH"] = str(Subject(model).model.depth)  # The contract sets it, by the pattern.

@@ -75,5 +75,8 @@ def _print(kind: str, shares: Sequence[dict[str, Any]]) -> None:
   print(f"\n{kind:>10}  {'right':>6}  {'answers':>8}")
   for share in shares:
     start, stop = share["start"], share["stop"]
-    place = f"{start:g}" if stop - start == 1 and kind != "depth" else f"{start:g}-{stop:g}"
+    if kind == "depth":
+      place = f"{start:g}-{stop:g}"
+    else:  # Whole numbers below `stop`.
+      place = f"{start:g}" if stop - start == 1 else f"{start:g}-{stop - 1:g}"
     print(f"{place:>10}  {share['correct']:>6.1%}  {share['count']:>8,}")

@@ -133,12 +133,15 @@ def main(arguments: Sequence[str]) -> int:
   if args.json:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json_files.dumps([found.record() for found in plans], indent=2) + "\n")
+    tables.tell(f"written to {paths.shown(args.json)}")
   shown = [found for found in best if found is not None]
   if args.timeline and not shown:
-    tables.tell(f"--timeline: nothing was planned, so {args.timeline} was not written.")
+    file = paths.shown(args.timeline)
+    tables.tell(f"--timeline: nothing was planned, so {file} was not written.")
   elif args.timeline and (timeline := shown[0].timeline):
     args.timeline.parent.mkdir(parents=True, exist_ok=True)
     args.timeline.write_text(timeline.trace(f"{shown[0].model} on {shown[0].hardware}"))
+    tables.tell(f"written to {paths.shown(args.timeline)}")
   if len(best) > 1 and shown:
     print(tables.side_by_side(shown))
   elif shown:

@@ -23,8 +23,8 @@ def line(found: Plan) -> str:
   memory, roofline = found.memory, found.roofline
   return (
     f"{mesh(found.mesh)}, {_choices(found)}: {memory.bytes / 2**30:.2f} of "
-    f"{memory.available / 2**30:.0f} GiB, expected {found.expected.seconds:.3f} s, "
-    f"roofline {roofline.seconds:.3f} s ({roofline.limit})"
+    f"{memory.available / 2**30:.0f} GiB, expected {_duration(found.expected.seconds)}, "
+    f"roofline {_duration(roofline.seconds)} ({roofline.limit})"
   )
 
 
@@ -144,7 +144,7 @@ def _expected(found: Plan) -> list[str]:
   if share >= 0.0005:
     names = ", ".join(expected.unmodelled)
     rows.append((f"  not modelled: {names}", "", f"at least {share:.1%}"))
-  largest = [("the largest operations", "runs", "time", "what", "from")]
+  largest = [("the largest operations", "runs", "total time", "what", "from")]
   largest += [
     (one.name, f"{one.times:,}", _duration(one.seconds), one.category, _origin(one.source))
     for one in expected.largest
@@ -170,7 +170,14 @@ def _memory(found: Plan) -> list[tuple[str, str]]:
   rows = [(name, show_bytes(size)) for name, size in held if size]
   rows.append(("temporaries", show_bytes(memory.temporary_bytes)))
   if found.step == "train":
-    rows.append(("  activations kept for the backward pass", show_bytes(memory.activation_bytes)))
+    # What the compiler keeps on the chip or computes again, as in small models, is not in HBM.
+    elsewhere = memory.activation_bytes > memory.temporary_bytes
+    rows.append(
+      (
+        f"  activations kept for the backward pass{', not all in HBM' if elsewhere else ''}",
+        show_bytes(memory.activation_bytes),
+      )
+    )
     rows.append(("  gradients", show_bytes(memory.gradient_bytes)))
   if memory.host_bytes:
     rows.append(("offloaded to the host", show_bytes(memory.host_bytes)))

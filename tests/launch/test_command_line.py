@@ -156,6 +156,11 @@ def test_a_depth_that_the_check_would_replace_is_refused(capsys, binding):
   assert f"{binding} has no effect: the depth is two repeats of the model's pattern" in told
 
 
+def test_a_misspelled_check_is_told_the_nearest(capsys):
+  told = refusal(capsys, "check", "--model=griffin", "--only=causalty,packing")
+  assert "unknown check: 'causalty'; did you mean causality?" in told
+
+
 def test_memory_that_ran_out_says_nothing_about_a_model(monkeypatch):
   def check_of_a_large_model(subject):
     raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 252900000000 bytes.")

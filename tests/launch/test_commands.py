@@ -222,6 +222,7 @@ def test_looking_makes_no_directory(folder, tmp_path, capsys):
   assert "FLOPs per token, forward" in printed
   assert "temporary memory of a step" in printed
   assert "memory of a device" in printed
+  assert re.search(r"^fits +[\d.]+ \w+ left$", printed, re.MULTILINE)
   assert "does not fit" not in printed
   assert not (tmp_path / "none").exists()
 
@@ -360,6 +361,11 @@ def test_evaluate_tells_how_much_is_recalled_and_where(run_dir, capsys):
   # Four keys of five digits with a space before, at two lengths.
   for kind in ("position", "distance", "depth"):
     assert sum(share["count"] for share in kept[f"by_{kind}"]) == 2 * 4 * 6
+  # Ranges of distances name their last one, as those of positions do.
+  after = lines[[line[:1] for line in lines].index(["distance"]) + 1 :]
+  for (place, *_), share in zip(after, kept["by_distance"], strict=False):
+    start, stop = share["start"], share["stop"]
+    assert place == (f"{start}-{stop - 1}" if stop - start > 1 else f"{start}")
   with pytest.raises(SystemExit):
     evaluate.main([f"--run_dir={run_dir}", "--contexts=20"])
 

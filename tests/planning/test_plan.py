@@ -174,13 +174,17 @@ def test_prefill_leaves_a_state_and_the_last_token_s_logits(run_file, tmp_path):
 
 @needs_libtpu
 @pytest.mark.parametrize(("policy", "share"), [("offload", 0.5), ("offload_mixer_outputs", 0.1)])
-def test_offloaded_activations_lie_in_the_host_s_memory(run_file, tmp_path, policy, share):
+def test_offloaded_activations_lie_in_the_host_s_memory(run_file, tmp_path, capsys, policy, share):
   out, timeline = tmp_path / "plan.json", tmp_path / "timeline.json"
   arguments = [str(run_file), "models/hawk.gin", "--hardware=v5e-8", f"--json={out}"]
   if policy == "offload_mixer_outputs":
     arguments[2:2] = ["kernels/pallas_tpu.gin", "--gin.RNN_WIDTH=1024"]
   offload = f"--gin.models.backbone.Backbone.remat={policy}"
   assert plan.main([*arguments, "--gin.DEPTH=2", offload, f"--timeline={timeline}"]) == 0
+  told = capsys.readouterr().err.splitlines()
+  assert [line for line in told if line.startswith("written to")] == [
+    f"written to {file}" for file in (out, timeline)
+  ]
   (found,) = json.loads(out.read_text())
   assert found["host_bytes"] > share * found["activation_bytes"]
   assert found["twice_bytes"] == 0

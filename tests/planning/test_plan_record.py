@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from planning import tables
 from planning.record import CollectiveTotal, Expected, Memory, Plan, Roofline, XlaCounts
 
 # Of every version: files of plans are compared with each other.
@@ -28,8 +29,9 @@ def numbered(kind: type):
   return kind(*range(1, 1 + len(dataclasses.fields(kind))))
 
 
-def test_keys_and_values_are_those_of_earlier_versions():
-  plan = Plan(
+def numbered_plan() -> Plan:
+  """A plan whose figures are all different."""
+  return Plan(
     step="train",
     hardware="v5e-8",
     topology="2x4",
@@ -49,6 +51,10 @@ def test_keys_and_values_are_those_of_earlier_versions():
     expected=Expected(8.0, {"matrix products": 1.0}, (), {}, 1.0, 7.0, 8),
     xla=numbered(XlaCounts),
   )
+
+
+def test_keys_and_values_are_those_of_earlier_versions():
+  plan = numbered_plan()
   record = json.loads(json.dumps(plan.record()))
   assert record.keys() == {*KEYS.split(), *EXPECTED_KEYS.split()}
   assert (record["accumulate"], record["memory"], record["memory_share"]) == (3, 11, 12)
@@ -59,3 +65,21 @@ def test_keys_and_values_are_those_of_earlier_versions():
   assert (record["expected_seconds"], record["expected_tokens_per_second"]) == (8, 1)
   assert record["expected_utilisation"] == 1 / (7 * 8)
   assert record["collectives"] == [{"kind": "all-reduce", "axes": "data", "count": 2, "sent": 5.0}]
+
+
+def test_a_short_step_s_time_is_not_printed_as_nothing():
+  plan = numbered_plan()
+  roofline = dataclasses.replace(
+    plan.roofline, compute_seconds=1e-4, hbm_seconds=2e-4, interconnect_seconds=3e-4
+  )
+  expected = dataclasses.replace(plan.expected, seconds=2.8083e-3)
+  short = dataclasses.replace(plan, roofline=roofline, expected=expected)
+  assert "expected 2,808.3 us, roofline 300.0 us (interconnect)" in tables.line(short)
+
+
+def test_activations_beyond_the_temporaries_are_said_not_to_be_in_hbm():
+  plan = numbered_plan()  # 7 bytes of temporaries, 8 of activations
+  plan = dataclasses.replace(plan, xla=dataclasses.replace(plan.xla, unseen_bytes={}))
+  assert "activations kept for the backward pass, not all in HBM" in tables.one(plan)
+  held = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, temporary_bytes=9))
+  assert "not all in HBM" not in tables.one(held)
