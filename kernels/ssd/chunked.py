@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels import checkpoint_names
+from kernels.log_decays import running_sums
 from kernels.ssd import reference
 
 
@@ -78,7 +79,7 @@ def _chunks(x, log_a, b, c, h0, segment, last):
   """
   dtype = x.dtype
   product = functools.partial(jnp.einsum, preferred_element_type=log_a.dtype)
-  until = _sums(log_a)
+  until = running_sums(log_a)
   # The segment of the last step of the previous chunk.
   entering = jnp.pad(segment[:, :-1, -1], ((0, 0), (1, 0)))[..., None]
   leaving = segment[:, :, -1:]
@@ -122,14 +123,3 @@ def _chunks(x, log_a, b, c, h0, segment, last):
   unread = x.shape[1] - read.shape[1]
   y += jnp.pad(read, ((0, 0), (unread, 0)) + ((0, 0),) * 4)
   return y.astype(dtype), h_last
-
-
-def _sums(log_a: jax.Array) -> list[jax.Array]:
-  """Returns running sums of log a along a chunk, in two parts.
-
-  The first part sums multiples of 1/256, which is exact up to a sum of 65,536. The second part sums
-  the rest. Differences of the sums then keep all digits; otherwise, the decay between neighbouring
-  steps would have the error of the whole sum.
-  """
-  coarse = jnp.round(log_a * 256) / 256
-  return [jnp.cumsum(part, axis=-1) for part in (coarse, log_a - coarse)]
