@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import os
+import re
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,10 @@ from data.files import shortened
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "packed rows"
+# Of one set of files; rows in several shards have version 2, which older code refuses.
 VERSION = 1
+SHARDED_VERSION = 2
+SHARD_NAME = re.compile(r"shard-[0-9]{5,}")
 
 # Dtypes of row files, and an upper limit of the numbers in a manifest.
 _DTYPES = ("uint8", "uint16", "uint32", "int32")
@@ -60,6 +68,15 @@ class Counts:
   unscored_bytes: int = 0
 
 
+def total(counts: Iterable[Counts]) -> Counts:
+  """Returns the sums of all counts."""
+  sums = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
+  for part in counts:
+    for name in sums:
+      sums[name] += getattr(part, name)
+  return Counts(**sums)
+
+
 @dataclasses.dataclass(frozen=True)
 class ArrayFile:
   """One flat little-endian array on disk."""
@@ -79,16 +96,27 @@ class ArrayFile:
     Raises:
       RowFileError: it is missing, or has another size than when it was written.
     """
-    if not path.is_file():
+    self.check_size(path)
+    return np.memmap(path, dtype=np.dtype(self.dtype).newbyteorder("<"), mode="r", shape=self.shape)
+
+  def check_size(self, path: Path) -> None:
+    """Compares the file's size, without opening it.
+
+    Raises:
+      RowFileError: it is missing, or has another size than when it was written.
+    """
+    found = -1
+    with contextlib.suppress(OSError):
+      status = os.stat(path)
+      found = status.st_size if stat.S_ISREG(status.st_mode) else -1
+    if found < 0:
       raise RowFileError(f"{path} is missing, though {MANIFEST_FILE} lists it. {REMEDY}")
-    found = path.stat().st_size
     if found != self.bytes:
       state = "truncated" if found < self.bytes else "too long"
       raise RowFileError(
         f"{path} is {state}: it has {found} bytes, its manifest expects {self.bytes}"
         f" ({self.shape} {self.dtype}). {REMEDY}"
       )
-    return np.memmap(path, dtype=np.dtype(self.dtype).newbyteorder("<"), mode="r", shape=self.shape)
 
   def verify(self, path: Path) -> None:
     """Reads the whole file and compares its sha256.
@@ -111,6 +139,30 @@ def sha256_of(path: Path) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shard:
+  """Some of the rows, in files of their own.
+
+  Attributes:
+    folder: the folder of the files, relative to the manifest's; '' is the same.
+    rows: number of rows.
+    counts: counts of the shard's documents, tokens and bytes.
+  """
+
+  folder: str
+  rows: int
+  counts: Counts
+
+  def path(self, name: str) -> str:
+    """Returns the name of one of its files in the manifest."""
+    return f"{self.folder}/{name}" if self.folder else name
+
+  @property
+  def scored_bytes(self) -> int:
+    """Bytes of text in the loss."""
+    return self.counts.text_bytes - self.counts.unscored_bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
   """The contents of `manifest.json`.
 
@@ -120,7 +172,8 @@ class Manifest:
     sequence_length: tokens per row.
     rows: number of rows.
     counts: counts of documents, tokens and bytes.
-    files: the array files by name.
+    files: the array files by name; those of a shard have its folder before their name.
+    listed: the shards, in the order of their rows; empty if the files lie beside the manifest.
   """
 
   source: dict[str, Any]
@@ -129,10 +182,20 @@ class Manifest:
   rows: int
   counts: Counts
   files: dict[str, ArrayFile]
+  listed: tuple[Shard, ...] = ()
+
+  @property
+  def shards(self) -> tuple[Shard, ...]:
+    """The shards, at least one."""
+    return self.listed or (Shard("", self.rows, self.counts),)
 
   def write(self, directory: Path) -> None:
     """Writes `manifest.json` into `directory`."""
-    values = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(self)
+    version = SHARDED_VERSION if self.listed else VERSION
+    values = {"format": FORMAT, "version": version} | dataclasses.asdict(self)
+    shards = values.pop("listed")
+    if shards:
+      values["shards"] = shards
     text = json.dumps(values, indent=2, sort_keys=False) + "\n"
     (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
@@ -156,13 +219,14 @@ class Manifest:
       raise RowFileError(f"{path} is not valid JSON ({error}). {REMEDY}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
       raise RowFileError(f"{path} is not a manifest of {FORMAT}. {REMEDY}")
-    if values.get("version") != VERSION:
-      found = shortened(values.get("version"))
+    version = values.get("version")
+    if version not in (VERSION, SHARDED_VERSION) or type(version) is not int:
       raise RowFileError(
-        f"{path} has format version {found}; this version reads {VERSION}. {REMEDY}"
+        f"{path} has format version {shortened(version)}; this version reads {VERSION} and"
+        f" {SHARDED_VERSION}. {REMEDY}"
       )
     try:
-      return cls(
+      manifest = cls(
         source=_an_object(values["source"], "source"),
         vocabulary=_an_object(values["vocabulary"], "vocabulary"),
         sequence_length=_number(values["sequence_length"], "sequence_length", least=1),
@@ -172,7 +236,12 @@ class Manifest:
           name: _array_file(name, _an_object(file, name))
           for name, file in _an_object(values["files"], "files").items()
         },
+        listed=_shards(values["shards"]) if version == SHARDED_VERSION else (),
       )
+      found = sum(shard.rows for shard in manifest.shards)
+      if found != manifest.rows:
+        raise ValueError(f"its shards have {found} rows, not {manifest.rows}")
+      return manifest
     except (KeyError, TypeError, ValueError) as error:
       told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
       raise RowFileError(f"{path} is incomplete or damaged: {told[:200]}. {REMEDY}") from None
@@ -197,8 +266,22 @@ def _counts(values: dict[str, Any]) -> Counts:
   return counts
 
 
+def _shards(values: Any) -> tuple[Shard, ...]:
+  if not isinstance(values, list) or not values:
+    raise ValueError(f"shards is {shortened(values)}, not a list of objects")
+  found = []
+  for number, value in enumerate(values):
+    folder = _an_object(value, f"shard {number}")["folder"]
+    if not isinstance(folder, str) or not SHARD_NAME.fullmatch(folder):
+      raise ValueError(f"shard {number} is in {shortened(folder)}, not in a folder shard-00000")
+    counts = Counts(**{n: _number(v, n) for n, v in _an_object(value["counts"], "counts").items()})
+    found.append(Shard(folder, _number(value["rows"], f"the rows of {folder}"), counts))
+  return tuple(found)
+
+
 def _array_file(name: str, values: dict[str, Any]) -> ArrayFile:
-  if Path(name).name != name:
+  folder, _, last = name.rpartition("/")
+  if Path(last).name != last or (folder and not SHARD_NAME.fullmatch(folder)):
     raise ValueError(f"files names {shortened(name)}, which is not in its directory")
   if values["dtype"] not in _DTYPES:
     raise ValueError(f"the dtype of {name} is {shortened(values['dtype'])}, not one of {_DTYPES}")

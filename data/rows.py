@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data import tokenizers
+from data import shards, tokenizers
 from data.files import shortened
 from data.manifest import REMEDY, ArrayFile, Counts, Manifest, RowFileError
 from data.tokenizers import Tokenizer
@@ -53,16 +54,19 @@ def wrong_ids(tokens: np.ndarray, segment_ids: np.ndarray, vocabulary_size: int)
 
 
 class RowFiles:
-  """The row files of a directory, opened; `len` is the number of rows.
+  """The row files of a directory; `len` is the number of rows.
+
+  The arrays are `shards.ShardedArray`s, which open the files of a shard when a row of it is read;
+  those of a single shard are NumPy's memory maps.
 
   Attributes:
     directory: the directory.
     manifest: the manifest.
     tokenizer: the tokenizer, read from the directory.
-    tokens: [N, T] the targets, memory-mapped.
+    tokens: [N, T] the targets.
     segment_ids: [N, T] from 1 within a row, in contiguous runs; 0 is padding.
     row_bytes: [N] bytes of UTF-8 text of the row's targets in the loss.
-    loss_mask: [N, T] uint8, memory-mapped: 1 on the targets in the loss; None if all are.
+    loss_mask: [N, T] uint8: 1 on the targets in the loss; None if all are.
   """
 
   def __init__(self, directory: str | Path, *, verify: bool = False):
@@ -77,34 +81,45 @@ class RowFiles:
     """
     self.directory = Path(directory)
     self.manifest = Manifest.read(self.directory)
-    length = self.manifest.sequence_length
-    expected = {
-      TOKENS: (self.manifest.rows, length),
-      SEGMENT_IDS: (self.manifest.rows, length),
-      ROW_BYTES: (self.manifest.rows,),
-    }
-    if LOSS_MASK in self.manifest.files:
-      expected[LOSS_MASK] = (self.manifest.rows, length)
-    if unknown := sorted(self.manifest.files.keys() - expected.keys()):
-      raise RowFileError(
-        f"{self.directory}: the manifest lists {shortened(unknown)}, which row files do not have. "
-        f"{REMEDY}"
-      )
-    arrays = {}
-    for name, shape in expected.items():
-      file = self.manifest.files.get(name)
-      if file is None or file.shape != shape:
-        raise RowFileError(
-          f"{self.directory}: the manifest's entry for {name} is {file}, expected shape {shape}. "
-          f"{REMEDY}"
-        )
-      arrays[name] = file.open(self.directory / name)
+    names = [TOKENS, SEGMENT_IDS, ROW_BYTES]
+    if any(name.rpartition("/")[2] == LOSS_MASK for name in self.manifest.files):
+      names.append(LOSS_MASK)
+    self._require_files(names)
+    for name, file in self.manifest.files.items():
+      file.check_size(self.directory / name)
       if verify:
         file.verify(self.directory / name)
+    arrays = {name: shards.opened(self.directory, self.manifest, name) for name in names}
     self.tokens = arrays[TOKENS]
     self.segment_ids = arrays[SEGMENT_IDS]
     self.row_bytes = arrays[ROW_BYTES]
     self.loss_mask = arrays.get(LOSS_MASK)
+
+  def _require_files(self, names: list[str]) -> None:
+    """Raises RowFileError unless the manifest lists exactly these files of every shard."""
+    files, length = self.manifest.files, self.manifest.sequence_length
+    dtypes: dict[str, set[str]] = {name: set() for name in names}
+    for shard in self.manifest.shards:
+      for name in names:
+        shape = (shard.rows,) if name == ROW_BYTES else (shard.rows, length)
+        file = files.get(shard.path(name))
+        if file is None or file.shape != shape:
+          raise RowFileError(
+            f"{self.directory}: the manifest's entry for {shard.path(name)} is {file}, expected"
+            f" shape {shape}. {REMEDY}"
+          )
+        dtypes[name].add(file.dtype)
+    if len(files) != len(names) * len(self.manifest.shards):
+      known = {shard.path(name) for shard in self.manifest.shards for name in names}
+      unknown = shortened(sorted(files.keys() - known))
+      raise RowFileError(
+        f"{self.directory}: the manifest lists {unknown}, which row files do not have. {REMEDY}"
+      )
+    if mixed := next((name for name, found in dtypes.items() if len(found) > 1), None):
+      raise RowFileError(
+        f"{self.directory}: the {mixed} of the shards have several dtypes,"
+        f" {', '.join(sorted(dtypes[mixed]))}. {REMEDY}"
+      )
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
@@ -135,7 +150,14 @@ class RowFiles:
 
   def text_bytes(self, rows: int | None = None) -> int:
     """Returns the bytes of text in the loss in the first `rows` rows (all by default)."""
-    return int(self.row_bytes[:rows].sum(dtype=np.int64))
+    left = len(self) if rows is None else max(0, min(rows, len(self)))
+    total = first = 0
+    for shard in self.manifest.shards:
+      if shard.rows > left:
+        # The sums of whole shards are known without opening them.
+        return total + int(self.row_bytes[first : first + left].sum(dtype=np.int64))
+      total, left, first = total + shard.scored_bytes, left - shard.rows, first + shard.rows
+    return total
 
   @property
   def fingerprint(self) -> str:
@@ -206,7 +228,7 @@ class _ArrayWriter:
 
 
 class RowWriter:
-  """Writes row files, which are complete after `finish`."""
+  """Writes row files, which are complete after `finish` or `finish_shard`."""
 
   def __init__(
     self, directory: Path, tokenizer: Tokenizer, sequence_length: int, *, masked: bool = False
@@ -251,14 +273,24 @@ class RowWriter:
   def finish(self, source: dict, counts: Counts) -> Manifest:
     """Closes the files and writes the tokenizer and the manifest."""
     files = {name: writer.finish() for name, writer in self._writers.items()}
-    tokenizers.save(self._tokenizer, self._directory)
-    manifest = Manifest(
+    return write_manifest(
+      self._directory,
+      self._tokenizer,
       source=source,
-      vocabulary=self._tokenizer.describe(),
       sequence_length=self._sequence_length,
       rows=files[TOKENS].shape[0],
       counts=counts,
       files=files,
     )
-    manifest.write(self._directory)
-    return manifest
+
+  def finish_shard(self) -> dict[str, ArrayFile]:
+    """Closes the files and returns their entries in a manifest of several shards."""
+    return {name: writer.finish() for name, writer in self._writers.items()}
+
+
+def write_manifest(directory: Path, tokenizer: Tokenizer, **values: Any) -> Manifest:
+  """Writes the tokenizer and the manifest; `values` are the manifest's other attributes."""
+  tokenizers.save(tokenizer, directory)
+  manifest = Manifest(vocabulary=tokenizer.describe(), **values)
+  manifest.write(directory)
+  return manifest

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import sys
 import tempfile
 from pathlib import Path
@@ -23,42 +24,62 @@ _BLOCK = 2**16
 _SAMPLED_ROWS = 64
 # More bytes take longer than seconds to read: a line then says why the start is slow.
 _TOLD_BYTES = 300 * 10**6
+# More bytes are not read at a start.
+_MOST_BYTES_READ = 64 * 10**9
+# Of more files than this, each start compares the blocks of so many.
+_SAMPLED_FILES = 48
 
 
-def verify(rows: RowFiles) -> RowFiles:
+def verify(rows: RowFiles, *, completely: bool = False) -> RowFiles:
   """Returns the rows if they are unchanged since they were written.
 
   A file with a new size or time is read completely and its sha256 compared with the manifest's. Of
-  a verified file only some blocks are, which finds faults of disks and copies. The record of
-  verified files is next to the rows, else in the user's cache folder. If neither is writable, new
-  files are only sampled, since every start would read them all, and a line on stderr says so.
+  a verified file only some blocks are, which finds faults of disks and copies; of many files, those
+  of some files, at each start of others. The record of verified files is next to the rows, else in
+  the user's cache folder. If neither is writable, or the new files have more than 64 GB, they are
+  only sampled, since a start would take too long, and a line on stderr says so.
+
+  Args:
+    rows: the opened rows.
+    completely: read all files, also verified ones.
 
   Raises:
     RowFileError: a file changed after it was written, or has invalid ids.
   """
   records = {path: _remembered(path) for path in _record_files(rows.directory)}
   found, unknown = {}, []
+  sampled = _sampled(list(rows.manifest.files))
   for name, file in rows.manifest.files.items():
     path = rows.directory / name
     state = _state(path)
     known = [record[name] for record in records.values() if _is_of(record.get(name), state)]
-    if not known:
+    if completely or not known:
       unknown.append(name)
       continue
-    found[name] = _entry(path, file.sha256)
+    if name not in sampled:
+      found[name] = known[0]
+      continue
+    found[name] = entry(path, file.sha256)
     if found[name] not in known:
       raise RowFileError(
         f"{path} changed after it was verified, although its size and time are the same: a disk "
         f"may be failing. {REMEDY}"
       )
   # Written first, to know whether the verification can be recorded.
+  size = sum(rows.manifest.files[name].bytes for name in unknown)
   record = next((path for path in records if _remember(path, found)), None) if unknown else None
-  if record:
-    _read_through(rows, unknown)
-    _remember(
-      record,
-      found | {n: _entry(rows.directory / n, rows.manifest.files[n].sha256) for n in unknown},
+  if unknown and size > _MOST_BYTES_READ and not completely:
+    print(
+      f"{rows.directory}: only a sample of {size / 1e9:,.0f} GB of rows was checked",
+      file=sys.stderr,
     )
+  elif record or completely:
+    _read_through(rows, unknown)
+    if record:
+      _remember(
+        record,
+        found | {n: entry(rows.directory / n, rows.manifest.files[n].sha256) for n in unknown},
+      )
   elif unknown:
     print(
       f"{rows.directory}: only a sample of the rows was checked, because neither this folder nor "
@@ -72,8 +93,23 @@ def verify(rows: RowFiles) -> RowFiles:
 
 def record(directory: Path, manifest: Manifest) -> None:
   """Records new files as verified; their writer has just computed the sha256."""
-  entries = {name: _entry(directory / name, file.sha256) for name, file in manifest.files.items()}
+  record_entries(
+    directory, {name: entry(directory / name, file.sha256) for name, file in manifest.files.items()}
+  )
+
+
+def record_entries(directory: Path, entries: dict[str, dict[str, Any]]) -> None:
+  """Records the `entry` of each file of a directory."""
   _remember(directory / VERIFIED_FILE, entries)
+
+
+def _sampled(names: list[str]) -> set[str]:
+  """Returns the files of which blocks are compared: all, or some that lie evenly apart."""
+  if len(names) <= _SAMPLED_FILES:
+    return set(names)
+  first = secrets.randbelow(len(names))
+  apart = len(names) / _SAMPLED_FILES
+  return {names[(first + int(n * apart)) % len(names)] for n in range(_SAMPLED_FILES)}
 
 
 def _read_through(rows: RowFiles, names: list[str]) -> None:
@@ -107,7 +143,8 @@ def _is_of(entry: Any, state: dict[str, int]) -> bool:
   return isinstance(entry, dict) and state.items() <= entry.items()
 
 
-def _entry(path: Path, sha256: str) -> dict[str, Any]:
+def entry(path: Path, sha256: str) -> dict[str, Any]:
+  """Returns what a record says of a file whose content has this sha256."""
   return _state(path) | {"sha256": sha256, "sample": _sample(path)}
 
 

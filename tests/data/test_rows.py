@@ -107,7 +107,7 @@ def test_another_tokenizer_or_length_is_refused(tmp_path):
 
 def test_an_unknown_version_is_refused(tmp_path):
   edit(write(tmp_path / "a"), version=7)
-  with pytest.raises(manifest.RowFileError, match=r"format version 7; this version reads 1"):
+  with pytest.raises(manifest.RowFileError, match=r"format version 7; this version reads 1 and 2"):
     rows.RowFiles(tmp_path / "a")
 
 
