@@ -28,6 +28,7 @@ from experiment import running, trained
 from experiment.experiment import Experiment
 from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
+from inference import decode_sharding
 from inference.decode_sharding import OverMesh
 from models.accounting import Account, account
 from parallel.sharding_plan import ShardingPlan
@@ -111,7 +112,7 @@ class OpenedRun:
 
   def recall(self, task: RecallTask, questions: int) -> Recalled:
     """Scores a recall task; see `comparison.measurement.TrainedRun`."""
-    where = None if self.sharding_plan.mesh.size == 1 else OverMesh(self.sharding_plan)
+    where = decode_sharding.of(self.sharding_plan)
     scorer = RecallScorer(self.experiment.model, self.experiment.tokenizer, where)
     return scorer(self.params, task, questions)
 

@@ -19,6 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from base.errors import UserError
 from data.tokenizers import Tokenizer
 from evaluation.likelihood import Likelihood, LikelihoodScorer, Request, bucket
+from inference.decode_sharding import DecodeSharding, OneDevice
 from inference.decoder import ENDED, Decoder
 from inference.sampling import Sampler
 from inference.text_stream import continuation
@@ -50,6 +51,7 @@ class HarnessModel(TemplateLM):
     tokens_at_once: int = 2**14,
     stop_ids: Sequence[int] = (),
     report: Report | None = None,
+    where: DecodeSharding | None = None,
   ):
     """Sets the model and its limits.
 
@@ -62,9 +64,10 @@ class HarnessModel(TemplateLM):
       stop_ids: ids that end a generated text, in addition to the tokenizer's EOS.
       report: called with the kind of requests ('loglikelihood', ...), the number done and the
         total.
+      where: the devices; None is one device.
     """
     super().__init__()
-    self._scorer = LikelihoodScorer(model, max_length, tokens_at_once)
+    self._scorer = LikelihoodScorer(model, max_length, tokens_at_once, where or OneDevice())
     self._params = params
     self._tokenizer = tokenizer
     self._report = report or (lambda what, done, total: None)
@@ -207,6 +210,7 @@ class HarnessModel(TemplateLM):
       _sampler(options),
       stop_ids=self._stops,
       forbidden_ids=self._forbidden,
+      where=self._scorer.where,
     )
 
   def _generate(

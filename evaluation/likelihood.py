@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inference.decode_sharding import DecodeSharding, OneDevice
 from models.language_model import LanguageModel
+from parallel.sharded_vocabulary import whole
 
 # Logits with more bytes than this are computed in pieces.
 _MAX_LOGIT_BYTES = 2**28
@@ -44,12 +46,14 @@ class LikelihoodScorer:
   Attributes:
     model: the model.
     max_length: the most tokens that the model reads; longer requests lose their first tokens.
-    tokens_at_once: rows times length of a batch, unless one row has more.
+    tokens_at_once: rows times length of a batch, unless one row per device has more.
+    where: the devices.
   """
 
   model: LanguageModel
   max_length: int
   tokens_at_once: int = 2**14
+  where: DecodeSharding = dataclasses.field(default_factory=OneDevice)
 
   def __post_init__(self):
     for name in ("max_length", "tokens_at_once"):
@@ -75,6 +79,7 @@ class LikelihoodScorer:
     """
     for request in requests:
       self._check(request)
+    params = self.where.place(params)
     results: list[Likelihood] = [Likelihood(0.0, True)] * len(requests)
     done = 0
     for indices, length, places, rows in self._batches(requests):
@@ -111,12 +116,11 @@ class LikelihoodScorer:
       scored[row, : len(continuation)] = True
       columns[row, : len(continuation)] = np.arange(first, len(ids) - 1)
     targets = np.take_along_axis(tokens, columns + 1, axis=1)
-    pieces, logit_bytes = 1, 4 * rows * places * self.model.padded_vocab_size
+    pieces, logit_bytes = 1, 4 * rows // self.where.shards * places * self.model.padded_vocab_size
     while logit_bytes // pieces > _MAX_LOGIT_BYTES and pieces < places:
       pieces *= 2
-    logs, likeliest = _score(
-      self.model, params, tokens[:, :-1], segment_ids, columns, targets, pieces=pieces
-    )
+    batch = tokens[:, :-1], segment_ids, columns, targets
+    logs, likeliest = _score(self.where, self.model, params, batch, pieces=pieces)
     # Summed on the host, in float64.
     sums = np.sum(np.asarray(logs, np.float64), axis=1, where=scored)
     greedy = np.all(np.asarray(likeliest), axis=1, where=scored)
@@ -131,10 +135,11 @@ class LikelihoodScorer:
       shape = bucket(length), min(bucket(len(continuation), 4), bucket(length))
       shapes.setdefault(shape, []).append(index)
     for (length, places), indices in sorted(shapes.items(), reverse=True):
-      rows = max(1, self.tokens_at_once // length)
+      shards = self.where.shards
+      rows = max(1, self.tokens_at_once // (length * shards)) * shards
       for start in range(0, len(indices), rows):
         chosen = indices[start : start + rows]
-        yield chosen, length, places, min(rows, bucket(len(chosen), 2, 1))
+        yield chosen, length, places, min(rows, bucket(len(chosen), 2, shards))
 
 
 def bucket(size: int, factor: int = 2, least: int = _SHORTEST) -> int:
@@ -145,39 +150,50 @@ def bucket(size: int, factor: int = 2, least: int = _SHORTEST) -> int:
   return result
 
 
-@functools.partial(jax.jit, static_argnames=("model", "pieces"))
+@functools.partial(jax.jit, static_argnames=("where", "model", "pieces"))
 def _score(
+  where: DecodeSharding,
   model: LanguageModel,
   params: Any,
-  inputs: jax.Array,
-  segment_ids: jax.Array,
-  columns: jax.Array,
-  targets: jax.Array,
+  batch: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
   *,
   pieces: int,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the targets' [B, P] log-probabilities at columns [B, P], and whether each is greedy.
+  """Returns the targets' log-probabilities [B, P], and whether each is greedy [B, P].
 
   Logits are computed in pieces of P, one after the other.
+
+  Args:
+    where: the devices.
+    model: the model.
+    params: its parameters.
+    batch: inputs [B, T], segment ids [B, T], and columns and targets of the continuations [B, P].
+    pieces: number of pieces, a divisor of P.
   """
-  hidden = cast(
-    jax.Array, model.apply({"params": params}, inputs, segment_ids=segment_ids, method="hidden")
-  )
-  hidden = jnp.take_along_axis(hidden, columns[..., None], axis=1)
 
-  def piece(arguments):
-    hidden, targets = arguments
-    logits = cast(jax.Array, model.apply({"params": params}, hidden, method="logits"))
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == targets
+  def score(params, batch):
+    inputs, segment_ids, columns, targets = batch
+    hidden = cast(
+      jax.Array, model.apply({"params": params}, inputs, segment_ids=segment_ids, method="hidden")
+    )
+    hidden = jnp.take_along_axis(hidden, columns[..., None], axis=1)
 
-  rows, places = targets.shape
-  cut = [
-    jnp.moveaxis(x.reshape(rows, pieces, places // pieces, *x.shape[2:]), 1, 0)
-    for x in (hidden, targets)
-  ]
-  scores, likeliest = jax.lax.map(piece, tuple(cut))
-  return (
-    jnp.moveaxis(scores, 0, 1).reshape(rows, places),
-    jnp.moveaxis(likeliest, 0, 1).reshape(rows, places),
-  )
+    def piece(arguments):
+      hidden, targets = arguments
+      logits = cast(jax.Array, model.apply({"params": params}, hidden, method="logits"))
+      logits = whole(logits, model.vocab_size)
+      chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+      return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == targets
+
+    rows, places = targets.shape
+    cut = [
+      jnp.moveaxis(x.reshape(rows, pieces, places // pieces, *x.shape[2:]), 1, 0)
+      for x in (hidden, targets)
+    ]
+    scores, likeliest = jax.lax.map(piece, tuple(cut))
+    return (
+      jnp.moveaxis(scores, 0, 1).reshape(rows, places),
+      jnp.moveaxis(likeliest, 0, 1).reshape(rows, places),
+    )
+
+  return where.read(score, params, batch)

@@ -79,7 +79,7 @@ class Bucket:
 
 
 @functools.lru_cache(maxsize=4)
-def _losses(model: LanguageModel, sharding_plan: ShardingPlan) -> Callable[[Any, Any], jax.Array]:
+def _losses(model: LanguageModel, sharding_plan: ShardingPlan) -> jax.stages.Wrapped:
   """Returns (parameters, batch) -> loss of every token [B, T]; cached to compile a model once."""
 
   def losses(params, batch):
@@ -122,6 +122,15 @@ class Scorer:
     if not result.bytes:
       raise ValueError("there is no text to score: the held-out rows are empty or all padding.")
     return result
+
+  def lower(self, params: Any, batch: Mapping[str, Any]) -> jax.stages.Lowered:
+    """Lowers the program of a batch, also for devices that are not attached.
+
+    Args:
+      params: shapes, dtypes and shardings of the parameters.
+      batch: the same of a batch, without row_bytes.
+    """
+    return self._losses.lower(params, dict(batch))
 
   def _one(self, params: Any, batch: Mapping[str, np.ndarray]) -> Score:
     # Summed on the host, in float64.

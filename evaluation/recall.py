@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -14,10 +15,11 @@ import numpy as np
 from data.loader import batch_of_rows
 from data.recall import RecallExample, RecallTask
 from data.tokenizers import Tokenizer
-from inference.decode_sharding import DecodeSharding
+from inference.decode_sharding import DecodeSharding, OneDevice
 from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
 from models.language_model import LanguageModel
+from parallel.sharded_vocabulary import whole
 
 # Rows are padded to a multiple of this, so that many lengths share few programs.
 _MULTIPLE = 64
@@ -131,9 +133,11 @@ class RecallScorer:
   def __init__(
     self, model: LanguageModel, tokenizer: Tokenizer, where: DecodeSharding | None = None
   ):
-    """Sets the model, its tokenizer, and the devices for generation; None is one device."""
+    """Sets the model, its tokenizer, and the devices; None is one device."""
+    self._where = where or OneDevice()
 
-    def likeliest(params, batch, columns):
+    def likeliest(params, rows):
+      batch, columns = rows
       hidden = model.apply(
         {"params": params},
         batch["inputs"],
@@ -144,9 +148,9 @@ class RecallScorer:
       # Only logits of the answers.
       asked = jnp.take_along_axis(cast(jax.Array, hidden), columns[..., None], axis=1)
       logits = cast(jax.Array, model.apply({"params": params}, asked, method="logits"))
-      return jnp.argmax(logits, axis=-1)
+      return jnp.argmax(whole(logits, model.vocab_size), axis=-1)
 
-    self._likeliest = jax.jit(likeliest)
+    self._likeliest = jax.jit(functools.partial(self._where.read, likeliest))
     self._decoder = Decoder(model, Sampler(temperature=0), where=where)
     self._tokenizer = tokenizer
 
@@ -170,6 +174,10 @@ class RecallScorer:
     longest = max(len(example.tokens) for example in asked)
     # A larger batch would be padding.
     rows = max(1, min(batch_size or _TOKENS_AT_ONCE // longest, len(asked)))
+    # Devices need the same number of rows.
+    rows = -(-rows // self._where.shards) * self._where.shards
+    if not task.generates:
+      params = self._where.place(params)  # once for all batches
     answer = self.generated if task.generates else self.teacher_forced
     correct = [
       given
@@ -197,7 +205,7 @@ class RecallScorer:
       segment_ids[row, : len(example.tokens)] = 1
       columns[row, : len(example.answers)] = example.answers
     batch = batch_of_rows(tokens, segment_ids, bos_id=self._tokenizer.bos_id)
-    given = np.asarray(self._likeliest(params, batch, columns))
+    given = np.asarray(self._likeliest(params, (batch, columns)))
     for row, example in enumerate(examples):
       yield given[row, : len(example.answers)] == example.tokens[example.answers]
 

@@ -51,6 +51,7 @@ def load(
   which: str,
   *,
   mesh: str | None = None,
+  files: Sequence[str] = (),
   arguments: Sequence[str] = (),
   trust: Trust = NOBODY,
 ) -> TrainedModel:
@@ -61,7 +62,8 @@ def load(
     which: 'best', 'latest' or a step.
     mesh: a gin file of the mesh to load it onto; None loads it onto one device, whatever the run's
       mesh.
-    arguments: bindings for that file's macros.
+    files: other gin files, whose macros `arguments` may bind too.
+    arguments: bindings for these files' macros.
     trust: other modules than this project's that the run's configuration may name.
 
   Raises:
@@ -69,7 +71,7 @@ def load(
     ConfigError: mesh, devices and model do not fit.
     CheckpointError: there is no such checkpoint, or it cannot be read.
   """
-  config = run_config.load(run, [mesh] if mesh else (), arguments, trust=trust)
+  config = run_config.load(run, [*([mesh] if mesh else ()), *files], arguments, trust=trust)
   experiment = experiment_lib.build(config)
   sharding_plan = (
     _sharding_plan(experiment) if mesh else on_one_device(list_parameters(experiment.model))

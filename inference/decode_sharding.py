@@ -22,6 +22,9 @@ from parallel.sharding_plan import ShardingPlan
 
 Step = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
+# The share of a device's memory that two copies of the weights may take: the rest is for the state.
+_SHARE_OF_COPIES = 0.8
+
 
 class DecodeSharding(Protocol):
   """Protocol of running decoding programs; all methods but `place` must run under `jax.jit`.
@@ -43,6 +46,9 @@ class DecodeSharding(Protocol):
 
   def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
     """Calls `function(params, rows)`; returns its result, to hold or carry; `rows` are [B, ...]."""
+
+  def read(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
+    """Calls `function(params, rows)`; returns its arrays [B, ...], replicated."""
 
   def go_on(
     self, function: Step, held: Any, carried: Any, rows: Any, shared: Any
@@ -77,6 +83,10 @@ class OneDevice:
     return params
 
   def start(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
+    """See `DecodeSharding`."""
+    return function(params, rows)
+
+  def read(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
     """See `DecodeSharding`."""
     return function(params, rows)
 
@@ -145,6 +155,16 @@ class OverMesh:
     specs = self._sharding_plan.tree(params, self._placement), self._rows
     return self._map(per_device, specs, self._all)(params, rows)
 
+  def read(self, function: Callable[..., Any], params: Any, rows: Any) -> Any:
+    """See `DecodeSharding`."""
+
+    def per_device(params, rows):
+      with shards.per_device(self._region):
+        return jax.tree.map(self._gather, function(params, rows))
+
+    specs = self._sharding_plan.tree(params, self._placement), self._rows
+    return self._map(per_device, specs, PartitionSpec())(params, rows)
+
   def go_on(
     self, function: Step, held: Any, carried: Any, rows: Any, shared: Any
   ) -> tuple[Any, Any]:
@@ -179,6 +199,38 @@ class OverMesh:
       out_specs=out_specs,
       check_vma=False,
     )
+
+
+def of(sharding_plan: ShardingPlan, memory: float | None = None) -> DecodeSharding:
+  """Returns how to decode with parameters that are stored as a sharding plan says.
+
+  Args:
+    sharding_plan: the plan; a mesh of one needs no collectives.
+    memory: bytes of a device; None if unknown.
+  """
+  lean = is_lean(sharding_plan, memory)
+  if sharding_plan.mesh.size == 1:
+    return OneDevice(lean=lean)
+  return OverMesh(sharding_plan, lean=lean)
+
+
+def is_lean(sharding_plan: ShardingPlan, memory: float | None = None) -> bool:
+  """Whether to decode without a copy of the parameters; see `DecodeSharding`.
+
+  So it is where ZeRO has split the parameters, whose copy would be whole, and where the parameters
+  and their copy would take most of a device's memory.
+
+  Args:
+    sharding_plan: how the parameters are stored.
+    memory: bytes of a device; None if unknown.
+  """
+  if any(place.stored != place.used for place in sharding_plan.param_shardings.values()):
+    return True
+  held = sum(
+    sharding_plan.held_bytes(parameter, sharding_plan.param_shardings[parameter.path].used)
+    for parameter in sharding_plan.parameters
+  )
+  return memory is not None and 2 * held > _SHARE_OF_COPIES * memory
 
 
 def _owned(tree: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from base import paths, small_files
+from base.errors import UserError
 from base.wording import plural
 from experiment import trust
 from launch import command, evaluate_harness
@@ -54,6 +55,11 @@ def parser() -> command.Parser:
   result.add_argument(
     "--contexts", help="recall tasks: context sizes to test, such as 256,512,1024"
   )
+  result.add_argument(
+    "--mesh",
+    help="split the model over devices: a gin file such as mesh/zero3.gin, with macros such as "
+    "--gin.MODEL_SHARDS=4 (default: one device)",
+  )
   trust.add_arguments(result)
   evaluate_harness.add_arguments(result)
   return result
@@ -77,23 +83,35 @@ def main(arguments: Sequence[str]) -> int:
   from data.recall import RecallTask
   from evaluation.perplexity import Scorer
   from experiment import experiment as experiment_lib
+  from experiment import run_config, step_memory
   from experiment import trained as trained_lib
   from experiment.run_directory import RunDirectory
+  from inference import decode_sharding
   from launch import evaluate_recall
   from training.metrics import ProgressLine
 
   run = RunDirectory(args.run_dir)
-  trusted = trust.Trust.of(args.trust)
-  trained = trained_lib.load(run, args.checkpoint, trust=trusted)
+  trained = trained_lib.load(
+    run,
+    args.checkpoint,
+    mesh=args.mesh,
+    files=[args.data] if args.mesh and args.data else (),
+    arguments=bindings if args.mesh else (),
+    trust=trust.Trust.of(args.trust),
+  )
+  where = decode_sharding.of(trained.sharding_plan, step_memory.of_device())
   if args.harness:
-    return evaluate_harness.run(args, run, trained)
+    return evaluate_harness.run(args, run, trained, where)
   experiment = trained.experiment
+  if args.mesh and args.data:
+    # A file of gin/data/ may set other sizes than the run's.
+    experiment = experiment_lib.build(run_config.load(run, trust=trust.Trust.of(args.trust)))
   length = args.length or experiment.sequence_length
-  data = _text(run, args.data, bindings, length, trained.tokenizer, trusted)
+  data = _text(run, args, bindings, length, trained.tokenizer)
   task = getattr(data, "corpus", None)
   if isinstance(task, RecallTask):
     command.refuse(options, args, _OF_TEXT, f"on {task.name}, a recall task")
-    return evaluate_recall.run(run, trained, task, contexts, args.batch_size)
+    return evaluate_recall.run(run, trained, task, contexts, args.batch_size, where)
   if contexts:
     options.error(
       f"--contexts={args.contexts} is only for recall tasks, and "
@@ -104,8 +122,13 @@ def main(arguments: Sequence[str]) -> int:
   batch_size = args.batch_size or max(
     1, experiment.batch_size * experiment.sequence_length // length
   )
-  # A larger batch would be padding.
+  # A larger batch would be padding. Devices need the same number of rows.
   batch_size = min(batch_size, len(rows))
+  batch_size = -(-batch_size // where.shards) * where.shards
+  try:
+    trained.sharding_plan.check_batch(batch_size, length)
+  except ValueError as error:
+    raise UserError(f"{error} Give another --length or --mesh.") from None
   batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
   count = min(args.batches or len(batches), len(batches))
   progress = ProgressLine(count)
@@ -114,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
     if progress.live or done == count:
       progress.show(done, {"bits/byte": score.bits_per_byte})
 
-  scorer = Scorer(experiment.model)
+  scorer = Scorer(experiment.model, trained.sharding_plan)
   score = scorer(trained.params, (next(batches) for _ in range(count)), report)
   batches.close()
   result = {
@@ -145,23 +168,27 @@ def _check_together(
     ("data", "batches", "by_position", "contexts"),
     "with --harness",
   )
-  if bindings:
-    options.error(f"{bindings[0]} has no effect with --harness, which uses the run's configuration")
+  if bindings and not args.mesh:
+    options.error(
+      f"{bindings[0]} has no effect with --harness, which uses the run's configuration. Overrides "
+      "are for --mesh."
+    )
 
 
 def _text(
   run: RunDirectory,
-  file: str | None,
+  args: argparse.Namespace,
   bindings: list[str],
   length: int,
   tokenizer: Tokenizer,
-  trusted: trust.Trust,
 ) -> Dataset:
   """Opens the held-out text with the model's tokenizer, in rows of `length` tokens."""
   from experiment import experiment as experiment_lib
   from experiment import run_config
 
-  config = run_config.load(run, [file] if file else [], bindings, trust=trusted, makes_rows=True)
+  files = [file for file in (args.mesh, args.data) if file]
+  trusted = trust.Trust.of(args.trust)
+  config = run_config.load(run, files, bindings, trust=trusted, makes_rows=True)
   experiment = experiment_lib.build(config)
   return experiment_lib.read_as(experiment.eval_data, sequence_length=length, vocabulary=tokenizer)
 

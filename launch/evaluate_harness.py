@@ -21,6 +21,7 @@ from training import json_files
 if TYPE_CHECKING:
   from experiment.run_directory import RunDirectory
   from experiment.trained import TrainedModel
+  from inference.decode_sharding import DecodeSharding
 
 
 OPTIONS = ("include_path", "harness_data", "fewshot", "limit")
@@ -56,8 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--limit", type=int, help="the most questions per task")
 
 
-def run(args: argparse.Namespace, run_directory: RunDirectory, trained: TrainedModel) -> int:
+def run(
+  args: argparse.Namespace,
+  run_directory: RunDirectory,
+  trained: TrainedModel,
+  where: DecodeSharding,
+) -> int:
   """Runs the tasks, prints lm-eval's table and stores its results; returns the exit status.
+
+  Args:
+    args: the command's arguments.
+    run_directory: the run's directory.
+    trained: the model.
+    where: the devices.
 
   Raises:
     UserError: the extra is not installed, a task does not exist, or its data cannot be read.
@@ -99,6 +111,7 @@ def run(args: argparse.Namespace, run_directory: RunDirectory, trained: TrainedM
     tokens_at_once=rows * length,
     stop_ids=end_tokens.stop_ids(trained.run_dir, experiment),
     report=report,
+    where=where,
   )
   results = evaluator.simple_evaluate(
     model,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
   from data.recall import RecallTask
   from experiment.run_directory import RunDirectory
   from experiment.trained import TrainedModel
+  from inference.decode_sharding import DecodeSharding
 
 _KINDS = ("position", "distance", "depth")
 
@@ -25,6 +26,7 @@ def run(
   task: RecallTask,
   contexts: Sequence[int],
   batch_size: int | None,
+  where: DecodeSharding,
 ) -> int:
   """Scores the task at each context size, prints the accuracy and stores it.
 
@@ -34,11 +36,12 @@ def run(
     task: the recall task.
     contexts: context sizes in the task's unit; empty for the task's own size.
     batch_size: questions per batch; None for about 32,768 tokens.
+    where: the devices.
 
   Raises:
     CorpusError: a context size is impossible, or the run's tokenizer cannot encode the task.
   """
-  scorer = RecallScorer(trained.experiment.model, trained.tokenizer)
+  scorer = RecallScorer(trained.experiment.model, trained.tokenizer, where)
   how = "generated" if task.generates else "most likely after the true ones"
   print(f"step {trained.step} on {task.name}: answer tokens {how}")
   print(f"\n{task.unit:>10}  {'right':>6}  {'whole answers':>13}")

@@ -91,10 +91,10 @@ def main(arguments: Sequence[str]) -> int:
     command.refuse(options, args, names, "with --temperature=0, which takes the most likely token")
   prompts = _prompts(args.prompt, args.prompts_file)
 
-  from experiment import end_tokens
+  from experiment import end_tokens, step_memory
   from experiment import trained as trained_lib
   from experiment.run_directory import RunDirectory
-  from inference.decode_sharding import OverMesh
+  from inference import decode_sharding
   from inference.sampling import Sampler
   from inference.text_generator import TextGenerator
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
     arguments=bindings,
     trust=trust.Trust.of(args.trust),
   )
-  where = None if trained.sharding_plan.mesh.size == 1 else OverMesh(trained.sharding_plan)
+  where = decode_sharding.of(trained.sharding_plan, step_memory.of_device())
   generator = TextGenerator(
     trained.experiment.model,
     trained.params,

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
   from planning.record import Plan
 
 DESCRIPTION = """\
-Compiles a training step, a prefill or a decode step for TPUs or GPUs that need not be attached, and
-prints memory, collectives, the expected time and the roofline time. Later gin files override
-earlier ones:
+Compiles a training step, an evaluation, a prefill or a decode step for TPUs or GPUs that need not
+be attached, and prints memory, collectives, the expected time and the roofline time. Later gin
+files override earlier ones:
 
   python -m launch.plan gin/runs/griffin_quickstart.gin gin/sizes/7b.gin \\
     gin/mesh/megatron8_zero1.gin \\
@@ -46,10 +46,10 @@ def parser() -> command.Parser:
   )
   result.add_argument(
     "--step",
-    choices=("train", "prefill", "decode"),
+    choices=("train", "evaluate", "prefill", "decode"),
     default="train",
-    help="a training step, a prefill of a batch of rows, or one decoded token for each of them "
-    "(default: %(default)s)",
+    help="a training step, an evaluation or a prefill of a batch of rows, or one decoded token for "
+    "each of them (default: %(default)s)",
   )
   result.add_argument(
     "--models",

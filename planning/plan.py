@@ -63,7 +63,7 @@ def plan(
   with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
     sharding_plan = experiment.sharding_plan(hardware.devices)
     try:
-      program = PROGRAMS[step](experiment, sharding_plan)
+      program = PROGRAMS[step](experiment, sharding_plan, hardware.chip.memory)
     except ValueError as error:
       raise ConfigError(str(error)) from None
     tell(f"{model}: compiling for {hardware.name}; a large model takes minutes")

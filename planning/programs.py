@@ -1,4 +1,4 @@
-"""Lowers the programs that a plan compiles: a training step, a prefill, a decoded token."""
+"""Lowers the programs that a plan compiles: a training step, an evaluation, a prefill, a token."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from evaluation.perplexity import Scorer
 from experiment import describe
 from experiment.experiment import Experiment
+from inference import decode_sharding
 from inference.decode_sharding import OverMesh
 from inference.decoder import Decoder
 from inference.sampling import Sampler
@@ -28,8 +30,9 @@ class Program:
 
   Attributes:
     lowered: the program, ready to compile.
-    parameters, optimizer, state, batch: bytes of its arguments: parameters, optimizer state,
-      decode state, tokens.
+    parameters: bytes of the parameters in memory: in decoding also those that are not its
+      arguments, but stay for the next prefill.
+    optimizer, state, batch: bytes of its other arguments: optimizer state, decode state, tokens.
     updated: the donated arguments.
     first_updated: index of the first of them among the results.
     activations: bytes that autodiff keeps for the backward pass; 0 without one.
@@ -51,15 +54,15 @@ class Program:
   tokens: int
 
 
-def training_step(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
+def training_step(
+  experiment: Experiment, sharding_plan: ShardingPlan, memory: float | None = None
+) -> Program:
   """Lowers a training step."""
+  del memory
   model, options = experiment.model, experiment.options.step
   rows, length = experiment.batch_size, experiment.sequence_length
   state = abstract_like(describe.abstract_state(experiment), sharding_plan.state)
-  batch = abstract_like(
-    describe.abstract_batch(experiment),
-    lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree),
-  )
+  batch = _batch(experiment, sharding_plan)
   step = step_lib.jit_train_step(
     model, experiment.optimizer.transformation(), options, sharding_plan
   )
@@ -81,10 +84,35 @@ def training_step(experiment: Experiment, sharding_plan: ShardingPlan) -> Progra
   )
 
 
-def prefill(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
+def evaluation(
+  experiment: Experiment, sharding_plan: ShardingPlan, memory: float | None = None
+) -> Program:
+  """Lowers the evaluation of a batch: the loss of every token."""
+  del memory
+  model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
+  params = _parameters(experiment, sharding_plan, "stored")
+  batch = _batch(experiment, sharding_plan)
+  return Program(
+    lowered=Scorer(model, sharding_plan).lower(params, batch),
+    parameters=describe.device_bytes(params),
+    optimizer=0,
+    state=0,
+    batch=describe.device_bytes(batch),
+    updated=(),
+    first_updated=0,
+    activations=0,
+    gradients=0,
+    model_flops=model.matmul_flops(length) * rows * length,
+    tokens=rows * length,
+  )
+
+
+def prefill(
+  experiment: Experiment, sharding_plan: ShardingPlan, memory: float | None = None
+) -> Program:
   """Lowers a prefill: a batch of prompts of `sequence_length` tokens."""
   model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
-  params, found = _decoding(experiment, sharding_plan)
+  params, _, found = _decoding(experiment, sharding_plan, memory)
   # Only the logits of the last token are computed.
   unread = rows * (length - 1) * 2 * model.padded_vocab_size * model.width
   return Program(
@@ -102,15 +130,22 @@ def prefill(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
   )
 
 
-def decoding(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
-  """Lowers a decode step: one token after each prompt of `sequence_length` tokens."""
+def decoding(
+  experiment: Experiment, sharding_plan: ShardingPlan, memory: float | None = None
+) -> Program:
+  """Lowers a decode step: one token after each prompt of `sequence_length` tokens.
+
+  Args:
+    experiment, sharding_plan: what to decode with.
+    memory: bytes of a device; two copies of the parameters must fit, or one is used.
+  """
   model, rows, length = experiment.model, experiment.batch_size, experiment.sequence_length
-  _, found = _decoding(experiment, sharding_plan)
+  params, lean, found = _decoding(experiment, sharding_plan, memory)
   # FLOPs of the last token: those of a row minus those of a row without it.
   last = model.matmul_flops(length) * length - model.matmul_flops(length - 1) * (length - 1)
   return Program(
     lowered=found.advance,
-    parameters=describe.device_bytes(found.params),
+    parameters=describe.device_bytes(found.params) + (0 if lean else describe.device_bytes(params)),
     optimizer=0,
     state=describe.device_bytes(found.carry),
     batch=0,
@@ -123,23 +158,44 @@ def decoding(experiment: Experiment, sharding_plan: ShardingPlan) -> Program:
   )
 
 
-PROGRAMS = {"train": training_step, "prefill": prefill, "decode": decoding}
+PROGRAMS = {
+  "train": training_step,
+  "evaluate": evaluation,
+  "prefill": prefill,
+  "decode": decoding,
+}
 
 
-def _decoding(experiment: Experiment, sharding_plan: ShardingPlan):
+def _batch(experiment: Experiment, sharding_plan: ShardingPlan) -> dict[str, jax.ShapeDtypeStruct]:
+  return abstract_like(
+    describe.abstract_batch(experiment),
+    lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree),
+  )
+
+
+def _parameters(experiment: Experiment, sharding_plan: ShardingPlan, kind: str) -> Any:
+  """Returns shapes, dtypes and shardings of the parameters; `kind`: see `ShardingPlan.tree`."""
   params = nn.unbox(abstract_parameters(experiment.model))
-  params = jax.tree.map(
+  return jax.tree.map(
     lambda leaf, spec: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=jax.sharding.NamedSharding(sharding_plan.mesh, spec)
     ),
     params,
-    sharding_plan.tree(params, "used"),
+    sharding_plan.tree(params, kind),
   )
-  decoder = Decoder(experiment.model, Sampler(temperature=0.0), where=OverMesh(sharding_plan))
+
+
+def _decoding(experiment: Experiment, sharding_plan: ShardingPlan, memory: float | None):
+  """Returns the stored parameters, whether they are used without a copy, and the programs."""
+  lean = decode_sharding.is_lean(sharding_plan, memory)
+  params = _parameters(experiment, sharding_plan, "stored" if lean else "used")
+  where = OverMesh(sharding_plan, lean=lean)
+  decoder = Decoder(experiment.model, Sampler(temperature=0.0), where=where)
   # One token: caches are rounded up, so more would add a whole block to them.
-  return params, decoder.lower(
+  programs = decoder.lower(
     params, rows=experiment.batch_size, length=experiment.sequence_length, max_tokens=1
   )
+  return params, lean, programs
 
 
 def _row_shards(sharding_plan: ShardingPlan) -> int:

@@ -30,8 +30,9 @@ class Memory:
   """Bytes that one device holds.
 
   Attributes:
-    parameter_bytes, optimizer_bytes, state_bytes, batch_bytes: the program's arguments:
-      parameters, optimizer state, decode state, tokens.
+    parameter_bytes: the parameters; in decoding both copies, if there are two.
+    optimizer_bytes, state_bytes, batch_bytes: the program's other arguments: optimizer state,
+      decode state, tokens.
     result_bytes: results that are not aliased to an argument.
     twice_bytes: donated bytes that XLA did not alias, so that old and new are both in memory.
     temporary_bytes: temporary memory of the compiled program at its peak.
@@ -181,13 +182,14 @@ class Plan:
   """Memory and time of one program on some hardware; bytes and FLOPs are per device.
 
   Attributes:
-    step: 'train' (one step), 'prefill' (a batch of prompts) or 'decode' (one token per prompt).
+    step: 'train' (one step), 'evaluate' (a batch), 'prefill' (a batch of prompts) or 'decode' (one
+      token per prompt).
     hardware, topology: the hardware's name, and how its devices are connected.
     devices: number of devices.
     model: name of the model's file, or of the run.
     parameters: number of parameters.
     mesh: sizes of the mesh axes.
-    zero: ZeRO stage; prefill and decode split parameters over `model` only.
+    zero: ZeRO stage. Below 3, prefill and decode split parameters over `model` only.
     remat, grad_accum_steps: as configured; None except in training.
     batch_size, length: rows, and tokens per row.
     collectives: the program's collectives.

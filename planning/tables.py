@@ -10,7 +10,7 @@ from experiment.describe import show_bytes, table
 from planning.hardware import gpu
 from planning.record import Plan
 
-_UNITS = {"train": "step", "prefill": "prefill", "decode": "token"}
+_UNITS = {"train": "step", "evaluate": "batch", "prefill": "prefill", "decode": "token"}
 
 
 def tell(text: str) -> None:

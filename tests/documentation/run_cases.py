@@ -6,6 +6,8 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.documentation.session import Case, Session
 
 # Each kind of Griffin's blocks once.
@@ -54,6 +56,20 @@ def train_kill_and_train_again(session: Session, command: str) -> None:
   assert "next: python -m launch.train" in finished.err
   assert "first step done" not in finished.err
   assert losses(run) == losses(aside)
+
+
+def evaluate_on_a_mesh(session: Session, command: str) -> None:
+  """Checks that a mesh finds the figures of one device."""
+  found = []
+  for typed in (command, f"python {command.partition('python ')[2].partition(' --mesh')[0]}"):
+    session.type(f"{typed} --batches=1 --batch_size=8")
+    newest = max(
+      session.folder.glob("runs/first/evaluations/*.json"), key=lambda f: f.stat().st_mtime
+    )
+    found.append(json.loads(newest.read_text(encoding="utf-8")))
+  mesh, one = found
+  assert (mesh["tokens"], mesh["bytes"]) == (one["tokens"], one["bytes"])
+  assert mesh["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
 
 def stop_and_resume(session: Session, command: str) -> None:
@@ -190,6 +206,7 @@ CASES = {
       ),
       Case("python -m launch.generate --run_dir=runs/first", "--max_tokens=8", r"^def "),
       Case("XLA_FLAGS=", "--max_tokens=8", r"^def "),
+      Case("XLA_FLAGS=", instead=evaluate_on_a_mesh),
     ],
     "Recall": [
       Case(

@@ -3,8 +3,9 @@
     python -m tests.parallel.sharded_decoding griffin:data=2,model=4 ...
 
 Prints one JSON line per case: the continuations of three prompts by either, and by the mesh without
-a copy of the parameters. The case `memory` gives bytes on each of eight devices that hold an eighth
-of the parameters.
+a copy of the parameters; likelihoods and answers of a recall task by one device and by the mesh as
+`launch.evaluate` uses it. The case `memory` gives bytes on each of eight devices that hold an
+eighth of the parameters.
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ from tests.parallel import sharded_training  # first: it makes the devices
 
 import jax  # isort: skip
 import flax.linen as nn
+import numpy as np
 
-from inference.decode_sharding import OverMesh
+from data.recall import RecallExample
+from data.tokenizers import Symbols
+from evaluation.likelihood import LikelihoodScorer, Request
+from evaluation.recall import RecallScorer
+from inference import decode_sharding
+from inference.decode_sharding import OneDevice, OverMesh
 from inference.decoder import Decoder, rows_of
 from inference.sampling import Sampler
 from models.accounting import abstract_parameters, list_parameters, tree_bytes
@@ -29,12 +36,32 @@ from parallel.sharding_plan import Parallelism, ShardingPlan
 # One is longer than the window of 13, and no mesh divides three rows.
 PROMPTS = ([1, 5, 9, 3], [1], [1, *range(2, 40)])
 STOP = 7
+# Sizes of contexts and continuations, in batches of three shapes; no mesh divides the rows.
+REQUESTS = ((1, 1), (1, 7), (30, 2), (31, 1), (20, 40), (70, 9))
 
 
 def decode(model, params, where) -> list[list[int]]:
   decoder = Decoder(model, Sampler(temperature=0.8), stop_ids=[STOP], where=where)
   chunks = decoder.generate(params, PROMPTS, max_tokens=40, seed=3, chunk=16)
   return rows_of(chunks, len(PROMPTS))
+
+
+def scores(model, params, where) -> dict:
+  """Likelihoods of continuations, and what the model answers where examples ask it."""
+  rng = np.random.default_rng(0)
+  draw = lambda size: rng.integers(3, model.vocab_size, size)  # noqa: E731
+  asked = [Request(*(draw(size).tolist() for size in sizes)) for sizes in REQUESTS]
+  likelihoods = LikelihoodScorer(model, 64, 128, where or OneDevice())(params, asked)
+  scorer = RecallScorer(model, Symbols(model.vocab_size - 4), where)
+  tokens, last = draw((5, 40)), np.arange(20, 40)
+  # What the model would answer, found by asking of every id whether it is right.
+  right = []
+  for given in range(model.vocab_size):
+    examples = [
+      RecallExample(np.where(np.arange(40) < 20, row, given), last, last) for row in tokens
+    ]
+    right.append([a.tolist()[0] for a in scorer.teacher_forced(params, examples, rows=8)])
+  return {"likelihoods": likelihoods, "answers": np.argmax(right, axis=0).tolist()}
 
 
 def memory() -> dict:
@@ -81,6 +108,8 @@ def compare(case: str) -> dict:
     "one": decode(model, params, None),
     "mesh": decode(model, stored, OverMesh(sharding_plan)),
     "lean": decode(model, stored, OverMesh(sharding_plan, lean=True)),
+    "scores": scores(model, params, None),
+    "scores on the mesh": scores(model, stored, decode_sharding.of(sharding_plan)),
   }
 
 

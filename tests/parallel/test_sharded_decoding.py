@@ -1,4 +1,4 @@
-"""Prefill and decode on eight devices give the tokens of one device."""
+"""Prefill, decode and scores on eight devices give the tokens and figures of one device."""
 
 import json
 import os
@@ -38,6 +38,16 @@ def test_tokens_equal_those_of_one_device(found, case):
   assert found[case]["lean"] == rows
   assert len({len(row) for row in rows}) > 1  # they met the stop token at different times
   assert len({token for row in rows for token in row}) > 10  # else a constant would pass
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_equal_those_of_one_device(found, case):
+  one, mesh = found[case]["scores"], found[case]["scores on the mesh"]
+  for expected, given in zip(one["likelihoods"], mesh["likelihoods"], strict=True):
+    # Sums of up to 40 float32 logarithms of about 4.
+    assert given == [pytest.approx(expected[0], abs=2e-4), expected[1]]
+  assert mesh["answers"] == one["answers"]
+  assert len(set(one["answers"])) > 1
 
 
 def test_samples_of_a_training_hold_no_copy_of_what_zero_has_split(found):
