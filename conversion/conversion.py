@@ -28,7 +28,8 @@ from conversion import (
 from conversion.adapter import Adapter
 from conversion.orbax_files import ForeignArrays
 from conversion.safetensors_files import TensorFiles
-from data import tokenizers
+from data import tokenizer_json, tokenizers
+from data.tokenizer_json import TokenizerJson
 from data.tokenizers import Tokenizer
 from experiment import directory_owner, kept_files, run_config
 from experiment import experiment as experiment_lib
@@ -128,7 +129,8 @@ def import_weights(
     )
   stored = _TYPES.get(tensors.types.get(files.embedding, "F32"), "float32")
   types = {"dtype": stored, "param_dtype": stored}
-  place = run_dir / tokenizers.MODEL_FILE
+  is_json = isinstance(found, TokenizerJson)
+  place = run_dir / (tokenizer_json.FILE if is_json else tokenizers.MODEL_FILE)
   loaded = _configuration(adapter, backbone | types, mixers, found, place, bindings)
   with _told(source):
     model = experiment_lib.build(loaded).model
@@ -181,6 +183,8 @@ def export(
     safetensors_files.write(partial, tensors, max_bytes)
     (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     kept_files.keep(kept_files.folder(trained.run_dir, trained.experiment), partial)
+    if isinstance(tokenizer, TokenizerJson):
+      tokenizer.write(partial)
     if isinstance(tokenizer, tokenizers.SentencePiece):
       # Compared with its description: a run on bytes may have another run's tokenizer file.
       shutil.copyfile(tokenizer.path, partial / TOKENIZER_FILE)
@@ -249,6 +253,9 @@ def _configuration(
   if isinstance(tokenizer, tokenizers.SentencePiece):
     data = "data/python_sentencepiece.gin"
     macros["VOCABULARY_MODEL"] = str(model_file)
+  if isinstance(tokenizer, TokenizerJson):
+    data = "data/python_tokenizer.gin"
+    macros["VOCABULARY_MODEL"] = str(model_file)
   of_macros = (*_MACROS.values(), *adapter.set_by_gin_file)
   options = {f"models.backbone.Backbone.{name}": value for name, value in backbone.items()}
   options |= {f"{adapter.model}.{name}": value for name, value in mixers.items()}
@@ -262,22 +269,29 @@ def _configuration(
 
 
 def _file_of(tokenizer: Tokenizer) -> str:
-  return shown(tokenizer.path) if isinstance(tokenizer, tokenizers.SentencePiece) else "bytes"
+  of_file = isinstance(tokenizer, tokenizers.SentencePiece | TokenizerJson)
+  return shown(tokenizer.path) if of_file else "bytes"
 
 
 def _tokenizer(source: Path, given: str | None) -> Tokenizer:
   if given == "bytes":
     return tokenizers.Bytes()
-  places = [source / TOKENIZER_FILE, source.absolute().parent / TOKENIZER_FILE]
+  places = [source / TOKENIZER_FILE, source / tokenizer_json.FILE]
+  places.append(source.absolute().parent / TOKENIZER_FILE)
   path = Path(given) if given else next((p for p in places if p.is_file()), None)
   if path is None:
     raise UserError(
-      f"no {TOKENIZER_FILE} in {shown(source)} or above it. Give the SentencePiece model that the "
-      "weights were trained with: --vocabulary=FILE (or --vocabulary=bytes)."
+      f"no {TOKENIZER_FILE} or {tokenizer_json.FILE} in {shown(source)}, and no {TOKENIZER_FILE} "
+      "above it. Give the tokenizer's file that the weights were trained with: --vocabulary=FILE "
+      "(or --vocabulary=bytes)."
     )
   with _told(path):
     if not path.is_file():
       raise UserError(f"no such tokenizer: {shown(path)}. Correct the path.")
+    if path.suffix == ".json":
+      result = TokenizerJson(str(path))
+      result.describe()  # Read now, to report an error here.
+      return result
     result = tokenizers.SentencePiece(str(path))
     try:
       result.size  # noqa: B018 - read now, to report an error here

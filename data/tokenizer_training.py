@@ -1,15 +1,21 @@
-"""Trains a SentencePiece model on a corpus."""
+"""Trains tokenizers on a corpus: SentencePiece models and `tokenizer.json` files, both BPE."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from base import small_files
+from data import tokenizer_json
 from data.corpora import CorpusError, Documents
+from data.tokenizer_json import TokenizerJson
 from data.tokenizers import SentencePiece, TokenizerError
 
 # SentencePiece leaves out longer sentences, with only a line in its log.
@@ -59,6 +65,13 @@ def _refused(name: str, size: int, error: str) -> str:
   return f"SentencePiece could not train {size} pieces: {' '.join(error.split())[:300]}"
 
 
+def _no_text(corpus: Documents, megabytes: float) -> str:
+  return (
+    f"{corpus.name} has no text to train a tokenizer on, or megabytes={megabytes} takes none of"
+    " it. Give more of either."
+  )
+
+
 def _not_written(output: Path, error: OSError) -> str:
   return f"{output} cannot be written: {error.strerror or error}. Give another --output."
 
@@ -86,10 +99,7 @@ def train_sentencepiece(
   sentences = _sampled(corpus, megabytes)
   first = next(sentences, None)
   if first is None:
-    raise CorpusError(
-      f"{corpus.name} has no text to train a tokenizer on, or megabytes={megabytes} takes none of"
-      " it. Give more of either."
-    )
+    raise CorpusError(_no_text(corpus, megabytes))
 
   def chain() -> Iterator[str]:
     yield first
@@ -132,3 +142,58 @@ def train_sentencepiece(
   finally:
     Path(partial).unlink(missing_ok=True)
   return SentencePiece(str(output))
+
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer_json(
+  corpus: Documents, size: int, output: str | Path, *, megabytes: float = 50.0
+) -> TokenizerJson:
+  """Trains a lossless BPE of bytes on all cores, in the format of the `tokenizers` library.
+
+  Text is split as by GPT-2, and each digit is a token. `<|endoftext|>` is BOS and EOS. An output
+  named tokenizer.json gets a tokenizer_config.json, so that `transformers` loads the folder.
+
+  Args:
+    corpus: its training documents are learned from.
+    size: number of tokens, at least 257; less text may give fewer.
+    output: the file to write; it appears completely or not at all.
+    megabytes: about how much text to train on, sampled by hash from a larger corpus.
+
+  Raises:
+    CorpusError: there is no training text.
+    TokenizerError: the file cannot be written.
+  """
+  import tokenizers as library
+
+  output = Path(output)
+  sentences = _sampled(corpus, megabytes)
+  first = next(sentences, None)
+  if first is None:
+    raise CorpusError(_no_text(corpus, megabytes))
+  tokenizer = library.Tokenizer(library.models.BPE())
+  # The library's type stubs lack constructors.
+  split: Any = library.pre_tokenizers
+  tokenizer.pre_tokenizer = split.Sequence(
+    [split.Digits(individual_digits=True), split.ByteLevel(add_prefix_space=False)]
+  )
+  tokenizer.decoder = library.decoders.ByteLevel()
+  trainer = library.trainers.BpeTrainer(
+    vocab_size=size,
+    special_tokens=[END_OF_TEXT],
+    initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(itertools.chain([first], sentences), trainer)
+  try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.name == tokenizer_json.FILE:
+      named = {"tokenizer_class": "PreTrainedTokenizerFast"}
+      named |= {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos")}
+      text = json.dumps(named, indent=2) + "\n"
+      small_files.replace(output.with_name(tokenizer_json.CONFIG_FILE), text)
+    small_files.replace(output, tokenizer.to_str(pretty=True))
+  except OSError as error:
+    raise TokenizerError(_not_written(output, error)) from None
+  return TokenizerJson(str(output))

@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -171,7 +171,6 @@ class Symbols:
     }
 
 
-# The largest published ones have some 10 MB.
 _MOST_MODEL_BYTES = 2**29
 
 
@@ -275,6 +274,10 @@ class SentencePiece:
     """Returns the ids of the model's segmentation."""
     return self._processor.EncodeAsIds(text)
 
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of several texts."""
+    return self._processor.Encode(list(texts), out_type=int, num_threads=1)
+
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text; ids beyond the vocabulary count as unknown."""
     size = self.size
@@ -321,6 +324,8 @@ def save(tokenizer: Tokenizer, directory: str | Path) -> None:
   directory.mkdir(parents=True, exist_ok=True)
   if isinstance(tokenizer, SentencePiece):
     small_files.replace(directory / MODEL_FILE, _model_bytes(tokenizer.path))
+  elif hasattr(tokenizer, "write"):
+    cast(Any, tokenizer).write(directory)
   text = json.dumps(tokenizer.describe(), indent=2) + "\n"
   small_files.replace(directory / DESCRIPTION_FILE, text)
 
@@ -343,10 +348,14 @@ def load(directory: str | Path) -> Tokenizer:
       tokenizer = Symbols(_count(described, "size") - Symbols.SPECIAL)
     elif kind == "sentencepiece":
       tokenizer = SentencePiece(str(directory / MODEL_FILE), _count(described, "extra_ids"))
+    elif kind == "tokenizer.json":
+      from data import tokenizer_json
+
+      tokenizer = tokenizer_json.described_in(directory, described)
     else:
       raise TokenizerError(
         f"{file} describes a tokenizer of kind {shortened(kind)};"
-        " this version reads 'bytes', 'symbols' and 'sentencepiece'."
+        " this version reads 'bytes', 'symbols', 'sentencepiece' and 'tokenizer.json'."
       )
   except (KeyError, TypeError):
     raise TokenizerError(f"{file} is incomplete or damaged. Restore it.") from None
@@ -355,7 +364,8 @@ def load(directory: str | Path) -> Tokenizer:
     different = sorted(
       n for n in found.keys() | described.keys() if found.get(n) != described.get(n)
     )
-    where = directory / MODEL_FILE if kind == "sentencepiece" else "this version's tokenizer"
+    copies = {"sentencepiece": MODEL_FILE, "tokenizer.json": "tokenizer.json"}
+    where = directory / copies[kind] if kind in copies else "this version's tokenizer"
     raise TokenizerError(
       f"{where} does not match {file} (other {', '.join(map(str, different))[:80]})."
       " Restore the file, or prepare again."

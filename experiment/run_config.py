@@ -12,12 +12,18 @@ from config import source
 from config.config import Config
 from config.place import ConfigError
 from config.source import Macro
-from data import tokenizers
+from data import tokenizer_json, tokenizers
 from experiment import experiment as experiment_lib
 from experiment import file_kinds, run_record, trust_check
 from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
 from parallel import processes
+
+# The files of tokenizers in a run directory.
+_COPIES = {
+  tokenizers.SentencePiece: tokenizers.MODEL_FILE,
+  tokenizer_json.TokenizerJson: tokenizer_json.FILE,
+}
 
 
 def load(
@@ -31,7 +37,7 @@ def load(
   """Loads the configuration of a run, changed by gin files and then by arguments.
 
   This is the configuration that the run was trained with, even if its file was edited; no file is
-  changed. If the run's SentencePiece model is missing, the run's copy is used. All processes must
+  changed. If the tokenizer's file is missing, the run's copy is used. All processes must
   call this.
 
   Args:
@@ -51,10 +57,11 @@ def load(
   arguments = list(arguments)
   kept = source.read_text(text, str(run.config_file))
   found = experiment_lib.load([kept, *files], arguments, name=str(run.config_file))
-  copy = run.path / tokenizers.MODEL_FILE
-  if copy.is_file() and (replaced := _missing_model(found)):
-    arguments.append(f"--gin.{replaced}={str(copy)!r}")
-    found = experiment_lib.load([kept, *files], arguments, name=str(run.config_file))
+  for kind, name in _COPIES.items():
+    copy = run.path / name
+    if copy.is_file() and (replaced := _missing_model(found, kind)):
+      arguments.append(f"--gin.{replaced}={str(copy)!r}")
+      found = experiment_lib.load([kept, *files], arguments, name=str(run.config_file))
   return found
 
 
@@ -85,11 +92,11 @@ def _agreed_text(run: RunDirectory) -> str:
   return text
 
 
-def _missing_model(config: Config) -> str | None:
-  """Returns the macro or parameter that names a missing SentencePiece model."""
+def _missing_model(config: Config, kind: type) -> str | None:
+  """Returns the macro or parameter that names a missing file of a tokenizer of this kind."""
   for key, item in config.operative.items():
-    of_model = key.configurable.target is tokenizers.SentencePiece and key.parameter == "path"
-    if of_model and isinstance(item.value, str) and not Path(item.value).is_file():
+    of_model = key.configurable.target is kind and key.parameter == "path"
+    if of_model and isinstance(item.value, str) and not Path(item.value).exists():
       bound = config.parameters[key].value
       return bound.name if isinstance(bound, Macro) else key.full_name
   return None

@@ -16,7 +16,7 @@ from base.wording import one_line
 from config import config as config_lib
 from config import source as gin_source
 from config.config import Config, ConfigError
-from data import tokenizers
+from data import tokenizer_json, tokenizers
 from data.tokenizers import Tokenizer, TokenizerError
 from experiment import file_kinds, run_record, trust_check
 from experiment.trust import NOBODY, Trust
@@ -29,7 +29,8 @@ OPERATIVE_FILE = "operative_config.gin"
 DATA_FILE = "data.json"
 _WRITTEN = (
   CONFIG_FILE, OPERATIVE_FILE, DATA_FILE, run_record.RECORD_FILE, METRICS_FILE, LOSS_PICTURE,
-  tokenizers.DESCRIPTION_FILE, tokenizers.MODEL_FILE,
+  tokenizers.DESCRIPTION_FILE, tokenizers.MODEL_FILE, tokenizer_json.FILE,
+  tokenizer_json.CONFIG_FILE,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 
 from base.errors import UserError
-from data import tokenizers
+from data import tokenizer_json, tokenizers
 from data.tokenizers import Tokenizer
 from experiment import experiment as experiment_lib
 from experiment import mesh_advice, run_config
@@ -123,6 +123,9 @@ def _data_for(kind: str, run: RunDirectory) -> str:
     model = f"--gin.VOCABULARY_MODEL={run}/{tokenizers.MODEL_FILE}"
     files = "gin/data/text_files_sentencepiece.gin or another file of gin/data/ for SentencePiece"
     return f"{files}, and {model}"
+  if kind == "tokenizer.json":
+    file = f"--gin.VOCABULARY_MODEL={run}/{tokenizer_json.FILE}"
+    return f"gin/data/text_files_tokenizer.gin or another file of gin/data/ for it, and {file}"
   if kind == "bytes":
     return "gin/data/text_files_bytes.gin or another file of gin/data/ for bytes"
   return "the file of gin/data/ that the run was trained with"

@@ -1,4 +1,4 @@
-"""Trains a SentencePiece tokenizer: `python -m launch.vocabulary --input=... --output=x.model`."""
+"""Trains a tokenizer: `python -m launch.vocabulary --input=... --output=x.model` or `x.json`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from config import source
 from data import corpora
 from data.files import NoFiles
 from data.heldout import TooLittleText
-from data.tokenizer_training import train_sentencepiece
+from data.tokenizer_training import train_sentencepiece, train_tokenizer_json
 from experiment import file_kinds
 from launch import command
 
 DESCRIPTION = """\
-Trains a SentencePiece tokenizer on text, and prints its bytes per token on held-out text.
+Trains a BPE tokenizer on text, and prints its bytes per token on held-out text.
 
-Ids follow seqio's conventions; decoding an encoded text returns the same text."""
+--output=NAME.json writes a tokenizer.json of the tokenizers library, any other name a SentencePiece
+model with seqio's ids. Decoding an encoded text returns the same text."""
 
 _JSON_LINES = (".json", ".jsonl")
 
@@ -39,10 +40,13 @@ def parser() -> command.Parser:
     "JSON lines, other files plain text. May be repeated.",
   )
   result.add_argument(
-    "--output", type=paths.argument, required=True, help="the model file to write"
+    "--output",
+    type=paths.argument,
+    required=True,
+    help="the file to write: NAME.json is a tokenizer.json, other names are SentencePiece models",
   )
   result.add_argument(
-    "--size", type=int, default=8000, help="number of pieces (default: %(default)s)"
+    "--size", type=int, default=8000, help="number of tokens (default: %(default)s)"
   )
   result.add_argument(
     "--field", default="text", help="key of the text in JSON lines (default: %(default)s)"
@@ -77,16 +81,23 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
 def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> list[str]:
   """Returns the command that trains a first model on this text with the new tokenizer."""
   words = ["python", "-m", "launch.train", _run_file()]
+  kind = "tokenizer" if _is_json(output) else "sentencepiece"
   files = inputs[0] if len(inputs) == 1 else repr(list(inputs))
   if list(inputs) == ["python"]:
-    words += ["gin/data/python_sentencepiece.gin", f"--gin.VOCAB_SIZE={size}"]
+    words += [f"gin/data/python_{kind}.gin"]
+    words += [] if _is_json(output) else [f"--gin.VOCAB_SIZE={size}"]
   elif inputs[0].endswith(_JSON_LINES):
-    words += ["gin/data/json_lines_sentencepiece.gin", f"--gin.JSON_LINES={files}"]
+    words += [f"gin/data/json_lines_{kind}.gin", f"--gin.JSON_LINES={files}"]
     words += [] if field == "text" else [f"--gin.JSON_FIELD={field}"]
   else:
-    words += ["gin/data/text_files_sentencepiece.gin", f"--gin.TEXT_FILES={files}"]
+    words += [f"gin/data/text_files_{kind}.gin", f"--gin.TEXT_FILES={files}"]
   run_dir = paths.free(Path("runs") / Path(output).stem)
   return [*words, f"--gin.VOCABULARY_MODEL={output}", f"--run_dir={run_dir}"]
+
+
+def _is_json(output: str | Path) -> bool:
+  """Whether a name is that of a tokenizer.json."""
+  return Path(output).suffix == ".json"
 
 
 def _run_file() -> str:
@@ -112,7 +123,8 @@ def main(arguments: Sequence[str]) -> int:
     options.error(f"--output={args.output} is a folder: name the file to write in it")
   corpus = corpus_of(args.input, args.field)
   try:
-    tokenizer = train_sentencepiece(corpus, args.size, args.output, megabytes=args.megabytes)
+    train = train_tokenizer_json if _is_json(args.output) else train_sentencepiece
+    tokenizer = train(corpus, args.size, args.output, megabytes=args.megabytes)
   except NoFiles as error:
     raise NoFiles(
       f"no file matches --input={paths.shown(error.pattern)}. Correct the path; --input may be "
@@ -123,7 +135,8 @@ def main(arguments: Sequence[str]) -> int:
       f"{error.what} Give more text: --input may be given several times."
     ) from None
   output = paths.shown(args.output)
-  print(f"{output}: {plural(tokenizer.size, 'piece')}, sha256 {tokenizer.describe()['sha256']}")
+  kind = "token" if _is_json(args.output) else "piece"
+  print(f"{output}: {plural(tokenizer.size, kind)}, sha256 {tokenizer.describe()['sha256']}")
   texts = [text.decode("utf-8", errors="replace") for text in corpus.documents("heldout")]
   size = sum(len(text.encode("utf-8")) for text in texts)
   tokens = sum(len(tokenizer.encode(text)) for text in texts)

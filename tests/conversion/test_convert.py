@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from base.errors import UserError
-from data.tokenizer_training import train_sentencepiece
+from data.tokenizer_json import TokenizerJson
+from data.tokenizer_training import train_sentencepiece, train_tokenizer_json
 from experiment import trained as trained_lib
 from experiment.run_directory import RunDirectory
 from launch import convert, generate, train
@@ -264,7 +265,7 @@ def test_a_sentencepiece_model_is_taken_along_and_must_fit(hugging_face, tmp_pat
   train_sentencepiece(Words(), 300, source / "tokenizer.model")
   with pytest.raises(UserError, match=r"tokenizer\.model has 300 ids, .* are for 259"):
     convert.main([str(source), str(run)])
-  with pytest.raises(UserError, match=r"no tokenizer\.model in .* or above it\. Give the S"):
+  with pytest.raises(UserError, match=r"no tokenizer\.model or tokenizer\.json in .* Give the"):
     convert.main([str(hugging_face), str(run)])
   assert not run.exists()
   changed(
@@ -278,6 +279,23 @@ def test_a_sentencepiece_model_is_taken_along_and_must_fit(hugging_face, tmp_pat
   expected = (source / "tokenizer.model").read_bytes()
   assert (run / "vocabulary.model").read_bytes() == expected
   assert (target / "tokenizer.model").read_bytes() == expected
+
+
+def test_a_tokenizer_json_is_taken_along_and_given_back(hugging_face, tmp_path):
+  source, run, target = tmp_path / "source", tmp_path / "run", tmp_path / "target"
+  shutil.copytree(hugging_face, source)
+  train_tokenizer_json(Words(), 270, source / "tokenizer.json")
+  size = TokenizerJson(str(source)).size
+  changed(
+    source,
+    lambda t: t.update({"model.embed_tokens.weight": np.zeros((size, 32), np.float32)}),
+  )
+  changed_config(source, vocab_size=size)
+  assert convert.main([str(source), str(run)]) == 0
+  assert convert.main([str(run), str(target)]) == 0
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    expected = (source / name).read_bytes()
+    assert (run / name).read_bytes() == (target / name).read_bytes() == expected
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,14 @@ FRAGMENTS = {
   "bytes.gin",
   "symbols.gin",
   "sentencepiece.gin",
+  "tokenizer.gin",
   "text_files.gin",
   "json_lines.gin",
   "instructions.gin",
   "instructions_gemma_turns.gin",
 }
 FILES = sorted({p.name for p in (FOLDER / "data").glob("*.gin")} - FRAGMENTS)
+OWN_TOKENIZER = ("s_sentencepiece.gin", "_tokenizer.gin")
 RECALL = ("selective_copying.gin", "induction_heads.gin", "mqar.gin", "phonebook.gin", "needle.gin")
 
 
@@ -57,7 +59,7 @@ def configured(name, *bindings):
 @pytest.mark.parametrize("name", FILES)
 def test_training_and_heldout_text_differ_only_where_they_should(name):
   # Of a tokenizer that is yet to be trained, the size cannot be known.
-  own = ["VOCAB_SIZE = 300"] if name.endswith("s_sentencepiece.gin") else []
+  own = ["VOCAB_SIZE = 300"] if name.endswith(OWN_TOKENIZER) else []
   found = configured(name, "SEQUENCE_LENGTH = 96", *own)
   assert found.sequence_length == 96
   assert found.batch_size > 0
