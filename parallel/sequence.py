@@ -12,8 +12,10 @@ one map per shard.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ NOWHERE = -1
 
 Run = Callable[..., tuple[jax.Array, jax.Array | None]]
 LogDecay = Callable[..., jax.Array]
+StateMap = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def is_split() -> bool:
@@ -105,32 +108,77 @@ def recur(
     h: [B, T, ...], and the state after the last token; None where time is split, because the last
     shard alone has it.
   """
-  if h0 is not None or not is_split():
-    return run(*arrays, h0, reset=reset)
-  return _recur(run, log_decay, arrays, reset), None
+  state_map = functools.partial(_diagonal_map, run, log_decay)
+  return _recur_shards(run, state_map, _DIAGONAL, arrays, reset, h0)
 
 
-@custom_vjp(nondiff_argnums=(0, 1))
-def _recur(run, log_decay, arrays, reset):
-  return _forward(run, log_decay, arrays, reset)[0]
-
-
-def _forward(run, log_decay, arrays, reset):
+def _diagonal_map(run, log_decay, *arrays, reset):
   product = jnp.exp(log_decay(*arrays))
   if reset is not None:
     some = jnp.any(reset, axis=1)
     product = jnp.where(some.reshape(-1, *[1] * (product.ndim - 1)), 0, product)
-  _, last = run(*arrays, None, reset=reset)
-  entering = _scan_shards(product, last, reverse=False)
+  return product, run(*arrays, None, reset=reset)[1]
+
+
+def recur_by_matrices(
+  run: Run,
+  state_map: StateMap,
+  arrays: tuple[jax.Array, ...],
+  reset: jax.Array | None,
+  h0: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Runs a recurrence in which a shard maps a matrix-valued state s to `M s + N`; see `recur`.
+
+  Shards exchange M and N instead of a product of decays and a state.
+
+  Args:
+    run: as in `recur`; h0 and h_last are [B, ..., K, V] float32.
+    state_map: `state_map(*arrays, reset=reset) -> (M, N)`, [B, ..., K, K] and [B, ..., K, V].
+    arrays, reset, h0: as in `recur`.
+
+  Returns:
+    as `recur`.
+  """
+  return _recur_shards(run, state_map, _BY_MATRICES, arrays, reset, h0)
+
+
+class _Maps(NamedTuple):
+  """How the linear part of a shard's map acts on states, and what its transpose is."""
+
+  apply: Callable[[jax.Array, jax.Array], jax.Array]
+  transposed: Callable[[jax.Array], jax.Array]
+
+
+_DIAGONAL = _Maps(apply=operator.mul, transposed=lambda product: product)
+_BY_MATRICES = _Maps(
+  apply=functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST),
+  transposed=lambda matrix: jnp.swapaxes(matrix, -1, -2),
+)
+
+
+def _recur_shards(run, state_map, maps, arrays, reset, h0):
+  if h0 is not None or not is_split():
+    return run(*arrays, h0, reset=reset)
+  return _recur(run, state_map, maps, arrays, reset), None
+
+
+@custom_vjp(nondiff_argnums=(0, 1, 2))
+def _recur(run, state_map, maps, arrays, reset):
+  return _forward(run, state_map, maps, arrays, reset)[0]
+
+
+def _forward(run, state_map, maps, arrays, reset):
+  product, last = state_map(*arrays, reset=reset)
+  entering = _scan_shards(maps.apply, product, last, reverse=False)
   (h, _), pull = jax.vjp(lambda arrays, h0: run(*arrays, h0, reset=reset), arrays, entering)
   return h, (product, jnp.zeros_like(last), pull)
 
 
-def _backward(run, log_decay, residuals, dh):
-  del run, log_decay
+def _backward(run, state_map, maps, residuals, dh):
+  del run, state_map
   product, nothing, pull = residuals
   _, leaving = pull((dh, nothing))
-  dlast = _scan_shards(product, leaving, reverse=True)
+  dlast = _scan_shards(maps.apply, maps.transposed(product), leaving, reverse=True)
   darrays, _ = pull((dh, dlast))
   return darrays, None
 
@@ -138,19 +186,20 @@ def _backward(run, log_decay, residuals, dh):
 _recur.defvjp(_forward, _backward)
 
 
-def _scan_shards(product: jax.Array, value: jax.Array, *, reverse: bool) -> jax.Array:
-  """Returns the state entering each shard, if each maps s to `product * s + value`; first is zero.
+def _scan_shards(apply, product: jax.Array, value: jax.Array, *, reverse: bool) -> jax.Array:
+  """Returns the state entering each shard, if each maps s to `apply(product, s) + value`.
 
-  One exchange with the neighbour and then log2(shards) exchanges, each with shards twice as far
-  (Kogge and Stone 1973). A shard without such a neighbour receives zeros, the map before the row.
+  The first state is zero. One exchange with the neighbour and then log2(shards) exchanges, each
+  with shards twice as far (Kogge and Stone 1973). A shard without such a neighbour receives zeros,
+  the map before the row.
   """
   direction = -1 if reverse else 1
   product, value = _shift((product, value), direction)
   distance = 1
   while distance < shards.count(AXIS) - 1:
     product_before, value_before = _shift((product, value), direction * distance)
-    value = product * value_before + value
-    product = product * product_before
+    value = apply(product, value_before) + value
+    product = apply(product, product_before)
     distance *= 2
   return value
 

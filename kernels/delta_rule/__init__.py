@@ -9,6 +9,7 @@ with several corrections per token.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,45 @@ def delta_rule(
   _check(q, k, v, beta, log_a, h0, reset, chunk)
   run = resolve("delta_rule", implementation, IMPLEMENTATIONS)
   return run(q, k, v, beta, log_a, h0, reset, last, chunk)
+
+
+def state_map(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  beta: jax.Array,
+  log_a: jax.Array | None = None,
+  *,
+  reset: jax.Array | None = None,
+  chunk: int = 64,
+  implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Finds M and N of the map from the state before a row to the state after it, `h -> M h + N`.
+
+  The recurrence acts on each column of a state alone. So M is what becomes of the identity, which
+  joins the state as further columns, with values of zero.
+
+  Args:
+    q, k, v, beta, log_a, reset, chunk, implementation: as in `delta_rule`.
+
+  Returns:
+    M: [B, H, K, K] float32, and N: [B, H, K, V] float32.
+  """
+  batch, _, heads, channels = q.shape
+  identity = jnp.eye(channels, channels + v.shape[-1], dtype=beta.dtype)
+  _, last = delta_rule(
+    jnp.zeros_like(q),
+    k,
+    jnp.concatenate([jnp.zeros_like(k), v], axis=-1),
+    beta,
+    log_a,
+    jnp.broadcast_to(identity, (batch, heads, *identity.shape)),
+    reset=reset,
+    chunk=chunk,
+    implementation=implementation,
+  )
+  last = cast(jax.Array, last)
+  return last[..., :channels], last[..., channels:]
 
 
 def matmul_flops(

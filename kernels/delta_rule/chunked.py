@@ -74,9 +74,11 @@ def delta_rule(
     x = jnp.pad(x, ((0, 0), (0, margin)) + ((0, 0),) * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(batch, count, steps * chunk, *x.shape[2:]), 1, 0)
 
-  arrays = cut(q), *(cut(x, corrections) for x in (k, v, beta)), cut(log_a), h0.astype(beta.dtype)
-  *arrays, reset = vary_together(*arrays, cut(reset))
-  y, h_last = _chunks(*arrays, reset)
+  k, v, beta = (cut(x, corrections) for x in (k, v, beta))
+  q, k, v, beta, log_a, h0, reset = vary_together(
+    cut(q), k, v, beta, cut(log_a), h0.astype(beta.dtype), cut(reset)
+  )
+  y, h_last = _chunks(q, k, v, beta, log_a, h0, reset)
   y = jnp.moveaxis(y, 0, 1).reshape(batch, count * chunk, *y.shape[3:])[:, :length]
   return y, h_last if last else None
 

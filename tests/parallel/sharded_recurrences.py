@@ -1,4 +1,4 @@
-"""Runs both recurrences with time split over eight CPU devices, and against float64.
+"""Runs the recurrences with time split over eight CPU devices, and against float64.
 
     python -m tests.parallel.sharded_recurrences
 
@@ -8,9 +8,12 @@ each other at two lengths. The devices must exist before JAX is imported, hence 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
@@ -21,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from kernels.delta_rule import delta_rule, state_map
 from kernels.linear_scan import linear_scan
 from kernels.rg_lru import rg_lru
 from layers.rg_lru import _log_of_product
 from parallel import sequence, shards
+from tests.kernels import test_delta_rule
 from tests.kernels.float64_reference import relative_error
 from tests.kernels.test_recurrences import ARGUMENTS, expected, problem
 
@@ -34,17 +39,25 @@ OPS = {
   "rg_lru": (rg_lru, _log_of_product),
   "linear_scan": (linear_scan, lambda x, log_a: jnp.sum(log_a, axis=1)),
 }
+# The decays and the corrections per token.
+DELTA_RULES = {"delta_rule by head": ("head", 2), "delta_rule by channel": ("channel", 1)}
+
+
+def recur(op: str, arguments, reset):
+  if op in OPS:
+    return sequence.recur(*OPS[op], arguments, reset)[0]
+  run, find = (functools.partial(f, chunk=8) for f in (delta_rule, state_map))
+  return sequence.recur_by_matrices(run, find, arguments, reset)[0]
 
 
 def over_devices(op: str, arguments):
   """A function (arguments, reset, dh) -> (h, gradients of the arguments), per device."""
-  function, log_decay = OPS[op]
   mesh = jax.make_mesh((DEVICES,), ("seq",), axis_types=(jax.sharding.AxisType.Auto,))
-  specs = tuple(P(None, "seq") if a.ndim == 3 else P() for a in arguments)
+  specs = tuple(P(None, "seq") if a.ndim > 1 else P() for a in arguments)
 
   def per_device(arguments, reset, dh):
     with shards.per_device(REGION):
-      h, pull = jax.vjp(lambda *a: sequence.recur(function, log_decay, a, reset)[0], *arguments)
+      h, pull = jax.vjp(lambda *a: recur(op, a, reset), *arguments)
       gradients = pull(dh)
     # A parameter that every device has whole: what it is owed is the sum of what each device found.
     return h, tuple(
@@ -64,27 +77,55 @@ def over_devices(op: str, arguments):
   )
 
 
-def given(op: str, steps: int):
-  """(arguments without h0, problem) with slow decays, so that states reach over several devices."""
-  whole = problem(op, (2, steps, 8), slowest=1e-6, fastest=0.1, resets=1 / 40, state=False)
-  assert np.any(whole.reset)
-  whole = whole._replace(dh_last=jnp.zeros_like(whole.dh_last))
-  return whole.arguments[:-1], whole
+class Case(NamedTuple):
+  """An op's arguments without h0, by name, and what comes with them.
+
+  Slow decays, so that states reach over several devices.
+  """
+
+  arguments: dict[str, jax.Array]
+  reset: np.ndarray
+  dh: jax.Array
+  expected: Callable[[], dict[str, np.ndarray]]
+
+
+def given(op: str, steps: int) -> Case:
+  rates = {"slowest": 1e-6, "fastest": 0.1, "resets": 1 / 40}
+  if op in DELTA_RULES:
+    whole = test_delta_rule.problem(DELTA_RULES[op][0], steps, DELTA_RULES[op][1], **rates)
+    h0 = jnp.zeros_like(whole.arguments["h0"])
+    whole = whole._replace(arguments=whole.arguments | {"h0": h0}, dh_last=h0)
+    arguments = {name: a for name, a in whole.arguments.items() if name != "h0"}
+
+    def wanted():
+      found = test_delta_rule.expected(whole)
+      return found | {"h": found["y"]}
+
+    case = Case(arguments, whole.reset, whole.dy, wanted)
+  else:
+    whole = problem(op, (2, steps, 8), state=False, **rates)
+    whole = whole._replace(dh_last=jnp.zeros_like(whole.dh_last))
+    arguments = dict(zip(ARGUMENTS[op], whole.arguments[:-1], strict=False))
+    case = Case(arguments, whole.reset, whole.dh, functools.partial(expected, op, whole))
+  assert np.any(case.reset)
+  return case
 
 
 def sent(op: str, steps: int) -> list[str]:
   """The types of the arrays that permutes move, in the program's order."""
-  arguments, whole = given(op, steps)
-  text = over_devices(op, arguments).lower(arguments, whole.reset, whole.dh).as_text()
+  case = given(op, steps)
+  arguments = tuple(case.arguments.values())
+  text = over_devices(op, arguments).lower(arguments, case.reset, case.dh).as_text()
   return re.findall(r"collective_permute.*-> (tensor<[^>]*>)", text)
 
 
 def main() -> None:
-  for op in OPS:
-    arguments, whole = given(op, 16 * DEVICES)
-    h, gradients = over_devices(op, arguments)(arguments, whole.reset, whole.dh)
-    wanted = expected(op, whole)
-    got = {"h": h, **dict(zip(ARGUMENTS[op], gradients, strict=False))}
+  for op in (*OPS, *DELTA_RULES):
+    case = given(op, 16 * DEVICES)
+    arguments = tuple(case.arguments.values())
+    h, gradients = over_devices(op, arguments)(arguments, case.reset, case.dh)
+    wanted = case.expected()
+    got = {"h": h, **dict(zip(case.arguments, gradients, strict=True))}
     print(
       json.dumps(
         {

@@ -1,4 +1,4 @@
-"""Both recurrences with time split over eight devices, against the whole row in float64."""
+"""The recurrences with time split over eight devices, against the whole row in float64."""
 
 import json
 import os
@@ -28,12 +28,16 @@ def found():
   [
     ("rg_lru", {"h", "x", "gate_a", "gate_x", "log_decay"}),
     ("linear_scan", {"h", "x", "log_a"}),
+    ("delta_rule by head", {"h", "q", "k", "v", "beta", "log_a"}),
+    ("delta_rule by channel", {"h", "q", "k", "v", "beta", "log_a"}),
   ],
 )
 def test_values_and_gradients_equal_float64(found, op, results):
   assert set(found[op]["errors"]) == results
+  # Products of matrices add up more roundings than products of decays.
+  tolerance = 2e-6 if op.startswith("delta_rule") else 4e-7
   for name, error in found[op]["errors"].items():
-    assert error <= 4e-7, f"{name}: relative error {error:.1e}"
+    assert error <= tolerance, f"{name}: relative error {error:.1e}"
 
 
 @pytest.mark.parametrize("op", ["rg_lru", "linear_scan"])
@@ -43,4 +47,14 @@ def test_devices_send_states_whatever_the_length(found, op):
   assert set(short) == {"tensor<2x8xf32>"}  # [B, R]
   # Forward and backward: to the neighbour, and to those 1, 2 and 4 away; a product and a state
   # each, but the last time nobody needs the product.
+  assert len(short) == 2 * (2 * 4 - 1)
+
+
+@pytest.mark.parametrize("op", ["delta_rule by head", "delta_rule by channel"])
+def test_devices_send_matrices_whatever_the_length(found, op):
+  short, long = found[op]["sent"]
+  assert short == long
+  # [B, H, K, K] of the map and [B, H, K, V] of the state, as often as products and states above.
+  assert short.count("tensor<2x2x5x5xf32>") == 2 * 3
+  assert short.count("tensor<2x2x5x3xf32>") == 2 * 4
   assert len(short) == 2 * (2 * 4 - 1)
