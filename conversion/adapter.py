@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from conversion.weight_map import WeightMapping
 from models.language_model import LanguageModel
 
 ModelOptions = tuple[dict[str, Any], dict[str, Any]]
@@ -35,21 +36,23 @@ class Adapter(NamedTuple):
     model_type: its name in config.json.
     gin_file: the file of gin/ that builds it.
     model: the gin name of the function that builds it.
+    macros: macros of the gin file, beside those that all have -> the options that they set.
     set_by_gin_file: options that the gin file binds to macros, so that they need no binding.
     options: converts the contents of a config.json to options of `Backbone` and of the model's
       function; raises ValueError if it describes another model.
     files: readers of its tensors.
-    check_model: raises ValueError unless a model is of this architecture.
-    config: `config(model, **token_ids)`: returns the contents of a config.json.
-    tensors: `tensors(params, model)`: yields Hugging Face's names and arrays.
+    check_model: raises ValueError unless the architecture's class can hold a model exactly.
+    config: `config(model, **more)`: returns the contents of a config.json, with `more` entries.
+    table: lists all tensors of a model's Hugging Face form.
   """
 
   model_type: str
   gin_file: str
   model: str
+  macros: Mapping[str, str]
   set_by_gin_file: tuple[str, ...]
   options: Callable[[Mapping[str, Any]], ModelOptions]
   files: WeightsFormat
   check_model: Callable[[LanguageModel], None]
   config: Callable[..., dict[str, Any]]
-  tensors: Callable[[Mapping[str, Any], LanguageModel], Tensors]
+  table: Callable[[LanguageModel], Iterable[WeightMapping]]

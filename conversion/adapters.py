@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from conversion import recurrent_gemma
+from conversion import config_fields, griffin_package, llama, mamba2, recurrent_gemma
 from conversion.adapter import Adapter
-from conversion.recurrent_gemma_fields import short
 from models.language_model import LanguageModel
 
-# The first is the default for a configuration without a model_type.
+# In the order in which exports try them.
 ADAPTERS: dict[str, Adapter] = {
-  adapter.model_type: adapter for adapter in (recurrent_gemma.ADAPTER,)
+  adapter.model_type: adapter
+  for adapter in (
+    llama.ADAPTER,
+    recurrent_gemma.ADAPTER,
+    mamba2.ADAPTER,
+    griffin_package.ADAPTER,
+  )
 }
+# Of a configuration without a model_type.
+_DEFAULT = recurrent_gemma.MODEL_TYPE
 
 
 def of_configuration(config: Mapping[str, Any]) -> Adapter:
@@ -22,21 +29,22 @@ def of_configuration(config: Mapping[str, Any]) -> Adapter:
   Raises:
     ValueError: its model_type is not supported.
   """
-  model_type = config.get("model_type", next(iter(ADAPTERS)))
+  model_type = config.get("model_type", _DEFAULT)
   # A list or an object is not hashable.
   if not isinstance(model_type, str) or model_type not in ADAPTERS:
+    known = ", ".join(name for name in ADAPTERS if name != griffin_package.MODEL_TYPE)
     raise ValueError(
-      f"model_type={short(model_type)} is not supported (supported: {', '.join(ADAPTERS)}). "
-      "Give a folder with such a model."
+      f"model_type={config_fields.short(model_type)} is not supported (supported: {known}). Give a "
+      "folder with such a model."
     )
   return ADAPTERS[model_type]
 
 
 def of_model(model: LanguageModel) -> Adapter:
-  """Finds the adapter that can write a model.
+  """Finds the first adapter that can write a model.
 
   Raises:
-    ValueError: there is none; with one adapter, it says what that one needs.
+    ValueError: there is none; it says what each would need.
   """
   refusals = []
   for adapter in ADAPTERS.values():
@@ -46,4 +54,5 @@ def of_model(model: LanguageModel) -> Adapter:
       refusals.append(str(error))
     else:
       return adapter
-  raise ValueError(" ".join(refusals))
+  # The last one holds most models.
+  raise ValueError(" ".join(reversed(refusals)))

@@ -1,14 +1,9 @@
-"""Imports other libraries' weights as run directories, and exports runs."""
+"""Imports other libraries' weights as run directories, and merges adapters."""
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +17,31 @@ from conversion import (
   adapters,
   recurrent_gemma,
   recurrent_gemma_flax,
-  safetensors_files,
   weight_map,
 )
 from conversion.adapter import Adapter
+from conversion.export import CONFIG_FILE, TOKENIZER_FILE
 from conversion.orbax_files import ForeignArrays
 from conversion.safetensors_files import TensorFiles
+from conversion.target_folder import appearing, told
 from data import tokenizer_json, tokenizers
 from data.tokenizer_json import TokenizerJson
 from data.tokenizers import Tokenizer
-from experiment import directory_owner, kept_files, run_config
 from experiment import experiment as experiment_lib
+from experiment import kept_files, run_config
 from experiment import trained as trained_lib
 from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
 from models import lora
 from models.accounting import list_parameters
 from parallel.tree_paths import by_path
-from training import checkpoint, streamed_checkpoint
+from training import streamed_checkpoint
 
 RUN, HUGGING_FACE, DEEPMIND = "run directory", "Hugging Face", "DeepMind"
-CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.model"
 # Files of Orbax's layouts, old and new.
 _ORBAX = ("_METADATA", "manifest.ocdbt", "_sharding", "checkpoint")
 _TYPES = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}
 _TYPES |= {"float32": "float32", "bfloat16": "bfloat16"}
-# Longest part of an error shown after the folder.
-_SHOWN_LETTERS = 380
 # The configuration of a run with adapters, without the adapters.
 _WITHOUT_ADAPTERS = (
   "--gin.experiment.experiment.Experiment.model=%MODEL",
@@ -108,7 +100,8 @@ def import_weights(
   Raises:
     UserError: the weights are of another architecture, incomplete, or of another tokenizer.
   """
-  with _told(source):
+  config: dict[str, Any] = {}
+  with told(source):
     if kind == HUGGING_FACE:
       config = _json(source / CONFIG_FILE)
       adapter = adapters.of_configuration(config)
@@ -120,7 +113,7 @@ def import_weights(
       adapter, files = recurrent_gemma.ADAPTER, recurrent_gemma_flax.FILES
       backbone, mixers = recurrent_gemma_flax.options_from_shapes(tensors.shapes)
     weight_map.check_types(tensors.types)
-    weight_map.check_count(backbone, tensors.shapes)
+    weight_map.check_count(backbone, mixers, tensors.shapes)
   found = _tokenizer(source, tokenizer)
   if found.size != backbone["vocab_size"]:
     raise UserError(
@@ -132,76 +125,19 @@ def import_weights(
   is_json = isinstance(found, TokenizerJson)
   place = run_dir / (tokenizer_json.FILE if is_json else tokenizers.MODEL_FILE)
   loaded = _configuration(adapter, backbone | types, mixers, found, place, bindings)
-  with _told(source):
+  with told(source):
     model = experiment_lib.build(loaded).model
     paths = [parameter.path for parameter in list_parameters(model)]
-  with _appearing(run_dir) as partial:
+  with appearing(run_dir) as partial:
     run = RunDirectory(partial)
     run.write_config(loaded, words)
     tokenizers.save(found, partial)
     if kind == HUGGING_FACE:
       kept_files.keep(source, partial / kept_files.FOLDER)
-    with _told(source):
+      kept_files.write_config(partial / kept_files.FOLDER, config)
+    with told(source):
       arrays = files.stream(tensors, tensors.shapes, model)
       streamed_checkpoint.write_parameters(partial, 0, paths, arrays, {"source": str(source)})
-
-
-def export(
-  run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes: int, trust: Trust = NOBODY
-) -> str:
-  """Exports a run as Hugging Face files for `RecurrentGemmaForCausalLM.from_pretrained`.
-
-  Args:
-    run_dir: the run.
-    target: the folder; appears completely or not at all.
-    which: the checkpoint: 'best', 'latest' or a step.
-    dtype: dtype of the tensors; None is that of the run's parameters.
-    max_bytes: the most bytes of tensors in a file.
-    trust: see `experiment.trained.load`.
-
-  Returns:
-    a line about the tokenizer if `transformers` finds none in the folder, else ''.
-
-  Raises:
-    UserError: no adapter can write the run's model.
-    CheckpointError: the checkpoint does not exist.
-  """
-  run = RunDirectory(run_dir)
-  trained = trained_lib.load(run, which, trust=trust)
-  # Adapters are merged, because Hugging Face's files have no place for them.
-  model, params = lora.merged(trained.experiment.model, trained.params)
-  tokenizer = trained.tokenizer
-  kind = np.dtype(dtype or model.param_dtype)
-  ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
-  with _told(run_dir), _appearing(target) as partial:
-    adapter = adapters.of_model(model)
-    config = adapter.config(model, **ids)
-    config |= {"dtype": str(kind), "torch_dtype": str(kind)}
-    tensors = adapter.tensors(params, model)
-    if dtype is not None:
-      tensors = ((name, array.astype(kind)) for name, array in tensors)
-    safetensors_files.write(partial, tensors, max_bytes)
-    (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    kept_files.keep(kept_files.folder(trained.run_dir, trained.experiment), partial)
-    if isinstance(tokenizer, TokenizerJson):
-      tokenizer.write(partial)
-    if isinstance(tokenizer, tokenizers.SentencePiece):
-      # Compared with its description: a run on bytes may have another run's tokenizer file.
-      shutil.copyfile(tokenizer.path, partial / TOKENIZER_FILE)
-    has_tokenizer = any((partial / name).is_file() for name in (TOKENIZER_FILE, "tokenizer.json"))
-  return "" if has_tokenizer else _without_tokenizer(tokenizer)
-
-
-def _without_tokenizer(tokenizer: Tokenizer) -> str:
-  if isinstance(tokenizer, tokenizers.Symbols):
-    meaning = f"symbol k is id k + {tokenizers.Symbols.SPECIAL}"
-  else:
-    meaning = f"byte b of the text's UTF-8 is id b + {tokenizers.Bytes().encode(chr(0))[0]}"
-  return (
-    f"no tokenizer file for transformers: this run reads {tokenizer.describe()['kind']}. Give "
-    f"the model ids: {meaning}, BOS is {tokenizer.bos_id}, EOS {tokenizer.eos_id}, unknown "
-    f"{tokenizer.unk_id}."
-  )
 
 
 def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NOBODY) -> None:
@@ -228,7 +164,7 @@ def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NO
   made_here = run_config.is_own(run)
   arrays = ((path, np.asarray(leaf)) for path, leaf in by_path(params).items())
   paths = [parameter.path for parameter in list_parameters(model)]
-  with _appearing(target) as partial:
+  with appearing(target) as partial:
     RunDirectory(partial).write_config(loaded, words, made_here=made_here)
     tokenizers.save(trained.tokenizer, partial)
     kept_files.keep(
@@ -248,7 +184,8 @@ def _configuration(
 ) -> Config:
   """Makes the configuration of imported weights, with CPython's text as data."""
   of_both = {**backbone, **mixers}
-  macros = {macro: of_both[name] for macro, name in _MACROS.items() if name in of_both}
+  names = {**_MACROS, **adapter.macros}
+  macros = {macro: of_both[name] for macro, name in names.items() if name in of_both}
   data = "data/python_bytes.gin"
   if isinstance(tokenizer, tokenizers.SentencePiece):
     data = "data/python_sentencepiece.gin"
@@ -256,7 +193,7 @@ def _configuration(
   if isinstance(tokenizer, TokenizerJson):
     data = "data/python_tokenizer.gin"
     macros["VOCABULARY_MODEL"] = str(model_file)
-  of_macros = (*_MACROS.values(), *adapter.set_by_gin_file)
+  of_macros = (*names.values(), *adapter.set_by_gin_file)
   options = {f"models.backbone.Backbone.{name}": value for name, value in backbone.items()}
   options |= {f"{adapter.model}.{name}": value for name, value in mixers.items()}
   given = [
@@ -285,7 +222,7 @@ def _tokenizer(source: Path, given: str | None) -> Tokenizer:
       "above it. Give the tokenizer's file that the weights were trained with: --vocabulary=FILE "
       "(or --vocabulary=bytes)."
     )
-  with _told(path):
+  with told(path):
     if not path.is_file():
       raise UserError(f"no such tokenizer: {shown(path)}. Correct the path.")
     if path.suffix == ".json":
@@ -308,52 +245,3 @@ def _json(file: Path) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise UserError(f"{shown(file)} is not a JSON object but a {type(found).__name__}.")
   return found
-
-
-@contextlib.contextmanager
-def _told(source: Path) -> Iterator[None]:
-  """Turns errors about a folder's contents into errors for the user."""
-  try:
-    yield
-  except (ValueError, checkpoint.CheckpointError) as error:
-    text = " ".join(str(error).split())
-    text = text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
-    raise UserError(f"{shown(source)}: {text}") from error
-
-
-@contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-  """Yields a folder to fill, which is renamed to `target` on success and removed on failure."""
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise UserError(f"{shown(target)} exists and is not empty. Name another folder, or remove it.")
-  target = target.resolve()
-  target.parent.mkdir(parents=True, exist_ok=True)
-  _remove_leftovers(target)
-  partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
-  try:
-    with directory_owner.owned(partial):
-      partial.chmod(0o777 & ~_umask())
-      yield partial
-    try:
-      # Atomic, and replaces only an empty folder.
-      partial.rename(target)
-    except OSError as error:
-      raise UserError(
-        f"{shown(target)} was created by another process in the meantime ({error.strerror}). "
-        "Name another folder."
-      ) from None
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_leftovers(target: Path) -> None:
-  """Removes leftovers of dead processes for the same target; keeps those of live ones."""
-  for partial in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
-    if directory_owner.is_abandoned(partial):
-      shutil.rmtree(partial, ignore_errors=True)
-
-
-def _umask() -> int:
-  mask = os.umask(0o022)
-  os.umask(mask)
-  return mask

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from conversion import weight_map
+from conversion import weight_map, weight_stream
 from conversion.adapter import WeightsFormat
-from conversion.recurrent_gemma import check_options
+from conversion.recurrent_gemma_form import Form
 from conversion.weight_map import WeightMapping
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
@@ -111,7 +111,7 @@ def name_table(model: LanguageModel) -> tuple[WeightMapping, ...]:
   Raises:
     ValueError: the model is not a RecurrentGemma: its tensors would have another meaning there.
   """
-  check_options(model)
+  Form.of(model)
   ours = {parameter.path: parameter.shape for parameter in list_parameters(model)}
   pattern = len(model.pattern)
   repeats = model.depth // pattern
@@ -152,7 +152,7 @@ def stream_from_flax(
   """
   table = name_table(model)
   weight_map.check(table, shapes)
-  return weight_map.parameters(tensors, table, model)
+  return weight_stream.parameters(tensors, table, model)
 
 
 FILES = WeightsFormat(stream_from_flax, _OUTSIDE["embedding/embedding"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,10 +12,9 @@ from models.accounting import list_parameters
 from models.language_model import LanguageModel
 
 EMBEDDING = "embedding/embedding"
+HEAD = "head/kernel"
 _SHOWN = 4
 _SHOWN_LETTERS = 120
-# Elements checked at once.
-_PIECE = 2**24
 # Dtypes of weights in safetensors' and numpy's names.
 _FLOATING = ("F16", "BF16", "F32", "F64", "float16", "bfloat16", "float32", "float64")
 
@@ -36,7 +34,14 @@ class WeightMapping(NamedTuple):
       blocks      [N, R / N] for our [R]
       taps        [R, 1, taps], the current token last, for our [taps, R], the current token first
       reversed    [taps, R], the current token last, for our [taps, R], the current token first
+      columns     [V, D] for our [D, V] with padding after the last column
+      joined      [N, R / N, R / N] for our [M, R / M, R / M], where N divides M; only written
       part_0, part_1: one of two parameters joined along the first axis (apart from axes of size 1)
+      constant    no parameter: the tensor holds `offset` everywhere; only written
+      absent      no tensor: our parameter holds `offset` everywhere; only read
+    rows: indices of the first axis of their tensor that belong to our parameter, in our order; the
+      other rows belong to other parameters. None: all rows.
+    scale, offset: their tensor is `scale * ours + offset`; only written.
   """
 
   name: str
@@ -44,11 +49,16 @@ class WeightMapping(NamedTuple):
   path: str
   repeat: int | None
   layout: str
+  rows: np.ndarray | None = None
+  scale: float = 1.0
+  offset: float = 0.0
 
   def to_ours(self, tensor: np.ndarray) -> np.ndarray:
     """Converts a tensor to the layout of our parameter (or one row of it), without padding."""
+    if self.rows is not None:
+      tensor = tensor[self.rows]
     match self.layout:
-      case "transposed":
+      case "transposed" | "columns":
         return tensor.T
       case "blocks":
         return tensor.reshape(-1)
@@ -62,8 +72,16 @@ class WeightMapping(NamedTuple):
     return tensor
 
   def to_theirs(self, parameter: np.ndarray) -> np.ndarray:
-    """Converts our parameter (or one row of it) to the tensor's layout; not for parts."""
+    """Converts our parameter (or one row of it) to the tensor's layout; not for halves."""
+    if self.scale != 1.0 or self.offset != 0.0:
+      changed = np.multiply(parameter, np.float32(self.scale), dtype=np.float32)
+      changed += np.float32(self.offset)
+      parameter = changed.astype(parameter.dtype, copy=False)
     match self.layout:
+      case "columns":
+        return parameter[:, : self.shape[0]].T
+      case "joined":
+        return _joined(parameter, self.shape[0])
       case "ids":
         return parameter[: self.shape[0]]
       case "transposed":
@@ -75,8 +93,67 @@ class WeightMapping(NamedTuple):
     return parameter
 
 
+def _joined(blocks: np.ndarray, count: int) -> np.ndarray:
+  """Joins diagonal blocks [M, b, b] to fewer and larger ones [count, ...], with zeros beside."""
+  together, size = len(blocks) // count, blocks.shape[-1]
+  joined = np.zeros((count, together * size, together * size), blocks.dtype)
+  for index, block in enumerate(blocks):
+    place = slice(index % together * size, (index % together + 1) * size)
+    joined[index // together, place, place] = block
+  return joined
+
+
+class Place(NamedTuple):
+  """Where a parameter of the stack, or one row of a stacked one, belongs.
+
+  Attributes:
+    path: the parameter's path.
+    rest: the path within its block, such as 'mixer/query/kernel'.
+    shape: of the parameter, or of one row of a stacked one.
+    layer: number of the block.
+    repeat: row of a stacked parameter; None if it is not stacked.
+  """
+
+  path: str
+  rest: str
+  shape: tuple[int, ...]
+  layer: int
+  repeat: int | None
+
+
+def places(model: LanguageModel) -> Iterator[Place]:
+  """Lists the stack's parameters, layer by layer for each, in tree order."""
+  pattern = len(model.pattern)
+  repeats = model.depth // pattern
+  for parameter in list_parameters(model):
+    if not parameter.path.startswith("stack/"):
+      continue
+    _, group, block, rest = parameter.path.split("/", 3)
+    index, stacked = int(block.removeprefix("block_")), group == "repeats"
+    shape = parameter.shape[1:] if stacked else parameter.shape
+    for repeat in range(repeats) if stacked else (repeats,):
+      layer = repeat * pattern + index
+      yield Place(parameter.path, rest, shape, layer, repeat if stacked else None)
+
+
+def outer_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of the parameters outside of the stack, by path."""
+  return {p.path: p.shape for p in list_parameters(model) if not p.path.startswith("stack/")}
+
+
+def their_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+  """Returns the shape of a tensor for a parameter, or a row of one; not for blocks and parts."""
+  if layout == "transposed":
+    return shape[::-1]
+  if layout == "taps":
+    return (shape[1], 1, shape[0])
+  return shape
+
+
 def outside(name: str, path: str, shape: tuple[int, ...], model: LanguageModel) -> WeightMapping:
   """The mapping of a parameter outside of the stack, which lies as ours but for our padding."""
+  if path == HEAD:
+    return WeightMapping(name, (model.vocab_size, shape[0]), path, None, "columns")
   if path != EMBEDDING:
     return WeightMapping(name, shape, path, None, "same")
   return WeightMapping(name, (model.vocab_size, *shape[1:]), path, None, "ids")
@@ -97,7 +174,7 @@ def check(
   Raises:
     ValueError: tensors are missing, unknown or of a wrong shape; the message lists them.
   """
-  expected = {entry.name: entry.shape for entry in table}
+  expected = {entry.name: entry.shape for entry in table if entry.layout != "absent"}
   missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
   extra = [
     f"{name} {tuple(shape)}"
@@ -135,20 +212,23 @@ def check_types(types: Mapping[str, str]) -> None:
     )
 
 
-def check_count(backbone: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_count(
+  backbone: Mapping[str, Any], mixers: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
   """Compares the least number of parameters of a model with the available tensors.
 
   Checked before the model is built, because tracing 10,000 layers takes minutes.
 
   Args:
     backbone: options of `models.backbone.Backbone`.
+    mixers: options of the model's function.
     shapes: shapes of the tensors by name.
 
   Raises:
     ValueError: the tensors have too few elements for the model.
   """
-  width, depth = backbone["width"], backbone["depth"]
-  mlp = 3 * width * width * backbone["mlp_expansion"]
+  width, depth = backbone["width"], mixers.get("layers", backbone["depth"])
+  mlp = 3 * width * backbone.get("mlp_width", backbone.get("mlp_expansion", 0) * width)
   least = backbone["vocab_size"] * width + depth * mlp
   held = sum(math.prod(shape) for shape in shapes.values())
   if least > held or depth > len(shapes):
@@ -157,109 +237,6 @@ def check_count(backbone: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
       f"least {least:,} parameters, the {len(shapes):,} tensors have {held:,}. The configuration "
       "is of other weights, or files are missing. Download them again."
     )
-
-
-def parameters(
-  tensors: Mapping[str, np.ndarray],
-  table: Iterable[WeightMapping],
-  model: LanguageModel,
-  digests: dict[str, bytes] | None = None,
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Converts tensors that passed `check` to our parameters, one after the other in tree order.
-
-  Only one parameter and one tensor are in memory at a time: a stacked parameter is filled from one
-  tensor after the other.
-
-  Args:
-    tensors: arrays by name. None is kept, so that the mapping may read files.
-    table: all tensors of the model, with those of each parameter together.
-    model: the model.
-    digests: receives the sha256 of the parameters with its paths (not stacked ones), in the model's
-      dtype and without padding.
-
-  Yields:
-    path and array, in the model's dtypes.
-  """
-  entries: dict[str, list[WeightMapping]] = {}
-  for entry in table:
-    entries.setdefault(entry.path, []).append(entry)
-  for parameter in list_parameters(model):
-    # Released before the next one is read.
-    yield parameter.path, _filled(parameter, entries[parameter.path], tensors, digests)
-
-
-def _filled(parameter, entries, tensors, digests) -> np.ndarray:
-  if entries[0].repeat is None:
-    (entry,) = entries
-    with np.errstate(over="ignore"):
-      array = np.asarray(entry.to_ours(tensors[entry.name]), parameter.dtype)
-    if digests is not None and parameter.path in digests:
-      digests[parameter.path] = digest(array)
-    if entry.layout == "ids" and (missing := parameter.shape[0] - len(array)) > 0:
-      array = np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
-    if array.shape != parameter.shape:
-      raise ValueError(
-        f"{parameter.path} would have shape {array.shape} from {entry.name}, this model needs "
-        f"{parameter.shape}."
-      )
-    _require_finite(array, entry.name)
-  else:
-    array = np.empty(parameter.shape, parameter.dtype)
-    for entry in entries:
-      with np.errstate(over="ignore"):
-        array[entry.repeat] = entry.to_ours(tensors[entry.name])
-      _require_finite(array[entry.repeat], entry.name)
-  return array
-
-
-def _require_finite(array: np.ndarray, name: str) -> None:
-  """Raises ValueError if an array, in the model's dtype, has NaN or infinity.
-
-  Checks it in pieces.
-  """
-  rows = np.atleast_1d(array)
-  step = max(1, _PIECE // max(1, rows[:1].size))
-  for start in range(0, len(rows), step):
-    if not np.isfinite(rows[start : start + step]).all():
-      raise ValueError(
-        f"{name} holds numbers that are not finite (NaN, infinite, or too large for "
-        f"{array.dtype}): these are "
-        "no weights of a trained model. Download them again."
-      )
-
-
-def digest(array: np.ndarray) -> bytes:
-  """Returns the sha256 of an array's bytes."""
-  return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).digest()
-
-
-def nest(flat: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-  """Makes a tree from paths joined by slashes."""
-  tree: dict[str, Any] = {}
-  for path, leaf in flat:
-    *parents, last = path.split("/")
-    node = tree
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[last] = leaf
-  return tree
-
-
-def leaf(tree: Mapping[str, Any], path: str, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns the array of a parameter tree at a path.
-
-  Raises:
-    ValueError: it is missing or has another shape; the message names it.
-  """
-  node: Any = tree
-  for key in path.split("/"):
-    if key not in node:
-      raise ValueError(f"parameter {path} {shape} is missing.")
-    node = node[key]
-  array = np.asarray(node)
-  if array.shape != shape:
-    raise ValueError(f"{path} has shape {array.shape}, this model needs {shape}.")
-  return array
 
 
 def _listed(items: list[str]) -> str:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from base import small_files
 from experiment.experiment import Experiment
 
 FOLDER = "hugging_face"
+# The config.json of imported weights; exports write their own.
+CONFIG = "imported_config.json"
 _PATTERNS = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*")
 
 
@@ -34,6 +40,21 @@ def keep(source: Path, target: Path) -> None:
     shutil.copyfile(file, made / file.name)
   if made != target:
     made.rename(target)
+
+
+def write_config(target: Path, config: Mapping[str, Any]) -> None:
+  """Writes the configuration of imported weights into the folder of kept files."""
+  target.mkdir(exist_ok=True)
+  (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def longest_text(folder: Path) -> int | None:
+  """Returns the length that imported weights were made for, in tokens; None if it is unknown."""
+  try:
+    found = json.loads(small_files.read(folder / CONFIG) or b"")["max_position_embeddings"]
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    return None
+  return found if type(found) is int and found > 0 else None
 
 
 def _is_inside(file: Path, folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
 from models.accounting import abstract_parameters, list_parameters
 from parallel.sharding_plan import ShardingPlan, on_one_device
-from training import checkpoint
+from training import checkpoint, stored_parameters
 from training.padded_vocabulary import VocabularyRows
 from training.step import split
 
@@ -73,9 +73,27 @@ def load(
   """
   config = run_config.load(run, [*([mesh] if mesh else ()), *files], arguments, trust=trust)
   experiment = experiment_lib.build(config)
-  sharding_plan = (
-    _sharding_plan(experiment) if mesh else on_one_device(list_parameters(experiment.model))
-  )
+  sharding_plan = _sharding_plan(experiment) if mesh else None
+  return _read(run, experiment, which, checkpoint.load_parameters, sharding_plan)
+
+
+def opened(run: RunDirectory, which: str, *, trust: Trust = NOBODY) -> TrainedModel:
+  """Opens a run's checkpoint.
+
+  As `load`, but `params` is a `StoredParameters`, which reads each parameter when it is looked up.
+  """
+  experiment = experiment_lib.build(run_config.load(run, trust=trust))
+  return _read(run, experiment, which, stored_parameters.open_parameters)
+
+
+def _read(
+  run: RunDirectory,
+  experiment: Experiment,
+  which: str,
+  read: Callable[..., tuple[Any, int]],
+  sharding_plan: ShardingPlan | None = None,
+) -> TrainedModel:
+  sharding_plan = sharding_plan or on_one_device(list_parameters(experiment.model))
   abstract = checkpoint.abstract_like(
     {checkpoint.PARAMS: nn.unbox(abstract_parameters(experiment.model))},
     sharding_plan.state,
@@ -83,8 +101,7 @@ def load(
   # Python parses no number with thousands of digits.
   is_step = which.isascii() and which.isdecimal() and len(which) < 20
   number = int(which) if is_step else which
-  rows = VocabularyRows.of(experiment.model)
-  params, step = checkpoint.load_parameters(run.path, abstract, number, rows)
+  params, step = read(run.path, abstract, number, VocabularyRows.of(experiment.model))
   return TrainedModel(experiment, params, step, run.tokenizer(), run.path, sharding_plan)
 
 

@@ -1,4 +1,4 @@
-"""Imports and exports RecurrentGemma's weights: `python -m launch.convert SOURCE TARGET`."""
+"""Imports and exports Hugging Face's weights: `python -m launch.convert SOURCE TARGET`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from experiment import trust
 from launch import command
 
 DESCRIPTION = """\
-Converts RecurrentGemma's published weights to a run directory, or a run directory to Hugging Face
-files.
+Converts published weights to a run directory, or a run directory to Hugging Face files.
 
-SOURCE decides: a folder with config.json and safetensors (Hugging Face) or an Orbax checkpoint
-(DeepMind's Flax code) becomes a run directory; a run directory becomes Hugging Face files. TARGET
-is written completely or not at all. --gin. bindings change the configuration of a new run
+SOURCE decides: a folder with config.json and safetensors (Hugging Face: Llama, Mamba-2,
+RecurrentGemma) or an Orbax checkpoint (DeepMind's Flax code of RecurrentGemma) becomes a run
+directory; a run directory of any model of the zoo becomes Hugging Face files. TARGET is written
+completely or not at all. --gin. bindings change the configuration of a new run
 directory."""
 
 
@@ -52,6 +52,15 @@ def parser() -> command.Parser:
     action="store_true",
     help="merge a run's adapters into its weights, and write a run directory",
   )
+  result.add_argument(
+    "--adapters",
+    action="store_true",
+    help="export a run's adapters alone, as files for the library PEFT",
+  )
+  result.add_argument(
+    "--base",
+    help="--adapters: name or folder of the model that they belong to, for PEFT",
+  )
   trust.add_arguments(result)
   return result
 
@@ -63,27 +72,29 @@ def main(arguments: Sequence[str]) -> int:
   if not 0 < args.shard_gb < 1e9:
     options.error(f"--shard_gb={args.shard_gb} must be above 0 and below 1e9")
 
-  from conversion import conversion
+  from conversion import conversion, export
 
   words = shlex.join(["python", "-m", "launch.convert", *arguments])
   trusted = trust.Trust.of(args.trust)
   kind = conversion.kind_of(args.source)
-  note = ""
+  notes: list[str] = []
   _check_together(options, args, bindings, kind == conversion.RUN)
   if kind == conversion.RUN and args.merge:
     conversion.merge(args.source, args.target, args.checkpoint, words, trusted)
+  elif kind == conversion.RUN and args.adapters:
+    export.export_adapters(args.source, args.target, args.checkpoint, args.base, trusted)
   elif kind == conversion.RUN:
     max_bytes = int(args.shard_gb * 1e9)
-    note = conversion.export(
-      args.source, args.target, args.checkpoint, args.dtype, max_bytes, trusted
-    )
+    notes = export.export(args.source, args.target, args.checkpoint, args.dtype, max_bytes, trusted)
   else:
     conversion.import_weights(kind, args.source, args.target, args.vocabulary, bindings, words)
   print(f"{paths.shown(args.target)} is ready")
-  if note:
+  for note in notes:
     print(note)
   target = paths.shown(args.target)
-  if kind == conversion.RUN and not args.merge:
+  if kind == conversion.RUN and args.adapters:
+    print(f"next: peft.PeftModel.from_pretrained(model, {target!r})", file=sys.stderr)
+  elif kind == conversion.RUN and not args.merge:
     print(f"next: transformers.AutoModelForCausalLM.from_pretrained({target!r})", file=sys.stderr)
   else:
     command.tell_next("python", "-m", "launch.generate", f"--run_dir={target}")
@@ -96,14 +107,18 @@ def _check_together(
   """Refuses options that have no effect on this conversion."""
   source = paths.shown(args.source)
   if not of_run:
-    names = ("checkpoint", "dtype", "shard_gb", "merge")
+    names = ("checkpoint", "dtype", "shard_gb", "merge", "adapters", "base")
     command.refuse(options, args, names, f"on {source}, which is not a run directory")
     return
   command.refuse(options, args, ("vocabulary",), f"on {source}, which has its own tokenizer")
   if args.merge:
-    command.refuse(
-      options, args, ("dtype", "shard_gb"), "with --merge, which writes a run directory"
-    )
+    names = ("dtype", "shard_gb", "adapters", "base")
+    command.refuse(options, args, names, "with --merge, which writes a run directory")
+  elif args.adapters:
+    names = ("dtype", "shard_gb")
+    command.refuse(options, args, names, "with --adapters, which writes one file of float32")
+  else:
+    command.refuse(options, args, ("base",), "without --adapters")
   if bindings:
     what = "a run directory with the same configuration" if args.merge else "files without gin"
     options.error(f"{bindings[0]} has no effect: {source} becomes {what}")

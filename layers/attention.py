@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from kernels.attention import attention
 from layers.dtypes import dtypes_of
 from layers.linear import Linear
-from layers.rotary import rotate
+from layers.rotary import RotaryScaling, rotate
 from layers.segments import Segments
 from parallel import sequence, shards
 from parallel.mesh import FLAGS
@@ -47,6 +47,8 @@ class SelfAttention(nn.Module):
     window: tokens a query sees, itself included; None is global attention.
     rotary_fraction: share of each head's channels that carries positions.
     rotary_base: base of the rotary wavelengths.
+    rotary_scaling: changes the wavelengths; None leaves them.
+    use_input_bias: biases on the maps to queries, keys and values.
     use_output_bias: a bias on the output map (RecurrentGemma has one).
     output_scale: initialisation scale of the output map.
     implementation: an attention kernel's name; None picks by backend.
@@ -58,6 +60,8 @@ class SelfAttention(nn.Module):
   window: int | None = None
   rotary_fraction: float = 1.0
   rotary_base: float = 10_000.0
+  rotary_scaling: RotaryScaling | None = None
+  use_input_bias: bool = False
   use_output_bias: bool = False
   output_scale: float = 1.0
   dtype: jnp.dtype = jnp.float32
@@ -97,7 +101,8 @@ class SelfAttention(nn.Module):
         )
 
     def project(name: str, x: jax.Array, heads: int, axis: str) -> jax.Array:
-      return Linear(heads * self.head_dim, ("embed", axis), name=name, **dtypes)(x)
+      features, bias = heads * self.head_dim, self.use_input_bias
+      return Linear(features, ("embed", axis), use_bias=bias, name=name, **dtypes)(x)
 
     def cut(x: jax.Array) -> jax.Array:
       return x.reshape(*x.shape[:2], -1, self.head_dim)
@@ -148,7 +153,13 @@ class SelfAttention(nn.Module):
     return shards.mesh_axes(self._kv_axis) != shards.mesh_axes("heads")
 
   def _rotate(self, x: jax.Array, segments: Segments) -> jax.Array:
-    return rotate(x, segments.positions, fraction=self.rotary_fraction, base=self.rotary_base)
+    return rotate(
+      x,
+      segments.positions,
+      fraction=self.rotary_fraction,
+      base=self.rotary_base,
+      scaling=self.rotary_scaling,
+    )
 
   def _seen(
     self, k: jax.Array, v: jax.Array, ids: jax.Array

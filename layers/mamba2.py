@@ -41,6 +41,8 @@ class Mamba2Mixer(nn.Module):
     state_size: N.
     groups: G, groups of heads that share b, c and a root mean square.
     conv_width: tokens that one output of the convolution sees.
+    use_bias: biases on the linear maps.
+    epsilon: of the gated norm.
     chunk: steps that are multiplied as one matrix.
     output_scale: initialisation scale of the output map.
     implementation: a name of `kernels.ssd.IMPLEMENTATIONS`; None picks by backend.
@@ -51,6 +53,8 @@ class Mamba2Mixer(nn.Module):
   state_size: int
   groups: int = 1
   conv_width: int = 4
+  use_bias: bool = False
+  epsilon: float = 1e-6
   chunk: int = 128
   output_scale: float = 1.0
   dtype: jnp.dtype = jnp.float32
@@ -84,7 +88,7 @@ class Mamba2Mixer(nn.Module):
     x_history, bc_history, h0 = state if state is not None else (None, None, None)
 
     def project(x, name, features, axis="heads"):
-      return Linear(features, ("embed", axis), name=name, **dtypes)(x)
+      return Linear(features, ("embed", axis), use_bias=self.use_bias, name=name, **dtypes)(x)
 
     def convolved(x, name, features, history, axis="heads"):
       conv = CausalConv1D(self.conv_width, axis, name=f"conv1d_{name}", **dtypes)
@@ -102,8 +106,10 @@ class Mamba2Mixer(nn.Module):
     z, dt = project(x, "z", channels), project(x, "dt", self.heads)
     kept = state is not None or capacity is not None
     y, h = self._recur(u, dt, bc, segments.starts, h0, kept)
-    y = GatedRMSNorm(channels, "heads", self.groups, name="norm", **dtypes)(y, z)
-    out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **dtypes)
+    y = GatedRMSNorm(channels, "heads", self.groups, self.epsilon, name="norm", **dtypes)(y, z)
+    out = Linear(
+      x.shape[-1], ("heads", "embed"), self.output_scale, self.use_bias, name="out", **dtypes
+    )
     return out(y), Mamba2State(x_history, bc_history, h)
 
   def _recur(self, u, dt, bc, reset, h0, last) -> tuple[jax.Array, jax.Array | None]:

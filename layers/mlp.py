@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.activations import Gate, gelu_gated
 from layers.dtypes import dtypes_of
 from layers.linear import Linear
-
-
-@partial(jax.checkpoint, prevent_cse=False)
-def gelu_gated(gate: jax.Array, x: jax.Array) -> jax.Array:
-  """`gelu(gate) * x`; the backward pass keeps the two inputs, not the steps of the GeLU."""
-  return jax.nn.gelu(gate, approximate=True) * x
-
-
-@partial(jax.checkpoint, prevent_cse=False)
-def silu_gated(gate: jax.Array, x: jax.Array) -> jax.Array:
-  """`silu(gate) * x`, as `gelu_gated`."""
-  return jax.nn.silu(gate) * x
 
 
 class GatedMLP(nn.Module):
   """`down(gelu(gate(x)) * up(x))`, section 2.2 of the Griffin paper.
 
-  With `silu_gated` it is SwiGLU (Shazeer 2020), the MLP of Llama.
+  With `activations.silu_gated` it is SwiGLU (Shazeer 2020), the MLP of Llama.
 
   Attributes:
     hidden: size F of the two branches (3 times the width in the paper).
@@ -40,7 +26,7 @@ class GatedMLP(nn.Module):
   hidden: int
   output_scale: float = 1.0
   use_bias: bool = False
-  gated: Callable[[jax.Array, jax.Array], jax.Array] = gelu_gated
+  gated: Gate = gelu_gated
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 

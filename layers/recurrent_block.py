@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers.activations import gated
 from layers.conv1d import CausalConv1D
 from layers.dtypes import dtypes_of
 from layers.linear import Linear
 from layers.mixer import ModuleFactory
-from layers.mlp import gelu_gated
 from layers.rg_lru import RGLRU
 from layers.segments import Segments
 
@@ -39,6 +39,7 @@ class RecurrentBlock(nn.Module):
     conv_width: tokens that one output of the convolution sees.
     use_bias: biases on the three linear maps (RecurrentGemma has them).
     output_scale: initialisation scale of the output map.
+    activation: of the branch y; a name from `layers.activations.ACTIVATIONS`.
     recurrence: factory of the recurrence, a module like `RGLRU`.
     implementation: a recurrence kernel's name; None picks by backend.
   """
@@ -48,6 +49,7 @@ class RecurrentBlock(nn.Module):
   conv_width: int = 4
   use_bias: bool = False
   output_scale: float = 1.0
+  activation: str = "gelu_tanh"
   recurrence: ModuleFactory = partial(RGLRU, name="rg_lru")
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
@@ -77,7 +79,7 @@ class RecurrentBlock(nn.Module):
     recurrence = self.recurrence(self.gate_blocks, implementation=self.implementation, **dtypes)
     h, h_last = recurrence(u, segments, h0)
     out = Linear(x.shape[-1], ("rnn", "embed"), self.output_scale, name="linear_out", **linear)
-    return out(gelu_gated(y, h)), RecurrentState(history, h_last)
+    return out(gated(self.activation)(y, h)), RecurrentState(history, h_last)
 
   def initial_state(self, batch_size: int, capacity: int) -> RecurrentState:
     """The state before the first token; `capacity` does not matter here."""

@@ -6,17 +6,18 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 
 from base.equal_partial import EqualPartial
 from base.ranges import Count, Depth, FloatName, Immaterial, Positive
+from layers.activations import Gate, gelu_gated
 from layers.attention import SelfAttention
 from layers.dtypes import Dtypes
 from layers.mixer import MixerFactory
-from layers.mlp import GatedMLP, gelu_gated
+from layers.mlp import GatedMLP
 from layers.norm import RMSNorm
 from layers.recurrent_block import RecurrentBlock
+from layers.rotary import RotaryScaling
 from models.language_model import LanguageModel
 
 
@@ -33,6 +34,8 @@ class Backbone:
     mlp_expansion: MLP width over D, where `mlp_width` is None.
     mlp_width: MLP width F, any number.
     use_bias: biases on the linear maps, but for the attention's inputs (RecurrentGemma has them).
+    tied: whether the embedding's matrix gives the logits too; None is the architecture's default.
+    norm_epsilon: added to the mean square in every norm.
     zero_centered_norm: norms store scale - 1 (RecurrentGemma).
     scale_embedding: multiply the embedded tokens by sqrt(D), rounded to bfloat16 (RecurrentGemma).
     logit_cap: bound on the logits (RecurrentGemma: 30).
@@ -49,6 +52,8 @@ class Backbone:
   mlp_expansion: Count = 3
   mlp_width: Count | None = None
   use_bias: bool = False
+  tied: bool | None = None
+  norm_epsilon: Positive = 1e-6
   zero_centered_norm: bool = False
   scale_embedding: bool = False
   logit_cap: Positive | None = None
@@ -58,7 +63,13 @@ class Backbone:
   unroll: Count = 1
 
   def recurrent(
-    self, *, rnn_width: int, gate_blocks: int, implementation: str | None
+    self,
+    *,
+    rnn_width: int,
+    gate_blocks: int,
+    implementation: str | None,
+    conv_width: int = 4,
+    activation: str = "gelu_tanh",
   ) -> MixerFactory:
     """The recurrent block at this size."""
     if rnn_width % gate_blocks:
@@ -70,6 +81,8 @@ class Backbone:
       RecurrentBlock,
       rnn_width=rnn_width,
       gate_blocks=gate_blocks,
+      conv_width=conv_width,
+      activation=activation,
       use_bias=self.use_bias,
       output_scale=self.output_scale,
       implementation=implementation,
@@ -84,10 +97,17 @@ class Backbone:
     rotary_fraction: float,
     implementation: str | None,
     kv_heads: int = 1,
+    head_dim: int | None = None,
     rotary_base: float = 10_000.0,
+    rotary_scaling: RotaryScaling | None = None,
+    input_bias: bool = False,
+    output_bias: bool | None = None,
   ) -> MixerFactory:
-    """Multi-query attention (with one key/value head) at this size."""
-    if self.width % heads:
+    """Multi-query attention (with one key/value head) at this size.
+
+    `head_dim` is `width / heads` if it is None, and `output_bias` is `use_bias`.
+    """
+    if head_dim is None and self.width % heads:
       raise ValueError(
         f"heads={heads} does not divide width={self.width}: choose a number of heads that does."
       )
@@ -98,20 +118,20 @@ class Backbone:
     return EqualPartial(
       SelfAttention,
       heads=heads,
-      head_dim=self.width // heads,
+      head_dim=head_dim or self.width // heads,
       kv_heads=kv_heads,
       window=window,
       rotary_fraction=rotary_fraction,
       rotary_base=rotary_base,
-      use_output_bias=self.use_bias,
+      rotary_scaling=rotary_scaling,
+      use_input_bias=input_bias,
+      use_output_bias=self.use_bias if output_bias is None else output_bias,
       output_scale=self.output_scale,
       implementation=implementation,
       **self.dtypes,
     )
 
-  def mlp(
-    self, gated: Callable[[jax.Array, jax.Array], jax.Array] = gelu_gated
-  ) -> Callable[..., GatedMLP]:
+  def mlp(self, gated: Gate = gelu_gated) -> Callable[..., GatedMLP]:
     """The MLP at this size; `gated` joins its branches."""
     return EqualPartial(
       GatedMLP,
@@ -134,7 +154,7 @@ class Backbone:
     Args:
       pattern: the mixers of the blocks.
       mlp: of every block; None is `self.mlp()`.
-      tied: whether the embedding is the output head too.
+      tied: whether the embedding is the output head too, where the option of that name is None.
     """
     return self._model(pattern, mlp or self.mlp(), depth=self.depth, tied=tied)
 
@@ -158,8 +178,13 @@ class Backbone:
       depth=depth,
       pattern=pattern,
       mlp=mlp,
-      tied=tied,
-      norm=EqualPartial(RMSNorm, zero_centered=self.zero_centered_norm, **self.dtypes),
+      tied=tied if self.tied is None else self.tied,
+      norm=EqualPartial(
+        RMSNorm,
+        epsilon=self.norm_epsilon,
+        zero_centered=self.zero_centered_norm,
+        **self.dtypes,
+      ),
       embedding_scale=scale,
       logit_cap=self.logit_cap,
       remat=self.remat,

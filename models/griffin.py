@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from base.ranges import Count, Share
+from base.ranges import Count, Positive, Share
+from layers.activations import gated
 from models.backbone import Backbone
 from models.language_model import LanguageModel
 
@@ -19,6 +20,11 @@ def griffin(
   gate_blocks: Count = 16,
   rotary_fraction: Share = 1.0,
   pattern: Sequence[str] = ("recurrent", "recurrent", "attention"),
+  head_dim: Count | None = None,
+  rotary_base: Positive = 10_000.0,
+  attention_bias: bool = False,
+  conv_width: Count = 4,
+  activation: str = "gelu_tanh",
   recurrence: str | None = None,
   attention: str | None = None,
 ) -> LanguageModel:
@@ -34,13 +40,23 @@ def griffin(
     rotary_fraction: share of each head that carries positions (RecurrentGemma: 0.5).
     pattern: the mixers of successive blocks, repeated and cut to depth; the networks of appendix H
       have attention in the third of five blocks alone.
+    head_dim: channels of an attention head; None is width / heads.
+    rotary_base: base of the rotary wavelengths.
+    attention_bias: biases on the maps to queries, keys and values.
+    conv_width: tokens that one output of the convolution sees.
+    activation: of the recurrent blocks' gate and of the MLPs, a name from
+      `layers.activations.ACTIVATIONS`.
     recurrence, attention: kernel names; None picks by backend.
 
   Raises:
-    ValueError: the pattern names another mixer.
+    ValueError: the pattern names another mixer, or there is no such activation.
   """
   recurrent = backbone.recurrent(
-    rnn_width=rnn_width, gate_blocks=gate_blocks, implementation=recurrence
+    rnn_width=rnn_width,
+    gate_blocks=gate_blocks,
+    implementation=recurrence,
+    conv_width=conv_width,
+    activation=activation,
   )
   local = backbone.attention(
     heads=heads,
@@ -48,6 +64,9 @@ def griffin(
     window=window,
     rotary_fraction=rotary_fraction,
     implementation=attention,
+    head_dim=head_dim,
+    rotary_base=rotary_base,
+    input_bias=attention_bias,
   )
   mixers = {"recurrent": recurrent, "attention": local}
   unknown = [name for name in pattern if name not in mixers]
@@ -56,4 +75,6 @@ def griffin(
       f"pattern={tuple(pattern)} names {unknown[0]!r}: a block of Griffin is 'recurrent' or "
       "'attention'."
     )
-  return backbone.model(tuple(mixers[name] for name in pattern))
+  return backbone.model(
+    tuple(mixers[name] for name in pattern), mlp=backbone.mlp(gated(activation))
+  )

@@ -136,20 +136,29 @@ def merged(model: LanguageModel, params: Mapping[str, Any]) -> tuple[LanguageMod
   """
   if not isinstance(model, AdaptedModel):
     return model, params
-  scale = model.alpha / model.rank
 
   def merge(tree: Any) -> Any:
     if not isinstance(tree, Mapping):
       return tree
     rest = {name: merge(leaf) for name, leaf in tree.items() if name not in (A, B)}
     if A in tree:
-      kernel = rest["kernel"]
-      # The repeats of a scanned stack are a leading axis of all three.
-      delta = jnp.einsum("...ir,...ro->...io", tree[A], tree[B], precision="highest")
-      rest["kernel"] = (kernel.astype(jnp.float32) + scale * delta).astype(kernel.dtype)
+      rest["kernel"] = merged_kernel(model, rest["kernel"], tree[A], tree[B])
     return rest
 
-  return LanguageModel(**_fields(model)), merge(params)
+  return without_adapters(model), merge(params)
+
+
+def merged_kernel(model: AdaptedModel, kernel: Any, down: Any, up: Any) -> jax.Array:
+  """Returns W + (alpha / rank) A B in W's type, from W, A and B, which may be stacked."""
+  # The repeats of a scanned stack are a leading axis of all three.
+  delta = jnp.einsum("...ir,...ro->...io", down, up, precision="highest")
+  scale = model.alpha / model.rank
+  return (jnp.asarray(kernel, jnp.float32) + scale * delta).astype(kernel.dtype)
+
+
+def without_adapters(model: LanguageModel) -> LanguageModel:
+  """The model whose parameters `merged` returns; a model without adapters itself."""
+  return LanguageModel(**_fields(model)) if isinstance(model, AdaptedModel) else model
 
 
 def _fields(model: LanguageModel) -> dict[str, Any]:

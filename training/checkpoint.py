@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
-from training import json_files, reading, retention
+from training import chosen_checkpoint, json_files, reading, retention
 from training.checkpoint_reader import (
   CHECKSUMS,
   DESCRIPTIONS,
@@ -322,47 +321,11 @@ def load_parameters(
   Raises:
     CheckpointError: the checkpoint is missing, damaged or of another model.
   """
-  steps = available_steps(run_dir)
-  if not steps:
-    raise CheckpointError(f"{run_dir} has no checkpoint yet. Train it first.")
-  step = _choose(run_dir, steps, which)
-  where = f"{run_dir}, checkpoint {step}"
-  try:
-    loaded, _ = load(run_dir / FOLDER / str(step), {PARAMS: abstract_params}, where, rows)
-  except Damage as error:
-    others = [s for s in steps if s != step]
-    remedy = (
-      f"Choose another step ({', '.join(map(str, others))}), or move its folder away."
-      if others
-      else "There is no other: restore its files from a copy, or train again."
-    )
-    raise CheckpointError(f"{where} cannot be read: {error}. {remedy}") from error
-  return loaded[PARAMS], step
 
+  def read(folder: Path, where: str) -> Any:
+    return load(folder, {PARAMS: abstract_params}, where, rows)[0][PARAMS]
 
-def _choose(run_dir: Path, steps: list[int], which: str | int) -> int:
-  if which == "latest":
-    return steps[-1]
-  if which == "best" and len(steps) == 1:
-    return steps[0]
-  if which == "best":
-    folder = run_dir / FOLDER
-    metrics = {step: retention.kept_metrics(folder / str(step)) for step in steps}
-    for step in (step for step, known in metrics.items() if known is None):
-      print(f"warning: {retention.lost(folder / str(step))}", file=sys.stderr)
-    found = retention.best({step: retention.loss_of(known) for step, known in metrics.items()})
-    if found is None:
-      raise CheckpointError(
-        f"{run_dir} has no checkpoint with a held-out loss. Use 'latest', or evaluate during "
-        "training."
-      )
-    return found
-  if which not in steps:
-    raise CheckpointError(
-      f"{run_dir} has no checkpoint {repr(which)[:40]}. Choose 'latest', 'best' or a step of "
-      f"{steps}."
-    )
-  return int(which)
+  return chosen_checkpoint.read(run_dir / FOLDER, available_steps(run_dir), which, read)
 
 
 def _train_state(state: TrainState) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def load(
   problem = ""
   try:
     # Orbax does not read relative paths, although it writes to them.
-    found, saved, contents = _describe(folder.absolute(), abstract, where, rows)
+    found, saved, contents = describe(folder.absolute(), abstract, where, rows)
     loaded = _read(folder.absolute(), saved, found)
   except Damage as error:
     problem = f"Damage\n{_with_file(str(error), folder)}"
@@ -101,7 +101,7 @@ def check(
   """Raises CheckpointError for a checkpoint of another model or optimizer; reads no arrays."""
   problem = ""
   try:
-    _describe(folder.absolute(), abstract, where, rows)
+    describe(folder.absolute(), abstract, where, rows)
   except CheckpointError as error:
     problem = f"{type(error).__name__}\n{error}"
   except (Damage, Refusal):
@@ -109,10 +109,19 @@ def check(
   _agree(problem, folder, where)
 
 
-def _describe(
+def describe(
   folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-  """Reads a checkpoint's description; returns it, the arrays in the saved shapes, and metadata."""
+  """Reads a checkpoint's description; returns it, the arrays in the saved shapes, and metadata.
+
+  Args:
+    folder: the checkpoint's folder, an absolute path.
+    abstract, where, rows: as in `load`.
+
+  Raises:
+    CheckpointError, Damage: as `load`.
+    Refusal: the storage failed.
+  """
   metadata, contents = attempt(lambda: _described(folder, abstract))
   found = {name: metadata.metadata.get(name) for name in abstract}
   if problem := _malformed(contents, [name for name, part in found.items() if part is not None]):

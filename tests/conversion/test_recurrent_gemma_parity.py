@@ -22,6 +22,25 @@ CONFIGS = {
   "remainder, wider recurrence": {"num_hidden_layers": 8, "lru_width": 48},
   "long window": {"num_hidden_layers": 3, "attention_window_size": 13},
   "two key/value heads": {"num_hidden_layers": 6, "num_key_value_heads": 2, "lru_width": 64},
+  "any MLP, pattern, norm, convolution, positions and activation, a head of its own": {
+    "num_hidden_layers": 5,
+    "intermediate_size": 101,
+    "block_types": ("recurrent", "attention"),
+    "rms_norm_eps": 1e-2,
+    "conv1d_width": 3,
+    "rope_parameters": {"rope_theta": 77.0, "partial_rotary_factor": 0.9, "rope_type": "default"},
+    "hidden_activation": "silu",
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+    "logits_soft_cap": 7.0,
+    "lru_width": 24,
+  },
+  "heads that do not divide the width": {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "lru_width": 24,
+    "block_types": ("attention", "recurrent"),
+  },
   "one head, first blocks alone": {"num_hidden_layers": 2, "num_attention_heads": 1},
 }
 
@@ -154,7 +173,7 @@ def test_the_way_back_gives_the_same_tensors():
     ),
     (
       lambda tensors: tensors.update({"lm_head.weight": np.zeros((VOCAB_SIZE, 32))}),
-      r"lm_head\.weight differs from model\.embed_tokens\.weight",
+      r"lm_head\.weight differs from the embedding, but tie_word_embeddings is true",
     ),
   ],
 )
@@ -169,23 +188,26 @@ def test_a_wrong_tensor_is_named_with_its_shape(change, message):
 @pytest.mark.parametrize(
   ("option", "message"),
   [
-    ({"attention_bias": True}, "attention_bias=True, must be False"),
     (
-      {"intermediate_size": 100},
-      r"intermediate_size=100, must be a multiple of 2 \* hidden_size=64",
+      {"embeddings_scale_by_sqrt_dim": False},
+      "embeddings_scale_by_sqrt_dim=False, must be True",
     ),
-    ({"block_types": ("attention",)}, "block_types="),
+    (
+      {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+      "rope_type='linear', must be 'default'",
+    ),
+    ({"block_types": ("mamba",)}, "block_types=.*must be a list of 'recurrent' and 'attention'"),
   ],
 )
-def test_a_configuration_that_griffin_lacks_is_refused(option, message):
+def test_a_configuration_that_transformers_refuses_or_ignores_is_refused(option, message):
   config = pair("long window").config.to_dict() | option
   with pytest.raises(ValueError, match=message):
     recurrent_gemma.model_from_hugging_face(config)
 
 
-def test_a_model_that_is_no_recurrent_gemma_has_no_names():
-  with pytest.raises(ValueError, match="cannot hold this model"):
-    recurrent_gemma.name_table(build("griffin"))
+def test_a_model_that_the_class_cannot_hold_has_no_names():
+  with pytest.raises(ValueError, match="cannot hold this model: its attention is global"):
+    recurrent_gemma.name_table(build("transformer"))
 
 
 @pytest.mark.parametrize(

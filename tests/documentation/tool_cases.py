@@ -69,7 +69,7 @@ CASES = {
     ],
   },
   "docs/converting_and_finetuning.md": {
-    "RecurrentGemma in and out": [
+    "Hugging Face in and out": [
       Case(
         "python -m launch.convert recurrentgemma-2b/ runs/gemma",
         prints="is ready",
@@ -94,6 +94,11 @@ CASES = {
         "python -m launch.convert runs/tuned exported_tuned/",
         prints="is ready",
         leaves=("exported_tuned/model.safetensors",),
+      ),
+      Case(
+        "python -m launch.convert runs/tuned adapters/ --adapters",
+        prints="is ready",
+        leaves=("adapters/adapter_config.json", "adapters/adapter_model.safetensors"),
       ),
       Case(
         "python -m launch.convert runs/tuned runs/merged --merge",

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from base.errors import UserError
-from conversion import conversion
+from conversion import target_folder
 from experiment import directory_owner, lock_owner
 from experiment.directory_owner import LOCK_FILE, owned, owned_by_job
 from launch import compare, train
@@ -164,9 +164,9 @@ def test_of_two_that_make_one_target_the_first_to_end_wins_and_it_is_whole(tmp_p
   target = tmp_path / "target"
 
   def make_two():
-    with conversion._appearing(target) as first:
+    with target_folder.appearing(target) as first:
       (first / "file").write_text("first")
-      with conversion._appearing(target) as second:
+      with target_folder.appearing(target) as second:
         (second / "file").write_text("second")
         assert first != second
         assert first.is_dir()
@@ -180,13 +180,13 @@ def test_of_two_that_make_one_target_the_first_to_end_wins_and_it_is_whole(tmp_p
 
 def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path, other):
   (tmp_path / "run").rename(tmp_path / ".target.partial-x")
-  with conversion._appearing(tmp_path / "target"):
+  with target_folder.appearing(tmp_path / "target"):
     pass
   assert (tmp_path / ".target.partial-x").is_dir()
   (tmp_path / "target").rmdir()
   other.kill()
   other.wait()
-  with conversion._appearing(tmp_path / "target"):
+  with target_folder.appearing(tmp_path / "target"):
     pass
   assert [path.name for path in tmp_path.iterdir()] == ["target"]
 

@@ -6,6 +6,7 @@ import json
 
 import jax
 import numpy as np
+import peft
 import pytest
 import torch
 from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
@@ -142,6 +143,29 @@ def test_merged_weights_give_the_logits_of_the_adapters(adapted, tmp_path, capsy
   assert greedy(tmp_path / "merged", capsys) == f"{PROMPT} {ANSWER}\n"
   with pytest.raises(UserError, match="has no adapters to merge"):
     convert.main([str(tmp_path / "merged"), str(tmp_path / "again"), "--merge"])
+
+
+def test_adapters_alone_are_files_for_peft(adapted, folder, tmp_path, capsys):
+  after, before = adapted
+  source = str(after.run_dir)
+  arguments = [source, str(tmp_path / "adapters"), "--adapters", "--base=my/base"]
+  assert convert.main(arguments) == 0
+  assert {file.name for file in (tmp_path / "adapters").iterdir()} == {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+  }
+  config = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
+  assert config["base_model_name_or_path"] == "my/base"
+  base = RecurrentGemmaForCausalLM.from_pretrained(folder / "theirs")
+  model = peft.PeftModel.from_pretrained(base, tmp_path / "adapters").eval()
+  tokens = np.random.default_rng(0).integers(0, BYTES.size, (2, 30))
+  with torch.no_grad():
+    found = model(input_ids=torch.tensor(tokens), use_cache=False).logits
+  ours = after.experiment.model
+  expected = jax.jit(lambda p: ours.apply({"params": p}, tokens)[0])(after.params)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+  with pytest.raises(UserError, match=r"has no adapters\. Export it without --adapters"):
+    convert.main([str(before.run_dir), str(tmp_path / "none"), "--adapters"])
 
 
 @pytest.mark.parametrize(

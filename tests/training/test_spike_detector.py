@@ -18,7 +18,7 @@ from models.accounting import list_parameters
 from parallel.sharding_plan import on_one_device
 from tests.small_models import build
 from tests.training.resume_run import Sequences
-from training import checkpoint, checksum, loop, optimizer, retention
+from training import checkpoint, checksum, chosen_checkpoint, loop, optimizer, retention
 from training import step as step_lib
 from training.metrics import ProgressLine, read_metrics
 
@@ -156,7 +156,7 @@ def test_a_diverging_run_leaves_the_newest_good_checkpoint_and_the_best(tmp_path
   assert f"--run_dir={tmp_path} --resume=force --gin.LEARNING_RATE=" in message
   assert len(message) < 500 + len(str(tmp_path))
   # Both are what they say, and the run goes on.
-  assert checkpoint._choose(tmp_path, [4, 8], "best") == 4
+  assert chosen_checkpoint.choose(tmp_path / checkpoint.FOLDER, [4, 8], "best") == 4
   summary = run(tmp_path)
   assert (summary.start_step, summary.step, summary.saved_step) == (8, 24, 24)
 
@@ -338,6 +338,6 @@ def test_a_nan_that_an_older_run_kept_is_not_best(tmp_path):
   del sealed["metrics"]
   sealed["position"]["heldout"]["heldout_loss"] = None
   described.write_text(json.dumps({**contents, "custom_metadata": checksum.seal(sealed)}))
-  assert checkpoint._choose(tmp_path, [4, 8], "best") == 8
+  assert chosen_checkpoint.choose(tmp_path / checkpoint.FOLDER, [4, 8], "best") == 8
   run(tmp_path, steps=9, keep=1)
   assert checkpoint.available_steps(tmp_path) == [8, 9]

@@ -1,0 +1,68 @@
+"""Folders that appear completely or not at all, and errors about the contents of folders."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from base.errors import UserError
+from base.paths import shown
+from experiment import directory_owner
+from training import checkpoint
+
+# Longest part of an error shown after the folder.
+_SHOWN_LETTERS = 380
+
+
+@contextlib.contextmanager
+def told(source: Path) -> Iterator[None]:
+  """Turns errors about a folder's contents into errors for the user."""
+  try:
+    yield
+  except (ValueError, checkpoint.CheckpointError) as error:
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
+    raise UserError(f"{shown(source)}: {text}") from error
+
+
+@contextlib.contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+  """Yields a folder to fill, which is renamed to `target` on success and removed on failure."""
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise UserError(f"{shown(target)} exists and is not empty. Name another folder, or remove it.")
+  target = target.resolve()
+  target.parent.mkdir(parents=True, exist_ok=True)
+  _remove_leftovers(target)
+  partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+  try:
+    with directory_owner.owned(partial):
+      partial.chmod(0o777 & ~_umask())
+      yield partial
+    try:
+      # Atomic, and replaces only an empty folder.
+      partial.rename(target)
+    except OSError as error:
+      raise UserError(
+        f"{shown(target)} was created by another process in the meantime ({error.strerror}). "
+        "Name another folder."
+      ) from None
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+  """Removes leftovers of dead processes for the same target; keeps those of live ones."""
+  for partial in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+    if directory_owner.is_abandoned(partial):
+      shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+  mask = os.umask(0o022)
+  os.umask(mask)
+  return mask
