@@ -46,7 +46,7 @@ from experiment.run_directory import RunDirectory
 class LargeBytes(tokenizers.Bytes):
   size = 256_000
 
-conversion._tokenizer = lambda source, given: LargeBytes()
+conversion._tokenizer = lambda *_: LargeBytes()
 RunDirectory.tokenizer = lambda run: LargeBytes()
 source, target = map(Path, sys.argv[2:4])
 if sys.argv[1] == "import":

@@ -18,14 +18,19 @@ _ACTIVATIONS = {
   "gelu_accurate": "gelu_tanh",
   "gelu": "gelu",
   "gelu_python": "gelu",
+  "gelu_10": "clipped_gelu",
   "quick_gelu": "quick_gelu",
   "silu": "silu",
   "swish": "silu",
   "relu": "relu",
+  "relu6": "relu6",
   "relu2": "relu_squared",
   "sigmoid": "sigmoid",
   "tanh": "tanh",
   "mish": "mish",
+  "hardswish": "hard_swish",
+  "laplace": "laplace",
+  "sqrtsoftplus": "sqrt_softplus",
   "leaky_relu": "leaky_relu",
   "linear": "linear",
 }
@@ -122,7 +127,8 @@ def refuse_features(wrong: list[str], what: str) -> None:
   """Raises ValueError with features of a configuration that our models lack, if there are any."""
   if wrong:
     raise ValueError(
-      f"this {what} configuration needs features that no model has here: {'; '.join(wrong[:3])}."
+      f"this {what} configuration needs features that no model has here: {'; '.join(wrong[:3])}. "
+      "Choose weights without them."
     )
 
 

@@ -115,7 +115,9 @@ def import_weights(
     weight_map.check_types(tensors.types)
     weight_map.check_count(backbone, mixers, tensors.shapes)
   found = _tokenizer(source, tokenizer)
-  if found.size != backbone["vocab_size"]:
+  # Embeddings of published weights have more rows than their tokenizer.json has ids.
+  fits = found.size <= backbone["vocab_size"] and isinstance(found, TokenizerJson)
+  if not fits and found.size != backbone["vocab_size"]:
     raise UserError(
       f"the tokenizer {_file_of(found)} has {found.size} ids, the weights in {shown(source)} are "
       f"for {backbone['vocab_size']}. Give the tokenizer of these weights: --vocabulary=..."

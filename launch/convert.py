@@ -28,8 +28,8 @@ def parser() -> command.Parser:
   result.add_argument("target", type=paths.argument, help="the folder to create")
   result.add_argument(
     "--vocabulary",
-    help="import: the tokenizer, a SentencePiece model or 'bytes' "
-    "(default: tokenizer.model in SOURCE or above it)",
+    help="import: the tokenizer, a SentencePiece model, a tokenizer.json or 'bytes' "
+    "(default: tokenizer.model or tokenizer.json in SOURCE, or tokenizer.model above it)",
   )
   result.add_argument(
     "--checkpoint",

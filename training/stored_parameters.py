@@ -30,7 +30,7 @@ class StoredParameters(Mapping[str, np.ndarray]):
 
     Args:
       folder: the checkpoint's folder.
-      abstract: shapes and dtypes of the model's parameters.
+      abstract: shapes, dtypes and shardings of the model's parameters.
       where: name of the checkpoint in errors.
       rows: the model's; another number of padding rows may have been saved.
 
@@ -44,7 +44,7 @@ class StoredParameters(Mapping[str, np.ndarray]):
     )
     types = by_path(found[PARAMS])
     self._leaves = {
-      path: jax.ShapeDtypeStruct(leaf.shape, types[path].dtype)
+      path: jax.ShapeDtypeStruct(leaf.shape, types[path].dtype, sharding=leaf.sharding)
       for path, leaf in by_path(saved[PARAMS]).items()
     }
     self.shapes = {path: tuple(leaf.shape) for path, leaf in self._leaves.items()}

@@ -59,7 +59,8 @@ class GriffinJaxConfig(PretrainedConfig):
     for name, default in self.OPTIONS.items():
       setattr(self, name, kwargs.pop(name, default))
     # `tied_embedding` ties: transformers' own way needs names that differ between its versions.
-    super().__init__(**kwargs | {"tie_word_embeddings": False})
+    kwargs["tie_word_embeddings"] = False
+    super().__init__(**kwargs)
 
 
 class DecodeState:
@@ -371,6 +372,5 @@ class GriffinJaxForCausalLM(PreTrainedModel, GenerationMixin):
     loss = None
     if labels is not None:
       loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-    return CausalLMOutputWithPast(
-      loss=loss, logits=logits, past_key_values=state if keep_state else None
-    )
+    kept: Any = state if keep_state else None
+    return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 
@@ -18,6 +19,8 @@ from transformers import (
 
 from base.errors import UserError
 from conversion import adapters
+from data.tokenizer_json import TokenizerJson
+from data.tokenizer_training import train_tokenizer_json
 from experiment import trained as trained_lib
 from experiment.run_directory import RunDirectory
 from launch import convert, generate
@@ -77,6 +80,38 @@ def test_a_llama_is_imported_generates_and_is_exported(llama, tmp_path, capsys):
   assert again.config.max_position_embeddings == theirs.config.max_position_embeddings == 2048
   expected = theirs.state_dict()
   assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+
+
+class Words:
+  """A corpus for a tokenizer."""
+
+  name = "words"
+
+  def documents(self, split):
+    yield " ".join(map("".join, itertools.product(("ba", "ko", "mi", "ne"), repeat=3))).encode()
+
+  def total_bytes(self):
+    return 448
+
+
+def test_an_embedding_may_have_more_rows_than_a_tokenizer_json_has_ids(tmp_path, capsys):
+  source, run, target = tmp_path / "source", tmp_path / "run", tmp_path / "target"
+  config = LlamaConfig(**SIZES | {"vocab_size": 300}, intermediate_size=24)
+  theirs = pairs.randomize(LlamaForCausalLM(config))
+  theirs.save_pretrained(source)
+  train_tokenizer_json(Words(), 270, source / "tokenizer.json")
+  assert TokenizerJson(str(source)).size < 300
+  assert convert.main([str(source), str(run)]) == 0
+  assert generate.main([f"--run_dir={run}", "--prompt=bako", "--max_tokens=3"]) == 0
+  assert "bako" in capsys.readouterr().out
+  assert convert.main([str(run), str(target)]) == 0
+  again = AutoModelForCausalLM.from_pretrained(target)
+  expected = theirs.state_dict()
+  assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+  train_tokenizer_json(Words(), 320, tmp_path / "larger.json")
+  arguments = [str(source), str(tmp_path / "again"), f"--vocabulary={tmp_path}/larger.json"]
+  with pytest.raises(UserError, match=r"larger\.json has 3\d\d ids, .* are for 300"):
+    convert.main(arguments)
 
 
 def test_a_model_without_a_class_is_exported_with_its_code(recurrent, tmp_path, capsys):

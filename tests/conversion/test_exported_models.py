@@ -84,7 +84,7 @@ def test_bfloat16_is_not_rounded_into_another_class():
 
 def _with_scaled_positions():
   model = griffin(
-    backbone(4, tied=False, norm_epsilon=1e-2, logit_cap=9.0),
+    backbone(3, tied=False, norm_epsilon=1e-2, logit_cap=9.0),
     heads=2,
     kv_heads=2,
     attention_bias=True,
