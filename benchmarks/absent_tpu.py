@@ -1,7 +1,7 @@
 """TPUs that need not be attached: libtpu compiles for them anyway.
 
 Importing this module points JAX at the CPU and keeps libtpu from asking the network what machine it
-is on, so it must come before the first use of JAX.
+is on, and from warning that it does not know. So it must come before the first use of JAX.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
+from planning.hardware import tpu
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else a lock file admits one process
+os.environ.update({**tpu.ENVIRONMENT, **os.environ})
 
 import jax
 import numpy as np

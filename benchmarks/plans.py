@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from base import paths
+from base.wording import plural
 
 MODELS = ("griffin", "hawk", "transformer")
 SIZES = {"1b": MODELS, "7b": MODELS, "14b": ("griffin",)}
@@ -73,7 +74,8 @@ def row(found: dict[str, Any], seconds: float) -> str:
     found["hardware"],
     f"{found['model']}, {found['parameters'] / 1e9:.1f} B",
     f"{found['batch_size']:,} x {found['length']:,}",
-    f"{mesh}, ZeRO {found['zero']}, {found['accumulate']} microbatches, remat {found['remat']}",
+    f"{mesh}, ZeRO {found['zero']}, "
+    f"{plural(found['accumulate'], 'microbatch', 'microbatches')}, remat {found['remat']}",
     f"{'yes' if found['fits'] else 'no'}: {found['bytes'] / 2**30:.1f} of "
     f"{found['memory'] / 2**30:.0f} GiB",
     f"{found['expected_seconds']:.2f} s",
@@ -90,7 +92,8 @@ def _is_complete(file: Path) -> bool:
   return file.exists() and '"expected_seconds"' in file.read_text(encoding="utf-8")
 
 
-def main() -> None:
+def main() -> int:
+  """Prints the rows; returns the exit status: 1 if a row failed."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("words", nargs="*", help="plan the rows whose names hold one of these")
   parser.add_argument("--keep", type=paths.argument, help="a folder for the plans' JSON files")
@@ -100,6 +103,7 @@ def main() -> None:
   for word in args.words:
     if not any(word in name for name, _ in rows):
       parser.error(f"no row has {word!r} in its name. Rows: {', '.join(name for name, _ in rows)}.")
+  failures = 0
   with tempfile.TemporaryDirectory() as scratch:
     folder = args.keep or Path(scratch)
     for name, chosen in rows:
@@ -116,6 +120,7 @@ def main() -> None:
         )
         if not _is_complete(file):
           print(f"| {name}: failed with status {result.returncode} |", flush=True)
+          failures += 1
           continue
       plans = json.loads(file.read_text(encoding="utf-8"))
       fitting = [found for found in plans if found["fits"]]
@@ -123,7 +128,10 @@ def main() -> None:
       seconds = sum(found["compile_seconds"] for found in plans)
       shown = row(best, seconds) if best else f"| {name}: does not fit |"
       print(shown, flush=True)
+  if failures:
+    print(f"{plural(failures, 'row')} failed", file=sys.stderr)
+  return 1 if failures else 0
 
 
 if __name__ == "__main__":
-  main()
+  raise SystemExit(main())

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
   import contract
   from contract.subject import Subject
-  from experiment import model_zoo
+  from experiment import model_zoo, run_config
 
   only = [name.strip() for name in args.only.split(",")] if args.only else list(contract.CHECKS)
   if unknown := [name for name in only if name not in contract.CHECKS]:
@@ -80,9 +80,10 @@ def main(arguments: Sequence[str]) -> int:
   shown = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
   print(f"{shown} in {time.monotonic() - began:.0f} s")
   if not counts["failed"]:
-    start, run_dir = "gin/runs/griffin_quickstart.gin", f"--run_dir=runs/{Path(paths[-1]).stem}"
+    start = [] if run_config.is_whole(paths) else ["gin/runs/griffin_quickstart.gin"]
+    run_dir = f"--run_dir=runs/{Path(paths[-1]).stem}"
     files = [f"gin/{path}" if path.startswith("models/") else path for path in paths]
-    command.tell_next("python", "-m", "launch.train", start, *files, run_dir, *bindings)
+    command.tell_next("python", "-m", "launch.train", *start, *files, run_dir, *bindings)
   return 1 if counts["failed"] else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import glob
 import importlib.util
@@ -143,6 +144,9 @@ def _near_option(result: Parser, name: str, value: str) -> str:
   options = [o.lstrip("-") for o in result._option_string_actions if o.startswith("--")]
   macros = sorted(source.macros_mentioned()) if result.takes_bindings else []
   shown = f"={value}" if value else "=VALUE"
+  # A slip of one letter, such as --models for --model, before the macro of that name.
+  if slips := difflib.get_close_matches(bare, options, n=1, cutoff=0.9):
+    return f"; did you mean --{slips[0]}?"
   if bare.upper() in macros and bare not in options:
     return f"; did you mean --gin.{bare.upper()}{shown}?"
   if result.takes_bindings and (bare == "gin" or "." in bare):

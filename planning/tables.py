@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from base.wording import plural
 from experiment.describe import show_bytes, table
@@ -21,10 +21,11 @@ def tell(text: str) -> None:
 def line(found: Plan) -> str:
   """Formats a plan as one line."""
   memory, roofline = found.memory, found.roofline
+  clock = _clock((found.expected.seconds, roofline.seconds))
   return (
     f"{mesh(found.mesh)}, {_choices(found)}: {memory.bytes / 2**30:.2f} of "
-    f"{memory.available / 2**30:.0f} GiB, expected {_duration(found.expected.seconds)}, "
-    f"roofline {_duration(roofline.seconds)} ({roofline.limit})"
+    f"{memory.available / 2**30:.0f} GiB, expected {clock(found.expected.seconds)}, "
+    f"roofline {clock(roofline.seconds)} ({roofline.limit})"
   )
 
 
@@ -32,6 +33,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
   """Formats plans as a table, one row per plan."""
   first = plans[0]
   unit = _UNITS[first.step]
+  clock = _clock(time for p in plans for time in (p.expected.seconds, p.roofline.seconds))
   rows = [
     (
       "model",
@@ -56,10 +58,10 @@ def side_by_side(plans: Sequence[Plan]) -> str:
       _choices(found),
       show_bytes(found.memory.bytes),
       "yes" if found.memory.fits else "NO",
-      _duration(found.expected.seconds),
+      clock(found.expected.seconds),
       f"{found.expected.tokens_per_second:,.0f}",
       f"{found.expected.mfu:.1%}",
-      _duration(found.roofline.seconds),
+      clock(found.roofline.seconds),
       found.roofline.limit,
       show_bytes(sum(one.sent for one in found.collectives)),
     )
@@ -76,6 +78,7 @@ def side_by_side(plans: Sequence[Plan]) -> str:
 def one(found: Plan) -> str:
   """Formats a plan in full: memory, collectives, times and XLA's counts."""
   unit, roofline, xla = _UNITS[found.step], found.roofline, found.xla
+  clock = _clock((roofline.seconds, found.expected.seconds))
   head = [
     ("hardware", f"{found.hardware} ({found.topology}), {plural(found.devices, 'device')}"),
     ("program", found.step),
@@ -88,12 +91,12 @@ def one(found: Plan) -> str:
     (one.kind, one.axes or "-", f"{one.count:,}", show_bytes(one.sent)) for one in found.collectives
   ]
   times = [
-    ("compute", _duration(roofline.compute_seconds)),
-    ("HBM", f"{_duration(roofline.hbm_seconds)} ({show_bytes(roofline.hbm_bytes)})"),
-    ("interconnect", _duration(roofline.interconnect_seconds)),
+    ("compute", clock(roofline.compute_seconds)),
+    ("HBM", f"{clock(roofline.hbm_seconds)} ({show_bytes(roofline.hbm_bytes)})"),
+    ("interconnect", clock(roofline.interconnect_seconds)),
     (
       "roofline",
-      f"{_duration(roofline.seconds)} per {unit}, limited by {roofline.limit}",
+      f"{clock(roofline.seconds)} per {unit}, limited by {roofline.limit}",
     ),
     (
       "tokens per second, MFU at the roofline",
@@ -115,7 +118,7 @@ def one(found: Plan) -> str:
     for name, size in xla.unseen_bytes.items():
       times.append((f"  unknown to XLA, in neither: {name}", f"{size:.4g}"))
   if xla.optimal_seconds is not None:
-    times.append(("XLA's optimal_seconds, loop bodies once", _duration(xla.optimal_seconds)))
+    times.append(("XLA's optimal_seconds, loop bodies once", clock(xla.optimal_seconds)))
   times.append(("compile time", f"{found.compile_seconds:.1f} s"))
   return "\n\n".join(
     [
@@ -131,22 +134,24 @@ def one(found: Plan) -> str:
 def _expected(found: Plan) -> list[str]:
   """Formats the expected time, what it goes to, and the operations that take most of it."""
   expected, unit = found.expected, _UNITS[found.step]
+  clock = _clock((expected.seconds, found.roofline.seconds))
   rows = [
-    ("expected time", f"{_duration(expected.seconds)} per {unit}", ""),
+    ("expected time", f"{clock(expected.seconds)} per {unit}", ""),
     ("tokens per second", f"{expected.tokens_per_second:,.0f}", ""),
     ("MFU", f"{expected.mfu:.1%}", ""),
   ]
   rows += [
-    (f"  {name}", _duration(share * expected.seconds), f"{share:.1%}")
+    (f"  {name}", clock(share * expected.seconds), f"{share:.1%}")
     for name, share in expected.shares.items()
   ]
   share = sum(expected.unmodelled.values()) / expected.seconds
   if share >= 0.0005:
     names = ", ".join(expected.unmodelled)
     rows.append((f"  not modelled: {names}", "", f"at least {share:.1%}"))
+  of_operations = _clock(one.seconds for one in expected.largest)
   largest = [("the largest operations", "runs", "total time", "what", "from")]
   largest += [
-    (one.name, f"{one.times:,}", _duration(one.seconds), one.category, _origin(one.source))
+    (one.name, f"{one.times:,}", of_operations(one.seconds), one.category, _origin(one.source))
     for one in expected.largest
   ]
   return [table(rows, right=(1, 2)), table(largest, right=(1, 2))]
@@ -198,9 +203,14 @@ def _memory(found: Plan) -> list[tuple[str, str]]:
   return rows
 
 
-def _duration(seconds: float) -> str:
-  """Formats a time; short ones in microseconds, since steps of small models take those."""
-  return f"{seconds:.4f} s" if seconds >= 0.01 else f"{seconds * 1e6:,.1f} us"
+def _clock(seconds: Iterable[float]) -> Callable[[float], str]:
+  """Returns the format of times that are compared: all in one unit, which suits the longest."""
+  longest = max(seconds, default=0.0)
+  if longest >= 0.1:
+    return lambda time: f"{time:,.4f} s"
+  if longest >= 0.01:
+    return lambda time: f"{time * 1e3:.3f} ms"
+  return lambda time: f"{time * 1e6:,.1f} us"
 
 
 def mesh(sizes: dict[str, int]) -> str:

@@ -10,6 +10,15 @@ import re
 
 from planning.hardware.chip import GIB, Chip, Pace, without_compiler
 
+# Environment variables that keep libtpu off the network and from locking the machine.
+ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  # Compiling needs neither, but without them libtpu prints half a page of warnings.
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a lock file allows only one process
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TpuGeneration:
@@ -106,14 +115,8 @@ class Slice:
 
   @property
   def environment(self) -> dict[str, str]:
-    """Environment variables that keep libtpu off the network and from locking the machine."""
-    return {
-      "TPU_SKIP_MDS_QUERY": "1",
-      # Compiling needs neither, but without them libtpu prints half a page of warnings.
-      "TPU_WORKER_HOSTNAMES": "localhost",
-      "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-      "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a lock file allows only one process
-    }
+    """See `ENVIRONMENT`."""
+    return ENVIRONMENT
 
   @functools.cached_property
   def devices(self) -> tuple:

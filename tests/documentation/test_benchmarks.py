@@ -22,9 +22,9 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 
 
-def run(missing, *command):
+def run(missing, *command, program=WITHOUT):
   return subprocess.run(
-    [sys.executable, "-c", WITHOUT, missing, *command],
+    [sys.executable, "-c", program, missing, *command],
     cwd=ROOT,
     env=os.environ | {"PYTHONPATH": str(ROOT)},
     capture_output=True,
@@ -53,3 +53,19 @@ def test_a_benchmark_without_what_it_needs_names_the_remedy(missing, command, to
   assert done.returncode
   assert told in done.stderr
   assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_plans_fails_if_a_row_failed(tmp_path):
+  """Here every row, because their folder is a file."""
+  (tmp_path / "file").touch()
+  done = run("", "benchmarks.plans", "v5e-256_7b_hawk", "1M", f"--keep={tmp_path / 'file'}")
+  assert done.returncode == 1
+  assert done.stdout.count("failed with status 2") == 2
+  assert done.stderr.endswith("2 rows failed\n")
+  assert "Traceback" not in done.stderr
+
+
+def test_the_tpu_compiler_prints_no_warnings():
+  pytest.importorskip("libtpu")
+  done = run("", program="from benchmarks import absent_tpu; absent_tpu.devices('v5e')")
+  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

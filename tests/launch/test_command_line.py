@@ -96,6 +96,8 @@ def test_files_and_options_stand_in_any_order():
     ("convert", "--merged", "--merge?"),
     ("generate", "--tempreature=1", "--temperature?"),
     ("check", "--modle=hawk", "--model?"),
+    ("check", "--models=hawk", "--model?"),
+    ("plan", "--model=hawk", "--models?"),
     ("plan", "--hardwear=v5e-4", "--hardware?"),
     ("vocabulary", "--inputs=a.txt", "--input?"),
   ],
@@ -331,3 +333,9 @@ def test_a_module_that_holds_a_name_is_meant(tmp_path):
   file, option = "gin/runs/griffin_quickstart.gin", "--gin.Experiment.samples=[]"
   with pytest.raises(UserError, match=r"did you mean experiment\.Experiment\?"):
     train.main([file, f"--run_dir={tmp_path / 'run'}", option])
+
+
+def test_a_checked_run_file_is_what_the_next_command_names(capsys):
+  assert check.main([RUN_FILE, "--only=parameters"]) == 0
+  next_command = f"next: python -m launch.train {RUN_FILE} --run_dir=runs/hawk_quickstart\n"
+  assert next_command in capsys.readouterr().err

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import pytest
+
 from planning import tables
 from planning.record import CollectiveTotal, Expected, Memory, Plan, Roofline, XlaCounts
 
@@ -75,6 +77,28 @@ def test_a_short_step_s_time_is_not_printed_as_nothing():
   expected = dataclasses.replace(plan.expected, seconds=2.8083e-3)
   short = dataclasses.replace(plan, roofline=roofline, expected=expected)
   assert "expected 2,808.3 us, roofline 300.0 us (interconnect)" in tables.line(short)
+
+
+@pytest.mark.parametrize(
+  ("longest", "shown"),
+  [(0.2, "0.2000 s +0.0030 s"), (0.02, "20.000 ms +3.000 ms"), (9e-3, "9,000.0 us +3,000.0 us")],
+)
+def test_times_of_a_table_have_one_unit(longest, shown):
+  def lasting(seconds):
+    plan = numbered_plan()
+    xla = dataclasses.replace(plan.xla, unseen_bytes={})
+    expected = dataclasses.replace(plan.expected, seconds=seconds)
+    least = dict.fromkeys(("compute_seconds", "hbm_seconds", "interconnect_seconds"), 3e-3)
+    roofline = dataclasses.replace(plan.roofline, **least)
+    return dataclasses.replace(plan, expected=expected, roofline=roofline, xla=xla)
+
+  first, second = shown.split(" +")
+  table = tables.side_by_side([lasting(longest), lasting(3e-3)])
+  assert [table.count(time) for time in (first, second)] == [1, 3]
+  assert f"expected {first}, roofline {second}" in tables.line(lasting(longest))
+  told = tables.one(lasting(longest))
+  assert f"{first} per step" in told
+  assert f"{second} per step" in told
 
 
 def test_activations_beyond_the_temporaries_are_said_not_to_be_in_hbm():
