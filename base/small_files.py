@@ -48,10 +48,15 @@ def read(path: Path, most: int = MOST_BYTES) -> bytes | None:
   raise AssertionError
 
 
-def replace(path: Path, contents: str | bytes) -> None:
+def replace(path: Path, contents: str | bytes, *, durable: bool = True) -> None:
   """Writes a file atomically: readers, also after a crash, see the old or the new contents.
 
   A pipe or a link is replaced, not followed: in a received folder it may lead anywhere.
+
+  Args:
+    path: the file.
+    contents: text or bytes.
+    durable: whether the contents also survive a crash of the machine, which takes longer.
 
   Raises:
     OSError: it cannot be written; the old file is unchanged.
@@ -62,7 +67,8 @@ def replace(path: Path, contents: str | bytes) -> None:
     with new.open("xb") as file:
       file.write(contents.encode() if isinstance(contents, str) else contents)
       file.flush()
-      os.fsync(file.fileno())
+      if durable:
+        os.fsync(file.fileno())
     new.replace(path)
   finally:
     new.unlink(missing_ok=True)

@@ -15,24 +15,27 @@ from typing import Any, Protocol
 
 from base.file_paths import FilePath
 from base.ranges import Share
+from data import parts
+from data.encoding import Text
 from data.file_corpora import (
   LOOKED_AT,
+  DocumentFiles,
   check_text,
   files_of,
-  heldout_rule,
-  split_documents,
 )
 from data.files import (
   CorpusError,
   NoFiles,
-  describe_files,
+  compression,
   json_lines,
+  json_lines_in,
   keys_of,
   opened_text,
   read_text,
   to_bytes,
 )
 from data.heldout import SPLITS, check_fraction, in_split
+from data.parts import Part
 
 __all__ = [
   "SPLITS",
@@ -145,7 +148,7 @@ class PythonLibrary:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextFiles:
+class TextFiles(DocumentFiles):
   """Plain text files with one document each, or several documents with a separator.
 
   Attributes:
@@ -177,19 +180,6 @@ class TextFiles:
       "heldout_fraction": self.heldout_fraction,
     }
 
-  def describe(self) -> dict[str, Any]:
-    """Returns the patterns and a digest of the files' names, sizes and times."""
-    files = describe_files(files_of(self))
-    return self.options() | {"files": files} | heldout_rule(self)
-
-  def documents(self, split: str) -> Iterator[bytes]:
-    """Yields the documents by path, in the order of each file.
-
-    Raises:
-      CorpusError: a file cannot be read or is not text, or there is too little to hold some out.
-    """
-    return split_documents(self, split)
-
   def check(self) -> None:
     """Checks the beginnings of a few files, before a process is started that reads all.
 
@@ -203,26 +193,45 @@ class TextFiles:
     for path in files_of(self):
       yield from self._parts(path)
 
-  def _parts(self, path: Path) -> Iterator[bytes]:
+  def parts(self, size: int) -> list[Part]:
+    """Cuts the files into parts of about `size` bytes; see `data.parts`."""
+    cut = parts.of_large_document if self.separator is None else parts.of_file
+    return [part for path in files_of(self) for part in cut(path, size)]
+
+  def texts(self, part: Part) -> Iterator[Text]:
+    """Yields the documents, or the piece of one, of a part."""
+    path = Path(part.file)
+    if part.pieces > 1:
+      yield parts.piece(part)
+    elif self.separator is None:
+      yield Text(read_text(path))
+    else:
+      yield from map(Text, self._parts(path, part.start, part.stop))
+
+  def _parts(self, path: Path, first: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """Yields the documents of a file that begin in a range of its bytes."""
     if self.separator is None or not path.stat().st_size:
       yield read_text(path)
       return
     separator = self.separator.encode("utf-8")
+    if compression(path):
+      text = read_text(path)
+      yield from text.removesuffix(separator).split(separator) if text else ()
+      return
     # Memory-mapped: such a file is often a whole corpus.
     with (
       opened_text(path) as file,
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
     ):
-      start = file.tell()
-      while (end := text.find(separator, start)) >= 0:
+      start, last = file.tell(), len(text) if stop is None else stop
+      if first > start:
+        found = text.find(separator, max(start, first - len(separator)))
+        start = found + len(separator) if found >= 0 else len(text)
+      while start < last and (end := text.find(separator, start)) >= 0:
         yield text[start:end]
         start = end + len(separator)
-      if start < len(text):
+      if start < min(last, len(text)):
         yield text[start:]
-
-  def total_bytes(self) -> int:
-    """Returns the size of the files."""
-    return sum(path.stat().st_size for path in files_of(self))
 
   def largest_document(self) -> int | None:
     """Returns the size of the largest file if files are documents."""
@@ -232,7 +241,7 @@ class TextFiles:
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonLines:
+class JsonLines(DocumentFiles):
   """Files with one JSON object per line, a document each; blank lines are skipped.
 
   Attributes:
@@ -261,20 +270,6 @@ class JsonLines:
       "heldout_fraction": self.heldout_fraction,
     }
 
-  def describe(self) -> dict[str, Any]:
-    """Returns the patterns, the field and a digest of the files' names, sizes and times."""
-    files = describe_files(files_of(self))
-    return self.options() | {"files": files} | heldout_rule(self)
-
-  def documents(self, split: str) -> Iterator[bytes]:
-    """Yields the texts in the order of files and lines.
-
-    Raises:
-      CorpusError: a line is not a JSON object or has no string in the field, or there is too little
-        to hold some out.
-    """
-    return split_documents(self, split)
-
   def check(self) -> None:
     """Checks the first lines, before a process is started that reads all.
 
@@ -289,7 +284,16 @@ class JsonLines:
     for values, place in json_lines(files_of(self)):
       yield self._text(values, place)
 
-  def _text(self, values: dict[str, Any], place: str) -> bytes:
+  def parts(self, size: int) -> list[Part]:
+    """Cuts the files into parts of about `size` bytes; see `data.parts`."""
+    return [part for path in files_of(self) for part in parts.of_file(path, size)]
+
+  def texts(self, part: Part) -> Iterator[Text]:
+    """Yields the texts of the lines that begin in a part."""
+    for values, place in json_lines_in(Path(part.file), part.start, part.stop):
+      yield Text(self._text(values, place))
+
+  def _text(self, values: dict[str, Any], place: object) -> bytes:
     if self.field not in values:
       raise CorpusError(
         f"{place}: no {self.field!r}, only {keys_of(values) or 'nothing'}. Set JsonLines.field"
@@ -299,10 +303,6 @@ class JsonLines:
       found = type(values[self.field]).__name__
       raise CorpusError(f"{place}: {self.field!r} is a {found}, not a string. Correct the line.")
     return to_bytes(values[self.field])
-
-  def total_bytes(self) -> int:
-    """Returns the size of the files."""
-    return sum(path.stat().st_size for path in files_of(self))
 
   def largest_document(self) -> int | None:
     """Returns None: unknown without reading all lines."""

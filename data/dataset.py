@@ -20,7 +20,7 @@ from data import heldout, preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
 from data.file_corpora import FileCorpus
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
-from data.mixture import MixedRows
+from data.mixture import MixedRows, weights_of_sizes
 from data.progress import PreparationProgress, ProgressBar
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer
@@ -40,6 +40,8 @@ class TextDataset:
     split: 'train', 'heldout' or 'all' (registered tasks and TFDS data sets: one of their splits).
     cache_dir: contains one directory per distinct content; relative to the working directory.
     whole_documents: do not split documents that fit into a row, at the cost of padding.
+    shard_bytes: about how many bytes of text make a shard of rows, which one process packs. None: a
+      1,024th of the corpus, from 16 MB to 1 GB. The rows depend on it, not on the processes.
   """
 
   corpus: Corpus
@@ -48,6 +50,7 @@ class TextDataset:
   split: str = "train"
   cache_dir: KeptPath = "cache"
   whole_documents: bool = False
+  shard_bytes: Count | None = None
 
   def __post_init__(self):
     # Any string: registered tasks and TFDS data sets name their own splits.
@@ -68,7 +71,8 @@ class TextDataset:
 
   def _options(self) -> dict[str, Any]:
     whole = {"whole_documents": True} if self.whole_documents else {}
-    return {"split": self.split} | whole
+    shards = {} if self.shard_bytes is None else {"shard_bytes": self.shard_bytes}
+    return {"split": self.split} | whole | shards
 
   @property
   def cache_path(self) -> Path:
@@ -142,16 +146,32 @@ class Mixture:
 
   Attributes:
     components: datasets with the same tokenizer and sequence_length.
-    weights: relative share of each among the rows of a training run.
+    weights: relative share of each among the rows of a training run; None: `temperature` decides.
+    temperature: without weights, the shares are as tokens ** (1 / temperature). 1 is by size; a
+      higher one gives more to small components.
+    schedule: pairs of a step and the weights from then on: `[(9000, [1, 4])]`.
   """
 
   components: Sequence[TextDataset]
-  weights: Sequence[Positive]
+  weights: Sequence[Positive] | None = None
+  temperature: Positive = 1.0
+  schedule: Sequence[tuple[Count, Sequence[float]]] = ()
+
+  def __post_init__(self):
+    if self.weights is not None and self.temperature != 1:
+      raise ValueError(
+        f"temperature={self.temperature} has no effect beside weights={list(self.weights)}. Remove"
+        " one of them."
+      )
 
   def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
     """Opens the rows of every component; makes missing ones."""
     preparation.prepare(self.components, progress)
-    return MixedRows([part.rows() for part in self.components], self.weights)
+    parts = [part.rows() for part in self.components]
+    weights = self.weights
+    if weights is None:
+      weights = weights_of_sizes([part.counts.tokens for part in parts], self.temperature)
+    return MixedRows(parts, weights, self.schedule)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from data.files import (
   looks_like_json_lines,
   matching_files,
   opened_text,
+  text_bytes,
 )
 from data.heldout import in_split
 
@@ -86,14 +87,14 @@ def check_text(files: Sequence[Path]) -> None:
       pass
 
 
-def _is_one_document(corpus: FileCorpus) -> bool:
+def is_one_document(corpus: FileCorpus) -> bool:
   """Whether the corpus is a single file with a single document, without reading it."""
   files = files_of(corpus)
   return corpus.largest_document() is not None and sum(p.stat().st_size > 0 for p in files) < 2
 
 
 def _holds_out_tail(corpus: FileCorpus) -> bool:
-  if _is_one_document(corpus):
+  if is_one_document(corpus):
     return 0 < corpus.heldout_fraction < 1
   identity = repr(corpus) + describe_files(files_of(corpus))
   return heldout.needs_tail(
@@ -106,7 +107,7 @@ def heldout_rule(corpus: FileCorpus) -> dict[str, str]:
   if not _holds_out_tail(corpus):
     return {}
   # An earlier version chose the tail of several documents differently: the cache needs a new name.
-  return {"heldout": "tail" if _is_one_document(corpus) else "tail of text"}
+  return {"heldout": "tail" if is_one_document(corpus) else "tail of text"}
 
 
 def split_documents(corpus: FileCorpus, split: str) -> Iterator[bytes]:
@@ -122,3 +123,23 @@ def split_documents(corpus: FileCorpus, split: str) -> Iterator[bytes]:
   else:
     tail = heldout.tail_of(sizes, corpus.heldout_fraction, corpus=corpus)
     yield from heldout.tail_split(corpus.undivided(), split, tail)
+
+
+class DocumentFiles:
+  """What corpora of documents in files have in common."""
+
+  def describe(self: Any) -> dict[str, Any]:
+    """Returns the options and a digest of the files' names, sizes and times."""
+    return self.options() | {"files": describe_files(files_of(self))} | heldout_rule(self)
+
+  def documents(self: Any, split: str) -> Iterator[bytes]:
+    """Yields the documents of 'train', 'heldout' or 'all' in the order of the files.
+
+    Raises:
+      CorpusError: a file or a line in it cannot be read, or there is too little to hold some out.
+    """
+    return split_documents(self, split)
+
+  def total_bytes(self: Any) -> int:
+    """Returns about how many bytes of text the files have."""
+    return sum(map(text_bytes, files_of(self)))

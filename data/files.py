@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from base.errors import UserError
 
@@ -64,6 +68,9 @@ _SIGNATURES = {
   b"\xfe\xff": "UTF-16",
 }
 _COMPRESSED = {"gzip", "Zstandard", "xz", "bzip2", "LZ4", "a ZIP archive", "a 7z archive", "tar"}
+# How compressed texts are opened, and about how much longer than the file they are.
+_OPENERS = {"gzip": gzip.open, "xz": lzma.open, "Zstandard": None}
+_COMPRESSION = 4
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _BOM = b"\xef\xbb\xbf"
 
@@ -140,21 +147,77 @@ def describe_files(paths: Sequence[Path]) -> str:
 
 @contextlib.contextmanager
 def opened_text(path: Path) -> Iterator[IO[bytes]]:
-  """Opens a text file after its byte order mark, if it has one.
+  """Opens a text file after its byte order mark, if it has one; unpacks gzip, xz and Zstandard.
 
   Raises:
     CorpusError: it cannot be read, or is not UTF-8 text.
   """
   try:
-    with path.open("rb") as file:
+    with _unpacked(path) as file:
       start = file.read(_SAMPLE)
       check_is_text(start, str(path))
-      file.seek(len(_BOM) if start.startswith(_BOM) else 0)
+    with _unpacked(path) as file:
+      if start.startswith(_BOM):
+        file.read(len(_BOM))
       yield file
+  except (EOFError, lzma.LZMAError, zlib.error) as error:
+    raise CorpusError(f"{path} is damaged or cut off ({error}). Replace the file.") from None
   except OSError as error:
     raise CorpusError(
       f"{path} cannot be read: {error.strerror or error}. Correct or remove the file."
     ) from None
+
+
+def compression(path: Path) -> str | None:
+  """Returns the kind of a compressed file that `opened_text` unpacks; None for others."""
+  with path.open("rb") as file:
+    kind = _kind(file.read(16))
+  return kind if kind in _OPENERS else None
+
+
+def text_bytes(path: Path) -> int:
+  """Returns about how many bytes of text a file has, by its size and its name's ending."""
+  packed = path.suffix in (".gz", ".xz", ".zst")
+  return path.stat().st_size * (_COMPRESSION if packed else 1)
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+  kind = compression(path)
+  if kind is None:
+    return path.open("rb")
+  if opener := _OPENERS[kind]:
+    return cast(IO[bytes], opener(path, "rb"))
+  try:
+    import pyarrow
+  except ImportError:
+    raise CorpusError(
+      f"{path} is Zstandard: install pyarrow to read it (the extra 'tables'), or unpack it."
+    ) from None
+  return io.BufferedReader(_Stream(pyarrow.input_stream(str(path), compression="zstd")))
+
+
+class _Stream(io.RawIOBase):
+  """A stream of pyarrow as a file: with lines, and with a place."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+    self._place = 0
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    data = self._stream.read(len(buffer))
+    buffer[: len(data)] = data
+    self._place += len(data)
+    return len(data)
+
+  def tell(self) -> int:
+    return self._place
+
+  def close(self) -> None:
+    self._stream.close()
+    super().close()
 
 
 def check_is_text(start: bytes, name: str) -> None:
@@ -196,18 +259,55 @@ def read_text(path: Path) -> bytes:
     return file.read()
 
 
-def json_lines(files: str | Sequence[str | Path]) -> Iterator[tuple[dict[str, Any], str]]:
+def json_lines(files: str | Sequence[str | Path]) -> Iterator[tuple[dict[str, Any], Any]]:
   """Yields the objects of files with one JSON object per line, and their places ('file:line').
 
   Raises:
     CorpusError: a line is neither blank nor a JSON object.
   """
   for path in matching_files(files):
-    with opened_text(path) as file:
-      for number, line in enumerate(file, start=1):
-        if line.strip():
-          place = f"{path}:{number}"
-          yield _json_object(line, place), place
+    yield from json_lines_in(path)
+
+
+class LinePlace:
+  """A line of a file, shown as 'file:number'; counted only when it is shown."""
+
+  def __init__(self, path: Path, offset: int):
+    """Takes the byte at which the line starts."""
+    self._path = path
+    self._offset = offset
+
+  def __str__(self) -> str:
+    number, left = 1, self._offset
+    with _unpacked(self._path) as file:
+      while left and (block := file.read(min(left, _SAMPLE))):
+        number += block.count(b"\n")
+        left -= len(block)
+    return f"{self._path}:{number}"
+
+  def __repr__(self) -> str:
+    return str(self)
+
+
+def json_lines_in(
+  path: Path, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[dict[str, Any], Any]]:
+  """Yields the objects of the lines that begin in a range of a file's bytes, and their places.
+
+  Raises:
+    CorpusError: a line is neither blank nor a JSON object.
+  """
+  with opened_text(path) as file:
+    if start > file.tell():
+      # The line that contains the byte before belongs to the range before.
+      file.seek(start - 1)
+      file.readline()
+    offset = file.tell()  # Of an unpacked text, too.
+    while (stop is None or offset < stop) and (line := file.readline()):
+      if not line.isspace():
+        place = LinePlace(path, offset)
+        yield _json_object(line, place), place
+      offset += len(line)
 
 
 def looks_like_json_lines(path: Path) -> bool:
@@ -220,7 +320,7 @@ def looks_like_json_lines(path: Path) -> bool:
   return False
 
 
-def _json_object(line: bytes, place: str) -> dict[str, Any]:
+def _json_object(line: bytes, place: object) -> dict[str, Any]:
   try:
     # Bytes that are not UTF-8 pass as surrogates, to be replaced and counted later.
     value = json.loads(line.decode("utf-8", errors="surrogateescape"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from base.wording import plural
 from data.files import CorpusError
@@ -20,7 +20,17 @@ _found: dict[tuple[str, float], bool] = {}
 
 def _is_heldout(key: bytes, fraction: float) -> bool:
   """Decides by a hash, so that a document's split does not depend on other documents."""
-  return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < fraction * 2**64
+  return digest_is_heldout(hashlib.sha256(key).digest(), fraction)
+
+
+def digest_is_heldout(digest: bytes, fraction: float) -> bool:
+  """Decides by the sha256 of a key."""
+  return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def digest_in_split(digest: bytes, split: str, fraction: float) -> bool:
+  """Whether the document whose text has this sha256 belongs to a split."""
+  return split == "all" or digest_is_heldout(digest, fraction) == (split == "heldout")
 
 
 def in_split(key: bytes, split: str, fraction: float) -> bool:
@@ -156,14 +166,18 @@ def tail_split(documents: Iterable[bytes], split: str, tail: Tail) -> Iterator[b
       if (index >= tail.document) == heldout:
         yield text
     else:
-      start = _boundary(text, tail.start)
+      start = boundary(text, tail.start)
       yield text[start:] if heldout else text[:start]
 
 
-def _boundary(text: bytes, near: int) -> int:
+def boundary(text: Any, near: int) -> int:
   """Returns a place to cut a text: after a line, else before a character.
 
   Both parts are nonempty.
+
+  Args:
+    text: bytes, or a memory map of them.
+    near: the byte at which to cut about.
   """
   tail = len(text) - near
   if after := text.rfind(b"\n", max(0, near - tail), near) + 1:

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 from data import rows as rows_lib
-from data.mixture import MixedRows
+from data.mixture import MixedRows, Stages
 
 # Rows of an endless run: exact as a float, which Grain computes with.
 _ENDLESS = 2**48
@@ -112,11 +112,32 @@ class _Rows:
     return tokens, segment_ids, mask, np.int64(rows.row_bytes[index])
 
 
-def _training_rows(rows: Any, seed: int, shuffle: bool) -> grain.MapDataset:
+class _Scheduled:
+  """A random-access source of the rows of a mixture whose weights change."""
+
+  def __init__(self, parts: Sequence[grain.MapDataset], rows: MixedRows, batch_size: int):
+    self._parts = parts
+    steps = [0, *(step for step, _ in rows.schedule)]
+    weights = [rows.weights, *(weights for _, weights in rows.schedule)]
+    self._stages = Stages(weights, [step * batch_size for step in steps])
+
+  def __len__(self) -> int:
+    return _ENDLESS
+
+  def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+    part, row = self._stages.place(int(index))
+    return self._parts[part][row]
+
+
+def _training_rows(rows: Any, seed: int, shuffle: bool, batch_size: int) -> grain.MapDataset:
   """Returns an endless sequence of rows."""
   if isinstance(rows, MixedRows):
     # A seed per part: equal parts must not be read in the same order.
-    parts = [_training_rows(part, seed + i, shuffle) for i, part in enumerate(rows.parts)]
+    parts = [
+      _training_rows(part, seed + i, shuffle, batch_size) for i, part in enumerate(rows.parts)
+    ]
+    if rows.schedule:
+      return grain.MapDataset.source(_Scheduled(parts, rows, batch_size))
     return grain.MapDataset.mix(parts, weights=rows.weights)
   dataset = grain.MapDataset.source(_Rows(rows)).seed(seed)
   return (dataset.shuffle() if shuffle else dataset).repeat(_ENDLESS // len(rows))
@@ -243,7 +264,7 @@ def batches(
   if start_step < 0:
     raise ValueError(f"start_step={start_step} must not be negative.")
   if repeat:
-    dataset = _training_rows(rows, seed, shuffle)
+    dataset = _training_rows(rows, seed, shuffle, batch_size)
   else:
     dataset = _single_pass(rows, batch_size, seed, shuffle)
   bos_id, vocabulary_size = rows.tokenizer.bos_id, rows.tokenizer.size

@@ -2,12 +2,86 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Sequence
+from fractions import Fraction
 
 from data.manifest import RowFileError
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer
+
+
+def _shares(weights: Sequence[float]) -> tuple[float, ...]:
+  total = sum(weights)
+  return tuple(w / total for w in weights)
+
+
+def weights_of_sizes(tokens: Sequence[int], temperature: float) -> list[float]:
+  """Returns weights proportional to tokens ** (1 / temperature), as in mT5 (section 3.1).
+
+  At 1, parts are mixed by their size; at higher temperatures, small parts get more.
+  """
+  return [count ** (1 / temperature) for count in tokens]
+
+
+class Stages:
+  """Tells which row of which part each row of a scheduled mixture is.
+
+  Row r of the mixture is a row of part i whose index is the number of earlier rows of that part, so
+  that each part is read in its own order through all stages, and a run can start at any row. Within
+  a stage, the first part takes every row at which floor(n * weight) grows, and the others share the
+  remaining rows likewise; so its count is never a whole row away from its share.
+  """
+
+  def __init__(self, weights: Sequence[Sequence[float]], first_rows: Sequence[int]):
+    """Sets the stages.
+
+    Args:
+      weights: the weights of each stage.
+      first_rows: the first row of each stage, from 0 on.
+    """
+    self._first_rows = list(first_rows)
+    self._splits = [_splits(stage) for stage in weights]
+    self._before = [[0] * len(weights[0])]
+    for number in range(1, len(first_rows)):
+      rows = first_rows[number] - first_rows[number - 1]
+      counts = _counts(rows, self._splits[number - 1])
+      self._before.append([a + b for a, b in zip(self._before[-1], counts, strict=True)])
+
+  def place(self, row: int) -> tuple[int, int]:
+    """Returns the part of a row, and the row's index among those of the part."""
+    stage = bisect.bisect_right(self._first_rows, row) - 1
+    row -= self._first_rows[stage]
+    for part, (share, whole) in enumerate(self._splits[stage]):
+      taken = row * share // whole
+      if (row + 1) * share // whole > taken:
+        return part, self._before[stage][part] + taken
+      row -= taken
+    raise AssertionError("the last part takes all rows that are left")
+
+
+def _splits(weights: Sequence[float]) -> list[tuple[int, int]]:
+  """Returns each part's share of the rows that the parts before it leave, as a fraction.
+
+  Whole numbers, for products that are exact at any row.
+  """
+  last = max(i for i, weight in enumerate(weights) if weight)
+  found = []
+  for number, weight in enumerate(weights):
+    left = sum(weights[number:])
+    share = Fraction(weight / left if left else 0).limit_denominator(10**6)
+    found.append((1, 1) if number == last else share.as_integer_ratio())
+  return found
+
+
+def _counts(rows: int, splits: Sequence[tuple[int, int]]) -> list[int]:
+  """Returns how many of the first rows of a stage each part has."""
+  found = []
+  for share, whole in splits:
+    found.append(rows * share // whole)
+    rows -= found[-1]
+  return found
 
 
 class MixedRows:
@@ -16,10 +90,22 @@ class MixedRows:
   Attributes:
     parts: the row files.
     weights: share of each part among the rows of a training run; they sum to 1.
+    schedule: first step and weights, which sum to 1, of the later stages of training; empty if the
+      weights stay.
   """
 
-  def __init__(self, parts: Sequence[RowFiles], weights: Sequence[float]):
+  def __init__(
+    self,
+    parts: Sequence[RowFiles],
+    weights: Sequence[float],
+    schedule: Sequence[tuple[int, Sequence[float]]] = (),
+  ):
     """Mixes `parts`.
+
+    Args:
+      parts: the row files.
+      weights: relative share of each part, from step 0 on.
+      schedule: pairs of a step and the weights from then on; a weight of 0 leaves a part out.
 
     Raises:
       ValueError: the weights are not one positive number per part.
@@ -43,9 +129,22 @@ class MixedRows:
           f" {part.sequence_length} and {parts[0].sequence_length} tokens."
           " Give every component the same sequence_length."
         )
-    total = sum(weights)
     self.parts = tuple(parts)
-    self.weights = tuple(w / total for w in weights)
+    self.weights = _shares(weights)
+    before = 0
+    for step, later in schedule:
+      if step <= before:
+        raise ValueError(
+          f"schedule={list(schedule)} must have steps that grow, from 1 on: {step} follows"
+          f" {before}."
+        )
+      if len(later) != len(parts) or min(later) < 0 or not sum(later):
+        raise ValueError(
+          f"schedule: the weights from step {step} on, {list(later)}, must be one number from 0 on"
+          f" for each of {len(parts)} components, and not all 0."
+        )
+      before = step
+    self.schedule = tuple((step, _shares(later)) for step, later in schedule)
 
   @property
   def tokenizer(self) -> Tokenizer:
@@ -78,5 +177,9 @@ class MixedRows:
   @property
   def fingerprint(self) -> str:
     """Identifies the content: equal fingerprints mean equal batches."""
-    identity = [(part.fingerprint, w) for part, w in zip(self.parts, self.weights, strict=True)]
+    identity: list = [
+      (part.fingerprint, w) for part, w in zip(self.parts, self.weights, strict=True)
+    ]
+    if self.schedule:
+      identity.append(self.schedule)
     return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]

@@ -59,27 +59,30 @@ class Packer:
       raise ValueError(f"sequence_length={sequence_length} must be at least 1.")
     self._size = tokenizer.size
     self._eos_id = tokenizer.eos_id
-    self._unk_id = tokenizer.unk_id
+    # A tokenizer that encodes all text has no id of its own for unknown text.
+    self._unk_id = tokenizer.unk_id if tokenizer.unk_id != tokenizer.eos_id else -1
     self._byte_lengths = tokenizer.byte_lengths().astype(np.int64)
     self._length = sequence_length
     self._whole = whole
-    self._counts = Counts()
+    # Not a dataclass: a copy for every document would take most of the time.
+    self._counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
+    self._continues = False
     self._start_block()
 
   def _start_block(self) -> None:
-    shape = (ROWS_AT_ONCE, self._length)
-    self._tokens = np.zeros(shape, np.int32)
-    self._segment_ids = np.zeros(shape, np.int32)
-    self._row_bytes = np.zeros(ROWS_AT_ONCE, np.int64)
-    self._loss_mask = np.zeros(shape, bool)
-    self._row = 0
-    self._column = 0
-    self._segment = 1
+    size = ROWS_AT_ONCE * self._length
+    self._tokens = np.zeros(size, np.int32)
+    # 1 where a document starts; summed up to segment ids when the block is full.
+    self._starts = np.zeros(size, np.int32)
+    self._is_text = np.zeros(size, bool)
+    self._bytes = np.zeros(size, np.int64)
+    self._loss_mask = np.zeros(size, bool)
+    self._place = 0
 
   @property
   def counts(self) -> Counts:
     """Counts of the documents so far."""
-    return self._counts
+    return Counts(**self._counts)
 
   def add(
     self,
@@ -87,6 +90,7 @@ class Packer:
     text_bytes: int,
     invalid_utf8: bool = False,
     loss_mask: np.ndarray | None = None,
+    ends: bool = True,
   ) -> Iterator[PackedRows]:
     """Packs one document and yields the rows that became full, in blocks.
 
@@ -95,107 +99,131 @@ class Packer:
       text_bytes: UTF-8 bytes of the document's text, divided among the tokens by their bytes.
       invalid_utf8: whether some of its bytes were replaced.
       loss_mask: [n] bool, True on the tokens in the loss; None is all of them.
+      ends: whether the document ends here; else the next call continues it, and no EOS is added.
 
     Raises:
       CorpusError: an id is not in the vocabulary.
       ValueError: the mask has another length than the tokens.
     """
-    if loss_mask is None:
-      loss_mask = np.ones(len(tokens), bool)
-    elif len(loss_mask) != len(tokens):
+    counts, eos = self._counts, self._eos_id
+    number = counts["documents"] + 1
+    if loss_mask is not None and len(loss_mask) != len(tokens):
       raise ValueError(
-        f"Document {self._counts.documents + 1} has {len(tokens)} tokens and a loss mask of"
+        f"Document {number} has {len(tokens)} tokens and a loss mask of"
         f" {len(loss_mask)}. Give one value per token, or None."
       )
-    self._count(invalid_utf8_documents=int(invalid_utf8))
-    if not len(tokens) or (len(tokens) == 1 and tokens[0] == self._eos_id):
-      self._count(empty_documents=1)
+    continues, self._continues = self._continues, not ends
+    counts["invalid_utf8_documents"] += int(invalid_utf8)
+    if not continues and (not len(tokens) or (len(tokens) == 1 and tokens[0] == eos)):
+      counts["empty_documents"] += int(ends)
+      self._continues = False
       return
-    if tokens.min() < 0 or tokens.max() >= self._size:
+    if len(tokens) and (tokens.min() < 0 or tokens.max() >= self._size):
       bad = tokens[(tokens < 0) | (tokens >= self._size)][0]
       raise CorpusError(
-        f"Document {self._counts.documents + 1} holds the id {bad}, the tokenizer has ids 0 to"
+        f"Document {number} holds the id {bad}, the tokenizer has ids 0 to"
         f" {self._size - 1}. The task was tokenized by another tokenizer."
       )
-    if tokens[-1] != self._eos_id:
-      tokens, loss_mask = np.append(tokens, self._eos_id), np.append(loss_mask, loss_mask[-1])
-    if self._whole and self._column and self._column + len(tokens) > self._length:
-      self._count(padding_tokens=self._length - self._column)
-      yield from self._end_row()
-    self._count(
-      documents=1,
-      cut_documents=int(self._column + len(tokens) > self._length),
-      text_bytes=text_bytes,
-      tokens=len(tokens),
-      unknown_tokens=int((tokens == self._unk_id).sum()),
-      unscored_tokens=int((~loss_mask).sum()),
-    )
-    self._segment = self._segment + 1 if self._column else 1
-    for start, ends in self._pieces(tokens, text_bytes):
-      piece = slice(start, start + len(ends) - 1)
-      # Masked tokens contribute no bytes.
-      spelled = np.where(loss_mask[piece], np.diff(ends), 0)
-      self._count(unscored_bytes=int(ends[-1] - ends[0] - spelled.sum()))
-      done = 0
-      while done < len(spelled):
-        done += self._fill(tokens[piece], loss_mask[piece], spelled, done)
-        if self._column == self._length:
-          yield from self._end_row()
+    if ends and not (len(tokens) and tokens[-1] == eos):
+      tokens = np.append(tokens, eos)
+      if loss_mask is not None:
+        loss_mask = np.append(loss_mask, loss_mask[-1:] if len(loss_mask) else True)
+    column = self._place % self._length
+    if self._whole and column and column + len(tokens) > self._length:
+      counts["padding_tokens"] += self._length - column
+      self._place += self._length - column
+      column = 0
+      yield from self._full_block()
+    counts["documents"] += int(ends)
+    counts["cut_documents"] += int(column + len(tokens) > self._length)
+    counts["text_bytes"] += text_bytes
+    counts["tokens"] += len(tokens)
+    if self._unk_id >= 0:
+      counts["unknown_tokens"] += int(np.count_nonzero(tokens == self._unk_id))
+    if loss_mask is not None:
+      counts["unscored_tokens"] += int(np.count_nonzero(~loss_mask))
+    if not continues:
+      self._starts[self._place] = 1
+    for start, spelled in self._pieces(tokens, text_bytes):
+      piece = slice(start, start + len(spelled))
+      mask = None if loss_mask is None else loss_mask[piece]
+      if mask is not None:
+        # Masked tokens contribute no bytes.
+        scored = np.where(mask, spelled, 0)
+        counts["unscored_bytes"] += int(spelled.sum() - scored.sum())
+        spelled = scored
+      yield from self._fill(tokens[piece], mask, spelled)
 
   def finish(self) -> PackedRows:
     """Returns the remaining rows; the last may end in padding."""
-    rows = self._row + (self._column > 0)
-    if self._column:
-      self._count(padding_tokens=self._length - self._column)
-    left = PackedRows(
-      self._tokens[:rows], self._segment_ids[:rows], self._row_bytes[:rows], self._loss_mask[:rows]
-    )
+    rows = -(-self._place // self._length)
+    self._counts["padding_tokens"] += rows * self._length - self._place
+    left = self._block(rows)
     self._start_block()
     return left
 
-  def _count(self, **more: int) -> None:
-    values = {name: getattr(self._counts, name) + n for name, n in more.items()}
-    self._counts = dataclasses.replace(self._counts, **values)
-
-  def _end_row(self) -> Iterator[PackedRows]:
-    """Starts the next row; yields the block if it is full."""
-    self._row, self._column, self._segment = self._row + 1, 0, 1
-    if self._row == ROWS_AT_ONCE:
-      block = PackedRows(self._tokens, self._segment_ids, self._row_bytes, self._loss_mask)
+  def _full_block(self) -> Iterator[PackedRows]:
+    """Yields the block and starts the next, if it is full."""
+    if self._place == len(self._tokens):
+      block = self._block(ROWS_AT_ONCE)
       self._start_block()
       yield block
 
+  def _block(self, rows: int) -> PackedRows:
+    """Returns the first rows of the block."""
+    shape = (rows, self._length)
+    size = rows * self._length
+    is_text = self._is_text[:size].reshape(shape)
+    starts = self._starts[:size].reshape(shape)
+    # A row's first segment is number 1, whether or not a document starts there.
+    starts[:, :1] = 1
+    segment_ids = np.where(is_text, np.cumsum(starts, axis=1, dtype=np.int32), 0)
+    return PackedRows(
+      self._tokens[:size].reshape(shape),
+      segment_ids,
+      self._bytes[:size].reshape(shape).sum(axis=1),
+      self._loss_mask[:size].reshape(shape),
+    )
+
   def _pieces(self, tokens: np.ndarray, text_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields a document in pieces of bounded size, with the bytes of text up to each token.
+    """Yields a document in pieces of bounded size, with the bytes of text of each token.
 
     The tokens' bytes are scaled to sum to `text_bytes`: a tokenizer that normalises the text may
     have fewer or more. If all are 0, the tokens get equal shares.
 
     Yields:
-      start: index of the piece's first token; ends: [n + 1] int64, the bytes of text before each of
-        its n tokens and after the last.
+      start: index of the piece's first token; spelled: [n] int64, the bytes of its n tokens.
     """
+    if len(tokens) <= _PIECE:
+      lengths = self._byte_lengths[tokens]
+      total = int(lengths.sum())
+      if total == text_bytes:
+        yield 0, lengths
+        return
     starts = range(0, len(tokens), _PIECE)
-    spelled = sum(int(self._byte_lengths[tokens[i : i + _PIECE]].sum()) for i in starts)
+    total = sum(int(self._byte_lengths[tokens[i : i + _PIECE]].sum()) for i in starts)
     before = 0
     for i in starts:
       piece = tokens[i : i + _PIECE]
-      lengths = self._byte_lengths[piece] if spelled else np.ones(len(piece), np.int64)
+      lengths = self._byte_lengths[piece] if total else np.ones(len(piece), np.int64)
       ends = before + np.concatenate([[0], np.cumsum(lengths)])
       before = int(ends[-1])
-      if spelled != text_bytes:
-        ends = ends * text_bytes // (spelled or len(tokens))
-      yield i, ends
+      if total != text_bytes:
+        ends = ends * text_bytes // (total or len(tokens))
+      yield i, np.diff(ends)
 
   def _fill(
-    self, tokens: np.ndarray, loss_mask: np.ndarray, spelled: np.ndarray, start: int
-  ) -> int:
-    """Copies tokens from `start` on into the current row; returns how many."""
-    count = min(self._length - self._column, len(tokens) - start)
-    place = slice(self._column, self._column + count)
-    self._tokens[self._row, place] = tokens[start : start + count]
-    self._segment_ids[self._row, place] = self._segment
-    self._loss_mask[self._row, place] = loss_mask[start : start + count]
-    self._row_bytes[self._row] += spelled[start : start + count].sum()
-    self._column += count
-    return count
+    self, tokens: np.ndarray, loss_mask: np.ndarray | None, spelled: np.ndarray
+  ) -> Iterator[PackedRows]:
+    """Copies tokens into the block; yields the blocks that become full."""
+    done = 0
+    while done < len(tokens):
+      count = min(len(self._tokens) - self._place, len(tokens) - done)
+      place, part = slice(self._place, self._place + count), slice(done, done + count)
+      self._tokens[place] = tokens[part]
+      self._bytes[place] = spelled[part]
+      self._is_text[place] = True
+      self._loss_mask[place] = True if loss_mask is None else loss_mask[part]
+      self._place += count
+      done += count
+      yield from self._full_block()

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from base.errors import UserError
-from data import heldout, packing
+from base.wording import plural
+from data import heldout, packing, shard_plan
 from data.files import CorpusError
 from data.progress import PreparationProgress, ProgressBar
 
@@ -201,15 +202,53 @@ def not_kept(dataset: Any, reason: str) -> PreparationError:
   )
 
 
-def prepare(datasets: Sequence[Any], progress: Show | None = None) -> None:
-  """Makes missing row files, all in one other process.
+# Megabytes of text that a core packs in a second, by the kind of tokenizer: docs/benchmarks.md.
+_RATES = {"bytes": 30.0, "sentencepiece": 3.0, "tokenizer.json": 4.0}
+_TOLD_SECONDS = 60.0
+
+
+def _tell_how_long(datasets: Sequence[Any], workers: int | None, own_command: bool) -> None:
+  """Prints a line if the preparation will take minutes."""
+  seconds, cores = 0.0, workers or len(os.sched_getaffinity(0))
+  for dataset in datasets:
+    rate = _RATES.get(dataset.vocabulary.describe()["kind"], 3.0) * 1e6
+    shards = shard_plan.tasks(dataset) or [()]
+    seconds += shard_plan.expected_bytes(dataset) / rate / min(cores, len(shards))
+  if seconds < _TOLD_SECONDS:
+    return
+  hint = ""
+  if not own_command:
+    hint = (
+      "; python -m launch.prepare with the same gin files does it beforehand, elsewhere and on many"
+      " machines"
+    )
+  print(
+    f"preparing rows will take about {seconds / 60:,.0f} min on {plural(cores, 'core')}{hint}",
+    file=sys.stderr,
+  )
+
+
+def prepare(
+  datasets: Sequence[Any],
+  progress: Show | None = None,
+  *,
+  workers: int | None = None,
+  part: tuple[int, int] | None = None,
+  own_command: bool = False,
+) -> None:
+  """Makes missing row files, by one other process and its workers.
 
   Args:
     datasets: TextDatasets.
     progress: called about ten times a second; by default a progress bar on stderr.
+    workers: number of processes that pack; None is one per core.
+    part: see `data.prepare.prepare`.
+    own_command: whether the user asked for just this, and need not be told how to.
   """
   missing = [dataset for dataset in datasets if not dataset.is_prepared()]
   for dataset in missing:
     _check(dataset)
   if missing:
-    run({"datasets": missing}, missing[0].what, progress or ProgressBar())
+    _tell_how_long(missing, workers, own_command)
+    request = {"datasets": missing, "workers": workers, "part": part}
+    run(request, missing[0].what, progress or ProgressBar())

@@ -18,12 +18,12 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 from base.wording import plural
-from data import corpora, recall, tasks, verification
+from data import corpora, recall, shard_packing, shard_plan, shard_workers, tasks, verification
 from data.dataset import TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
@@ -101,15 +101,31 @@ def _last_written(folder: Path) -> float:
   return max(times)
 
 
-def prepare(dataset: TextDataset, report: Report) -> None:
+def prepare(
+  dataset: TextDataset,
+  report: Report,
+  *,
+  workers: int | None = None,
+  part: tuple[int, int] | None = None,
+) -> None:
   """Makes the row files of `dataset` if they are missing; they appear completely or not at all.
+
+  Args:
+    dataset: the dataset.
+    report: called with progress.
+    workers: number of processes; None is one per core.
+    part: (i, n) packs only the shards i - 1, i - 1 + n, ..., for others to complete; a dataset of
+      one shard belongs to part 1.
 
   Raises:
     CorpusError: the corpus cannot be read, changes meanwhile, or the split has no text.
     PreparationError: the files cannot be written.
   """
   try:
-    _prepare(dataset, report)
+    if part is not None:
+      _prepare_part(dataset, report, workers, part)
+    else:
+      _prepare(dataset, report, workers)
   except BrokenPipeError:
     raise
   except OSError as error:
@@ -120,7 +136,21 @@ def prepare(dataset: TextDataset, report: Report) -> None:
     ) from error
 
 
-def _prepare(dataset: TextDataset, report: Report) -> None:
+def _prepare_part(
+  dataset: TextDataset, report: Report, workers: int | None, part: tuple[int, int]
+) -> None:
+  """Packs some of the shards without a lock, which not all file systems share."""
+  if dataset.is_prepared():
+    return
+  if (shards := shard_plan.tasks(dataset)) is not None:
+    first, apart = part
+    numbers = range(first - 1, len(shards), apart)
+    _pack_shards(dataset, dataset.source(), shards, report, workers, numbers)
+  elif part[0] == 1:
+    _prepare(dataset, report, workers)
+
+
+def _prepare(dataset: TextDataset, report: Report, workers: int | None) -> None:
   target = dataset.cache_path
   with _keeping(dataset):
     lock = _lock(
@@ -131,21 +161,66 @@ def _prepare(dataset: TextDataset, report: Report) -> None:
     if (target / MANIFEST_FILE).is_file():
       return
     source = dataset.source()
+    if (shards := shard_plan.tasks(dataset)) is not None:
+      _pack_shards(dataset, source, shards, report, workers)
+      return
     partial = target.parent / f".{target.name}.{_machine()}.{os.getpid()}.partial"
     with _keeping(dataset):
       _remove_leftovers(target)
       partial.mkdir()
     try:
       _pack(dataset, partial, report)
-      if dataset.source() != source:
-        raise corpora.CorpusError(
-          f"{dataset.what}: a file changed while it was read. Start again once nothing writes to "
-          "it."
-        )
+      _require_unchanged(dataset, source)
       with _keeping(dataset):
         _publish(partial, target)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
+
+
+def shards_folder(dataset: TextDataset) -> Path:
+  """Returns the folder of the finished shards, kept when a preparation is killed."""
+  target = dataset.cache_path
+  return target.with_name(f".{target.name}.shards")
+
+
+def _pack_shards(
+  dataset: TextDataset,
+  source: dict[str, Any],
+  shards: list[shard_plan.Task],
+  report: Report,
+  workers: int | None,
+  numbers: Sequence[int] | None = None,
+) -> None:
+  """Packs in several processes; continues where a killed preparation ended."""
+  folder = shards_folder(dataset)
+  total = shard_plan.expected_bytes(dataset)
+  with _keeping(dataset):
+    folder.mkdir(exist_ok=True, parents=True)
+  latest = {}
+
+  def show(counts: Counts) -> None:
+    latest.update(_event(dataset, counts, total))
+    report(dict(latest))
+
+  shard_workers.pack_all(dataset, shards, folder, show, workers=workers, numbers=numbers)
+  _require_unchanged(dataset, source)
+  if numbers is not None:
+    report(latest | {"finished": True})
+    return
+  with _keeping(dataset):
+    counts = shard_workers.join(dataset, source, len(shards), folder)
+  _require_text(dataset, counts)
+  with _keeping(dataset):
+    _publish(folder, dataset.cache_path)
+    shard_packing.remove_marks(dataset.cache_path)
+  report(_event(dataset, counts, total) | {"finished": True})
+
+
+def _require_unchanged(dataset: TextDataset, source: dict[str, Any]) -> None:
+  if dataset.source() != source:
+    raise corpora.CorpusError(
+      f"{dataset.what}: a file changed while it was read. Start again once nothing writes to it."
+    )
 
 
 def _publish(partial: Path, target: Path) -> None:
@@ -159,10 +234,7 @@ def _publish(partial: Path, target: Path) -> None:
 
 def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
   corpus = dataset.corpus
-  total = 0
-  if hasattr(corpus, "total_bytes"):
-    total = cast(corpora.Documents, corpus).total_bytes()
-  total = int(total * _expected_share(corpus, dataset.split))
+  total = shard_plan.expected_bytes(dataset)
   packer = Packer(dataset.vocabulary, dataset.sequence_length, whole=dataset.whole_documents)
   masked = getattr(corpus, "has_loss_mask", False)
   with _keeping(dataset):
@@ -189,20 +261,19 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
       f"{dataset.what} has no token in the loss, of {plural(counts.tokens, 'token')}. Correct the"
       " corpus."
     )
-  if not counts.documents:
-    raise corpora.CorpusError(
-      f"{dataset.what} has no text: {plural(counts.empty_documents, 'document')}, all empty."
-      " Correct the corpus."
-    )
+  _require_text(dataset, counts)
   source = dataset.source()
   with _keeping(dataset):
     verification.record(directory, writer.finish(source, counts))
   report(_event(dataset, counts, total) | {"finished": True})
 
 
-def _expected_share(corpus: corpora.Corpus, split: str) -> float:
-  heldout = getattr(corpus, "heldout_fraction", 0.0)
-  return {"heldout": heldout, "train": 1 - heldout}.get(split, 1.0)
+def _require_text(dataset: TextDataset, counts: Counts) -> None:
+  if not counts.documents:
+    raise corpora.CorpusError(
+      f"{dataset.what} has no text: {plural(counts.empty_documents, 'document')}, all empty."
+      " Correct the corpus."
+    )
 
 
 def _event(dataset: TextDataset, counts: Counts, total: int) -> dict[str, Any]:
@@ -221,7 +292,7 @@ def _answer(request: dict[str, Any], report: Report) -> Any:
   mixture = request.get("mixture")
   rates = tasks.mixture_rates(mixture.mixture, mixture.module) if mixture else None
   for dataset in mixture.parts(rates) if mixture else request["datasets"]:
-    prepare(dataset, report)
+    prepare(dataset, report, workers=request.get("workers"), part=request.get("part"))
   return rates
 
 

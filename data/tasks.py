@@ -1,4 +1,7 @@
-"""seqio tasks of the corpora; the only module that imports seqio and, with it, TensorFlow."""
+"""The corpora as seqio tasks, and their examples.
+
+The only module that imports seqio and, with it, TensorFlow: for TFDS and registered tasks.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,20 @@ import importlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
-from data import corpora, recall, tokenizers
+from data import corpora, encoding, recall, tokenizers
+from data.encoding import Example, Text
 from data.files import to_bytes
 from data.instructions import Instructions
+from data.token_files import TokenFiles
 from data.tokenizers import Tokenizer
 
 # Documents passed from Python to TensorFlow at once.
 _GROUP = 64
 _GROUP_BYTES = 2**20
-
-
-class Example(NamedTuple):
-  """A tokenized document.
-
-  Attributes:
-    tokens: [n] ids.
-    text_bytes: bytes of its text as UTF-8.
-    invalid_utf8: whether its raw bytes were invalid UTF-8.
-    loss_mask: [n] bool, True on the tokens in the loss; None is all.
-  """
-
-  tokens: np.ndarray
-  text_bytes: int
-  invalid_utf8: bool
-  loss_mask: np.ndarray | None = None
 
 
 def seqio_vocabulary(tokenizer: Tokenizer) -> Any:
@@ -249,6 +238,24 @@ def examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) -> Iterat
   """
   if isinstance(corpus, Instructions):
     yield from _instruction_examples(corpus, tokenizer, split)
+  elif isinstance(corpus, recall.RecallTask):
+    yield from _recall_examples(corpus, tokenizer, split)
+  elif isinstance(corpus, TokenFiles):
+    yield from corpus.token_examples(tokenizer, split)
+  elif hasattr(corpus, "documents"):
+    documents = cast(corpora.Documents, corpus).documents(split)
+    yield from encoding.examples(map(Text, documents), tokenizer)
+  else:
+    yield from _seqio_examples(corpus, tokenizer, split)
+
+
+def _seqio_examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) -> Iterator[Example]:
+  """Yields the examples of a TFDS data set or a registered task."""
+  own_encoding = not isinstance(tokenizer, tokenizers.Bytes | tokenizers.SentencePiece)
+  if isinstance(corpus, corpora.Tfds) and own_encoding:
+    dataset = _source(corpus, _Failure()).get_dataset(split, shuffle=False)
+    texts = (Text(values[corpus.field]) for values in dataset.as_numpy_iterator())
+    yield from encoding.examples(texts, tokenizer)
     return
   failure = _Failure()
   found = task(corpus, tokenizer, failure)
@@ -270,10 +277,8 @@ def examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) -> Iterat
     if registered:
       for values in dataset.as_numpy_iterator():
         yield _registered_example(corpus, tokenizer, values)
-    elif isinstance(corpus, recall.RecallTask):
-      yield from _recall_examples(dataset.ragged_batch(_GROUP), tokenizer)
     else:
-      yield from _ungrouped(dataset.ragged_batch(_group_size(corpus)))
+      yield from _ungrouped(dataset.ragged_batch(_GROUP))
   except Exception as error:
     raise (failure.error or error) from None
 
@@ -300,14 +305,6 @@ def _instruction_examples(
     )
 
 
-def _group_size(corpus: corpora.Corpus) -> int:
-  """Returns how many documents fit in memory together, by the largest if known."""
-  largest = None
-  if hasattr(corpus, "largest_document"):
-    largest = cast(corpora.Documents, corpus).largest_document()
-  return _GROUP if largest is None else max(1, min(_GROUP, 32 * _GROUP_BYTES // max(largest, 1)))
-
-
 def _ungrouped(groups: Any) -> Iterator[Example]:
   for group in groups:
     tokens = group["targets"].values.numpy()
@@ -317,14 +314,13 @@ def _ungrouped(groups: Any) -> Iterator[Example]:
       yield Example(ids, int(size), bool(flag))
 
 
-def _recall_examples(groups: Any, tokenizer: Tokenizer) -> Iterator[Example]:
+def _recall_examples(
+  corpus: recall.RecallTask, tokenizer: Tokenizer, split: str
+) -> Iterator[Example]:
   byte_lengths = tokenizer.byte_lengths()
-  for group in groups:
-    tokens = group["targets"].values.numpy()
-    mask = group["loss_mask"].values.numpy() > 0
-    ends = group["targets"].row_splits.numpy()[1:-1]
-    for ids, scored in zip(np.split(tokens, ends), np.split(mask, ends), strict=True):
-      yield Example(ids, int(byte_lengths[ids].sum()), False, scored)
+  for example in corpus.drawn(tokenizer, split):
+    size = int(byte_lengths[example.tokens].sum())
+    yield Example(np.asarray(example.tokens), size, False, np.asarray(example.loss_mask))
 
 
 def _registered_example(

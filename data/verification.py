@@ -70,7 +70,8 @@ def verify(rows: RowFiles, *, completely: bool = False) -> RowFiles:
   record = next((path for path in records if _remember(path, found)), None) if unknown else None
   if unknown and size > _MOST_BYTES_READ and not completely:
     print(
-      f"{rows.directory}: only a sample of {size / 1e9:,.0f} GB of rows was checked",
+      f"{rows.directory}: only a sample of {size / 1e9:,.0f} GB of rows was checked; to check"
+      " all once: python -m launch.prepare --verify with the same gin files",
       file=sys.stderr,
     )
   elif record or completely:

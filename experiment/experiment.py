@@ -167,8 +167,12 @@ class Experiment:
   def rows(self) -> tuple[RowFiles | MixedRows, RowFiles | MixedRows]:
     """Opens the training rows and the held-out rows; makes missing ones together."""
     with naming_flags():
-      preparation.prepare([*_texts(self.train_data), *_texts(self.eval_data)])
+      preparation.prepare(self.texts())
       return self.train_data.rows(), self.eval_data.rows()
+
+  def texts(self) -> list[TextDataset]:
+    """Lists the single texts that the configuration names, of both datasets."""
+    return [*_texts(self.train_data), *_texts(self.eval_data)]
 
   def check_tokenizer(self) -> None:
     """Checks that the tokenizer fits the model.

@@ -43,12 +43,14 @@ def _npy():
 
 
 NO_TEXT = {
-  "gzip": (gzip.compress(TEXT.encode()), r"is gzip, not text\. Unpack it"),
+  "tar in gzip": (gzip.compress(_tar()), r"is tar, not text\. Unpack it"),
+  "cut gzip": (gzip.compress(TEXT.encode())[:40], "is damaged or cut off"),
   "zip": (_zip(), "is a ZIP archive"),
   "tar": (_tar(), "is tar, not text"),
   "bzip2": (bz2.compress(TEXT.encode()), "is bzip2"),
-  "xz": (lzma.compress(TEXT.encode()), "is xz"),
-  "zstd": (b"\x28\xb5\x2f\xfd" + bytes(20), "is Zstandard"),
+  "PDF in xz": (lzma.compress(b"%PDF-1.7\n" + bytes(100)), "is PDF"),
+  "damaged xz": (lzma.compress(TEXT.encode())[:20] + bytes(90), "is damaged or cut off"),
+  "damaged zstd": (b"\x28\xb5\x2f\xfd" + bytes(20), "cannot be read"),
   "parquet": (b"PAR1" + bytes(range(256)) + b"PAR1", r"is Parquet, .*Export it as text"),
   "pdf": (b"%PDF-1.7\n" + bytes(100), "is PDF"),
   "png": (b"\x89PNG\r\n\x1a\n" + bytes(100), "is an image"),

@@ -18,6 +18,8 @@ FRAGMENTS = {
   "symbols.gin",
   "sentencepiece.gin",
   "tokenizer.gin",
+  "parquet.gin",
+  "saved_dataset.gin",
   "text_files.gin",
   "json_lines.gin",
   "instructions.gin",
@@ -68,6 +70,9 @@ def test_training_and_heldout_text_differ_only_where_they_should(name):
   for part in [*parts, found.heldout]:
     assert part.sequence_length == 96
     assert part.vocabulary == found.heldout.vocabulary
+  if name.startswith("token_files"):
+    assert found.train.corpus.files != found.heldout.corpus.files
+    return
   assert all(part.split == "train" for part in parts)
   # What is held out is held out of what is trained on.
   assert found.heldout.split in ("heldout", "validation")

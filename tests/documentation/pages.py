@@ -16,6 +16,7 @@ PAGES = (
   "docs/getting_started.md",
   "docs/configuration.md",
   "docs/models.md",
+  "docs/your_own_text.md",
   "docs/data.md",
   "docs/distributed_training.md",
   "docs/several_hosts.md",

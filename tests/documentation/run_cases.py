@@ -165,12 +165,32 @@ CASES = {
     ],
   },
   "docs/models.md": {"Use it as a library": [Case("import jax")]},
+  "docs/your_own_text.md": {
+    "A tokenizer": [
+      Case("cat docs/*.md", leaves=("input.txt",)),
+      Case("python -m launch.vocabulary", prints=r"2,000 tokens", leaves=("own/tokenizer.json",)),
+    ],
+    "A run file": [Case("my_text.gin")],
+    "Prepare, train, generate": [
+      Case("python -m launch.prepare my_text.gin", SHORT, prints=r"padding: 0\.\d+%"),
+      Case("python -m launch.train my_text.gin", SHORT, TRAINED),
+      Case("python -m launch.evaluate --run_dir=runs/my_text", "--batches=1", "bits per byte"),
+      Case("python -m launch.generate", "--max_tokens=8", "^The recurrence"),
+    ],
+  },
   "docs/data.md": {
     "Your own text": [
       Case("python -m launch.vocabulary", prints=r"2,000 pieces", leaves=("books.model",)),
       Case(
         "python -m launch.train my_run.gin gin/data/text_files_sentencepiece.gin", SHORT, TRAINED
       ),
+    ],
+    "Corpora": [Case("my_mixture.gin")],
+    "Prepare ahead of time": [
+      Case("python -m launch.prepare my_run.gin", SHORT, prints=r"train: [\d,]+ rows"),
+      Case("python -m launch.prepare my_run.gin --show=2", SHORT, prints=r"--- row 1"),
+      Case("python -m launch.prepare my_run.gin --part=1/8", SHORT),
+      Case("sbatch launch/cluster/prepare.sbatch", skipped=CLUSTER),
     ],
   },
   "docs/distributed_training.md": {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import command, train
+from launch import command, prepare, train
 from tests.launch import hosts
 from training.metrics import read_metrics
 
@@ -51,6 +51,29 @@ def test_slurm_file():
   # One process per GPU: JAX's SLURM detection gives each process the GPU of its local index.
   assert given["ntasks-per-node"] == given["gpus-per-node"]
   options_of(re.search(r"^srun (.*) \|\|", text, flags=re.MULTILINE)[1].split())
+
+
+def test_slurm_file_of_a_preparation():
+  file = FOLDER / "prepare.sbatch"
+  subprocess.run(["bash", "-n", str(file)], check=True)
+  text = file.read_text()
+  directives = re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", text, flags=re.MULTILINE)
+  assert len(directives) == text.count("#SBATCH")
+  assert dict(directives).keys() <= SBATCH_OPTIONS
+  # As SLURM would run a task of the array: shares count from 1, as the array does.
+  assert re.fullmatch(r"1-\d+", dict(directives)["array"])
+  command = text[text.index("exec ") :].replace('"$@"', "my_run.gin --gin.STEPS=5")
+  environment = os.environ | {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
+  words = subprocess.run(
+    ["bash", "-c", command.replace("exec .venv/bin/python", "echo python")],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.split()
+  assert words[:3] == ["python", "-m", "launch.prepare"]
+  args = prepare.parser().parse_args([w for w in words[3:] if not w.startswith("--gin.")])
+  assert (args.config, args.part) == (["my_run.gin"], "3/8")
 
 
 def jobset_arguments() -> list[str]:

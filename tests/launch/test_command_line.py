@@ -12,7 +12,18 @@ from jax.errors import JaxRuntimeError
 import contract
 from base.errors import UserError
 from experiment import model_zoo
-from launch import check, command, compare, convert, evaluate, failures, generate, plan, train
+from launch import (
+  check,
+  command,
+  compare,
+  convert,
+  evaluate,
+  failures,
+  generate,
+  plan,
+  prepare,
+  train,
+)
 from launch import vocabulary as vocabulary_command
 from tests import preparations
 
@@ -24,6 +35,7 @@ COMMANDS = {
   "evaluate": evaluate,
   "generate": generate,
   "plan": plan,
+  "prepare": prepare,
   "train": train,
   "vocabulary": vocabulary_command,
 }

@@ -1,0 +1,133 @@
+"""Packs one shard of rows, in any process of any machine that sees the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from base import small_files
+from data import encoding, shard_plan, verification
+from data.manifest import ArrayFile, Counts, Shard
+from data.packing import Packer
+from data.rows import TOKENS, RowWriter
+from data.shard_plan import Task
+
+# In a finished shard, until the manifest is written.
+_DONE_FILE = "shard.json"
+_PROGRESS_FILE = "progress.json"
+_SECONDS_BETWEEN_REPORTS = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """A finished shard.
+
+  Attributes:
+    shard: its folder, rows and counts.
+    files: the array files by name.
+    entries: for each file, what `verification` records of it.
+  """
+
+  shard: Shard
+  files: dict[str, ArrayFile]
+  entries: dict[str, dict[str, Any]]
+
+
+def folder_name(number: int) -> str:
+  """Returns the folder of a shard."""
+  return f"shard-{number:05}"
+
+
+def pack(dataset: Any, task: Task, number: int, directory: Path) -> None:
+  """Packs the rows of a task into `directory`/shard-NNNNN, unless they are there.
+
+  The folder appears completely or not at all, so that the process may be killed, and two processes
+  may do the same.
+
+  Args:
+    dataset: the TextDataset.
+    task: the parts to read.
+    number: number of the shard.
+    directory: an existing folder.
+
+  Raises:
+    CorpusError: a document cannot be read.
+    OSError: the rows cannot be written.
+  """
+  target = directory / folder_name(number)
+  if (target / _DONE_FILE).is_file():
+    return
+  start = f".{target.name}.{socket.gethostname()}"
+  for leftover in directory.glob(f"{glob.escape(start)}.*.partial"):
+    shutil.rmtree(leftover, ignore_errors=True)  # Of a process of this machine that was killed.
+  partial = directory / f"{start}.{os.getpid()}.partial"
+  partial.mkdir()
+  try:
+    _write(dataset, task, target.name, partial)
+    partial.rename(target)
+  except OSError:
+    if not (target / _DONE_FILE).is_file():
+      raise
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(dataset: Any, task: Task, name: str, folder: Path) -> None:
+  packer = Packer(dataset.vocabulary, dataset.sequence_length, whole=dataset.whole_documents)
+  writer = RowWriter(folder, dataset.vocabulary, dataset.sequence_length)
+  reported = time.monotonic()
+  for example in encoding.examples(shard_plan.texts(dataset, task), dataset.vocabulary):
+    for rows in packer.add(*example):
+      writer.write(*rows)
+    if time.monotonic() - reported >= _SECONDS_BETWEEN_REPORTS:
+      reported = time.monotonic()
+      small_files.replace(
+        folder / _PROGRESS_FILE, json.dumps(dataclasses.asdict(packer.counts)), durable=False
+      )
+  writer.write(*packer.finish())
+  (folder / _PROGRESS_FILE).unlink(missing_ok=True)
+  files = writer.finish_shard()
+  done = {
+    "rows": files[TOKENS].shape[0],
+    "counts": dataclasses.asdict(packer.counts),
+    "files": {file: dataclasses.asdict(array) for file, array in files.items()},
+    "entries": {n: verification.entry(folder / n, array.sha256) for n, array in files.items()},
+  }
+  (folder / _DONE_FILE).write_text(json.dumps(done), encoding="utf-8")
+
+
+def finished(directory: Path, number: int) -> Packed | None:
+  """Returns a shard of `directory` that is complete; None if it is not."""
+  name = folder_name(number)
+  try:
+    values = json.loads((directory / name / _DONE_FILE).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return None
+  files = {
+    n: ArrayFile(f["dtype"], tuple(f["shape"]), f["sha256"]) for n, f in values["files"].items()
+  }
+  return Packed(Shard(name, values["rows"], Counts(**values["counts"])), files, values["entries"])
+
+
+def remove_marks(directory: Path) -> None:
+  """Removes the files that only a preparation needs."""
+  for mark in directory.glob(f"shard-*/{_DONE_FILE}"):
+    mark.unlink(missing_ok=True)
+  for leftover in directory.glob(".shard-*.partial"):
+    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def in_progress(directory: Path) -> Iterator[Counts]:
+  """Yields the counts so far of the shards that are being packed."""
+  for file in directory.glob(f".shard-*.partial/{_PROGRESS_FILE}"):
+    with contextlib.suppress(OSError, ValueError, TypeError):
+      yield Counts(**json.loads(file.read_text(encoding="utf-8")))

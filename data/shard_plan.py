@@ -1,0 +1,116 @@
+"""Decides which parts of a corpus make which shard of rows; independent of who packs them."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from data import file_corpora, heldout
+from data.encoding import Text
+from data.files import compression, opened_text
+from data.heldout import in_split
+from data.parts import Part, Parted, pieces_between
+
+# Bytes of text of a shard, unless the dataset sets them: a share of the corpus, within limits.
+_SHARDS = 1024
+_LEAST, _MOST = 16 * 10**6, 10**9
+
+Task = tuple[Part, ...]
+
+
+def shard_bytes(dataset: Any) -> int:
+  """Returns about how many bytes of the corpus one shard of a TextDataset has."""
+  if dataset.shard_bytes is not None:
+    return dataset.shard_bytes
+  return max(_LEAST, min(_MOST, dataset.corpus.total_bytes() // _SHARDS))
+
+
+def expected_bytes(dataset: Any) -> int:
+  """Returns about how many bytes of text a TextDataset has; 0 if that is unknown."""
+  corpus = dataset.corpus
+  if not hasattr(corpus, "total_bytes"):
+    return 0
+  held = getattr(corpus, "heldout_fraction", 0.0)
+  return int(corpus.total_bytes() * {"heldout": held, "train": 1 - held}.get(dataset.split, 1.0))
+
+
+def tasks(dataset: Any) -> list[Task] | None:
+  """Returns the parts of each shard of a TextDataset; None if one process packs all rows.
+
+  The tasks depend on the corpus alone. One process packs a small corpus, one that is not read from
+  files, and one of few documents of which the last are held out.
+  """
+  corpus = dataset.corpus
+  if not hasattr(corpus, "parts"):
+    return None
+  size = shard_bytes(dataset)
+  if corpus.total_bytes() <= size:
+    return None
+  if dataset.split != "all" and file_corpora.heldout_rule(corpus):
+    parts = _of_tail(corpus, dataset.split, size)
+    if parts is None:
+      return None
+  else:
+    parts = _in_split(cast(Parted, corpus).parts(size), dataset.split, corpus.heldout_fraction)
+  return _grouped(parts, size)
+
+
+def texts(dataset: Any, task: Task) -> Iterator[Text]:
+  """Yields the documents of a task that belong to the dataset's split."""
+  corpus, split = dataset.corpus, dataset.split
+  for part in task:
+    for text in corpus.texts(part):
+      # Of a document in pieces, the plan has decided.
+      if part.pieces > 1 or in_split(text.raw, split, corpus.heldout_fraction):
+        yield text
+
+
+def _of_tail(corpus: Any, split: str, size: int) -> list[Part] | None:
+  """Returns the pieces of a single file whose end is held out; None if there are more documents."""
+  if not file_corpora.is_one_document(corpus):
+    return None
+  (path,) = (p for p in file_corpora.files_of(corpus) if p.stat().st_size)
+  if compression(path):
+    return None
+  with (
+    opened_text(path) as file,
+    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+  ):
+    first, stop = file.tell(), len(text)
+    tail = heldout.tail_of([stop - first], corpus.heldout_fraction, corpus=corpus)
+    cut = heldout.boundary(text, first + tail.start)
+  start, stop = (cut, stop) if split == "heldout" else (first, cut)
+  return pieces_between(path, start, stop, size)
+
+
+def _in_split(parts: list[Part], split: str, fraction: float) -> list[Part]:
+  """Leaves out the pieces of documents that are in another split."""
+  wanted: dict[str, bool] = {}
+  found = []
+  for part in parts:
+    if part.pieces > 1:
+      if part.file not in wanted:
+        with opened_text(Path(part.file)) as file:
+          digest = hashlib.file_digest(file, "sha256").digest()
+        wanted[part.file] = heldout.digest_in_split(digest, split, fraction)
+      if not wanted[part.file]:
+        continue
+    found.append(part)
+  return found
+
+
+def _grouped(parts: list[Part], size: int) -> list[Task]:
+  """Joins consecutive parts until they have about `size` bytes."""
+  found, group, total = [], [], 0
+  for part in parts:
+    if group and total + part.size / 2 >= size:
+      found.append(tuple(group))
+      group, total = [], 0
+    group.append(part)
+    total += part.size
+  if group:
+    found.append(tuple(group))
+  return found

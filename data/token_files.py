@@ -1,0 +1,143 @@
+"""Text that another program tokenized: files of nanoGPT and Megatron-LM, and arrays of ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from base.file_paths import FilePath
+from data.encoding import Example
+from data.file_corpora import files_of
+from data.files import CorpusError, describe_files
+from data.tokenizers import Tokenizer
+
+# Of Megatron-LM's index files (megatron/core/datasets/indexed_dataset.py).
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+# Tokens that are searched for the end of a document at once.
+_BLOCK = 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenFiles:
+  """Files of token ids, of the dataset's tokenizer; documents end with its EOS.
+
+  - `.bin`: ids one after another, of type `dtype`, as nanoGPT writes them;
+  - `.bin` with an `.idx` beside it, as Megatron-LM writes them: its documents, whether or not they
+    end with EOS;
+  - `.npy`: an array of ids of one dimension, or [documents, ids].
+
+  Bytes of text are those that the ids spell.
+
+  Attributes:
+    files: a path or glob pattern (`**` crosses folders), or several.
+    dtype: of `.bin` files without an index: 'uint16' or 'uint32'.
+  """
+
+  files: FilePath | Sequence[FilePath]
+  dtype: str = "uint16"
+
+  name = "token-files"
+
+  def __post_init__(self):
+    if self.dtype not in ("uint16", "uint32"):
+      raise CorpusError(f"dtype={self.dtype!r} must be 'uint16' or 'uint32'.")
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the patterns, the type, and a digest of the files' names, sizes and times."""
+    return {
+      "corpus": self.name,
+      "patterns": self.files if isinstance(self.files, str) else list(self.files),
+      "dtype": self.dtype,
+      "files": describe_files(files_of(self)),
+    }
+
+  def total_bytes(self) -> int:
+    """Returns the size of the files."""
+    return sum(path.stat().st_size for path in files_of(self))
+
+  def token_examples(self, tokenizer: Tokenizer, split: str) -> Iterator[Example]:
+    """Yields the documents in the order of the files.
+
+    Raises:
+      CorpusError: the split is not 'all', or a file is not of one of these kinds.
+    """
+    if split != "all":
+      raise CorpusError(
+        f"split={split!r}: {self.name} has no held-out part of its own. Set the split 'all', and"
+        " other files for held-out text."
+      )
+    lengths = tokenizer.byte_lengths().astype(np.int64)
+    for path in files_of(self):
+      for ids, ends in self._documents(path, tokenizer.eos_id):
+        known = ids[(ids >= 0) & (ids < len(lengths))]
+        yield Example(ids, int(lengths[known].sum()), False, None, ends)
+
+  def _documents(self, path: Path, eos_id: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Yields ids, and whether a document ends with them."""
+    index = path.with_suffix(".idx")
+    if path.suffix == ".npy":
+      try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+      except (ValueError, OSError, EOFError) as error:
+        raise CorpusError(f"{path} is not an array of ids ({str(error)[:100]}).") from None
+      if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
+        raise CorpusError(
+          f"{path} has {array.ndim} dimensions of {array.dtype}, not one or two of whole numbers."
+        )
+      for row in array if array.ndim == 2 else (array,):
+        yield from _cut(row, eos_id)
+    elif index.is_file():
+      yield from _of_megatron(path, index)
+    elif path.suffix == ".bin":
+      yield from _cut(_mapped(path, np.dtype(self.dtype).newbyteorder("<")), eos_id)
+    else:
+      raise CorpusError(f"{path} is neither a .bin nor a .npy file. Correct the path.")
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+  size = path.stat().st_size
+  if size % dtype.itemsize:
+    raise CorpusError(f"{path} has {size} bytes, no multiple of the {dtype.itemsize} of {dtype}.")
+  return np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
+
+
+def _cut(ids: np.ndarray, eos_id: int) -> Iterator[tuple[np.ndarray, bool]]:
+  """Cuts ids after each EOS; a document longer than a block comes in pieces."""
+  for first in range(0, len(ids), _BLOCK):
+    block = np.asarray(ids[first : first + _BLOCK]).astype(np.int64)
+    cuts = np.flatnonzero(block == eos_id) + 1
+    parts = np.split(block, cuts)
+    for part in parts[:-1]:
+      yield part, True
+    if len(parts[-1]):
+      yield parts[-1], first + _BLOCK >= len(ids)
+
+
+def _of_megatron(path: Path, index: Path) -> Iterator[tuple[np.ndarray, bool]]:
+  content = index.read_bytes()
+  try:
+    magic, version, code, sequences, documents = _HEADER.unpack_from(content)
+    dtype = np.dtype(_DTYPES[code])
+    sizes = np.frombuffer(content, "<i4", sequences, _HEADER.size)
+    places = np.frombuffer(content, "<i8", sequences, _HEADER.size + 4 * sequences)
+    ends = np.frombuffer(content, "<i8", documents, _HEADER.size + 12 * sequences)
+  except (struct.error, KeyError, ValueError):
+    magic = version = None
+  if magic != _MAGIC or version != 1:
+    raise CorpusError(f"{index} is not an index of Megatron-LM (version 1). Replace or remove it.")
+  ids = _mapped(path, dtype)
+  starts = places // dtype.itemsize
+  if (starts < 0).any() or (starts + sizes > len(ids)).any():
+    raise CorpusError(f"{index} names tokens that {path} does not have. Replace them.")
+  for first, last in itertools.pairwise(ends):
+    parts = [ids[starts[n] : starts[n] + sizes[n]] for n in range(first, last)]
+    if parts:
+      yield np.concatenate(parts).astype(np.int64), True

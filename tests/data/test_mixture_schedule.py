@@ -1,0 +1,108 @@
+"""Mixtures by size and with a schedule: right shares in every stage, and exact resume."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import corpora, dataset, loader, mixture, rows, tokenizers
+from tests.data.test_rows import LENGTH, write
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+  st.lists(
+    st.lists(st.sampled_from([0, 0.1, 1, 3, 7.7]), min_size=3, max_size=3).filter(any),
+    min_size=1,
+    max_size=3,
+  ),
+  st.lists(st.integers(1, 60), min_size=3, max_size=3),
+)
+def test_each_stage_has_its_shares_and_each_part_is_read_in_order(weights, lengths):
+  firsts = np.cumsum([0, *lengths])[: len(weights)].tolist()
+  stages = mixture.Stages(weights, firsts)
+  end = firsts[-1] + lengths[-1]
+  places = [stages.place(row) for row in range(end)]
+  for part in range(3):
+    # No row is left out or read twice, whatever the stage.
+    assert [index for i, index in places if i == part] == list(
+      range(sum(i == part for i, _ in places))
+    )
+  for stage, first, last in zip(weights, firsts, [*firsts[1:], end], strict=True):
+    for row in range(first, last + 1):
+      counts = np.bincount([i for i, _ in places[first:row]], minlength=3)
+      expected = (row - first) * np.array(stage) / sum(stage)
+      # Each split of the rows rounds once.
+      assert np.abs(counts - expected).max() < 2
+      assert not counts[np.array(stage) == 0].any()
+
+
+@pytest.fixture
+def parts(tmp_path):
+  """Rows of 'a', of 'b' and of 'c', each with a number of its own."""
+  return [
+    rows.RowFiles(write(tmp_path / x, [x * (LENGTH - 3) + f"{n:02}" for n in range(20)]))
+    for x in "abc"
+  ]
+
+
+def read(mixed, count, batch_size=4, start=0, **options):
+  batches = loader.batches(mixed, batch_size, seed=5, **options)
+  batches.restore({"next_row": start})
+  found = [next(batches)["targets"] for _ in range(count)]
+  batches.close()
+  return np.concatenate(found)
+
+
+def test_the_weights_change_at_their_steps_and_a_resumed_run_reads_on(parts):
+  mixed = mixture.MixedRows(parts, [1, 1, 2], [(5, [3, 1, 0]), (9, [0, 0, 1])])
+  found = read(mixed, 14)
+  letters = found[:, 0] - 3
+  kinds = np.bincount(letters[:20], minlength=100)[[ord(x) for x in "abc"]]
+  assert kinds.tolist() == [5, 5, 10]
+  assert np.bincount(letters[20:36], minlength=100)[[ord(x) for x in "abc"]].tolist() == [12, 4, 0]
+  assert set(letters[36:]) == {ord("c")}
+  for start in (4, 8, 20, 24, 40):
+    np.testing.assert_array_equal(read(mixed, 2, start=start), found[start : start + 8])
+  slots = read(mixed, 14, slots=[3, 1])
+  np.testing.assert_array_equal(slots[0::2], found[3::4])
+  # An epoch of a part has all its rows, over the stages.
+  of_a = found[letters == ord("a")]
+  assert len(np.unique(of_a, axis=0)) == len(of_a) == 17
+  assert mixed.fingerprint != mixture.MixedRows(parts, [1, 1, 2]).fingerprint
+
+
+@pytest.mark.parametrize(
+  ("schedule", "told"),
+  [
+    ([(0, [1, 1, 1])], "must have steps that grow, from 1 on: 0 follows 0"),
+    ([(5, [1, 1, 1]), (5, [1, 2, 1])], "5 follows 5"),
+    ([(5, [1, 1])], r"from step 5 on, \[1, 1\], must be one number .* for each of 3"),
+    ([(5, [0, 0, 0])], "not all 0"),
+    ([(5, [1, -1, 1])], "from 0 on"),
+  ],
+)
+def test_odd_schedules_are_refused(parts, schedule, told):
+  with pytest.raises(ValueError, match=told):
+    mixture.MixedRows(parts, [1, 1, 1], schedule)
+
+
+def test_without_weights_the_sizes_decide(tmp_path):
+  for name, count in (("small", 100), ("large", 10_000)):
+    (tmp_path / f"{name}.txt").write_text("x" * (count - 1))
+  components = [
+    dataset.TextDataset(
+      corpora.TextFiles(str(tmp_path / f"{name}.txt")),
+      tokenizers.Bytes(),
+      50,
+      "all",
+      str(tmp_path / "cache"),
+    )
+    for name in ("small", "large")
+  ]
+  mixed = dataset.Mixture(components).rows(lambda state: None)
+  assert mixed.weights == pytest.approx((1 / 101, 100 / 101))
+  warmer = dataset.Mixture(components, temperature=2.0).rows(lambda state: None)
+  assert warmer.weights == pytest.approx((1 / 11, 10 / 11))
+  with pytest.raises(ValueError, match=r"temperature=2.0 has no effect beside weights=\[1, 2\]"):
+    dataset.Mixture(components, [1, 2], temperature=2.0)
