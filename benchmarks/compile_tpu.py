@@ -1,4 +1,4 @@
-"""Compiles the Pallas TPU kernels, values and gradients, for TPUs that need not be attached.
+"""Compiles the TPU kernels, values and gradients, for TPUs that need not be attached.
 
     python -m benchmarks.compile_tpu                    # every generation, every shape
     python -m benchmarks.compile_tpu v5e --distinct     # shapes that give distinct kernels, batch 1
@@ -20,6 +20,7 @@ from benchmarks.kernel_cases import (
   attention_arguments,
   attention_with_gradient,
   cotangents,
+  delta_arguments,
   linear_scan_arguments,
   rg_lru_arguments,
   shard_widths,
@@ -33,6 +34,7 @@ from jax.sharding import PartitionSpec as P
 
 from comparison.speed.recurrences import with_gradient
 from kernels.attention import splash
+from kernels.delta_rule import chunked as delta_rule_chunked
 from kernels.linear_scan import pallas_tpu as linear_scan_tpu
 from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 from kernels.scan_tpu import blocks
@@ -188,14 +190,35 @@ def _compile_sharded_attention(generation: str, attend, head_dim: int, kv_heads:
   return jax.jit(attention_with_gradient(sharded)).lower(*placed).compile()
 
 
-OPS = {"recurrences": recurrences, "attention": attentions}
+def delta_rules(generation: str, distinct: bool):
+  """(name, thunk that compiles) for one generation; `distinct` is one, of decays by turns."""
+  decays, dtypes = ("head", "channel"), (jnp.bfloat16, jnp.float32)
+  turn = list(absent_tpu.GENERATIONS).index(generation) % 2
+  sample = [(decays[turn], 128, 2048, jnp.bfloat16)]
+  for decay, head_dim, steps, dtype in (
+    sample if distinct else itertools.product(decays, (64, 128, 256), LENGTHS, dtypes)
+  ):
+    shape = (1, steps, 2, head_dim)
+    arguments = delta_arguments(shape, decay, dtype)
+    yield (
+      f"delta_rule {list(shape)} decay per {decay} {jnp.dtype(dtype).name}",
+      functools.partial(_compile, generation, _delta_gradient, *arguments),
+    )
+
+
+def _delta_rule(q, k, v, beta, log_a, h0, reset):
+  return delta_rule_chunked.delta_rule(q, k, v, beta, log_a, h0, reset, True, 64)
+
+
+_delta_gradient = with_gradient(_delta_rule)
+OPS = {"recurrences": recurrences, "attention": attentions, "delta_rule": delta_rules}
 
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("generations", nargs="*", help=f"of {', '.join(absent_tpu.GENERATIONS)}")
   parser.add_argument("--distinct", action="store_true", help="only shapes with distinct kernels")
-  parser.add_argument("--op", choices=OPS, help="only these; both if left out")
+  parser.add_argument("--op", choices=OPS, help="only these; all if left out")
   options = parser.parse_args()
   failures = 0
   for generation in absent_tpu.chosen(options.generations):

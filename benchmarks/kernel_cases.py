@@ -54,6 +54,25 @@ def cotangents(shape: tuple[int, int, int], dtype) -> tuple[jax.ShapeDtypeStruct
   )
 
 
+def delta_arguments(
+  shape: tuple[int, int, int, int], decay: str, dtype
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """(q, k, v, beta, log_a, h0, reset), and cotangents of y and of the last state.
+
+  Args:
+    shape: [B, T, H, K]; values have K channels too.
+    decay: 'head', or 'channel' for one per channel of the keys.
+    dtype: of q, k, v and y.
+  """
+  batch, steps, heads, head_dim = shape
+  tile = jax.ShapeDtypeStruct(shape, dtype)
+  per_head = jax.ShapeDtypeStruct(shape[:3], jnp.float32)
+  log_a = per_head if decay == "head" else jax.ShapeDtypeStruct(shape, jnp.float32)
+  state = jax.ShapeDtypeStruct((batch, heads, head_dim, head_dim), jnp.float32)
+  reset = jax.ShapeDtypeStruct((batch, steps), jnp.bool_)
+  return tile, tile, tile, per_head, log_a, state, reset, tile, state
+
+
 def attention_arguments(shape: tuple[int, int, int, int], kv_heads: int, dtype):
   """(q, k, v, segment ids, cotangent) for queries [B, T, H, K] and as many keys."""
   batch, steps, _, head_dim = shape

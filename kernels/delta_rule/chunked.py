@@ -12,6 +12,7 @@ rows. A scan carries the state from chunk to chunk; its backward pass computes e
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -74,11 +75,9 @@ def delta_rule(
     x = jnp.pad(x, ((0, 0), (0, margin)) + ((0, 0),) * (x.ndim - 2))
     return jnp.moveaxis(x.reshape(batch, count, steps * chunk, *x.shape[2:]), 1, 0)
 
-  k, v, beta = (cut(x, corrections) for x in (k, v, beta))
-  q, k, v, beta, log_a, h0, reset = vary_together(
-    cut(q), k, v, beta, cut(log_a), h0.astype(beta.dtype), cut(reset)
-  )
-  y, h_last = _chunks(q, k, v, beta, log_a, h0, reset)
+  rows = (cut(x, corrections) for x in (k, v, beta))
+  arrays = cut(q), *rows, cut(log_a), h0.astype(beta.dtype), cut(reset)
+  y, h_last = _chunks(*vary_together(*arrays))
   y = jnp.moveaxis(y, 0, 1).reshape(batch, count * chunk, *y.shape[3:])[:, :length]
   return y, h_last if last else None
 
@@ -115,7 +114,7 @@ def _backward(residuals, cotangents):
 
   def step(dh, inputs):
     arrays, reset, h, dy = inputs
-    _, pull = jax.vjp(lambda h, *arrays: _chunk(h, *arrays, reset), h, *arrays)
+    _, pull = jax.vjp(functools.partial(_chunk, reset=reset), h, *arrays)
     dh, *gradients = pull((dh, dy))
     return dh, tuple(gradients)
 

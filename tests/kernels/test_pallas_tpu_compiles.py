@@ -1,4 +1,4 @@
-"""The Pallas TPU kernels through the real TPU compiler, without a TPU."""
+"""The TPU kernels through the real TPU compiler, without a TPU."""
 
 from __future__ import annotations
 
@@ -66,6 +66,13 @@ def test_attention_and_its_gradient_compile(compilations, generation):
   lines = compiled(compilations[generation], "attention")
   assert any("[1, 8192, 4 heads on 1, 256] window=2048 bfloat16" in line for line in lines)
   assert any("shard_map" in line for line in lines)
+
+
+def test_the_delta_rule_and_its_gradient_compile(compilations):
+  """Decays per head and per channel by turns, to compile half as much."""
+  lines = [compiled(compilations[generation], "delta_rule") for generation in GENERATIONS]
+  decays = [line.split("per ")[1].split()[0] for (line,) in lines]
+  assert decays == 3 * ["head", "channel"]
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
