@@ -8,11 +8,14 @@ from typing import Any
 from base.wording import near
 from config import source as gin_source
 from config import types as gin_types
+from config.file_choices import files_that_set
 from config.names import Configurable, Reference, leaves, replace
 from config.place import GIN_ROOT, ConfigError, Place
 from config.source import Macro
 
 _REQUIRED = "gin.REQUIRED"
+# Files that a message names.
+_SHOWN_FILES = 4
 Scope = tuple[str, ...]
 
 
@@ -64,6 +67,15 @@ class Operative:
     return self.place is None
 
 
+def _remedy(macro: str, macros: dict[str, Setting]) -> str:
+  """Says what defines a missing macro, as the end of an error message."""
+  files = files_that_set(macro)
+  if not files:
+    return near(macro, macros)
+  shown = ", ".join(files[:_SHOWN_FILES]) + (" and others" if len(files) > _SHOWN_FILES else "")
+  return f". Add a file that sets it ({shown}), or --gin.{macro}=..."
+
+
 class Checks:
   """Checks of bindings with resolved names."""
 
@@ -83,7 +95,7 @@ class Checks:
       for leaf in leaves(setting.value):
         if isinstance(leaf, Macro) and leaf.name not in self._macros and leaf.name != _REQUIRED:
           raise setting.place.error(
-            f"no macro {leaf.name} is defined{near(leaf.name, self._macros)}"
+            f"no macro {leaf.name} is defined{_remedy(leaf.name, self._macros)}"
           )
     for name, setting in self._macros.items():
       self._expand(setting.value, setting.place, (name,))

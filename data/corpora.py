@@ -323,6 +323,12 @@ class Tfds:
   field: str = "text"
   data_dir: FilePath | None = None
 
+  def __post_init__(self):
+    if ":" not in self.dataset:
+      raise CorpusError(
+        f"dataset={self.dataset!r} has no version. Add one, such as '{self.dataset}:1.0.0'."
+      )
+
   @property
   def name(self) -> str:
     """The data set's name."""

@@ -259,10 +259,11 @@ def _seqio_examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) ->
     return
   failure = _Failure()
   found = task(corpus, tokenizer, failure)
+  splits = _tfds_splits(corpus, found) if isinstance(corpus, corpora.Tfds) else found.splits
   # TFDS also takes parts of a split: 'train[:1%]'.
-  if split.split("[")[0] not in found.splits:
+  if split.split("[")[0] not in splits:
     raise corpora.CorpusError(
-      f"split={split!r} does not exist in {corpus.name}; there are {', '.join(found.splits)}."
+      f"split={split!r} does not exist in {corpus.name}; there are {', '.join(splits)}."
     )
   registered = isinstance(corpus, corpora.RegisteredTask)
   dataset = found.get_dataset(
@@ -281,6 +282,28 @@ def _seqio_examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) ->
       yield from _ungrouped(dataset.ragged_batch(_GROUP))
   except Exception as error:
     raise (failure.error or error) from None
+
+
+def _tfds_splits(corpus: corpora.Tfds, found: Any) -> Sequence[str]:
+  """Returns the splits of a data set that TFDS has prepared, and that has the text feature."""
+  try:
+    splits = list(found.splits)
+  except ValueError as error:  # An unknown name, no version, or a data set without files.
+    where = corpus.data_dir or "its folder (TFDS_DATA_DIR, or else ~/tensorflow_datasets)"
+    reason = str(error).partition("\n")[0]
+    if reason.endswith("has no splits"):
+      reason = "It is not prepared there."
+    raise corpora.CorpusError(
+      f"TensorFlow Datasets has no {corpus.dataset!r} in {where}. {reason} Prepare it (tfds "
+      "build), or correct corpora.Tfds.dataset or corpora.Tfds.data_dir."
+    ) from None
+  fields = list(found.source.tfds_dataset.info.features)
+  if corpus.field not in fields:
+    raise corpora.CorpusError(
+      f"{corpus.name} has no {corpus.field!r}, only {', '.join(map(repr, fields))}. Correct "
+      "corpora.Tfds.field."
+    )
+  return splits
 
 
 def _instruction_examples(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -105,42 +105,38 @@ def train_sentencepiece(
     yield first
     yield from sentences
 
+  model = io.BytesIO()
   try:
     output.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=output.parent, suffix=".partial")
-  except OSError as error:
-    raise TokenizerError(_not_written(output, error)) from None
-  try:
-    with os.fdopen(descriptor, "wb") as file:
-      sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=chain(),
-        model_writer=file,
-        model_type="bpe",
-        vocab_size=size,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        byte_fallback=True,
-        character_coverage=0.9995,
-        # Lossless: decoding restores the text, including indentation and line ends.
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        allow_whitespace_only_pieces=True,
-        split_digits=True,
-        max_sentence_length=_SENTENCE_BYTES,
-        num_threads=_THREADS,
-        minloglevel=2,
-      )
-    os.chmod(partial, 0o644)
-    os.replace(partial, output)
+    # Whether it can be written, before minutes of work. Without a name: a kill leaves nothing.
+    with tempfile.TemporaryFile(dir=output.parent):
+      pass
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=chain(),
+      model_writer=model,
+      model_type="bpe",
+      vocab_size=size,
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=-1,
+      byte_fallback=True,
+      character_coverage=0.9995,
+      # Lossless: decoding restores the text, including indentation and line ends.
+      normalization_rule_name="identity",
+      remove_extra_whitespaces=False,
+      add_dummy_prefix=False,
+      allow_whitespace_only_pieces=True,
+      split_digits=True,
+      max_sentence_length=_SENTENCE_BYTES,
+      num_threads=_THREADS,
+      minloglevel=2,
+    )
+    small_files.replace(output, model.getvalue())
   except OSError as error:
     raise TokenizerError(_not_written(output, error)) from None
   except RuntimeError as error:
     raise CorpusError(_refused(corpus.name, size, str(error))) from None
-  finally:
-    Path(partial).unlink(missing_ok=True)
   return SentencePiece(str(output))
 
 

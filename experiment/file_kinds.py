@@ -24,6 +24,14 @@ def kinds(source: Source) -> set[str]:
   return bound & _WORDS.keys()
 
 
+def binds_data(source: Source) -> bool:
+  """Whether a source sets an experiment's training data, as every complete run does."""
+  return any(
+    item.selector.rpartition(".")[2] == RUN and item.parameter == "train_data"
+    for item in source.statements
+  )
+
+
 def require(source: Source, wanted: str, name: str) -> None:
   """Checks that a source describes what a command needs.
 
@@ -38,7 +46,9 @@ def require(source: Source, wanted: str, name: str) -> None:
   """
   found = kinds(source)
   if wanted in found:
-    return
+    if wanted != RUN or binds_data(source):
+      return
+    found.discard(RUN)
   what, file, _, _ = _WORDS[wanted]
   if found:
     other, _, command, option = _WORDS[found.pop()]
@@ -53,5 +63,6 @@ def require(source: Source, wanted: str, name: str) -> None:
       f"{file} does."
     )
   raise ConfigError(
-    f"{name} is not a complete {what}. Put it after a file that is, such as {file}."
+    f"{name} is not a complete {what}. Put it after a file that is, such as {file}; "
+    "launch.train also starts from another run, with --init_from=RUN."
   )

@@ -107,9 +107,4 @@ def is_whole(files: Sequence[str | os.PathLike]) -> bool:
 
   Files that bind the experiment's training data are complete, as gin/experiment.gin is.
   """
-  return any(
-    statement.selector.rpartition(".")[2] == experiment_lib.Experiment.__name__
-    and statement.parameter == "train_data"
-    for file in files
-    for statement in source.read_file(file).statements
-  )
+  return any(file_kinds.binds_data(source.read_file(file)) for file in files)

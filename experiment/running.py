@@ -126,7 +126,7 @@ def _train(
   if resume != "force":
     _require_checkpoints(experiment, run)
   # Before the run's configuration is replaced.
-  loop.require_same_arrays(
+  abstract_params = loop.require_same_arrays(
     run.path,
     experiment.model,
     experiment.optimizer.transformation(),
@@ -134,6 +134,8 @@ def _train(
     sharding_plan,
   )
   processes.wait_for_all("compared with the run")
+  connections.connect(sharding_plan.mesh)
+  start = _start(experiment, run, abstract_params)
   # Making rows takes long enough to lose the directory.
   require_mine()
   if processes.is_first():
@@ -146,7 +148,6 @@ def _train(
     # So that the run directory is complete, also for runs that start from it.
     kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
 
-  connections.connect(sharding_plan.mesh)
   scorer = Scorer(experiment.model, sharding_plan)
 
   def evaluate(params: Any) -> dict[str, float]:
@@ -173,7 +174,7 @@ def _train(
       seed=experiment.seed,
       bytes_per_token=train_rows.bytes_per_token,
       evaluate=evaluate,
-      start=_start(experiment),
+      start=start,
       identity={"config": config.text(), "data": data},
       sharding_plan=sharding_plan,
       after_first_step=after_first_step,
@@ -251,11 +252,17 @@ def _keep_metrics(run: RunDirectory) -> None:
   )
 
 
-def _start(experiment: Experiment) -> Callable[[Any], Any] | None:
-  """Returns a reader of the initial parameters from `init_from`; None for random ones."""
+def _start(experiment: Experiment, run: RunDirectory, abstract: Any) -> Callable[[Any], Any] | None:
+  """Returns a function that hands over the parameters of `init_from`; None for random ones.
+
+  They are read now: a failure must not leave a run directory, which asks for the same start.
+  """
   if experiment.init_from is None:
     return None
-  return functools.partial(trained.start, experiment)
+  if checkpoint.available_steps(run.path):
+    return functools.partial(trained.start, experiment)  # Used if no checkpoint can be read.
+  held = [trained.start(experiment, abstract)]
+  return lambda _: held.pop()  # So that nothing else holds what the train state takes over.
 
 
 def _agree(check: Callable[..., None], *args: Any) -> None:

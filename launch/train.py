@@ -194,7 +194,9 @@ def _train(
     _tell_end(summary, run, experiment)
   texts = []
   try:
-    texts = _samples(experiment, summary.state.params, sharding_plan, run)
+    # A signal during the last step came too late to stop the run, but asks not to go on.
+    if not summary.interrupted:
+      texts = _samples(experiment, summary.state.params, sharding_plan, run)
   except Exception as error:  # Any failure: the run is finished and saved, and must end as such.
     reason = f"no samples: {_in_one_line(error)}"
     print(f"warning: {reason}", file=sys.stderr)

@@ -339,10 +339,11 @@ def require_same_arrays(
   optimizer: optax.GradientTransformation,
   options: LoopOptions,
   sharding_plan: ShardingPlan,
-) -> None:
-  """See `training.checkpoint.require_same_arrays`."""
+) -> Any:
+  """See `training.checkpoint.require_same_arrays`; returns the abstract parameters."""
   abstract, _, _ = _programs(model, optimizer, options.step, sharding_plan)
   checkpoint_lib.require_same_arrays(run_dir, abstract, padded_vocabulary.VocabularyRows.of(model))
+  return abstract.params
 
 
 @functools.lru_cache(maxsize=4)

@@ -27,6 +27,8 @@ from comparison.statistics import (
 _LOSS = "held-out loss, nats per token"
 # Number of points of a drawn fit.
 _FIT_POINTS = 25
+# Models with at most this ratio of parameters count as equally large.
+_ALIKE = 1.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class Scaling:
     return Figure(
       name="scaling_difference",
       title=f"Held-out loss relative to {self.baseline} {ladder.budget()}",
-      finding=" ".join([f"In nats per token: {'; '.join(told)}.", *ladder.unequal_tokens()]),
+      finding=" ".join([f"In nats per token: {'; '.join(told)}.", *ladder.unequal()]),
       x=Axis(label="size"),
       y=Axis(label=f"held-out loss minus that of {self.baseline}, nats per token"),
       series=tuple(
@@ -232,6 +234,20 @@ class _Ladder:
     """Returns the training tokens of each model; those of a loaded run may differ by seed."""
     return {model: sorted(set(self.of(model, size, "tokens"))) for model in self.models}
 
+  def parameters(self, size: str) -> dict[str, list[int]]:
+    """Returns the parameters of each model; those of a loaded run may differ by seed."""
+    return {model: sorted(set(self.of(model, size, "parameters"))) for model in self.models}
+
+  def unequal(self) -> list[str]:
+    """Returns a sentence for each size at which the models are not alike in size or budget."""
+    told = []
+    for size in self.sizes:
+      counts = self.parameters(size)
+      every = list(itertools.chain.from_iterable(counts.values()))
+      if max(every) > _ALIKE * min(every):
+        told.append(f"At {size} the parameters differ: {_counts(counts)}.")
+    return [*told, *self.unequal_tokens()]
+
   def budget(self) -> str:
     """Tells in a title whether the models of each size had the same training tokens."""
     return "at unequal tokens" if self.unequal_tokens() else "at equal tokens"
@@ -250,25 +266,26 @@ class _Ladder:
     """Returns parameters and tokens by size, and the seeds."""
     named = []
     for size in sizes or self.sizes:
-      counts = {model: self.value(model, size, "parameters") for model in self.models}
-      base = counts[baseline]
+      counts = self.parameters(size)
+      base = counts[baseline][0]
       others = ", ".join(
-        f"{model} {signed(100 * (count / base - 1), 1)}%"
-        for model, count in counts.items()
+        f"{model} {' or '.join(f'{signed(100 * (count / base - 1), 1)}%' for count in of_model)}"
+        for model, of_model in counts.items()
         if model != baseline
       )
+      shown = _counts({"": counts[baseline]})
       tokens = self.tokens(size)
       if len({tuple(of_model) for of_model in tokens.values()}) == 1:
         tokens = {"": tokens[baseline]}
-      named.append((f"{size}:", f"{base:,} parameters ({others}), {_counts(tokens)} tokens"))
+      named.append((f"{size}:", f"{shown} parameters ({others}), {_counts(tokens)} tokens"))
     return (*named, ("seeds", ", ".join(map(str, self.seeds))))
 
 
-def _counts(tokens: Mapping[str, list[int]]) -> str:
-  """Formats numbers of tokens by model; those of several seeds joined by 'or'."""
+def _counts(numbers: Mapping[str, list[int]]) -> str:
+  """Formats numbers by model; those of several seeds joined by 'or'."""
   return ", ".join(
     f"{model} {' or '.join(f'{count:,}' for count in counts)}".strip()
-    for model, counts in tokens.items()
+    for model, counts in numbers.items()
   )
 
 

@@ -91,6 +91,21 @@ def measure(part, runs):
   return {figure.name: figure for figure in figures}
 
 
+def test_unequal_parameters_of_loaded_runs_are_told():
+  class Opened(KnownRuns):
+    def train(self, spec):
+      run = super().train(spec)
+      opened = spec.model == "Griffin" and spec.size == "4k" and spec.seed == 1
+      return dataclasses.replace(run, parameters=4_800_000) if opened else run
+
+  figure = measure(Scaling(baseline=BASE), Opened())["scaling_difference"]
+  told = f"At 4k the parameters differ: Griffin 100 or 4,800,000, {BASE} 100."
+  assert told in figure.finding
+  conditions = dict(figure.conditions)
+  assert conditions["1k:"].startswith("100 parameters (Griffin +0.0%)")
+  assert conditions["4k:"].startswith("100 parameters (Griffin +0.0% or +4799900.0%)")
+
+
 def test_unequal_tokens_are_told_and_never_called_equal():
   class Opened(KnownRuns):
     def train(self, spec):
@@ -105,6 +120,7 @@ def test_unequal_tokens_are_told_and_never_called_equal():
   assert f"Griffin 4,000 or 16,000, {BASE} 4,000 tokens" in conditions["4k:"]
   assert conditions["1k:"].endswith(", 1,000 tokens")
   equal = measure(Scaling(baseline=BASE), KnownRuns())["scaling_difference"]
+  assert "parameters differ" not in figure.finding
   assert equal.title.endswith("at equal tokens")
   assert "differ:" not in equal.finding
 

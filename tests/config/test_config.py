@@ -225,6 +225,10 @@ def test_two_modules_of_one_name_keep_apart(parts, tmp_path):
   [
     ("STESP = 5", "no binding uses the macro STESP; did you mean STEPS?"),
     ("parts.Run.steps = %STESP", "no macro STESP is defined; did you mean STEPS?"),
+    (
+      "parts.Run.steps = %VOCAB_SIZE",
+      "no macro VOCAB_SIZE is defined. Add a file that sets it (data/bytes.gin, ",
+    ),
     ("parts.Run.stesp = 5", "parts.Run has no parameter 'stesp'; did you mean steps?"),
     ("parts.Rum.steps = 5", "parts has no function or class 'Rum'; did you mean Run?"),
     ("parts.Run.model = @parts.modle()", "no function or class 'modle'; did you mean model?"),

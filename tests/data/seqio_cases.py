@@ -3,6 +3,7 @@
 Writes its findings as JSON to the file named by the second argument; the first is an empty folder.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -147,6 +148,14 @@ def main(folder: Path, output: Path):
       "cut_recall": failure_case(lambda: recall_case(copying, tokenizers.Symbols(16), 12, cache)),
       "few_symbols": failure_case(lambda: recall_case(copying, tokenizers.Symbols(9), 30, cache)),
       "tfds_split": failure_case(prepares(small, "heldout")),
+      "tfds_absent": failure_case(
+        prepares(corpora.Tfds("c4/en:3.1.0", data_dir=str(folder / "tfds")), "train")
+      ),
+      "tfds_unknown": failure_case(
+        prepares(dataclasses.replace(small, dataset="smal_texts:1.0.0"), "train")
+      ),
+      "tfds_version": failure_case(lambda: corpora.Tfds("small_texts")),
+      "tfds_field": failure_case(prepares(dataclasses.replace(small, field="text"), "train")),
       "unknown_task": failure_case(prepares(registered("short_document"), "train")),
       "task_is_mixture": failure_case(prepares(registered("short_and_long"), "train")),
       "features": failure_case(prepares(registered("with_inputs"), "train")),

@@ -78,6 +78,22 @@ def test_training_sees_no_heldout_document_and_gives_the_same_model_again(tmp_pa
   assert models[0].describe() == models[1].describe()
 
 
+def test_a_kill_while_it_trains_leaves_nothing(tmp_path):
+  (tmp_path / "text.txt").write_text("abcdefgh " * 400)
+  found = []
+
+  class Watched(corpora.TextFiles):
+    def documents(self, split):
+      for document in super().documents(split):
+        yield document
+        found.append(sorted(file.name for file in (tmp_path / "out").glob("*")))
+
+  corpus = Watched(str(tmp_path / "*.txt"), heldout_fraction=0.0)
+  tokenizer_training.train_sentencepiece(corpus, 270, tmp_path / "out" / "x.model")
+  assert found == [[]]
+  assert [file.name for file in (tmp_path / "out").iterdir()] == ["x.model"]
+
+
 def test_a_size_that_the_text_cannot_fill_is_an_error(tmp_path):
   (tmp_path / "few.txt").write_text("ab " * 50)
   corpus = corpora.TextFiles(str(tmp_path / "*.txt"), heldout_fraction=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -183,3 +184,14 @@ def test_adapters_alone_are_files_for_peft(adapted, folder, tmp_path, capsys):
 def test_what_does_not_fit_the_imported_weights_is_told(folder, tmp_path, changes, error, message):
   with pytest.raises(error, match=message):
     train.main([*arguments(folder, "lora"), f"--run_dir={tmp_path / 'run'}", *changes])
+
+
+def test_a_start_from_damaged_weights_leaves_no_run(folder, tmp_path):
+  shutil.copytree(folder / "imported", tmp_path / "damaged")
+  weights = max((tmp_path / "damaged/checkpoints").rglob("d/*"), key=lambda f: f.stat().st_size)
+  weights.write_bytes(b"")
+  command = [*arguments(folder, "lora"), f"--init_from={tmp_path}/damaged"]
+  command.remove(f"--init_from={folder / 'imported'}")
+  with pytest.raises(UserError, match="damaged, checkpoint 0 cannot be read"):
+    train.main([*command, f"--run_dir={tmp_path / 'run'}"])
+  assert not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ from comparison import comparison, runs
 from experiment import experiment
 from experiment.run_directory import RunDirectory
 from launch import check, convert, evaluate, generate, plan, train
+from training import loop
 from training.metrics import read_metrics
 
 RUN = """
@@ -76,6 +77,14 @@ def test_a_finished_run_started_again_says_so_and_what_to_type(home, capsys):
   (line,) = re.findall("^next: python -m launch.train (.*)$", captured.err, re.MULTILINE)
   assert train.main(line.split()) == 0
   assert read_metrics(Path("runs/first/metrics.jsonl"))[-1]["step"] == 8
+
+
+def test_a_signal_during_the_last_step_ends_without_samples(home, capsys, monkeypatch):
+  monkeypatch.setattr(loop.Interruption, "requested_at", lambda self, step: step == 4)
+  assert train.main(["mine.gin", "--run_dir=late"]) == 0
+  told = capsys.readouterr().out
+  assert "held-out bits per byte" in told
+  assert "--- sample" not in told
 
 
 def test_a_relative_run_directory_is_read_by_every_command(home, monkeypatch, capsys):

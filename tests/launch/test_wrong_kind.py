@@ -50,6 +50,11 @@ def test_a_run_is_not_compared(tmp_path):
     ),
     (
       train.main,
+      "gin/train/lora.gin",
+      "gin/train/lora.gin is not a complete run. .* with --init_from=RUN.",
+    ),
+    (
+      train.main,
       "gin/compare/parts/scaling.gin",
       "Include it in a file that describes a comparison",
     ),
