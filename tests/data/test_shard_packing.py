@@ -1,17 +1,33 @@
 """Shards of rows depend on the text alone: not on the processes, nor on which of them died."""
 
+import contextlib
 import json
 import os
+import pickle
 import random
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data import corpora, dataset, prepare, rows, shard_packing, shard_plan, shard_workers
+from data import (
+  corpora,
+  dataset,
+  preparation,
+  prepare,
+  rows,
+  shard_packing,
+  shard_plan,
+  shard_workers,
+)
 from data.manifest import RowFileError
 from data.preparation import PreparationError
 from data.tokenizers import Bytes
 from tests.data.deadly import Deadly
+from tests.preparations import SOCKET
 
 TEXTS = [f"document {n} é 😀\n" * (n % 7) + "x" * (n % 5) for n in range(120)]
 
@@ -198,9 +214,52 @@ def test_a_task_that_fails_again_is_named_and_the_next_start_packs_what_is_missi
     text.corpus, Bytes(), 32, "all", text.cache_dir, shard_bytes=text.shard_bytes
   )
   prepare.prepare(mended, lambda event: None, workers=1)
-  for path, time in done.items():
-    assert (text.cache_path / path.relative_to(folder)).stat().st_mtime_ns == time
+  for path, then in done.items():
+    assert (text.cache_path / path.relative_to(folder)).stat().st_mtime_ns == then
   assert len(rows.RowFiles(text.cache_path, verify=True).manifest.shards) == 3
+
+
+def test_a_killed_preparation_continues_and_its_workers_end(deadly):
+  """The process that the trainer starts is killed, which it cannot notice itself."""
+  text = deadly(0, "killed")
+  text = dataset.TextDataset(text.corpus, Bytes(), 32, "all", text.cache_dir, shard_bytes=300)
+  folder = prepare.shards_folder(text)
+  process = subprocess.Popen(
+    [sys.executable, "-P", "-m", "data.prepare"],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+    env=preparation._environment() | {SOCKET: ""},
+  )
+  process.stdin.write(pickle.dumps({"datasets": [text], "workers": 1}))
+  process.stdin.close()
+  wait_for(lambda: list(folder.glob("shard-*")))
+  workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  process.kill()
+  process.wait()
+  assert workers
+  wait_for(lambda: not any(is_alive(worker) for worker in workers))
+  done = {path: path.stat().st_mtime_ns for path in folder.glob("shard-*/tokens.bin")}
+  assert 1 <= len(done) < len(shard_plan.tasks(text))
+  assert not text.is_prepared()
+  prepare.prepare(text, lambda event: None, workers=1)
+  for path, then in done.items():
+    assert (text.cache_path / path.relative_to(folder)).stat().st_mtime_ns == then
+  counts = rows.RowFiles(text.cache_path, verify=True).counts
+  assert counts.documents + counts.empty_documents == 121
+
+
+def is_alive(pid):
+  with contextlib.suppress(OSError):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  return False
+
+
+def wait_for(condition):
+  deadline = time.monotonic() + 120
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
 
 
 def test_machines_pack_shares_and_one_joins_them(tmp_path, monkeypatch):
