@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -126,7 +126,7 @@ class _Scheduled:
 
   def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
     part, row = self._stages.place(int(index))
-    return self._parts[part][row]
+    return cast(tuple[np.ndarray, ...], self._parts[part][row])
 
 
 def _training_rows(rows: Any, seed: int, shuffle: bool, batch_size: int) -> grain.MapDataset:

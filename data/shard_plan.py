@@ -94,7 +94,7 @@ def _in_split(parts: list[Part], split: str, fraction: float) -> list[Part]:
     if part.pieces > 1:
       if part.file not in wanted:
         with opened_text(Path(part.file)) as file:
-          digest = hashlib.file_digest(file, "sha256").digest()
+          digest = hashlib.file_digest(cast(Any, file), "sha256").digest()
         wanted[part.file] = heldout.digest_in_split(digest, split, fraction)
       if not wanted[part.file]:
         continue

@@ -122,20 +122,21 @@ def _cut(ids: np.ndarray, eos_id: int) -> Iterator[tuple[np.ndarray, bool]]:
 
 
 def _of_megatron(path: Path, index: Path) -> Iterator[tuple[np.ndarray, bool]]:
+  wrong = CorpusError(f"{index} is not an index of Megatron-LM (version 1). Replace or remove it.")
   content = index.read_bytes()
   try:
     magic, version, code, sequences, documents = _HEADER.unpack_from(content)
+    if (magic, version) != (_MAGIC, 1):
+      raise wrong
     dtype = np.dtype(_DTYPES[code])
     sizes = np.frombuffer(content, "<i4", sequences, _HEADER.size)
     places = np.frombuffer(content, "<i8", sequences, _HEADER.size + 4 * sequences)
     ends = np.frombuffer(content, "<i8", documents, _HEADER.size + 12 * sequences)
+    starts: np.ndarray = np.floor_divide(places, dtype.itemsize)
   except (struct.error, KeyError, ValueError):
-    magic = version = None
-  if magic != _MAGIC or version != 1:
-    raise CorpusError(f"{index} is not an index of Megatron-LM (version 1). Replace or remove it.")
+    raise wrong from None
   ids = _mapped(path, dtype)
-  starts = places // dtype.itemsize
-  if (starts < 0).any() or (starts + sizes > len(ids)).any():
+  if np.any(starts < 0) or np.any(starts + sizes > len(ids)):
     raise CorpusError(f"{index} names tokens that {path} does not have. Replace them.")
   for first, last in itertools.pairwise(ends):
     parts = [ids[starts[n] : starts[n] + sizes[n]] for n in range(first, last)]

@@ -69,11 +69,12 @@ def main(arguments: Sequence[str]) -> int:
 def _look(experiment: Experiment, args: Any) -> None:
   """Opens the rows, checks them, and prints what was asked for."""
   from data import look, verification
+  from data.mixture import MixedRows
 
   found = {}
   for name, data in (("train", experiment.train_data), ("heldout", experiment.eval_data)):
     rows = data.rows()
-    parts = getattr(rows, "parts", (rows,))
+    parts = rows.parts if isinstance(rows, MixedRows) else (rows,)
     for part in parts:
       if args.verify:
         verification.verify(part, completely=True)
