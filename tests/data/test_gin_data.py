@@ -19,6 +19,7 @@ FRAGMENTS = {
   "sentencepiece.gin",
   "tokenizer.gin",
   "parquet.gin",
+  "records.gin",
   "saved_dataset.gin",
   "text_files.gin",
   "json_lines.gin",
