@@ -18,7 +18,8 @@ from data import tokenizers
 from data.corpora import CorpusError
 from data.tokenizers import Tokenizer
 
-SPLITS = ("train", "heldout")
+# Validation examples are for choices, such as of a learning rate.
+SPLITS = ("train", "heldout", "validation")
 # Examples per random generator, which draws them together.
 _BLOCK = 64
 # Revision of the generators; examples and cache names depend on it.
@@ -52,7 +53,8 @@ class RecallTask:
 
   Attributes:
     length: size of the context, in the task's `unit`.
-    examples, heldout_examples: number of examples in the splits 'train' and 'heldout'.
+    examples, heldout_examples: number of examples in the splits 'train' and 'heldout'; 'validation'
+      has as many as 'heldout'.
     seed: seed of all examples; the splits have different generators.
   """
 

@@ -155,7 +155,13 @@ class RecallScorer:
     self._tokenizer = tokenizer
 
   def __call__(
-    self, params: Any, task: RecallTask, examples: int | None = None, batch_size: int | None = None
+    self,
+    params: Any,
+    task: RecallTask,
+    examples: int | None = None,
+    batch_size: int | None = None,
+    *,
+    split: str = "heldout",
   ) -> Recalled:
     """Scores held-out examples of the task, by generation or teacher forcing as the task defines.
 
@@ -164,13 +170,14 @@ class RecallScorer:
       task: the task at the length to test.
       examples: number of examples; by default the task's number of held-out examples.
       batch_size: examples per batch; by default about 32,768 tokens.
+      split: 'heldout', or 'validation' for choices that must not see the held-out examples.
 
     Raises:
       CorpusError: the tokenizer cannot encode the task.
     """
     if examples is not None:
       task = dataclasses.replace(task, heldout_examples=examples)
-    asked = list(task.drawn(self._tokenizer, "heldout"))
+    asked = list(task.drawn(self._tokenizer, split))
     longest = max(len(example.tokens) for example in asked)
     # A larger batch would be padding.
     rows = max(1, min(batch_size or _TOKENS_AT_ONCE // longest, len(asked)))

@@ -53,22 +53,24 @@ class RecallCurves:
 
   @property
   def _questions(self) -> Questions:
-    schedule, task = self.schedule, self.task
     return Questions(
-      task=task,
+      task=self.task,
       lengths=self.lengths,
       kind=self.kind,
       count=self.questions,
       baseline=self.baseline,
       seeds=self.seeds,
-      conditions=(
-        ("training length", f"{task.length:,} {task.unit}"),
-        (
-          "training",
-          f"{schedule.steps:,} steps, {schedule.steps * schedule.batch_size:,} examples, each "
-          "seen once,"
-          f" peak learning rate {schedule.learning_rate:g}",
-        ),
+      conditions=self._conditions(f"peak learning rate {self.schedule.learning_rate:g}"),
+    )
+
+  def _conditions(self, rate: str) -> tuple[tuple[str, str], ...]:
+    schedule, task = self.schedule, self.task
+    return (
+      ("training length", f"{task.length:,} {task.unit}"),
+      (
+        "training",
+        f"{schedule.steps:,} steps, {schedule.steps * schedule.batch_size:,} examples, each seen "
+        f"once, {rate}",
       ),
     )
 
@@ -89,8 +91,9 @@ class RecallCurves:
     self.results(models)
     found = {}
     for name, model in models.items():
+      schedule = self._schedule(name, model, cached)
       # The seeds share compiled programs.
-      learner = Learner(model, self.task, self.vocabulary, self.schedule)
+      learner = Learner(model, self.task, self.vocabulary, schedule)
       measure = functools.partial(self._measure, learner, RecallScorer(model, self.vocabulary))
       found[name] = [
         cached(_key(name, seed), functools.partial(measure, seed)) for seed in self.seeds
@@ -98,6 +101,11 @@ class RecallCurves:
     questions = self._questions
     by_length = questions.by_length(found, trained=self.task.length)
     return by_length, self._learning(found), questions.by_kind(found)
+
+  def _schedule(self, name: str, model: LanguageModel, cached: Cached) -> Schedule:
+    """Returns the training schedule of a model."""
+    del name, model, cached
+    return self.schedule
 
   def _measure(self, learner: Learner, scorer: RecallScorer, seed: int) -> dict[str, Any]:
     """Measures accuracies during training, by length, and by kind, as JSON values."""

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from comparison.quality.rate_search import RateSearch
 from comparison.quality.recall_curves import RecallCurves
 from comparison.quality.recall_learning import Schedule
+from comparison.quality.tuned_recall_curves import TunedRecallCurves
 from data import recall, tokenizers
 from models.backbone import Backbone
 from models.hawk import hawk
@@ -127,3 +129,78 @@ def test_options_that_do_not_fit_the_models_are_named():
 def test_a_training_that_is_shorter_than_its_warm_up_is_refused_when_it_is_built():
   with pytest.raises(ValueError, match=r"warmup_steps=50 .* below the 4 steps"):
     Schedule(steps=4)
+
+
+def tuned(cached, rates=(1e-3, 2e-3, 4e-3)):
+  measured = TunedRecallCurves(
+    task=recall.SelectiveCopying(length=6, data_tokens=2, symbols=6),
+    vocabulary=tokenizers.Symbols(6),
+    lengths=(6,),
+    baseline=BASE,
+    kind="position",
+    questions=16,
+    seeds=(0,),
+    schedule=Schedule(steps=4, batch_size=4, warmup_steps=1, look_every=2),
+    search=RateSearch(rates=rates),
+    label="of 2",
+  )
+  return measured, measured(MODELS, cached)
+
+
+def test_each_model_is_trained_at_the_rate_that_is_best_on_validation_examples():
+  right = {
+    "Hawk": {1e-3: 0.5, 2e-3: 1.0, 4e-3: 0.97},
+    # The best is at the edge: one more rate is tried, and is better.
+    BASE: {1e-3: 0.6, 2e-3: 0.2, 4e-3: 0.1, 5e-4: 0.7},
+  }
+  asked = []
+
+  def cached(key, measure):
+    asked.append(key)
+    name, _, what = key.partition(", ")
+    if what.startswith("learning rate"):
+      share = right[name][float(what.split()[-1])]
+      return {"right": share, "mean": share / 2}
+    return known((1.0,))
+
+  part, found = tuned(cached)
+  assert set(part.results(MODELS)) < set(asked)
+  assert f"{BASE}, learning rate 0.0005" in asked
+  assert "Hawk, learning rate 0.0005" not in asked
+  rates = found[-1]
+  assert rates.name == "selective_copying_rates_of_2"
+  assert rates.title.endswith("against the learning rate, of 2")
+  assert "Hawk 100% at 0.002 (as good from 0.002 to 0.004)" in rates.finding
+  assert "MQA Transformer 70% at 0.0005, the edge of the grid" in rates.finding
+  assert rates.series[1].x == (5e-4, 1e-3, 2e-3, 4e-3)
+  assert "each model at its own peak learning rate" in dict(found[0].conditions)["training"]
+
+
+def test_a_search_sees_neither_the_examples_nor_the_seed_of_the_figures():
+  kept = {}
+
+  def cached(key, measure):
+    if key not in kept:
+      kept[key] = json.loads(json.dumps(measure(), allow_nan=False))
+    return kept[key]
+
+  tuned(cached, rates=(1e-4, 1e-2))
+  searched = [key for key in kept if "learning rate" in key]
+  assert len(searched) == 6  # two models at two rates, and one behind the edge of each
+  task, vocabulary = recall.SelectiveCopying(length=32), tokenizers.Symbols(16)
+  splits = {
+    split: {example.tokens.tobytes() for example in task.drawn(vocabulary, split)}
+    for split in recall.SPLITS
+  }
+  assert len(splits["validation"]) == len(splits["heldout"]) == 1024
+  assert not splits["validation"] & splits["heldout"]
+
+
+def test_equal_rates_are_told_apart_by_the_training_and_grids_must_ascend():
+  def train(rate):
+    return {"right": 1.0, "mean": {1: 0.2, 2: 0.9, 3: 0.5}[rate]}
+
+  assert RateSearch(rates=(1, 2, 3))("Hawk", lambda key, measure: measure(), train).best == 2
+  for rates in ((1e-3,), (2e-3, 1e-3), (1e-3, 1e-3)):
+    with pytest.raises(ValueError, match="ascending, and at least two"):
+      RateSearch(rates=rates)
