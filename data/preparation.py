@@ -203,7 +203,7 @@ def not_kept(dataset: Any, reason: str) -> PreparationError:
 
 
 # Megabytes of text that a core packs in a second, by the kind of tokenizer: docs/benchmarks.md.
-_RATES = {"bytes": 30.0, "sentencepiece": 3.0, "tokenizer.json": 4.0}
+_RATES = {"bytes": 20.0, "sentencepiece": 4.0, "tokenizer.json": 2.5}
 _TOLD_SECONDS = 60.0
 
 

@@ -126,7 +126,8 @@ def _pack_some(
     # Last those that may end their process again.
     return sorted(missing, key=lambda n: tries[n])
   finally:
-    pool.shutdown(wait=False, cancel_futures=True)
+    # After a failure nobody waits for what still runs: it ends with this process.
+    pool.shutdown(wait=not running, cancel_futures=True)
   return []
 
 
