@@ -29,7 +29,7 @@ from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
 from parallel.mesh import Device
 from parallel.sharding_plan import Parallelism, ShardingPlan, on_one_device
-from training import loop
+from training import loop, programs
 from training.optimizer import Optimizer
 from training.step import abstract_batch, token_losses
 
@@ -153,10 +153,10 @@ class Experiment:
       self.model, self.batch_size, self.sequence_length, self.options.step.grad_accum_steps
     )
     try:
-      loop.trace(
+      programs.trace(
         model=self.model,
         optimizer=self.optimizer.transformation(),
-        options=self.options,
+        options=self.options.step,
         sharding_plan=sharding_plan,
         batch_size=self.batch_size,
         length=self.sequence_length,

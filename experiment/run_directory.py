@@ -154,7 +154,7 @@ class RunDirectory:
     """Reads the run's values in force; resolves its configuration if their file is missing."""
     file = self.path / OPERATIVE_FILE
     try:
-      return _values_of(file)
+      return stored_values(file)
     except ConfigError:
       text = gin_source.text_of(self.config_file)
       trust_check.check(self.config_file, trust, text=text, makes_rows=True)
@@ -165,7 +165,7 @@ class RunDirectory:
   def holds_text_of(self, config: Config) -> bool:
     """Whether the stored configuration has the same text as this one, apart from comments."""
     try:
-      kept = _values_of(self.config_file)
+      kept = stored_values(self.config_file)
     except ConfigError:
       return False
     return kept == _values(gin_source.read_text(config.text()))
@@ -260,12 +260,19 @@ class RunDirectory:
       ) from None
 
 
+def values_in_force(config: Config) -> dict[str, Any]:
+  """Returns a configuration's numbers, texts and lists by name, defaults included."""
+  plain = int | float | str | bool | list | tuple
+  values = _values(gin_source.read_text(config.operative_text()))
+  return {name: value for name, value in values.items() if isinstance(value, plain)}
+
+
 def _runs_in(folder: Path) -> list[str]:
   """Lists the runs or comparisons in a folder, as a user would type them."""
   return sorted(paths.shown(file.parent) for file in folder.glob(f"*/{CONFIG_FILE}"))
 
 
-def _values_of(file: Path) -> dict[str, Any]:
+def stored_values(file: Path) -> dict[str, Any]:
   """Reads the bindings of a file without includes.
 
   Raises:

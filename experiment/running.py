@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -14,15 +15,17 @@ from base.wording import plural
 from config.config import Config
 from data import loader
 from evaluation.perplexity import Scorer
-from experiment import directory_owner, kept_files, trained
+from experiment import directory_owner, kept_files, run_directory, trained
 from experiment.experiment import Experiment
 from experiment.run_directory import Difference, RunDirectory
 from experiment.trust import NOBODY, Trust
+from models.accounting import account
 from parallel import connections, processes
 from parallel.sharding_plan import ShardingPlan
-from training import checkpoint, checkpoint_identity, loop
+from training import checkpoint, checkpoint_identity, loop, programs, step_costs
 from training.metrics import METRICS_FILE, ProgressLine, read_metrics
 from training.optimizer import rate_at
+from training.tracking import Tracking, require_installed
 
 
 def train(
@@ -38,6 +41,9 @@ def train(
   introduce: Callable[[int], None] | None = None,
   after_first_step: Callable[[], None] | None = None,
   progress: ProgressLine | None = None,
+  peak_flops: float | None = None,
+  tracking: Tracking | None = None,
+  profile: range | None = None,
 ) -> loop.Summary:
   """Trains an experiment, or continues the run in the directory.
 
@@ -52,6 +58,9 @@ def train(
     introduce: called in the first process with the number of training rows, before the first step.
     after_first_step: called after the first step is compiled and done.
     progress: shows the steps; None prints a progress line.
+    peak_flops: a device's bfloat16 FLOP/s, for MFU; None if unknown.
+    tracking: opens the run's trackers, and leaves them open for more; None closes them at the end.
+    profile: steps to trace; see `training.profiler`.
 
   Raises:
     UserError: the directory contains another run, another process trains there, or the processes
@@ -60,7 +69,9 @@ def train(
   run.require_place()
   _agree(processes.require_same, config.text(), "the configuration")
   _agree(processes.require_shared, run.path)
-  with directory_owner.owned_by_job(run.path) as require_mine:
+  require_installed(experiment.options.all_writers())
+  with contextlib.ExitStack() as stack:
+    require_mine = stack.enter_context(directory_owner.owned_by_job(run.path))
     return _train(
       experiment,
       config,
@@ -74,6 +85,9 @@ def train(
       introduce,
       after_first_step,
       progress,
+      peak_flops,
+      tracking or stack.enter_context(Tracking()),
+      profile,
     )
 
 
@@ -90,6 +104,9 @@ def _train(
   introduce: Callable[[int], None] | None,
   after_first_step: Callable[[], None] | None,
   progress: ProgressLine | None,
+  peak_flops: float | None,
+  tracking: Tracking,
+  profile: range | None,
 ) -> loop.Summary:
   """Trains in a locked directory; see `train`."""
   for told in checkpoint_identity.set_strangers_aside(run.path) if processes.is_first() else ():
@@ -126,11 +143,11 @@ def _train(
   if resume != "force":
     _require_checkpoints(experiment, run)
   # Before the run's configuration is replaced.
-  abstract_params = loop.require_same_arrays(
+  abstract_params = programs.require_same_arrays(
     run.path,
     experiment.model,
     experiment.optimizer.transformation(),
-    experiment.options,
+    experiment.options.step,
     sharding_plan,
   )
   processes.wait_for_all("compared with the run")
@@ -180,9 +197,24 @@ def _train(
       after_first_step=after_first_step,
       progress=progress,
       before_writing=require_mine,
+      work=_work(experiment, sharding_plan, peak_flops),
+      tracking=tracking,
+      hyperparameters=run_directory.values_in_force(config),
+      profile=profile,
     )
   finally:
     batches.close()
+
+
+def _work(
+  experiment: Experiment, sharding_plan: ShardingPlan, peak_flops: float | None
+) -> step_costs.Work | None:
+  """Returns a device's share of a step, as `launch.plan` counts it; None if its peak is unknown."""
+  if peak_flops is None:
+    return None
+  rows, length = experiment.batch_size, experiment.sequence_length
+  per_token = account(experiment.model, batch_size=rows, length=length).training_flops
+  return step_costs.Work(per_token * rows * length / sharding_plan.mesh.size, peak_flops)
 
 
 def _slots(experiment: Experiment, sharding_plan: ShardingPlan) -> list[int] | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   from experiment.experiment import Experiment
   from experiment.run_directory import RunDirectory
   from parallel.sharding_plan import ShardingPlan
+  from training.tracking import Tracking
 
 DESCRIPTION = """\
 Trains the model of a gin file, or continues the run in the run directory.
@@ -77,9 +78,26 @@ def parser() -> command.Parser:
     help="compile a step without allocating arrays, print the memory that it needs and whether it "
     "fits, and exit",
   )
+  result.add_argument(
+    "--profile",
+    type=_steps,
+    metavar="FIRST:LAST",
+    help="trace these steps for XProf, such as 100:105, into the run directory; a running command "
+    "traces its next steps on the signal SIGUSR2",
+  )
   trust.add_arguments(result)
   hosts.add_arguments(result)
   return result
+
+
+def _steps(text: str) -> range:
+  """Type of --profile: the first and the last step, where 1 is the run's first."""
+  first, colon, last = text.partition(":")
+  if not (first.isdecimal() and last.isdecimal() and colon) or not 1 <= int(first) <= int(last):
+    raise argparse.ArgumentTypeError(
+      f"{text!r} must be the first and the last step, counted from 1, such as 100:105"
+    )
+  return range(int(first), int(last) + 1)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
     options.error("no experiment is given. Name a gin file, or a --run_dir that holds a run")
 
   if looks:
-    command.refuse(options, args, ("resume",), "without training")
+    command.refuse(options, args, ("resume", "profile"), "without training")
   if args.print_config:
     names = ("describe", "describe_sharding", "dry_run")
     command.refuse(options, args, names, "with --print_config")
@@ -127,7 +145,15 @@ def main(arguments: Sequence[str]) -> int:
     _look(experiment, args)
     return 0
   run = cast("RunDirectory", run)  # Only the options that print and exit work without it.
-  return _train(experiment, config, run, args.resume, trusted, made_here, list(arguments), began)
+  if args.profile and args.profile[-1] > experiment.options.steps:
+    last = experiment.options.steps
+    options.error(f"--profile: the run ends at step {last}; name steps up to {last}")
+  from training.tracking import Tracking
+
+  with Tracking() as tracking:
+    return _train(
+      experiment, config, run, args, trusted, made_here, list(arguments), began, tracking
+    )
 
 
 def _warn(config: Config) -> None:
@@ -153,32 +179,39 @@ def _train(
   experiment: Experiment,
   config: Config,
   run: RunDirectory,
-  resume: str,
+  args: argparse.Namespace,
   trusted: trust.Trust,
   made_here: bool,
   arguments: list[str],
   began: float,
+  tracking: Tracking,
 ) -> int:
   """Trains, and prints how it ended."""
   from experiment import mesh_advice, running
   from parallel import processes
+  from planning.hardware import catalogue
 
   def first_step_done() -> None:
     if processes.is_first():
       print(f"first step done {time.monotonic() - began:.1f} s after launch", file=sys.stderr)
 
   sharding_plan = mesh_advice.sharding_plan(experiment)
+  device = sharding_plan.mesh.devices.flat[0]
+  chip = catalogue.chip_of(device.device_kind)
   summary = running.train(
     experiment,
     config,
     run,
     sharding_plan,
     asked_by=shlex.join(["python", "-m", "launch.train", *arguments]),
-    resume=resume,
+    resume=args.resume,
     trust=trusted,
     made_here=made_here,
-    introduce=lambda rows: _introduce(experiment, run, sharding_plan, rows),
+    introduce=lambda rows: _introduce(experiment, run, sharding_plan, rows, chip is not None),
     after_first_step=first_step_done,
+    peak_flops=chip and chip.flops,
+    tracking=tracking,
+    profile=args.profile,
   )
   if summary.interrupted and summary.step < experiment.options.steps:
     if processes.is_first():
@@ -206,6 +239,7 @@ def _train(
   if processes.is_first():
     if texts:
       _tell_samples(experiment.samples, texts)
+      tracking.samples(summary.step, dict(zip(experiment.samples, texts, strict=True)))
     if not several:
       _tell_end(summary, run, experiment)
   return 0
@@ -221,7 +255,7 @@ def _how_it_stopped(summary: Any) -> str:
 
 
 def _introduce(
-  experiment: Experiment, run: RunDirectory, sharding_plan: ShardingPlan, rows: int
+  experiment: Experiment, run: RunDirectory, sharding_plan: ShardingPlan, rows: int, has_mfu: bool
 ) -> None:
   import jax
 
@@ -242,6 +276,9 @@ def _introduce(
     f"{devices}{jax.default_backend()}",
     file=sys.stderr,
   )
+  if not has_mfu:
+    kind = sharding_plan.mesh.devices.flat[0].device_kind
+    print(f"metrics have no MFU: the peak FLOP/s of {kind} is not known", file=sys.stderr)
 
 
 def _samples(

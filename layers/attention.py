@@ -177,6 +177,7 @@ class SelfAttention(nn.Module):
     k, v = jnp.split(both, 2, axis=-1)
     return k, v, ids
 
+  @jax.named_scope("attention")
   def _attend(self, q, k, v, kv_segment_ids, q_segment_ids) -> jax.Array:
     return attention(
       q,

@@ -38,7 +38,9 @@ class ResidualBlock(nn.Module):
     """
     mix = self.mixer(name="mixer")
     read = _copied(self.norm(name="mixer_norm")(x), mix)
-    mixed, state = mixer.checked(mix)(read, segments, state, self.capacity)
+    # In a profile, a block is known by the class of its mixer.
+    with jax.named_scope(type(mix).__name__):
+      mixed, state = mixer.checked(mix)(read, segments, state, self.capacity)
     x = x + mixed
     if self.mlp is None:
       return x, state

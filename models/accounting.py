@@ -106,6 +106,18 @@ def account(model: LanguageModel, *, batch_size: int, length: int) -> Account:
   )
 
 
+def mfu(model_flops: float, peak_flops: float, seconds: float) -> float:
+  """Model-FLOPs utilisation of a step (Chowdhery et al. 2022, appendix B).
+
+  Args:
+    model_flops: a device's share of `Account.training_flops` times the tokens of a step: without
+      recomputation.
+    peak_flops: the device's bfloat16 FLOP/s, whatever dtype the model computes in.
+    seconds: time of the step.
+  """
+  return model_flops / (peak_flops * seconds)
+
+
 def state_bytes(model: LanguageModel, length: int) -> int:
   """Bytes of the decode state of one sequence that has room for `length` tokens."""
   return tree_bytes(jax.eval_shape(lambda: model.initial_state(1, length)))

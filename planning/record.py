@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from models import accounting
 from planning.replay.timeline import OperationTime, Timeline
 
 
@@ -120,7 +121,7 @@ class Roofline:
   @property
   def mfu(self) -> float:
     """MFU at the roofline time."""
-    return self.model_flops / (self.peak_flops * self.seconds)
+    return accounting.mfu(self.model_flops, self.peak_flops, self.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Expected:
   @property
   def mfu(self) -> float:
     """MFU at the expected time."""
-    return self.model_flops / (self.peak_flops * self.seconds)
+    return accounting.mfu(self.model_flops, self.peak_flops, self.seconds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,14 @@ _FIELDS = (
     "numbers by name",
   ),
   (
+    "lives",
+    lambda value: (
+      value is None
+      or (isinstance(value, dict) and all(type(v) in (int, float) for v in value.values()))
+    ),
+    "seconds by name",
+  ),
+  (
     "identity",
     lambda value: (
       value is None or (isinstance(value, dict) and isinstance(value.get("config", ""), str))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TextIO
 
@@ -19,10 +18,18 @@ import optax
 from base.ranges import Count, CountFromZero, Immaterial
 from parallel import processes
 from parallel.sharding_plan import ShardingPlan
-from training import checkpoint as checkpoint_lib
-from training import checkpoint_metadata, host_memory, padded_vocabulary, remedies, retention
+from training import (
+  checkpoint_metadata,
+  host_memory,
+  memory_report,
+  padded_vocabulary,
+  programs,
+  remedies,
+  retention,
+  step_costs,
+)
 from training import step as step_lib
-from training.checkpoint import FOLDER, CheckpointError, Checkpoints, abstract_like
+from training.checkpoint import FOLDER, CheckpointError, Checkpoints
 from training.interruption import Interruption
 from training.metric_writers import MetricWriter, TensorBoard
 from training.metrics import (
@@ -32,7 +39,9 @@ from training.metrics import (
   plot_losses,
   read_metrics,
 )
+from training.profiler import Profiler
 from training.record import NotFinite, TooManySkips, TrainingError, TrainingLog
+from training.tracking import Tracking
 
 LOSS_PICTURE = "loss.png"
 
@@ -63,6 +72,7 @@ class LoopOptions:
     checkpoint_every: steps between checkpoints; 0 saves only at the end.
     keep: number of newest checkpoints to keep, in addition to the best.
     tensorboard: also write TensorBoard event files; short for the TensorBoard writer.
+    wandb, mlflow, trackio: trackers to write to as well; see `training.trackers`.
     writers: further writers of metrics; see `training.metric_writers`.
     step: options of a step; see `training.step.StepOptions`.
   """
@@ -72,7 +82,10 @@ class LoopOptions:
   evaluate_every: CountFromZero = 500
   checkpoint_every: CountFromZero = 500
   keep: Count = 2
-  tensorboard: bool = False
+  tensorboard: Annotated[bool, Immaterial()] = False
+  wandb: Annotated[MetricWriter | None, Immaterial()] = None
+  mlflow: Annotated[MetricWriter | None, Immaterial()] = None
+  trackio: Annotated[MetricWriter | None, Immaterial()] = None
   writers: Annotated[tuple[MetricWriter, ...], Immaterial()] = ()
   step: step_lib.StepOptions = dataclasses.field(default_factory=step_lib.StepOptions)
 
@@ -83,6 +96,12 @@ class LoopOptions:
     for name in ("evaluate_every", "checkpoint_every"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 0, which is 'at the end'.")
+
+  def all_writers(self) -> tuple[MetricWriter, ...]:
+    """The writers and trackers of the run."""
+    trackers = (self.wandb, self.mlflow, self.trackio)
+    named = tuple(tracker for tracker in trackers if tracker is not None)
+    return (*self.writers, *([TensorBoard()] if self.tensorboard else []), *named)
 
   def is_due(self, done: int, every: int) -> bool:
     """Whether something is due after `done` steps; `every` 0 is only at the end."""
@@ -134,6 +153,10 @@ def train(
   after_first_step: Callable[[], None] | None = None,
   progress: ProgressLine | None = None,
   before_writing: Callable[[], None] = lambda: None,
+  work: step_costs.Work | None = None,
+  tracking: Tracking | None = None,
+  hyperparameters: Mapping[str, object] | None = None,
+  profile: range | None = None,
 ) -> Summary:
   """Trains, or continues the run in the run directory.
 
@@ -154,20 +177,26 @@ def train(
     after_first_step: called after the first step is compiled and done.
     progress: shows the steps in place of a line on stderr.
     before_writing: called before each write; ends a process that lost the directory.
+    work: a step's work on a device, for MFU; None leaves it out of the metrics.
+    tracking: opens the options' writers and trackers, and leaves them open; None opens none.
+    hyperparameters: values of the configuration, for trackers.
+    profile: steps to trace; 1 is the first. See `training.profiler`.
 
   Raises:
     TrainingError: too many steps in a row were skipped, or the state was not finite for as many or
       at the end; the last good checkpoint and the best are kept.
     training.checkpoint.CheckpointError: the run in the directory cannot be continued.
+    training.memory_report.OutOfMemory: memory ran out; the message has the largest arrays.
   """
   began = time.monotonic()
-  abstract, create, take_step = _programs(model, optimizer, options.step, sharding_plan)
+  abstract, create, take_step = programs.make(model, optimizer, options.step, sharding_plan)
   checkpoints = Checkpoints(run_dir, keep=options.keep, before_writing=before_writing)
   restored = checkpoints.restore(abstract, padded_vocabulary.VocabularyRows.of(model))
   if restored is None:
     given = start(abstract.params) if start else {}
-    # Like JAX, keep only the low 32 bits.
-    state = create(np.uint32(seed % 2**32), given)
+    with memory_report.explained(run_dir, abstract):
+      # Like JAX, keep only the low 32 bits.
+      state = create(np.uint32(seed % 2**32), given)
     del given
     metadata: dict[str, Any] = {}
   else:
@@ -191,6 +220,13 @@ def train(
       progress.say(f"skipped {text}")
     if start_step < options.steps:
       progress.say(f"continuing at step {start_step}")
+  earlier = step_costs.earlier_lives(run_dir, METRICS_FILE, metadata.get("lives"))
+  costs = step_costs.StepCosts(
+    work=work, wall=earlier["wall"], counted=earlier["counted"], began=began
+  )
+  tracking = tracking or Tracking()
+  if speaks:
+    tracking.open(options.all_writers(), run_dir, start_step, hyperparameters, progress.say)
   run = TrainingLog(
     options=options,
     learning_rate=learning_rate,
@@ -198,7 +234,6 @@ def train(
     metrics=MetricsFile(
       run_dir / METRICS_FILE,
       metadata.get("metrics") or 0,
-      writers=[writer.open(run_dir, start_step) for writer in _writers(options)],
       before_writing=before_writing,
     )
     if speaks
@@ -206,6 +241,8 @@ def train(
     progress=progress,
     pending=metadata.get("pending") or [],
     heldout=metadata.get("heldout") or {},
+    costs=costs,
+    tracking=tracking,
   )
 
   def save(state: step_lib.TrainState, last: bool) -> bool:
@@ -221,6 +258,7 @@ def train(
         "pending": list(run.pending),
         "heldout": run.heldout,
         "identity": identity or {},
+        "lives": costs.state(),
       },
       run.heldout.get("heldout_loss") if run.heldout_step == int(state.step) else None,
       judged=run.judged,
@@ -234,16 +272,25 @@ def train(
   owed: int | None = None
   stops, ended = False, False
   try:
-    with Interruption() as interruption:
+    with (
+      memory_report.explained(run_dir, abstract, lambda: state),
+      Interruption() as interruption,
+      Profiler(run_dir, profile, progress.say) as profiler,
+    ):
       for step in range(start_step, options.steps):
-        batch = sharding_plan.place(next(batches), batch_size)
+        with costs.waiting():
+          batch = sharding_plan.place(next(batches), batch_size)
         if step == start_step:
           take_step.lower(state, batch).compile()
           host_memory.release_free_memory()
           # Hosts compile at different speeds, and the first exchange of a CPU's step waits only
           # 30 s.
           processes.wait_for_all("compiled the step")
-        state, new_metrics = take_step(state, batch)
+        if profiler.begins(step + 1):
+          with costs.pause():
+            profiler.begin()
+        with profiler.step(step + 1):
+          state, new_metrics = take_step(state, batch)
         # One step late, so that the device computes this step while the last one is logged.
         if last_metrics is not None:
           run.record(step, last_metrics)
@@ -252,22 +299,27 @@ def train(
         if step == start_step:
           jax.block_until_ready(new_metrics)
           seconds_to_first_step = time.monotonic() - began
-          run.start_clock()
-          progress.started(done)
+          run.started(done)
           if after_first_step:
             after_first_step()
         evaluates = evaluate is not None and options.is_due(done, options.evaluate_every)
         stops = interruption.requested_at(done)
         saves = options.is_due(done, options.checkpoint_every) or stops or owed is not None
-        if evaluates or saves:
+        if evaluates or saves or profiler.ends(done):
           run.record(done, last_metrics)
           last_metrics = None
+        if profiler.ends(done):
+          with costs.pause():
+            profiler.end()
         if evaluates and evaluate is not None:
-          run.record_heldout(done, evaluate(state.params))
-        if saves and save(state, last=stops or done == options.steps):
-          saved_step, owed = done, None
-        elif saves and owed is None:
-          owed = done
+          with costs.pause():
+            heldout = evaluate(state.params)
+          run.record_heldout(done, heldout)
+        if saves:
+          with costs.pause(checkpoint=True):
+            is_saved = save(state, last=stops or done == options.steps)
+          saved_step, owed = (done, None) if is_saved else (saved_step, owed or done)
+        if owed == done:
           progress.say(f"step {done} is not saved: {_wrong(run)}; the next good step will be")
         if owed is not None and not stops:
           _require_finite(done, owed, options)
@@ -300,6 +352,7 @@ def train(
   if speaks:
     before_writing()
     plot_losses(read_metrics(run_dir / METRICS_FILE), run_dir / LOSS_PICTURE, run_dir.name)
+    tracking.picture(step, run_dir / LOSS_PICTURE)
   return Summary(
     step=step,
     saved_step=saved_step,
@@ -310,68 +363,6 @@ def train(
     seconds_to_first_step=seconds_to_first_step,
     tokens_per_second=float(np.median(run.rates)) if run.rates else math.nan,
   )
-
-
-def trace(
-  *,
-  model: Any,
-  optimizer: optax.GradientTransformation,
-  options: LoopOptions,
-  sharding_plan: ShardingPlan,
-  batch_size: int,
-  length: int,
-) -> None:
-  """Traces a step without arrays; `train` uses the trace.
-
-  Raises:
-    ValueError: model, options and batch do not fit.
-  """
-  abstract, _, take_step = _programs(model, optimizer, options.step, sharding_plan)
-  batch = step_lib.abstract_batch(batch_size, length)
-  # As `ShardingPlan.place` makes it: JAX traces again for arguments that lie elsewhere.
-  batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree))
-  take_step.trace(abstract, batch)
-
-
-def require_same_arrays(
-  run_dir: Path,
-  model: Any,
-  optimizer: optax.GradientTransformation,
-  options: LoopOptions,
-  sharding_plan: ShardingPlan,
-) -> Any:
-  """See `training.checkpoint.require_same_arrays`; returns the abstract parameters."""
-  abstract, _, _ = _programs(model, optimizer, options.step, sharding_plan)
-  checkpoint_lib.require_same_arrays(run_dir, abstract, padded_vocabulary.VocabularyRows.of(model))
-  return abstract.params
-
-
-@functools.lru_cache(maxsize=4)
-def _programs(
-  model: Any,
-  optimizer: optax.GradientTransformation,
-  options: step_lib.StepOptions,
-  sharding_plan: ShardingPlan,
-) -> tuple[Any, Callable[..., step_lib.TrainState], Callable[..., Any]]:
-  """Returns the train state's shapes, `create(seed, given)` and the step.
-
-  Cached, so that runs of one process that differ only in their seed are compiled once.
-  """
-
-  def create(seed, given):
-    return step_lib.initial_state(model, optimizer, options, seed, given)
-
-  abstract = abstract_like(jax.eval_shape(create, np.uint32(0), {}), sharding_plan.state)
-  where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return (
-    abstract,
-    jax.jit(create, out_shardings=where, donate_argnums=1),
-    step_lib.jit_train_step(model, optimizer, options, sharding_plan),
-  )
-
-
-def _writers(options: LoopOptions) -> tuple[MetricWriter, ...]:
-  return (*options.writers, *([TensorBoard()] if options.tensorboard else []))
 
 
 def _silence() -> TextIO:

@@ -6,7 +6,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from base.ranges import Immaterial
 
 
 class OpenWriter(Protocol):
@@ -26,8 +28,28 @@ class OpenWriter(Protocol):
     ...
 
 
+class OpenTracker(OpenWriter, Protocol):
+  """An open writer with more methods; a writer may have any of them."""
+
+  def hyperparameters(self, values: Mapping[str, object]) -> None:
+    """Writes the values of the run's configuration by name, once after the writer is opened."""
+    ...
+
+  def samples(self, step: int, texts: Mapping[str, str]) -> None:
+    """Writes texts of the model by their prompts."""
+    ...
+
+  def picture(self, step: int, file: Path) -> None:
+    """Writes a picture, a PNG file of the run directory."""
+    ...
+
+
 class MetricWriter(Protocol):
-  """Protocol of the options' writers: frozen dataclasses that open a writer at the start."""
+  """Protocol of the options' writers: frozen dataclasses that open a writer at the start.
+
+  A class may name the packages that it `needs`, and the `extra` of pyproject.toml with them. All
+  methods of the open writer are called in a thread of its own: see `training.tracking`.
+  """
 
   def open(self, run_dir: Path, step: int) -> OpenWriter:
     """Opens a writer, only on the first process of a run.
@@ -47,7 +69,7 @@ class TensorBoard:
     folder: a folder of the run directory.
   """
 
-  folder: str = "tensorboard"
+  folder: Annotated[str, Immaterial()] = "tensorboard"
 
   def __post_init__(self):
     if Path(self.folder).is_absolute() or ".." in Path(self.folder).parts or not self.folder:
@@ -69,6 +91,20 @@ class _Events:
   def write(self, step: int, values: Mapping[str, float | None]) -> None:
     for name, value in values.items():
       self._writer.add_scalar(name, math.nan if value is None else value, step)
+
+  def hyperparameters(self, values: Mapping[str, object]) -> None:
+    rows = [f"| {name} | {value} |" for name, value in values.items()]
+    self._writer.add_text("configuration", "\n".join(["| name | value |", "|---|---|", *rows]))
+
+  def samples(self, step: int, texts: Mapping[str, str]) -> None:
+    for prompt, text in texts.items():
+      self._writer.add_text(f"sample {prompt!r}", f"{prompt}{text}", step)
+
+  def picture(self, step: int, file: Path) -> None:
+    from matplotlib import image
+
+    pixels = image.imread(file)[..., :3]
+    self._writer.add_image(file.stem, pixels, step, dataformats="HWC")
 
   def close(self) -> None:
     self._writer.close()

@@ -8,13 +8,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 from base import small_files
 from training import json_files
-from training.metric_writers import OpenWriter
 
 # In a run directory.
 METRICS_FILE = "metrics.jsonl"
@@ -31,7 +30,6 @@ class MetricsFile:
     path: Path,
     position: int | None = None,
     *,
-    writers: Sequence[OpenWriter] = (),
     before_writing: Callable[[], None] = lambda: None,
   ):
     """Opens the file and truncates it to `position` bytes.
@@ -39,7 +37,6 @@ class MetricsFile:
     Args:
       path: the file; created if missing.
       position: bytes to keep; None keeps all.
-      writers: further writers of every record; closed with the file.
       before_writing: called before each change; ends a process that lost the directory.
     """
     before_writing()
@@ -52,20 +49,12 @@ class MetricsFile:
       self._file.seek(0, 2)
       if 0 < size < position and not path.read_bytes().endswith(b"\n"):
         self._file.write(b"\n")  # a truncated last line must not join the next one
-    self._writers = tuple(writers)
 
   def write(self, record: dict[str, Any]) -> None:
     """Appends a record, which must have a 'step'."""
     self._before_writing()
     self._file.write((json_files.dumps(record) + "\n").encode())
     self._file.flush()
-    values = {
-      name: json_files.without_nan(value)
-      for name, value in record.items()
-      if name != "step" and isinstance(value, int | float)
-    }
-    for writer in self._writers:
-      writer.write(record["step"], values)
 
   @property
   def position(self) -> int:
@@ -75,8 +64,6 @@ class MetricsFile:
   def close(self) -> None:
     """Closes the file."""
     self._file.close()
-    for writer in self._writers:
-      writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

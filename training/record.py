@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
@@ -13,6 +13,8 @@ from base.errors import UserError
 from training import json_files
 from training.metrics import MetricsFile, ProgressLine
 from training.optimizer import rate_at
+from training.step_costs import StepCosts
+from training.tracking import Tracking
 
 if TYPE_CHECKING:
   from training.loop import LoopOptions
@@ -51,7 +53,20 @@ class TrainingLog:
     progress: ProgressLine,
     pending: list[list[float | None]],
     heldout: dict[str, float | None],
+    costs: StepCosts | None = None,
+    tracking: Tracking | None = None,
   ):
+    """Continues a log.
+
+    Args:
+      options, learning_rate, bytes_per_token: as of `training.loop.train`.
+      metrics: the file of metrics.
+      progress: shows the steps.
+      pending: loss, gradient norm and targets of the steps that are not yet written.
+      heldout: the last held-out figures.
+      costs: times the steps; None times them from now.
+      tracking: gets what the file gets; None for no trackers.
+    """
     self.options = options
     self.learning_rate = learning_rate
     self.bytes_per_token = bytes_per_token
@@ -64,7 +79,18 @@ class TrainingLog:
     # Whether the last recorded step was taken: its loss and gradient were finite and no spike.
     self.judged = True
     self.rates: list[float] = []
+    self.mfu: float | None = None
+    self._costs, self._tracking = costs or StepCosts(), tracking or Tracking()
+    # The steps after this one are timed: the first of a process compiles.
+    self._started = 0
     self.start_clock()
+
+  def started(self, step: int) -> None:
+    """Begins to time the steps after `step`, the first of this process."""
+    self._started = step
+    self._costs.start()
+    self.start_clock()
+    self.progress.started(step)
 
   def start_clock(self) -> None:
     """Starts to time the next line."""
@@ -77,8 +103,10 @@ class TrainingLog:
       TooManySkips: too many steps in a row were skipped.
     """
     values = {name: value.item() for name, value in jax.device_get(device_metrics).items()}
+    if step > self._started:
+      self._costs.step_done(taken=not values["skipped_in_a_row"])
+      self._timed_targets += values["targets"]
     self.pending.append([values["loss"], values["grad_norm"], values["targets"]])
-    self._timed_targets += values["targets"]
     # As in the next line of the file: the mean since the last one.
     loss = sum(step[0] for step in self.pending) / len(self.pending)
     shown = {"loss": loss, "bits/byte": self._bits_per_byte(loss)}
@@ -86,6 +114,8 @@ class TrainingLog:
       self._write_line(step, values)
     if self.rates:
       shown["tokens/s"] = self.rates[-1]
+    if self.mfu is not None:
+      shown["MFU"] = self.mfu
     if values["skipped"]:
       shown["skipped"] = values["skipped"]
     if self.progress.live or step % self.options.log_every == 0 or step == self.options.steps:
@@ -103,8 +133,10 @@ class TrainingLog:
     losses, norms, targets = zip(*self.pending, strict=True)
     loss = sum(losses) / len(losses)
     seconds = time.monotonic() - self._clock
-    rate = self._timed_targets / seconds if seconds > 0 else math.nan
-    self.metrics.write(
+    timed = seconds > 0 and self._timed_targets > 0
+    rate = self._timed_targets / seconds if timed else math.nan
+    costs = self._costs.line()
+    self._write(
       {
         "step": step,
         "loss": loss,
@@ -115,18 +147,27 @@ class TrainingLog:
         "targets": sum(targets),
         "skipped": values["skipped"],
         "tokens_per_second": rate,
+        **costs,
       }
     )
-    self.rates.append(rate)
+    if timed:
+      self.rates.append(rate)
+    self.mfu = costs.get("mfu")
     self.pending = []
     self.start_clock()
 
   def record_heldout(self, step: int, heldout: dict[str, float]) -> None:
     """Records the held-out figures after step `step`."""
     self.heldout, self.heldout_step = heldout, step
-    self.metrics.write({"step": step, **heldout})
+    self._write({"step": step, **heldout})
     self.progress.show_heldout(step, heldout)
     self.start_clock()
+
+  def _write(self, record: dict[str, Any]) -> None:
+    """Writes a record to the file and to the trackers."""
+    self.metrics.write(record)
+    numbers = {name: value for name, value in record.items() if name != "step"}
+    self._tracking.write(record["step"], json_files.without_nan(numbers))
 
   def _bits_per_byte(self, loss: float) -> float:
     return loss / math.log(2) / self.bytes_per_token

@@ -189,14 +189,15 @@ def make_train_step(
       sharding_plan.split_for_update(gradient),
       sharding_plan.split_for_update(params),
     )
-    norm = optax.global_norm(gradient)
-    take, detector = _decide(state.spike_detector, loss, norm, options)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
-
-    # From the run's key and the step, so that a resumed run rounds identically.
-    new_params = rounding.apply_updates(
-      params, updates, mode=options.rounding, key=jax.random.fold_in(rng, _ROUNDING)
-    )
+    with jax.named_scope("spike_detector"):
+      norm = optax.global_norm(gradient)
+      take, detector = _decide(state.spike_detector, loss, norm, options)
+    with jax.named_scope("optimizer"):
+      updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
+      # From the run's key and the step, so that a resumed run rounds identically.
+      new_params = rounding.apply_updates(
+        params, updates, mode=options.rounding, key=jax.random.fold_in(rng, _ROUNDING)
+      )
 
     def choose(new, old):
       return jnp.where(take, new, old)
@@ -328,6 +329,7 @@ def token_losses(
     batch["inputs"], segment_ids=batch["segment_ids"], positions=batch["positions"]
   )
 
+  @jax.named_scope("loss")
   def losses(hidden, targets, weights):
     logits = bound.logits(hidden)
     log_total = sharded_vocabulary.logsumexp(logits)

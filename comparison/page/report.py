@@ -106,17 +106,8 @@ class Report:
 
   def page(self) -> str:
     """Formats the page: a self-contained HTML file without scripts."""
-    style = _STYLE.read_text(encoding="utf-8")
     sections = "".join(self._section(section) for section in self.sections)
-    return (
-      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-      '<meta name="viewport" content="width=device-width, initial-scale=1">'
-      f'<link rel="icon" href="data:,"><title>{escape(self.title)}</title>'
-      f"<style>\n{style}</style></head>\n"
-      f"<body><header><h1>{escape(self.title)}</h1>"
-      f'<p class="lead">{escape(self._lead())}</p>{self._findings()}</header>\n'
-      f"<main>{sections}</main>\n<footer>{self._provenance()}</footer></body></html>\n"
-    )
+    return document(self.title, self._lead(), self._findings(), sections, self._provenance())
 
   def _lead(self) -> str:
     seeds = len(self.seeds)
@@ -143,21 +134,7 @@ class Report:
     return f'<section id="part-{section.name}"><h2>{escape(section.title)}</h2>{body}</section>\n'
 
   def _figure(self, figure: Figure) -> str:
-    styles = chart.looks(figure, self.models)
-    legend = "".join(
-      f'<li data-legend="{escape(series.name)}">'
-      f"{chart.swatch(style, as_line=not figure.is_categorical)}<span>{escape(series.name)}"
-      f"{_remark(series)}</span></li>"
-      for series, style in zip(figure.series, styles, strict=True)
-    )
-    source = f' <span class="source">{escape(figure.source)}</span>' if figure.source else ""
-    return (
-      f'<figure id="{figure.name}"><h3>{escape(figure.title)}{source}</h3>'
-      f'<p class="finding">{escape(figure.finding)}</p><ul class="legend">{legend}</ul>'
-      f"{chart.draw(figure, styles)}"
-      f'<p class="conditions">{escape(self._conditions(figure))}</p>'
-      f"<details><summary>Numbers</summary>{_table(figure)}</details></figure>"
-    )
+    return figure_element(figure, self.models, self._conditions(figure))
 
   def _conditions(self, figure: Figure) -> str:
     named = [f"{name} {value}" for name, value in figure.conditions]
@@ -184,6 +161,50 @@ class Report:
       f"<dt>numbers</dt><dd>{DATA_FILE}, in the folder of this page</dd></dl>"
       f"<details><summary>Configuration</summary><pre>{escape(self.config)}</pre></details>"
     )
+
+
+def document(title: str, lead: str, summary: str, body: str, footer: str = "") -> str:
+  """Formats a page: a self-contained HTML file without scripts.
+
+  Args:
+    title, lead: the heading and the line below it, as text.
+    summary, body, footer: HTML.
+  """
+  style = _STYLE.read_text(encoding="utf-8")
+  return (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    f'<link rel="icon" href="data:,"><title>{escape(title)}</title>'
+    f"<style>\n{style}</style></head>\n"
+    f"<body><header><h1>{escape(title)}</h1>"
+    f'<p class="lead">{escape(lead)}</p>{summary}</header>\n'
+    f"<main>{body}</main>\n<footer>{footer}</footer></body></html>\n"
+  )
+
+
+def figure_element(figure: Figure, models: Sequence[str], conditions: str) -> str:
+  """Formats a figure with its legend and its numbers.
+
+  Args:
+    figure: the figure.
+    models: names that have the same colours in all figures.
+    conditions: the line below it.
+  """
+  styles = chart.looks(figure, models)
+  legend = "".join(
+    f'<li data-legend="{escape(series.name)}">'
+    f"{chart.swatch(style, as_line=not figure.is_categorical)}<span>{escape(series.name)}"
+    f"{_remark(series)}</span></li>"
+    for series, style in zip(figure.series, styles, strict=True)
+  )
+  source = f' <span class="source">{escape(figure.source)}</span>' if figure.source else ""
+  return (
+    f'<figure id="{figure.name}"><h3>{escape(figure.title)}{source}</h3>'
+    f'<p class="finding">{escape(figure.finding)}</p><ul class="legend">{legend}</ul>'
+    f"{chart.draw(figure, styles)}"
+    f'<p class="conditions">{escape(conditions)}</p>'
+    f"<details><summary>Numbers</summary>{_table(figure)}</details></figure>"
+  )
 
 
 def _remark(series: Series) -> str:

@@ -18,7 +18,7 @@ class Chip:
     bandwidth: HBM bytes per second.
     link: bytes per second that it can send within a slice or node: along one axis of a TPU's
       torus, both directions together; over a GPU's NVLink.
-    name: the device's own name (`device_kind`).
+    name: the device's name for display, and to the GPU compiler.
     share: `memory` as a share of the device's memory: the fraction that JAX must be set to take.
   """
 

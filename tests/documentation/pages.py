@@ -20,6 +20,7 @@ PAGES = (
   "docs/data.md",
   "docs/distributed_training.md",
   "docs/several_hosts.md",
+  "docs/watching.md",
   "docs/planning.md",
   "docs/comparing.md",
   "docs/evaluating_and_generating.md",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.documentation.session import Case, Session
+from training.step_costs import SPEEDS
 
 # Each kind of Griffin's blocks once.
 GRIFFIN = '--gin.models.griffin.griffin.pattern="(\\"recurrent\\", \\"attention\\")"'
@@ -32,7 +33,7 @@ CLUSTER = "needs a cluster: tests/launch/test_cluster_files.py reads the file"
 def losses(run: Path) -> list[dict]:
   """The metrics of a run, without what depends on the machine's speed."""
   lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-  return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+  return [{k: v for k, v in json.loads(line).items() if k not in SPEEDS} for line in lines]
 
 
 def train_kill_and_train_again(session: Session, command: str) -> None:
@@ -214,6 +215,35 @@ CASES = {
         "python -m launch.train my_run.gin gin/mesh/zero3.gin --run_dir=/shared/run --coordinator=",
         skipped="needs two hosts: tests/launch/test_several_hosts.py plays them",
       ),
+    ],
+  },
+  "docs/watching.md": {
+    "The runs of a folder": [
+      Case(
+        "python -m launch.runs runs --page=runs.html",
+        prints=r"first +finished +8/8",
+        leaves=("runs.html",),
+      ),
+    ],
+    "Trackers": [
+      Case(
+        "python -m launch.train gin/runs/griffin_quickstart.gin gin/trackers/wandb.gin",
+        f"{SHORT} --gin.training.trackers.WandB.mode=offline",
+        TRAINED,
+        leaves=("runs/tracked/wandb/offline-run-*/*.wandb", "runs/tracked/tensorboard/*"),
+      ),
+    ],
+    "Profiles": [
+      Case(
+        "python -m launch.train gin/runs/griffin_quickstart.gin --run_dir=runs/profiled",
+        skipped="traces steps of a long run: tests/training/test_profiler.py traces some",
+      ),
+      Case("kill -USR2 PID", skipped="tests/training/test_profiler.py sends the signal"),
+      Case("pip install xprof", skipped=INSTALLS),
+      Case("xprof --logdir=runs/profiled/profile", skipped="serves a page, and is not installed"),
+    ],
+    "When memory runs out": [
+      Case("pprof -top", skipped="pprof is a program of its own, and nothing ran out of memory"),
     ],
   },
   "docs/evaluating_and_generating.md": {

@@ -24,13 +24,13 @@ ROOT = Path(train.__file__).parents[1]
 PROGRAM = """
 import sys, json
 from launch import train
-from training import loop, step
+from training import programs, step
 decide, traces = step._decide, []
 step._decide = lambda *args: traces.append(1) or decide(*args)
 folder, *meshes = sys.argv[1:]
 counts = {}
 for mesh in meshes:
-  loop._programs.cache_clear()  # on one device the meshes are equal
+  programs.make.cache_clear()  # on one device the meshes are equal
   counts[mesh] = []
   for seed in range(2):
     traces.clear()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from training.metrics import read_metrics
+from training.step_costs import SPEEDS
 
 ROOT = Path(__file__).parents[2]
 STEPS = 120
@@ -36,10 +37,10 @@ def finish(process: subprocess.Popen) -> str:
 
 def told(run_dir: Path) -> list[dict]:
   """Returns the metrics that do not depend on time."""
-  records = read_metrics(run_dir / "metrics.jsonl")
-  for record in records:
-    record.pop("tokens_per_second", None)
-  return records
+  return [
+    {name: value for name, value in record.items() if name not in SPEEDS}
+    for record in read_metrics(run_dir / "metrics.jsonl")
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,11 @@ def test_killed_at_random_moments_equals_never_killed(tmp_path, uninterrupted):
   assert kills >= 3
   assert finish(start(run_dir, cache)) == output
   assert told(run_dir) == records
+  lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "goodput" in line]
+  walls = [line["wall_seconds"] for line in lines]
+  assert walls == sorted(walls)
+  # No more than the steps of the last line's history, and less than a life without kills.
+  assert 0 < lines[-1]["goodput"] < 1
 
 
 @pytest.fixture(scope="module")

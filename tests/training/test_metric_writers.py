@@ -1,7 +1,6 @@
-"""Metrics reach every writer that a configuration names, and the file of JSON lines always."""
+"""Metrics reach every writer that a configuration names."""
 
 import dataclasses
-import json
 import math
 import warnings
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from tests import small_run
 from training import metrics
 from training.metric_writers import TensorBoard
-from training.metrics import MetricsFile
 
 WRITTEN = []
 
@@ -36,23 +34,6 @@ class Collects:
 @pytest.fixture(autouse=True)
 def nothing_written():
   WRITTEN.clear()
-
-
-def test_a_record_reaches_the_file_and_every_writer(tmp_path):
-  writer = Collects("mine").open(tmp_path, 3)
-  metrics = MetricsFile(tmp_path / "metrics.jsonl", writers=[writer])
-  metrics.write({"step": 4, "loss": 2.5, "grad_norm": math.inf})
-  metrics.close()
-  assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
-    "step": 4,
-    "loss": 2.5,
-    "grad_norm": None,
-  }
-  assert [
-    ("mine", tmp_path.name, 3),
-    (4, {"loss": 2.5, "grad_norm": None}),
-    "closed",
-  ] == WRITTEN
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):
