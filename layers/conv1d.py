@@ -20,10 +20,12 @@ class CausalConv1D(nn.Module):
   Attributes:
     conv_width: number of tokens that one output sees; 4 in the paper.
     axis: logical axis of the channels.
+    use_bias: whether each channel has a bias.
   """
 
   conv_width: int = 4
   axis: str = "rnn"
+  use_bias: bool = True
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -45,7 +47,9 @@ class CausalConv1D(nn.Module):
     batch, length, channels = x.shape
     shape = (self.conv_width, channels)
     kernel = parameter(self, "kernel", scaled_normal(1.0), ("conv", self.axis), shape)
-    bias = parameter(self, "bias", nn.initializers.zeros, (self.axis,), (channels,))
+    bias = jnp.zeros(channels, self.dtype)
+    if self.use_bias:
+      bias = parameter(self, "bias", nn.initializers.zeros, (self.axis,), (channels,))
     x = x.astype(self.dtype)
     if history is None and sequence.is_split():
       history = sequence.before(x, self.conv_width - 1)

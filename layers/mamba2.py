@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 
 from kernels.ssd import matmul_flops, ssd
 from layers.conv1d import CausalConv1D
+from layers.decay_rates import log_rate, step_bias
 from layers.dtypes import FLOAT32, dtypes_of
 from layers.linear import Linear
 from layers.norm import GatedRMSNorm
@@ -150,15 +150,4 @@ def _log_of_product(x, log_a, b, c):
   return jnp.sum(log_a, axis=1)[..., None, None]
 
 
-def _rate(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-  """log A for A uniform in [1, 16], as in Mamba-2's code."""
-  return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
-
-
-def _step(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
-  """The bias whose softplus is log-uniform in [0.001, 0.1], as in Mamba's code."""
-  step = jnp.exp(jax.random.uniform(key, shape, dtype, math.log(1e-3), math.log(1e-1)))
-  return step + jnp.log(-jnp.expm1(-step))
-
-
-_PER_HEAD = {"a_log": _rate, "dt_bias": _step, "skip": nn.initializers.ones}
+_PER_HEAD = {"a_log": log_rate, "dt_bias": step_bias, "skip": nn.initializers.ones}

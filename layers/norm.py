@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -94,3 +95,43 @@ class GatedRMSNorm(nn.Module):
 def _silu_gated(y: jax.Array, z: jax.Array) -> jax.Array:
   """`y * silu(z)` in float32; the backward pass keeps the two inputs in their own type."""
   return y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
+
+
+class GatedHeadNorm(nn.Module):
+  """RMSNorm of each head, times a gate; the heads share one scale per channel.
+
+  Source: the output of Gated DeltaNet (arXiv 2412.06464, figure 1) and of Kimi Delta Attention.
+
+  Attributes:
+    activation: of the gate.
+    axis: the logical axis of the heads.
+    epsilon, dtype, param_dtype: as in `RMSNorm`.
+  """
+
+  activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
+  axis: str = "heads"
+  epsilon: float = 1e-6
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, y: jax.Array, gate: jax.Array) -> jax.Array:
+    """Maps two [B, T, heads of this shard, V] to one."""
+    scale = parameter(self, "scale", nn.initializers.ones, ("embed",), y.shape[-1:], dtype=WIDE)
+    # Every shard has the scale, and finds the gradient that its heads owe.
+    scale = shards.copy_to_tensor_parallel(scale, self.axis)
+    return _gated_norm(y, gate, scale, self.activation, self.epsilon).astype(self.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(3, 4))
+def _gated_norm(y, gate, scale, activation, epsilon):
+  """The arithmetic, in float32; the backward pass keeps the inputs in their own type."""
+  return _normalize(y, scale, epsilon) * activation(gate.astype(jnp.float32))
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def unit_norm(x: jax.Array) -> jax.Array:
+  """Divides the last axis by its Euclidean norm, `sqrt(sum x^2 + 1e-6)`, in float32."""
+  wide = x.astype(jnp.float32)
+  total = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+  return (wide * jax.lax.rsqrt(total + 1e-6)).astype(x.dtype)

@@ -160,15 +160,30 @@ def _chunk(h, q, k, v, beta, log_a, reset):
 
   entering = jnp.where(entered, decayed.entering, 0)
   leaving = jnp.where(left, decayed.leaving, 0)
-  held = _product("bhrk,bhkv->bhrv", (k * rows(entering, 2)).astype(dtype), h.astype(dtype), wide)
-  wanted = beta[..., None] * (v.astype(wide) - held)
+
+  def read(x, decay):
+    """What the entering state holds under the keys or queries x, [B, H, rows, V].
+
+    A decay per row scales the product, which rounds less than the keys would.
+    """
+    if decay.shape[-1] == 1:
+      return decay * _product("bhrk,bhkv->bhrv", x, h.astype(dtype), wide)
+    return _product("bhrk,bhkv->bhrv", (x * decay).astype(dtype), h.astype(dtype), wide)
+
+  wanted = beta[..., None] * (v.astype(wide) - read(k, rows(entering, 2)))
   solved = unit_lower_inverse(jnp.where(before, beta[..., None] * decayed.keys, 0))
-  u = _product("bhrs,bhsv->bhrv", solved.astype(dtype), wanted.astype(dtype), wide).astype(dtype)
-  y = _product("bhqk,bhkv->bqhv", (q * entering).astype(dtype), h.astype(dtype), wide)
-  y += _product("bhqr,bhrv->bqhv", jnp.where(seen, decayed.queries, 0).astype(dtype), u, wide)
+  u = _product("bhrs,bhsv->bhrv", solved.astype(dtype), wanted.astype(dtype), wide)
+  y = read(q, entering)
+  queries = jnp.where(seen, decayed.queries, 0).astype(dtype)
+  y += _product("bhqr,bhrv->bhqv", queries, u.astype(dtype), wide)
   kept = jnp.where(entered[:, :, -1:], decayed.kept, 0)
-  h = kept * h + _product("bhrk,bhrv->bhkv", (k * rows(leaving, 2)).astype(dtype), u, wide)
-  return h, y.astype(dtype)
+  leaving = rows(leaving, 2)
+  if leaving.shape[-1] == 1:
+    u = leaving * u
+  else:
+    k = k * leaving
+  h = kept * h + _product("bhrk,bhrv->bhkv", k.astype(dtype), u.astype(dtype), wide)
+  return h, jnp.moveaxis(y, 1, 2).astype(dtype)
 
 
 def _product(subscripts, left, right, wide):
