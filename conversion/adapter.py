@@ -44,6 +44,8 @@ class Adapter(NamedTuple):
     check_model: raises ValueError unless the architecture's class can hold a model exactly.
     config: `config(model, **more)`: returns the contents of a config.json, with `more` entries.
     table: lists all tensors of a model's Hugging Face form.
+    float32: endings of the names of tensors that are written as float32 whatever the others are,
+      because the class loads them so.
   """
 
   model_type: str
@@ -56,3 +58,4 @@ class Adapter(NamedTuple):
   check_model: Callable[[LanguageModel], None]
   config: Callable[..., dict[str, Any]]
   table: Callable[[LanguageModel], Iterable[WeightMapping]]
+  float32: tuple[str, ...] = ()

@@ -40,12 +40,19 @@ def of_configuration(config: Mapping[str, Any]) -> Adapter:
   return ADAPTERS[model_type]
 
 
-def of_model(model: LanguageModel) -> Adapter:
+def of_model(model: LanguageModel, *, own_code: bool = False) -> Adapter:
   """Finds the first adapter that can write a model.
+
+  Args:
+    model: the model.
+    own_code: only the adapter that brings its own PyTorch code.
 
   Raises:
     ValueError: there is none; it says what each would need.
   """
+  if own_code:
+    griffin_package.check_model(model)
+    return griffin_package.ADAPTER
   refusals = []
   for adapter in ADAPTERS.values():
     try:

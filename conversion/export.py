@@ -35,7 +35,14 @@ TOKENIZER_FILE = "tokenizer.model"
 
 
 def export(
-  run_dir: Path, target: Path, which: str, dtype: str | None, max_bytes: int, trust: Trust = NOBODY
+  run_dir: Path,
+  target: Path,
+  which: str,
+  dtype: str | None,
+  max_bytes: int,
+  trust: Trust = NOBODY,
+  *,
+  own_code: bool = False,
 ) -> list[str]:
   """Exports a run as Hugging Face files for `AutoModelForCausalLM.from_pretrained`.
 
@@ -48,6 +55,7 @@ def export(
     dtype: dtype of the tensors; None is that of the run's parameters.
     max_bytes: the most bytes of tensors in a file.
     trust: see `experiment.trained.load`.
+    own_code: bring the PyTorch code even if a class of transformers holds the model.
 
   Returns:
     lines for the user: the class that holds the model, and that transformers finds no tokenizer.
@@ -65,11 +73,14 @@ def export(
   length = trained.experiment.sequence_length
   entries["max_position_embeddings"] = max(length, kept_files.longest_text(kept) or 0)
   with told(run_dir), appearing(target) as partial:
-    adapter = adapters.of_model(model)
+    adapter = adapters.of_model(model, own_code=own_code)
     config = adapter.config(model, **entries) | {"dtype": str(kind), "torch_dtype": str(kind)}
     tensors = weight_stream.tensors(leaves, adapter.table(model), kind)
     if dtype is not None:
-      tensors = ((name, array.astype(kind, copy=False)) for name, array in tensors)
+      tensors = (
+        (name, array if name.endswith(adapter.float32) else array.astype(kind, copy=False))
+        for name, array in tensors
+      )
     safetensors_files.write(partial, tensors, max_bytes)
     (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if adapter is griffin_package.ADAPTER:

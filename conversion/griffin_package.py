@@ -198,4 +198,6 @@ ADAPTER = Adapter(
   check_model=check_model,
   config=config_of,
   table=name_table,
+  # bfloat16 would round the decays 0.999 and 0.995 to the same number.
+  float32=("a_param", "phase_param"),
 )

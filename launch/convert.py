@@ -53,6 +53,12 @@ def parser() -> command.Parser:
     help="merge a run's adapters into its weights, and write a run directory",
   )
   result.add_argument(
+    "--own_code",
+    action="store_true",
+    help="export with this project's PyTorch code even if a class of transformers holds the model: "
+    "for batches with padding, which transformers' RecurrentGemma gets wrong",
+  )
+  result.add_argument(
     "--adapters",
     action="store_true",
     help="export a run's adapters alone, as files for the library PEFT",
@@ -85,7 +91,15 @@ def main(arguments: Sequence[str]) -> int:
     export.export_adapters(args.source, args.target, args.checkpoint, args.base, trusted)
   elif kind == conversion.RUN:
     max_bytes = int(args.shard_gb * 1e9)
-    notes = export.export(args.source, args.target, args.checkpoint, args.dtype, max_bytes, trusted)
+    notes = export.export(
+      args.source,
+      args.target,
+      args.checkpoint,
+      args.dtype,
+      max_bytes,
+      trusted,
+      own_code=args.own_code,
+    )
   else:
     conversion.import_weights(kind, args.source, args.target, args.vocabulary, bindings, words)
   print(f"{paths.shown(args.target)} is ready")
@@ -107,15 +121,15 @@ def _check_together(
   """Refuses options that have no effect on this conversion."""
   source = paths.shown(args.source)
   if not of_run:
-    names = ("checkpoint", "dtype", "shard_gb", "merge", "adapters", "base")
+    names = ("checkpoint", "dtype", "shard_gb", "merge", "own_code", "adapters", "base")
     command.refuse(options, args, names, f"on {source}, which is not a run directory")
     return
   command.refuse(options, args, ("vocabulary",), f"on {source}, which has its own tokenizer")
   if args.merge:
-    names = ("dtype", "shard_gb", "adapters", "base")
+    names = ("dtype", "shard_gb", "own_code", "adapters", "base")
     command.refuse(options, args, names, "with --merge, which writes a run directory")
   elif args.adapters:
-    names = ("dtype", "shard_gb")
+    names = ("dtype", "shard_gb", "own_code")
     command.refuse(options, args, names, "with --adapters, which writes one file of float32")
   else:
     command.refuse(options, args, ("base",), "without --adapters")

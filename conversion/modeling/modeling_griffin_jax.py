@@ -290,6 +290,8 @@ class GriffinJaxForCausalLM(PreTrainedModel, GenerationMixin):
   config_class = GriffinJaxConfig
   base_model_prefix = ""
   _no_split_modules: ClassVar[list[str]] = ["Block"]
+  # In bfloat16 the decays 0.999 and 0.995 would be the same number.
+  _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["a_param", "phase_param"]
   _supports_sdpa = True
   _is_stateful = True
 

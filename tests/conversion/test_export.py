@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers import (
   AutoModelForCausalLM,
   LlamaConfig,
@@ -123,11 +124,32 @@ def test_a_model_without_a_class_is_exported_with_its_code(recurrent, tmp_path, 
   np.testing.assert_allclose(
     their_logits(found), their_logits(theirs), rtol=0, atol=pairs.TOLERANCE
   )
+  kinds = {}
+  for folder, more in ((target, ()), (tmp_path / "half", ("--dtype=bfloat16",))):
+    if more:
+      assert convert.main([str(run), str(folder), *more]) == 0
+    tensors = load_file(folder / "model.safetensors")
+    kinds[folder.name] = {(n.endswith("a_param"), str(t.dtype)) for n, t in tensors.items()}
+  assert kinds["half"] == {(True, "float32"), (False, "bfloat16")}
+  assert kinds["target"] == {(True, "float32"), (False, "float32")}
+  half = AutoModelForCausalLM.from_pretrained(tmp_path / "half", trust_remote_code=True)
+  assert half.layers[0].mixer.recurrence.a_param.dtype == torch.float32
+  assert half.embed_tokens.weight.dtype == torch.bfloat16
   card = (target / "README.md").read_text()
   assert card.startswith("---\nlibrary_name: transformers\n")
   assert 'AutoModelForCausalLM.from_pretrained("target", trust_remote_code=True)' in card
   assert "| rnn_width | 24 |" in card
   assert "The run has no records: its weights were imported." in card
+
+
+def test_own_code_can_be_chosen_where_a_class_would_do(llama, tmp_path, capsys):
+  (run, theirs), target = llama, tmp_path / "target"
+  assert convert.main([str(run), str(target), "--own_code"]) == 0
+  assert "with its code in modeling_griffin_jax.py" in capsys.readouterr().out
+  found = AutoModelForCausalLM.from_pretrained(target, trust_remote_code=True)
+  np.testing.assert_allclose(
+    their_logits(found), their_logits(theirs), rtol=0, atol=pairs.TOLERANCE
+  )
 
 
 def test_a_card_has_the_figures_of_the_run(llama, tmp_path):
