@@ -1,11 +1,18 @@
-"""Paths from the user: made absolute when they are read, and shown as short as possible."""
+"""Paths from the user: made absolute when they are read, and shown as short as possible.
+
+A path may also be an address in a bucket, such as `gs://bucket/runs/first`; see `base.buckets`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import cast
+
+from base import buckets
+from base.errors import UserError
 
 
 def absolute(text: str | os.PathLike) -> Path:
@@ -13,26 +20,55 @@ def absolute(text: str | os.PathLike) -> Path:
 
   Raises:
     ValueError: the path is empty or has a NUL character.
+    UserError: it is an address of a scheme that is unknown or not installed.
   """
   given = os.fspath(text)
+  if buckets.is_address(given):
+    return buckets.path(given)
   if not given or "\0" in given:
     raise ValueError(f"{given!r} is not a path")
   return Path(os.path.abspath(os.path.expanduser(given)))
 
 
+def of(text: str | os.PathLike) -> Path:
+  """Makes a path of a text that may be an address in a bucket; leaves paths as they are.
+
+  Raises:
+    UserError: it is an address of a scheme that is unknown or not installed.
+  """
+  if isinstance(text, PurePath):
+    return cast(Path, text)
+  given = os.fspath(text)
+  return buckets.path(given) if buckets.is_address(given) else Path(given)
+
+
 def argument(text: str) -> Path:
-  """Type of command-line arguments that are paths."""
-  if "://" in text:
-    raise argparse.ArgumentTypeError(f"{text!r} is an address; give a path of a file system")
+  """Type of command-line arguments that are paths, of a file system or in a bucket.
+
+  Raises:
+    UserError: the bucket cannot be read; see `base.buckets.require`.
+  """
   try:
-    return absolute(text)
-  except ValueError as error:
-    raise argparse.ArgumentTypeError(str(error)) from None
+    path = absolute(text)
+  except (ValueError, UserError) as error:
+    raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+  if buckets.in_bucket(path):
+    buckets.require(path)
+  return path
+
+
+def local_argument(text: str) -> Path:
+  """Type of command-line arguments that are paths of a file system only."""
+  if buckets.is_address(text):
+    raise argparse.ArgumentTypeError(f"{text!r} is an address; give a path of a file system")
+  return argument(text)
 
 
 def output_argument(text: str) -> Path:
   """Type of command-line arguments that are files to write; refuses unwritable ones."""
   path = argument(text)
+  if buckets.in_bucket(path):
+    return path
   if path.is_dir():
     raise argparse.ArgumentTypeError(f"{shown(path)} is a folder; name a file in it")
   above = next(parent for parent in path.parents if parent.exists())
@@ -45,7 +81,7 @@ def output_argument(text: str) -> Path:
 
 def text_argument(text: str) -> str:
   """Type of command-line arguments that are text to read: 'python', or a path or pattern."""
-  return text if text == "python" else str(argument(text))
+  return text if text == "python" else str(local_argument(text))
 
 
 def free(path: Path) -> Path:
@@ -56,6 +92,8 @@ def free(path: Path) -> Path:
 
 def shown(path: str | os.PathLike) -> str:
   """Formats a path as a user would type it: relative if it is in the working directory."""
+  if buckets.in_bucket(path):
+    return os.fspath(path)
   try:
     relative = os.path.relpath(path)
   except (OSError, ValueError):  # The working directory was deleted.

@@ -1,4 +1,4 @@
-"""Reads and writes small files completely.
+"""Reads and writes small files completely, also in buckets.
 
 A path may be missing, a pipe, endless, or on failing storage.
 """
@@ -10,6 +10,9 @@ import os
 import stat
 import time
 from pathlib import Path
+from typing import Any
+
+from base import buckets
 
 # Errors of the machine or the storage, not of a file's contents: the next read may succeed.
 PASSING = {
@@ -51,7 +54,8 @@ def read(path: Path, most: int = MOST_BYTES) -> bytes | None:
 def replace(path: Path, contents: str | bytes, *, durable: bool = True) -> None:
   """Writes a file atomically: readers, also after a crash, see the old or the new contents.
 
-  A pipe or a link is replaced, not followed: in a received folder it may lead anywhere.
+  A pipe or a link is replaced, not followed: in a received folder it may lead anywhere. In a
+  bucket one request writes the object, which has the same effect.
 
   Args:
     path: the file.
@@ -61,6 +65,9 @@ def replace(path: Path, contents: str | bytes, *, durable: bool = True) -> None:
   Raises:
     OSError: it cannot be written; the old file is unchanged.
   """
+  if buckets.in_bucket(path):
+    path.write_bytes(contents.encode() if isinstance(contents, str) else contents)
+    return
   new = path.with_name(f"{path.name}.{os.getpid()}.new")
   new.unlink(missing_ok=True)
   try:
@@ -76,6 +83,8 @@ def replace(path: Path, contents: str | bytes, *, durable: bool = True) -> None:
 
 def require_regular(path: Path) -> None:
   """Raises NotReadable for an existing path that is not a regular file: opening it might block."""
+  if buckets.in_bucket(path):
+    return  # Buckets have no pipes, and reading a folder raises the error.
   try:
     mode = os.stat(path).st_mode
   except OSError:
@@ -86,12 +95,16 @@ def require_regular(path: Path) -> None:
 
 def require_regular_below(folder: Path) -> None:
   """Raises NotReadable unless a folder has only files and folders; call before a library reads."""
+  if buckets.in_bucket(folder):
+    return
   for path in folder.rglob("*"):
     if not path.is_dir():
       require_regular(path)
 
 
 def _read(path: Path, most: int) -> bytes:
+  if buckets.in_bucket(path):
+    return _read_object(path, most)
   require_regular(path)
   # It may have become a pipe in between, which would block without O_NONBLOCK.
   handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -103,6 +116,15 @@ def _read(path: Path, most: int) -> bytes:
   if len(found) > most:
     raise NotReadable(f"{path} is larger than {most:,} bytes")
   return found
+
+
+def _read_object(path: Path, most: int) -> bytes:
+  status: Any = path.stat()
+  if status.is_directory:
+    raise NotReadable(f"{path} is not a regular file but a folder")
+  if status.st_size > most:
+    raise NotReadable(f"{path} is larger than {most:,} bytes")
+  return path.read_bytes()
 
 
 def _kind(mode: int) -> str:

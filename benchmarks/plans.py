@@ -96,7 +96,9 @@ def main() -> int:
   """Prints the rows; returns the exit status: 1 if a row failed."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("words", nargs="*", help="plan the rows whose names hold one of these")
-  parser.add_argument("--keep", type=paths.argument, help="a folder for the plans' JSON files")
+  parser.add_argument(
+    "--keep", type=paths.local_argument, help="a folder for the plans' JSON files"
+  )
   parser.add_argument("--commands", action="store_true", help="print the commands alone")
   args = parser.parse_args()
   rows = sorted(commands(), key=cost)

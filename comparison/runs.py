@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from base import paths
 from base.errors import UserError
 from comparison import results
 from comparison.comparison import Comparison
@@ -224,7 +225,7 @@ class TrainedRuns:
     path = self._comparison.loaded.get(str(spec))
     if path is None:
       return None
-    directory = RunDirectory(Path(path))
+    directory = RunDirectory(paths.of(path))
     directory.require_run()
     return directory
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from base import small_files
+from base import paths, small_files
 from base.wording import near
 from config import moved_names
 from config.place import GIN_ROOT, ConfigError, Includes, Place
@@ -127,7 +127,7 @@ def read_file(path: str | os.PathLike) -> Source:
 
 def read_text(text: str, name: str = "text") -> Source:
   """Reads gin text; errors call it `name`."""
-  return _statements(text, Path(name), ())
+  return _statements(text, paths.of(name), ())
 
 
 def read_alone(text: str, name: str = "text", *, as_written: bool = False) -> Source:
@@ -142,10 +142,10 @@ def read_alone(text: str, name: str = "text", *, as_written: bool = False) -> So
     Includes: it includes a file.
     ConfigError: it does not parse.
   """
-  for item in _parse(text, Path(name), moved_names.Translation(), {}):
+  for item in _parse(text, paths.of(name), moved_names.Translation(), {}):
     if isinstance(item, config_parser.IncludeStatement):
       raise Includes(f"{Place(name, item.location.line_num)} includes {item.filename[:120]!r}")
-  return _statements(text, Path(name), (), moved_names.AsWritten() if as_written else None)
+  return _statements(text, paths.of(name), (), moved_names.AsWritten() if as_written else None)
 
 
 def read_arguments(arguments: Iterable[str], *, shared: bool = False) -> Source:

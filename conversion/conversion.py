@@ -11,7 +11,7 @@ import numpy as np
 
 from base import small_files
 from base.errors import UserError
-from base.paths import shown
+from base.paths import of, shown
 from config.config import Config
 from conversion import (
   adapters,
@@ -86,6 +86,7 @@ def import_weights(
   tokenizer: str | None,
   bindings: list[str],
   words: str,
+  origin: Path | None = None,
 ) -> None:
   """Imports published weights into a run directory, one tensor after the other.
 
@@ -96,6 +97,7 @@ def import_weights(
     tokenizer: a SentencePiece model or 'bytes'; None is the source's.
     bindings: changes of the run's configuration.
     words: the command line, for the configuration's first line.
+    origin: where the weights come from, if `source` is a copy.
 
   Raises:
     UserError: the weights are of another architecture, incomplete, or of another tokenizer.
@@ -139,7 +141,8 @@ def import_weights(
       kept_files.write_config(partial / kept_files.FOLDER, config)
     with told(source):
       arrays = files.stream(tensors, tensors.shapes, model)
-      streamed_checkpoint.write_parameters(partial, 0, paths, arrays, {"source": str(source)})
+      metadata = {"source": str(origin or source)}
+      streamed_checkpoint.write_parameters(partial, 0, paths, arrays, metadata)
 
 
 def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NOBODY) -> None:
@@ -217,7 +220,7 @@ def _tokenizer(source: Path, given: str | None) -> Tokenizer:
     return tokenizers.Bytes()
   places = [source / TOKENIZER_FILE, source / tokenizer_json.FILE]
   places.append(source.absolute().parent / TOKENIZER_FILE)
-  path = Path(given) if given else next((p for p in places if p.is_file()), None)
+  path = of(given) if given else next((p for p in places if p.is_file()), None)
   if path is None:
     raise UserError(
       f"no {TOKENIZER_FILE} or {tokenizer_json.FILE} in {shown(source)}, and no {TOKENIZER_FILE} "

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from base.errors import UserError
-from base.paths import shown
+from base.paths import of, shown
 from conversion import (
   adapters,
   griffin_package,
@@ -146,7 +146,7 @@ def _copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:
   """Copies the tokenizer's file; returns whether transformers finds one in the folder."""
   if isinstance(tokenizer, tokenizers.SentencePiece):
     # Compared with its description: a run on bytes may have another run's tokenizer file.
-    shutil.copyfile(tokenizer.path, folder / TOKENIZER_FILE)
+    (folder / TOKENIZER_FILE).write_bytes(of(tokenizer.path).read_bytes())
   if isinstance(tokenizer, TokenizerJson):
     tokenizer.write(folder)
   return any((folder / name).is_file() for name in (TOKENIZER_FILE, tokenizer_json.FILE))

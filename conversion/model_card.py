@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def write(folder: Path, trained: TrainedModel, name: str, config: Mapping[str, A
   """
   picture = trained.run_dir / LOSS_PICTURE
   if picture.is_file():
-    shutil.copyfile(picture, folder / _PICTURE)
+    (folder / _PICTURE).write_bytes(picture.read_bytes())
   text = "\n".join(_lines(trained, name, config, has_picture=picture.is_file()))
   (folder / CARD).write_text(text + "\n", encoding="utf-8")
 

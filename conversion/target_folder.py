@@ -10,11 +10,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from base import bucket_copies, buckets
 from base.errors import UserError
 from base.paths import shown
 from experiment import directory_owner
 from training import checkpoint
 
+# Written last into a bucket: they make a checkpoint, a run and Hugging Face's folder whole.
+_LAST = ("commit_success.txt", "config.gin", "adapter_config.json", "config.json")
 # Longest part of an error shown after the folder.
 _SHOWN_LETTERS = 380
 
@@ -32,9 +35,17 @@ def told(source: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def appearing(target: Path) -> Iterator[Path]:
-  """Yields a folder to fill, which is renamed to `target` on success and removed on failure."""
+  """Yields a folder to fill, which is renamed to `target` on success and removed on failure.
+
+  For a target in a bucket it is a temporary folder, which is then copied there.
+  """
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UserError(f"{shown(target)} exists and is not empty. Name another folder, or remove it.")
+  if buckets.in_bucket(target):
+    with tempfile.TemporaryDirectory(prefix="to-bucket-") as made:
+      yield Path(made)
+      bucket_copies.upload(Path(made), target, last=_LAST)
+    return
   target = target.resolve()
   target.parent.mkdir(parents=True, exist_ok=True)
   _remove_leftovers(target)

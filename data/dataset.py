@@ -8,14 +8,13 @@ import hashlib
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from base import small_files
+from base import paths, small_files
 from base.file_paths import KeptPath
-from base.ranges import Count, Positive
+from base.ranges import Count, Immaterial, Positive
 from data import heldout, preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
 from data.file_corpora import FileCorpus
@@ -38,7 +37,9 @@ class TextDataset:
     vocabulary: the tokenizer, which converts them to ids.
     sequence_length: tokens per row.
     split: 'train', 'heldout' or 'all' (registered tasks and TFDS data sets: one of their splits).
-    cache_dir: contains one directory per distinct content; relative to the working directory.
+    cache_dir: contains one directory per distinct content; relative to the working directory. It
+      may lie in a bucket: the rows are then read in blocks, as they are needed.
+    block_cache_gb: at most so many GB of these blocks stay in cache/blocks.
     whole_documents: do not split documents that fit into a row, at the cost of padding.
     shard_bytes: about how many bytes of text make a shard of rows, which one process packs. None: a
       1,024th of the corpus, from 16 MB to 1 GB. The rows depend on it, not on the processes.
@@ -51,6 +52,7 @@ class TextDataset:
   cache_dir: KeptPath = "cache"
   whole_documents: bool = False
   shard_bytes: Count | None = None
+  block_cache_gb: Annotated[Positive, Immaterial()] = 20.0
 
   def __post_init__(self):
     # Any string: registered tasks and TFDS data sets name their own splits.
@@ -85,7 +87,7 @@ class TextDataset:
     """
     tokenizer = self.vocabulary.describe()
     words = f"{self.corpus.name}-{self.split}-{tokenizer['kind']}-{self.sequence_length}"
-    start = Path(self.cache_dir).absolute() / re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
+    start = paths.of(self.cache_dir).absolute() / re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
     try:
       content = [VERSION, self.source(), tokenizer, self.sequence_length]
     except NoFiles:
@@ -136,7 +138,9 @@ class TextDataset:
       self.corpus.describe()
     except NoFiles as error:
       print(f"{error.args[0]} Reading the cached rows in {directory}.", file=sys.stderr)
-    rows = RowFiles(directory).check(self.vocabulary, self.sequence_length)
+    rows = RowFiles(directory, block_cache_bytes=int(self.block_cache_gb * 1e9)).check(
+      self.vocabulary, self.sequence_length
+    )
     return verification.verify(rows)
 
 
@@ -213,9 +217,7 @@ class RegisteredMixture:
     else:
       what = f"mixture {self.mixture}"
       rates = preparation.run({"mixture": self}, what, progress or ProgressBar())
-      with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
-        json.dump(rates, file)
-      Path(file.name).rename(kept)
+      small_files.replace(kept, json.dumps(rates))
     rows = [part.rows() for part in self.parts(rates)]
     means = [part.counts.tokens / part.counts.documents for part in rows]
     weights = [rate * mean for rate, mean in zip(rates.values(), means, strict=True)]
@@ -237,4 +239,4 @@ class RegisteredMixture:
   def _rates_file(self) -> Path:
     """The file that caches the mixture's rates."""
     words = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{self.module}-{self.mixture}")
-    return Path(self.cache_dir).absolute() / f"rates-{words}.json"
+    return paths.of(self.cache_dir).absolute() / f"rates-{words}.json"

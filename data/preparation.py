@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from base import buckets
 from base.errors import UserError
 from base.wording import plural
 from data import heldout, packing, shard_plan
@@ -182,6 +183,8 @@ def _check(dataset: Any) -> None:
       f" (--gin.SEQUENCE_LENGTH; --length of launch.evaluate), such as {fits}."
     )
   folder = dataset.cache_path.parent
+  if buckets.in_bucket(folder):
+    return
   there = next(path for path in (folder, *folder.parents) if path.exists())
   if not there.is_dir():
     raise not_kept(dataset, f"{there} is not a folder")

@@ -7,6 +7,7 @@ per event to stdout: progress, then `{"done": ...}` or `{"error": ...}`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import glob
 import json
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+from base import bucket_copies, buckets
 from base.wording import plural
 from data import corpora, recall, shard_packing, shard_plan, shard_workers, tasks, verification
 from data.dataset import TextDataset
@@ -32,6 +34,8 @@ from data.rows import RowWriter
 from data.tokenizers import TokenizerError
 
 _SECONDS_BETWEEN_EVENTS = 0.1
+# Rows that are made for a bucket.
+_TO_UPLOAD = "cache/to_upload"
 
 # Half-made files without a write for so long are leftovers.
 _SECONDS_OF_NOBODY = 24 * 3600.0
@@ -142,6 +146,8 @@ def _prepare_part(
   """Packs some of the shards without a lock, which not all file systems share."""
   if dataset.is_prepared():
     return
+  if buckets.in_bucket(dataset.cache_path):
+    raise not_kept(dataset, "parts are prepared in a folder that all hosts share, not in a bucket")
   if (shards := shard_plan.tasks(dataset)) is not None:
     first, apart = part
     numbers = range(first - 1, len(shards), apart)
@@ -152,6 +158,9 @@ def _prepare_part(
 
 def _prepare(dataset: TextDataset, report: Report, workers: int | None) -> None:
   target = dataset.cache_path
+  if buckets.in_bucket(target):
+    _prepare_in_bucket(dataset, target, report, workers)
+    return
   with _keeping(dataset):
     lock = _lock(
       target.parent / f".{target.name}.lock",
@@ -221,6 +230,25 @@ def _require_unchanged(dataset: TextDataset, source: dict[str, Any]) -> None:
     raise corpora.CorpusError(
       f"{dataset.what}: a file changed while it was read. Start again once nothing writes to it."
     )
+
+
+def _prepare_in_bucket(
+  dataset: TextDataset, target: Path, report: Report, workers: int | None
+) -> None:
+  """Makes rows in a folder of this machine and copies them; the manifest is the last.
+
+  If two hosts do it at once, both write the same files.
+  """
+  with _keeping(dataset):
+    if (target / MANIFEST_FILE).is_file():
+      return
+  local = dataclasses.replace(dataset, cache_dir=str(Path(_TO_UPLOAD).absolute()))
+  _prepare(local, report, workers)
+  with _keeping(dataset):
+    bucket_copies.upload(
+      local.cache_path, target, last=[MANIFEST_FILE], without=[verification.VERIFIED_FILE]
+    )
+    shutil.rmtree(local.cache_path, ignore_errors=True)
 
 
 def _publish(partial: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from base import buckets, paths
 from data import shards, tokenizers
 from data.files import shortened
 from data.manifest import REMEDY, ArrayFile, Counts, Manifest, RowFileError
@@ -69,31 +70,45 @@ class RowFiles:
     loss_mask: [N, T] uint8: 1 on the targets in the loss; None if all are.
   """
 
-  def __init__(self, directory: str | Path, *, verify: bool = False):
+  def __init__(
+    self, directory: str | Path, *, verify: bool = False, block_cache_bytes: int = 20 * 10**9
+  ):
     """Opens row files.
 
     Args:
       directory: a directory written by `RowWriter`.
-      verify: also read every file and compare its sha256 (sizes are always compared).
+      verify: also read every file and compare its sha256 (sizes are always compared; in a bucket,
+        when a file is read).
+      block_cache_bytes: most bytes on this machine of rows that lie in a bucket.
 
     Raises:
       RowFileError: files are missing, damaged, truncated, or of an unknown version.
     """
-    self.directory = Path(directory)
+    self.directory = paths.of(directory)
     self.manifest = Manifest.read(self.directory)
     names = [TOKENS, SEGMENT_IDS, ROW_BYTES]
     if any(name.rpartition("/")[2] == LOSS_MASK for name in self.manifest.files):
       names.append(LOSS_MASK)
     self._require_files(names)
     for name, file in self.manifest.files.items():
-      file.check_size(self.directory / name)
+      if not buckets.in_bucket(self.directory):  # the manifest was written last
+        file.check_size(self.directory / name)
       if verify:
         file.verify(self.directory / name)
-    arrays = {name: shards.opened(self.directory, self.manifest, name) for name in names}
+    arrays = {name: self._opened(name, block_cache_bytes) for name in names}
     self.tokens = arrays[TOKENS]
     self.segment_ids = arrays[SEGMENT_IDS]
     self.row_bytes = arrays[ROW_BYTES]
     self.loss_mask = arrays.get(LOSS_MASK)
+
+  def _opened(self, name: str, block_cache_bytes: int) -> Any:
+    """Opens one of the arrays, such as 'tokens.bin'."""
+    if not buckets.in_bucket(self.directory):
+      return shards.opened(self.directory, self.manifest, name)
+    from data import bucket_rows
+
+    files = shards.files_of(self.directory, self.manifest, name)
+    return bucket_rows.BucketArray(files, bucket_rows.shared_cache(block_cache_bytes))
 
   def _require_files(self, names: list[str]) -> None:
     """Raises RowFileError unless the manifest lists exactly these files of every shard."""

@@ -95,13 +95,18 @@ class ShardedArray:
     return np.asarray(self[:], dtype)
 
 
-def opened(directory: Path, manifest: Manifest, name: str) -> np.ndarray | ShardedArray:
-  """Returns one of the arrays of row files, such as 'tokens.bin'."""
-  files = [
+def files_of(directory: Path, manifest: Manifest, name: str) -> list[tuple[Path, ArrayFile]]:
+  """Lists the files of one of the arrays of row files, such as 'tokens.bin', but for empty ones."""
+  return [
     (directory / shard.path(name), manifest.files[shard.path(name)])
     for shard in manifest.shards
     if shard.rows
   ]
+
+
+def opened(directory: Path, manifest: Manifest, name: str) -> np.ndarray | ShardedArray:
+  """Returns one of the arrays of row files, such as 'tokens.bin'."""
+  files = files_of(directory, manifest, name)
   if len(files) == 1:
     array = files[0][1].open(files[0][0])
     # Rows are read in random order: the kernel need not read far ahead of each.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from base import small_files
+from base import paths, small_files
 from base.file_paths import FilePath
 from data.tokenizers import TokenizerError
 
@@ -40,7 +40,8 @@ class _Loaded(NamedTuple):
 
 def file_of(path: str | os.PathLike) -> Path:
   """Returns the `tokenizer.json` that a path names: itself, or the one in a folder."""
-  return Path(path, FILE) if Path(path).is_dir() else Path(path)
+  place = paths.of(path)
+  return place / FILE if place.is_dir() else place
 
 
 def _contents(file: Path) -> bytes | None:

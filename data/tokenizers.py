@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from base import small_files
+from base import paths, small_files
 from base.errors import UserError
 from base.file_paths import FilePath
 from base.ranges import Count, CountFromZero
@@ -177,7 +177,7 @@ _MOST_MODEL_BYTES = 2**29
 @functools.cache
 def _model_bytes(path: str) -> bytes:
   try:
-    contents = small_files.read(Path(path), _MOST_MODEL_BYTES)
+    contents = small_files.read(paths.of(path), _MOST_MODEL_BYTES)
   except small_files.NotReadable as error:
     raise TokenizerError(f"SentencePiece model {error}. Correct the path.") from None
   except OSError as error:
@@ -320,7 +320,7 @@ def size_of(vocabulary: Tokenizer) -> int:
 
 def save(tokenizer: Tokenizer, directory: str | Path) -> None:
   """Writes the tokenizer into `directory`; `load` needs no other file."""
-  directory = Path(directory)
+  directory = paths.of(directory)
   directory.mkdir(parents=True, exist_ok=True)
   if isinstance(tokenizer, SentencePiece):
     small_files.replace(directory / MODEL_FILE, _model_bytes(tokenizer.path))
@@ -337,7 +337,7 @@ def load(directory: str | Path) -> Tokenizer:
     TokenizerError: the directory has no tokenizer, its description is damaged or of an unknown
       kind, or the model file does not match it.
   """
-  directory = Path(directory)
+  directory = paths.of(directory)
   file = directory / DESCRIPTION_FILE
   described = _described(file, directory)
   kind = described.get("kind")

@@ -1,7 +1,9 @@
 """Locks a directory that a command writes: a lock file with host, process and heartbeat.
 
 Works on file systems that hosts share: the file is created by a hard link, which is atomic on NFS
-as well, and the owner refreshes its time. No kernel lock is needed.
+as well, and the owner refreshes its time. No kernel lock is needed. In a bucket the service creates
+the object unless it exists, in one request; the owner then rewrites another object, which has its
+token in its name, so that a late heartbeat cannot replace the lock of a successor.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
-from base import small_files
+from base import buckets, small_files
 from base.errors import UserError
 from experiment import lock_owner
 from experiment.lock_owner import Owner
@@ -95,7 +97,7 @@ class Ownership:
     while not self._released.wait(BEAT_SECONDS):
       with contextlib.suppress(OSError):
         if self._is_held():
-          os.utime(self._directory / LOCK_FILE)
+          _refresh(self._directory / LOCK_FILE, self._owner)
 
   def _end(self, why: str) -> NoReturn:
     """Ends this process at once, so that it writes nothing more, even on exit."""
@@ -172,7 +174,8 @@ def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership
       if _link(own, lock):
         return Ownership(directory, owner, made)
       # The clock of the file system, not of one of its hosts.
-      now, beat, (key, holder) = own.stat().st_mtime, _mtime(lock), _owner(lock)
+      now, (key, holder) = own.stat().st_mtime, _owner(lock)
+      beat = _beat(lock, holder)
       if beat is None:
         continue  # it has just been released
       silent = now - beat
@@ -211,7 +214,8 @@ def holder(directory: Path) -> Owner | None:
 
 def is_abandoned(directory: Path) -> bool:
   """Whether the owner of a directory is dead: ended, or without a heartbeat for long."""
-  found, beat = holder(directory), _mtime(directory / LOCK_FILE)
+  found = holder(directory)
+  beat = _beat(directory / LOCK_FILE, found)
   if beat is None:
     return False
   silent = (time.time() - beat) / 10  # this host's clock may differ from the file system's
@@ -243,6 +247,10 @@ def _unwritable(directory: Path, error: OSError) -> UserError:
 
 def _link(own: Path, lock: Path) -> bool:
   """Creates the lock file atomically unless there is one; returns whether it did."""
+  if buckets.in_bucket(lock):
+    contents = own.read_bytes()
+    # A request that is sent again after a lost answer finds its own object.
+    return cast(Any, lock).create(contents) or small_files.read(lock) == contents
   try:
     os.link(own, lock)
   except FileExistsError:
@@ -280,6 +288,8 @@ def _remove(file: Path, own: Path, key: str) -> None:
     try:
       if _owner(file)[0] == key:
         file.unlink(missing_ok=True)
+        if buckets.in_bucket(file):
+          file.with_name(f"{LOCK_FILE}.{key}").unlink(missing_ok=True)  # its last heartbeat
     finally:
       right.unlink(missing_ok=True)
     return
@@ -303,6 +313,22 @@ def _owner(file: Path) -> tuple[str, Owner | None]:
   except FileNotFoundError:
     return "", None
   return f"{state.st_ino}-{state.st_mtime_ns}", None
+
+
+def _refresh(lock: Path, owner: Owner) -> None:
+  """Tells others that the owner of a lock lives."""
+  if buckets.in_bucket(lock):
+    lock.with_name(f"{LOCK_FILE}.{owner.token}").write_text(owner.as_json(), encoding="utf-8")
+  else:
+    os.utime(lock)
+
+
+def _beat(lock: Path, owner: Owner | None) -> float | None:
+  """Returns the time of the owner's last heartbeat; None if there is no lock."""
+  beat = _mtime(lock)
+  if beat is None or owner is None or not buckets.in_bucket(lock):
+    return beat
+  return max(beat, _mtime(lock.with_name(f"{LOCK_FILE}.{owner.token}")) or beat)
 
 
 def _mtime(file: Path) -> float | None:

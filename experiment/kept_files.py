@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from base import small_files
+from base import buckets, paths, small_files
 from experiment.experiment import Experiment
 
 FOLDER = "hugging_face"
@@ -22,7 +22,7 @@ def folder(run_dir: Path, experiment: Experiment) -> Path:
   """Returns the folder of kept files of a run or of its `init_from`; it may not exist."""
   own = run_dir / FOLDER
   first = experiment.init_from
-  return own if own.is_dir() or first is None else Path(first) / FOLDER
+  return own if own.is_dir() or first is None else paths.of(first) / FOLDER
 
 
 def keep(source: Path, target: Path) -> None:
@@ -33,6 +33,11 @@ def keep(source: Path, target: Path) -> None:
   files = [file for pattern in _PATTERNS for file in sorted(source.glob(pattern))]
   files = [file for file in files if file.is_file() and _is_inside(file, source)]
   if source == target or not files:
+    return
+  if buckets.in_bucket(source) or buckets.in_bucket(target):
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+      small_files.replace(target / file.name, file.read_bytes())
     return
   made = target if target.exists() else target.with_name(f".{target.name}.{os.getpid()}")
   made.mkdir(exist_ok=True)

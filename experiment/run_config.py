@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
+from base import paths
 from base.errors import UserError
 from config import source
 from config.config import Config
@@ -96,7 +96,7 @@ def _missing_model(config: Config, kind: type) -> str | None:
   """Returns the macro or parameter that names a missing file of a tokenizer of this kind."""
   for key, item in config.operative.items():
     of_model = key.configurable.target is kind and key.parameter == "path"
-    if of_model and isinstance(item.value, str) and not Path(item.value).exists():
+    if of_model and isinstance(item.value, str) and not paths.of(item.value).exists():
       bound = config.parameters[key].value
       return bound.name if isinstance(bound, Macro) else key.full_name
   return None

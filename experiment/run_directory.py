@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from base import paths, small_files
+from base import buckets, paths, small_files
 from base.errors import UserError
 from base.wording import one_line
 from config import config as config_lib
@@ -95,6 +95,10 @@ class RunDirectory:
 
   def require_place(self) -> None:
     """Raises UserError if the path cannot be a run directory."""
+    if buckets.in_bucket(self.path):
+      if self.path.is_file():
+        raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
+      return
     if self.path in (Path(self.path.anchor), gin_source.GIN_ROOT.parent):
       raise UserError(f"{self} cannot be a run directory. Name a new one: --run_dir=runs/first.")
     if self.path.is_dir():

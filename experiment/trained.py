@@ -10,6 +10,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 
+from base import paths
 from base.errors import UserError
 from data import tokenizer_json, tokenizers
 from data.tokenizers import Tokenizer
@@ -123,7 +124,7 @@ def check_start(experiment: Experiment) -> None:
   """
   if experiment.init_from is None:
     return
-  run = RunDirectory(Path(experiment.init_from))
+  run = RunDirectory(paths.of(experiment.init_from))
   run.require_run()
   theirs, ours = run.tokenizer().describe(), experiment.tokenizer.describe()
   if theirs != ours:
@@ -165,7 +166,7 @@ def start(experiment: Experiment, abstract: Any) -> Any:
   if jax.tree.leaves(frozen):
     wanted = frozen
   rows = VocabularyRows.of(experiment.model)
-  source = Path(cast(str, experiment.init_from))
+  source = paths.of(cast(str, experiment.init_from))
   return checkpoint.load_parameters(source, _without_none(wanted), rows=rows)[0]
 
 

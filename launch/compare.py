@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+if not __package__:  # started by its path
+  sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from base import paths
 from base.errors import UserError
@@ -40,7 +44,7 @@ def parser() -> command.Parser:
     help="a gin file, such as gin/compare/quick.gin (default: that of --output)",
   )
   result.add_argument(
-    "--output", type=paths.argument, help="the folder of the comparison; created if missing"
+    "--output", type=paths.local_argument, help="the folder of the comparison; created if missing"
   )
   result.add_argument(
     "--only", help="comma-separated parts to measure, such as decode_speed,scaling"

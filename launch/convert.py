@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 
-from base import paths
+if not __package__:  # started by its path
+  sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+from base import bucket_copies, buckets, paths
 from experiment import trust
 from launch import command
 
@@ -101,12 +105,17 @@ def main(arguments: Sequence[str]) -> int:
       own_code=args.own_code,
     )
   else:
-    conversion.import_weights(kind, args.source, args.target, args.vocabulary, bindings, words)
+    with bucket_copies.local_copy(args.source) as source:
+      conversion.import_weights(
+        kind, source, args.target, args.vocabulary, bindings, words, args.source
+      )
   print(f"{paths.shown(args.target)} is ready")
   for note in notes:
     print(note)
   target = paths.shown(args.target)
-  if kind == conversion.RUN and args.adapters:
+  if kind == conversion.RUN and not args.merge and buckets.in_bucket(args.target):
+    pass  # Hugging Face's libraries read no buckets.
+  elif kind == conversion.RUN and args.adapters:
     print(f"next: peft.PeftModel.from_pretrained(model, {target!r})", file=sys.stderr)
   elif kind == conversion.RUN and not args.merge:
     print(f"next: transformers.AutoModelForCausalLM.from_pretrained({target!r})", file=sys.stderr)

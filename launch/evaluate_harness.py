@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--harness", metavar="TASKS", help="tasks or groups, such as hellaswag,piqa")
   group.add_argument(
     "--include_path",
-    type=paths.argument,
+    type=paths.local_argument,
     help="a folder with your task YAMLs, in addition to lm-eval's; they may run code (`!function`)",
   )
   group.add_argument(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import os
+import sys
 from collections.abc import Sequence
+
+if not __package__:  # started by its path
+  sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from base import paths
 from base.errors import UserError
@@ -22,7 +27,9 @@ def parser() -> command.Parser:
   """Builds the argument parser of the command."""
   result = command.parser("runs", DESCRIPTION, takes_bindings=False)
   result.add_argument(
-    "folder", type=paths.argument, help="a folder with run directories at any depth, or one run"
+    "folder",
+    type=paths.local_argument,
+    help="a folder with run directories at any depth, or one run",
   )
   result.add_argument(
     "--page",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
+
+if not __package__:  # started by its path
+  sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from base import paths
 from base.wording import plural

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if not __package__:  # started by its path
+  sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from base import paths
 from base.wording import plural
@@ -41,7 +46,7 @@ def parser() -> command.Parser:
   )
   result.add_argument(
     "--output",
-    type=paths.argument,
+    type=paths.local_argument,
     required=True,
     help="the file to write: NAME.json is a tokenizer.json, other names are SentencePiece models",
   )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from base import buckets, mounts
 from parallel import coordination
 
 # Longest text to exchange in full, and longest line in a message.
@@ -16,6 +17,8 @@ _SHOWN = 2**16
 _SHOWN_LINE = 80
 # A file that one host wrote may take seconds to appear in another's cache of a shared folder.
 _SHARING_SECONDS = 10
+# On a disk of one host, where it appears at once if the processes are on the same host.
+_SHARING_SECONDS_OF_A_DISK = 0.5
 
 
 def count() -> int:
@@ -106,7 +109,8 @@ def require_shared(folder: Path) -> None:
 
 
 def _appears(file: Path) -> bool:
-  end = time.monotonic() + _SHARING_SECONDS
+  of_one_host = not buckets.in_bucket(file) and mounts.is_of_one_host(file.parent)
+  end = time.monotonic() + (_SHARING_SECONDS_OF_A_DISK if of_one_host else _SHARING_SECONDS)
   while not file.exists():
     if time.monotonic() > end:
       return False

@@ -16,17 +16,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from base import buckets, small_files
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training import chosen_checkpoint, json_files, reading, retention
 from training.checkpoint_reader import (
   CHECKSUMS,
+  COMMIT_FILE,
   DESCRIPTIONS,
   METADATA,
   METRICS,
   PARAMS,
   CheckpointError,
   check,
+  is_whole,
   load,
   orbax,
   sealed_contents,
@@ -235,7 +238,7 @@ class Checkpoints:
       target = folder / f"{step}_{count}"
     processes.wait_for_all(f"found checkpoint {step} damaged")
     if processes.is_first():
-      (self._run_dir / FOLDER / str(step)).rename(target)
+      _move(self._run_dir / FOLDER / str(step), target)
     processes.wait_for_all(f"set checkpoint {step} aside")
     return target
 
@@ -253,12 +256,24 @@ class Checkpoints:
       self._hushed.close()
 
 
+def _move(checkpoint: Path, target: Path) -> None:
+  """Moves a checkpoint; in a bucket, where that takes time, it first stops to be one."""
+  if not buckets.in_bucket(checkpoint):
+    checkpoint.rename(target)
+    return
+  mark = small_files.read(checkpoint / COMMIT_FILE)
+  (checkpoint / COMMIT_FILE).unlink(missing_ok=True)
+  checkpoint.rename(target)
+  if mark is not None:
+    (target / COMMIT_FILE).write_bytes(mark)
+
+
 def available_steps(run_dir: Path) -> list[int]:
   """Lists the steps of a run's complete checkpoints, oldest first."""
   folder = run_dir / FOLDER
   if not folder.is_dir():
     return []
-  return sorted(int(p.name) for p in folder.iterdir() if _STEP.fullmatch(p.name) and p.is_dir())
+  return sorted(int(p.name) for p in folder.iterdir() if _STEP.fullmatch(p.name) and is_whole(p))
 
 
 def _agreed_steps(run_dir: Path) -> list[int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from base import small_files
+from base import buckets, small_files
 from base.errors import UserError
 from base.wording import plural
 from parallel import coordination, processes
@@ -25,6 +26,8 @@ METADATA = "position"
 # Names in the sealed part of a checkpoint's metadata.
 CHECKSUMS, DESCRIPTIONS, METRICS = "checksums", "descriptions", "metrics"
 _METADATA_FILE = "_CHECKPOINT_METADATA"
+# Orbax writes it last. On a file system it then renames the folder, which is what counts there.
+COMMIT_FILE = "commit_success.txt"
 # Files that Orbax reads as JSON.
 _JSON_FILES = (_METADATA_FILE, "*/_METADATA", "*/_sharding", "*/array_metadatas/*")
 # Orbax's own are 5 deep. Readers of JSON end with a RecursionError at about 1,000.
@@ -37,6 +40,13 @@ class CheckpointError(UserError):
   Attributes:
     may_pass: whether the same command may succeed later.
   """
+
+
+def is_whole(checkpoint: Path) -> bool:
+  """Whether a checkpoint was saved completely: see docs/design/checkpoints.md."""
+  if buckets.in_bucket(checkpoint):
+    return (checkpoint / COMMIT_FILE).is_file()
+  return checkpoint.is_dir()
 
 
 def sealed_contents(folder: Path) -> dict[str, Any] | None:
@@ -320,4 +330,8 @@ def orbax() -> Any:
   """Imports Orbax, which takes two seconds, only where it is needed."""
   from orbax.checkpoint import v1
 
+  if "base.bucket_paths" in sys.modules:
+    from training import orbax_s3
+
+    orbax_s3.enable()
   return v1

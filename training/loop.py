@@ -249,6 +249,7 @@ def train(
     """Saves a good state, or the last one if finite; returns whether it was saved."""
     if not (run.judged or last) or not retention.is_finite((state.params, state.opt_state)):
       return False
+    run.metrics.sync()  # before a checkpoint that counts its records
     checkpoints.save(
       state,
       {

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Protocol
 
+from base import buckets
 from base.ranges import Immaterial
+from training.mirrored_folder import MirroredFolder
 
 
 class OpenWriter(Protocol):
@@ -81,16 +83,22 @@ class TensorBoard:
     """See `MetricWriter`."""
     from tensorboardX import SummaryWriter
 
-    return _Events(SummaryWriter(str(run_dir / self.folder), purge_step=step + 1))
+    target, mirror = run_dir / self.folder, None
+    if buckets.in_bucket(target):
+      mirror = MirroredFolder(target)
+      target = mirror.path
+    return _Events(SummaryWriter(str(target), purge_step=step + 1), mirror)
 
 
 class _Events:
-  def __init__(self, writer):
-    self._writer = writer
+  def __init__(self, writer, mirror: MirroredFolder | None):
+    self._writer, self._mirror = writer, mirror
 
   def write(self, step: int, values: Mapping[str, float | None]) -> None:
     for name, value in values.items():
       self._writer.add_scalar(name, math.nan if value is None else value, step)
+    if self._mirror:
+      self._mirror.copy_if_due(self._writer.flush)
 
   def hyperparameters(self, values: Mapping[str, object]) -> None:
     rows = [f"| {name} | {value} |" for name, value in values.items()]
@@ -108,3 +116,5 @@ class _Events:
 
   def close(self) -> None:
     self._writer.close()
+    if self._mirror:
+      self._mirror.close()

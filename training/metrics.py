@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from base import small_files
+from base import buckets, small_files
 from training import json_files
+from training.object_file import ObjectFile
 
 # In a run directory.
 METRICS_FILE = "metrics.jsonl"
@@ -42,11 +43,17 @@ class MetricsFile:
     before_writing()
     self._before_writing = before_writing
     path.parent.mkdir(parents=True, exist_ok=True)
-    self._file = path.open("ab")
+    self._file: Any
+    if buckets.in_bucket(path):
+      # It asks when it writes, not for each line: each question is a request.
+      self._file, self._before_writing = ObjectFile(path, before_writing), lambda: None
+    else:
+      self._file = path.open("ab")
     if position is not None:
-      size = path.stat().st_size
+      size = self._file.tell()
       self._file.truncate(min(position, size))
-      self._file.seek(0, 2)
+      if not buckets.in_bucket(path):
+        self._file.seek(0, 2)
       if 0 < size < position and not path.read_bytes().endswith(b"\n"):
         self._file.write(b"\n")  # a truncated last line must not join the next one
 
@@ -55,6 +62,15 @@ class MetricsFile:
     self._before_writing()
     self._file.write((json_files.dumps(record) + "\n").encode())
     self._file.flush()
+
+  def sync(self) -> None:
+    """Makes sure that all records are in the file, where that is not so after each `write`.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    if isinstance(self._file, ObjectFile):
+      self._file.sync()
 
   @property
   def position(self) -> int:

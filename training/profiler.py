@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from base import buckets
+
 # In a run directory.
 FOLDER = "profile"
 # Steps that a signal profiles.
@@ -36,7 +38,7 @@ class Profiler:
       steps: the steps to trace; 1 is the run's first. None traces on the signal alone.
       say: shows a line.
     """
-    self._folder, self._say = run_dir / FOLDER, say
+    self._folder, self._say = buckets.beside(run_dir) / FOLDER, say
     self._steps = steps
     self._traces = self._asked = False
     self._before: Any = None

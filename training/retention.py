@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from base import paths, small_files
+from base import buckets, paths, small_files
 from training import json_files
-from training.checkpoint_reader import METADATA, METRICS, sealed_contents
+from training.checkpoint_reader import METADATA, METRICS, is_whole, sealed_contents
 from training.metrics import METRICS_FILE, read_metrics
 
 HELDOUT = "heldout_loss"
@@ -98,7 +98,7 @@ def kept_metrics(checkpoint: Path) -> dict[str, Any] | None:
     return {**found, HELDOUT: evaluated} if has_loss else found
   if (logged := _logged_loss(checkpoint)) is not None:
     return {HELDOUT: logged}
-  return None if os.path.lexists(checkpoint / _FOLDER) else {}
+  return None if _lies(checkpoint / _FOLDER) else {}
 
 
 def _logged_loss(checkpoint: Path) -> float | None:
@@ -142,16 +142,16 @@ def repair(folder: Path, aside: Path) -> list[int]:
   """
   steps = []
   for checkpoint in sorted(folder.glob("*")):
-    if not checkpoint.name.isdecimal() or not checkpoint.is_dir():
+    if not checkpoint.name.isdecimal() or not is_whole(checkpoint):
       continue
     found, file = kept_metrics(checkpoint), _file(checkpoint)
     damaged = file if file.parent.is_dir() else file.parent
     if found is None:
       steps.append(int(checkpoint.name))
       print(f"warning: {lost(checkpoint)}; it is kept", file=sys.stderr)
-    elif found == _read(file) or not (found or os.path.lexists(damaged)):
+    elif found == _read(file) or not (found or _lies(damaged)):
       continue
-    if os.path.lexists(damaged):
+    if _lies(damaged):
       aside.mkdir(exist_ok=True)
       damaged.rename(paths.free(aside / f"{checkpoint.name}_metrics"))
     if found is None or found:
@@ -173,6 +173,11 @@ def is_finite(tree: Any) -> bool:
 @jax.jit
 def _all_finite(leaves: list[jax.Array]) -> jax.Array:
   return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def _lies(path: Path) -> bool:
+  """Whether something is at a path, even a link to nothing."""
+  return path.exists() if buckets.in_bucket(path) else os.path.lexists(path)
 
 
 def _file(checkpoint: Path) -> Path:

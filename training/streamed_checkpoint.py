@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from training import checkpoint, reading
+from training.checkpoint_reader import COMMIT_FILE
 from training.checksum import description_checksum, host_checksum, seal
 
 # Orbax's name for the tree of a checkpoint that is written in parts.
@@ -67,6 +68,8 @@ def write_parameters(
         part = {}
     ocp.partial.finalize(folder)
   (folder / _PARTIAL).rename(folder / checkpoint.PARAMS)
+  # A copy in a bucket is whole once it has this file.
+  (folder / COMMIT_FILE).touch()
 
 
 def _put(part: dict[str, Any], path: str, array: np.ndarray) -> jax.Array:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from base import small_files
+from base import buckets, small_files
 from base.ranges import Immaterial
 from training.metric_writers import OpenWriter
 
@@ -80,7 +80,7 @@ class WandB:
         name=run_dir.name,
         id=run_id(run_dir, "wandb", _new_id),
         resume="allow",
-        dir=str(run_dir),
+        dir=str(buckets.beside(run_dir)),
         mode=mode,
         settings=wandb.Settings(console="off", silent=True, quiet=True),
       )
@@ -149,7 +149,7 @@ class MLflow:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
-    beside = run_dir.absolute().parent
+    beside = buckets.beside(run_dir.absolute().parent)
     given = self.uri or os.environ.get("MLFLOW_TRACKING_URI")
     client = MlflowClient(given or f"sqlite:///{beside / 'mlflow.db'}")
     found = client.get_experiment_by_name(self.experiment)

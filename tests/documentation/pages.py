@@ -21,6 +21,7 @@ PAGES = (
   "docs/distributed_training.md",
   "docs/several_hosts.md",
   "docs/watching.md",
+  "docs/buckets.md",
   "docs/planning.md",
   "docs/comparing.md",
   "docs/evaluating_and_generating.md",

@@ -26,6 +26,7 @@ ON_A_MESH = (
 # A checkpoint every few steps, so that a test can stop the run after one.
 MANY = f"{SMALL} {HEADS} --gin.STEPS=100 --gin.training.loop.LoopOptions.checkpoint_every=10"
 TRAINED = r"held-out bits per byte: \d+\.\d+"
+BUCKET = "needs a bucket: tests/launch/test_buckets.py types it with servers on this machine"
 INSTALLS = "installs packages from a network"
 CLUSTER = "needs a cluster: tests/launch/test_cluster_files.py reads the file"
 
@@ -244,6 +245,26 @@ CASES = {
     ],
     "When memory runs out": [
       Case("pprof -top", skipped="pprof is a program of its own, and nothing ran out of memory"),
+    ],
+  },
+  "docs/buckets.md": {
+    "Google Cloud Storage": [
+      Case("make install EXTRAS=gcs", skipped=INSTALLS),
+      Case("gcloud auth application-default login", skipped="needs an account"),
+      Case("python -m launch.train gin/runs/griffin_quickstart.gin", skipped=BUCKET),
+      Case("python -m launch.evaluate --run_dir=gs:", skipped=BUCKET),
+      Case("python -m launch.generate --run_dir=gs:", skipped=BUCKET),
+      Case("python -m launch.train --init_from=gs:", skipped=BUCKET),
+      Case("python -m launch.convert gs:", skipped=BUCKET),
+    ],
+    "S3": [
+      Case("make install EXTRAS=s3", skipped=INSTALLS),
+      Case("export AWS_PROFILE=me", skipped="needs an account"),
+      Case("python -m launch.train gin/runs/griffin_quickstart.gin", skipped=BUCKET),
+      Case("python -m launch.evaluate --run_dir=s3:", skipped=BUCKET),
+      Case("python -m launch.generate --run_dir=s3:", skipped=BUCKET),
+      Case("python -m launch.train --init_from=s3:", skipped=BUCKET),
+      Case("python -m launch.convert s3:", skipped=BUCKET),
     ],
   },
   "docs/evaluating_and_generating.md": {
