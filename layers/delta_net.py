@@ -20,15 +20,6 @@ from layers.segments import Segments
 from parallel import sequence, shards
 
 
-def norm_epsilon(key_dim: int) -> float:
-  """The output norm's epsilon for heads of any size: 1e-5 for 128 channels, as in the papers' code.
-
-  For a row's first token, a query and a key of norm 1 give `y = q^T k v / sqrt(K)`, of size 1 / K.
-  An epsilon that grows with 1 / K^2 damps results that nearly cancel alike in heads of any size.
-  """
-  return 1e-5 * (128 / key_dim) ** 2
-
-
 class DeltaNetState(NamedTuple):
   """The convolution's last inputs, oldest first, and the heads' states."""
 
