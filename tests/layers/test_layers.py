@@ -58,6 +58,16 @@ def test_rotary_leaves_the_rest_of_the_head_alone():
   )
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_rotary_keeps_the_size_of_heads_of_any_width(size):
+  x = normal(3, (1, 4, 2, size))
+  turned = rotate(x, jnp.arange(4)[None], fraction=1.0, base=10_000.0)
+  norm = lambda array: jnp.linalg.norm(array, axis=-1)  # noqa: E731
+  np.testing.assert_allclose(norm(turned), norm(x), rtol=1e-5)
+  if size % 2:
+    np.testing.assert_array_equal(turned[..., -1], x[..., -1])
+
+
 def test_convolution_equals_its_sum_within_segments():
   x = normal(4, (2, 9, 6))
   positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 0, 0, 1, 2, 3, 4, 5]])
