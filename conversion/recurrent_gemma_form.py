@@ -121,6 +121,8 @@ def _of_attention(model, local, recurrent) -> list[str]:
     problems.append("its attention is global")
   if local.head_dim != model.width // local.heads:
     problems.append(f"its head_dim={local.head_dim} is not width / heads")
+  if local.head_dim % 2 and int(local.head_dim * local.rotary_fraction) == local.head_dim:
+    problems.append(f"its head_dim={local.head_dim} is odd, and all channels carry positions")
   if local.rotary_scaling is not None:
     problems.append("its rotary wavelengths are scaled")
   blocks = recurrent[0].gate_blocks if recurrent else local.heads

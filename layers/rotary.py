@@ -55,7 +55,7 @@ def rotate(
     x: [B, T, H, K] queries or keys.
     positions: [B, T] int32.
     fraction: share of the K channels that is rotated, from the front (RecurrentGemma: 0.5); an
-      odd number of channels is rounded up, but of an odd K the last one is not rotated.
+      odd number of channels is rounded up, or down where K is odd and all are rotated.
     base: the longest wavelength is `2 pi base`, in tokens.
     scaling: changes the wavelengths; None leaves them.
 
@@ -64,6 +64,7 @@ def rotate(
   """
   rotated = int(x.shape[-1] * fraction)
   half = min((rotated + 1) // 2, x.shape[-1] // 2)
+  rotated = min(rotated, 2 * half)
   frequencies = float(base) ** (-2 * jnp.arange(half, dtype=jnp.float32) / rotated)
   if scaling is not None:
     frequencies = scaling(frequencies)

@@ -234,7 +234,8 @@ class Attention(nn.Module):
 def rotate(x, positions, config):
   """Turns pairs of channels (c, c + half) of [B, T, H, K] by angles that grow with the position."""
   rotated = int(x.shape[-1] * config.rotary_fraction)
-  half = (rotated + 1) // 2
+  half = min((rotated + 1) // 2, x.shape[-1] // 2)
+  rotated = min(rotated, 2 * half)
   if half == 0:
     return x
   channels = torch.arange(half, dtype=torch.float32, device=x.device)

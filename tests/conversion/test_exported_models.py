@@ -85,13 +85,13 @@ def test_bfloat16_is_not_rounded_into_another_class():
 def _with_scaled_positions():
   model = griffin(
     backbone(3, tied=False, norm_epsilon=1e-2, logit_cap=9.0),
-    heads=2,
+    heads=4,
     kv_heads=2,
     attention_bias=True,
     conv_width=3,
     activation="gelu",
     head_dim=5,
-    rotary_fraction=0.9,
+    rotary_fraction=0.6,
     pattern=("attention", "recurrent"),
     **SPLIT,
   )
@@ -106,7 +106,7 @@ OWN = {
     rnn_width=32,
     gate_blocks=4,
   ),
-  "cg_griffin": cg_griffin(backbone(3), heads=2, **SPLIT),
+  "cg_griffin": cg_griffin(backbone(3), heads=8, **SPLIT),  # of 3 channels, an odd number
   "every option": _with_scaled_positions(),
 }
 

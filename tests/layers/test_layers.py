@@ -68,6 +68,19 @@ def test_rotary_keeps_the_size_of_heads_of_any_width(size):
     np.testing.assert_array_equal(turned[..., -1], x[..., -1])
 
 
+@pytest.mark.parametrize(
+  ("channels", "fraction", "rotated"), [(7, 1.0, 6), (1, 1.0, 0), (7, 0.99, 6), (10, 0.5, 6)]
+)
+def test_rotary_turns_pairs_of_a_head_of_any_size(channels, fraction, rotated):
+  x = normal(3, (1, 2, 1, channels))
+  turned = rotate(x, jnp.array([[0, 5]]), fraction=fraction, base=10.0)
+  assert turned.shape == x.shape
+  np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+  differs = np.asarray(turned[0, 1, 0] != x[0, 1, 0])
+  np.testing.assert_array_equal(differs, np.arange(channels) < rotated)
+  np.testing.assert_allclose(jnp.linalg.norm(turned), jnp.linalg.norm(x), rtol=1e-5)
+
+
 def test_convolution_equals_its_sum_within_segments():
   x = normal(4, (2, 9, 6))
   positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 0, 0, 1, 2, 3, 4, 5]])
