@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from layers.activations import ACTIVATIONS
 
 _SHOWN = 60
+# `PreTrainedConfig._encode_special_floats`: JSON has no infinity.
+_FLOAT_TAG = "__float__"
+_SPECIAL_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 # Hugging Face's names of activations -> ours. Of several, the first is written.
 _ACTIVATIONS = {
   "gelu_pytorch_tanh": "gelu_tanh",
@@ -53,7 +56,8 @@ class Field(NamedTuple):
   def holds(self, value: Any) -> bool:
     """Whether a value has the kind and is in the range."""
     kinds = (int,) if self.kind is int else (int, float)
-    return type(value) in kinds and math.isfinite(value) and self.low <= value <= self.high
+    # NaN is in no range; `math.isfinite` fails with whole numbers beyond those of floats.
+    return type(value) in kinds and self.low <= value <= self.high
 
   def __str__(self) -> str:
     kind = "a whole number" if self.kind is int else "a number"
@@ -164,6 +168,15 @@ def default(config: Mapping[str, Any], name: str, value: Any) -> Any:
   """Returns a configuration's value, or the given one if it is missing or null."""
   found = config.get(name)
   return value if found is None else found
+
+
+def decoded(value: Any) -> Any:
+  """Returns a value of config.json, with the infinities that transformers 5 writes as objects."""
+  if isinstance(value, Mapping) and set(value) == {_FLOAT_TAG}:
+    return _SPECIAL_FLOATS.get(str(value[_FLOAT_TAG]), value)
+  if isinstance(value, list | tuple):
+    return [decoded(part) for part in value]
+  return value
 
 
 def same(value: Any, rule: Any) -> bool:

@@ -98,8 +98,9 @@ def options(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     "rotary_base": rope["rope_theta"],
     "attention_bias": given("attention_bias", False),
     "activation": config_fields.our_activation(given("hidden_act", "silu")),
-    "rotary_factor": rope.get("factor", 1.0),
   }
+  if rope["rope_type"] != "default":
+    mixers["rotary_factor"] = rope["factor"]
   if rope["rope_type"] == "llama3":
     mixers |= {
       "rotary_original_length": rope["original_max_position_embeddings"],
@@ -269,12 +270,13 @@ def _scaled(scaling: RotaryScaling) -> dict[str, Any]:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the rotary settings: a table since transformers 5, two keys before."""
-  rope: dict[str, Any] = {"rope_theta": config_fields.default(config, "rope_theta", 10_000.0)}
-  for name in ("rope_scaling", "rope_parameters"):
-    rope |= {k: v for k, v in (config.get(name) or {}).items() if v is not None}
-  rope["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
-  return rope
+  """Returns the rotary settings: a table since transformers 5, plain keys before."""
+  rope: dict[str, Any] = {"rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
+  rope |= {name: config[name] for name in rope if config.get(name) is not None}
+  # As in transformers, the old name goes before the new one.
+  table = config.get("rope_scaling") or config.get("rope_parameters") or {}
+  rope |= {k: v for k, v in table.items() if v is not None}
+  return rope | {"rope_type": rope.get("rope_type", rope.get("type", "default"))}
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
@@ -317,7 +319,7 @@ def _check_scaling(rope: Mapping[str, Any], length: int) -> None:
   elif kind != "default" and (not isinstance(kind, str) or kind not in _SCALING):
     known = ", ".join(["default", *_SCALING])
     lacking.append(f"rope_type={config_fields.short(kind)}, must be one of {known}")
-  elif rope.get("partial_rotary_factor", 1.0) != 1.0:
+  elif rope["partial_rotary_factor"] != 1.0:
     factor = config_fields.short(rope["partial_rotary_factor"])
     lacking.append(f"partial_rotary_factor={factor}, must be 1 (as in transformers' Llama)")
   config_fields.refuse_features(lacking, _WHAT)

@@ -256,7 +256,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
   activation = config.get("hidden_act", "silu")
   if activation not in ("silu", "swish"):
     lacking.append(f"hidden_act={config_fields.short(activation)}, must be 'silu'")
-  limit = config.get("time_step_limit")
+  limit = config_fields.decoded(config.get("time_step_limit"))
   if limit is not None and not _is_unlimited(limit):
     lacking.append(
       f"time_step_limit={config_fields.short(limit)}, must be (0, inf) (transformers itself leaves "

@@ -87,6 +87,9 @@ def test_our_models_are_held_exactly(model):
     ({"rope_scaling": [1]}, r"rope_scaling=\[1\], must be an object"),
     ({"rope_parameters": LLAMA3 | {"high_freq_factor": 0.5}}, "must be above low_freq_factor=1"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"partial_rotary_factor=0\.5, must be 1"),
+    ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0\.5, must be 1"),
+    ({"rope_theta": 10**400}, r"rope_theta=10+\.\.\., must be a number from"),
+    ({"hidden_size": 10**400}, r"hidden_size=10+\.\.\., must be a whole number from 1"),
     ({"hidden_act": "xielu"}, "hidden_act='xielu', must be one of gelu_pytorch_tanh"),
     ({"num_key_value_heads": 3}, "num_attention_heads=4, must be a multiple of num_key_value"),
     ({"hidden_size": 30}, "hidden_size=30, must be a multiple of num_attention_heads=4"),
@@ -98,6 +101,18 @@ def test_our_models_are_held_exactly(model):
 def test_what_cannot_be_expressed_is_named(change, message):
   with pytest.raises(ValueError, match=message):
     conversion.options(CONFIG | change)
+
+
+def test_rotary_settings_are_read_as_transformers_reads_them():
+  linear = {"type": "linear", "factor": 2.0}
+  for change, factor in (
+    ({"rope_parameters": {"rope_type": "default", "factor": 8.0}}, 1.0),
+    ({"rope_scaling": linear, "rope_parameters": {"rope_type": "default"}}, 2.0),
+    ({"rope_scaling": {}, "rope_parameters": linear}, 2.0),
+  ):
+    theirs = LlamaConfig(**CONFIG | change).rope_parameters
+    assert theirs.get("factor", 1.0) == factor or theirs["rope_type"] == "default"
+    assert conversion.options(CONFIG | change)[1].get("rotary_factor", 1.0) == factor
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import peft
 import pytest
@@ -56,6 +58,14 @@ def test_weights_give_the_same_text_in_and_out(name):
     assert (tensor == expected.get(key, 0)).all(), key
 
 
+def test_the_files_of_transformers_are_read(tmp_path):
+  config = Mamba2Config(**CONFIG, time_step_limit=(0.0, float("inf")))
+  config.save_pretrained(tmp_path)
+  found = json.loads((tmp_path / "config.json").read_text())
+  assert found["time_step_limit"] == [0.0, {"__float__": "Infinity"}]  # JSON has no infinity
+  assert conversion.options(found) == conversion.options(config.to_dict())
+
+
 def test_our_model_is_held_exactly():
   sizes = {"vocab_size": pairs.VOCAB_SIZE, "vocab_multiple": 16, "width": 32, "depth": 1}
   model = mamba2(Backbone(**sizes, zero_centered_norm=True), heads=2, groups=4, state_size=6)
@@ -89,6 +99,7 @@ def test_adapters_of_joined_projections_are_one_for_peft(tmp_path):
   [
     ({"hidden_act": "gelu"}, "hidden_act='gelu', must be 'silu'"),
     ({"time_step_limit": [0.0, 0.1]}, r"time_step_limit=\[0\.0, 0\.1\], must be \(0, inf\)"),
+    ({"time_step_limit": [0.0, {"__float__": "?"}]}, r"time_step_limit=.*, must be \(0, inf\)"),
     ({"n_groups": 4}, "num_heads=6, must be a multiple of n_groups=4"),
     ({"head_dim": 7}, "head_dim=7 times num_heads=6, must be expand times hidden_size=48"),
     ({"state_size": 0}, "state_size=0, must be a whole number from 1"),
