@@ -57,6 +57,12 @@ FRAGMENTS = {
   "data/json_lines.gin": "data/json_lines_bytes.gin",
   "data/symbols.gin": "data/induction_heads.gin",
   "data/sentencepiece.gin": "data/text_files_sentencepiece.gin",
+  "data/tokenizer.gin": "data/text_files_tokenizer.gin",
+  "data/tokenizer_file.gin": "data/text_files_tokenizer.gin",
+  "data/train_and_heldout.gin": "data/python_bytes.gin",
+  "data/parquet.gin": "data/parquet_bytes.gin",
+  "data/records.gin": "data/records_bytes.gin",
+  "data/saved_dataset.gin": "data/saved_dataset_bytes.gin",
   # Of the tokenizer of what is trained on.
   "data/instructions.gin": "data/instructions_bytes.gin",
   "data/instructions_gemma_turns.gin": "data/instructions_bytes.gin",
@@ -67,9 +73,11 @@ def load(file):
   if file in RUNS:
     return experiment.load(GIN_ROOT / file)
   folder = file.partition("/")[0]
-  parts = PARTS | ({folder: FRAGMENTS.get(file, file)} if folder in PARTS else {})
+  others = {folder: FRAGMENTS.get(file, file)} if "/" in file else {}
+  parts = PARTS | others
   # Of a tokenizer that is yet to be trained, the size cannot be known.
-  own = ["--gin.VOCAB_SIZE=300"] if "s_sentencepiece" in parts["data"] else []
+  own = parts["data"].endswith(("s_sentencepiece.gin", "_tokenizer.gin"))
+  own = ["--gin.VOCAB_SIZE=300"] if own else []
   return experiment.load(["experiment.gin", *parts.values()], own)
 
 

@@ -18,6 +18,8 @@ FRAGMENTS = {
   "symbols.gin",
   "sentencepiece.gin",
   "tokenizer.gin",
+  "tokenizer_file.gin",
+  "train_and_heldout.gin",
   "parquet.gin",
   "records.gin",
   "saved_dataset.gin",
