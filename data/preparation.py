@@ -35,11 +35,14 @@ class PreparationError(UserError, RuntimeError):
   """
 
 
-def _environment() -> dict[str, str]:
+def _environment(temporary: str) -> dict[str, str]:
   """Returns the environment of the preparing process.
 
   It has this process's module path (for modules of registered tasks) and no accelerators, which
   this process needs: seqio imports both TensorFlow and JAX.
+
+  Args:
+    temporary: the folder for its temporary files.
   """
   paths = [str(_ROOT)] + [p or os.getcwd() for p in sys.path]
   return os.environ | {
@@ -47,6 +50,7 @@ def _environment() -> dict[str, str]:
     "CUDA_VISIBLE_DEVICES": "-1",
     "JAX_PLATFORMS": "cpu",
     "TF_CPP_MIN_LOG_LEVEL": "3",
+    "TMPDIR": temporary,
   }
 
 
@@ -72,13 +76,18 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
     ) from None
   # -P: a folder named `data` in the working directory must not hide this package.
   command = [sys.executable, "-P", "-m", "data.prepare"]
-  with tempfile.TemporaryFile() as log:
+  with (
+    tempfile.TemporaryFile() as log,
+    # TensorFlow removes its files at an ordinary exit, which data/prepare.py does not make. A
+    # worker may write for a moment longer than the process lives.
+    tempfile.TemporaryDirectory(prefix="preparation-", ignore_cleanup_errors=True) as temporary,
+  ):
     process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=log,
-      env=_environment(),
+      env=_environment(temporary),
     )
     try:
       assert process.stdin is not None  # Both are pipes.

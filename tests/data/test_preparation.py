@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 # As a training run would: datasets, batches, and a look at what was imported.
 TRAIN = """
-import json, sys
+import json, os, sys
 from data import dataset, corpora, loader, preparation, tokenizers
 texts = corpora.TextFiles('texts/*.txt', heldout_fraction=0.3)
 train, heldout = (
@@ -33,6 +33,7 @@ preparation.prepare([train, heldout])
 mixed = mixture.rows()
 batch = next(loader.batches(dataset.Mixture([train, heldout], [1, 1]).rows(), 4))
 print(json.dumps({
+  'left': sorted(os.listdir(os.environ['TMPDIR'])),
   'tensorflow': [m for m in ('tensorflow', 'seqio') if m in sys.modules],
   'documents': [d.rows().counts.documents for d in (train, heldout)],
   'paths': [str(d.rows().directory) for d in (train, heldout)],
@@ -61,10 +62,9 @@ def trained(tmp_path_factory):
     (folder / "texts" / f"{i}.txt").write_text(f"text number {i}\n" * 5)
   (folder / "texts" / "invalid.txt").write_bytes(b"a\xffb")
   command = [sys.executable, "-P", "-c", TRAIN]
+  own = environment(TMPDIR=str(tmp_path_factory.mktemp("temporary")))
   return folder, [
-    subprocess.run(
-      command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
-    )
+    subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False)
     for _ in range(2)
   ]
 
@@ -78,6 +78,12 @@ def test_training_never_imports_tensorflow_even_where_it_prepares(trained):
   assert report["shape"] == [4, 32]
   assert all(Path(path).parent == folder / "cache" for path in report["paths"])
   assert json.loads(warm.stdout) == report
+
+
+def test_preparing_leaves_no_temporary_file(trained):
+  # TensorFlow writes Python files for the functions of the registered tasks.
+  _, (cold, _) = trained
+  assert json.loads(cold.stdout)["left"] == []
 
 
 def test_preparing_shows_progress_and_a_warm_cache_is_silent(trained):

@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 
 # Of what the libraries read when they are imported, what tests change.
 IMPORTED_WITH = {
@@ -93,6 +94,7 @@ def _prepare(request: dict, files: list[int]) -> None:
   os.umask(request["umask"])
   os.environ.clear()
   os.environ.update(request["environment"])
+  tempfile.tempdir = None  # of this process: it was found out before the fork
   sys.path[:] = request["path"]
   sys.argv[:] = ["-m"]
   for name in ("stdin", "stdout", "stderr"):
