@@ -63,7 +63,7 @@ def load(
     which: 'best', 'latest' or a step.
     mesh: a gin file of the mesh to load it onto; None loads it onto one device, whatever the run's
       mesh.
-    files: other gin files, whose macros `arguments` may bind too.
+    files: gin files of other data, whose macros `arguments` may bind too.
     arguments: bindings for these files' macros.
     trust: other modules than this project's that the run's configuration may name.
 
@@ -74,6 +74,11 @@ def load(
   """
   config = run_config.load(run, [*([mesh] if mesh else ()), *files], arguments, trust=trust)
   experiment = experiment_lib.build(config)
+  if files:
+    # The size of the vocabulary in those files is that of another tokenizer.
+    own = experiment_lib.build(run_config.load(run, trust=trust)).model
+    model = experiment.model.clone(vocab_size=own.vocab_size)
+    experiment = dataclasses.replace(experiment, model=model)
   sharding_plan = _sharding_plan(experiment) if mesh else None
   return _read(run, experiment, which, checkpoint.load_parameters, sharding_plan)
 

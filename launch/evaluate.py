@@ -141,7 +141,7 @@ def main(arguments: Sequence[str]) -> int:
     if progress.live or done == count:
       progress.show(done, {"bits/byte": score.bits_per_byte})
 
-  scorer = Scorer(experiment.model, trained.sharding_plan)
+  scorer = Scorer(trained.experiment.model, trained.sharding_plan)
   score = scorer(trained.params, (next(batches) for _ in range(count)), report)
   batches.close()
   result = {

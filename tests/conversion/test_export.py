@@ -24,7 +24,7 @@ from data.tokenizer_json import TokenizerJson
 from data.tokenizer_training import train_tokenizer_json
 from experiment import trained as trained_lib
 from experiment.run_directory import RunDirectory
-from launch import convert, generate
+from launch import convert, evaluate, generate
 from tests.conversion import pairs
 from training import stored_parameters
 
@@ -105,6 +105,12 @@ def test_an_embedding_may_have_more_rows_than_a_tokenizer_json_has_ids(tmp_path,
   assert convert.main([str(source), str(run)]) == 0
   assert generate.main([f"--run_dir={run}", "--prompt=bako", "--max_tokens=3"]) == 0
   assert "bako" in capsys.readouterr().out
+  (tmp_path / "text.txt").write_text("ba ko " * 20)
+  arguments = [f"--run_dir={run}", "--length=16", "--data=data/text_files_bytes.gin"]
+  arguments.append(f"--gin.TEXT_FILES='{tmp_path}/text.txt'")
+  for mesh in ([], ["--mesh=mesh/zero3.gin"]):
+    # The sizes of a tokenizer that --data names are not the model's.
+    assert evaluate.main([*arguments, *mesh]) == 0
   assert convert.main([str(run), str(target)]) == 0
   again = AutoModelForCausalLM.from_pretrained(target)
   expected = theirs.state_dict()
