@@ -336,6 +336,7 @@ class GriffinJaxForCausalLM(PreTrainedModel, GenerationMixin):
     labels=None,
     use_cache=None,
     logits_to_keep=0,
+    num_items_in_batch=None,
     **kwargs,
   ):
     """Predicts the token after each token.
@@ -348,6 +349,8 @@ class GriffinJaxForCausalLM(PreTrainedModel, GenerationMixin):
       labels: [B, T] as `input_ids`, -100 for tokens without loss.
       use_cache: whether to return a state.
       logits_to_keep: only the last tokens' logits; 0 gives all.
+      num_items_in_batch: the loss is a sum divided by this; None divides by the tokens with a loss.
+        The `Trainer` gives the tokens of all batches whose gradients it adds up.
     """
     x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     batch, length, _ = x.shape
@@ -374,6 +377,10 @@ class GriffinJaxForCausalLM(PreTrainedModel, GenerationMixin):
       logits = cap * torch.tanh(logits / cap)
     loss = None
     if labels is not None:
-      loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+      reduction = "mean" if num_items_in_batch is None else "sum"
+      targets = labels[:, 1:].flatten().to(logits.device)
+      loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction=reduction)
+      if num_items_in_batch is not None:
+        loss = loss / torch.as_tensor(num_items_in_batch, device=loss.device)
     kept: Any = state if keep_state else None
     return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)

@@ -170,6 +170,21 @@ def test_beams_and_parts_of_a_prompt_go_on_from_the_state(code):
   assert torch.equal(cached, anew)
 
 
+def test_losses_of_accumulated_batches_add_up_to_that_of_all(code):
+  model = OWN["hawk"]
+  theirs = pairs.to_theirs(model, pairs.parameters(model), code.GriffinJaxForCausalLM)
+  tokens = torch.tensor(pairs.random_tokens(9))
+  labels = tokens.clone()
+  labels[1, :7] = -100  # rows with 8 and 2 tokens that have a loss
+  with torch.no_grad():
+    whole = theirs(tokens, labels=labels).loss
+    rows = [
+      theirs(tokens[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=10).loss
+      for i in (0, 1)
+    ]
+  torch.testing.assert_close(sum(rows), whole)
+
+
 def test_an_architecture_without_code_is_refused():
   model = hawk(backbone(1), rnn_width=32, gate_blocks=4)
   odd = model.clone(mlp=EqualPartial(model.mlp, gated=lambda gate, x: gate * x))
