@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from training.metric_writers import OpenWriter
 
 # In a run directory: the id of the run by tracker.
 IDS_FILE = "trackers.json"
+_WRITING = threading.Lock()
 # MLflow refuses longer values, and more than 100 in a call.
 _MLFLOW_LONGEST = 500
 _MLFLOW_MOST = 100
@@ -28,12 +30,13 @@ _MLFLOW_MOST = 100
 
 def run_id(run_dir: Path, tracker: str, make: Callable[[], str]) -> str:
   """Returns the id of a run directory's run in a tracker; makes and keeps it on first use."""
-  kept = ids(run_dir)
-  if tracker not in kept:
-    # Another tracker's thread may have written since.
-    kept = ids(run_dir) | {tracker: make()}
+  if found := ids(run_dir).get(tracker):
+    return found
+  made = make()  # a server may take seconds, in which other trackers' threads write
+  with _WRITING:
+    kept = ids(run_dir) | {tracker: made}
     small_files.replace(run_dir / IDS_FILE, json.dumps(kept, indent=2) + "\n")
-  return kept[tracker]
+  return made
 
 
 def ids(run_dir: Path) -> dict[str, str]:

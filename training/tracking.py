@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from base import buckets
 from base.errors import UserError
 from training.metric_writers import MetricWriter, OpenWriter
 
@@ -96,8 +98,17 @@ class Tracking:
     self._put(_if_able("samples", step, dict(texts)))
 
   def picture(self, step: int, file: Path) -> None:
-    """Hands a picture, a PNG file, to trackers that take them."""
-    self._put(_if_able("picture", step, file))
+    """Hands a picture, a PNG file, to trackers that take them; one in a bucket as a copy."""
+
+    def call(writer: OpenWriter) -> None:
+      with tempfile.TemporaryDirectory() as folder:
+        local = file
+        if buckets.in_bucket(file):
+          local = Path(folder, file.name)
+          local.write_bytes(file.read_bytes())
+        _if_able("picture", step, local)(writer)
+
+    self._put(call)
 
   def _put(self, call: Call) -> None:
     for thread in self._threads:

@@ -219,7 +219,7 @@ def test_a_task_that_fails_again_is_named_and_the_next_start_packs_what_is_missi
   assert len(rows.RowFiles(text.cache_path, verify=True).manifest.shards) == 3
 
 
-def test_a_killed_preparation_continues_and_its_workers_end(deadly):
+def test_a_killed_preparation_continues_and_its_workers_end(deadly, tmp_path):
   """The process that the trainer starts is killed, which it cannot notice itself."""
   text = deadly(0, "killed")
   text = dataset.TextDataset(text.corpus, Bytes(), 32, "all", text.cache_dir, shard_bytes=300)
@@ -229,7 +229,7 @@ def test_a_killed_preparation_continues_and_its_workers_end(deadly):
     stdin=subprocess.PIPE,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
-    env=preparation._environment() | {SOCKET: ""},
+    env=preparation._environment(str(tmp_path)) | {SOCKET: ""},
   )
   process.stdin.write(pickle.dumps({"datasets": [text], "workers": 1}))
   process.stdin.close()

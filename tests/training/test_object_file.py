@@ -10,6 +10,7 @@ from base import paths
 from tests import bucket_servers
 from training import metric_writers, object_file
 from training.metrics import MetricsFile, read_metrics
+from training.tracking import Tracking
 
 
 @pytest.fixture(params=["gs", "s3"])
@@ -63,3 +64,23 @@ def test_tensorboard_files_are_copied(file):
   writer.close()
   (events,) = list((file.parent / "tensorboard").iterdir())
   assert events.stat().st_size > 0
+
+
+def test_trackers_get_a_picture_as_a_file_of_this_machine(file):
+  class Album:
+    def open(self, run_dir, step):
+      return self
+
+    def picture(self, step, picture):
+      seen.append((step, picture.name, open(picture, "rb").read()))  # noqa: SIM115
+
+    def close(self):
+      pass
+
+  seen, said = [], []
+  picture = file.parent / "loss.png"
+  picture.write_bytes(b"pixels")
+  with Tracking() as trackers:
+    trackers.open([Album()], file.parent, 0, say=said.append)
+    trackers.picture(3, picture)
+  assert (seen, said) == ([(3, "loss.png", b"pixels")], [])

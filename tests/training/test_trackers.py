@@ -139,3 +139,12 @@ def test_a_damaged_file_of_ids_starts_a_new_run_and_a_second_tracker_keeps_the_f
   assert trackers.run_id(tmp_path, "mlflow", lambda: "two") == "two"
   assert trackers.run_id(tmp_path, "wandb", lambda: "three") == "one"
   assert os.listdir(tmp_path) == [trackers.IDS_FILE]
+
+
+def test_a_tracker_that_is_slow_to_make_its_id_keeps_that_of_a_faster_one(tmp_path):
+  def slow() -> str:
+    trackers.run_id(tmp_path, "wandb", lambda: "fast")  # as another thread does meanwhile
+    return "slow"
+
+  assert trackers.run_id(tmp_path, "mlflow", slow) == "slow"
+  assert trackers.ids(tmp_path) == {"wandb": "fast", "mlflow": "slow"}
