@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import functools
 import os
 import shlex
 import sys
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
   from comparison.comparison import Comparison
   from comparison.page.figure import Figure
   from comparison.page.report import Report
-  from comparison.results import ResultCache
-  from comparison.runs import TrainedRuns
   from config.config import Config
 
 DESCRIPTION = """\
@@ -164,6 +160,7 @@ def _description(comparison: Comparison) -> str:
   """Describes models, sizes and parts from shapes alone."""
   import tempfile
 
+  from comparison import prepared_parts
   from comparison.measurement import RunSpec
   from comparison.progress import ComparisonProgress
   from comparison.runs import TrainedRuns
@@ -176,124 +173,13 @@ def _description(comparison: Comparison) -> str:
       for model in comparison.models:
         cost = runs.cost(RunSpec(model=model, size=size, seed=comparison.seeds[0]))
         rows.append((size, model, f"{cost.parameters:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}"))
-    works = _works(comparison, runs, None, lambda *_: None)
+    works = prepared_parts.prepare(comparison, runs, None, lambda *_: None)
     parts = [("part", "results"), *((work.name, str(len(work.costs))) for work in works)]
   # The recall comparison trains none of the sizes: its parts train on their tasks.
   if not any(group == "training" for work in works for group, _ in work.costs.values()):
     rows = [row[:3] for row in rows]
   seeds = ", ".join(map(str, comparison.seeds))
   return "\n\n".join([table(rows, right=(2, 3, 4)), f"seeds {seeds}", table(parts, right=(1,))])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Work:
-  """A part that is ready to be measured.
-
-  Attributes:
-    name: the part's name.
-    costs: group and cost of every result, by key.
-    cache: its stored results; None if nothing will be measured.
-    figures: measures the part and returns its figures; takes a `Cached`.
-  """
-
-  name: str
-  costs: Mapping[str, tuple[str, float]]
-  cache: ResultCache | None
-  figures: Callable[[Any], tuple[Figure, ...]]
-
-  @property
-  def measured(self) -> ResultCache:
-    """The stored results of a part that is measured."""
-    return cast("ResultCache", self.cache)
-
-
-def _works(
-  comparison: Comparison,
-  runs: TrainedRuns,
-  folder: Path | None,
-  on_result: Callable[[str, str, float | None], None],
-) -> list[_Work]:
-  """Prepares all parts.
-
-  Raises:
-    UserError: a part's options do not fit the models.
-  """
-  from comparison import comparison as comparison_lib
-
-  works = []
-  trained: set[str] = set()
-  for name, wrapped in comparison.parts.items():
-    try:
-      if isinstance(wrapped, comparison_lib.OnTrainedModels):
-        given, depends, costs = _on_runs(wrapped, runs, trained)
-      else:
-        given, depends, costs = _on_models(wrapped, comparison, name)
-    except ValueError as error:
-      raise UserError(f"part {name}: {error}") from error
-    cache = folder and _cache(folder, name, wrapped.part, depends, on_result)
-    works.append(_Work(name, costs, cache, functools.partial(wrapped.part, given)))
-  return works
-
-
-def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, Any, Any]:
-  """Returns the input, dependencies and costs of the results of a part on trained models."""
-  specs = wrapped.part.results(runs)
-  costs = {}
-  for key, spec in specs.items():
-    run = runs.identity(spec)
-    # Another part's result has trained it already.
-    costs[key] = ("training", 0.0 if run in trained else runs.cost(spec).flops)
-    trained.add(run)
-  return runs, lambda key: {"run": runs.identity(specs[key])}, costs
-
-
-def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, Any, Any]:
-  """Returns the input, dependencies and costs of the results of a part on built models."""
-  from comparison import runs as comparison_runs
-  from experiment import experiment
-
-  configs = {model: comparison.model_config(model, wrapped.choices) for model in comparison.models}
-  models = {model: experiment.build(config).model for model, config in configs.items()}
-  identities = {
-    model: comparison_runs.identity(config, comparison.folder) for model, config in configs.items()
-  }
-  costs = {key: (name, cost) for key, cost in wrapped.part.results(models).items()}
-  return models, lambda key: {"models": identities}, costs
-
-
-def _cache(
-  folder: Path,
-  name: str,
-  part: Any,
-  depends: Callable[[str], dict[str, Any]],
-  on_result: Callable[[str, str, float | None], None],
-) -> ResultCache:
-  from comparison import machine, results
-  from parallel import processes
-
-  everywhere = {"part": _told(part), "on": machine.hardware(), "versions": machine.versions()}
-  return results.ResultCache(
-    folder,
-    name,
-    lambda key: depends(key) | everywhere,
-    comparable=machine.comparable,
-    writes=processes.is_first(),
-    on_result=functools.partial(on_result, name),
-  )
-
-
-def _told(part: Any) -> str:
-  """Formats a part's class and fields as text: the key of its stored results.
-
-  Raises:
-    TypeError: a field's text differs from process to process.
-  """
-  text = repr(part)
-  if " at 0x" in text:
-    raise TypeError(
-      f"{text}: a part's fields must be dataclasses or plain values, all the way down."
-    )
-  return text
 
 
 class _Comparing:
@@ -308,6 +194,7 @@ class _Comparing:
     trusted: trust.Trust,
     made_here: bool,
   ):
+    from comparison import prepared_parts
     from comparison.progress import ComparisonProgress
     from comparison.runs import TrainedRuns
 
@@ -315,7 +202,9 @@ class _Comparing:
     self._output, self._asked_by = output, asked_by
     self._progress = ComparisonProgress()
     runs = TrainedRuns(comparison, output / "runs", self._progress, asked_by, trusted, made_here)
-    self._works = _works(comparison, runs, output / "cells", self._progress.on_result)
+    self._works = prepared_parts.prepare(
+      comparison, runs, output / "cells", self._progress.on_result
+    )
 
   def run(self, only: Sequence[str], before_writing: Callable[[], None]) -> int:
     """Measures the parts of `only`, and writes a page of all measured parts."""
@@ -335,7 +224,7 @@ class _Comparing:
         if processes.is_first() and (change := work.measured.changed(work.costs)):
           self._progress.say(f"{work.name} is measured again: {machine.change(*change)}")
     # Stored results of other parts are shown too.
-    found = {work.name: figures for work in self._works if (figures := _kept(work)) is not None}
+    found = {work.name: figures for work in self._works if (figures := work.kept()) is not None}
     for work in self._works:
       if work.name in only and work.name not in found:
         try:
@@ -392,16 +281,6 @@ def _checked(cached: Any, before_writing: Callable[[], None]) -> Any:
     return cached(key, measured)
 
   return checked
-
-
-def _kept(work: _Work) -> tuple[Figure, ...] | None:
-  """Returns the figures of a part if all its results are stored."""
-  from comparison.results import NotMeasured
-
-  try:
-    return work.figures(work.measured.kept)
-  except NotMeasured:
-    return None
 
 
 if __name__ == "__main__":

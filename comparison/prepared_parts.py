@@ -1,0 +1,135 @@
+"""Prepares the parts of a comparison: what their results cost, depend on and are stored in."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from base.errors import UserError
+from comparison import machine
+from comparison import runs as comparison_runs
+from comparison.comparison import Comparison, OnTrainedModels
+from comparison.page.figure import Figure
+from comparison.results import NotMeasured, ResultCache
+from comparison.runs import TrainedRuns
+from experiment import experiment
+from parallel import processes
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedPart:
+  """A part that is ready to be measured.
+
+  Attributes:
+    name: the part's name.
+    costs: group and cost of every result, by key.
+    cache: its stored results; None if nothing will be measured.
+    figures: measures the part and returns its figures; takes a `Cached`.
+  """
+
+  name: str
+  costs: Mapping[str, tuple[str, float]]
+  cache: ResultCache | None
+  figures: Callable[[Any], tuple[Figure, ...]]
+
+  @property
+  def measured(self) -> ResultCache:
+    """The stored results of a part that is measured."""
+    return cast(ResultCache, self.cache)
+
+  def kept(self) -> tuple[Figure, ...] | None:
+    """Returns the figures if all results are stored."""
+    try:
+      return self.figures(self.measured.kept)
+    except NotMeasured:
+      return None
+
+
+def prepare(
+  comparison: Comparison,
+  runs: TrainedRuns,
+  folder: Path | None,
+  on_result: Callable[[str, str, float | None], None],
+) -> list[PreparedPart]:
+  """Prepares all parts.
+
+  Args:
+    comparison: the comparison.
+    runs: its trained runs.
+    folder: folder of stored results; None if nothing will be measured.
+    on_result: called with part and key, and None before a result is measured or its seconds after.
+
+  Raises:
+    UserError: a part's options do not fit the models.
+  """
+  parts = []
+  trained: set[str] = set()
+  for name, wrapped in comparison.parts.items():
+    try:
+      if isinstance(wrapped, OnTrainedModels):
+        given, depends, costs = _on_runs(wrapped, runs, trained)
+      else:
+        given, depends, costs = _on_models(wrapped, comparison, name)
+    except ValueError as error:
+      raise UserError(f"part {name}: {error}") from error
+    cache = folder and _cache(folder, name, wrapped.part, depends, on_result)
+    parts.append(PreparedPart(name, costs, cache, functools.partial(wrapped.part, given)))
+  return parts
+
+
+def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, Any, Any]:
+  """Returns the input, dependencies and costs of the results of a part on trained models."""
+  specs = wrapped.part.results(runs)
+  costs = {}
+  for key, spec in specs.items():
+    run = runs.identity(spec)
+    # Another part's result has trained it already.
+    costs[key] = ("training", 0.0 if run in trained else runs.cost(spec).flops)
+    trained.add(run)
+  return runs, lambda key: {"run": runs.identity(specs[key])}, costs
+
+
+def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, Any, Any]:
+  """Returns the input, dependencies and costs of the results of a part on built models."""
+  configs = {model: comparison.model_config(model, wrapped.choices) for model in comparison.models}
+  models = {model: experiment.build(config).model for model, config in configs.items()}
+  identities = {
+    model: comparison_runs.identity(config, comparison.folder) for model, config in configs.items()
+  }
+  costs = {key: (name, cost) for key, cost in wrapped.part.results(models).items()}
+  return models, lambda key: {"models": identities}, costs
+
+
+def _cache(
+  folder: Path,
+  name: str,
+  part: Any,
+  depends: Callable[[str], dict[str, Any]],
+  on_result: Callable[[str, str, float | None], None],
+) -> ResultCache:
+  everywhere = {"part": _told(part), "on": machine.hardware(), "versions": machine.versions()}
+  return ResultCache(
+    folder,
+    name,
+    lambda key: depends(key) | everywhere,
+    comparable=machine.comparable,
+    writes=processes.is_first(),
+    on_result=functools.partial(on_result, name),
+  )
+
+
+def _told(part: Any) -> str:
+  """Formats a part's class and fields as text: the key of its stored results.
+
+  Raises:
+    TypeError: a field's text differs from process to process.
+  """
+  text = repr(part)
+  if " at 0x" in text:
+    raise TypeError(
+      f"{text}: a part's fields must be dataclasses or plain values, all the way down."
+    )
+  return text
