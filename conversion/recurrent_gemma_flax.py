@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion import weight_map, weight_stream
+from conversion import recurrent_gemma, weight_map, weight_stream
 from conversion.adapter import WeightsFormat
 from conversion.recurrent_gemma_form import Form
 from conversion.weight_map import WeightMapping
@@ -109,7 +109,7 @@ def name_table(model: LanguageModel) -> tuple[WeightMapping, ...]:
   """Lists all tensors of the model's Flax form, from shapes.
 
   Raises:
-    ValueError: the model is not a RecurrentGemma: its tensors would have another meaning there.
+    ValueError: RecurrentGemma's classes cannot hold the model exactly.
   """
   Form.of(model)
   ours = {parameter.path: parameter.shape for parameter in list_parameters(model)}
@@ -148,8 +148,10 @@ def stream_from_flax(
     model: a RecurrentGemma.
 
   Raises:
-    ValueError: tensors are missing, unknown or of a wrong shape; the message names them.
+    ValueError: tensors are missing, unknown or of a wrong shape, or the model is another one; the
+      message names them.
   """
+  weight_map.check_readable(recurrent_gemma.name_table(model))
   table = name_table(model)
   weight_map.check(table, shapes)
   return weight_stream.parameters(tensors, table, model)

@@ -53,6 +53,13 @@ class WeightMapping(NamedTuple):
   scale: float = 1.0
   offset: float = 0.0
 
+  @property
+  def is_only_written(self) -> bool:
+    """Whether the tensor, as it is, is no value of our parameter."""
+    if self.layout == "absent":
+      return False
+    return self.layout in ("constant", "joined") or (self.scale, self.offset) != (1.0, 0.0)
+
   def to_ours(self, tensor: np.ndarray) -> np.ndarray:
     """Converts a tensor to the layout of our parameter (or one row of it), without padding."""
     if self.rows is not None:
@@ -172,8 +179,11 @@ def check(
     optional: names of tensors to ignore.
 
   Raises:
-    ValueError: tensors are missing, unknown or of a wrong shape; the message lists them.
+    ValueError: tensors are missing, unknown, of a wrong shape, or stored for other options than the
+      model's; the message lists them.
   """
+  table = list(table)
+  check_readable(table)
   expected = {entry.name: entry.shape for entry in table if entry.layout != "absent"}
   missing = [f"{name} {shape}" for name, shape in expected.items() if name not in shapes]
   extra = [
@@ -199,6 +209,16 @@ def check(
     raise ValueError(
       f"the tensors do not match the model: {' and '.join(problems)}. Build the model from the "
       "tensors' configuration."
+    )
+
+
+def check_readable(table: Iterable[WeightMapping]) -> None:
+  """Raises ValueError if a table can only be written: the tensors mean something else there."""
+  if changed := [entry.name for entry in table if entry.is_only_written]:
+    raise ValueError(
+      f"the model has other options than the weights were made for: {_listed(changed)} would mean "
+      "something else. Leave out --gin. bindings of biases, norms, the embedding's scale and gate "
+      "blocks."
     )
 
 

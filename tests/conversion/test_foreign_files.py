@@ -339,6 +339,13 @@ def test_the_good_checkpoint_is_taken(orbax, tmp_path):
   assert convert.main([str(orbax), str(tmp_path / "run"), "--vocabulary=bytes"]) == 0
 
 
+def test_options_in_which_the_tensors_mean_something_else_are_refused(orbax, tmp_path):
+  arguments = [str(orbax), str(tmp_path / "run"), "--vocabulary=bytes"]
+  with pytest.raises(UserError, match="the model has other options than the weights were made for"):
+    convert.main([*arguments, "--gin.backbone.Backbone.scale_embedding=False"])
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_tokenizer_above_the_folder_is_named_by_its_place(orbax, tmp_path, monkeypatch):
   from launch import vocabulary
 

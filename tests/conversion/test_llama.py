@@ -116,6 +116,22 @@ def test_rotary_settings_are_read_as_transformers_reads_them():
 
 
 @pytest.mark.parametrize(
+  ("changed", "named"),
+  [
+    ({"zero_centered_norm": True}, r"model\.norm\.weight"),
+    ({"attention_bias": None, "use_bias": True}, r"model\.layers\.0\.self_attn\.q_proj\.bias"),
+  ],
+)
+def test_weights_are_not_read_into_a_model_in_which_they_mean_something_else(changed, named):
+  backbone, mixers = conversion.options(CONFIG)
+  options = backbone | mixers | changed
+  backbone = {name: options[name] for name in (*backbone, *changed) if name not in mixers}
+  model = llama(Backbone(**backbone), **{name: options[name] for name in mixers})
+  with pytest.raises(ValueError, match=f"other options than the weights were made for: {named}"):
+    next(conversion.stream({}, {}, model))
+
+
+@pytest.mark.parametrize(
   ("options", "window", "message"),
   [
     ({}, 8, r"its attention has a window \(8\)"),
