@@ -71,6 +71,7 @@ _COMPRESSED = {"gzip", "Zstandard", "xz", "bzip2", "LZ4", "a ZIP archive", "a 7z
 # How compressed texts are opened, and about how much longer than the file they are.
 _OPENERS = {"gzip": gzip.open, "xz": lzma.open, "Zstandard": None}
 _COMPRESSION = 4
+_PACKED = (".gz", ".xz", ".zst")
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _BOM = b"\xef\xbb\xbf"
 
@@ -177,8 +178,14 @@ def compression(path: Path) -> str | None:
 
 def text_bytes(path: Path) -> int:
   """Returns about how many bytes of text a file has, by its size and its name's ending."""
-  packed = path.suffix in (".gz", ".xz", ".zst")
+  packed = path.suffix in _PACKED
   return path.stat().st_size * (_COMPRESSION if packed else 1)
+
+
+def without_packing(name: str) -> str:
+  """Returns a file's name without the ending of a compressed file."""
+  stem, ending = os.path.splitext(name)
+  return stem if ending in _PACKED else name
 
 
 def _unpacked(path: Path) -> IO[bytes]:
@@ -312,7 +319,7 @@ def json_lines_in(
 
 def looks_like_json_lines(path: Path) -> bool:
   """Whether a file has an ending of JSON lines, and its first line is a JSON object."""
-  if path.suffix not in (".jsonl", ".ndjson"):
+  if not without_packing(path.name).endswith((".jsonl", ".ndjson")):
     return False
   with contextlib.suppress(CorpusError), opened_text(path) as file:
     _json_object(file.readline(_SAMPLE), str(path))

@@ -15,7 +15,6 @@ import os
 import pickle
 import shutil
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -72,15 +71,6 @@ def _keeping(dataset: TextDataset) -> Iterator[None]:
     raise not_kept(dataset, str(error.strerror or error)) from error
 
 
-def _machine() -> str:
-  """Identifies this machine, also among containers with the same name."""
-  try:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
-  except OSError:
-    boot = "0"
-  return f"{socket.gethostname()}-{boot}"
-
-
 def _remove_leftovers(target: Path) -> None:
   """Removes leftovers of killed preparations of `target`; call with the lock held.
 
@@ -88,7 +78,7 @@ def _remove_leftovers(target: Path) -> None:
   the lock.
   """
   for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-    ours = leftover.name.startswith(f".{target.name}.{_machine()}.")
+    ours = leftover.name.startswith(f".{target.name}.{shard_packing.machine()}.")
     if ours or time.time() - _last_written(leftover) > _SECONDS_OF_NOBODY:
       shutil.rmtree(leftover, ignore_errors=True)
 
@@ -173,7 +163,7 @@ def _prepare(dataset: TextDataset, report: Report, workers: int | None) -> None:
     if (shards := shard_plan.tasks(dataset)) is not None:
       _pack_shards(dataset, source, shards, report, workers)
       return
-    partial = target.parent / f".{target.name}.{_machine()}.{os.getpid()}.partial"
+    partial = target.parent / f".{target.name}.{shard_packing.machine()}.{os.getpid()}.partial"
     with _keeping(dataset):
       _remove_leftovers(target)
       partial.mkdir()

@@ -8,6 +8,7 @@ import functools
 import gzip
 import itertools
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def _tf_records(path: Path) -> Iterator[bytes]:
         if len(body) < size + 4:
           raise damaged
         yield body[:-4]
-  except (OSError, EOFError):
+  except (OSError, EOFError, zlib.error):
     raise damaged from None
 
 

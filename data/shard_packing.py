@@ -42,6 +42,15 @@ class Packed:
   entries: dict[str, dict[str, Any]]
 
 
+def machine() -> str:
+  """Identifies this machine, also among containers with the same name."""
+  try:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+  except OSError:
+    boot = "0"
+  return f"{socket.gethostname()}-{boot}"
+
+
 def folder_name(number: int) -> str:
   """Returns the folder of a shard."""
   return f"shard-{number:05}"
@@ -66,7 +75,7 @@ def pack(dataset: Any, task: Task, number: int, directory: Path) -> None:
   target = directory / folder_name(number)
   if (target / _DONE_FILE).is_file():
     return
-  start = f".{target.name}.{socket.gethostname()}"
+  start = f".{target.name}.{machine()}"
   for leftover in directory.glob(f"{glob.escape(start)}.*.partial"):
     shutil.rmtree(leftover, ignore_errors=True)  # Of a process of this machine that was killed.
   partial = directory / f"{start}.{os.getpid()}.partial"

@@ -48,10 +48,13 @@ class ShardedArray:
   def _read(self, number: int, start: int, stop: int) -> np.ndarray:
     """Reads rows of a file. Not mapped: the kernel reads far ahead around each page of a map."""
     size = (stop - start) * self._row_bytes
-    data = os.pread(self._opened(number).fileno(), size, start * self._row_bytes)
+    # Held until the end: an evicted file closes when its last reference goes, and another file
+    # could get its number.
+    file = self._opened(number)
+    data = os.pread(file.fileno(), size, start * self._row_bytes)
     while len(data) < size:  # A read ends early after 2 GB, and at the end of the file.
       offset = start * self._row_bytes + len(data)
-      more = os.pread(self._opened(number).fileno(), size - len(data), offset)
+      more = os.pread(file.fileno(), size - len(data), offset)
       if not more:
         raise RowFileError(f"{self._files[number][0]} became shorter while it was read. {REMEDY}")
       data += more

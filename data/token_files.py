@@ -94,12 +94,12 @@ class TokenFiles:
         )
       for row in array if array.ndim == 2 else (array,):
         yield from _cut(row, eos_id)
+    elif path.suffix != ".bin":
+      raise CorpusError(f"{path} is neither a .bin nor a .npy file. Correct the path.")
     elif index.is_file():
       yield from _of_megatron(path, index)
-    elif path.suffix == ".bin":
-      yield from _cut(_mapped(path, np.dtype(self.dtype).newbyteorder("<")), eos_id)
     else:
-      raise CorpusError(f"{path} is neither a .bin nor a .npy file. Correct the path.")
+      yield from _cut(_mapped(path, np.dtype(self.dtype).newbyteorder("<")), eos_id)
 
 
 def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
@@ -136,7 +136,8 @@ def _of_megatron(path: Path, index: Path) -> Iterator[tuple[np.ndarray, bool]]:
   except (struct.error, KeyError, ValueError):
     raise wrong from None
   ids = _mapped(path, dtype)
-  if np.any(starts < 0) or np.any(starts + sizes > len(ids)):
+  outside = np.any(starts < 0) or np.any(sizes < 0) or np.any(starts + sizes > len(ids))
+  if outside or np.any(ends < 0) or np.any(ends > sequences):
     raise CorpusError(f"{index} names tokens that {path} does not have. Replace them.")
   for first, last in itertools.pairwise(ends):
     parts = [ids[starts[n] : starts[n] + sizes[n]] for n in range(first, last)]

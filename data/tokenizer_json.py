@@ -232,7 +232,7 @@ def described_in(directory: Path, described: dict[str, Any]) -> TokenizerJson:
 
 @functools.cache
 def _size(path: str) -> int:
-  return max(_loaded(path).tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+  return max(_loaded(path).tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 @functools.cache

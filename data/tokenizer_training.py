@@ -76,6 +76,16 @@ def _not_written(output: Path, error: OSError) -> str:
   return f"{output} cannot be written: {error.strerror or error}. Give another --output."
 
 
+def _require_writable(output: Path) -> None:
+  """Raises TokenizerError, before minutes of work, if a file cannot be written in its folder."""
+  try:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=output.parent):  # Without a name: a kill leaves nothing.
+      pass
+  except OSError as error:
+    raise TokenizerError(_not_written(output, error)) from None
+
+
 def train_sentencepiece(
   corpus: Documents, size: int, output: str | Path, *, megabytes: float = 50.0
 ) -> SentencePiece:
@@ -106,11 +116,8 @@ def train_sentencepiece(
     yield from sentences
 
   model = io.BytesIO()
+  _require_writable(output)
   try:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Whether it can be written, before minutes of work. Without a name: a kill leaves nothing.
-    with tempfile.TemporaryFile(dir=output.parent):
-      pass
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=chain(),
       model_writer=model,
@@ -168,6 +175,7 @@ def train_tokenizer_json(
   first = next(sentences, None)
   if first is None:
     raise CorpusError(_no_text(corpus, megabytes))
+  _require_writable(output)
   tokenizer = library.Tokenizer(library.models.BPE())
   # The library's type stubs lack constructors.
   split: Any = library.pre_tokenizers
@@ -183,7 +191,6 @@ def train_tokenizer_json(
   )
   tokenizer.train_from_iterator(itertools.chain([first], sentences), trainer)
   try:
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.name == tokenizer_json.FILE:
       named = {"tokenizer_class": "PreTrainedTokenizerFast"}
       named |= {f"{kind}_token": END_OF_TEXT for kind in ("bos", "eos")}

@@ -15,7 +15,7 @@ from base import paths
 from base.wording import plural
 from config import source
 from data import corpora
-from data.files import NoFiles
+from data.files import NoFiles, without_packing
 from data.heldout import TooLittleText
 from data.tokenizer_training import train_sentencepiece, train_tokenizer_json
 from experiment import file_kinds
@@ -42,7 +42,7 @@ def parser() -> command.Parser:
     action="append",
     type=paths.text_argument,
     help="'python' (CPython's standard library) or a path or glob pattern: *.json and *.jsonl are "
-    "JSON lines, other files plain text. May be repeated.",
+    "JSON lines, other files plain text, each also packed (.gz, .xz, .zst). May be repeated.",
   )
   result.add_argument(
     "--output",
@@ -73,7 +73,7 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
   """
   if list(inputs) == ["python"]:
     return corpora.PythonLibrary()
-  json_lines = [pattern.endswith(_JSON_LINES) for pattern in inputs]
+  json_lines = [without_packing(pattern).endswith(_JSON_LINES) for pattern in inputs]
   if "python" in inputs or len(set(json_lines)) != 1:
     raise corpora.CorpusError(
       f"--input={', '.join(inputs)}: all inputs must be of one kind: 'python', JSON lines or text."
@@ -91,7 +91,7 @@ def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> l
   if list(inputs) == ["python"]:
     words += [f"gin/data/python_{kind}.gin"]
     words += [] if _is_json(output) else [f"--gin.VOCAB_SIZE={size}"]
-  elif inputs[0].endswith(_JSON_LINES):
+  elif without_packing(inputs[0]).endswith(_JSON_LINES):
     words += [f"gin/data/json_lines_{kind}.gin", f"--gin.JSON_LINES={files}"]
     words += [] if field == "text" else [f"--gin.JSON_FIELD={field}"]
   else:

@@ -3,6 +3,7 @@
 Slow for several imports of TensorFlow by processes that are killed, raced and watched for real.
 """
 
+import gzip
 import io
 import json
 import os
@@ -279,17 +280,18 @@ def test_what_a_look_at_the_files_tells_is_told_at_once(tmp_path, monkeypatch, c
   assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("ending", [".jsonl", ".ndjson"])
+@pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".jsonl.gz"])
 def test_json_lines_are_not_learnt_as_text(tmp_path, monkeypatch, ending):
   monkeypatch.setattr(preparation.subprocess, "Popen", never)
   file = tmp_path / f"a{ending}"
-  file.write_text('{"text": "good"}\n' * 9)
+  packed = gzip.compress if ending.endswith(".gz") else bytes
+  file.write_bytes(packed(b'{"text": "good"}\n' * 9))
   (tmp_path / "b.txt").write_text("text\n" * 99)
   read = corpora.TextFiles(str(tmp_path / "*"))
   spec = dataset.TextDataset(read, tokenizers.Bytes(), 8, cache_dir=str(tmp_path / "cache"))
   with pytest.raises(corpora.CorpusError, match=r"gin/data/json_lines_bytes\.gin .*JSON_LINES="):
     spec.rows()
-  file.write_text("no JSON\n")  # The name alone says nothing.
+  file.write_bytes(packed(b"no JSON\n"))  # The name alone says nothing.
   read.check()
 
 

@@ -9,7 +9,17 @@ import time
 import numpy as np
 import pytest
 
-from data import corpora, dataset, manifest, preparation, prepare, rows, tasks, tokenizers
+from data import (
+  corpora,
+  dataset,
+  manifest,
+  preparation,
+  prepare,
+  rows,
+  shard_packing,
+  tasks,
+  tokenizers,
+)
 from data.preparation import PreparationError
 
 
@@ -80,7 +90,7 @@ def test_a_corpus_that_changes_while_it_is_read_is_noticed(text, tmp_path, monke
 def test_what_others_are_making_stays_and_what_was_left_goes(text):
   parent, name = text.cache_path.parent, text.cache_path.name
   parent.mkdir()
-  ours = parent / f".{name}.{prepare._machine()}.7.partial"
+  ours = parent / f".{name}.{shard_packing.machine()}.7.partial"
   theirs, old, long = (parent / f".{name}.host-{n}.7.partial" for n in range(3))
   for folder in (ours, theirs, old, long):
     folder.mkdir()

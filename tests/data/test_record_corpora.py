@@ -74,6 +74,11 @@ def test_every_record_is_in_one_part(tmp_path, ending):
   if ending == "array_record":
     assert len(corpus.parts(100)) > 3
   assert list(Records(str(path), "missing").undivided()) == [b""] * len(TEXTS)
-  path.write_bytes(path.read_bytes()[:-9])
+  whole = path.read_bytes()
+  if ending == "tfrecord.gz":
+    path.write_bytes(whole[:20] + bytes(200) + whole[220:])  # which zlib itself refuses
+    with pytest.raises(CorpusError, match=r"a\.tfrecord\.gz is not a TFRecord file"):
+      list(corpus.undivided())
+  path.write_bytes(whole[:-9])
   with pytest.raises(CorpusError, match=rf"a\.{ending} (is not a|cannot be read)"):
     list(Records(str(path)).undivided())

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -52,10 +53,18 @@ def files(folder):
   return corpora.TextFiles(str(folder / "*.txt"))
 
 
+def blank_lines(folder):
+  """Separators that overlap: three, four and five line ends in a row."""
+  (folder / "a.txt").write_text("".join(f"{n}" + "\n" * (1 + n % 5) for n in range(40)))
+  return corpora.TextFiles(str(folder / "a.txt"), separator="\n\n")
+
+
 MAKES = [json_lines, lambda folder: json_lines(folder, "\r\n"), separated, files]
 
 
-@pytest.mark.parametrize("make", MAKES, ids=["json", "crlf", "separator", "files"])
+@pytest.mark.parametrize(
+  "make", [*MAKES, blank_lines], ids=["json", "crlf", "separator", "files", "overlap"]
+)
 def test_every_document_is_in_one_part_wherever_the_cuts_are(tmp_path, make):
   corpus = make(tmp_path)
   expected = list(corpus.undivided())
@@ -110,6 +119,19 @@ def test_shards_have_the_documents_of_one_process(tmp_path, make):
     assert opened.text_bytes() == expected.text_bytes()
     for name in ("documents", "empty_documents", "text_bytes", "tokens"):
       assert getattr(opened.counts, name) == getattr(expected.counts, name)
+
+
+def test_leftovers_of_this_machine_go_and_work_of_another_with_its_name_stays(tmp_path):
+  text = spec(json_lines(tmp_path), tmp_path / "cache", "all")
+  name = f".shard-00000.{socket.gethostname()}"
+  other = tmp_path / f"{name}-12345678.7.partial"
+  own = tmp_path / f".shard-00000.{shard_packing.machine()}.7.partial"
+  other.mkdir()
+  own.mkdir()
+  shard_packing.pack(text, shard_plan.tasks(text)[0], 0, tmp_path)
+  assert (tmp_path / "shard-00000").is_dir()
+  assert other.is_dir()
+  assert not own.exists()
 
 
 def test_one_large_file_is_packed_in_pieces_and_its_end_is_held_out(tmp_path):

@@ -74,6 +74,13 @@ def test_what_are_no_ids_is_one_line(tmp_path, name, content, told):
 
 def test_an_index_of_other_tokens_is_refused(tmp_path):
   corpus = TokenFiles(str(tmp_path / megatron(tmp_path)))
+  index = (tmp_path / "a.idx").read_bytes()
+  (tmp_path / "a.idx").write_bytes(index[:-8] + struct.pack("<q", 6))  # of 5 sequences
+  with pytest.raises(corpora.CorpusError, match=r"a\.idx names tokens that .*a\.bin does not have"):
+    list(corpus.token_examples(Bytes(), "all"))
+  (tmp_path / "a.idx").write_bytes(index)
+  with pytest.raises(corpora.CorpusError, match=r"a\.idx is neither a \.bin nor a \.npy file"):
+    list(TokenFiles(str(tmp_path / "a.i*")).token_examples(Bytes(), "all"))
   (tmp_path / "a.bin").write_bytes((tmp_path / "a.bin").read_bytes()[:-8])
   with pytest.raises(corpora.CorpusError, match=r"a\.idx names tokens that .*a\.bin does not have"):
     list(corpus.token_examples(Bytes(), "all"))

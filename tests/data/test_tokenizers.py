@@ -173,6 +173,8 @@ def test_the_command_s_last_line_starts_from_the_user_s_own_run_file(tmp_path, m
   assert words[3] == "gin/runs/griffin_quickstart.gin"
   (tmp_path / "my_run.gin").write_text("include 'experiment.gin'\nSTEPS = 3\n")
   assert command.next_command(["a.txt"], "text", "x.model", 300)[3] == "my_run.gin"
+  assert "--gin.JSON_LINES=a.jsonl.gz" in command.next_command(["a.jsonl.gz"], "text", "x.json", 9)
+  assert isinstance(command.corpus_of(["a.jsonl.gz"], "text"), corpora.JsonLines)
 
 
 @pytest.mark.parametrize("kind", ["text", "json", "two"])
