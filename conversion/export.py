@@ -95,7 +95,13 @@ def export(
 
 
 def export_adapters(
-  run_dir: Path, target: Path, which: str, base: str | None, trust: Trust = NOBODY
+  run_dir: Path,
+  target: Path,
+  which: str,
+  base: str | None,
+  trust: Trust = NOBODY,
+  *,
+  own_code: bool = False,
 ) -> None:
   """Exports a run's adapters alone, as files for `peft.PeftModel.from_pretrained`.
 
@@ -105,6 +111,7 @@ def export_adapters(
     which: the checkpoint: 'best', 'latest' or a step.
     base: name or folder of the model without adapters, for the files; None leaves it out.
     trust: see `experiment.trained.load`.
+    own_code: whether that model is an export with its own PyTorch code, as in `export`.
 
   Raises:
     UserError: the run has no adapters, or no class of transformers can hold its model.
@@ -115,7 +122,7 @@ def export_adapters(
   if not isinstance(model, lora.AdaptedModel):
     raise UserError(f"{shown(run_dir)} has no adapters. Export it without --adapters.")
   with told(run_dir), appearing(target) as partial:
-    adapter = adapters.of_model(lora.without_adapters(model))
+    adapter = adapters.of_model(lora.without_adapters(model), own_code=own_code)
     peft_files.write(partial, model, trained.params, adapter, base)
 
 

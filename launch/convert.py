@@ -60,7 +60,8 @@ def parser() -> command.Parser:
     "--own_code",
     action="store_true",
     help="export with this project's PyTorch code even if a class of transformers holds the model: "
-    "for batches with padding, which transformers' RecurrentGemma gets wrong",
+    "for batches with padding, which transformers' RecurrentGemma gets wrong; with --adapters, if "
+    "the model that they belong to is such an export",
   )
   result.add_argument(
     "--adapters",
@@ -92,7 +93,9 @@ def main(arguments: Sequence[str]) -> int:
   if kind == conversion.RUN and args.merge:
     conversion.merge(args.source, args.target, args.checkpoint, words, trusted)
   elif kind == conversion.RUN and args.adapters:
-    export.export_adapters(args.source, args.target, args.checkpoint, args.base, trusted)
+    export.export_adapters(
+      args.source, args.target, args.checkpoint, args.base, trusted, own_code=args.own_code
+    )
   elif kind == conversion.RUN:
     max_bytes = int(args.shard_gb * 1e9)
     notes = export.export(
@@ -118,7 +121,9 @@ def main(arguments: Sequence[str]) -> int:
   elif kind == conversion.RUN and args.adapters:
     print(f"next: peft.PeftModel.from_pretrained(model, {target!r})", file=sys.stderr)
   elif kind == conversion.RUN and not args.merge:
-    print(f"next: transformers.AutoModelForCausalLM.from_pretrained({target!r})", file=sys.stderr)
+    remote = ", trust_remote_code=True" if "trust_remote_code" in notes[0] else ""
+    load = f"transformers.AutoModelForCausalLM.from_pretrained({target!r}{remote})"
+    print(f"next: {load}", file=sys.stderr)
   else:
     command.tell_next("python", "-m", "launch.generate", f"--run_dir={target}")
   return 0
@@ -138,7 +143,7 @@ def _check_together(
     names = ("dtype", "shard_gb", "own_code", "adapters", "base")
     command.refuse(options, args, names, "with --merge, which writes a run directory")
   elif args.adapters:
-    names = ("dtype", "shard_gb", "own_code")
+    names = ("dtype", "shard_gb")
     command.refuse(options, args, names, "with --adapters, which writes one file of float32")
   else:
     command.refuse(options, args, ("base",), "without --adapters")

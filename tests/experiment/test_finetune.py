@@ -10,7 +10,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+from transformers import AutoModelForCausalLM, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 from base.errors import UserError
 from config.config import ConfigError
@@ -164,6 +164,15 @@ def test_adapters_alone_are_files_for_peft(adapted, folder, tmp_path, capsys):
     found = model(input_ids=torch.tensor(tokens), use_cache=False).logits
   ours = after.experiment.model
   expected = jax.jit(lambda p: ours.apply({"params": p}, tokens)[0])(after.params)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+  own = str(tmp_path / "own")
+  assert convert.main([str(folder / "imported"), own, "--own_code"]) == 0
+  assert f"from_pretrained('{own}', trust_remote_code=True)" in capsys.readouterr().err
+  assert convert.main([source, str(tmp_path / "of own"), "--adapters", "--own_code"]) == 0
+  base = AutoModelForCausalLM.from_pretrained(own, trust_remote_code=True)
+  model = peft.PeftModel.from_pretrained(base, tmp_path / "of own").eval()
+  with torch.no_grad():
+    found = model(input_ids=torch.tensor(tokens), use_cache=False).logits
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
   with pytest.raises(UserError, match=r"has no adapters\. Export it without --adapters"):
     convert.main([str(before.run_dir), str(tmp_path / "none"), "--adapters"])
