@@ -33,6 +33,7 @@ def load(
   *,
   trust: Trust = NOBODY,
   makes_rows: bool = False,
+  trains: bool = False,
 ) -> Config:
   """Loads the configuration of a run, changed by gin files and then by arguments.
 
@@ -45,14 +46,15 @@ def load(
     files: gin files of the user, which change the configuration.
     arguments: bindings, which change it after the files.
     trust: other modules than this project's that the run's configuration may name.
-    makes_rows: whether text may be tokenized; see `experiment.trust_check.check`.
+    makes_rows, trains: whether text may be tokenized, and whether the run is trained; see
+      `experiment.trust_check.check`.
 
   Raises:
     UserError: the directory contains no run, or its configuration is not trusted.
     ConfigError: see `config.config.load`.
   """
   text = _agreed_text(run)
-  trust_check.check(run.config_file, trust, text=text, makes_rows=makes_rows)
+  trust_check.check(run.config_file, trust, text=text, makes_rows=makes_rows, trains=trains)
   run.require_made_from(file_kinds.RUN, text)
   arguments = list(arguments)
   kept = source.read_text(text, str(run.config_file))

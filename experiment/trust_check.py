@@ -33,6 +33,9 @@ from experiment.trust import ALL, Trust
 _PURE = ("models", "layers")
 # A TFDS name may also have a namespace, with code that is downloaded, and builder arguments.
 _TFDS_NAME = re.compile(r"[A-Za-z_]\w*(/[\w+\-.]+)?(:[\d*]+(\.[\d*]+){2})?", re.ASCII)
+# Classes of training/trackers.py, and their parameters that name a server, an account or a file.
+_TRACKERS = ("WandB", "MLflow", "Trackio")
+_DESTINATIONS = ("entity", "uri", "space_id")
 _STATE_FILE = Path("griffin-jax") / "trusted_runs"
 
 
@@ -42,6 +45,7 @@ def check(
   *,
   text: str | None = None,
   makes_rows: bool = False,
+  trains: bool = False,
   comparison: bool = False,
 ) -> None:
   """Checks the configuration of a run before anything in it is imported.
@@ -51,6 +55,7 @@ def check(
     trust: the trusted modules.
     text: the text that is loaded; None reads the file.
     makes_rows: whether text may be tokenized, which imports modules of registered tasks.
+    trains: whether a run is trained, which sends its metrics and samples to trackers.
     comparison: whether it is a comparison, which parses some strings as gin.
 
   Raises:
@@ -67,6 +72,8 @@ def check(
       f"If you trust this run, give --trust={ALL}, or its configuration as a gin file."
     ) from None
   for problem in _problems(source, trust, makes_rows):
+    raise UserError(problem)
+  for problem in _problems_of_trackers(source) if trains else ():
     raise UserError(problem)
   for problem in _problems_of_choices(source, trust) if comparison else ():
     raise UserError(problem)
@@ -184,6 +191,20 @@ def _problems_of_rows(statement: Statement, source: Source, trust: Trust) -> Ite
         f"{statement.place} names a TFDS data set, {shown}, with more than name, configuration "
         f"and version: it may load unknown code. If you trust it, give --trust={ALL}."
       )
+
+
+def _problems_of_trackers(source: Source) -> Iterator[str]:
+  """Yields bindings by which a run is sent to a place that its maker chose."""
+  for statement in source.statements:
+    tracker = statement.selector.rpartition(".")[2]
+    if tracker in _TRACKERS and statement.parameter in _DESTINATIONS:
+      for value in _values(statement.value, source):
+        if value is not None:
+          yield (
+            f"{statement.place} sends metrics, samples and configuration to a place that this run "
+            f"names, {tracker}.{statement.parameter} = {str(value)[:120]!r}. If you trust it, give "
+            f"--trust={ALL}."
+          )
 
 
 def _problem_of(name: str, statement: Statement, trust: Trust) -> Iterator[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -107,6 +109,7 @@ def _steps(text: str) -> range:
 def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit status."""
   began = time.monotonic()
+  _ignore_profile_signal()
   options = parser()
   args, bindings = command.parse(options, arguments)
   looks = args.describe or args.describe_sharding or args.print_config or args.dry_run
@@ -133,10 +136,14 @@ def main(arguments: Sequence[str]) -> int:
   if args.init_from is not None:
     bindings.append(f"--gin.experiment.experiment.Experiment.init_from={str(args.init_from)!r}")
     init = RunDirectory(args.init_from)
-    config = run_config.load(init, args.config, bindings, trust=trusted, makes_rows=True)
+    config = run_config.load(
+      init, args.config, bindings, trust=trusted, makes_rows=True, trains=True
+    )
     made_here = run_config.is_own(init)
   elif run and (not args.config or (run.holds_run() and not run_config.is_whole(args.config))):
-    config = run_config.load(run, args.config, bindings, trust=trusted, makes_rows=True)
+    config = run_config.load(
+      run, args.config, bindings, trust=trusted, makes_rows=True, trains=True
+    )
     made_here = run_config.is_own(run)
   else:
     config = experiment_lib.load(args.config, bindings)
@@ -158,6 +165,14 @@ def main(arguments: Sequence[str]) -> int:
     return _train(
       experiment, config, run, args, trusted, made_here, list(arguments), began, tracking
     )
+
+
+def _ignore_profile_signal() -> None:
+  """Lets the signal for a profile do nothing outside the steps, where it would end the process."""
+  number = getattr(signal, "SIGUSR2", None)  # none on Windows
+  if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+    with contextlib.suppress(ValueError):  # only the main thread can handle signals
+      signal.signal(number, signal.SIG_IGN)
 
 
 def _warn(config: Config) -> None:

@@ -343,6 +343,35 @@ def test_what_seqio_and_tfds_would_import_counts_where_rows_are_made(tmp_path, l
   trust_check.check(run / "config.gin", Trust.of(["all"]), makes_rows=True)
 
 
+@pytest.mark.parametrize(
+  "lines",
+  [
+    "trackers.MLflow.uri = 'http://elsewhere'",
+    "a/trackers.WandB.entity = %NAME\nNAME = 'somebody'",
+    "trackers.Trackio.space_id = 'somebody/space'",
+  ],
+)
+def test_a_received_run_sends_nothing_where_its_maker_wants(tmp_path, lines):
+  run = sent(tmp_path, f"from training import trackers\n{lines}")
+  with pytest.raises(UserError, match=r"sends metrics, samples and configuration .*--trust=all"):
+    trust_check.check(run / "config.gin", NOBODY, trains=True)
+  trust_check.check(run / "config.gin", NOBODY)
+  trust_check.check(run / "config.gin", Trust.of(["all"]), trains=True)
+  run = sent(tmp_path, "from training import trackers\ntrackers.MLflow.uri = None")
+  trust_check.check(run / "config.gin", NOBODY, trains=True)
+
+
+@pytest.mark.parametrize("option", ["--run_dir={run}", "--init_from={run}"])
+def test_training_asks_before_it_sends(tmp_path, option, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  run = sent(tmp_path, "from training import trackers\ntrackers.MLflow.uri = 'http://elsewhere'")
+  arguments = [option.format(run=run)]
+  if option.startswith("--init"):
+    arguments.append("--run_dir=new")
+  with pytest.raises(UserError, match="sends metrics"):
+    train.main(arguments)
+
+
 @pytest.mark.parametrize("name", ["c4/en:3.1.0", "wikipedia/20230601.en:1.0.0", "c4", "x:1.*.*"])
 def test_a_data_set_of_tfds_s_own_folder_may_be_read(tmp_path, name):
   lines = f"from data import corpora\ncorpora.Tfds.dataset = {name!r}\ncorpora.Tfds.data_dir = None"

@@ -53,6 +53,18 @@ def test_a_signal_traces_the_next_steps(tmp_path):
   assert len(said) == 1
 
 
+@pytest.mark.parametrize("before", [signal.SIG_DFL, lambda number, frame: None])
+def test_a_signal_outside_of_the_steps_ends_nothing(before):
+  held = signal.signal(signal.SIGUSR2, before)
+  try:
+    with pytest.raises(SystemExit):
+      train.main([])
+    found = signal.getsignal(signal.SIGUSR2)
+  finally:
+    signal.signal(signal.SIGUSR2, held)
+  assert found == (signal.SIG_IGN if before == signal.SIG_DFL else before)
+
+
 def test_a_trace_that_cannot_be_written_ends_nothing(tmp_path):
   (tmp_path / profiler.FOLDER).write_text("no folder")
   said = []
