@@ -123,10 +123,11 @@ def test_a_row_without_resets_equals_float64():
   check(problem(35, resets=0), 1e-6)
 
 
-def test_slow_decays_beside_fast_ones_keep_their_digits():
+@pytest.mark.parametrize("fastest", [-200.0, -3e38])
+def test_slow_decays_beside_fast_ones_keep_their_digits(fastest):
   """Decays of exp(-200) and exp(-1e-5): one sum would keep only two digits of the latter."""
   (x, log_a, *others), reset, *cotangents = problem(64, resets=0, slowest=1e-5, fastest=1e-4)
-  log_a = log_a.at[:, ::9].set(-200.0)
+  log_a = log_a.at[:, ::9].set(fastest)
   check(((x, log_a, *others), reset, *cotangents), 1e-6, chunk=64)
 
 
