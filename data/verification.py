@@ -39,7 +39,7 @@ def verify(rows: RowFiles, *, completely: bool = False) -> RowFiles:
   of some files, at each start of others. The record of verified files is next to the rows, else in
   the user's cache folder. If neither is writable, or the new files have more than 64 GB, they are
   only sampled, since a start would take too long, and a line on stderr says so. Of rows in a
-  bucket, a few are checked.
+  bucket, a few are checked unless all are asked for.
 
   Args:
     rows: the opened rows.
@@ -49,6 +49,8 @@ def verify(rows: RowFiles, *, completely: bool = False) -> RowFiles:
     RowFileError: a file changed after it was written, or has invalid ids.
   """
   if buckets.in_bucket(rows.directory):
+    if completely:
+      _read_through(rows, list(rows.manifest.files))
     # The service has checksums of its own, and each block is a request.
     for first in range(0, len(rows), max(1, len(rows) // _SAMPLED_IN_BUCKET)):
       rows.check_rows(first, 1)

@@ -122,7 +122,9 @@ def _records(path: Path) -> tuple[dict[str, float], ...]:
   except (OSError, ValueError):
     return ()
   return tuple(
-    {name: value for name, value in record.items() if _is_number(value)} for record in found
+    {name: value for name, value in record.items() if _is_number(value)}
+    for record in found
+    if _is_number(record["step"])
   )
 
 

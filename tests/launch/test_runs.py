@@ -51,6 +51,7 @@ def folder(tmp_path):
   hostile = [
     "[1]", '{"step": "two"}', '{"step": 7, "bits_per_byte": "<script>", "mfu": 1e999}',
     '{"step": 5, "bits_per_byte": ' + "9" * 400 + "}", "\0\xff", '{"step": 9, "mfu": null}',
+    '{"step": 1' + "0" * 400 + "}",
   ]  # fmt: skip
   (foreign / "metrics.jsonl").write_bytes("\n".join(hostile).encode("latin-1"))
   (foreign / "config.gin").write_text("import nothing_of_this_name\nnonsense = = 3\n")
