@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 
-from base import paths
+from base import buckets, paths
 from base.errors import is_out_of_memory
 from parallel.tree_paths import by_path
 from training.record import TrainingError
 from training.step import TrainState
 
-# In a run directory: a profile for pprof.
+# In a run directory, or beside one in a bucket: a profile for pprof.
 FILE = "memory.prof"
 _SHOWN = 8
 
@@ -88,7 +88,7 @@ def _bytes(array: Any) -> int:
 
 
 def _profile(run_dir: Path) -> str:
-  file = run_dir / FILE
+  file = buckets.beside(run_dir) / FILE
   try:
     jax.profiler.save_device_memory_profile(str(file))
   except Exception:  # no directory, a full disk, a backend without profiles

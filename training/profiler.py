@@ -53,6 +53,9 @@ class Profiler:
   def __exit__(self, *error: object) -> None:
     if self._traces:
       self._stop()
+    elif self._steps is not None:
+      first, last = self._steps[0], self._steps[-1]
+      self._say(f"warning: no profile: none of the steps {first} to {last} was done")
     if self._before is not None and SIGNAL is not None:
       signal.signal(SIGNAL, self._before)
 

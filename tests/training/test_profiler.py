@@ -78,6 +78,13 @@ def test_a_trace_that_cannot_be_written_ends_nothing(tmp_path):
   assert [line[:19] for line in said] == ["warning: no profile"]
 
 
+def test_steps_that_are_done_already_are_told(tmp_path):
+  said = []
+  with profiler.Profiler(tmp_path, range(3, 5), said.append) as one:
+    assert not one.begins(9)
+  assert said == ["warning: no profile: none of the steps 3 to 4 was done"]
+
+
 @pytest.mark.parametrize("given", ["5", "0:3", "4:3", "a:b", "3:"])
 def test_other_texts_are_refused(given, capsys):
   with pytest.raises(SystemExit):
