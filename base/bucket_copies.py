@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from base import buckets
+from base.errors import UserError
 
 
 def upload(folder: Path, target: Path, *, last: Sequence[str], without: Sequence[str] = ()) -> None:
@@ -40,15 +41,27 @@ def download(source: Path, folder: Path) -> None:
   """Copies all files of a folder in a bucket into a local folder.
 
   Raises:
+    UserError: a name leads out of the local folder.
     OSError: they cannot be read or written.
   """
   files = buckets.files_below(source)
-  places = [folder / str(file.relative_to(source)) for file in files]
+  places = [folder / _inside(file, source) for file in files]
   for parent in {place.parent for place in places}:
     parent.mkdir(parents=True, exist_ok=True)
   if files:
     with buckets.told(source):
       cast(Any, source)._fs.get([str(file) for file in files], [str(place) for place in places])
+
+
+def _inside(file: Path, source: Path) -> str:
+  """Returns an object's name below a folder; others may have chosen it, and buckets allow any."""
+  name = str(file).removeprefix(f"{source}/")
+  if any(part in ("", ".", "..") for part in name.split("/")):
+    raise UserError(
+      f"{str(file)[:200]!r} has an empty part, '.' or '..', and would be a file somewhere else. "
+      "Remove it from the bucket, or copy the other files yourself."
+    )
+  return name
 
 
 @contextlib.contextmanager

@@ -138,3 +138,16 @@ def test_local_paths_import_no_library():
     [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
   )
   assert found.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("key", ["../../out.txt", "a/../../out.txt", "/tmp/out.txt"])
+def test_object_that_would_lie_outside_of_a_copy_is_refused(folder, tmp_path, key):
+  (folder / "in.txt").write_bytes(b"in")
+  foreign = f"{str(folder).partition('://')[2]}/{key}"
+  folder._fs.pipe_file(foreign, b"out")
+  try:
+    with pytest.raises(UserError, match=r"out\.txt' has an empty part, '\.' or '\.\.'"):
+      bucket_copies.download(folder, tmp_path / "one" / "two" / "copy")
+  finally:
+    folder._fs.rm_file(foreign)
+  assert not list(tmp_path.iterdir())
