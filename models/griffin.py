@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from base.ranges import Count, Positive, Share
+from base.ranges import ConvWidth, Count, Positive, Share
 from layers.activations import gated
 from models.backbone import Backbone
 from models.language_model import LanguageModel
@@ -23,7 +23,7 @@ def griffin(
   head_dim: Count | None = None,
   rotary_base: Positive = 10_000.0,
   attention_bias: bool = False,
-  conv_width: Count = 4,
+  conv_width: ConvWidth = 4,
   activation: str = "gelu_tanh",
   recurrence: str | None = None,
   attention: str | None = None,

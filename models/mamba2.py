@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base.equal_partial import EqualPartial
-from base.ranges import Count, Depth
+from base.ranges import ConvWidth, Count, Depth
 from layers.mamba2 import Mamba2Mixer
 from models.backbone import Backbone
 from models.language_model import LanguageModel
@@ -19,7 +19,7 @@ def mamba2(
   mixer_heads: Count | None = None,
   head_dim: Count | None = None,
   layers: Depth | None = None,
-  conv_width: Count = 4,
+  conv_width: ConvWidth = 4,
   projection_bias: bool = False,
   ssd: str | None = None,
 ) -> LanguageModel:
