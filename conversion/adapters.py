@@ -50,6 +50,12 @@ def of_model(model: LanguageModel, *, own_code: bool = False) -> Adapter:
   Raises:
     ValueError: there is none; it says what each would need.
   """
+  # Another library would compute something else with the same parameters.
+  if type(model) is not LanguageModel:
+    raise ValueError(
+      f"the model's class is {type(model).__name__}: exports know LanguageModel alone. Put what is "
+      "different into a mixer, and write an adapter beside those in conversion/."
+    )
   if own_code:
     griffin_package.check_model(model)
     return griffin_package.ADAPTER

@@ -66,17 +66,18 @@ _OUTSIDE = {
 def check_model(model: LanguageModel) -> None:
   """Raises ValueError unless the package's code has all parts of a model."""
   mixers: list[Any] = [mixer(parent=None) for mixer in model.pattern]
-  recurrent = [mixer for mixer in mixers if isinstance(mixer, RecurrentBlock)]
-  attending = [mixer for mixer in mixers if isinstance(mixer, SelfAttention)]
+  recurrent = [mixer for mixer in mixers if type(mixer) is RecurrentBlock]
+  attending = [mixer for mixer in mixers if type(mixer) is SelfAttention]
   mlp: Any = model.mlp(parent=None) if model.mlp else None
   problems = []
   if len(recurrent) + len(attending) != len(mixers) or not all(
-    type(block.recurrence(1, parent=None)) in _RECURRENCES for block in recurrent
+    _RECURRENCES.get(type(unit := block.recurrence(1, parent=None))) == unit.name
+    for block in recurrent
   ):
     problems.append("its blocks are not all recurrent ones with RG-LRU or CG-LRU, or attention")
   if any(len({_without_recurrence(m) for m in kind}) > 1 for kind in (recurrent, attending)):
     problems.append("its blocks of one kind differ")
-  if not isinstance(mlp, GatedMLP) or not isinstance(model.norm(parent=None), RMSNorm):
+  if type(mlp) is not GatedMLP or type(model.norm(parent=None)) is not RMSNorm:
     problems.append("its blocks have no gated MLP, or other norms")
   else:
     names = {activations.name_of(mlp.gated), *(block.activation for block in recurrent)}

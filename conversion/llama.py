@@ -220,7 +220,7 @@ def check_model(model: LanguageModel) -> None:
   """Raises ValueError unless Llama's class can hold a model exactly; it says what it lacks."""
   mixers: list[Any] = [mixer(parent=None) for mixer in model.pattern]
   problems = []
-  if not all(isinstance(mixer, SelfAttention) for mixer in mixers) or len(set(mixers)) > 1:
+  if not all(type(mixer) is SelfAttention for mixer in mixers) or len(set(mixers)) > 1:
     problems.append("its blocks are not all the same attention")
   elif mixers[0].window is not None:
     problems.append(f"its attention has a window ({mixers[0].window})")
@@ -232,9 +232,9 @@ def check_model(model: LanguageModel) -> None:
       "is odd"
     )
   norm, mlp = model.norm(parent=None), model.mlp and model.mlp(parent=None)
-  if not isinstance(mlp, GatedMLP) or activations.name_of(mlp.gated) is None:
+  if type(mlp) is not GatedMLP or activations.name_of(mlp.gated) is None:
     problems.append("its blocks have no gated MLP with a known activation")
-  if not isinstance(norm, RMSNorm):
+  if type(norm) is not RMSNorm:
     problems.append("it has other norms")
   elif norm.zero_centered and np.dtype(model.param_dtype) != np.float32:
     problems.append("its norms are stored around zero, in less than float32")

@@ -18,6 +18,7 @@ from conversion.adapter import Adapter, WeightsFormat
 from conversion.config_fields import Field
 from conversion.weight_map import EMBEDDING, HEAD, WeightMapping
 from layers.mamba2 import Mamba2Mixer
+from layers.norm import RMSNorm
 from models.language_model import LanguageModel
 
 MODEL_TYPE = "mamba2"
@@ -215,18 +216,20 @@ def stream(
 def check_model(model: LanguageModel) -> None:
   """Raises ValueError unless Mamba-2's class can hold a model exactly; it says what it lacks."""
   mixers: list[Any] = [mixer(parent=None) for mixer in model.pattern]
-  problems = []
-  if not all(isinstance(mixer, Mamba2Mixer) for mixer in mixers) or len(set(mixers)) > 1:
+  norm, problems = model.norm(parent=None), []
+  if not all(type(mixer) is Mamba2Mixer for mixer in mixers) or len(set(mixers)) > 1:
     problems.append("its blocks are not all the same mixer of Mamba-2")
   elif mixers[0].heads * mixers[0].head_dim % model.width:
     problems.append(
       f"its {mixers[0].heads} heads of {mixers[0].head_dim} channels are no multiple of the width"
     )
-  elif model.norm(parent=None).epsilon != mixers[0].epsilon:
+  elif type(norm) is RMSNorm and norm.epsilon != mixers[0].epsilon:
     problems.append("its norms have several epsilons")
   if model.mlp is not None:
     problems.append("it has MLPs")
-  if model.norm(parent=None).zero_centered and np.dtype(model.param_dtype) != np.float32:
+  if type(norm) is not RMSNorm:
+    problems.append("it has other norms")
+  elif norm.zero_centered and np.dtype(model.param_dtype) != np.float32:
     problems.append("its norms are stored around zero, in less than float32")
   if model.embedding_scale != 1.0:
     problems.append("its embedding is scaled")

@@ -59,8 +59,8 @@ class Form(NamedTuple):
       ValueError: the class cannot hold the model exactly; the message says what it lacks.
     """
     mixers: list[Any] = [mixer(parent=None) for mixer in model.pattern]
-    recurrent = [mixer for mixer in mixers if isinstance(mixer, RecurrentBlock)]
-    attending = [mixer for mixer in mixers if isinstance(mixer, SelfAttention)]
+    recurrent = [mixer for mixer in mixers if type(mixer) is RecurrentBlock]
+    attending = [mixer for mixer in mixers if type(mixer) is SelfAttention]
     norm: Any = model.norm(parent=None)
     mlp: Any = model.mlp(parent=None) if model.mlp else None
     problems = _lacking(model, len(mixers), recurrent, attending, norm, mlp)
@@ -93,10 +93,11 @@ def _lacking(model, count, recurrent, attending, norm, mlp) -> list[str]:
   """Describes what a model has that the class lacks."""
   problems = []
   if len(recurrent) + len(attending) != count or not all(
-    isinstance(block.recurrence(1, parent=None), RGLRU) for block in recurrent
+    type(unit := block.recurrence(1, parent=None)) is RGLRU and unit.name == "rg_lru"
+    for block in recurrent
   ):
     problems.append("its blocks are not all recurrent ones with RG-LRU or attention")
-  if not isinstance(mlp, GatedMLP) or not isinstance(norm, RMSNorm):
+  if type(mlp) is not GatedMLP or type(norm) is not RMSNorm:
     return [*problems, "its blocks have no gated MLP, or other norms"]
   names = {activations.name_of(mlp.gated), *(block.activation for block in recurrent)}
   if len(names) > 1 or None in names:

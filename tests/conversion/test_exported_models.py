@@ -5,7 +5,9 @@ Which models have which form, the same logits, and the same text, from batches w
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import itertools
 import sys
 
 import numpy as np
@@ -15,12 +17,14 @@ from transformers import RecurrentGemmaForCausalLM
 
 from base.equal_partial import EqualPartial
 from conversion import adapters, griffin_package, recurrent_gemma
+from layers.rg_lru import RGLRU
 from layers.rotary import RotaryScaling
 from models.backbone import Backbone
 from models.cg_griffin import cg_griffin
 from models.cg_hawk import cg_hawk
 from models.griffin import griffin
 from models.hawk import hawk
+from models.language_model import LanguageModel
 from models.llama import llama
 from models.mamba2 import mamba2
 from models.transformer import transformer
@@ -190,3 +194,48 @@ def test_an_architecture_without_code_is_refused():
   odd = model.clone(mlp=EqualPartial(model.mlp, gated=lambda gate, x: gate * x))
   with pytest.raises(ValueError, match="The PyTorch code of exports lacks parts of this model"):
     adapters.of_model(odd)
+
+
+def _subclass(kind):
+  """A class with the parameters of another one, which may compute something else with them."""
+  return type(f"Other{kind.__name__}", (kind,), {})
+
+
+def _with_other(model, part):
+  """The model with a subclass of one of its parts."""
+  if part == "recurrence":
+    mixer = EqualPartial(model.pattern[0], recurrence=EqualPartial(_subclass(RGLRU), name="rg_lru"))
+    return model.clone(pattern=(mixer,))
+  if part == "recurrence's name":
+    mixer = EqualPartial(model.pattern[0], recurrence=EqualPartial(RGLRU, name="other"))
+    return model.clone(pattern=(mixer,))
+  kept = {"pattern": model.pattern[0], "mlp": model.mlp, "norm": model.norm}[part]
+  made = EqualPartial(_subclass(kept.func), **kept.keywords)
+  return model.clone(**{part: (made,) if part == "pattern" else made})
+
+
+@pytest.mark.parametrize(
+  ("name", "part"),
+  [
+    *itertools.product(("llama", "hawk"), ("pattern", "mlp", "norm")),
+    *itertools.product(("mamba2",), ("pattern", "norm")),
+    *itertools.product(("hawk",), ("recurrence", "recurrence's name")),
+  ],
+)
+def test_a_subclass_is_not_taken_for_its_base(name, part):
+  models = {
+    "llama": llama(backbone(1), heads=2, kv_heads=1),
+    "hawk": hawk(backbone(1), rnn_width=32, gate_blocks=4),
+    "mamba2": mamba2(backbone(1), heads=2),
+  }
+  adapters.of_model(models[name])
+  with pytest.raises(ValueError, match="The PyTorch code of exports lacks parts of this model"):
+    adapters.of_model(_with_other(models[name], part))
+
+
+def test_a_model_of_a_class_of_its_own_is_not_exported():
+  model = hawk(backbone(1), rnn_width=32, gate_blocks=4)
+  fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.init}
+  fields = {name: value for name, value in fields.items() if name not in ("parent", "name")}
+  with pytest.raises(ValueError, match="the model's class is OtherLanguageModel"):
+    adapters.of_model(_subclass(LanguageModel)(**fields))
