@@ -23,6 +23,8 @@ from training.metric_writers import OpenWriter
 # In a run directory: the id of the run by tracker.
 IDS_FILE = "trackers.json"
 _WRITING = threading.Lock()
+# Seconds in which Weights & Biases uploads the rest; less than `tracking` waits for it.
+_FINISH_SECONDS = 15.0
 # MLflow refuses longer values, and more than 100 in a call.
 _MLFLOW_LONGEST = 500
 _MLFLOW_MOST = 100
@@ -85,7 +87,13 @@ class WandB:
         resume="allow",
         dir=str(buckets.beside(run_dir)),
         mode=mode,
-        settings=wandb.Settings(console="off", silent=True, quiet=True),
+        settings=wandb.Settings(
+          console="off",
+          silent=True,
+          quiet=True,
+          # It would wait until all is uploaded; after this time it keeps the rest on disk.
+          finish_timeout=_FINISH_SECONDS,
+        ),
       )
     )
 
