@@ -70,6 +70,8 @@ WIDTH = Field(int, 1, 10**5)
 LAYERS = Field(int, 1, 10**4)
 HIDDEN = Field(int, 1, 10**7)
 HEADS = Field(int, 1, 10**4)
+# As `base.ranges.ConvWidth`.
+CONV_WIDTH = Field(int, 1, 256, needed=False)
 EPSILON = Field(float, 1e-12, 1.0, needed=False)
 ROTARY_BASE = Field(float, 1e-3, 1e12, needed=False)
 

@@ -32,7 +32,7 @@ _FIELDS = {
   "state_size": Field(int, 1, 10**5),
   "expand": Field(float, 1e-3, 1e3, needed=False),
   "n_groups": Field(int, 1, 10**4, needed=False),
-  "conv_kernel": Field(int, 1, 1024, needed=False),
+  "conv_kernel": config_fields.CONV_WIDTH,
   "chunk_size": Field(int, 1, 2**20, needed=False),
   "layer_norm_epsilon": config_fields.EPSILON,
 }

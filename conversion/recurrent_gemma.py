@@ -42,7 +42,7 @@ _FIELDS = {
   "lru_width": Field(int, 1, 10**6, needed=False),
   "num_key_value_heads": Field(int, 1, 10**4, needed=False),
   "head_dim": Field(int, 1, 10**5, needed=False),
-  "conv1d_width": Field(int, 1, 1024, needed=False),
+  "conv1d_width": config_fields.CONV_WIDTH,
   "rms_norm_eps": config_fields.EPSILON,
   "attention_dropout": Field(float, 0, 1, needed=False),
 }
