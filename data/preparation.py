@@ -224,8 +224,8 @@ def _tell_how_long(datasets: Sequence[Any], workers: int | None, own_command: bo
   seconds, cores = 0.0, workers or len(os.sched_getaffinity(0))
   for dataset in datasets:
     rate = _RATES.get(dataset.vocabulary.describe()["kind"], 3.0) * 1e6
-    shards = shard_plan.tasks(dataset) or [()]
-    seconds += shard_plan.expected_bytes(dataset) / rate / min(cores, len(shards))
+    shards = shard_plan.expected_shards(dataset)
+    seconds += shard_plan.expected_bytes(dataset) / rate / min(cores, shards)
   if seconds < _TOLD_SECONDS:
     return
   hint = ""

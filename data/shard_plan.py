@@ -58,6 +58,14 @@ def tasks(dataset: Any) -> list[Task] | None:
   return _grouped(parts, size)
 
 
+def expected_shards(dataset: Any) -> int:
+  """Returns about how many shards a TextDataset has; reads no documents."""
+  if not hasattr(dataset.corpus, "parts"):
+    return 1
+  size = shard_bytes(dataset)
+  return max(1, len(_grouped(cast(Parted, dataset.corpus).parts(size), size)))
+
+
 def texts(dataset: Any, task: Task) -> Iterator[Text]:
   """Yields the documents of a task that belong to the dataset's split."""
   corpus, split = dataset.corpus, dataset.split

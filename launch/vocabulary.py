@@ -15,7 +15,8 @@ from base import paths
 from base.wording import plural
 from config import source
 from data import corpora
-from data.files import NoFiles, without_packing
+from data.file_corpora import files_of
+from data.files import NoFiles, looks_like_json_lines, without_packing
 from data.heldout import TooLittleText
 from data.tokenizer_training import train_sentencepiece, train_tokenizer_json
 from experiment import file_kinds
@@ -27,7 +28,7 @@ Trains a BPE tokenizer on text, and prints its bytes per token on held-out text.
 --output=NAME.json writes a tokenizer.json of the tokenizers library, any other name a SentencePiece
 model with seqio's ids. Decoding an encoded text returns the same text."""
 
-_JSON_LINES = (".json", ".jsonl")
+_JSON_LINES = (".json", ".jsonl", ".ndjson")
 
 # 3 special ids, 256 bytes and a character; no model has a larger embedding.
 _LEAST_SIZE, _MOST_SIZE = 260, 2**20
@@ -41,8 +42,9 @@ def parser() -> command.Parser:
     required=True,
     action="append",
     type=paths.text_argument,
-    help="'python' (CPython's standard library) or a path or glob pattern: *.json and *.jsonl are "
-    "JSON lines, other files plain text, each also packed (.gz, .xz, .zst). May be repeated.",
+    help="'python' (CPython's standard library) or a path or glob pattern: *.json, *.jsonl and "
+    "*.ndjson are JSON lines, other files plain text, each also packed (.gz, .xz, .zst). May be "
+    "repeated.",
   )
   result.add_argument(
     "--output",
@@ -81,6 +83,17 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
   if json_lines[0]:
     return corpora.JsonLines(list(inputs), field=field)
   return corpora.TextFiles(list(inputs))
+
+
+def _require_plain(corpus: corpora.Documents) -> None:
+  """Raises CorpusError if JSON lines are among plain text: they would be learnt as they stand."""
+  if isinstance(corpus, corpora.TextFiles):
+    found = next(filter(looks_like_json_lines, files_of(corpus)), None)
+    if found is not None:
+      raise corpora.CorpusError(
+        f"{paths.shown(found)} has JSON lines. Name such files by their ending, such as "
+        f"--input='{paths.shown(found.parent)}/*{''.join(found.suffixes[-2:])}'."
+      )
 
 
 def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> list[str]:
@@ -128,6 +141,7 @@ def main(arguments: Sequence[str]) -> int:
     options.error(f"--output={args.output} is a folder: name the file to write in it")
   corpus = corpus_of(args.input, args.field)
   try:
+    _require_plain(corpus)
     train = train_tokenizer_json if _is_json(args.output) else train_sentencepiece
     tokenizer = train(corpus, args.size, args.output, megabytes=args.megabytes)
   except NoFiles as error:

@@ -1,6 +1,8 @@
 """Tokenizers: ids of the known kind, text that comes back, files that tell when they changed."""
 
+import gzip
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -155,6 +157,17 @@ def test_command_names_what_is_wrong(tmp_path, capsys):
       command.main(arguments)
     assert message in capsys.readouterr().err
   assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "file"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".ndjson"])
+def test_the_command_learns_no_json_as_text(tmp_path, ending):
+  packed = gzip.compress if ending.endswith("gz") else bytes
+  (tmp_path / f"a{ending}").write_bytes(packed(b'{"text": "good"}\n' * 99))
+  output = f"--output={tmp_path}/x.model"
+  with pytest.raises(corpora.CorpusError, match=rf"has JSON lines.*/\*{re.escape(ending)}'"):
+    command.main([f"--input={tmp_path}/*", output])
+  with pytest.raises(corpora.CorpusError, match="no 'body', only 'text'"):
+    command.main([f"--input={tmp_path}/*{ending}", "--field=body", output])
 
 
 def test_the_command_advises_options_that_it_has(tmp_path):
