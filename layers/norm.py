@@ -49,7 +49,7 @@ def _normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
   slowly.
   """
   shape, x = x.shape, x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-  inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+  inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + float(epsilon))
   return (x * inverse_rms * scale).reshape(shape)
 
 
@@ -87,7 +87,7 @@ class GatedRMSNorm(nn.Module):
       total = shards.copy_to_tensor_parallel(
         shards.reduce_from_tensor_parallel(total, self.axis), self.axis
       )
-    normed = gated * jax.lax.rsqrt(total / size + self.epsilon)
+    normed = gated * jax.lax.rsqrt(total / float(size) + float(self.epsilon))
     return (normed.reshape(shape) * scale).astype(self.dtype)
 
 

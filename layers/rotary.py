@@ -31,11 +31,12 @@ class RotaryScaling:
 
   def __call__(self, frequencies: jax.Array) -> jax.Array:
     """Maps frequencies, in radians per token, to lower ones."""
+    factor, low, high = float(self.factor), float(self.low), float(self.high)
     if self.original_length is None:
-      return frequencies / self.factor
-    fits = self.original_length * frequencies / (2 * math.pi)
-    kept = jnp.clip((fits - self.low) / (self.high - self.low), 0.0, 1.0)
-    return frequencies * (kept + (1.0 - kept) / self.factor)
+      return frequencies / factor
+    fits = float(self.original_length) * frequencies / (2 * math.pi)
+    kept = jnp.clip((fits - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / factor)
 
 
 def rotate(
