@@ -251,20 +251,17 @@ def examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) -> Iterat
 
 def _seqio_examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) -> Iterator[Example]:
   """Yields the examples of a TFDS data set or a registered task."""
-  own_encoding = not isinstance(tokenizer, tokenizers.Bytes | tokenizers.SentencePiece)
-  if isinstance(corpus, corpora.Tfds) and own_encoding:
-    dataset = _source(corpus, _Failure()).get_dataset(split, shuffle=False)
-    texts = (Text(values[corpus.field]) for values in dataset.as_numpy_iterator())
-    yield from encoding.examples(texts, tokenizer)
-    return
   failure = _Failure()
+  if isinstance(corpus, corpora.Tfds):
+    source = _source(corpus, failure)
+    _require_split(corpus, split, _tfds_splits(corpus, source))
+    if not isinstance(tokenizer, tokenizers.Bytes | tokenizers.SentencePiece):
+      dataset = source.get_dataset(split, shuffle=False)
+      texts = (Text(values[corpus.field]) for values in dataset.as_numpy_iterator())
+      yield from encoding.examples(texts, tokenizer)
+      return
   found = task(corpus, tokenizer, failure)
-  splits = _tfds_splits(corpus, found) if isinstance(corpus, corpora.Tfds) else found.splits
-  # TFDS also takes parts of a split: 'train[:1%]'.
-  if split.split("[")[0] not in splits:
-    raise corpora.CorpusError(
-      f"split={split!r} does not exist in {corpus.name}; there are {', '.join(splits)}."
-    )
+  _require_split(corpus, split, found.splits)
   registered = isinstance(corpus, corpora.RegisteredTask)
   dataset = found.get_dataset(
     sequence_length=None,
@@ -284,20 +281,29 @@ def _seqio_examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) ->
     raise (failure.error or error) from None
 
 
-def _tfds_splits(corpus: corpora.Tfds, found: Any) -> Sequence[str]:
+def _require_split(corpus: corpora.Corpus, split: str, splits: Sequence[str]) -> None:
+  # TFDS also takes parts of a split: 'train[:1%]'.
+  if split.split("[")[0] not in splits:
+    raise corpora.CorpusError(
+      f"split={split!r} does not exist in {corpus.name}; there are {', '.join(splits)}."
+    )
+
+
+def _tfds_splits(corpus: corpora.Tfds, source: Any) -> Sequence[str]:
   """Returns the splits of a data set that TFDS has prepared, and that has the text feature."""
+  splits: list[str] = []
+  reason = "It is not prepared there."
   try:
-    splits = list(found.splits)
-  except ValueError as error:  # An unknown name, no version, or a data set without files.
-    where = corpus.data_dir or "its folder (TFDS_DATA_DIR, or else ~/tensorflow_datasets)"
+    splits = list(source.splits)
+  except ValueError as error:  # An unknown name, or no version.
     reason = str(error).partition("\n")[0]
-    if reason.endswith("has no splits"):
-      reason = "It is not prepared there."
+  if not splits:
+    where = corpus.data_dir or "its folder (TFDS_DATA_DIR, or else ~/tensorflow_datasets)"
     raise corpora.CorpusError(
       f"TensorFlow Datasets has no {corpus.dataset!r} in {where}. {reason} Prepare it (tfds "
       "build), or correct corpora.Tfds.dataset or corpora.Tfds.data_dir."
-    ) from None
-  fields = list(found.source.tfds_dataset.info.features)
+    )
+  fields = list(source.tfds_dataset.info.features)
   if corpus.field not in fields:
     raise corpora.CorpusError(
       f"{corpus.name} has no {corpus.field!r}, only {', '.join(map(repr, fields))}. Correct "

@@ -106,6 +106,9 @@ def main(folder: Path, output: Path):
   pieces = tokenizer_training.train_sentencepiece(
     corpora.PythonLibrary(), 600, model, megabytes=0.5
   )
+  own = tokenizer_training.train_tokenizer_json(
+    corpora.PythonLibrary(), 300, folder / "tokenizer.json", megabytes=0.1
+  )
   byte = tokenizers.Bytes()
   small = store_tfds(folder / "tfds")
 
@@ -132,6 +135,10 @@ def main(folder: Path, output: Path):
     ],
     "registered": tasks.task(texts, byte).name in seqio.TaskRegistry.names(),
     "tfds": example_case(small, byte, "train"),
+    "tfds_json": [
+      [own.decode(example.tokens), example.text_bytes, example.invalid_utf8]
+      for example in tasks.examples(small, own, "train")
+    ],
     "tfds_part": example_case(small, byte, "train[:50%]"),
     "tfds_prepared": prepared_case(spec(small, "train")),
     "with_inputs": example_case(registered("with_inputs", ("inputs", "targets")), byte, "train"),
@@ -148,6 +155,7 @@ def main(folder: Path, output: Path):
       "cut_recall": failure_case(lambda: recall_case(copying, tokenizers.Symbols(16), 12, cache)),
       "few_symbols": failure_case(lambda: recall_case(copying, tokenizers.Symbols(9), 30, cache)),
       "tfds_split": failure_case(prepares(small, "heldout")),
+      "tfds_json_split": failure_case(prepares(small, "heldout", own)),
       "tfds_absent": failure_case(
         prepares(corpora.Tfds("c4/en:3.1.0", data_dir=str(folder / "tfds")), "train")
       ),
@@ -156,6 +164,9 @@ def main(folder: Path, output: Path):
       ),
       "tfds_version": failure_case(lambda: corpora.Tfds("small_texts")),
       "tfds_field": failure_case(prepares(dataclasses.replace(small, field="text"), "train")),
+      "tfds_json_field": failure_case(
+        prepares(dataclasses.replace(small, field="text"), "train", own)
+      ),
       "unknown_task": failure_case(prepares(registered("short_document"), "train")),
       "task_is_mixture": failure_case(prepares(registered("short_and_long"), "train")),
       "features": failure_case(prepares(registered("with_inputs"), "train")),

@@ -85,6 +85,8 @@ def test_corpora_are_registered_with_seqio(found):
 def test_tensorflow_datasets_are_read_whole_and_in_part(found):
   decoded = sorted((tokenizers.Bytes().decode(t), bad) for t, _, bad in found["tfds"])
   assert decoded == [("", False), ("first", False), ("fourth", False), ("third �", True)]
+  texts = [[tokenizers.Bytes().decode(t), size, bad] for t, size, bad in found["tfds"]]
+  assert sorted(found["tfds_json"]) == sorted(texts)
   assert found["tfds_part"] == found["tfds"][:2]
   assert found["tfds_prepared"]["counts"]["documents"] == 3
   assert found["tfds_prepared"]["counts"]["empty_documents"] == 1
@@ -142,6 +144,8 @@ def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
     ("cut_recall", "whole_documents=True and a sequence_length of at least 13"),
     ("few_symbols", "The task has 16 symbols, the tokenizer is Symbols(count=9)"),
     ("tfds_split", "split='heldout' does not exist in tfds-small_texts:1.0.0"),
+    ("tfds_json_split", "split='heldout' does not exist in tfds-small_texts:1.0.0"),
+    ("tfds_json_field", "tfds-small_texts:1.0.0 has no 'text', only 'body'. Correct"),
     ("tfds_absent", "no 'c4/en:3.1.0' in "),
     ("tfds_absent", "It is not prepared there. Prepare it (tfds build)"),
     ("tfds_unknown", "Dataset smal_texts not found. Prepare it (tfds build)"),
