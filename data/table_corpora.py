@@ -142,7 +142,7 @@ class Parquet(_Table):
       for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=[self.field]):
         yield from map(Text, _column(batch.column(0), self.field, path, row))
         row += batch.num_rows
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError) as error:
       said = " ".join(str(error).split())[:150]
       raise CorpusError(f"{path}, after row {row}: {said}. Replace the file.") from None
 
@@ -190,7 +190,7 @@ class SavedDataset(_Table):
     folder = Path(self.folder)
     try:
       state = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
-      names = [file["filename"] for file in state["_data_files"]]
+      names = [os.fspath(file["filename"]) for file in state["_data_files"]]
       moved = state.get("_indices_data_files")
     except (OSError, ValueError, KeyError, TypeError):
       inner = sorted(

@@ -85,7 +85,8 @@ class TokenFiles:
     index = path.with_suffix(".idx")
     if path.suffix == ".npy":
       try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not np.load, which also opens archives and pickles.
+        array = np.lib.format.open_memmap(path, mode="r")
       except (ValueError, OSError, EOFError) as error:
         raise CorpusError(f"{path} is not an array of ids ({str(error)[:100]}).") from None
       if array.dtype.kind not in "iu" or array.ndim not in (1, 2):

@@ -96,7 +96,11 @@ def test_null_is_an_empty_document_and_other_types_are_named(tmp_path):
     list(Parquet(str(path), "n").undivided())
   with pytest.raises(corpora.CorpusError, match=r"no column 'body', only text, n\. Set .*COLUMN"):
     Parquet(str(path), "body").check()
-  path.write_bytes(path.read_bytes()[:-20])
+  whole = path.read_bytes()
+  path.write_bytes(whole[:4] + b"\xff" * 40 + whole[44:])  # the first page's header
+  with pytest.raises(corpora.CorpusError, match=r"a\.parquet, after row 0: .* Replace the file"):
+    list(Parquet(str(path)).undivided())
+  path.write_bytes(whole[:-20])
   with pytest.raises(corpora.CorpusError, match=r"a\.parquet is not a readable Parquet file"):
     Parquet(str(path)).check()
 
@@ -110,4 +114,7 @@ def test_what_is_no_saved_data_set_is_one_line(tmp_path):
   with pytest.raises(corpora.CorpusError, match=r"Give one of its splits: .*x/train\."):
     list(SavedDataset(str(tmp_path / "x")).undivided())
   with pytest.raises(corpora.CorpusError, match=r"names '\.\./a\.arrow', which is not in"):
+    list(SavedDataset(str(tmp_path / "x" / "train")).undivided())
+  (tmp_path / "x" / "train" / "state.json").write_text('{"_data_files": [{"filename": 3}]}')
+  with pytest.raises(corpora.CorpusError, match=r"no readable state\.json"):
     list(SavedDataset(str(tmp_path / "x" / "train")).undivided())

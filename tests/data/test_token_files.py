@@ -59,6 +59,7 @@ def test_rows_are_those_of_the_text(tmp_path, monkeypatch, kind, block):
   [
     ("a.bin", b"\x01\x02\x03", r"a\.bin has 3 bytes, no multiple of the 2"),
     ("a.npy", b"no array", r"a\.npy is not an array of ids"),
+    ("a.npy", b"PK\3\4 an archive", r"a\.npy is not an array of ids"),
     ("a.txt", b"text", r"a\.txt is neither a \.bin nor a \.npy file"),
     ("a.bin", b"\xff\xff", "holds the id 65535, the tokenizer has ids 0 to 258"),
   ],
