@@ -176,7 +176,7 @@ class TokenizerJson:
     token = getattr(self.library.model, "unk_token", None) or _named(
       _loaded(self.path).config, "unk"
     )
-    found = None if token is None else self.library.token_to_id(token)
+    found = _unigram_unknown(self.path) if token is None else self.library.token_to_id(token)
     return self.eos_id if found is None else found
 
   def encode(self, text: str) -> list[int]:
@@ -233,6 +233,15 @@ def described_in(directory: Path, described: dict[str, Any]) -> TokenizerJson:
 @functools.cache
 def _size(path: str) -> int:
   return max(_loaded(path).tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+@functools.cache
+def _unigram_unknown(path: str) -> int | None:
+  """Returns the id of unknown text of a Unigram model, which names it by its number alone."""
+  tokenizer = _loaded(path).tokenizer
+  if type(tokenizer.model).__name__ != "Unigram":
+    return None
+  return json.loads(tokenizer.to_str())["model"].get("unk_id")
 
 
 @functools.cache

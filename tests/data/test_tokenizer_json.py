@@ -145,6 +145,17 @@ def test_without_a_configuration_the_usual_names_are_looked_for(tmp_path):
   assert lengths[ours.encode("Café 😀\n\tthe")].sum() == len("Café 😀\n\tthe".encode())
 
 
+def test_a_unigram_model_has_its_own_unknown_id(tmp_path):
+  pieces = [("</s>", 0.0), ("<unk>", -9.0), ("▁a", -1.0)]
+  tokenizer = library.Tokenizer(models.Unigram(pieces, unk_id=1))
+  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+  ours = write(tmp_path, tokenizer)
+  assert (ours.eos_id, ours.unk_id, ours.encode("a é")[0]) == (0, 1, 2)
+  packer = packing.Packer(ours, 8)
+  assert not list(packer.add(np.array(ours.encode("a é")), 4))
+  assert packer.counts.unknown_tokens == ours.encode("a é").count(1) > 0
+
+
 @pytest.mark.parametrize(
   ("config", "eos", "told"),
   [
