@@ -95,7 +95,8 @@ class Ownership:
   def _refresh(self) -> None:
     # The wait ends at once where the process or its machine slept.
     while not self._released.wait(BEAT_SECONDS):
-      with contextlib.suppress(OSError):
+      # Without a heartbeat the directory is lost; a service's library has errors of its own.
+      with contextlib.suppress(Exception):
         if self._is_held():
           _refresh(self._directory / LOCK_FILE, self._owner)
 

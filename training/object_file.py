@@ -74,10 +74,11 @@ class ObjectFile:
       self._before_writing()
       try:
         self._path.write_bytes(contents)
-      except OSError as error:
+      except Exception as error:  # the services' libraries have errors of their own
         self._changed = True
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-          f"{self._path} cannot be written: {error.strerror or error}. What is saved is complete: "
+          f"{self._path} cannot be written: {reason}. What is saved is complete: "
           "fix the cause, and the same command continues.",
           may_pass=True,
         ) from error

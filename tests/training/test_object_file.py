@@ -45,10 +45,11 @@ def test_lines_appear_within_seconds_and_before_a_checkpoint(file, monkeypatch):
   assert [record["step"] for record in read_metrics(file)] == [1, 2, 4]
 
 
-def test_storage_that_fails_for_a_while_loses_nothing(file, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [OSError(5, "no"), RuntimeError("no")])
+def test_storage_that_fails_for_a_while_loses_nothing(file, monkeypatch, error):
   metrics = MetricsFile(file)
   works = type(file).write_bytes
-  monkeypatch.setattr(type(file), "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(5, "no")))
+  monkeypatch.setattr(type(file), "write_bytes", lambda *_: (_ for _ in ()).throw(error))
   metrics.write({"step": 1})
   with pytest.raises(Exception, match="cannot be written: no") as caught:
     metrics.sync()
