@@ -23,6 +23,7 @@ from launch import convert, evaluate, generate, train
 from tests import bucket_servers, small_run
 from training import checkpoint, checkpoint_reader
 from training.metrics import METRICS_FILE, read_metrics
+from training.step_costs import SPEEDS
 
 SCHEMES = ("gs", "s3")
 STEPS = 200
@@ -69,7 +70,7 @@ def resumed(request, home):
 
 def records(folder) -> list[dict]:
   found = read_metrics(folder / METRICS_FILE)
-  return [{k: v for k, v in record.items() if k != "tokens_per_second"} for record in found]
+  return [{k: v for k, v in record.items() if k not in SPEEDS} for record in found]
 
 
 def test_killed_run_in_a_bucket_continues_bit_for_bit(home, resumed):
