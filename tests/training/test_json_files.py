@@ -50,6 +50,7 @@ def test_files_of_results_are_written_by_one_function():
   names = {text.partition(":")[0] for file in files for text in written(file)}
   assert names <= {
     "benchmarks/convert_memory.py",  # a model's description
+    "benchmarks/preparation.py",  # texts
     "conversion/conversion.py",  # a model's description
     "experiment/directory_owner.py",  # who holds a folder
     "launch/evaluate_harness.py",  # two paths
