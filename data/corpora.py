@@ -225,7 +225,7 @@ class TextFiles(DocumentFiles):
     ):
       start, last = file.tell(), len(text) if stop is None else stop
       if first > start:
-        start = _document_at(text, separator, start, first)
+        start = parts.document_at(text, separator, start, first)
       while start < last and (end := text.find(separator, start)) >= 0:
         yield text[start:end]
         start = end + len(separator)
@@ -237,24 +237,6 @@ class TextFiles(DocumentFiles):
     if self.separator is not None:
       return None
     return max(path.stat().st_size for path in files_of(self))
-
-
-def _document_at(text: mmap.mmap, separator: bytes, start: int, first: int) -> int:
-  """Returns where the first document begins that begins at byte `first` or later.
-
-  Separators are counted from the left, also where they overlap, as line ends in a row do: so it
-  goes back to one that overlaps none before it.
-  """
-  size = len(separator)
-  found = text.find(separator, max(start, first - size))
-  while found >= 0:
-    before = text.rfind(separator, max(start, found - size + 1), found + size - 1)
-    if before < 0:
-      break
-    found = before
-  while 0 <= found < first - size:
-    found = text.find(separator, found + size)
-  return found + size if found >= 0 else len(text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,3 +104,21 @@ def piece(part: Part) -> Text:
   with Path(part.file).open("rb") as file:
     file.seek(part.start)
     return Text(file.read(part.stop - part.start), part.last)
+
+
+def document_at(text: mmap.mmap, separator: bytes, start: int, first: int) -> int:
+  """Returns where the first document begins that begins at byte `first` or later.
+
+  Separators are counted from the left, also where they overlap, as line ends in a row do: so it
+  goes back to one that overlaps none before it.
+  """
+  size = len(separator)
+  found = text.find(separator, max(start, first - size))
+  while found >= 0:
+    before = text.rfind(separator, max(start, found - size + 1), found + size - 1)
+    if before < 0:
+      break
+    found = before
+  while 0 <= found < first - size:
+    found = text.find(separator, found + size)
+  return found + size if found >= 0 else len(text)

@@ -16,7 +16,7 @@ from experiment.run_directory import RunDirectory
 from experiment.trust import Trust
 from launch import evaluate, generate, train
 from tests import small_run
-from tests.experiment.test_trust import sent
+from tests.experiment.received_configs import sent
 from training.metrics import MetricsFile, read_metrics
 
 SHORT = ["--gin.STEPS=2", "--gin.WARMUP_STEPS=1", "--gin.loop.LoopOptions.log_every=1"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -14,57 +13,7 @@ from experiment import experiment, run_config, run_directory, running, trust_che
 from experiment import trained as trained_lib
 from experiment.trust import NOBODY, Trust
 from launch import command, compare, convert, evaluate, train
-
-ROOT = Path(trust_check.__file__).parents[1]
-INCLUDING = """
-from __gin__ import dynamic_registration
-include 'experiment.gin'
-include 'models/griffin.gin'
-include 'sizes/tiny.gin'
-include 'mesh/single.gin'
-include 'kernels/auto.gin'
-include 'data/python_bytes.gin'
-include 'train/steps.gin'
-"""
-
-
-def flat(text):
-  """Returns gin text with its includes expanded: one file, as a run directory keeps it."""
-  return re.sub(
-    r"^include '(.*)'$",
-    lambda line: flat((ROOT / "gin" / line[1]).read_text()),
-    text,
-    flags=re.MULTILINE,
-  )
-
-
-HEAD = flat(INCLUDING)
-EVIL = """
-from pathlib import Path
-(Path(__file__).parent / "ran").write_text("")
-import os
-def schedule(): return lambda step: 0.0
-"""
-
-
-@pytest.fixture
-def evil(tmp_path, monkeypatch):
-  """A module whose import leaves a file."""
-  folder = tmp_path / "modules"
-  folder.mkdir()
-  (folder / "evil_module.py").write_text(EVIL)
-  monkeypatch.syspath_prepend(folder)
-  monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-  yield folder / "ran"
-  sys.modules.pop("evil_module", None)
-
-
-def sent(tmp_path, lines, head=HEAD):
-  run = tmp_path / "sent"
-  run.mkdir(exist_ok=True)
-  (run / "config.gin").write_text(head + lines)
-  return run
-
+from tests.experiment.received_configs import HEAD, INCLUDING, sent
 
 LINES = {
   "a module": "import evil_module\nfrom training import optimizer\n"
@@ -218,67 +167,6 @@ def test_what_was_not_made_here_is_asked_about_again(tmp_path, evil):
   assert run_config.is_own(run)
 
 
-COMPARISON = flat((ROOT / "gin/compare/quick.gin").read_text())
-
-
-def sent_comparison(tmp_path, choice, more=""):
-  return sent(tmp_path, f"SHARED = [{choice!r}]\n{more}", head=COMPARISON) / "config.gin"
-
-
-@pytest.mark.parametrize(
-  "choice",
-  [
-    "{folder}/evil.gin",
-    "import evil_module\nX = 1",
-    "from models import griffin\nX = 1",
-    "include '{folder}/evil.gin'\nX = 1",
-    "include 'nowhere.gin'\nX = 1",
-    "import evil_module\nX = = 1",
-    "X = @evil_module.f(",
-  ],
-)
-def test_a_comparison_s_choices_are_looked_into(tmp_path, evil, choice):
-  (tmp_path / "evil.gin").write_text("import evil_module\n")
-  file = sent_comparison(tmp_path, choice.format(folder=tmp_path))
-  with pytest.raises(UserError, match="--trust") as error:
-    trust_check.check(file, NOBODY, comparison=True)
-  assert len(str(error.value)) < 500 + len(str(tmp_path))
-  assert not evil.exists()
-
-
-@pytest.mark.parametrize("bound", ["'sent'", "%PLACE\nPLACE = %OTHER\nOTHER = 'sent'", "'{sent}'"])
-def test_a_choice_is_looked_for_where_it_is_loaded_from(tmp_path, evil, monkeypatch, bound):
-  monkeypatch.chdir(tmp_path)
-  more = f"comparison.Comparison.folder = {bound.format(sent=tmp_path / 'sent')}\n"
-  # In the folder there is a file of the name of one of ours.
-  for name in ("evil.gin", "sizes/tiny.gin"):
-    file = sent_comparison(tmp_path, name, more)
-    target = tmp_path / "sent" / name
-    target.parent.mkdir(exist_ok=True)
-    target.write_text("import evil_module\n")
-    with pytest.raises(UserError, match="outside this project"):
-      compare.main(["--describe", "--output=sent"])
-    target.unlink()
-    assert not evil.exists()
-  trust_check.check(file, NOBODY, comparison=True, makes_rows=True)
-
-
-def test_choices_count_together(tmp_path, evil, monkeypatch):
-  """A macro alone is harmless, because the file that reads it belongs to this project."""
-  gin_root = tmp_path / "gin"
-  (gin_root / "data").mkdir(parents=True)
-  (gin_root / "data" / "task.gin").write_text(
-    "from data import corpora\ncorpora.RegisteredTask.module = %TASKS\n"
-  )
-  monkeypatch.setattr(source, "GIN_ROOT", gin_root)
-  monkeypatch.setattr(trust_check, "GIN_ROOT", gin_root)
-  shared = "SHARED = ['data/task.gin', \"TASKS = 'evil_module'\"]\n"
-  trust_check._shipped()
-  file = sent(tmp_path, shared, head="") / "config.gin"
-  with pytest.raises(UserError, match="--trust=evil_module"):
-    trust_check.check(file, NOBODY, comparison=True)
-
-
 @pytest.mark.parametrize("where", ["first", "last"])
 def test_what_a_received_configuration_includes_is_not_read(tmp_path, evil, monkeypatch, where):
   """The name is that of a run that was made here, seen from the working directory."""
@@ -390,18 +278,3 @@ def test_without_a_home_a_run_is_made_and_told_not_to_be_noted(tmp_path, capsys,
   assert "--trust" in line
   assert "XDG_STATE_HOME" in line
   assert not trust_check.is_recorded(run / "config.gin")
-
-
-@pytest.mark.parametrize(
-  "file",
-  sorted(
-    str(path.relative_to(ROOT / "gin"))
-    for folder in ("runs", "compare")
-    for path in (ROOT / "gin" / folder).rglob("*.gin")
-  ),
-)
-def test_every_shipped_run_and_comparison_may_be_opened(file, tmp_path, monkeypatch):
-  monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-  path = tmp_path / "config.gin"
-  path.write_text(flat((ROOT / "gin" / file).read_text()))
-  trust_check.check(path, NOBODY, makes_rows=True, comparison="compare/" in file)

@@ -8,7 +8,7 @@ from base import small_files
 from experiment import experiment, run_directory, trust_check
 from experiment.trust import NOBODY
 from launch import compare
-from tests.experiment.test_trust import COMPARISON, HEAD, evil, sent  # noqa: F401  (a fixture)
+from tests.experiment.received_configs import COMPARISON, HEAD, sent
 
 
 @pytest.fixture
@@ -23,20 +23,20 @@ def swapped(monkeypatch):
   monkeypatch.setattr(trust_check, "check", check)
 
 
-def test_a_comparison_is_loaded_as_it_was_judged(tmp_path, evil, swapped):  # noqa: F811
+def test_a_comparison_is_loaded_as_it_was_judged(tmp_path, evil, swapped):
   folder = sent(tmp_path, "", head=COMPARISON)
   assert compare.main(["--describe", f"--output={folder}"]) == 0
   assert not evil.exists()
 
 
-def test_values_in_force_are_of_what_was_judged(tmp_path, evil, swapped):  # noqa: F811
+def test_values_in_force_are_of_what_was_judged(tmp_path, evil, swapped):
   run = run_directory.RunDirectory(sent(tmp_path, "", head=HEAD))
   config = experiment.load(run.config_file)
   assert run.differences(config, NOBODY) == []
   assert not evil.exists()
 
 
-def test_what_was_written_is_noted_and_not_what_came_in_its_place(tmp_path, evil, monkeypatch):  # noqa: F811
+def test_what_was_written_is_noted_and_not_what_came_in_its_place(tmp_path, evil, monkeypatch):
   run = run_directory.RunDirectory(sent(tmp_path, "", head=HEAD))
   config = experiment.load(run.config_file)
   write = small_files.replace
