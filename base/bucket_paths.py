@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import io
 import os
 from collections.abc import Iterator
@@ -145,7 +146,7 @@ class BucketPath(gpath.PosixGPath):
     """Lists what matches, in the order of names."""
     own = self._key
     with buckets.told(self):
-      found = self._fs.glob(f"{own}/{pattern}")
+      found = self._fs.glob(f"{glob.escape(own)}/{pattern}")
     for name in sorted(found):
       yield self / name.removeprefix(f"{own}/")
 
@@ -249,7 +250,8 @@ class BucketPath(gpath.PosixGPath):
       raise FileNotFoundError(f"{self} does not exist")
     with buckets.told(self):
       if found:
-        self._fs.rm([path._key for path in found])
+        # It takes names with * and brackets as patterns, which other folders' objects may match.
+        self._fs.rm([glob.escape(path._key) for path in found])
 
   def copy(self, dst: Any, overwrite: bool = False) -> Self:
     """Copies an object within the service.

@@ -21,6 +21,8 @@ _PREFIXES = tuple(f"{scheme}://" for scheme in SCHEMES)
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 # Both services' rules, and names of test servers.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+# Services take names of 1,024 bytes, and a checkpoint's files have long ones.
+_LONGEST_KEY = 700
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
@@ -59,6 +61,12 @@ def path(text: str) -> Path:
     raise UserError(f"{text!r} names no bucket. Give {scheme}://BUCKET/FOLDER.")
   if "//" in key or any(part in (".", "..") for part in key.split("/")):
     raise UserError(f"{text!r} has an empty part, '.' or '..', which a bucket does not resolve.")
+  if not key.isprintable() or len(key.encode(errors="replace")) > _LONGEST_KEY:
+    shown = text if len(text) < 80 else f"{text[:77]}..."
+    raise UserError(
+      f"{shown!r}: a folder in a bucket needs a printable name of at most {_LONGEST_KEY} bytes."
+      " Give another one."
+    )
   _prepare()
   from base.bucket_paths import BucketPath
 

@@ -37,15 +37,27 @@ def told(source: Path) -> Iterator[None]:
 def appearing(target: Path) -> Iterator[Path]:
   """Yields a folder to fill, which is renamed to `target` on success and removed on failure.
 
-  For a target in a bucket it is a temporary folder, which is then copied there.
+  For a target in a bucket it is a temporary folder, which is then copied there. The copy has an
+  owner meanwhile: what a killed one left has that mark, and is removed by the next.
   """
-  if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise UserError(f"{shown(target)} exists and is not empty. Name another folder, or remove it.")
   if buckets.in_bucket(target):
-    with tempfile.TemporaryDirectory(prefix="to-bucket-") as made:
+    _require_empty(target)
+    with (
+      directory_owner.owned(target),
+      tempfile.TemporaryDirectory(prefix="to-bucket-") as made,
+    ):
+      _require_empty(target)  # another process may have been faster
+      for left in _objects(target):
+        left.unlink(missing_ok=True)
       yield Path(made)
-      bucket_copies.upload(Path(made), target, last=_LAST)
+      try:
+        bucket_copies.upload(Path(made), target, last=_LAST)
+      except BaseException:
+        for left in _objects(target):
+          left.unlink(missing_ok=True)
+        raise
     return
+  _require_empty(target)
   target = target.resolve()
   target.parent.mkdir(parents=True, exist_ok=True)
   _remove_leftovers(target)
@@ -64,6 +76,23 @@ def appearing(target: Path) -> Iterator[Path]:
       ) from None
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _require_empty(target: Path) -> None:
+  if not target.exists():
+    return
+  if target.is_dir():
+    names = {path.name for path in target.iterdir()}
+    is_cut_off = directory_owner.LOCK_FILE in names and names.isdisjoint(_LAST)
+    if not names or (buckets.in_bucket(target) and is_cut_off):
+      return
+  raise UserError(f"{shown(target)} exists and is not empty. Name another folder, or remove it.")
+
+
+def _objects(target: Path) -> list[Path]:
+  """Lists what lies in a bucket's folder apart from the files of its owner."""
+  lock = directory_owner.LOCK_FILE
+  return [path for path in buckets.files_below(target) if not path.name.startswith(lock)]
 
 
 def _remove_leftovers(target: Path) -> None:

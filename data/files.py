@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import gzip
 import hashlib
@@ -120,8 +121,20 @@ def matching_files(
         " \"['a.txt', 'b.txt']\".",
         pattern,
       )
-    found.update(map(_file, paths))
+    found.update(map(_file, _once(paths) if "**" in pattern else paths))
   return [Path(p) for p in sorted(found)]
+
+
+def _once(paths: Sequence[str]) -> list[str]:
+  """Leaves out files in folders that links show again: a circle of links shows them 40 times."""
+  real = functools.cache(os.path.realpath)
+  first: dict[str, str] = {}  # by a folder's real path: the path by which it is read
+  kept = []
+  for path in sorted(paths, key=lambda path: (path.count(os.sep), path)):
+    folder = os.path.dirname(path)
+    if first.setdefault(real(folder), folder) == folder:
+      kept.append(path)
+  return kept
 
 
 def _file(path: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ CONFIG_FILE = "tokenizer_config.json"
 
 # The largest published ones have some 30 MB.
 _MOST_BYTES = 2**29
+# The largest published ones have a million ids. Each id is a row of the embedding, and of tables.
+_MOST_IDS = 2**24
 
 # Names of the end and the beginning of a text, where no tokenizer_config.json tells them.
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
@@ -66,17 +69,22 @@ def _loaded(path: str) -> _Loaded:
       f"tokenizer {file} does not exist. Train one (python -m launch.vocabulary --input=FILES"
       f" --output={file}), or correct the path."
     )
-  try:
+  with _told(
+    f"{file} is not a tokenizer.json of the tokenizers library",
+    "Give the file that python -m launch.vocabulary --output=NAME.json or save_pretrained writes.",
+  ):
     tokenizer = library.Tokenizer.from_buffer(contents)
-  except Exception as error:  # The library raises Exception itself.
-    said = " ".join(str(error).split())[:150]
+  largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+  if largest >= _MOST_IDS:
     raise TokenizerError(
-      f"{file} is not a tokenizer.json of the tokenizers library ({said}). Give the file that"
-      " python -m launch.vocabulary --output=NAME.json or save_pretrained writes."
-    ) from None
+      f"{file} has the id {largest:,}; at most {_MOST_IDS - 1:,} is allowed. Number its tokens"
+      " from 0 on."
+    )
   # A file may tell to cut texts at a model's length.
   tokenizer.no_truncation()
   tokenizer.no_padding()
+  if getattr(tokenizer.model, "dropout", None):
+    tokenizer.model.dropout = None  # Rows are a function of the text.
   config_contents = _contents(file.with_name(CONFIG_FILE)) if file.name == FILE else None
   config = {}
   if config_contents is not None:
@@ -89,6 +97,27 @@ def _loaded(path: str) -> _Loaded:
   return _Loaded(tokenizer, contents, config, config_contents)
 
 
+@contextlib.contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+  """Turns errors of the tokenizers library into TokenizerError."""
+  try:
+    yield
+  except BaseException as error:
+    # From a fault in the library, a BaseException.
+    known = (Exception, ValueError)
+    if type(error) not in known and type(error).__name__ != "PanicException":
+      raise
+    said = " ".join(str(error).split())[:150]
+    raise TokenizerError(f"{what} ({said}). {remedy}") from None
+
+
+def _encoding(path: str) -> contextlib.AbstractContextManager[None]:
+  return _told(
+    f"{file_of(path)} cannot encode a text",
+    "Correct its unknown token or its normalizer, or use another tokenizer.",
+  )
+
+
 def _named(config: dict[str, Any], name: str) -> str | None:
   """Returns the special token of a tokenizer_config.json, written as text or as an object."""
   value = config.get(f"{name}_token")
@@ -99,6 +128,8 @@ def _named(config: dict[str, Any], name: str) -> str | None:
 @dataclasses.dataclass(frozen=True)
 class TokenizerJson:
   """A `tokenizer.json`: ids are those of `transformers` without the tokens that it adds.
+
+  The dropout of a BPE is off: the same text has the same ids.
 
   Special tokens that a text spells out become their ids, as there. Where the files name no BOS, no
   unknown token or no padding, the EOS takes their place.
@@ -181,12 +212,14 @@ class TokenizerJson:
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`, without BOS and EOS."""
-    return self.library.encode(text, add_special_tokens=False).ids
+    with _encoding(self.path):
+      return self.library.encode(text, add_special_tokens=False).ids
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of several texts."""
     encode = self.library.encode_batch_fast  # Without the places of the tokens in the text.
-    return [found.ids for found in encode(list(texts), add_special_tokens=False)]
+    with _encoding(self.path):
+      return [found.ids for found in encode(list(texts), add_special_tokens=False)]
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of `ids` up to the first EOS, without special tokens."""

@@ -35,6 +35,8 @@ def folder(request, monkeypatch):
     ("gs://UPPER/x", "names no bucket"),
     ("gs://bucket/a/../b", "which a bucket does not resolve"),
     ("gs://bucket/a//b", "has an empty part"),
+    ("s3://bucket/a\nb", "needs a printable name"),
+    ("gs://bucket/" + "a" * 900, "of at most 700 bytes"),
   ],
 )
 def test_wrong_address_is_one_line(address, says):

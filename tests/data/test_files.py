@@ -102,6 +102,15 @@ def test_a_path_with_brackets_is_a_path(tmp_path):
   assert list(corpus.documents("all")) == [b"other", b"in brackets"]
 
 
+def test_a_circle_of_links_shows_no_file_twice(tmp_path):
+  (tmp_path / "in/deep").mkdir(parents=True)
+  (tmp_path / "in/deep/a.txt").write_text("a")
+  (tmp_path / "in/deep/back").symlink_to(tmp_path / "in")
+  (tmp_path / "again").symlink_to(tmp_path / "in/deep")
+  found = files.matching_files(f"{tmp_path}/**/*.txt")
+  assert found == [tmp_path / "again/a.txt"]
+
+
 def test_what_is_no_file_is_told(tmp_path):
   (tmp_path / "folder").mkdir()
   (tmp_path / "link.txt").symlink_to(tmp_path / "nothing")

@@ -182,6 +182,42 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path, content):
     TokenizerJson(str(tmp_path / "y.json")).size  # noqa: B018
 
 
+def changed(tmp_path, change):
+  """A tokenizer.json of the kind of `byte_level` after `change(values)`."""
+  values = json.loads(byte_level()[0].to_str())
+  change(values)
+  file = tmp_path / "tokenizer.json"
+  file.write_text(json.dumps(values))
+  return TokenizerJson(str(file))
+
+
+def unknown_word(values):
+  values["model"] = {"type": "WordLevel", "vocab": {"<|endoftext|>": 0}, "unk_token": "no"}
+
+
+def empty_prefix(values):  # the library's own fault
+  values["normalizer"] = {"type": "Prepend", "prepend": ""}
+
+
+@pytest.mark.parametrize("change", [unknown_word, empty_prefix])
+def test_a_text_that_the_library_cannot_encode_is_one_line(tmp_path, change):
+  tokenizer = changed(tmp_path, change)
+  for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+    with pytest.raises(tokenizers.TokenizerError, match=r"tokenizer.json cannot encode a text \("):
+      encode(" a")
+
+
+def test_ids_that_need_tables_of_gigabytes_are_refused(tmp_path):
+  tokenizer = changed(tmp_path, lambda values: values["model"]["vocab"].update({"z": 4 * 10**9}))
+  with pytest.raises(tokenizers.TokenizerError, match="has the id 4,000,000,000"):
+    tokenizers.size_of(tokenizer)
+
+
+def test_dropout_does_not_change_ids(tmp_path):
+  tokenizer = changed(tmp_path, lambda values: values["model"].update(dropout=0.5))
+  assert len({tuple(tokenizer.encode(LEARNED[0])) for _ in range(5)}) == 1
+
+
 def test_the_command_trains_one_that_transformers_loads(tmp_path, capsys):
   (tmp_path / "a.txt").write_text("\n".join(f"line {n} of the text, naïve" for n in range(3000)))
   output = tmp_path / "own" / "tokenizer.json"

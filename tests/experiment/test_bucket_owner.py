@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from base import paths
+from base import bucket_copies, paths
 from base.errors import UserError
+from conversion import target_folder
 from experiment import directory_owner, lock_owner
 from tests import bucket_servers
 
@@ -76,3 +77,48 @@ def test_owner_on_another_host_lives_while_its_heartbeat_does(folder, monkeypatc
   assert "waiting" in said[0]
   monkeypatch.setattr(directory_owner, "DEAD_SECONDS", 1.0)
   directory_owner.take(folder, said.append).release()  # silent for long enough
+
+
+def convert(folder, text):
+  with target_folder.appearing(folder) as made:
+    (made / "config.json").write_text(text)
+    (made / "weights").write_text(text)
+
+
+def test_of_two_conversions_into_a_bucket_one_is_refused(folder):
+  with target_folder.appearing(folder) as made:
+    (made / "config.json").write_text("first")
+    with pytest.raises(UserError, match="is in use"):
+      convert(folder, "second")
+  assert [path.name for path in folder.rglob("*")] == ["config.json"]
+  with pytest.raises(UserError, match="exists and is not empty"):
+    convert(folder, "second")
+
+
+def test_an_upload_that_fails_leaves_nothing_and_a_killed_one_is_done_again(folder, monkeypatch):
+  put = bucket_copies.upload
+
+  def fail(made, target, *, last):
+    put(made, target, last=last, without=last)
+    raise OSError("the network is gone")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(bucket_copies, "upload", fail)
+    with pytest.raises(OSError, match="is gone"):
+      convert(folder, "first")
+  assert not list(folder.rglob("*"))
+  dead = dataclasses.replace(lock_owner.this_process(), pid=2**22 + 1, token="dead")
+  (folder / directory_owner.LOCK_FILE).write_text(dead.as_json())
+  (folder / "left").write_text("by a killed one")
+  convert(folder, "second")
+  assert [path.name for path in folder.rglob("*")] == ["config.json", "weights"]
+
+
+@pytest.mark.parametrize("name", ["br[1]ck", "st*r", "wh?t"])
+def test_names_of_folders_are_no_patterns(folder, name):
+  for place in (folder / name, folder / "br1ck", folder / "star", folder / "what"):
+    (place / "a").write_text("a")
+  assert list((folder / name).glob("*")) == [folder / name / "a"]
+  (folder / name).rmtree()
+  left = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+  assert left == {"br1ck/a", "star/a", "what/a"}
