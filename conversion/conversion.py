@@ -31,9 +31,11 @@ from experiment import experiment as experiment_lib
 from experiment import kept_files, run_config
 from experiment import trained as trained_lib
 from experiment.run_directory import RunDirectory
+from experiment.trained import TrainedModel
 from experiment.trust import NOBODY, Trust
 from models import lora
 from models.accounting import list_parameters
+from models.language_model import LanguageModel
 from parallel.tree_paths import by_path
 from training import streamed_checkpoint
 
@@ -166,16 +168,37 @@ def merge(run_dir: Path, target: Path, which: str, words: str, trust: Trust = NO
   if model is trained.experiment.model:
     raise UserError(f"{shown(run_dir)} has no adapters to merge.")
   loaded = run_config.load(run, arguments=_WITHOUT_ADAPTERS, trust=trust)
-  made_here = run_config.is_own(run)
+  write_run(target, trained, loaded, model, params, words)
+
+
+def write_run(
+  target: Path,
+  trained: TrainedModel,
+  config: Config,
+  model: LanguageModel,
+  params: Mapping[str, Any],
+  words: str,
+) -> None:
+  """Writes parameters that were made of a run's as a run directory of weights alone.
+
+  Args:
+    target: the folder; appears completely or not at all.
+    trained: the run.
+    config: configuration of the new directory.
+    model: its model.
+    params: the model's parameters.
+    words: what made them, for the configuration's first line.
+  """
+  made_here = run_config.is_own(RunDirectory(trained.run_dir))
   arrays = ((path, np.asarray(leaf)) for path, leaf in by_path(params).items())
   paths = [parameter.path for parameter in list_parameters(model)]
   with appearing(target) as partial:
-    RunDirectory(partial).write_config(loaded, words, made_here=made_here)
+    RunDirectory(partial).write_config(config, words, made_here=made_here)
     tokenizers.save(trained.tokenizer, partial)
     kept_files.keep(
       kept_files.folder(trained.run_dir, trained.experiment), partial / kept_files.FOLDER
     )
-    metadata = {"source": str(run_dir)}
+    metadata = {"source": str(trained.run_dir)}
     streamed_checkpoint.write_parameters(partial, trained.step, paths, arrays, metadata)
 
 

@@ -87,12 +87,12 @@ class OutputHead(nn.Module):
       (self.width, shards.local(columns, "vocab")),
     )
     # Exact, and undone below: pieces of the logits then add up their gradients in float32.
-    self.kernel = kernel.astype(jnp.float32)
+    self.kernel = jnp.asarray(kernel, jnp.float32)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """As `Embedding.logits`."""
     x = shards.copy_to_tensor_parallel(x.astype(self.dtype), "vocab")
-    return matmul(x, self.kernel.astype(self.dtype), jnp.float32)
+    return matmul(x, jnp.asarray(self.kernel, self.dtype), jnp.float32)
 
 
 def _padded_with_zeros(initializer, size: int, axis: int) -> nn.initializers.Initializer:

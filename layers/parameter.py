@@ -42,4 +42,5 @@ def parameter(
     param_dtype or types["param_dtype"],
   )
   stored = cast(jax.Array, stored)  # `param` takes it out of the initializer's box.
-  return shards.gather_parameter(stored.astype(dtype or types["dtype"]), axes, shape)
+  # Not `astype`: libraries that quantize (Qwix) replace `jnp.asarray`, and take their arrays there.
+  return shards.gather_parameter(jnp.asarray(stored, dtype or types["dtype"]), axes, shape)

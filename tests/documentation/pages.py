@@ -26,6 +26,7 @@ PAGES = (
   "docs/comparing.md",
   "docs/evaluating_and_generating.md",
   "docs/converting_and_finetuning.md",
+  "docs/from_nnx.md",
   "docs/add_an_architecture.md",
   "docs/benchmarks.md",
   "docs/limitations.md",

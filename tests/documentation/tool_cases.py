@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 
@@ -34,6 +35,13 @@ def stop_and_resume(session: Session, command: str) -> None:
   assert stopped.status != 0
   done = session.type(command)
   assert "comparisons/quick/report/index.html" in done.out
+
+
+def lower_the_loss(session: Session, command: str) -> None:
+  """Checks that the training of an example lowers the loss that it prints."""
+  found = re.search(r"rows: (\d+\.\d+) before, (\d+\.\d+) after", session.type(command).out)
+  before, after = map(float, found.groups())
+  assert after < before
 
 
 CASES = {
@@ -105,6 +113,18 @@ CASES = {
         prints="is ready",
         leaves=("runs/merged/config.gin",),
       ),
+    ],
+  },
+  "docs/from_nnx.md": {
+    "": [Case("from pathlib import Path", prints=r"\(1, 4, 259\) \(64,\)")],
+    "Fine-tune with Tunix": [
+      Case(
+        "from pathlib import Path", instead=lower_the_loss, leaves=("runs/with_tunix/config.gin",)
+      ),
+      Case("python -m launch.generate --run_dir=runs/with_tunix", "--max_tokens=8", "^The"),
+    ],
+    "Quantize with Qwix": [
+      Case("from pathlib import Path", prints=r"int8 changes the logits by [0-3]\.\d\d% of"),
     ],
   },
 }
