@@ -15,7 +15,7 @@ from typing import Annotated, Any, cast
 from base import paths, small_files
 from base.file_paths import KeptPath
 from base.ranges import Count, Immaterial, Positive
-from data import heldout, preparation, verification
+from data import heldout, mixture, preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
 from data.file_corpora import FileCorpus
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
@@ -167,6 +167,7 @@ class Mixture:
         f"temperature={self.temperature} has no effect beside weights={list(self.weights)}. Remove"
         " one of them."
       )
+    mixture.check(len(self.components), self.weights, self.schedule)
 
   def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
     """Opens the rows of every component; makes missing ones."""

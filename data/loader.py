@@ -24,21 +24,27 @@ class Batches:
   """An iterator of batches; its state is the number of rows read."""
 
   def __init__(
-    self, rows_from: Callable[[int, threading.Event], grain.MapDataset], batch_size: int
+    self,
+    rows_from: Callable[[int, threading.Event], grain.MapDataset],
+    batch_size: int,
+    scheduled: Scheduled | None = None,
   ):
     """Starts at the first row.
 
     Args:
       rows_from: makes the batches that start at a given row; the event ends their reading.
       batch_size: rows of a global batch, over all readers.
+      scheduled: the rows, if they depend on the steps done.
     """
     self._rows_from = rows_from
     self._batch_size = batch_size
+    self._scheduled = scheduled
     self._open(0)
 
   def _open(self, row: int) -> None:
     """Continues with the batch that starts at a row of the endless sequence."""
     step, self._first = divmod(row, self._batch_size)
+    self._opened_at = step
     self._closed = threading.Event()
     dataset = self._rows_from(self._first, self._closed)
     self._length = len(dataset)
@@ -65,13 +71,20 @@ class Batches:
     """
     return next(self._iterator)
 
-  def state(self) -> dict[str, int]:
-    """Returns {'next_row': n}: rows of all earlier batches, for any batch size and slots."""
-    step = int(self._iterator.get_state()["next_index"])
-    return {"next_row": step * self._batch_size + self._first}
+  def state(self) -> dict[str, Any]:
+    """Returns {'next_row': n}: rows of all earlier batches, for any batch size and slots.
 
-  def restore(self, state: dict[str, int]) -> None:
-    """Continues at row `state['next_row']`.
+    Of a mixture with a schedule also 'step', the batches read, and 'stages', pairs of the step and
+    the row at which its weights changed so far.
+    """
+    index = int(self._iterator.get_state()["next_index"])
+    found: dict[str, Any] = {"next_row": index * self._batch_size + self._first}
+    if self._scheduled is not None:
+      found |= self._scheduled.state(index - self._opened_at)
+    return found
+
+  def restore(self, state: dict[str, Any]) -> None:
+    """Continues at row `state['next_row']`, and with the schedule of a mixture at its step.
 
     Older states count batches, {'next_index': n}: of `state['batch_size']` rows if present, else of
     this reader's batch size.
@@ -81,6 +94,8 @@ class Batches:
     else:
       row = state["next_index"] * state.get("batch_size", self._batch_size)
     self.close()
+    if self._scheduled is not None:
+      self._scheduled.restore(row, state.get("step"), state.get("stages", ()))
     self._open(row)
 
   def close(self) -> None:
@@ -112,14 +127,45 @@ class _Rows:
     return tokens, segment_ids, mask, np.int64(rows.row_bytes[index])
 
 
-class _Scheduled:
-  """A random-access source of the rows of a mixture whose weights change."""
+class Scheduled:
+  """A random-access source of the rows of a mixture whose weights change at given steps."""
 
   def __init__(self, parts: Sequence[grain.MapDataset], rows: MixedRows, batch_size: int):
-    self._parts = parts
-    steps = [0, *(step for step, _ in rows.schedule)]
-    weights = [rows.weights, *(weights for _, weights in rows.schedule)]
-    self._stages = Stages(weights, [step * batch_size for step in steps])
+    """Starts at step 0; the arguments are those of `batches`, with the parts' rows."""
+    self._parts, self._batch_size = parts, batch_size
+    self._steps = [0, *(step for step, _ in rows.schedule)]
+    self._weights = [rows.weights, *(weights for _, weights in rows.schedule)]
+    self.restore(0, 0)
+
+  def restore(self, row: int, step: int | None, stages: Sequence[Sequence[int]] = ()) -> None:
+    """Continues after `step` batches with `row` rows.
+
+    Args:
+      row: rows of all earlier batches.
+      step: earlier batches, of any size; None, of older states, is as many as have now so many.
+      stages: the step and the first row of each stage that has begun.
+    """
+    self._step = row // self._batch_size if step is None else step
+    known = dict(map(tuple, stages)) if step is not None else {}
+    self._first_rows = []
+    for first in self._steps:
+      if first > self._step or step is None:
+        found = row + (first - self._step) * self._batch_size
+        found = first * self._batch_size if step is None else found
+      else:  # a step that was not in the schedule then is placed between those that were
+        found = known.get(first, row * first // max(1, self._step))
+      self._first_rows.append(max([found, *self._first_rows[-1:]]))
+    self._stages = Stages(self._weights, self._first_rows)
+
+  def state(self, read: int) -> dict[str, Any]:
+    """Returns the arguments of `restore` after `read` more batches."""
+    step = self._step + read
+    begun = [
+      [first, row]
+      for first, row in zip(self._steps, self._first_rows, strict=True)
+      if first <= step
+    ]
+    return {"step": step, "stages": begun}
 
   def __len__(self) -> int:
     return _ENDLESS
@@ -129,15 +175,18 @@ class _Scheduled:
     return cast(tuple[np.ndarray, ...], self._parts[part][row])
 
 
-def _training_rows(rows: Any, seed: int, shuffle: bool, batch_size: int) -> grain.MapDataset:
+def _training_rows(
+  rows: Any, seed: int, shuffle: bool, batch_size: int
+) -> grain.MapDataset | Scheduled:
   """Returns an endless sequence of rows."""
   if isinstance(rows, MixedRows):
     # A seed per part: equal parts must not be read in the same order.
     parts = [
-      _training_rows(part, seed + i, shuffle, batch_size) for i, part in enumerate(rows.parts)
+      cast(grain.MapDataset, _training_rows(part, seed + i, shuffle, batch_size))
+      for i, part in enumerate(rows.parts)
     ]
     if rows.schedule:
-      return grain.MapDataset.source(_Scheduled(parts, rows, batch_size))
+      return Scheduled(parts, rows, batch_size)
     return grain.MapDataset.mix(parts, weights=rows.weights)
   dataset = grain.MapDataset.source(_Rows(rows)).seed(seed)
   return (dataset.shuffle() if shuffle else dataset).repeat(_ENDLESS // len(rows))
@@ -168,7 +217,7 @@ class _Slots:
 
   def __init__(
     self,
-    rows: grain.MapDataset,
+    rows: grain.MapDataset | Scheduled,
     first: int,
     batch_size: int,
     slots: Sequence[int],
@@ -283,7 +332,7 @@ def batches(
     source = grain.MapDataset.source(_Slots(dataset, first, batch_size, slots, closed))
     return source.map(batch)
 
-  result = Batches(rows_from, batch_size)
+  result = Batches(rows_from, batch_size, dataset if isinstance(dataset, Scheduled) else None)
   if start_step:
     result.restore({"next_row": start_step * batch_size})
   return result

@@ -4,17 +4,69 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+from base.errors import UserError
 from data.manifest import RowFileError
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer
 
 
+class MixtureError(UserError, ValueError):
+  """Weights of a mixture that cannot be used."""
+
+
 def _shares(weights: Sequence[float]) -> tuple[float, ...]:
   total = sum(weights)
+  if math.isinf(total):
+    return _shares([w / max(weights) for w in weights])
   return tuple(w / total for w in weights)
+
+
+def check(
+  components: int,
+  weights: Sequence[float] | None,
+  schedule: Sequence[tuple[int, Sequence[float]]],
+) -> None:
+  """Checks the weights of a mixture.
+
+  Args:
+    components: number of components.
+    weights: relative share of each from step 0 on; None if they are not known yet.
+    schedule: pairs of a step and the weights from then on.
+
+  Raises:
+    MixtureError: they are not one number per component, or too different, or out of order.
+  """
+  if not components or (
+    weights is not None and (len(weights) != components or any(w <= 0 for w in weights))
+  ):
+    raise MixtureError(
+      f"weights={list(weights or ())} must be one positive number for each of {components}"
+      " components (at least one). Leave out a component that should not be drawn from."
+    )
+  before = 0
+  for step, later in schedule:
+    if step <= before:
+      raise MixtureError(
+        f"schedule={list(schedule)} must have steps that grow, from 1 on: {step} follows"
+        f" {before}. Put them in order."
+      )
+    if len(later) != components or min(later) < 0 or not any(later):
+      raise MixtureError(
+        f"schedule: the weights from step {step} on, {list(later)}, must be one number from 0 on"
+        f" for each of {components} components, and not all 0. Correct them."
+      )
+    before = step
+  for stage in (*([weights] if weights else []), *(later for _, later in schedule)):
+    lost = [w for w, share in zip(stage, _shares(stage), strict=True) if w and not share]
+    if lost:
+      raise MixtureError(
+        f"weights={list(stage)}: {lost[0]} is nothing beside the others. Give a component that"
+        " should not be drawn from no weight, and others more."
+      )
 
 
 def weights_of_sizes(tokens: Sequence[int], temperature: float) -> list[float]:
@@ -22,7 +74,10 @@ def weights_of_sizes(tokens: Sequence[int], temperature: float) -> list[float]:
 
   At 1, parts are mixed by their size; at higher temperatures, small parts get more.
   """
-  return [count ** (1 / temperature) for count in tokens]
+  try:
+    return [count ** (1 / temperature) for count in tokens]
+  except OverflowError:
+    return [(count / max(tokens)) ** (1 / temperature) for count in tokens]
 
 
 class Stages:
@@ -70,7 +125,10 @@ def _splits(weights: Sequence[float]) -> list[tuple[int, int]]:
   found = []
   for number, weight in enumerate(weights):
     left = sum(weights[number:])
-    share = Fraction(weight / left if left else 0).limit_denominator(10**6)
+    exact = Fraction(weight / left if left else 0)
+    share = exact.limit_denominator(10**6)
+    if share in (0, 1):  # a part with hardly any rows still has them
+      share = exact
     found.append((1, 1) if number == last else share.as_integer_ratio())
   return found
 
@@ -108,14 +166,10 @@ class MixedRows:
       schedule: pairs of a step and the weights from then on; a weight of 0 leaves a part out.
 
     Raises:
-      ValueError: the weights are not one positive number per part.
+      MixtureError: see `check`.
       RowFileError: the parts have different tokenizers or lengths.
     """
-    if not parts or len(parts) != len(weights) or any(w <= 0 for w in weights):
-      raise ValueError(
-        f"weights={list(weights)} must be one positive number for each of {len(parts)} components"
-        " (at least one). Leave out a component that should not be drawn from."
-      )
+    check(len(parts), weights, schedule)
     for part in parts[1:]:
       if part.manifest.vocabulary != parts[0].manifest.vocabulary:
         raise RowFileError(
@@ -131,19 +185,6 @@ class MixedRows:
         )
     self.parts = tuple(parts)
     self.weights = _shares(weights)
-    before = 0
-    for step, later in schedule:
-      if step <= before:
-        raise ValueError(
-          f"schedule={list(schedule)} must have steps that grow, from 1 on: {step} follows"
-          f" {before}."
-        )
-      if len(later) != len(parts) or min(later) < 0 or not sum(later):
-        raise ValueError(
-          f"schedule: the weights from step {step} on, {list(later)}, must be one number from 0 on"
-          f" for each of {len(parts)} components, and not all 0."
-        )
-      before = step
     self.schedule = tuple((step, _shares(later)) for step, later in schedule)
 
   @property

@@ -42,7 +42,13 @@ def _is_data(value: Any) -> bool:
   if not isinstance(value, dict):
     return False
   place = value.get("next_row", value.get("next_index"))
-  return _is_count(place) and _is_count(value.get("batch_size", 1))
+  stages = value.get("stages", [])
+  return (
+    _is_count(place)
+    and all(_is_count(value.get(name, 1)) for name in ("batch_size", "step"))
+    and isinstance(stages, list)
+    and all(isinstance(s, list) and len(s) == 2 and all(map(_is_count, s)) for s in stages)
+  )
 
 
 # Of what older checkpoints lack, None is right.
@@ -79,8 +85,8 @@ _FIELDS = (
 )
 
 
-def of_data(metadata: dict[str, Any]) -> dict[str, int]:
-  """Returns the state of the batches: rows seen.
+def of_data(metadata: dict[str, Any]) -> dict[str, Any]:
+  """Returns the state of the batches: rows seen; see `data.loader.Batches.state`.
 
   Older checkpoints count batches. Their batch size is in the checkpoint's configuration, which may
   differ from the run's.
@@ -89,7 +95,8 @@ def of_data(metadata: dict[str, Any]) -> dict[str, int]:
     metadata: the metadata, saved with the train state.
 
   Returns:
-    {'next_row': n}; or {'next_index': n} of batches, with their 'batch_size' if it is known.
+    {'next_row': n}, with more of a mixture with a schedule; or {'next_index': n} of batches, with
+    their 'batch_size' if it is known.
   """
   data = dict(metadata["data"])
   rows = _batch_size((metadata.get("identity") or {}).get("config", ""))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from base.errors import UserError
 from data import corpora, dataset, loader, mixture, rows, tokenizers
 from tests.data.test_rows import LENGTH, write
 
@@ -72,6 +73,39 @@ def test_the_weights_change_at_their_steps_and_a_resumed_run_reads_on(parts):
   assert mixed.fingerprint != mixture.MixedRows(parts, [1, 1, 2]).fingerprint
 
 
+def test_stages_begin_at_their_steps_whatever_the_batch_size_was(parts):
+  mixed = mixture.MixedRows(parts, [1, 0.5, 0.5], [(3, [0, 1, 0]), (6, [0, 0, 1]), (8, [1, 0, 0])])
+  of_4 = loader.batches(mixed, 4, seed=5)
+  first = [next(of_4)["targets"] for _ in range(4)]
+  state = of_4.state()
+  assert state == {"next_row": 16, "step": 4, "stages": [[0, 0], [3, 12]]}
+  for size in (4, 10):
+    other = loader.batches(mixed, size, seed=5)
+    other.restore(state)
+    later = [next(other)["targets"] for _ in range(5)]
+    assert ["".join(sorted({chr(x) for x in rows[:, 0] - 3})) for rows in later] == list("bbcca")
+    assert other.state()["step"] == 9
+    # The first stage read three rows of b; none comes twice before all 20 are read.
+    of_b = np.concatenate([first[3], *later[:2]])[:17]
+    assert len(np.unique(of_b, axis=0)) == len(of_b)
+    other.close()
+  other = loader.batches(mixed, 4, seed=5)
+  other.restore({"next_row": 16})  # of an older checkpoint
+  np.testing.assert_array_equal(next(other)["targets"], next(of_4)["targets"])
+  other.close()
+  of_4.close()
+
+
+def test_hardly_any_rows_are_not_none(parts):
+  end = 3 * 10**9
+  stages = mixture.Stages([[1, 1e-9], [0, 1]], [0, end])
+  assert stages.place(end) in [(1, 3), (1, 4)]  # so many rows of the second part before
+  assert mixture.MixedRows(parts[:2], [1.5e308, 1.5e308]).weights == (0.5, 0.5)
+  with pytest.raises(UserError, match="1e-308 is nothing beside the others"):
+    mixture.MixedRows(parts[:2], [1e308, 1e-308])
+  assert mixture.weights_of_sizes([10, 1000], 1e-3) == [0, 1]
+
+
 @pytest.mark.parametrize(
   ("schedule", "told"),
   [
@@ -83,8 +117,10 @@ def test_the_weights_change_at_their_steps_and_a_resumed_run_reads_on(parts):
   ],
 )
 def test_odd_schedules_are_refused(parts, schedule, told):
-  with pytest.raises(ValueError, match=told):
+  with pytest.raises(UserError, match=told):
     mixture.MixedRows(parts, [1, 1, 1], schedule)
+  with pytest.raises(UserError, match=told):  # before anything is prepared
+    dataset.Mixture(parts, [1, 1, 1], schedule=schedule)
 
 
 def test_without_weights_the_sizes_decide(tmp_path):
