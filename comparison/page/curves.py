@@ -23,21 +23,30 @@ _CURVES = (
 )
 
 
-def page(runs: Sequence[Run], title: str, made: str) -> str:
+def page(
+  runs: Sequence[Run],
+  title: str,
+  made: str,
+  findings: Sequence[Figure] = (),
+  says: Sequence[str] = (),
+) -> str:
   """Formats the page: a self-contained HTML file without scripts.
 
   Args:
     runs: the runs.
     title: title of the page.
     made: time of writing.
+    findings: figures to show before the curves.
+    says: sentences for the top of the page.
   """
   names = [run.name for run in runs]
   figures = [figure for curve in _CURVES if (figure := _figure(runs, *curve))]
-  body = "".join(figure_element(figure, names, "") for figure in figures)
+  body = "".join(figure_element(figure, names, "") for figure in (*findings, *figures))
   table = f"<section><h2>Runs</h2>{_table(runs)}</section>"
   drawn = f'<section><h2>Curves</h2><div class="figures">{body}</div></section>' if body else ""
   count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
-  return document(title, f"{count}; {made}.", "", f"{table}{drawn}")
+  top = f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in says)}</ul>" if says else ""
+  return document(title, f"{count}; {made}.", top, f"{table}{drawn}")
 
 
 def _figure(runs: Sequence[Run], name: str, title: str, label: str) -> Figure | None:

@@ -75,6 +75,31 @@ CASES = {
       Case("python -m launch.compare gin/compare/quick.gin", COMPARED, r"Decode speed\n"),
       Case("python -m launch.compare gin/compare/paper.gin --describe", prints=r"scaling +\d"),
     ],
+    "Sweeps": [
+      Case(
+        "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/rates",
+        SHORT,
+        r"best: \S+ bits per byte held out, with LEARNING_RATE=\S+, SEED=\d",
+        leaves=("sweeps/rates/sweep.html", "sweeps/rates/*/checkpoints"),
+      ),
+      Case(
+        "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/models",
+        f"{SHORT} --describe",
+        r"gin/models/hawk.gin\n.*2 runs",
+      ),
+      Case("python -m launch.sweep gin/runs/griffin_quickstart.gin", prints="20 runs"),
+      Case(
+        "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/rates",
+        SHORT,
+        "2 jobs in sweeps/rates",
+        leaves=("sweeps/rates/jobs.sh",),
+      ),
+      Case(
+        "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/rates",
+        SHORT,
+        "not started",
+      ),
+    ],
   },
   "docs/converting_and_finetuning.md": {
     "Hugging Face in and out": [

@@ -1,0 +1,129 @@
+"""A job per run of a sweep, for the schedulers of clusters, from the user's own job file."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from base import paths, small_files
+from base.errors import UserError
+from comparison.sweep.cells import Cell
+
+_SCRIPT, _FOLDER = "jobs.sh", "jobs"
+# Of launch.train in a JobSet: what the sweep sets itself.
+_REPLACED = re.compile(r"--(gin\.|run_dir\b)")
+
+
+def write(
+  template: Path, cells: Sequence[Cell], output: Path, files: Sequence[str], bindings: Sequence[str]
+) -> list[str]:
+  """Writes the jobs of some cells into the sweep's folder.
+
+  Args:
+    template: a script for sbatch that takes what `launch/cluster/slurm.sbatch` takes, or a JobSet
+      in YAML whose container starts launch.train.
+    cells: the cells.
+    output: the sweep's folder, in which each run has a folder of its own.
+    files, bindings: gin files and arguments of all cells.
+
+  Returns:
+    The command, in words, that queues the jobs.
+
+  Raises:
+    UserError: the template is neither.
+  """
+  if template.suffix in (".yaml", ".yml"):
+    return _job_sets(template, cells, output, files, bindings)
+  return _script(template, cells, output, files, bindings)
+
+
+def _arguments(cell: Cell, files: Sequence[str], bindings: Sequence[str]) -> list[str]:
+  """The arguments of launch.train but the run directory, the file of the run first."""
+  return [*files, *cell.files, *bindings, *cell.bindings]
+
+
+def _script(
+  template: Path, cells: Sequence[Cell], output: Path, files: Sequence[str], bindings: Sequence[str]
+) -> list[str]:
+  if not re.search(r"^#SBATCH\b", _text(template), flags=re.MULTILINE):
+    raise UserError(
+      f"{paths.shown(template)} has no line that starts with #SBATCH, and its name does not end in "
+      ".yaml. Name a script as launch/cluster/slurm.sbatch, or a JobSet as "
+      "launch/cluster/gke_jobset.yaml."
+    )
+  lines = ["#!/bin/sh", "# Queues a job for each run of the sweep that is not finished.", "set -e"]
+  # Jobs start in the folder where they were queued, and take .venv and the gin files from there.
+  lines.append(f"cd {shlex.quote(os.getcwd())}")
+  for cell in cells:
+    first, *more = _arguments(cell, files, bindings)
+    run_dir = str(output / cell.folder)
+    lines.append(shlex.join(["sbatch", str(template), first, run_dir, *more]))
+  file = output / _SCRIPT
+  small_files.replace(file, "".join(line + "\n" for line in lines))
+  return ["sh", paths.shown(file)]
+
+
+def _job_sets(
+  template: Path, cells: Sequence[Cell], output: Path, files: Sequence[str], bindings: Sequence[str]
+) -> list[str]:
+  job_set = _job_set(template)
+  folder = output / _FOLDER
+  folder.mkdir(parents=True, exist_ok=True)
+  for old in folder.glob("*.yaml"):
+    old.unlink()
+  for number, cell in enumerate(cells):
+    own = copy.deepcopy(job_set)
+    own["metadata"]["name"] = f"{str(own['metadata'].get('name', 'sweep'))[:40]}-{number:03d}"
+    for words in _commands(own):
+      start = words.index("launch.train") + 1
+      kept = [
+        word
+        for word in words[start:]
+        if not _REPLACED.match(str(word)) and not str(word).endswith(".gin")
+      ]
+      run_dir = f"--run_dir={output / cell.folder}"
+      words[start:] = [*_arguments(cell, files, bindings), run_dir, *kept]
+    text = yaml.safe_dump(own, sort_keys=False)
+    small_files.replace(folder / f"{number:03d}.yaml", f"# {cell}\n{text}")
+  return ["kubectl", "apply", "-f", paths.shown(folder)]
+
+
+def _job_set(template: Path) -> dict[str, Any]:
+  """Reads a JobSet whose containers start launch.train."""
+  try:
+    found = yaml.safe_load(_text(template))
+    if found["kind"] == "JobSet" and isinstance(found["metadata"], dict) and _commands(found):
+      return found
+  except (yaml.YAMLError, KeyError, TypeError, RecursionError):
+    pass
+  raise UserError(
+    f"{paths.shown(template)} is not a JobSet whose container has a command with launch.train, as "
+    "launch/cluster/gke_jobset.yaml is. Name such a file."
+  )
+
+
+def _commands(job_set: dict[str, Any]) -> list[list[Any]]:
+  """Returns the lists of words in a JobSet that start launch.train."""
+  found = []
+  for job in job_set["spec"]["replicatedJobs"]:
+    for container in job["template"]["spec"]["template"]["spec"]["containers"]:
+      for name in ("command", "args"):
+        words = container.get(name)
+        if isinstance(words, list) and "launch.train" in words:
+          found.append(words)
+  return found
+
+
+def _text(template: Path) -> str:
+  try:
+    return template.read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or "it is no text"
+    raise UserError(f"{paths.shown(template)} cannot be read: {reason}.") from None
