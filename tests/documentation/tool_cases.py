@@ -10,6 +10,7 @@ from tests.documentation.run_cases import TRAINED
 from tests.documentation.session import Case, Session
 
 SHORT = "--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=2 --gin.SEQUENCE_LENGTH=64"
+SWEPT = f"{SHORT} --gin.WIDTH=32 --gin.RNN_WIDTH=32 --gin.HEADS=2 --gin.DEPTH=3"
 TINY = ["compare/sizes/66k.gin", "WARMUP_STEPS = 2", "BATCH_SIZE = 2"]
 STEPS = {"66k": 20, "158k": 21, "343k": 22}
 MACROS = {
@@ -78,25 +79,25 @@ CASES = {
     "Sweeps": [
       Case(
         "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/rates",
-        SHORT,
+        SWEPT,
         r"best: \S+ bits per byte held out, with LEARNING_RATE=\S+, SEED=\d",
         leaves=("sweeps/rates/sweep.html", "sweeps/rates/*/checkpoints"),
       ),
       Case(
         "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/models",
-        f"{SHORT} --describe",
-        r"gin/models/hawk.gin\n.*2 runs",
+        f"{SWEPT} --describe",
+        r"gin/models/hawk.gin\n\n2 runs",
       ),
       Case("python -m launch.sweep gin/runs/griffin_quickstart.gin", prints="20 runs"),
       Case(
         "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/rates",
-        SHORT,
+        SWEPT,
         "2 jobs in sweeps/rates",
         leaves=("sweeps/rates/jobs.sh",),
       ),
       Case(
         "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/rates",
-        SHORT,
+        SWEPT,
         "not started",
       ),
     ],
