@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import re
 import shlex
@@ -14,24 +15,35 @@ import yaml
 
 from base import paths, small_files
 from base.errors import UserError
-from comparison.sweep.cells import Cell
 
 _SCRIPT, _FOLDER = "jobs.sh", "jobs"
 # Of launch.train in a JobSet: what the sweep sets itself.
 _REPLACED = re.compile(r"--(gin\.|run_dir\b)")
 
 
-def write(
-  template: Path, cells: Sequence[Cell], output: Path, files: Sequence[str], bindings: Sequence[str]
-) -> list[str]:
-  """Writes the jobs of some cells into the sweep's folder.
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A training to start.
+
+  Attributes:
+    says: what it is, in a line.
+    run_dir: its run directory.
+    arguments: arguments of launch.train but the run directory, a gin file first.
+  """
+
+  says: str
+  run_dir: Path
+  arguments: tuple[str, ...]
+
+
+def write(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
+  """Writes jobs into the sweep's folder.
 
   Args:
     template: a script for sbatch that takes what `launch/cluster/slurm.sbatch` takes, or a JobSet
       in YAML whose container starts launch.train.
-    cells: the cells.
-    output: the sweep's folder, in which each run has a folder of its own.
-    files, bindings: gin files and arguments of all cells.
+    jobs: a job for each run.
+    output: the sweep's folder.
 
   Returns:
     The command, in words, that queues the jobs.
@@ -40,18 +52,11 @@ def write(
     UserError: the template is neither.
   """
   if template.suffix in (".yaml", ".yml"):
-    return _job_sets(template, cells, output, files, bindings)
-  return _script(template, cells, output, files, bindings)
+    return _job_sets(template, jobs, output)
+  return _script(template, jobs, output)
 
 
-def _arguments(cell: Cell, files: Sequence[str], bindings: Sequence[str]) -> list[str]:
-  """The arguments of launch.train but the run directory, the file of the run first."""
-  return [*files, *cell.files, *bindings, *cell.bindings]
-
-
-def _script(
-  template: Path, cells: Sequence[Cell], output: Path, files: Sequence[str], bindings: Sequence[str]
-) -> list[str]:
+def _script(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
   if not re.search(r"^#SBATCH\b", _text(template), flags=re.MULTILINE):
     raise UserError(
       f"{paths.shown(template)} has no line that starts with #SBATCH, and its name does not end in "
@@ -61,24 +66,21 @@ def _script(
   lines = ["#!/bin/sh", "# Queues a job for each run of the sweep that is not finished.", "set -e"]
   # Jobs start in the folder where they were queued, and take .venv and the gin files from there.
   lines.append(f"cd {shlex.quote(os.getcwd())}")
-  for cell in cells:
-    first, *more = _arguments(cell, files, bindings)
-    run_dir = str(output / cell.folder)
-    lines.append(shlex.join(["sbatch", str(template), first, run_dir, *more]))
+  for job in jobs:
+    first, *more = job.arguments
+    lines.append(shlex.join(["sbatch", str(template), first, str(job.run_dir), *more]))
   file = output / _SCRIPT
   small_files.replace(file, "".join(line + "\n" for line in lines))
   return ["sh", paths.shown(file)]
 
 
-def _job_sets(
-  template: Path, cells: Sequence[Cell], output: Path, files: Sequence[str], bindings: Sequence[str]
-) -> list[str]:
+def _job_sets(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
   job_set = _job_set(template)
   folder = output / _FOLDER
   folder.mkdir(parents=True, exist_ok=True)
   for old in folder.glob("*.yaml"):
     old.unlink()
-  for number, cell in enumerate(cells):
+  for number, job in enumerate(jobs):
     own = copy.deepcopy(job_set)
     own["metadata"]["name"] = f"{str(own['metadata'].get('name', 'sweep'))[:40]}-{number:03d}"
     for words in _commands(own):
@@ -88,10 +90,9 @@ def _job_sets(
         for word in words[start:]
         if not _REPLACED.match(str(word)) and not str(word).endswith(".gin")
       ]
-      run_dir = f"--run_dir={output / cell.folder}"
-      words[start:] = [*_arguments(cell, files, bindings), run_dir, *kept]
+      words[start:] = [*job.arguments, f"--run_dir={job.run_dir}", *kept]
     text = yaml.safe_dump(own, sort_keys=False)
-    small_files.replace(folder / f"{number:03d}.yaml", f"# {cell}\n{text}")
+    small_files.replace(folder / f"{number:03d}.yaml", f"# {' '.join(job.says.split())}\n{text}")
   return ["kubectl", "apply", "-f", paths.shown(folder)]
 
 

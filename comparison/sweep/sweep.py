@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from base import small_files
 from base.errors import UserError
 from comparison.sweep import outcome
-from comparison.sweep.cells import Cell, SweptAxis
+from comparison.sweep.cells import FILE, Cell, SweptAxis
 from comparison.sweep.outcome import Outcome
 from config.config import Config
 from experiment import experiment as experiment_lib
@@ -54,11 +54,31 @@ class Sweep:
       UserError: a value is wrong; the message names the cell.
     """
     try:
-      return experiment_lib.load(
-        [*self.files, *cell.files], [*self.bindings, *cell.bindings], name=self.files[0]
-      )
+      return self._load(cell, self.bindings_of(cell))
     except UserError as error:
       raise UserError(f"{cell}: {error}") from None
+
+  def bindings_of(self, cell: Cell) -> list[str]:
+    """The arguments of all runs that have an effect in this one, for `jobs` too.
+
+    Where runs have different gin files, a value of all may have none in some.
+
+    Raises:
+      UserError: a value is wrong.
+    """
+    if all(axis.name != FILE for axis in self.axes):
+      return list(self.bindings)
+    warnings = self._load(cell, self.bindings, shared=True).warnings
+    idle = tuple(text for text in self.bindings if any(w.startswith(f"{text}: ") for w in warnings))
+    return [text for text in self.bindings if text not in idle]
+
+  def arguments(self, cell: Cell) -> tuple[str, ...]:
+    """What launch.train needs for a run besides its directory, the gin files first."""
+    return (*self.files, *cell.files, *self.bindings_of(cell), *cell.bindings)
+
+  def _load(self, cell: Cell, bindings: Sequence[str], shared: bool = False) -> Config:
+    files, arguments = [*self.files, *cell.files], [*bindings, *cell.bindings]
+    return experiment_lib.load(files, arguments, shared=shared, name=self.files[0])
 
   def experiment(self, cell: Cell, config: Config) -> Experiment:
     """Builds the experiment of a run.
@@ -77,8 +97,10 @@ class Sweep:
     Raises:
       UserError: a value is wrong, or a run's folder holds another run.
     """
+    left = set(self.bindings)
     for cell in self.cells:
       config = self.config(cell)
+      left -= set(self.bindings_of(cell))
       self.experiment(cell, config)
       run = RunDirectory(self.output / cell.folder)
       if run.holds_run() and (different := run.differences(config, self.trust)):
@@ -87,6 +109,8 @@ class Sweep:
           f"{run} has another configuration than the sweep's {cell}:\n{lines}\n"
           "Name another --output, or the values of that sweep."
         )
+    if left:
+      raise UserError(f"{min(left)}: no effect in any run of the sweep. Leave it out.")
 
   def description(self) -> list[tuple[str, ...]]:
     """Returns a table of the runs: parameters, tokens, FLOPs and choices; from shapes alone."""

@@ -111,6 +111,22 @@ def test_all_runs_are_checked_before_the_first_is_trained(folder, swept):
   assert not (folder / "unborn").exists()
 
 
+def test_a_value_may_be_without_effect_in_some_runs_but_not_in_all(folder):
+  files = "file=gin/models/griffin.gin,gin/models/hawk.gin"
+  more = ["--over", files, "--gin.HEADS=2", "--gin.DEPTH=3", "--jobs=launch/cluster/slurm.sbatch"]
+  assert sweep.main(command(folder, *more, output="models")) == 0
+  lines = (folder / "models" / "jobs.sh").read_text().splitlines()
+  assert [("HEADS" in line, "DEPTH" in line) for line in lines[-2:]] == [
+    (True, True),
+    (False, True),
+  ]
+  # Each is a command that training takes.
+  _, _, file, _, *rest = shlex.split(lines[-1])
+  assert train.main([file, *rest, "--describe"]) == 0
+  with pytest.raises(UserError, match=r"--gin.DATA_SHARDS=2: no effect in any run"):
+    sweep.main(command(folder, *more, "--gin.DATA_SHARDS=2", output="models"))
+
+
 @pytest.mark.parametrize(
   ("more", "message"),
   [
