@@ -40,6 +40,7 @@ quick: lint  ## what to run before a commit: style, types and fast tests, under 
 lint: $(VENV)/.installed-test  ## check the code's style and its types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint --failure-threshold=style docker/*.Dockerfile
 # Python 3.12 has a later JAX, whose types differ.
 	@[ ! -d $(VENV)/lib/python3.11 ] || $(BIN)/basedpyright --pythonpath $(BIN)/python
 

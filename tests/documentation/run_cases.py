@@ -28,6 +28,7 @@ MANY = f"{SMALL} {HEADS} --gin.STEPS=100 --gin.training.loop.LoopOptions.checkpo
 TRAINED = r"held-out bits per byte: \d+\.\d+"
 BUCKET = "needs a bucket: tests/launch/test_buckets.py types it with servers on this machine"
 INSTALLS = "installs packages from a network"
+ENGINE = "needs a container engine: tests/launch/test_container_images.py runs the instructions"
 CLUSTER = "needs a cluster: tests/launch/test_cluster_files.py reads the file"
 
 
@@ -154,7 +155,15 @@ CASES = {
       Case("python -m launch.train", "--print_config", instead=resolve),
       Case("python -m launch.plan", "--print_config", instead=resolve),
     ],
-    "GKE": [Case("kubectl apply", skipped=CLUSTER)],
+    "Containers": [
+      Case("docker build -f docker/gpu.Dockerfile", skipped=ENGINE),
+      Case("docker run --rm --init --gpus all", skipped=ENGINE),
+    ],
+    "GKE": [
+      Case("docker build -f docker/tpu.Dockerfile", skipped=ENGINE),
+      Case("docker push", skipped=ENGINE),
+      Case("kubectl apply", skipped=CLUSTER),
+    ],
     "SLURM": [Case("sbatch launch/cluster/slurm.sbatch", skipped=CLUSTER)],
   },
   "docs/configuration.md": {

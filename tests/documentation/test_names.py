@@ -19,7 +19,7 @@ PAGES = [
 ]
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-FOLDERS = {*ROOMS, "gin", "docs", "tests", "benchmarks"}
+FOLDERS = {*ROOMS, "gin", "docs", "tests", "benchmarks", "docker"}
 COMMANDS = sorted(
   file.stem for file in (ROOT / "launch").glob("*.py") if "__main__" in file.read_text("utf-8")
 )

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from launch import command, prepare, train
-from tests.launch import hosts
+from tests.launch import dockerfiles, hosts
 from training.metrics import read_metrics
 
 FOLDER = Path(train.__file__).parent / "cluster"
@@ -224,6 +224,32 @@ def test_jobset_file():
   chips = container["resources"]["limits"]["google.com/tpu"]
   assert x * y == chips * spec["parallelism"]
   options_of(container["command"])
+
+
+def test_jobset_fits_the_image():
+  """The container's folder, command and user are those of the Dockerfile for TPUs."""
+  job_set = yaml.safe_load((FOLDER / "gke_jobset.yaml").read_text())
+  (job,) = job_set["spec"]["replicatedJobs"]
+  pod = job["template"]["spec"]["template"]["spec"]
+  (container,) = pod["containers"]
+  dockerfile = ROOT / "docker/tpu.Dockerfile"
+  app = dockerfiles.value_of(dockerfile, "WORKDIR")
+  assert container["workingDir"] == app
+  found = dockerfiles.instructions(dockerfile)
+  settings = [value for name, value in found if name in ("ENV", "ARG")]
+  # `python` is that of the environment that the image installs.
+  assert container["command"][0] == "python"
+  assert any(f'PATH="{app}/.venv/bin:$PATH"' in value for value in settings)
+  assert f"USER_ID={pod['securityContext']['fsGroup']}" in settings
+  copied = dockerfiles.context()
+  assert "launch/train.py" in copied
+  for argument in container["command"][3:]:
+    assert not argument.endswith(".gin") or argument in copied, argument
+  # The run directory lies in a volume that the pod has, or in a bucket.
+  (run_dir,) = [a.partition("=")[2] for a in container["command"] if a.startswith("--run_dir=")]
+  (mount,) = container["volumeMounts"]
+  assert run_dir.startswith(f"{mount['mountPath']}/")
+  assert mount["name"] in [volume["name"] for volume in pod["volumes"]]
 
 
 @pytest.mark.parametrize(

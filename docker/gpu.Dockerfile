@@ -1,0 +1,30 @@
+# Trains on NVIDIA GPUs, with the driver and the container toolkit on the host. In the checkout:
+#   docker build -f docker/gpu.Dockerfile -t griffin-jax:gpu .
+ARG PYTHON_VERSION=3.11
+FROM python:${PYTHON_VERSION}-slim
+
+# Debian removes old versions of its packages, so none is named.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends make \
+ && rm -rf /var/lib/apt/lists/*
+
+# The owner of what runs write into mounted folders: --build-arg USER_ID="$(id -u)".
+ARG USER_ID=1000
+RUN useradd --create-home --no-log-init --uid "${USER_ID}" griffin \
+ && install -d -o griffin -g griffin /app
+USER ${USER_ID}
+WORKDIR /app
+
+# Without the code: the layer with the packages stays as it is while the code changes.
+# Further extras of pyproject.toml: --build-arg EXTRAS="gpu gcs".
+COPY --chown=griffin:griffin Makefile pyproject.toml ./
+COPY --chown=griffin:griffin requirements requirements
+ARG EXTRAS="gpu"
+ENV PIP_NO_CACHE_DIR=1
+RUN make install EXTRAS="${EXTRAS}"
+
+ENV PATH="/app/.venv/bin:$PATH" PYTHONUNBUFFERED=1
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --chown=griffin:griffin . .
+CMD ["python", "-m", "launch.train", "--help"]
