@@ -12,6 +12,7 @@ from base.errors import UserError, is_out_of_memory
 from contract import (
   causality,
   checkpoints,
+  chunks,
   counts,
   decoding,
   packing,
@@ -32,6 +33,7 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
   "state size": state_size.check,
   "remat": variants.remat,
   "scan": variants.scan,
+  "time chunks": chunks.check,
   "sharding": sharding.check,
   "bfloat16": precision.bfloat16,
   "gradients": precision.gradients,

@@ -81,6 +81,9 @@ def _apply(equation: Any, inputs: list[Any]) -> list[Any]:
   if inner is not None:
     return _closed(inner)(*inputs)
   wide = {key: _wide_type(value) if key in _TYPES else value for key, value in params.items()}
+  if name == "scatter-add":
+    zero = jnp.zeros((), inputs[0].dtype)
+    wide["update_jaxpr"] = jax.make_jaxpr(lax.add)(zero, zero).jaxpr
   results = equation.primitive.bind(*inputs, **wide)
   return results if equation.primitive.multiple_results else [results]
 

@@ -14,7 +14,7 @@ import numpy as np
 from contract.finding import ROUNDING
 from data.loader import batch_of_rows
 from models.language_model import LanguageModel
-from training.step import Batch, token_losses
+from training.losses import Batch, token_losses
 
 ROWS = 2
 MIN_WINDOW = 8

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from contract import chunks
 from contract.finding import Finding
 from contract.subject import Subject
 from kernels import platform
@@ -33,16 +34,20 @@ MICROBATCHES, PIECES = 2, 4
 def check(subject: Subject) -> Iterator[Finding]:
   """Compiles steps with TPU kernels, for slices that need not be attached.
 
-  A plain step, and the step of a large model with either kind of output head.
+  A plain step, and the step of a large model with either kind of output head, the second in chunks
+  of time where the model allows them.
   """
   model, _ = subject.without_remainder()
   large = model.with_types(jnp.bfloat16, jnp.float32)
   other = large.clone(tied=not large.tied)
   head = "a tied" if other.tied else "an untied"
+  in_chunks = ""
+  if chunks.allowed(other):
+    in_chunks, other = " in chunks of time", other.clone(time_chunk=LENGTH // 4)
   cases = {
     "compiles for v4-8": ("v4-8", model, 0),
     "compiles for v5e-4, as large models train": ("v5e-4", large, 3),
-    f"compiles for v4-8, as large models train with {head} head": ("v4-8", other, 3),
+    f"compiles for v4-8, as large models train{in_chunks} with {head} head": ("v4-8", other, 3),
   }
   for case, (name, variant, zero) in cases.items():
     if importlib.util.find_spec("libtpu") is None:

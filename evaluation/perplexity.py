@@ -15,7 +15,7 @@ import numpy as np
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
 from parallel.sharding_plan import ShardingPlan, on_one_device
-from training.step import token_losses
+from training.losses import token_losses
 
 
 @dataclasses.dataclass(frozen=True)

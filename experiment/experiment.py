@@ -30,8 +30,9 @@ from models.language_model import LanguageModel
 from parallel.mesh import Device
 from parallel.sharding_plan import Parallelism, ShardingPlan, on_one_device
 from training import loop, programs
+from training.losses import token_losses
 from training.optimizer import Optimizer
-from training.step import abstract_batch, token_losses
+from training.step import abstract_batch
 
 
 class Dataset(Protocol):

@@ -19,7 +19,8 @@ def check(model: LanguageModel, batch_size: int, length: int, microbatches: int)
   """Compares a lower bound of a step's memory with this machine's, when training on the CPU.
 
   The bound counts the batch, and the input of each repeat of the model's pattern, which the
-  backward pass needs whatever the remat policy. Compiled steps often need many times as much.
+  backward pass needs whatever the remat policy, of a chunk of the row where it is run in chunks.
+  Compiled steps often need many times as much.
 
   Args:
     model: the model.
@@ -34,7 +35,8 @@ def check(model: LanguageModel, batch_size: int, length: int, microbatches: int)
   repeats = max(1, model.depth // len(model.pattern))
   width = model.width * jnp.dtype(model.dtype).itemsize
   tokens = batch_size * length
-  needed = tokens * _BATCH_BYTES + tokens // microbatches * width * repeats
+  at_once = batch_size // microbatches * min(length, model.time_chunk or length)
+  needed = tokens * _BATCH_BYTES + at_once * width * repeats
   memory = _of_machine()
   if needed > memory:
     kept = plural(repeats, "input")
@@ -43,8 +45,8 @@ def check(model: LanguageModel, batch_size: int, length: int, microbatches: int)
       f"({plural(batch_size, 'row')} of {plural(length, 'token')} at {_BATCH_BYTES} bytes, and "
       f"{kept} of {width:,} bytes per token in "
       f"{plural(microbatches, 'microbatch', 'microbatches')}); this machine has "
-      f"{memory / 1e9:,.0f} GB. Lower --gin.BATCH_SIZE or --gin.SEQUENCE_LENGTH, or raise "
-      "--gin.MICROBATCHES."
+      f"{memory / 1e9:,.0f} GB. Lower --gin.BATCH_SIZE or --gin.SEQUENCE_LENGTH, raise "
+      "--gin.MICROBATCHES, or run rows in chunks with gin/train/time_chunks.gin."
     )
 
 

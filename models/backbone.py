@@ -42,6 +42,8 @@ class Backbone:
     dtype: type of the activations.
     param_dtype: type of the stored parameters.
     remat: what the backward pass recomputes; a name from `layers.remat.POLICIES`.
+    time_chunk: tokens of a row that training runs at a time, with the exact gradient of the row;
+      None runs whole rows. See `training.time_chunks`.
     unroll: repetitions of the pattern per scan iteration.
   """
 
@@ -60,6 +62,7 @@ class Backbone:
   dtype: FloatName = "float32"
   param_dtype: FloatName = "float32"
   remat: str = "none"
+  time_chunk: Count | None = None
   unroll: Count = 1
 
   def recurrent(
@@ -188,6 +191,7 @@ class Backbone:
       embedding_scale=scale,
       logit_cap=self.logit_cap,
       remat=self.remat,
+      time_chunk=self.time_chunk,
       unroll=self.unroll,
       **self.dtypes,
     )

@@ -45,6 +45,8 @@ class LanguageModel(nn.Module):
     tied: whether the embedding's matrix gives the logits; else one of its own does.
     logit_cap: logits are bounded to +-cap by a tanh (RecurrentGemma: 30); None leaves them.
     remat: what the backward pass recomputes; a name from `layers.remat.POLICIES`.
+    time_chunk: tokens of a row that training runs at a time, with the exact gradient of the row;
+      None runs whole rows. See `training.time_chunks`.
     unroll: repetitions of the pattern per scan iteration.
     scan: whether the repetitions are scanned; see `unstacked`.
     dtype: type of the activations.
@@ -62,6 +64,7 @@ class LanguageModel(nn.Module):
   tied: bool = True
   logit_cap: float | None = None
   remat: str = "none"
+  time_chunk: int | None = None
   unroll: int = 1
   scan: bool = True
   dtype: jnp.dtype = jnp.float32
@@ -104,15 +107,8 @@ class LanguageModel(nn.Module):
     Returns:
       float32 logits [B, T, V] ([B, 1, V] if last_only), and the state after the last token.
     """
-    segments = self._segments(tokens, segment_ids, positions, state)
-    x = self.embedding.embed(tokens)
-    x, stack_state = self.stack(x, segments, state and state.stack, capacity)
-    if last_only:
-      x = x[:, -1:]
-    logits = self.logits(self.final_norm(x))
-    if stack_state is None:
-      return logits, None
-    return logits, DecodeState(stack_state, segments.positions[:, -1] + 1, segments.ids[:, -1])
+    x, state = self._blocks(tokens, segment_ids, positions, state, capacity)
+    return self.logits(self.final_norm(x[:, -1:] if last_only else x)), state
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Maps normalised hidden states [B, T, D] to float32 logits [B, T, V].
@@ -133,17 +129,28 @@ class LanguageModel(nn.Module):
     *,
     segment_ids: jax.Array | None = None,
     positions: jax.Array | None = None,
-  ) -> jax.Array:
-    """The normalised hidden states [B, T, D] that `logits` maps to predictions.
+    state: DecodeState | None = None,
+    capacity: int | None = None,
+  ) -> tuple[jax.Array, DecodeState | None]:
+    """The normalised hidden states [B, T, D] that `logits` maps to predictions, and the state.
 
-    Of a bound model it also gathers the output matrix (ZeRO stage 3), so that `logits` of parts of
-    the states share one gather, and one reduction of the gradient.
+    Arguments and state are those of a call. Of a bound model it also gathers the output matrix
+    (ZeRO stage 3), so that `logits` of parts of the hidden states share one gather, and one
+    reduction of the gradient.
     """
-    segments = self._segments(tokens, segment_ids, positions, None)
-    x, _ = self.stack(self.embedding.embed(tokens), segments)
+    x, state = self._blocks(tokens, segment_ids, positions, state, capacity)
     if not self.tied:
       _ = self.head.kernel
-    return self.final_norm(x)
+    return self.final_norm(x), state
+
+  def _blocks(self, tokens, segment_ids, positions, state, capacity):
+    """The last block's result [B, T, D], and the state after the last token."""
+    segments = self._segments(tokens, segment_ids, positions, state)
+    x = self.embedding.embed(tokens)
+    x, stack_state = self.stack(x, segments, state and state.stack, capacity)
+    if stack_state is None:
+      return x, None
+    return x, DecodeState(stack_state, segments.positions[:, -1] + 1, segments.ids[:, -1])
 
   def _segments(self, tokens, segment_ids, positions, state) -> Segments:
     if state is not None:

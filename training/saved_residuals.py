@@ -10,7 +10,8 @@ import jax
 from models.accounting import abstract_parameters
 from models.language_model import LanguageModel
 from parallel.sharding_plan import ShardingPlan
-from training.step import StepOptions, abstract_batch, token_losses
+from training.losses import token_losses
+from training.step import StepOptions, abstract_batch
 
 
 def activation_bytes(

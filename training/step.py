@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,13 +16,12 @@ from base.ranges import Count, Factor, NotNegative
 from kernels import platform
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
-from parallel import sharded_vocabulary, shards
+from parallel import shards
 from parallel.sharding_plan import TOKENS, ShardingPlan, on_one_device
 from parallel.tree_paths import by_path, joined
-from training import rounding
+from training import rounding, time_chunks
+from training.losses import MAX_LOGIT_BYTES, Batch, token_losses
 
-Batch = dict[str, jax.Array]
-MAX_LOGIT_BYTES = 2**28
 # Separates the key of the rounding from the models' keys.
 _ROUNDING = 0x524E44
 
@@ -265,8 +263,9 @@ def loss_and_gradient(
     contribution of this device's tokens.
 
   Raises:
-    ValueError: the microbatches do not divide the batch.
+    ValueError: the microbatches do not divide the batch, or the chunks of `time_chunk` the row.
   """
+  time_chunks.check_length(model, batch["inputs"].shape[1])
   rng = jax.random.wrap_key_data(rng_data)
   pieces = options.grad_accum_steps
   size = batch["inputs"].shape[0]
@@ -300,78 +299,6 @@ def loss_and_gradient(
   cut = jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), batch)
   (loss, gradient), _ = jax.lax.scan(accumulate, (jnp.zeros(()), zeros), cut)
   return (shards.total(loss, *TOKENS), targets), gradient
-
-
-def token_losses(
-  model: LanguageModel,
-  params: Any,
-  batch: Batch,
-  rng: jax.Array | None = None,
-  max_logit_bytes: int = MAX_LOGIT_BYTES,
-) -> tuple[jax.Array, jax.Array]:
-  """Computes each target's negative log-likelihood and squared log of the softmax's sum.
-
-  Args:
-    model: a language model of the zoo.
-    params: its parameters.
-    batch: inputs, targets, segment_ids, positions [B, T] int32; loss_weights [B, T] float32.
-    rng: key for models with randomness.
-    max_logit_bytes: see `StepOptions`.
-
-  Returns:
-    two float32 arrays [B, T], multiplied by the loss weights. Large logits are never all in memory
-    at once: pieces of the time axis are computed one after the other.
-  """
-  # Bound once, so that ZeRO stage 3 gathers the embedding and the output matrix once, outside the
-  # loop over pieces, and reduce-scatters their gradients once.
-  bound = model.bind({"params": params}, rngs=None if rng is None else {"dropout": rng})
-  hidden = bound.hidden(
-    batch["inputs"], segment_ids=batch["segment_ids"], positions=batch["positions"]
-  )
-
-  @jax.named_scope("loss")
-  def losses(hidden, targets, weights):
-    logits = bound.logits(hidden)
-    log_total = sharded_vocabulary.logsumexp(logits)
-    chosen = sharded_vocabulary.pick(logits, targets)
-    return (log_total - chosen) * weights, jnp.square(log_total) * weights
-
-  length = hidden.shape[1]
-  logit_bytes = hidden.shape[0] * length * shards.local(model.padded_vocab_size, "vocab") * 4
-  pieces, size = _pieces(length, math.ceil(logit_bytes / max_logit_bytes))
-  arguments = (hidden, batch["targets"], batch["loss_weights"])
-  if pieces == 1:
-    return losses(*arguments)
-
-  def cut(x):
-    # The padding has loss weight 0.
-    x = jnp.pad(x, [(0, 0), (0, pieces * size - length), *[(0, 0)] * (x.ndim - 2)])
-    return jnp.moveaxis(x.reshape(x.shape[0], pieces, size, *x.shape[2:]), 1, 0)
-
-  def piece(carry, inputs):
-    return carry, jax.checkpoint(losses)(*inputs)
-
-  def together(x):
-    return jnp.moveaxis(x, 0, 1).reshape(len(hidden), pieces * size)[:, :length]
-
-  _, (nll, squares) = jax.lax.scan(piece, None, tuple(map(cut, arguments)))
-  return together(nll), together(squares)
-
-
-def _pieces(length: int, least: int) -> tuple[int, int]:
-  """Returns the number of pieces of a row and the tokens of each; the last may be padded.
-
-  Args:
-    length: tokens of a row.
-    least: the least number of pieces that keeps the logits small enough.
-  """
-  least = max(1, min(least, length))
-  # Twice as many as needed cost little; without padding, a prime length would need one per token.
-  for pieces in range(least, min(2 * least, length) + 1):
-    if length % pieces == 0:
-      return pieces, length // pieces
-  size = -(-length // least)
-  return -(-length // size), size
 
 
 def _float32(tree: Any) -> Any:

@@ -165,6 +165,13 @@ class WrongGradient(Averaging):
     return jax.lax.stop_gradient(u / 2) + u / 2
 
 
+class CutsTheGradient(Averaging):
+  """Passes no gradient from a state to the tokens before."""
+
+  def state_after(self, h_last, state):
+    return jax.lax.stop_gradient(h_last)
+
+
 class IgnoresThePast(Averaging):
   """Resets the state at every token."""
 

@@ -57,6 +57,7 @@ def test_the_mixer_that_the_broken_ones_are_made_of_keeps_the_contract():
     ("WrongFlops", "FLOPs", "row of one token", "matmul_flops(width, length=1)"),
     ("GrowingState", "state size", "GrowingState claims constant size", ""),
     ("IgnoresThePast", "causality", "token 8 changes the next logits", "token 9"),
+    ("CutsTheGradient", "time chunks", "gradient in chunks of 4 tokens", "embedding/embedding"),
     ("WrongGradient", "gradients", "differences in float64", "embedding/embedding"),
   ],
 )

@@ -19,6 +19,7 @@ PAGES = (
   "docs/your_own_text.md",
   "docs/data.md",
   "docs/distributed_training.md",
+  "docs/long_rows.md",
   "docs/several_hosts.md",
   "docs/watching.md",
   "docs/buckets.md",

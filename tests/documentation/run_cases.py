@@ -227,6 +227,16 @@ CASES = {
       ),
     ],
   },
+  "docs/long_rows.md": {
+    "Train in chunks of time": [
+      Case(
+        "python -m launch.train gin/runs/griffin_quickstart.gin gin/train/time_chunks.gin",
+        f"{SHORT} --gin.TIME_CHUNK=16",
+        TRAINED,
+        leaves=("runs/long_rows/loss.png",),
+      ),
+    ],
+  },
   "docs/watching.md": {
     "The runs of a folder": [
       Case(

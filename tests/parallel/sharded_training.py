@@ -5,8 +5,8 @@
     hawk:model=8,optimizer=muon ...
 
 Prints one JSON line per case; `keep` trains parameters in bfloat16, with a master copy or rounded
-stochastically; `optimizer` takes another than AdamW. The devices must exist before JAX is imported,
-hence the process.
+stochastically; `optimizer` takes another than AdamW; `time_chunk` runs rows in chunks, and compares
+with whole rows. The devices must exist before JAX is imported, hence the process.
 """
 
 from __future__ import annotations
@@ -85,11 +85,17 @@ def batches() -> list[dict[str, np.ndarray]]:
 
 
 def train(
-  name: str, keep: str, rule: str, parallelism: Parallelism | None, grad_accum_steps: int = 1
+  name: str,
+  keep: str,
+  rule: str,
+  parallelism: Parallelism | None,
+  grad_accum_steps: int = 1,
+  time_chunk: int | None = None,
 ):
   """(losses, state) after a few steps, and the state before them."""
   kind = "float32" if keep == "float32" else "bfloat16"
-  model = MODELS[name](dataclasses.replace(BACKBONE, param_dtype=kind))
+  backbone = dataclasses.replace(BACKBONE, param_dtype=kind, time_chunk=time_chunk)
+  model = MODELS[name](backbone)
   chosen = dataclasses.replace(OPTIMIZERS[rule], master_copy=keep == "master")
   optimizer = chosen.transformation()
   options = step_lib.StepOptions(
@@ -127,7 +133,7 @@ def _assert_placed(found, expected) -> None:
   assert trimmed[0] == trimmed[1], (found, expected)
 
 
-# Against whole batches, whatever the case accumulates: one program less to compile.
+# Against whole batches of whole rows, whatever the case cuts: one program less to compile.
 unsharded = functools.cache(functools.partial(train, parallelism=None))
 
 
@@ -140,10 +146,11 @@ def compare(case: str) -> dict:
   values = dict(pair.split("=") for pair in settings.split(","))
   stage, grad_accum_steps = int(values.pop("zero", 0)), int(values.pop("grad_accum_steps", 1))
   keep, rule = values.pop("keep", "float32"), values.pop("optimizer", "adamw")
+  time_chunk = int(values.pop("time_chunk", 0)) or None
   mesh = MeshSpec(**{axis: int(size) for axis, size in ({"data": 1} | values).items()})
   # In a model this small, vectors are more than 1% of it.
   parallelism = Parallelism(mesh=mesh, zero=stage, rules=Rules(max_replicated=1.0))
-  losses, state, _ = train(name, keep, rule, parallelism, grad_accum_steps)
+  losses, state, _ = train(name, keep, rule, parallelism, grad_accum_steps, time_chunk)
   expected_losses, expected, _ = unsharded(name, keep, rule)
   exact = (lambda state: state.opt_state.master) if keep == "master" else lambda state: state.params
   differences = jax.tree.map(

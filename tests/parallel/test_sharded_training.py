@@ -19,6 +19,9 @@ CASES = (
   "hawk:data=4,model=2,zero=2,grad_accum_steps=2",
   "transformer:data=2,seq=4,zero=1",
   "adapted_griffin:data=2,seq=2,model=2,zero=3",
+  # Chunks of time, whose states each device has its channels and heads of.
+  "griffin:data=2,model=4,zero=3,grad_accum_steps=2,time_chunk=16",
+  "adapted_griffin:data=4,model=2,zero=2,time_chunk=16",
 )
 # Parameters in bfloat16.
 MASTER = "hawk:data=4,model=2,zero=1,keep=master"

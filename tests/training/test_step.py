@@ -10,6 +10,7 @@ import pytest
 
 from data.loader import batch_of_rows
 from tests.small_models import VOCAB_SIZE, build, initialize
+from training import losses
 from training import optimizer as optimizer_lib
 from training import step as step_lib
 
@@ -103,7 +104,7 @@ def test_large_logits_are_computed_in_pieces_with_equal_results(model, plain):
   ],
 )
 def test_pieces_are_about_as_many_as_are_needed(length, least, expected):
-  pieces, size = step_lib._pieces(length, least)
+  pieces, size = losses._pieces(length, least)
   assert (pieces, size) == expected
   assert pieces * size >= length > (pieces - 1) * size
 
@@ -113,13 +114,13 @@ def test_a_row_of_prime_length_is_computed_in_few_pieces_with_equal_results(mode
   params = initialize(model)
 
   def loss(params, limit):
-    nll, z = step_lib.token_losses(model, params, batch, max_logit_bytes=limit)
+    nll, z = losses.token_losses(model, params, batch, max_logit_bytes=limit)
     return jnp.sum(nll) + jnp.sum(z), (nll, z)
 
   def differentiate(limit):
     return jax.jit(jax.value_and_grad(functools.partial(loss, limit=limit), has_aux=True))(params)
 
-  (_, whole), expected = differentiate(step_lib.MAX_LOGIT_BYTES)
+  (_, whole), expected = differentiate(losses.MAX_LOGIT_BYTES)
   seven_steps = 4 * VOCAB_SIZE * 4 * 7
   text = str(jax.make_jaxpr(lambda params: loss(params, seven_steps)[0])(params))
   assert f"f32[4,7,{VOCAB_SIZE}]" in text
@@ -135,7 +136,7 @@ def test_z_loss_pulls_the_softmax_s_sum_to_one_and_is_not_told_as_loss(model, pl
   assert also_told["loss"] == told["loss"]
 
   def mean_square_log_sum(state):
-    _, z = step_lib.token_losses(model, state.params, make_batch())
+    _, z = losses.token_losses(model, state.params, make_batch())
     return float(z.sum())
 
   assert mean_square_log_sum(pulled) < mean_square_log_sum(unpulled)

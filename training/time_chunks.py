@@ -1,0 +1,169 @@
+"""Runs a row chunk by chunk, with the exact gradient of the whole row.
+
+Every chunk goes through the whole network, from the state that the chunk before left: recurrences,
+the last inputs of convolutions, and the keys and values of local attention. Of each chunk only that
+state is kept. The backward pass starts with the last chunk: it computes the chunk's activations
+again and takes the adjoint of its last state from the chunk behind it. So memory holds the
+activations of one chunk and one state per border, whatever the length of the row. This is gradient
+checkpointing over time (Chen et al. 2016, arXiv 1604.06174), not truncated backpropagation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from base.wording import plural
+from models.language_model import DecodeState, LanguageModel
+from parallel import sequence
+from parallel.mesh import FLAGS
+
+Batch = dict[str, jax.Array]
+Chunk = Callable[[Any, Batch, DecodeState, jax.Array], tuple[Any, DecodeState | None]]
+# How messages call the option.
+OPTION = "--gin.models.backbone.Backbone.time_chunk"
+
+
+def is_cut(model: LanguageModel, length: int) -> bool:
+  """Whether rows of this many tokens are run in chunks."""
+  return model.time_chunk is not None and model.time_chunk < length
+
+
+def check_length(model: LanguageModel, length: int) -> None:
+  """Raises ValueError if a model's chunks do not divide the rows that it trains on."""
+  size = model.time_chunk
+  if size is not None and is_cut(model, length) and length % size:
+    raise ValueError(
+      f"chunks of {plural(size, 'token')} do not divide rows of {plural(length, 'token')}: every "
+      f"step would compute {-length % size} tokens of padding. Set {OPTION} to a divisor of "
+      "--gin.SEQUENCE_LENGTH."
+    )
+
+
+def run(function: Chunk, model: LanguageModel, params: Any, batch: Batch) -> Any:
+  """Calls a function on one chunk of a batch after the other.
+
+  The gradients of the chunks add up in float32, whatever the parameters' type.
+
+  Args:
+    function: `function(params, chunk, state, index) -> (results, state)`, with arrays [B, C] of a
+      batch, the state before and after the chunk, and the chunk's number.
+    model: the model, whose `time_chunk` is C.
+    params: its parameters.
+    batch: arrays [B, T]. A last chunk that is shorter is filled with padding.
+
+  Returns:
+    the results, arrays [B, T].
+
+  Raises:
+    ValueError: a mixer has no state of a fixed size that gradients pass, or devices share a row.
+  """
+  _check_model(model)
+  size, length = model.time_chunk or 0, batch["inputs"].shape[1]
+  count = -(-length // size)
+
+  def cut(x):
+    x = jnp.pad(x, [(0, 0), (0, count * size - length)])
+    return jnp.moveaxis(x.reshape(len(x), count, size), 1, 0)
+
+  def together(x):
+    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], count * size)[:, :length]
+
+  fixed, gradients = _with_wide_gradients(params)
+
+  def chunk(gradients, piece, state, index):
+    return function(jax.tree.map(_with_gradient, fixed, gradients), piece, state, index)
+
+  def step(state, inputs):
+    # A scan keeps its iterations apart, so that XLA cannot undo the recomputation.
+    again = jax.checkpoint(chunk, prevent_cse=False)
+    results, state = again(gradients, inputs[0], state, inputs[1])
+    return state, results
+
+  chunks = jax.tree.map(cut, batch), jnp.arange(count)
+  _, results = jax.lax.scan(step, _state_before(model, params, batch), chunks)
+  return jax.tree.map(together, results)
+
+
+def _check_model(model: LanguageModel) -> None:
+  if sequence.is_split():
+    raise ValueError(
+      f"rows are cut into chunks of {plural(model.time_chunk or 0, 'token')}, and devices share "
+      f"a row: a chunk would wait for the devices before. Set {FLAGS['seq']}=1, or {OPTION}=None."
+    )
+  for mixer in model.mixers():
+    kind = type(mixer)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if not getattr(mixer, "constant_state", False):
+      raise ValueError(
+        f"rows cannot be cut into chunks in a model with {name}, whose state grows with the row: "
+        f"every border would keep all tokens before it. Set {OPTION}=None"
+        f"{', or give its attention a window' if hasattr(mixer, 'window') else ''}."
+      )
+    if not getattr(mixer, "differentiable_state", True):
+      raise ValueError(
+        f"rows cannot be cut into chunks in a model with {name}: it declares "
+        f"differentiable_state=False, so the gradient would end at each border. Set {OPTION}=None."
+      )
+
+
+def _state_before(model: LanguageModel, params: Any, batch: Batch) -> DecodeState:
+  """The state before the first token; where channels are split, this device's part."""
+  rows, length = batch["inputs"].shape
+
+  def first_token(params, batch):
+    ids, positions = batch["segment_ids"][:, :1], batch["positions"][:, :1]
+    return model.apply(
+      {"params": params},
+      batch["inputs"][:, :1],
+      segment_ids=ids,
+      positions=positions,
+      capacity=length,
+    )[1]
+
+  def part(whole, here):
+    # A state starts alike in all channels, so that any part of the whole has the right size.
+    return whole[tuple(slice(size) for size in here.shape)]
+
+  here = jax.eval_shape(first_token, params, batch)
+  return jax.tree.map(part, model.initial_state(rows, length), here)
+
+
+def _with_wide_gradients(params: Any) -> tuple[Any, Any]:
+  """Parameters without a gradient, and zeros of at least float32 that have theirs.
+
+  The scan adds up gradients in the type of what it differentiates. With bfloat16 parameters most
+  terms of a long sum would be rounded away, and a float32 copy of them would take their memory
+  twice.
+  """
+  leaves, structure = jax.tree.flatten(params)
+  pairs = [_apart(leaf) for leaf in leaves]
+  fixed, gradients = (structure.unflatten([pair[i] for pair in pairs]) for i in (0, 1))
+  return jax.lax.stop_gradient(fixed), gradients
+
+
+@jax.custom_vjp
+def _apart(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return x, jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
+
+
+_apart.defvjp(lambda x: (_apart(x), None), lambda _, g: (g[0] + g[1].astype(g[0].dtype),))
+
+
+@jax.custom_vjp
+def _with_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+  """x, whose gradient is that of `gradient`."""
+  del gradient
+  return x
+
+
+def _widened(_, g):
+  # The barrier is for the TPU compiler, as in `training.step`.
+  g = jax.lax.optimization_barrier(g)
+  return None, g.astype(jnp.promote_types(g.dtype, jnp.float32))
+
+
+_with_gradient.defvjp(lambda x, gradient: (x, None), _widened)
