@@ -101,7 +101,7 @@ def _check_model(model: LanguageModel) -> None:
       raise ValueError(
         f"rows cannot be cut into chunks in a model with {name}, whose state grows with the row: "
         f"every border would keep all tokens before it. Set {OPTION}=None"
-        f"{', or give its attention a window' if hasattr(mixer, 'window') else ''}."
+        f"{', or train a model with local attention' if hasattr(mixer, 'window') else ''}."
       )
     if not getattr(mixer, "differentiable_state", True):
       raise ValueError(

@@ -1,7 +1,7 @@
 """Every model of the zoo keeps the contract, as `python -m launch.check` runs it.
 
 Slow because every variant is a program to compile: one process runs all checks on all models, but
-the slowest three only on so many of them that each kind of block is checked in each kind of model.
+the slowest four only on so many of them that each kind of block is checked in each kind of model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from models.language_model import LanguageModel
 ROOT = Path(__file__).parents[2]
 NAMES = model_zoo.names()
 # Six tenths of the time: gradients and training steps, each compiled four or five times.
-SLOW = ("remat", "sharding", "TPU compiler")
+SLOW = ("remat", "time chunks", "sharding", "TPU compiler")
 
 
 def test_files_without_a_model_are_told_what_to_add():
