@@ -15,6 +15,7 @@ if not __package__:  # started by its path
 
 from base import paths
 from base.errors import UserError
+from base.wording import plural
 from experiment import directory_owner, trust
 from launch import command, hosts
 
@@ -55,6 +56,12 @@ def parser() -> command.Parser:
   result.add_argument(
     "--describe", action="store_true", help="print models, runs and parts, and stop"
   )
+  result.add_argument(
+    "--export",
+    type=paths.local_argument,
+    metavar="FOLDER",
+    help="measure nothing: write each figure on the page as PNG, PDF, CSV and LaTeX",
+  )
   trust.add_arguments(result)
   hosts.add_arguments(result)
   return result
@@ -70,7 +77,12 @@ def main(arguments: Sequence[str]) -> int:
     options.error("no comparison is given. Name a gin file, or an --output that holds a comparison")
 
   if args.describe:
-    command.refuse(options, args, ("only", "resume"), "with --describe, which runs nothing")
+    command.refuse(options, args, ("only", "resume", "export"), "with --describe")
+  if args.export:
+    if args.config or bindings:
+      options.error("--export takes the page of --output as it is: leave gin files and values out")
+    command.refuse(options, args, ("only", "resume"), "with --export")
+    return _export(args)
   hosts.join(args)
   from comparison import comparison as comparison_lib
   from experiment import file_kinds, trust_check
@@ -104,6 +116,26 @@ def main(arguments: Sequence[str]) -> int:
   with directory_owner.owned_by_job(output) as require_mine:
     _open(directory, config, args.resume, asked_by, trusted, made_here)
     return comparing.run(only, require_mine)
+
+
+def _export(args: Any) -> int:
+  """Writes the figures of a page as files."""
+  from comparison.page import export, report
+
+  file = args.output / "report" / report.DATA_FILE
+  try:
+    models, figures = report.read(file)
+  except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    raise UserError(
+      f"{paths.shown(file)} cannot be read, or is no page's. Name the --output of a comparison."
+    ) from None
+  if not figures:
+    raise UserError(f"{paths.shown(file)} has no figures yet. The same comparison continues.")
+  files = export.write(figures, models, args.export)
+  print(
+    f"{plural(len(figures), 'figure')}, {plural(len(files), 'file')} in {paths.shown(args.export)}"
+  )
+  return 0
 
 
 def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -207,20 +208,32 @@ def figure_element(figure: Figure, models: Sequence[str], conditions: str) -> st
   )
 
 
+def places(figure: Figure) -> list[Any]:
+  """Returns the x of all series, once each: numbers ascending, categories in their order."""
+  found: list[Any] = list(dict.fromkeys(itertools.chain(*(series.x for series in figure.series))))
+  return found if figure.is_categorical else sorted(found)
+
+
+def colours() -> list[str]:
+  """Returns the colours of series on the page, by their number, as '#rrggbb'."""
+  found = re.findall(r"--c(\d): (#[0-9a-f]{6});", _STYLE.read_text(encoding="utf-8"))
+  # The first of each; the second is for dark screens.
+  return [
+    next(colour for n, colour in found if int(n) == number) for number in range(chart.COLOURS)
+  ]
+
+
 def _remark(series: Series) -> str:
   return f" <em>({series.kind})</em>" if series.kind in (ESTIMATED, FITTED) else ""
 
 
 def _table(figure: Figure) -> str:
   """Formats the numbers as a table with a row per x."""
-  places = list(dict.fromkeys(itertools.chain(*(series.x for series in figure.series))))
-  if not figure.is_categorical:
-    places.sort()
   head = "".join(f"<th>{escape(series.name)}</th>" for series in figure.series)
   rows = "".join(
     f"<tr><td>{escape(place) if isinstance(place, str) else show(place)}</td>"
     f"{''.join(_entry(series, place) for series in figure.series)}</tr>"
-    for place in places
+    for place in places(figure)
   )
   return (
     f'<div class="scroll"><table><thead><tr><th>{escape(figure.x.label)}</th>{head}</tr></thead>'
@@ -247,6 +260,12 @@ def summary(report: Report) -> str:
   return "\n".join(lines)
 
 
-def read_figures(file: Path) -> Sequence[Figure]:
-  """Reads the figures of a data file."""
-  return [Figure.of_record(record) for record in json.loads(file.read_text("utf-8"))["figures"]]
+def read(file: Path) -> tuple[list[str], list[Figure]]:
+  """Reads the models' names and the figures of a data file.
+
+  Raises:
+    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError: it is unreadable,
+      or no data file.
+  """
+  data = json.loads(file.read_text("utf-8"))
+  return [str(name) for name in data["models"]], list(map(Figure.of_record, data["figures"]))

@@ -11,7 +11,7 @@ import pytest
 
 from comparison.page.chart import looks
 from comparison.page.figure import ESTIMATED, FITTED, Axis, Figure, Series
-from comparison.page.report import Report, Section, read_figures, summary
+from comparison.page.report import Report, Section, read, summary
 from comparison.page.scale import Scale, show
 from tests import browser
 
@@ -227,7 +227,8 @@ def test_estimates_are_marked_in_legend_and_line(page):
 
 
 def test_the_data_file_gives_the_figures_back(page):
-  assert read_figures(page.with_name("data.json")) == [LINES, FITS, BARS, POSITIVE]
+  _, figures = read(page.with_name("data.json"))
+  assert figures == [LINES, FITS, BARS, POSITIVE]
 
 
 def test_the_terminal_is_told_every_finding():

@@ -75,6 +75,11 @@ CASES = {
       Case("python -m launch.compare gin/compare/paper.gin --output=", skipped="needs a pod"),
       Case("python -m launch.compare gin/compare/quick.gin", COMPARED, r"Decode speed\n"),
       Case("python -m launch.compare gin/compare/paper.gin --describe", prints=r"scaling +\d"),
+      Case(
+        "python -m launch.compare --output=comparisons/quick --export",
+        prints=r"\d+ figures, \d+ files in figures",
+        leaves=("figures/*.png", "figures/*.tex"),
+      ),
     ],
     "Sweeps": [
       Case(
