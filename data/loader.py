@@ -137,7 +137,7 @@ class Scheduled:
     self._weights = [rows.weights, *(weights for _, weights in rows.schedule)]
     self.restore(0, 0)
 
-  def restore(self, row: int, step: int | None, stages: Sequence[Sequence[int]] = ()) -> None:
+  def restore(self, row: int, step: int | None, stages: Sequence[tuple[int, int]] = ()) -> None:
     """Continues after `step` batches with `row` rows.
 
     Args:
@@ -146,7 +146,7 @@ class Scheduled:
       stages: the step and the first row of each stage that has begun.
     """
     self._step = row // self._batch_size if step is None else step
-    known = dict(map(tuple, stages)) if step is not None else {}
+    known = dict(stages) if step is not None else {}
     self._first_rows = []
     for first in self._steps:
       if first > self._step or step is None:

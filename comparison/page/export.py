@@ -198,7 +198,7 @@ def _bars(axes: Any, figure: Figure, styles: Sequence[Look]) -> None:
   axes.grid(alpha=0.3, axis="x")
 
 
-def _make_log(axes: Any, letter: str, values: Sequence[float]) -> None:
+def _make_log(axes: Any, letter: str, values: Sequence[Any]) -> None:
   """Makes an axis logarithmic, with the ticks of the page: plain numbers where they are short."""
   from matplotlib.ticker import NullLocator
 
