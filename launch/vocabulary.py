@@ -7,20 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from base import paths
 from base.wording import plural
-from config import source
-from data import corpora
-from data.file_corpora import files_of
-from data.files import NoFiles, looks_like_json_lines, without_packing
-from data.heldout import TooLittleText
-from data.tokenizer_training import train_sentencepiece, train_tokenizer_json
-from experiment import file_kinds
 from launch import command
+
+# Slow imports are made where they are used, so that --help and errors appear at once.
+if TYPE_CHECKING:
+  from data import corpora
 
 DESCRIPTION = """\
 Trains a BPE tokenizer on text, and prints its bytes per token on held-out text.
@@ -73,6 +71,9 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
   Raises:
     CorpusError: the inputs are of different kinds.
   """
+  from data import corpora
+  from data.files import without_packing
+
   if list(inputs) == ["python"]:
     return corpora.PythonLibrary()
   json_lines = [without_packing(pattern).endswith(_JSON_LINES) for pattern in inputs]
@@ -87,6 +88,10 @@ def corpus_of(inputs: Sequence[str], field: str) -> corpora.Documents:
 
 def _require_plain(corpus: corpora.Documents) -> None:
   """Raises CorpusError if JSON lines are among plain text: they would be learnt as they stand."""
+  from data import corpora
+  from data.file_corpora import files_of
+  from data.files import looks_like_json_lines
+
   if isinstance(corpus, corpora.TextFiles):
     found = next(filter(looks_like_json_lines, files_of(corpus)), None)
     if found is not None:
@@ -98,6 +103,8 @@ def _require_plain(corpus: corpora.Documents) -> None:
 
 def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> list[str]:
   """Returns the command that trains a first model on this text with the new tokenizer."""
+  from data.files import without_packing
+
   words = ["python", "-m", "launch.train", _run_file()]
   kind = "tokenizer" if _is_json(output) else "sentencepiece"
   files = inputs[0] if len(inputs) == 1 else repr(list(inputs))
@@ -120,6 +127,9 @@ def _is_json(output: str | Path) -> bool:
 
 def _run_file() -> str:
   """Returns the only run file in the working directory, else one of gin/runs/."""
+  from config import source
+  from experiment import file_kinds
+
   own = []
   for file in sorted(Path().glob("*.gin")):
     # The command that loads an unreadable file reports it.
@@ -139,6 +149,12 @@ def main(arguments: Sequence[str]) -> int:
     options.error(f"--megabytes={args.megabytes} must be a number above 0")
   if args.output.is_dir():
     options.error(f"--output={args.output} is a folder: name the file to write in it")
+
+  from data.corpora import CorpusError
+  from data.files import NoFiles
+  from data.heldout import TooLittleText
+  from data.tokenizer_training import train_sentencepiece, train_tokenizer_json
+
   corpus = corpus_of(args.input, args.field)
   try:
     _require_plain(corpus)
@@ -150,9 +166,7 @@ def main(arguments: Sequence[str]) -> int:
       "given several times."
     ) from None
   except TooLittleText as error:
-    raise corpora.CorpusError(
-      f"{error.what} Give more text: --input may be given several times."
-    ) from None
+    raise CorpusError(f"{error.what} Give more text: --input may be given several times.") from None
   output = paths.shown(args.output)
   kind = "token" if _is_json(args.output) else "piece"
   print(f"{output}: {plural(tokenizer.size, kind)}, sha256 {tokenizer.describe()['sha256']}")

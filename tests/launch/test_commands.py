@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
+from benchmarks import start
 from config.config import ConfigError
 from experiment import step_memory
 from launch import command, evaluate, generate, train
@@ -278,7 +279,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(arguments, told):
   assert result.stdout == ""
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "generate"])
+@pytest.mark.parametrize("name", start.names())
 def test_help_imports_nothing_slow(name):
   code = (
     f"import sys, launch.{name} as c; c.parser().format_help();"
