@@ -173,9 +173,8 @@ def _score(
 
   def score(params, batch):
     inputs, segment_ids, columns, targets = batch
-    hidden = cast(
-      jax.Array, model.apply({"params": params}, inputs, segment_ids=segment_ids, method="hidden")
-    )
+    found = model.apply({"params": params}, inputs, segment_ids=segment_ids, method="hidden")
+    hidden, _ = cast(tuple[jax.Array, None], found)
     hidden = jnp.take_along_axis(hidden, columns[..., None], axis=1)
 
     def piece(arguments):

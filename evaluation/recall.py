@@ -138,7 +138,7 @@ class RecallScorer:
 
     def likeliest(params, rows):
       batch, columns = rows
-      hidden = model.apply(
+      found = model.apply(
         {"params": params},
         batch["inputs"],
         segment_ids=batch["segment_ids"],
@@ -146,7 +146,8 @@ class RecallScorer:
         method="hidden",
       )
       # Only logits of the answers.
-      asked = jnp.take_along_axis(cast(jax.Array, hidden), columns[..., None], axis=1)
+      hidden, _ = cast(tuple[jax.Array, None], found)
+      asked = jnp.take_along_axis(hidden, columns[..., None], axis=1)
       logits = cast(jax.Array, model.apply({"params": params}, asked, method="logits"))
       return jnp.argmax(whole(logits, model.vocab_size), axis=-1)
 
