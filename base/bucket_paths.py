@@ -7,11 +7,14 @@ bucket, asks fewer questions, and needs no folder to exist: in an object store, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import glob
 import io
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from typing import IO, Any, Self
 
@@ -21,6 +24,9 @@ from etils.epath import gpath
 
 from base import buckets
 from base.errors import UserError
+
+# Seconds until the user is told about a service that does not answer.
+_PATIENCE = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +82,7 @@ class BucketPath(gpath.PosixGPath):
     bucket = self.parts[2]
     address = f"{self.parts[1]}://{bucket}"
     try:
-      with buckets.told(address):
+      with buckets.told(address), _patience(address):
         if self.parts[1] == "s3":
           self._fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
         else:
@@ -93,6 +99,11 @@ class BucketPath(gpath.PosixGPath):
         f"{address} cannot be reached: {error.strerror or error}. Check the network and the "
         "address of the service.",
         may_pass=True,
+      ) from None
+    except ValueError as error:
+      raise UserError(
+        f"{address} cannot be used: {error}. Correct the variables of the service, such as its "
+        "address."
       ) from None
 
   def exists(self) -> bool:
@@ -282,6 +293,20 @@ class BucketPath(gpath.PosixGPath):
     if self._new(target).exists():
       raise FileExistsError(f"{target} exists")
     return self.replace(target)
+
+
+@contextlib.contextmanager
+def _patience(address: str) -> Iterator[None]:
+  """Tells that an answer is waited for: the libraries try again for up to a minute."""
+  tell = threading.Timer(
+    _PATIENCE, print, (f"waiting for an answer from {address}",), {"file": sys.stderr}
+  )
+  tell.daemon = True
+  tell.start()
+  try:
+    yield
+  finally:
+    tell.cancel()
 
 
 @functools.cache

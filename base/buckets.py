@@ -100,7 +100,12 @@ def _prepare() -> None:
     # The variable that Google's libraries read, in TensorStore's words.
     os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
     os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
+  import logging
+
   from fsspec.config import conf
+
+  # It prints the traceback of each error, which is told in one line here.
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
   for name in ("s3", "gcs", "gs"):
     # TensorStore and other hosts write there too: what was listed before may be old.

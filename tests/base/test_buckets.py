@@ -72,19 +72,37 @@ def test_no_permission_is_one_line(monkeypatch):
     buckets.require(place)
 
 
-def test_service_that_does_not_answer_may_pass(tmp_path):
-  script = "from base import paths; paths.argument('s3://bucket/x')"
+@pytest.mark.parametrize(
+  ("scheme", "address", "says"),
+  [
+    ("s3", "http://127.0.0.1:9", "s3://bucket cannot be reached: no answer"),
+    ("s3", "nonsense", "s3://bucket cannot be used: Invalid endpoint: nonsense. Correct the"),
+    ("gs", "http://127.0.0.1:9", "gs://bucket cannot be reached: no answer"),
+  ],
+)
+def test_service_that_does_not_answer_is_one_line(scheme, address, says):
+  script = (
+    "from base import bucket_paths, paths\n"
+    "import asyncio, base.errors\n"
+    "bucket_paths._PATIENCE = 0\n"
+    "async def soon(seconds): pass\n"
+    "asyncio.sleep = soon\n"  # between tries, for half a minute
+    f"try: paths.argument('{scheme}://bucket/x')\n"
+    "except base.errors.UserError as error: print(error)"
+  )
   env = os.environ | {
-    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "AWS_ENDPOINT_URL": address,
+    "STORAGE_EMULATOR_HOST": address,
     "AWS_MAX_ATTEMPTS": "1",
     "AWS_ACCESS_KEY_ID": "nobody",
     "AWS_SECRET_ACCESS_KEY": "nothing",
     "AWS_REGION": "us-east-1",
   }
   found = subprocess.run(
-    [sys.executable, "-c", script], env=env, cwd=ROOT, capture_output=True, text=True
+    [sys.executable, "-c", script], env=env, cwd=ROOT, capture_output=True, text=True, check=True
   )
-  assert "s3://bucket cannot be reached" in found.stderr.splitlines()[-1]
+  assert found.stdout.startswith(says)
+  assert found.stderr.splitlines() in ([f"waiting for an answer from {scheme}://bucket"], [])
 
 
 def test_files_are_whole_and_folders_come_and_go(folder):
