@@ -77,8 +77,17 @@ def replace(path: Path, contents: str | bytes, *, durable: bool = True) -> None:
       if durable:
         os.fsync(file.fileno())
     new.replace(path)
+  except OSError as error:
+    raise named(error, path) from None
   finally:
     new.unlink(missing_ok=True)
+
+
+def named(error: OSError, path: Path) -> OSError:
+  """Returns an error with the path that was written, where the system does not tell it."""
+  if error.errno is None or error.filename is not None:
+    return error
+  return OSError(error.errno, error.strerror, str(path))
 
 
 def require_regular(path: Path) -> None:

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,7 @@ class TrainedRuns:
     asked_by: str,
     trust: Trust = NOBODY,
     made_here: bool = True,
+    peak_flops: Callable[[str], float | None] = lambda kind: None,
   ):
     """Sets the comparison and the folder of its runs.
 
@@ -142,7 +143,9 @@ class TrainedRuns:
       asked_by: the command line.
       trust: other modules than this project's that opened runs may name.
       made_here: whether the user made the comparison.
+      peak_flops: a device's bfloat16 FLOP/s by its kind, for MFU; None where it is unknown.
     """
+    self._peak_flops = peak_flops
     self.models = tuple(comparison.models)
     self.sizes = tuple(comparison.sizes)
     self.seeds = tuple(comparison.seeds)
@@ -204,6 +207,7 @@ class TrainedRuns:
       trust=self._trust,
       made_here=self._made_here,
       progress=self._progress,
+      peak_flops=self._peak_flops(sharding_plan.mesh.devices.flat[0].device_kind),
     )
     if summary.interrupted:
       raise Stopped(f"{spec}, at step {summary.step}", summary.interrupted)

@@ -6,6 +6,7 @@ Nothing is imported or looked up here: `config.names` resolves the names.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import errno
 import io
 import math
@@ -370,10 +371,25 @@ def find(name: str, including: Path | None, place: Place | None) -> Path:
     if name.strip() and any((folder / name).is_dir() for folder in folders):
       message = f"{name!r} is a folder, not a gin file"
     elif name.strip():
-      message += near(name, _files_near(name, folders))
+      message += _near_file(name, _files_near(name, folders))
   except (OSError, ValueError) as error:  # A name too long, or with a NUL.
     message += f" ({getattr(error, 'strerror', None) or error})"
   raise place.error(message) if place else ConfigError(message)
+
+
+def _near_file(name: str, files: list[str]) -> str:
+  """Suggests a file with a similar own name; else lists those of the folder that `name` names."""
+  found = near(name, [file for file in files if _is_similar(Path(file), Path(name))])
+  if "did you mean" in found:
+    return found
+  beside = sorted(Path(file).stem for file in files if Path(file).parent == Path(name).parent)
+  return f"; {Path(name).parent} has {', '.join(beside)}" if 0 < len(beside) <= 24 else ""
+
+
+def _is_similar(one: Path, other: Path) -> bool:
+  """Whether two files have similar names, more so in different folders."""
+  likeness = difflib.SequenceMatcher(None, one.stem.lower(), other.stem.lower()).ratio()
+  return likeness >= (0.6 if one.parent == other.parent else 0.8)
 
 
 def _files_near(name: str, folders: list[Path]) -> list[str]:

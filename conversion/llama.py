@@ -101,7 +101,7 @@ def options(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
   }
   if rope["rope_type"] != "default":
     mixers["rotary_factor"] = rope["factor"]
-  if rope["rope_type"] == "llama3":
+  if rope["rope_type"] == "llama3" and rope["factor"] != 1.0:
     mixers |= {
       "rotary_original_length": rope["original_max_position_embeddings"],
       "rotary_low": rope["low_freq_factor"],

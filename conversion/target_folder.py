@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from base import bucket_copies, buckets
+from base import bucket_copies, buckets, small_files
 from base.errors import UserError
 from base.paths import shown
 from experiment import directory_owner
@@ -65,7 +65,10 @@ def appearing(target: Path) -> Iterator[Path]:
   try:
     with directory_owner.owned(partial):
       partial.chmod(0o777 & ~_umask())
-      yield partial
+      try:
+        yield partial
+      except OSError as error:
+        raise small_files.named(error, target) from error
     try:
       # Atomic, and replaces only an empty folder.
       partial.rename(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from experiment.experiment import Experiment
 FOLDER = "hugging_face"
 # The config.json of imported weights; exports write their own.
 CONFIG = "imported_config.json"
+# Data that a tokenizer is read from. Code of others is never taken along.
+_ENDINGS = {".json", ".model", ".txt", ".jinja", ".tiktoken", ".bpe", ".vocab", ".spm"}
 _PATTERNS = ("tokenizer*", "special_tokens_map.json", "generation_config.json", "chat_template*")
 
 
@@ -29,9 +32,14 @@ def keep(source: Path, target: Path) -> None:
   """Copies the kept files of a folder to another one, all or none.
 
   Links that lead out of the folder are skipped: a received folder must not choose what is copied.
+  Files that are no data, such as Python code, are left out with a line on stderr.
   """
   files = [file for pattern in _PATTERNS for file in sorted(source.glob(pattern))]
   files = [file for file in files if file.is_file() and _is_inside(file, source)]
+  if left := [file.name for file in files if file.suffix not in _ENDINGS]:
+    place = paths.shown(source)
+    print(f"not copied from {place}, as code may be: {', '.join(left)}", file=sys.stderr)
+  files = [file for file in files if file.suffix in _ENDINGS]
   if source == target or not files:
     return
   if buckets.in_bucket(source) or buckets.in_bucket(target):

@@ -233,7 +233,9 @@ class _Comparing:
     self._comparison, self._config = comparison, config
     self._output, self._asked_by = output, asked_by
     self._progress = ComparisonProgress()
-    runs = TrainedRuns(comparison, output / "runs", self._progress, asked_by, trusted, made_here)
+    runs = TrainedRuns(
+      comparison, output / "runs", self._progress, asked_by, trusted, made_here, _peak_flops
+    )
     self._works = prepared_parts.prepare(
       comparison, runs, output / "cells", self._progress.on_result
     )
@@ -299,6 +301,14 @@ class _Comparing:
       command=self._asked_by,
       made=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     )
+
+
+def _peak_flops(device_kind: str) -> float | None:
+  """Returns a device's bfloat16 FLOP/s by JAX's name of it; None if that is unknown."""
+  from planning.hardware import catalogue
+
+  chip = catalogue.chip_of(device_kind)
+  return None if chip is None else chip.flops
 
 
 def _checked(cached: Any, before_writing: Callable[[], None]) -> Any:

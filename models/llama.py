@@ -45,11 +45,17 @@ def llama(
     attention: an attention kernel's name; None picks by backend.
 
   Raises:
-    ValueError: there is no such activation, or `rotary_high` is not above `rotary_low`.
+    ValueError: there is no such activation, `rotary_high` is not above `rotary_low`, or
+      `rotary_original_length` is set without `rotary_factor`.
   """
   if rotary_high <= rotary_low:
     raise ValueError(
       f"rotary_high={rotary_high} must be above rotary_low={rotary_low} (Llama 3.1 has 4 and 1)."
+    )
+  if rotary_original_length is not None and rotary_factor == 1.0:
+    raise ValueError(
+      f"rotary_original_length={rotary_original_length} has no effect with rotary_factor=1: set "
+      "rotary_factor too (Llama 3.1 has 8 and 8192)."
     )
   scaling = RotaryScaling(
     factor=rotary_factor,

@@ -41,7 +41,7 @@ class MetricsFile:
       before_writing: called before each change; ends a process that lost the directory.
     """
     before_writing()
-    self._before_writing = before_writing
+    self._before_writing, self._path = before_writing, path
     path.parent.mkdir(parents=True, exist_ok=True)
     self._file: Any
     if buckets.in_bucket(path):
@@ -60,8 +60,11 @@ class MetricsFile:
   def write(self, record: dict[str, Any]) -> None:
     """Appends a record, which must have a 'step'."""
     self._before_writing()
-    self._file.write((json_files.dumps(record) + "\n").encode())
-    self._file.flush()
+    try:
+      self._file.write((json_files.dumps(record) + "\n").encode())
+      self._file.flush()
+    except OSError as error:
+      raise small_files.named(error, self._path) from error
 
   def sync(self) -> None:
     """Makes sure that all records are in the file, where that is not so after each `write`.

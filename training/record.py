@@ -79,6 +79,7 @@ class TrainingLog:
     # Whether the last recorded step was taken: its loss and gradient were finite and no spike.
     self.judged = True
     self.rates: list[float] = []
+    self._rate, self._most_steps = math.nan, 0
     self.mfu: float | None = None
     self._costs, self._tracking = costs or StepCosts(), tracking or Tracking()
     # The steps after this one are timed: the first of a process compiles.
@@ -113,7 +114,7 @@ class TrainingLog:
     if step % self.options.log_every == 0 or step == self.options.steps:
       self._write_line(step, values)
     if self.rates:
-      shown["tokens/s"] = self.rates[-1]
+      shown["tokens/s"] = self._rate
     if self.mfu is not None:
       shown["MFU"] = self.mfu
     if values["skipped"]:
@@ -152,6 +153,9 @@ class TrainingLog:
     )
     if timed:
       self.rates.append(rate)
+      # A run's last line may have a step or two, after a pause: the rate before tells more.
+      if 2 * len(self.pending) >= self._most_steps:
+        self._rate, self._most_steps = rate, max(self._most_steps, len(self.pending))
     self.mfu = costs.get("mfu")
     self.pending = []
     self.start_clock()

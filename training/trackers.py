@@ -200,8 +200,8 @@ class _MLflowRun:
     for start in range(0, len(new), _MLFLOW_MOST):
       self._client.log_batch(self._id, params=new[start : start + _MLFLOW_MOST])
     changed = [RunTag(n, text) for n, text in texts.items() if before.get(n, text) != text]
-    if changed:
-      self._client.log_batch(self._id, tags=changed)
+    for start in range(0, len(changed), _MLFLOW_MOST):
+      self._client.log_batch(self._id, tags=changed[start : start + _MLFLOW_MOST])
 
   def samples(self, step: int, texts: Mapping[str, str]) -> None:
     self._client.log_dict(self._id, dict(texts), f"samples_{step}.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from html import escape
 
@@ -10,6 +11,8 @@ from comparison.page.report import document, figure_element
 from comparison.page.scale import show
 from experiment.run_list import Run, differences
 
+# Lines of metrics of which the table shows the median speed.
+_RATES = 5
 # Points of a curve; of more, each point is the mean of several.
 _MOST_POINTS = 200
 # Name in the metrics, title, label of the y axis.
@@ -96,7 +99,9 @@ def _table(runs: Sequence[Run]) -> str:
 def row(run: Run) -> tuple[str, ...]:
   """Formats name, state, step, losses and speed of a run."""
   steps = str(run.step) if run.steps is None else f"{run.step}/{run.steps}"
-  rate = run.last("tokens_per_second")
+  # Not that of the last line, which may have a single step.
+  rates = [rate for _, rate in run.curve("tokens_per_second")[-_RATES:]]
+  rate = statistics.median_high(rates) if rates else None
   losses = [run.last(name) for name in ("bits_per_byte", "heldout_bits_per_byte")]
   return (
     run.name,

@@ -74,6 +74,12 @@ def test_what_is_no_file_is_told(tmp_path):
   (tmp_path / "loop.gin").symlink_to(tmp_path / "loop.gin")
   assert "there is no gin file" in refused(tmp_path / "loop.gin")
   assert "File name too long" in refused("x" * 5000)
+  assert "did you mean gin/runs/griffin_quickstart.gin?" in refused(
+    "gin/runs/griffin_quikstart.gin"
+  )
+  told = refused("gin/runs/nothing.gin")  # not that of another folder with some of its letters
+  assert "; gin/runs has " in told
+  assert "griffin_quickstart" in told
 
 
 @pytest.mark.parametrize(

@@ -26,3 +26,12 @@ def test_nothing_is_made_where_there_is_nothing(tmp_path):
   (tmp_path / "empty").mkdir()
   kept_files.keep(tmp_path / "empty", tmp_path / "kept")
   assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_code_of_others_is_left_out_with_a_line(tmp_path, capsys):
+  (tmp_path / "tokenizer_config.json").write_text("{}")
+  for name in ("tokenizer_of_them.py", "tokenizer.so", "chat_template_hook"):
+    (tmp_path / name).write_text("import os")
+  kept_files.keep(tmp_path, tmp_path / "kept")
+  assert [file.name for file in (tmp_path / "kept").iterdir()] == ["tokenizer_config.json"]
+  assert "as code may be: tokenizer.so, tokenizer_of_them.py, chat_" in capsys.readouterr().err

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from base import small_files
+from conversion import target_folder
 from launch import train
 from tests import preparations
+from training.metrics import MetricsFile
 
 ROOT = Path(train.__file__).parents[1]
 SMALL = [
@@ -97,3 +100,21 @@ def test_rows_are_made_whole_or_not_at_all(disk, tmp_path, text):
   assert not list(disk.glob("cache/.*.partial"))
   grow(disk)
   assert run(tmp_path, *command).returncode == 0
+
+
+def test_small_files_conversions_and_metrics_name_the_place(disk):
+  (disk / "fill").write_bytes(b"x" * os.statvfs(disk).f_bavail * 4096)
+  with pytest.raises(OSError, match=r"No space left on device: '.*/config.gin'"):
+    small_files.replace(disk / "config.gin", "x" * 5000)
+  metrics = MetricsFile(disk / "metrics.jsonl")
+  with pytest.raises(OSError, match=r"No space left on device: '.*/metrics.jsonl'"):
+    metrics.write({"step": 1, "text": "x" * 5000})
+
+  def convert():
+    with target_folder.appearing(disk / "exported") as made, (made / "weights").open("wb") as file:
+      file.write(b"x" * 50_000)
+
+  (disk / "fill").write_bytes(b"x" * (os.statvfs(disk).f_blocks - 3) * 4096)
+  with pytest.raises(OSError, match=r"No space left on device: '.*/exported'"):
+    convert()
+  assert {path.name for path in disk.iterdir()} == {"fill", "metrics.jsonl"}

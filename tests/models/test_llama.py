@@ -36,6 +36,7 @@ def test_wavelengths_grow_by_the_factor_where_few_fit_into_the_original_length()
   ("options", "message"),
   [
     ({"rotary_low": 5.0}, r"rotary_high=4\.0 must be above rotary_low=5\.0"),
+    ({"rotary_original_length": 8192}, "has no effect with rotary_factor=1: set rotary_factor"),
     ({"activation": "silo"}, "activation='silo' is unknown; did you mean silu?"),
   ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from training import loop, metrics
+from training import record as record_lib
 from training.record import TrainingLog
 
 
@@ -72,3 +73,15 @@ def test_the_first_line_has_the_time_left_if_the_steps_are_timed_before_it(monke
   stream.seek(0)
   metrics.ProgressLine(11, stream).show(3, {})
   assert stream.getvalue() == "step 3/11\n"
+
+
+def test_the_rate_of_a_short_last_line_is_not_shown(tmp_path, monkeypatch):
+  stream, clock = io.StringIO(), [0.0]
+  monkeypatch.setattr(record_lib.time, "monotonic", lambda: clock[0])
+  record = record_of(tmp_path / "metrics.jsonl", stream, log_every=9)
+  for step in range(1, 11):
+    clock[0] += 1.0 if step < 10 else 100.0  # the last line is a single step, after a pause
+    record.record(step, step_metrics(1.0))
+  rates = [line["tokens_per_second"] for line in metrics.read_metrics(tmp_path / "metrics.jsonl")]
+  assert rates == [8.0, 0.08]
+  assert re.findall(r"tokens/s (\S+)", stream.getvalue()) == ["8", "8"]

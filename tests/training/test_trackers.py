@@ -123,6 +123,14 @@ def test_two_lives_are_one_run_of_mlflow(run_dir):
   assert artifacts == {"loss.png", "samples_2.json", "samples_4.json"}
 
 
+def test_mlflow_takes_many_values_that_changed(run_dir):
+  pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+  writer = trackers.MLflow().open(run_dir, 0)
+  for value in (1, 2):
+    writer.hyperparameters({f"name_{number}": value for number in range(250)})
+  assert len(writer._client.get_run(writer._id).data.tags) >= 250
+
+
 def test_two_lives_are_one_run_of_trackio(run_dir, monkeypatch):
   monkeypatch.setenv("TRACKIO_DIR", str(run_dir.parent / "trackio"))
   trackio = pytest.importorskip("trackio", reason="the extra trackio is not installed")
