@@ -1,4 +1,7 @@
-"""Checks that training steps on a mesh equal those on one device, or are refused as declared."""
+"""Checks that training steps on a mesh equal those on one device, or are refused as declared.
+
+Steps on the last mesh run rows in chunks of time, where the model allows them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import jax
 import numpy as np
 import optax
 
+from contract import chunks
 from contract.finding import Finding, compare_trees, largest
 from contract.subject import Subject
 from models.accounting import list_parameters
@@ -52,8 +56,11 @@ def check(subject: Subject) -> Iterator[Finding]:
       # The other axes are still checked on all devices.
       kept["data"] = DEVICES // math.prod(size for axis, size in kept.items() if axis != "data")
     expected = expected or _train(subject)
-    case = _name(kept, chosen["zero"])
-    losses, momentum = _train(subject, kept, chosen["zero"])
+    # Of each chunk, every device along `seq` has half.
+    in_chunks = chosen is MESHES[-1] and chunks.allowed(subject.model)
+    chunk = 2 * subject.window if in_chunks else None
+    case = _name(kept, chosen["zero"]) + (" in chunks of time" if in_chunks else "")
+    losses, momentum = _train(subject, kept, chosen["zero"], chunk)
     compared = zip(losses, expected[0], strict=True)
     relative = [(f"step {n}", abs(a / b - 1)) for n, (a, b) in enumerate(compared)]
     # Devices add their gradients in another order.
@@ -84,10 +91,11 @@ def _refusal(subject: Subject, sizes: dict[str, int], zero: int) -> Finding:
 
 
 def _train(
-  subject: Subject, sizes: dict[str, int] | None = None, zero: int = 0
+  subject: Subject, sizes: dict[str, int] | None = None, zero: int = 0, chunk: int | None = None
 ) -> tuple[list[float], Any]:
   """Returns the loss of each step and the final momentum; without sizes on one device."""
   model, params = subject.without_remainder()
+  model = model.clone(time_chunk=chunk)
   sharding_plan = (
     _sharding_plan(model, sizes, zero) if sizes else on_one_device(list_parameters(model))
   )

@@ -127,16 +127,22 @@ class SelfAttention(nn.Module):
       if capacity is not None:
         empty = self.initial_state(batch, capacity)
         new_state = _remember(empty, flat(k), flat(v), segments.ids, length)
-    elif length == 1:
+    elif length == 1 and not sequence.is_split():
       new_state = _write_one(state, flat(k), flat(v), segments.ids)
       mixed = _attend_to_ring(q, new_state, segments.ids)
     else:
       past = _in_time_order(state)
-      k = jnp.concatenate([past.keys, flat(k).astype(past.keys.dtype)], axis=1)
-      v = jnp.concatenate([past.values, flat(v).astype(past.values.dtype)], axis=1)
-      ids = jnp.concatenate([past.segment_ids, segments.ids], axis=1)
+      k, v = flat(k).astype(past.keys.dtype), flat(v).astype(past.values.dtype)
+      if sequence.is_split():
+        k, v, ids = self._seen(k, v, segments.ids, past)
+      else:
+        k = jnp.concatenate([past.keys, k], axis=1)
+        v = jnp.concatenate([past.values, v], axis=1)
+        ids = jnp.concatenate([past.segment_ids, segments.ids], axis=1)
       mixed = self._attend(q, cut(k), cut(v), ids, segments.ids)
-      new_state = _remember(state, k, v, ids, state.length + length)
+      seen = state.length + length * shards.count(sequence.AXIS)
+      new_state = _remember(state, k, v, ids, seen)
+      new_state = AttentionState(*map(sequence.of_last, new_state))
 
     output = Linear(
       width, ("heads", "embed"), self.output_scale, self.use_output_bias, name="output", **dtypes
@@ -162,18 +168,24 @@ class SelfAttention(nn.Module):
     )
 
   def _seen(
-    self, k: jax.Array, v: jax.Array, ids: jax.Array
+    self, k: jax.Array, v: jax.Array, ids: jax.Array, past: AttentionState | None = None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The keys and values that this shard of time sees, its own last, and their segments."""
+    """The keys and values that this shard of time sees, its own last, and their segments.
+
+    `past` has those before all shards, in the order of time.
+    """
     if not sequence.is_split():
       return k, v, ids
     both = jnp.concatenate([k, v], axis=-1)
     if self.window is None:
       both, ids = sequence.all_until_here(both, ids)
     elif self.window > 1:
-      reach = self.window - 1
-      both = jnp.concatenate([sequence.before(both, reach), both], axis=1)
-      ids = jnp.concatenate([sequence.ids_before(ids, reach), ids], axis=1)
+      reach, first, first_ids = self.window - 1, None, None
+      if past is not None:
+        first = jnp.concatenate([past.keys, past.values], axis=-1)
+        first_ids = past.segment_ids
+      both = jnp.concatenate([sequence.before(both, reach, first), both], axis=1)
+      ids = jnp.concatenate([sequence.ids_before(ids, reach, first_ids), ids], axis=1)
     k, v = jnp.split(both, 2, axis=-1)
     return k, v, ids
 

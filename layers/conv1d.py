@@ -38,8 +38,8 @@ class CausalConv1D(nn.Module):
     Args:
       x: [B, T, R].
       positions: [B, T] int32; a tap that reaches before position 0 contributes nothing.
-      history: [B, conv_width - 1, R] inputs before x, oldest first; None: those of the shards
-        before, or zeros.
+      history: [B, conv_width - 1, R] inputs before x, oldest first, and before those of all shards
+        of time; None for zeros.
 
     Returns:
       y: [B, T, R], and the history after the last token: [B, conv_width - 1, R].
@@ -51,9 +51,14 @@ class CausalConv1D(nn.Module):
     if self.use_bias:
       bias = parameter(self, "bias", nn.initializers.zeros, (self.axis,), (channels,))
     x = x.astype(self.dtype)
-    if history is None and sequence.is_split():
-      history = sequence.before(x, self.conv_width - 1)
+    continues = history is not None
+    if sequence.is_split():
+      history = sequence.before(x, self.conv_width - 1, history)
     elif history is None:
       history = jnp.zeros((batch, self.conv_width - 1, channels), self.dtype)
     extended = jnp.concatenate([history.astype(self.dtype), x], axis=1)
-    return causal_conv(extended, positions, kernel, bias), extended[:, length:]
+    after = extended[:, length:]
+    return (
+      causal_conv(extended, positions, kernel, bias),
+      sequence.of_last(after) if continues else after,
+    )

@@ -39,10 +39,12 @@ def linear_recurrence(
   run = functools.partial(linear_scan, implementation=implementation)
   if phase is None:
     return sequence.recur(run, _log_of_product, (x, log_a), segments.starts, h0)
-  if h0 is not None or not sequence.is_split():
+  if not sequence.is_split():
     return run(x, log_a, h0, phase=phase, reset=segments.starts)
   run_complex = functools.partial(_run_complex, run)
-  return sequence.recur(run_complex, _log_of_complex_product, (x, log_a, phase), segments.starts)
+  arrays, h0 = (x, log_a, phase), None if h0 is None else jax.lax.complex(*jnp.split(h0, 2, -1))
+  h, h_last = sequence.recur(run_complex, _log_of_complex_product, arrays, segments.starts, h0)
+  return h, None if h_last is None else _parts(h_last)
 
 
 def _log_of_product(x, log_a):
@@ -53,9 +55,14 @@ def _log_of_product(x, log_a):
 
 def _run_complex(run, x, log_a, phase, h0, *, reset):
   """Runs with complex states [B, R / 2], which is how shards of time exchange them."""
-  h0 = None if h0 is None else jnp.concatenate([h0.real, h0.imag], axis=-1)
+  h0 = None if h0 is None else _parts(h0)
   h, h_last = run(x, log_a, h0, phase=phase, reset=reset)
   return h, jax.lax.complex(*jnp.split(h_last, 2, axis=-1))
+
+
+def _parts(h: jax.Array) -> jax.Array:
+  """Real and imaginary parts of [B, R / 2] side by side, [B, R]."""
+  return jnp.concatenate([h.real, h.imag], axis=-1)
 
 
 def _log_of_complex_product(x, log_a, phase):

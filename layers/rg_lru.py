@@ -47,7 +47,8 @@ class RGLRU(nn.Module):
       h0: [B, R] float32 state before the first token; zeros if None.
 
     Returns:
-      h: [B, T, R], and the state after the last token, [B, R] float32; None where time is split.
+      h: [B, T, R], and the state after the last token, [B, R] float32; None where time is split and
+      h0 is None.
     """
     width = x.shape[-1]
     dtypes = dtypes_of(self)

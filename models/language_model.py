@@ -14,7 +14,7 @@ from layers.embedding import Embedding, OutputHead
 from layers.mixer import Mixer, MixerFactory, ModuleFactory, State
 from layers.segments import Segments, positions_in_segments
 from layers.stack import Stack
-from parallel import sharded_vocabulary
+from parallel import sequence, sharded_vocabulary
 
 
 class DecodeState(NamedTuple):
@@ -150,7 +150,8 @@ class LanguageModel(nn.Module):
     x, stack_state = self.stack(x, segments, state and state.stack, capacity)
     if stack_state is None:
       return x, None
-    return x, DecodeState(stack_state, segments.positions[:, -1] + 1, segments.ids[:, -1])
+    last = jax.tree.map(lambda each: sequence.of_last(each[:, -1]), segments)
+    return x, DecodeState(stack_state, last.positions + 1, last.ids)
 
   def _segments(self, tokens, segment_ids, positions, state) -> Segments:
     if state is not None:

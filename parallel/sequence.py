@@ -38,27 +38,66 @@ def is_split() -> bool:
   return shards.count(AXIS) > 1
 
 
-def before(x: jax.Array, count: int) -> jax.Array:
+def before(x: jax.Array, count: int, first: jax.Array | None = None) -> jax.Array:
   """Returns the tokens before this shard.
 
   Args:
     x: [B, T, ...] this shard's tokens.
     count: number of tokens; if more than T, they come from several shards.
+    first: [B, n, ...] the n tokens before those of all shards, the same on each; before these, and
+      for None, are zeros.
 
   Returns:
-    [B, count, ...]; zeros before the start of the row. Each shard sends only the tokens that the
-    next ones need; the gradient goes back the same way.
+    [B, count, ...]. Each shard sends only the tokens that the next ones need; the gradient goes
+    back the same way.
   """
   length, parts = x.shape[1], []
   for distance in range(1, -(-count // length) + 1):
     needed = min(length, count - (distance - 1) * length)
     parts.append(_shift(x[:, length - needed :], distance))
-  return jnp.concatenate(parts[::-1], axis=1)
+  halo = jnp.concatenate(parts[::-1], axis=1)
+  if first is None:
+    return halo
+  # The first shards look back beyond the others' tokens, where the halo is zero.
+  first = first[:, max(0, first.shape[1] - count) :].astype(x.dtype)
+  margins = [(0, 0), (count - first.shape[1], count), *[(0, 0)] * (x.ndim - 2)]
+  passed = jnp.minimum(number() * length, count)
+  return halo + lax.dynamic_slice_in_dim(jnp.pad(first, margins), passed, count, axis=1)
 
 
-def ids_before(ids: jax.Array, count: int) -> jax.Array:
+def ids_before(ids: jax.Array, count: int, first: jax.Array | None = None) -> jax.Array:
   """Returns `before` of segment ids [B, T]; `NOWHERE` before the start of the row."""
-  return before(ids - NOWHERE, count) + NOWHERE
+  first = None if first is None else first - NOWHERE
+  return before(ids - NOWHERE, count, first) + NOWHERE
+
+
+def of_last(x: jax.Array) -> jax.Array:
+  """Returns the last shard's x on all shards; x itself where time is not split."""
+  if not is_split():
+    return x
+  return _of_last(x) if jnp.issubdtype(x.dtype, jnp.inexact) else _sum_of_last(x)
+
+
+def _sum_of_last(x):
+  return lax.psum(jnp.where(number() == shards.count(AXIS) - 1, x, 0), shards.mesh_axes(AXIS))
+
+
+@jax.custom_vjp
+def _of_last(x):
+  return _sum_of_last(x)
+
+
+def _to_last(_, g):
+  everything = lax.psum(g, shards.mesh_axes(AXIS))
+  return (jnp.where(number() == shards.count(AXIS) - 1, everything, 0),)
+
+
+_of_last.defvjp(lambda x: (_sum_of_last(x), None), _to_last)
+
+
+def number() -> jax.Array | int:
+  """Returns the number of this shard, in the order of time; 0 where time is not split."""
+  return lax.axis_index(shards.mesh_axes(AXIS)) if is_split() else 0
 
 
 def all_until_here(x: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -102,11 +141,11 @@ def recur(
       dtype that broadcast against h_last.
     arrays: inputs of the recurrence.
     reset: [B, T] bool, True where a segment starts; None for no resets.
-    h0: the state before the first token; None for zeros. Rows with a state are never split.
+    h0: the state before the first token of all shards, the same on each; None for zeros.
 
   Returns:
-    h: [B, T, ...], and the state after the last token; None where time is split, because the last
-    shard alone has it.
+    h: [B, T, ...], and the state after the last token of all shards; None where time is split and
+    h0 is None, because then the last shard alone has it.
   """
   state_map = functools.partial(_diagonal_map, run, log_decay)
   return _recur_shards(run, state_map, _DIAGONAL, arrays, reset, h0)
@@ -157,30 +196,36 @@ _BY_MATRICES = _Maps(
 
 
 def _recur_shards(run, state_map, maps, arrays, reset, h0):
-  if h0 is not None or not is_split():
+  if not is_split():
     return run(*arrays, h0, reset=reset)
-  return _recur(run, state_map, maps, arrays, reset), None
+  h, h_last = _recur(run, state_map, maps, arrays, reset, h0)
+  return h, None if h0 is None else of_last(h_last)
 
 
 @custom_vjp(nondiff_argnums=(0, 1, 2))
-def _recur(run, state_map, maps, arrays, reset):
-  return _forward(run, state_map, maps, arrays, reset)[0]
+def _recur(run, state_map, maps, arrays, reset, h0):
+  return _forward(run, state_map, maps, arrays, reset, h0)[0]
 
 
-def _forward(run, state_map, maps, arrays, reset):
+def _forward(run, state_map, maps, arrays, reset, h0):
   product, last = state_map(*arrays, reset=reset)
+  if h0 is not None:
+    last = jnp.where(number() == 0, maps.apply(product, h0) + last, last)
   entering = _scan_shards(maps.apply, product, last, reverse=False)
-  (h, _), pull = jax.vjp(lambda arrays, h0: run(*arrays, h0, reset=reset), arrays, entering)
-  return h, (product, jnp.zeros_like(last), pull)
+  if h0 is not None:
+    entering = jnp.where(number() == 0, h0, entering)
+  results, pull = jax.vjp(lambda arrays, h0: run(*arrays, h0, reset=reset), arrays, entering)
+  return results, (product, h0 is None, pull)
 
 
-def _backward(run, state_map, maps, residuals, dh):
+def _backward(run, state_map, maps, residuals, cotangents):
   del run, state_map
-  product, nothing, pull = residuals
-  _, leaving = pull((dh, nothing))
-  dlast = _scan_shards(maps.apply, maps.transposed(product), leaving, reverse=True)
-  darrays, _ = pull((dh, dlast))
-  return darrays, None
+  product, from_zero, pull = residuals
+  dh, dh_last = cotangents
+  _, leaving = pull((dh, dh_last))
+  dlast = dh_last + _scan_shards(maps.apply, maps.transposed(product), leaving, reverse=True)
+  darrays, dh0 = pull((dh, dlast))
+  return darrays, None, None if from_zero else jnp.where(number() == 0, dh0, 0)
 
 
 _recur.defvjp(_forward, _backward)

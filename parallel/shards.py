@@ -47,6 +47,18 @@ def per_device(region: Region) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def unsplit(axis: str) -> Iterator[None]:
+  """Context manager for tracing as if a logical axis were not split, to find shapes."""
+  region = _region.value
+  if region is None:
+    yield
+    return
+  table = tuple((name, () if name == axis else axes) for name, axes in region.table)
+  with _region(region._replace(table=table)):
+    yield
+
+
 def is_per_device() -> bool:
   """Whether the traced code runs once per device."""
   return _region.value is not None

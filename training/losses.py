@@ -40,7 +40,7 @@ def token_losses(
   Raises:
     ValueError: rows are cut into chunks, and the model or the mesh does not allow it.
   """
-  if not time_chunks.is_cut(model, batch["inputs"].shape[1]):
+  if not time_chunks.is_cut(model, batch):
     return _losses(model, params, batch, rng, max_logit_bytes)[0]
 
   def chunk(params, piece, state, index):

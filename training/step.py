@@ -265,7 +265,7 @@ def loss_and_gradient(
   Raises:
     ValueError: the microbatches do not divide the batch, or the chunks of `time_chunk` the row.
   """
-  time_chunks.check_length(model, batch["inputs"].shape[1])
+  time_chunks.check_length(model, batch)
   rng = jax.random.wrap_key_data(rng_data)
   pieces = options.grad_accum_steps
   size = batch["inputs"].shape[0]

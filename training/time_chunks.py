@@ -11,14 +11,15 @@ checkpointing over time (Chen et al. 2016, arXiv 1604.06174), not truncated back
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from base.wording import plural
 from models.language_model import DecodeState, LanguageModel
-from parallel import sequence
+from parallel import sequence, shards
 from parallel.mesh import FLAGS
 
 Batch = dict[str, jax.Array]
@@ -27,15 +28,20 @@ Chunk = Callable[[Any, Batch, DecodeState, jax.Array], tuple[Any, DecodeState | 
 OPTION = "--gin.models.backbone.Backbone.time_chunk"
 
 
-def is_cut(model: LanguageModel, length: int) -> bool:
-  """Whether rows of this many tokens are run in chunks."""
-  return model.time_chunk is not None and model.time_chunk < length
+def row_length(batch: Batch) -> int:
+  """Returns the tokens of a batch's rows, on all devices that share them."""
+  return batch["inputs"].shape[1] * shards.count(sequence.AXIS)
 
 
-def check_length(model: LanguageModel, length: int) -> None:
+def is_cut(model: LanguageModel, batch: Batch) -> bool:
+  """Whether the rows of a batch are run in chunks."""
+  return model.time_chunk is not None and model.time_chunk < row_length(batch)
+
+
+def check_length(model: LanguageModel, batch: Batch) -> None:
   """Raises ValueError if a model's chunks do not divide the rows that it trains on."""
-  size = model.time_chunk
-  if size is not None and is_cut(model, length) and length % size:
+  size, length = model.time_chunk, row_length(batch)
+  if size is not None and size < length and length % size:
     raise ValueError(
       f"chunks of {plural(size, 'token')} do not divide rows of {plural(length, 'token')}: every "
       f"step would compute {-length % size} tokens of padding. Set {OPTION} to a divisor of "
@@ -59,19 +65,13 @@ def run(function: Chunk, model: LanguageModel, params: Any, batch: Batch) -> Any
     the results, arrays [B, T].
 
   Raises:
-    ValueError: a mixer has no state of a fixed size that gradients pass, or devices share a row.
+    ValueError: a mixer has no state of a fixed size that gradients pass, or devices that share rows
+      cannot share a chunk.
   """
   _check_model(model)
-  size, length = model.time_chunk or 0, batch["inputs"].shape[1]
+  size, length = model.time_chunk or 0, row_length(batch)
   count = -(-length // size)
-
-  def cut(x):
-    x = jnp.pad(x, [(0, 0), (0, count * size - length)])
-    return jnp.moveaxis(x.reshape(len(x), count, size), 1, 0)
-
-  def together(x):
-    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], count * size)[:, :length]
-
+  layout = _Layout(size, count, length)
   fixed, gradients = _with_wide_gradients(params)
 
   def chunk(gradients, piece, state, index):
@@ -83,16 +83,49 @@ def run(function: Chunk, model: LanguageModel, params: Any, batch: Batch) -> Any
     results, state = again(gradients, inputs[0], state, inputs[1])
     return state, results
 
-  chunks = jax.tree.map(cut, batch), jnp.arange(count)
-  _, results = jax.lax.scan(step, _state_before(model, params, batch), chunks)
-  return jax.tree.map(together, results)
+  chunks = jax.tree.map(layout.cut, batch), jnp.arange(count)
+  _, results = lax.scan(step, _state_before(model, params, batch), chunks)
+  return jax.tree.map(layout.joined, results)
+
+
+class _Layout(NamedTuple):
+  """How rows are cut: every device that shares a row has a part of each chunk.
+
+  Attributes:
+    size: tokens of a chunk.
+    count: number of chunks.
+    length: tokens of a row.
+  """
+
+  size: int
+  count: int
+  length: int
+
+  def cut(self, x: jax.Array) -> jax.Array:
+    """This device's part of each chunk, [count, B, C], of its part of each row [B, T]."""
+    split = sequence.is_split()
+    # Integers and loss weights, 20 bytes per token: little beside a chunk's activations.
+    x = lax.all_gather(x, shards.mesh_axes(sequence.AXIS), axis=1, tiled=True) if split else x
+    x = jnp.pad(x, [(0, 0), (0, self.count * self.size - self.length)])
+    x = x.reshape(len(x), self.count, shards.count(sequence.AXIS), -1)
+    return jnp.moveaxis(lax.dynamic_index_in_dim(x, sequence.number(), 2, keepdims=False), 1, 0)
+
+  def joined(self, x: jax.Array) -> jax.Array:
+    """The inverse of `cut`: [B, T] from [count, B, C]."""
+    x = jnp.moveaxis(x, 0, 1)[:, :, None]
+    names = shards.mesh_axes(sequence.AXIS)
+    x = lax.all_gather(x, names, axis=2, tiled=True) if sequence.is_split() else x
+    x = x.reshape(len(x), self.count * self.size)
+    here = self.length // shards.count(sequence.AXIS)
+    return lax.dynamic_slice_in_dim(x, sequence.number() * here, here, axis=1)
 
 
 def _check_model(model: LanguageModel) -> None:
-  if sequence.is_split():
+  size, devices = model.time_chunk or 0, shards.count(sequence.AXIS)
+  if size % devices:
     raise ValueError(
-      f"rows are cut into chunks of {plural(model.time_chunk or 0, 'token')}, and devices share "
-      f"a row: a chunk would wait for the devices before. Set {FLAGS['seq']}=1, or {OPTION}=None."
+      f"chunks of {plural(size, 'token')} cannot be shared by the {devices} devices that share a "
+      f"row. Set {OPTION} to a multiple of {devices}, or {FLAGS['seq']} to a divisor of {size}."
     )
   for mixer in model.mixers():
     kind = type(mixer)
@@ -112,7 +145,7 @@ def _check_model(model: LanguageModel) -> None:
 
 def _state_before(model: LanguageModel, params: Any, batch: Batch) -> DecodeState:
   """The state before the first token; where channels are split, this device's part."""
-  rows, length = batch["inputs"].shape
+  rows, length = len(batch["inputs"]), row_length(batch)
 
   def first_token(params, batch):
     ids, positions = batch["segment_ids"][:, :1], batch["positions"][:, :1]
@@ -128,7 +161,8 @@ def _state_before(model: LanguageModel, params: Any, batch: Batch) -> DecodeStat
     # A state starts alike in all channels, so that any part of the whole has the right size.
     return whole[tuple(slice(size) for size in here.shape)]
 
-  here = jax.eval_shape(first_token, params, batch)
+  with shards.unsplit(sequence.AXIS):
+    here = jax.eval_shape(first_token, params, batch)
   return jax.tree.map(part, model.initial_state(rows, length), here)
 
 
@@ -142,7 +176,7 @@ def _with_wide_gradients(params: Any) -> tuple[Any, Any]:
   leaves, structure = jax.tree.flatten(params)
   pairs = [_apart(leaf) for leaf in leaves]
   fixed, gradients = (structure.unflatten([pair[i] for pair in pairs]) for i in (0, 1))
-  return jax.lax.stop_gradient(fixed), gradients
+  return lax.stop_gradient(fixed), gradients
 
 
 @jax.custom_vjp
@@ -162,7 +196,7 @@ def _with_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
 
 def _widened(_, g):
   # The barrier is for the TPU compiler, as in `training.step`.
-  g = jax.lax.optimization_barrier(g)
+  g = lax.optimization_barrier(g)
   return None, g.astype(jnp.promote_types(g.dtype, jnp.float32))
 
 

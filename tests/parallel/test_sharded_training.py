@@ -22,6 +22,8 @@ CASES = (
   # Chunks of time, whose states each device has its channels and heads of.
   "griffin:data=2,model=4,zero=3,grad_accum_steps=2,time_chunk=16",
   "adapted_griffin:data=4,model=2,zero=2,time_chunk=16",
+  # Of each chunk a device has fewer tokens than the convolution and the window look back to.
+  "griffin:data=2,seq=4,zero=1,time_chunk=8",
 )
 # Parameters in bfloat16.
 MASTER = "hawk:data=4,model=2,zero=1,keep=master"
