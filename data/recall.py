@@ -69,6 +69,8 @@ class RecallTask:
   has_loss_mask = True
   # The unit of `length`.
   unit = "tokens"
+  # Where the task is published, for figures: by default the paper.
+  published = "section 6.2, appendix H"
   # Whether the published score is that of generated text; else of the most likely token after the
   # true previous tokens.
   generates = False
@@ -243,6 +245,7 @@ class MultiQueryRecall(RecallTask):
   power: NotNegative = 0.01
 
   name = "multi-query-recall"
+  published = "arXiv 2312.04927, figure 2"
 
   def __post_init__(self):
     super().__post_init__()

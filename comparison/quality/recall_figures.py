@@ -42,7 +42,6 @@ class Questions:
     baseline: the model to compare the others with.
     seeds: seeds of the models.
     conditions: conditions of the figures.
-    source: section of the experiment in the paper.
   """
 
   task: RecallTask
@@ -52,7 +51,6 @@ class Questions:
   baseline: str
   seeds: Sequence[int]
   conditions: tuple[tuple[str, str], ...] = ()
-  source: str = "section 6.2, appendix H"
 
   def __post_init__(self):
     if not self.lengths or list(self.lengths) != sorted(set(self.lengths)):
@@ -97,7 +95,7 @@ class Questions:
         ("questions", f"{self.count:,} per length and seed"),
         ("seeds", ", ".join(map(str, self.seeds))),
       ),
-      source=self.source,
+      source=self.task.published,
       **parts,
     )
 

@@ -30,7 +30,14 @@ FRAGMENTS = {
 }
 FILES = sorted({p.name for p in (FOLDER / "data").glob("*.gin")} - FRAGMENTS)
 OWN_TOKENIZER = ("s_sentencepiece.gin", "_tokenizer.gin")
-RECALL = ("selective_copying.gin", "induction_heads.gin", "mqar.gin", "phonebook.gin", "needle.gin")
+RECALL = (
+  "selective_copying.gin",
+  "induction_heads.gin",
+  "mqar.gin",
+  "state_tracking.gin",
+  "phonebook.gin",
+  "needle.gin",
+)
 
 
 @dataclasses.dataclass(frozen=True)
