@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pickle
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +27,8 @@ from data.files import CorpusError
 from data.progress import PreparationProgress, ProgressBar
 
 _ROOT = Path(__file__).resolve().parents[1]
+# Rows that are made for a bucket.
+_TO_UPLOAD = "cache/to_upload"
 
 Show = Callable[[PreparationProgress], None]
 
@@ -214,6 +219,25 @@ def not_kept(dataset: Any, reason: str) -> PreparationError:
   )
 
 
+def local_rows(dataset: Any) -> Path:
+  """Returns the folder of this machine in which rows for a bucket are made."""
+  return Path(_TO_UPLOAD).absolute() / dataset.cache_path.name
+
+
+def upload_lock(made: Path) -> Path:
+  """Returns the lock file of a process that makes and uploads these rows."""
+  return made.with_name(f".{made.name}.upload.lock")
+
+
+def _remove_uploaded(made: Path) -> None:
+  """Removes what a killed process left of rows that are in the bucket by now."""
+  if not made.exists():
+    return
+  with contextlib.suppress(OSError), upload_lock(made).open("a") as file:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    shutil.rmtree(made, ignore_errors=True)
+
+
 # Megabytes of text that a core packs in a second, by the kind of tokenizer: docs/benchmarks.md.
 _RATES = {"bytes": 20.0, "sentencepiece": 4.0, "tokenizer.json": 2.5}
 _TOLD_SECONDS = 60.0
@@ -257,7 +281,12 @@ def prepare(
     part: see `data.prepare.prepare`.
     own_command: whether the user asked for just this, and need not be told how to.
   """
-  missing = [dataset for dataset in datasets if not dataset.is_prepared()]
+  missing = []
+  for dataset in datasets:
+    if not dataset.is_prepared():
+      missing.append(dataset)
+    elif buckets.in_bucket(dataset.cache_path):
+      _remove_uploaded(local_rows(dataset))
   for dataset in missing:
     _check(dataset)
   if missing:

@@ -28,14 +28,11 @@ from data import corpora, recall, shard_packing, shard_plan, shard_workers, task
 from data.dataset import TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
-from data.preparation import not_kept
+from data.preparation import local_rows, not_kept, upload_lock
 from data.rows import RowWriter
 from data.tokenizers import TokenizerError
 
 _SECONDS_BETWEEN_EVENTS = 0.1
-# Rows that are made for a bucket.
-_TO_UPLOAD = "cache/to_upload"
-
 # Half-made files without a write for so long are leftovers.
 _SECONDS_OF_NOBODY = 24 * 3600.0
 
@@ -232,13 +229,17 @@ def _prepare_in_bucket(
   with _keeping(dataset):
     if (target / MANIFEST_FILE).is_file():
       return
-  local = dataclasses.replace(dataset, cache_dir=str(Path(_TO_UPLOAD).absolute()))
-  _prepare(local, report, workers)
+  made = local_rows(dataset)
   with _keeping(dataset):
-    bucket_copies.upload(
-      local.cache_path, target, last=[MANIFEST_FILE], without=[verification.VERIFIED_FILE]
-    )
-    shutil.rmtree(local.cache_path, ignore_errors=True)
+    lock = _lock(upload_lock(made), wait=lambda: report({"what": dataset.what, "waiting": True}))
+  with lock:
+    if not (target / MANIFEST_FILE).is_file():
+      _prepare(dataclasses.replace(dataset, cache_dir=str(made.parent)), report, workers)
+      with _keeping(dataset):
+        bucket_copies.upload(
+          made, target, last=[MANIFEST_FILE], without=[verification.VERIFIED_FILE]
+        )
+    shutil.rmtree(made, ignore_errors=True)
 
 
 def _publish(partial: Path, target: Path) -> None:
