@@ -379,11 +379,12 @@ def find(name: str, including: Path | None, place: Place | None) -> Path:
 
 def _near_file(name: str, files: list[str]) -> str:
   """Suggests a file with a similar own name; else lists those of the folder that `name` names."""
+  parent = Path(name).parent
   found = near(name, [file for file in files if _is_similar(Path(file), Path(name))])
   if "did you mean" in found:
     return found
-  beside = sorted(Path(file).stem for file in files if Path(file).parent == Path(name).parent)
-  return f"; {Path(name).parent} has {', '.join(beside)}" if 0 < len(beside) <= 24 else ""
+  beside = sorted(Path(file).stem for file in files if Path(file).parent == parent)
+  return f"; {parent} has {', '.join(beside)}" if parent.name and beside else ""
 
 
 def _is_similar(one: Path, other: Path) -> bool:

@@ -261,8 +261,8 @@ def _an_object(value: Any, name: str) -> dict[str, Any]:
 
 def _counts(values: dict[str, Any]) -> Counts:
   counts = Counts(**{name: _number(value, name) for name, value in values.items()})
-  if counts.unscored_tokens >= counts.tokens or counts.unscored_bytes > counts.text_bytes:
-    raise ValueError("its counts have no tokens in the loss, or negative bytes")
+  if counts.unscored_tokens >= counts.tokens or counts.unscored_bytes >= counts.text_bytes:
+    raise ValueError("its counts have no tokens or no bytes of text in the loss")
   return counts
 
 

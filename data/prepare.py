@@ -293,6 +293,11 @@ def _require_text(dataset: TextDataset, counts: Counts) -> None:
       f"{dataset.what} has no text: {plural(counts.empty_documents, 'document')}, all empty."
       " Correct the corpus."
     )
+  if counts.text_bytes <= counts.unscored_bytes:
+    raise corpora.CorpusError(
+      f"{dataset.what}: its {plural(counts.tokens, 'token')} spell no bytes of text in the loss, so"
+      " that there are no bits per byte. Correct the corpus, or take its tokenizer."
+    )
 
 
 def _event(dataset: TextDataset, counts: Counts, total: int) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def test_what_is_no_file_is_told(tmp_path):
   told = refused("gin/runs/nothing.gin")  # not that of another folder with some of its letters
   assert "; gin/runs has " in told
   assert "griffin_quickstart" in told
+  assert refused("model=2").endswith("there is no gin file 'model=2'")
 
 
 @pytest.mark.parametrize(

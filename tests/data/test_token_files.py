@@ -90,3 +90,12 @@ def test_an_index_of_other_tokens_is_refused(tmp_path):
     list(corpus.token_examples(Bytes(), "all"))
   with pytest.raises(corpora.CorpusError, match="no held-out part of its own"):
     list(corpus.token_examples(Bytes(), "train"))
+
+
+def test_ids_that_spell_no_text_are_refused(tmp_path):
+  np.save(tmp_path / "a.npy", np.full(100, 2, np.int32))  # the unknown token
+  corpus = TokenFiles(str(tmp_path / "a.npy"))
+  text = dataset.TextDataset(corpus, Bytes(), 16, "all", str(tmp_path / "cache"))
+  with pytest.raises(corpora.CorpusError, match="spell no bytes of text in the loss"):
+    prepare.prepare(text, lambda event: None)
+  assert not text.is_prepared()
