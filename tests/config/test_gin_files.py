@@ -68,11 +68,14 @@ FRAGMENTS = {
   "data/instructions_gemma_turns.gin": "data/instructions_bytes.gin",
 }
 
+# Set a few values of what a file of the same folder sets whole.
+ADDED = ("train/time_chunks.gin",)
+
 
 def load(file):
   if file in RUNS:
     return experiment.load(GIN_ROOT / file)
-  folder = file.partition("/")[0]
+  folder = "added" if file in ADDED else file.partition("/")[0]
   others = {folder: FRAGMENTS.get(file, file)} if "/" in file else {}
   parts = PARTS | others
   # Of a tokenizer that is yet to be trained, the size cannot be known.
