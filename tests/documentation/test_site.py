@@ -26,8 +26,8 @@ def test_the_navigation_lists_every_page():
   navigation = (
     (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2].partition("\n\n")[0]
   )
-  pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
-  assert sorted(re.findall(r"\S+\.md", navigation)) == sorted(pages)
+  pages = {str(page.relative_to(DOCS)) for kind in ("*.md", "*.ipynb") for page in DOCS.rglob(kind)}
+  assert sorted(re.findall(r"\S+\.(?:md|ipynb)", navigation)) == sorted(pages)
 
 
 def test_warnings_fail_the_site():
