@@ -56,6 +56,8 @@ class Immaterial:
 Depth = Annotated[int, Range(least=1, most=100_000)]
 # The lags of a short convolution are unrolled too, in every layer.
 ConvWidth = Annotated[int, Range(least=1, most=256)]
+# So are the delta rule's corrections of a token that is decoded.
+Corrections = Annotated[int, Range(least=1, most=256)]
 Count = Annotated[int, Range(least=1, most=2**31 - 1)]
 CountFromZero = Annotated[int, Range(least=0, most=2**31 - 1)]
 # Shards along a mesh axis; -1 takes the remaining devices.

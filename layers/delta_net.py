@@ -20,6 +20,33 @@ from layers.segments import Segments
 from parallel import sequence, shards
 
 
+def output_epsilon(key_dim: int) -> float:
+  """The output norm's epsilon that conditions heads of any size as 1e-5 does those of 128 channels.
+
+  A query and a key of norm 1 give a row's first token `y = beta (q^T k) v / sqrt(K)`, of size 1 / K
+  times that of v. Where q^T k is near 0, the norm divides by almost nothing: without epsilon its
+  result is v times the sign of q^T k, a jump. The papers' code has 1e-5 for 128 and 256 channels.
+  """
+  return 1e-5 * max(1.0, 128 / key_dim) ** 2
+
+
+def key_dim_of(width: int, heads: int, head_dim: int | None) -> int:
+  """K: `head_dim`, or width / heads; raises ValueError where the heads do not divide the width."""
+  if head_dim is None and width % heads:
+    raise ValueError(
+      f"heads={heads} does not divide width={width}: choose a number of heads that does, or set "
+      "head_dim."
+    )
+  return head_dim or width // heads
+
+
+def power_of_two(chunk: int) -> int:
+  """The chunk as it is; raises ValueError unless it is a power of two."""
+  if chunk & (chunk - 1):
+    raise ValueError(f"chunk={chunk} is no power of two: choose one, such as 64.")
+  return chunk
+
+
 class DeltaNetState(NamedTuple):
   """The convolution's last inputs, oldest first, and the heads' states."""
 
@@ -65,6 +92,7 @@ class GatedDeltaNet(nn.Module):
 
   constant_state = True
   activation = staticmethod(jax.nn.silu)  # of the output gate
+  decay_per_channel = False
 
   @property
   def input_axis(self) -> str | None:
@@ -156,7 +184,9 @@ class GatedDeltaNet(nn.Module):
     """Floating-point operations of the matrix products per token of a row, forward."""
     maps = self._channels + 2 * self.value_dim + self.corrections
     sizes = {name: getattr(self, name) for name in ("heads", "key_dim", "value_dim", "corrections")}
-    recurrence = matmul_flops(**sizes, chunk=self.chunk, length=length)
+    recurrence = matmul_flops(
+      **sizes, chunk=self.chunk, length=length, decay_per_channel=self.decay_per_channel
+    )
     return 2 * width * self.heads * maps + self._gate_flops(width) + recurrence
 
   def _gate_flops(self, width: int) -> int:
@@ -176,6 +206,7 @@ class KimiDeltaAttention(GatedDeltaNet):
   rank: int = 128
 
   activation = staticmethod(jax.nn.sigmoid)
+  decay_per_channel = True
 
   @property
   def input_axis(self) -> str | None:

@@ -115,6 +115,7 @@ def matmul_flops(
   chunk: int,
   length: int,
   corrections: int = 1,
+  decay_per_channel: bool = False,
 ) -> float:
   """Returns floating-point operations of the chunked form's products per token of a row, forward.
 
@@ -123,10 +124,14 @@ def matmul_flops(
     chunk: as in `delta_rule`.
     length: tokens of the row.
     corrections: J.
+    decay_per_channel: whether decays are per channel of the keys. The scores are then those of each
+      token with itself, and of each half with the half before.
   """
   chunk = chunk_of(chunk, length)
   rows = corrections * chunk
   scores = (chunk + rows) * rows * key_dim
+  if decay_per_channel:
+    scores = scores * (chunk + 1) // (2 * chunk)
   states = (chunk + 2 * rows) * key_dim * value_dim
   solved = (chunk + rows) * rows * value_dim
   products = 2 * (scores + states + solved) + inverse_flops(rows)

@@ -250,7 +250,7 @@ def test_what_is_not_given_or_not_wanted_changes_nothing(steps):
 
 @pytest.mark.parametrize(
   ("decay", "corrections", "steps", "chunk"),
-  [("none", 1, 1, 64), ("head", 3, 35, 16), ("head", 1, 70, 64)],
+  [("none", 1, 1, 64), ("head", 3, 35, 16), ("head", 1, 70, 64), ("channel", 2, 35, 16)],
 )
 def test_declared_flops_equal_the_traced_products(decay, corrections, steps, chunk):
   given = problem(decay, steps, corrections)
@@ -259,6 +259,7 @@ def test_declared_flops_equal_the_traced_products(decay, corrections, steps, chu
     {name: a for name, a in given.arguments.items() if name != "h0"}
   )
   sizes = {"heads": HEADS, "key_dim": KEYS, "value_dim": VALUES, "corrections": corrections}
+  sizes["decay_per_channel"] = decay == "channel"
   declared = matmul_flops(**sizes, chunk=chunk, length=steps) * steps * 2
   assert product_flops(jaxpr.jaxpr) == pytest.approx(declared)
 
