@@ -66,6 +66,27 @@ class Axis:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+  """A question that a figure answers with a number for each model, for the table on top of a page.
+
+  Attributes:
+    text: the question in a few words, with the quantity.
+    better: 'lower' or 'higher'.
+    at: the x of the answers; None is the last of each series.
+    unit: unit of the numbers; 'B' are bytes.
+  """
+
+  text: str
+  better: str
+  at: float | str | None = None
+  unit: str = ""
+
+  def __post_init__(self):
+    if self.better not in ("lower", "higher"):
+      raise ValueError(f"question {self.text!r}: better={self.better!r} is not lower or higher.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
   """A figure of a comparison.
 
@@ -80,6 +101,7 @@ class Figure:
     conditions: conditions of the measurement by name: config, sizes, seeds, tokens. The report has
       the hardware and versions.
     source: the repeated part of the paper, such as 'section 4.3'.
+    asks: questions that the series named by a model answer.
   """
 
   name: str
@@ -91,6 +113,7 @@ class Figure:
   spread: str = ""
   conditions: tuple[tuple[str, str], ...] = ()
   source: str = ""
+  asks: tuple[Question, ...] = ()
 
   def __post_init__(self):
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", self.name):
@@ -124,6 +147,8 @@ class Figure:
     fields["x"], fields["y"] = _axis(record["x"]), _axis(record["y"])
     fields["series"] = tuple(_series(entry) for entry in record["series"])
     fields["conditions"] = tuple((name, value) for name, value in record["conditions"])
+    # Earlier pages have none.
+    fields["asks"] = tuple(Question(**entry) for entry in record.get("asks", ()))
     return cls(**fields)
 
 

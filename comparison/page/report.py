@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from base import small_files
-from comparison.page import chart
+from comparison.page import chart, verdict
 from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
 from comparison.page.scale import show
 
@@ -117,12 +117,17 @@ class Report:
     return f"{names}. {seeds} seed{'s' if seeds != 1 else ''}; {where}; {self.made[:10]}."
 
   def _findings(self) -> str:
+    """The table of verdicts, and all findings, folded where there is a table."""
     lines = [
       f'<li><a href="#{figure.name}">{escape(figure.title)}</a>'
       f"<span>{escape(figure.finding)}</span></li>"
       for figure in self.figures
     ]
-    return f'<ul class="findings">{"".join(lines)}</ul>' if lines else ""
+    listed = f'<ul class="findings">{"".join(lines)}</ul>' if lines else ""
+    table = verdict.table(self.figures, self.models)
+    if not table:
+      return listed
+    return f"{table}<details><summary>Every finding in a sentence</summary>{listed}</details>"
 
   def _section(self, section: Section) -> str:
     if section.figures:

@@ -9,7 +9,7 @@ from typing import Any
 from base.ranges import Count
 from comparison import measurement
 from comparison.measurement import Cached, Runs, RunSpec
-from comparison.page.figure import Axis, Figure
+from comparison.page.figure import Axis, Figure, Question
 from comparison.statistics import (
   Interval,
   interval,
@@ -114,6 +114,13 @@ class LongContext:
         ("seeds", ", ".join(map(str, runs.seeds))),
       ),
       source="section 6.1",
+      asks=(
+        Question(
+          text=f"loss near position {last:,}, trained on rows of {length:,}",
+          better="lower",
+          unit="nats",
+        ),
+      ),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from comparison.page.figure import Axis, Figure
+from comparison.page.figure import Axis, Figure, Question
 from comparison.statistics import (
   Interval,
   interval,
@@ -129,6 +129,14 @@ class Questions:
       series=tuple(
         series(name, self.lengths, [share(at(name, n)) for n in range(len(self.lengths))])
         for name in found
+      ),
+      asks=tuple(
+        Question(
+          text=f"{self.title}: right answers at {self.lengths[place]:,} {unit}",
+          better="higher",
+          at=self.lengths[place],
+        )
+        for place in sorted({first, last})
       ),
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from comparison import measurement
 from comparison.measurement import Cached, Runs, RunSpec
-from comparison.page.figure import FITTED, Axis, Figure
+from comparison.page.figure import FITTED, Axis, Figure, Question
 from comparison.statistics import (
   Interval,
   PowerLaw,
@@ -192,6 +192,9 @@ class Scaling:
       spread=spread_text(len(ladder.seeds)),
       conditions=ladder.conditions(self.baseline, [size]),
       source="section 3.1",
+      asks=(
+        Question(text=f"held-out loss at {size}, {ladder.budget()}", better="lower", unit="nats"),
+      ),
     )
 
 

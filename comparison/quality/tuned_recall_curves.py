@@ -60,7 +60,15 @@ class TunedRecallCurves(RecallCurves):
       return figures
     ending = re.sub(r"[^A-Za-z0-9]+", "_", self.label)
     return tuple(
-      dataclasses.replace(one, name=f"{one.name}_{ending}", title=f"{one.title}, {self.label}")
+      dataclasses.replace(
+        one,
+        name=f"{one.name}_{ending}",
+        title=f"{one.title}, {self.label}",
+        asks=tuple(
+          dataclasses.replace(question, text=f"{question.text}, {self.label}")
+          for question in one.asks
+        ),
+      )
       for one in figures
     )
 

@@ -9,7 +9,7 @@ from functools import partial
 from base.ranges import Count, CountFromZero, Positive
 from base.wording import plural
 from comparison.measurement import Cached
-from comparison.page.figure import ESTIMATED, Axis, Figure, Series
+from comparison.page.figure import ESTIMATED, Axis, Figure, Question, Series
 from comparison.speed import bandwidth as bandwidth_lib
 from comparison.speed import memory, timing
 from comparison.speed.description import change, check_baseline, conditions, listed, series, times
@@ -176,6 +176,14 @@ class DecodeSpeed:
         *conditions(models),
       ),
       source="section 5.1",
+      asks=(
+        Question(
+          text=f"time per token after {self.after[-1]:,}, batch {self.batch_size}",
+          better="lower",
+          at=self.after[-1],
+          unit="ms",
+        ),
+      ),
     )
 
   def _conditions(self) -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from base.ranges import Count
 from comparison.measurement import Cached
-from comparison.page.figure import Axis, Figure, Series
+from comparison.page.figure import Axis, Figure, Question, Series
 from comparison.speed.description import check_baseline, conditions, listed
 from models.accounting import list_parameters, state_bytes
 from models.language_model import LanguageModel
@@ -78,6 +78,11 @@ class CacheSize:
         ),
         conditions=(("counted", "all arrays of the decode state, exactly"), *conditions(models)),
         source="section 5.1",
+        asks=(
+          Question(
+            text=f"cache of a sequence of {self.lengths[-1]:,} tokens", better="lower", unit="B"
+          ),
+        ),
       ),
     )
 

@@ -10,7 +10,7 @@ import jax
 
 from base.ranges import Count
 from comparison.measurement import Cached
-from comparison.page.figure import Axis, Figure
+from comparison.page.figure import Axis, Figure, Question
 from comparison.speed import timing
 from comparison.speed.description import NO_DIFFERENCE, check_baseline, conditions, listed, series
 from comparison.speed.generation import TimedGeneration
@@ -115,6 +115,13 @@ class Throughput:
         *conditions(models),
       ),
       source="section 5",
+      asks=(
+        Question(
+          text=f"throughput in samples of {last:,}, at its best batch",
+          better="higher",
+          unit="tokens/s",
+        ),
+      ),
     )
 
   def _compared(self, name: str, largest: Mapping[str, Sequence[MedianInterval]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from base.ranges import Count
 from comparison.measurement import Cached
-from comparison.page.figure import ESTIMATED, Axis, Figure, Series
+from comparison.page.figure import ESTIMATED, Axis, Figure, Question, Series
 from comparison.speed import timing
 from comparison.speed.description import change, check_baseline, conditions, listed, series
 from comparison.speed.timing import MedianInterval
@@ -77,6 +77,7 @@ class TrainingSpeed:
           *conditions(models),
         ),
         source=_SOURCE,
+        asks=(_question(self.baseline, self.lengths),),
       ),
     )
 
@@ -173,8 +174,17 @@ class EstimatedTrainingSpeed:
           *conditions(models),
         ),
         source=_SOURCE,
+        asks=(_question(self.baseline, self.lengths, f" on {hardware}"),),
       ),
     )
+
+
+def _question(baseline: str, lengths: Sequence[int], where: str = "") -> Question:
+  return Question(
+    text=f"training step{where} in rows of {lengths[-1]:,}, relative to {baseline} in rows of "
+    f"{lengths[0]:,}",
+    better="lower",
+  )
 
 
 def _check_lengths(lengths: Sequence[int], tokens: int) -> None:
