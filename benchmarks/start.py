@@ -51,7 +51,9 @@ def _children() -> float:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-  parser.add_argument("command", nargs="*", choices=[[], *names()], help="default: all")
+  parser.add_argument(
+    "command", nargs="*", choices=[[], *names()], metavar="COMMAND", help="default: all"
+  )
   parser.add_argument("--rounds", type=int, default=3, help="that count (default: %(default)s)")
   options = parser.parse_args()
   cases = {

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from base.errors import UserError
-from base.paths import of, shown
+from base.paths import absolute, shown
 from conversion import conversion
 from experiment import run_config
 from experiment.run_directory import RunDirectory
@@ -88,7 +88,8 @@ def save(
       raise UserError(f"{path} has values that are not finite. Lower the learning rate.")
   config = run_config.load(RunDirectory(trained.run_dir), trust=trust)
   words = f"conversion.nnx_bridge.save, from {trained.run_dir}"
-  conversion.write_run(of(target), trained, config, model, params, words)
+  place = target if isinstance(target, Path) else absolute(target)
+  conversion.write_run(place, trained, config, model, params, words)
 
 
 def _described(leaf: Any) -> str:
