@@ -29,7 +29,9 @@ class Measurement(Protocol):
 
   Stored results are found by the key and by everything else that the value depends on: the part's
   class and fields, the configuration of every model, devices and versions. So a key, such as
-  'Griffin, 2048 tokens', need only be unique within the part.
+  'Griffin, 2048 tokens', need only be unique within the part. A part whose models are measured one
+  by one has a method `model_of(key, models)` too: then a result depends on its own model alone, and
+  another model in the comparison repeats nothing.
   """
 
   def results(self, models: Mapping[str, LanguageModel]) -> Mapping[str, float]:

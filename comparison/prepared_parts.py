@@ -100,7 +100,15 @@ def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, An
     model: comparison_runs.identity(config, comparison.folder) for model, config in configs.items()
   }
   costs = {key: (name, cost) for key, cost in wrapped.part.results(models).items()}
-  return models, lambda key: {"models": identities}, costs
+  # Models that are measured in turns depend on each other; those that are trained alone do not.
+  model_of = getattr(wrapped.part, "model_of", None)
+
+  def depends(key: str) -> dict[str, Any]:
+    if model_of is None:
+      return {"models": identities}
+    return {"models": {model_of(key, models): identities[model_of(key, models)]}}
+
+  return models, depends, costs
 
 
 def _cache(

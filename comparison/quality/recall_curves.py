@@ -86,6 +86,11 @@ class RecallCurves:
       raise ValueError(f"baseline={self.baseline!r} is none of {', '.join(models)}.")
     return {_key(name, seed): 1.0 for name in models for seed in self.seeds}
 
+  def model_of(self, key: str, models: Mapping[str, LanguageModel]) -> str:
+    """The model that a result is of: another model in the comparison does not change it."""
+    # Of names that begin with each other, the longest.
+    return max((name for name in models if key.startswith(f"{name}, ")), key=len)
+
   def __call__(self, models: Mapping[str, LanguageModel], cached: Cached) -> tuple[Figure, ...]:
     """Trains and scores the models; returns the figures."""
     self.results(models)

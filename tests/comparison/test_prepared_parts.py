@@ -1,0 +1,42 @@
+"""What a stored result of a part depends on."""
+
+import shlex
+
+from comparison import comparison, prepared_parts
+from comparison.progress import ComparisonProgress
+from comparison.runs import TrainedRuns
+
+TWO = "{'Griffin': ['models/griffin.gin'], 'MQA Transformer': ['models/transformer.gin']}"
+THREE = f"{TWO[:-1]}, 'Griffin, wide': ['models/griffin.gin', 'RNN_WIDTH = 128']}}"
+
+
+def prepared(folder, file, part, models):
+  loaded = comparison.load(file, shlex.split(f"--gin.MODELS={shlex.quote(models)}")).build()
+  runs = TrainedRuns(loaded, folder / "runs", ComparisonProgress(), "")
+  works = prepared_parts.prepare(loaded, runs, folder / "cells", lambda *_: None)
+  return next(work for work in works if work.name == part)
+
+
+def test_another_model_repeats_no_training_of_a_model_alone(tmp_path):
+  place = tmp_path, "gin/compare/state_tracking_quick.gin", "parity"
+  key, wide = "Griffin, seed 0", "Griffin, wide, seed 0"
+  assert prepared(*place, TWO).measured.cached(key, lambda: 1) == 1
+  more = prepared(*place, THREE).measured
+  assert more.cached(key, lambda: 2) == 1
+  assert more.cached(wide, lambda: 3) == 3
+  # A changed model is measured again, also where one name begins with another.
+  last = prepared(*place, THREE.replace("RNN_WIDTH = 128", "RNN_WIDTH = 256")).measured
+  assert last.cached(wide, lambda: 4) == 4
+  assert last.cached(key, lambda: 5) == 1
+
+
+def test_another_model_repeats_what_is_timed_in_turns_with_it(tmp_path):
+  place = tmp_path, "gin/compare/quick.gin", "decode_speed"
+  two, three = (
+    "{'Griffin': ['compare/quick_griffin.gin'], 'MQA Transformer': ['models/transformer.gin']}",
+    "{'Griffin': ['compare/quick_griffin.gin'], 'Hawk': ['compare/quick_hawk.gin'],"
+    " 'MQA Transformer': ['models/transformer.gin']}",
+  )
+  assert prepared(*place, two).measured.cached("tokens after 128", lambda: 1) == 1
+  assert prepared(*place, two).measured.cached("tokens after 128", lambda: 2) == 1
+  assert prepared(*place, three).measured.cached("tokens after 128", lambda: 3) == 3
