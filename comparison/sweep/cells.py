@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,14 +117,23 @@ def axis_argument(text: str) -> SweptAxis:
   found = tuple(value.strip() for value in split(values))
   if "" in found:
     raise argparse.ArgumentTypeError(f"{text!r} has an empty value")
-  for value in found:
-    if found.count(value) > 1:
+  different = [_number_of(value) for value in found]
+  for value, number in zip(found, different, strict=True):
+    if different.count(number) > 1:
       raise argparse.ArgumentTypeError(f"{text!r} has the value {value} more than once")
   if name == FILE and len({Path(value).stem for value in found}) < len(found):
     raise argparse.ArgumentTypeError(
       f"{text!r} has two files of one name, by which the runs are called. Copy one under another"
     )
   return SweptAxis(name, found)
+
+
+def _number_of(value: str) -> float | str:
+  """The number that a value spells, else the value: 1e-3 and 0.001 would train one run twice."""
+  try:
+    return float(value)
+  except ValueError:
+    return value
 
 
 def _range(text: str, kind: str, ends: str) -> Range:
@@ -134,7 +143,7 @@ def _range(text: str, kind: str, ends: str) -> Range:
     raise argparse.ArgumentTypeError(
       f"{text!r} must have two numbers as its ends, such as {kind}:1e-4:1e-2"
     ) from None
-  if not (math.isfinite(low) and math.isfinite(high) and low < high):
+  if not (math.isfinite(high - low) and low < high):
     raise argparse.ArgumentTypeError(f"{text!r}: the first end must be below the second")
   if kind == "log" and low <= 0:
     raise argparse.ArgumentTypeError(f"{text!r}: the ends of a log range must be above 0")
@@ -163,7 +172,8 @@ def grid(axes: Sequence[SweptAxis]) -> list[Cell]:
   """Returns a cell for every combination of values; the last axis changes first.
 
   Raises:
-    UserError: an axis is a range, an axis is given twice, or there are too many cells.
+    UserError: an axis is a range, an axis is given twice, there are too many cells, or two of them
+      would share a folder.
   """
   _require_different(axes)
   lists = []
@@ -180,7 +190,9 @@ def grid(axes: Sequence[SweptAxis]) -> list[Cell]:
       f"the grid has {count:,} cells, more than {_MOST_CELLS:,}. Name fewer values, or draw some "
       "of them with --random=20."
     )
-  return [Cell(choices) for choices in itertools.product(*lists)]
+  cells = [Cell(choices) for choices in itertools.product(*lists)]
+  _require_folders(cells)
+  return cells
 
 
 def drawn(axes: Sequence[SweptAxis], count: int, seed: int) -> list[Cell]:
@@ -189,7 +201,8 @@ def drawn(axes: Sequence[SweptAxis], count: int, seed: int) -> list[Cell]:
   Cells that were drawn before are drawn again, so that all differ.
 
   Raises:
-    UserError: an axis is given twice, or there are fewer different cells.
+    UserError: an axis is given twice, there are fewer different cells, or two of them would share a
+      folder.
   """
   _require_different(axes)
   cells: dict[Cell, None] = {}
@@ -203,6 +216,7 @@ def drawn(axes: Sequence[SweptAxis], count: int, seed: int) -> list[Cell]:
     ]
     cells[Cell(tuple((axis.name, text) for axis, text in zip(axes, choices, strict=True)))] = None
     if len(cells) == count:
+      _require_folders(cells)
       return list(cells)
   raise UserError(
     f"the axes have {plural(len(cells), 'different cell')}, too few for --random={count}. Lower "
@@ -215,3 +229,15 @@ def _require_different(axes: Sequence[SweptAxis]) -> None:
   for name in names:
     if names.count(name) > 1:
       raise UserError(f"--over {name} is given more than once. Name all its values in one.")
+
+
+def _require_folders(cells: Iterable[Cell]) -> None:
+  """Raises UserError if two cells have one folder, as `x` and `'x'`, or `1` and `'1'`, do."""
+  found: dict[str, Cell] = {}
+  for cell in cells:
+    other = found.setdefault(cell.folder, cell)
+    if other is not cell:
+      raise UserError(
+        f"{other} and {cell} would train in one folder, {cell.folder}. Leave one of them out, or "
+        "give it another --output."
+      )

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import shlex
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from base.errors import UserError
 _SCRIPT, _FOLDER = "jobs.sh", "jobs"
 # Of launch.train in a JobSet: what the sweep sets itself.
 _REPLACED = re.compile(r"--(gin\.|run_dir\b)")
+# The names of pods have a part of their own behind the JobSet's, and 63 characters in all.
+_LONGEST_NAME = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,21 +82,35 @@ def _job_sets(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
   folder = output / _FOLDER
   folder.mkdir(parents=True, exist_ok=True)
   for old in folder.glob("*.yaml"):
-    old.unlink()
+    if re.fullmatch(r"\d{3,}", old.stem):  # the user's own files stay
+      old.unlink()
   for number, job in enumerate(jobs):
     own = copy.deepcopy(job_set)
-    own["metadata"]["name"] = f"{str(own['metadata'].get('name', 'sweep'))[:40]}-{number:03d}"
+    own["metadata"]["name"] = _name(own["metadata"], job)
     for words in _commands(own):
       start = words.index("launch.train") + 1
-      kept = [
-        word
-        for word in words[start:]
-        if not _REPLACED.match(str(word)) and not str(word).endswith(".gin")
-      ]
-      words[start:] = [*job.arguments, f"--run_dir={job.run_dir}", *kept]
+      words[start:] = [*job.arguments, f"--run_dir={job.run_dir}", *_kept(words[start:])]
     text = yaml.safe_dump(own, sort_keys=False)
     small_files.replace(folder / f"{number:03d}.yaml", f"# {' '.join(job.says.split())}\n{text}")
   return ["kubectl", "apply", "-f", paths.shown(folder)]
+
+
+def _name(metadata: dict[str, Any], job: Job) -> str:
+  """A name that no other run has: JobSets of one name, also of another sweep, would be one."""
+  base = str(metadata.get("name", "sweep"))[:_LONGEST_NAME].rstrip("-.")
+  return f"{base}-{zlib.crc32(os.fsencode(job.run_dir)):08x}"
+
+
+def _kept(words: Sequence[Any]) -> list[Any]:
+  """The arguments of launch.train in a JobSet that the sweep does not set itself."""
+  kept, waiting = [], iter(words)
+  for word in waiting:
+    if _REPLACED.match(str(word)):
+      if "=" not in str(word):
+        next(waiting, None)  # its value
+    elif not str(word).endswith(".gin"):
+      kept.append(word)
+  return kept
 
 
 def _job_set(template: Path) -> dict[str, Any]:
@@ -102,7 +119,7 @@ def _job_set(template: Path) -> dict[str, Any]:
     found = yaml.safe_load(_text(template))
     if found["kind"] == "JobSet" and isinstance(found["metadata"], dict) and _commands(found):
       return found
-  except (yaml.YAMLError, KeyError, TypeError, RecursionError):
+  except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, RecursionError):
     pass
   raise UserError(
     f"{paths.shown(template)} is not a JobSet whose container has a command with launch.train, as "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from base.wording import plural
 from comparison.page.figure import Axis, Figure, Series
 from comparison.page.scale import show
 from comparison.statistics import interval
@@ -116,7 +118,7 @@ class Outcome:
     whole = {key: interval(losses) for key, losses in groups.items() if len(losses) == most}
     key = min(whole, key=lambda k: whole[k].mean)
     mean = whole[key]
-    text = f"lowest mean over {most} seeds: {show(mean.mean)}"
+    text = f"lowest mean over {plural(most, 'seed')}: {show(mean.mean)}"
     if most > 1:
       text += f" (95% interval {show(mean.low)} to {show(mean.high)})"
     return [f"{text}, with {Cell(key)}" if key else text]
@@ -145,7 +147,7 @@ class Outcome:
       series.append(Series(name="highest loss", x=tuple(places), y=tuple(highest)))
     at = places[lowest.index(min(lowest))]
     return Figure(
-      name=f"over_{axis.name.replace('/', '_').replace('.', '_')}",
+      name=f"over_{re.sub(r'[^A-Za-z0-9_]', '_', axis.name)}",
       title=f"Held-out loss by {axis.name}",
       finding=f"Lowest: {show(min(lowest))} at {show(at)}.",
       x=Axis(label=axis.name, log=places[0] > 0 and places[-1] / places[0] >= _LOG_FROM),
@@ -165,7 +167,8 @@ def of(
     runs: the runs in the sweep's folder.
     failed: why runs cannot continue, by the name of their folder.
   """
-  by_name = {run.path.name: run for run in runs}
+  # Not by the folder's own name, which a copy deeper in the sweep's folder has too.
+  by_name = {run.name: run for run in runs}
   mine = [by_name.get(cell.folder) for cell in cells]
   name, unit = next(
     (loss for loss in _LOSSES if any(run and run.last(loss[0]) is not None for run in mine)),

@@ -21,6 +21,7 @@ from experiment.trust import Trust
 from models.accounting import account
 from parallel import processes
 from training.loop import Summary
+from training.memory_report import OutOfMemory
 from training.record import TrainingError
 
 # Why runs ended that starting again does not mend, by the name of their folder.
@@ -161,7 +162,7 @@ class Sweep:
       peak_flops: a device's bfloat16 FLOP/s by its kind, for MFU; None if unknown.
 
     Raises:
-      UserError: anything else that is wrong.
+      UserError: anything else that is wrong; also a lack of memory, where several processes train.
     """
     config = self.config(cell)
     experiment = self.experiment(cell, config)
@@ -177,6 +178,9 @@ class Sweep:
         peak_flops=peak_flops(sharding_plan.mesh.devices.flat[0].device_kind),
       )
     except TrainingError as error:
+      # Memory may be full on one host alone: the others wait for it in the step.
+      if isinstance(error, OutOfMemory) and processes.count() > 1:
+        raise
       require_mine()
       if processes.is_first():
         failures = {**self.failures(), cell.folder: str(error)}

@@ -42,10 +42,12 @@ def test_commas_in_brackets_and_quotes_are_part_of_a_value(text, values):
     ("A=", "empty value"),
     ("A=1,,2", "empty value"),
     ("A=1,2,1", "1 more than once"),
+    ("A=1e-3,2e-3,0.001", "1e-3 more than once"),
     ("A=log:1", "two numbers as its ends"),
     ("A=log:0:1", "must be above 0"),
     ("A=uniform:2:1", "below the second"),
     ("A=uniform:nan:1", "below the second"),
+    ("A=uniform:-1e308:1e308", "below the second"),
     ("file=a/x.gin,b/x.gin", "two files of one name"),
   ],
 )
@@ -102,3 +104,11 @@ def test_folders_are_readable_and_stay_in_the_sweep_s(choices, folder):
 def test_values_that_look_alike_have_folders_of_their_own():
   texts = ["('a', 'b')", "('a','b',)", "['a', 'b']", "a b", "a/b", "a:b"]
   assert len({Cell((("P", text),)).folder for text in texts}) == len(texts)
+
+
+@pytest.mark.parametrize("values", ["1,'1'", "adam,'adam'"])
+def test_values_that_would_share_a_folder_are_told(values):
+  axes = [axis_argument(f"P={values}")]
+  for make in (lambda: cells.grid(axes), lambda: cells.drawn(axes, 2, seed=0)):
+    with pytest.raises(UserError, match="would train in one folder, P="):
+      make()

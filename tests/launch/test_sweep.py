@@ -7,14 +7,19 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from base.errors import UserError
-from experiment import run_list
+from comparison.sweep import sweep as sweep_lib
+from comparison.sweep.cells import Cell
+from experiment import run_list, running
+from experiment.trust import NOBODY
 from launch import sweep, train
 from tests import small_run
+from training.memory_report import OutOfMemory
 
 CLUSTER = Path(train.__file__).parent / "cluster"
 RATES = "LEARNING_RATE=1e-3,4e-3"
@@ -179,17 +184,58 @@ def test_a_script_for_slurm_queues_what_is_left(folder, swept, tmp_path):
 def test_job_sets_start_each_run_under_a_name_of_its_own(folder, tmp_path):
   template = CLUSTER / "gke_jobset.yaml"
   more = ["--over", "SEED=1,2,3", f"--jobs={template}"]
-  assert sweep.main(command(folder, *more, output="sets")) == 0
-  files = sorted((folder / "sets" / "jobs").glob("*.yaml"))
-  found = [yaml.safe_load(file.read_text()) for file in files]
-  assert [job["metadata"]["name"] for job in found] == ["griffin-000", "griffin-001", "griffin-002"]
+  names = []
+  for output in ("sets", "other sets", "sets"):
+    assert sweep.main(command(folder, *more, output=output)) == 0
+    files = sorted((folder / output / "jobs").glob("*.yaml"))
+    found = [yaml.safe_load(file.read_text()) for file in files]
+    names.append([job["metadata"]["name"] for job in found])
+  assert len({*names[0], *names[1]}) == 6
+  assert names[0] == names[2]  # Queued again, a run is not started twice.
+  assert all(re.fullmatch(r"griffin-[0-9a-f]{8}", name) for name in names[0])
   (job,) = found[1]["spec"]["replicatedJobs"]
   (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
   assert container["command"] == [
     "python", "-m", "launch.train", str(folder / "run.gin"), "--gin.SEED=2",
     f"--run_dir={folder / 'sets' / 'SEED=2'}", "--distributed",
   ]  # fmt: skip
-  for name, text in (("x.yaml", "kind: Pod"), ("y.sbatch", "echo"), ("z.yaml", "[" * 3000)):
+  broken = (
+    ("x.yaml", "kind: Pod"), ("y.sbatch", "echo"), ("z.yaml", "[" * 3000),
+    ("v.yaml", template.read_text().replace("- name: train", "- train")),
+    ("w.yaml", "kind: 2026-99-99"),
+  )  # fmt: skip
+  for name, text in broken:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"{name} (is not a JobSet|has no line that starts)"):
       sweep.main(command(folder, *more[:-1], f"--jobs={tmp_path / name}", output="sets"))
+
+
+def test_a_job_set_s_own_file_stays_and_its_options_may_be_two_words(folder):
+  template = folder / "own" / "jobs" / "mine.yaml"
+  template.parent.mkdir(parents=True)
+  text = (CLUSTER / "gke_jobset.yaml").read_text()
+  pieces = "--run_dir\n                    - /runs/griffin"
+  template.write_text(re.sub(r"--run_dir=\S+", pieces, text))
+  assert sweep.main(command(folder, "--over", "SEED=1", f"--jobs={template}", output="own")) == 0
+  assert sorted(file.name for file in template.parent.iterdir()) == ["000.yaml", "mine.yaml"]
+  assert "/runs/griffin" not in (template.parent / "000.yaml").read_text()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_lack_of_memory_ends_a_sweep_of_several_processes(folder, monkeypatch, count):
+  """It may be on one host alone; the others would wait for it."""
+
+  def train(*_, **__):
+    raise OutOfMemory("not enough memory")
+
+  monkeypatch.setattr(running, "train", train)
+  monkeypatch.setattr(sweep_lib, "processes", SimpleNamespace(count=lambda: count, is_first=bool))
+  cell = Cell((("SEED", "1"),))
+  made = sweep_lib.Sweep((str(folder / "run.gin"),), (), (), (cell,), folder / "full", NOBODY)
+  (folder / "full").mkdir(exist_ok=True)
+  told = {"require_mine": lambda: None, "peak_flops": lambda _: None}
+  if count == 1:
+    assert made.train(cell, "", **told) is None
+  else:
+    with pytest.raises(OutOfMemory):
+      made.train(cell, "", **told)
