@@ -80,6 +80,11 @@ class RecallTask:
       if getattr(self, name) < 1:
         raise CorpusError(f"{name}={getattr(self, name)} must be at least 1.")
 
+  @property
+  def sizes(self) -> str:
+    """The sizes of the contexts, in words."""
+    return f"{self.length:,} {self.unit}"
+
   def draw(self, tokenizer: Tokenizer, rng: np.random.Generator, count: int) -> list[RecallExample]:
     """Draws examples.
 

@@ -89,6 +89,12 @@ class StateTracking(RecallTask):
     """Size of the vocabulary: the group's elements and the asking symbol."""
     return len(multiplication_table(self.group)) + 1
 
+  @property
+  def sizes(self) -> str:
+    """The sizes of the contexts, in words."""
+    shortest = self.shortest or self.length
+    return super().sizes if shortest == self.length else f"{shortest:,} to {super().sizes}"
+
   def with_length(self, length: int) -> StateTracking:
     """Returns the same task with contexts of exactly this length."""
     return dataclasses.replace(self, length=length, shortest=None)

@@ -66,7 +66,7 @@ class RecallCurves:
   def _conditions(self, rate: str) -> tuple[tuple[str, str], ...]:
     schedule, task = self.schedule, self.task
     return (
-      ("training length", f"{task.length:,} {task.unit}"),
+      ("training length", task.sizes),
       (
         "training",
         f"{schedule.steps:,} steps, {schedule.steps * schedule.batch_size:,} examples, each seen "
@@ -138,7 +138,7 @@ class RecallCurves:
     )
     return questions.figure(
       "learning",
-      title=f"{questions.title}: right answers at the training length during training",
+      title=f"{questions.title}: right answers at {self.task.sizes} during training",
       finding=f"By the share of right answers averaged over training, {differences}.",
       x=Axis(label="training step"),
       y=Axis(label="share of right answer tokens"),

@@ -53,12 +53,15 @@ class Schedule:
 def batches(
   task: RecallTask, tokenizer: Tokenizer, batch_size: int, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields endless batches of new examples, one per row; the same for equal seeds."""
-  step = 0
+  """Yields endless batches of new examples, one per row; the same for equal seeds.
+
+  No batch is shorter than one before: a step is compiled for every length anew.
+  """
+  step, length = 0, 0
   while True:
     rng = np.random.default_rng([task.seed, _STREAM + seed, step])
     examples = task.draw(tokenizer, rng, batch_size)
-    length = max(len(example.tokens) for example in examples)
+    length = max(length, *(len(example.tokens) for example in examples))
     tokens, segment_ids = np.zeros((2, batch_size, length), np.int32)
     mask = np.zeros((batch_size, length), bool)
     for row, example in enumerate(examples):

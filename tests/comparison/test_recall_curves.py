@@ -1,14 +1,16 @@
 """Figures of recall say what was measured, and claim no more than the seeds allow."""
 
+import itertools
 import json
 
 import pytest
 
 from comparison.quality.rate_search import RateSearch
 from comparison.quality.recall_curves import RecallCurves
-from comparison.quality.recall_learning import Schedule
+from comparison.quality.recall_learning import Schedule, batches
 from comparison.quality.tuned_recall_curves import TunedRecallCurves
 from data import recall, tokenizers
+from data.state_tracking import StateTracking
 from models.backbone import Backbone
 from models.hawk import hawk
 from models.transformer import transformer
@@ -82,6 +84,19 @@ def test_slower_learning_is_told_and_equal_learning_is_not():
   assert "no difference seen between Hawk and MQA Transformer" in same.finding
   one = figures(slow[:1], fast[:1], seeds=(0,))
   assert "too few seeds" in one["selective_copying_learning"].finding
+
+
+def test_examples_of_several_sizes_make_few_shapes_and_are_told():
+  """Each shape is compiled: at random lengths there would be about ten here."""
+  task = StateTracking(length=40)
+  drawn = itertools.islice(batches(task, tokenizers.Symbols(3), batch_size=8, seed=0), 60)
+  lengths = [batch["inputs"].shape[1] for batch in drawn]
+  assert lengths == sorted(lengths)
+  assert lengths[-1] == 43  # The asking symbol, the answer and the end of the document follow.
+  options = {"vocabulary": tokenizers.Symbols(3), "lengths": (40,)}
+  assert ("training length", "1 to 40 elements") in part(task=task, **options)._questions.conditions
+  whole = task.with_length(40)
+  assert ("training length", "40 elements") in part(task=whole, **options)._questions.conditions
 
 
 def test_models_are_trained_and_asked_once():
