@@ -10,6 +10,7 @@ import jax
 from models.accounting import abstract_parameters
 from models.language_model import LanguageModel
 from parallel.sharding_plan import ShardingPlan
+from training import time_chunks
 from training.losses import token_losses
 from training.step import StepOptions, abstract_batch
 
@@ -18,6 +19,8 @@ def activation_bytes(
   model: LanguageModel, sharding_plan: ShardingPlan, options: StepOptions, *, rows: int, length: int
 ) -> int:
   """Counts the bytes per device of saved activations under the model's remat policy.
+
+  Of rows in chunks of time these are the states between chunks, and the batch once more.
 
   Counted in a trace, without arrays. XLA may keep less, if it recomputes values or finds equal
   arrays.
@@ -40,6 +43,9 @@ def activation_bytes(
     held = {id(leaf) for leaf in jax.tree.leaves((params, batch))}
     kept = {id(leaf): leaf for leaf in jax.tree.leaves(pull)}
     found = sum(leaf.nbytes for key, leaf in kept.items() if key not in held)
+    if time_chunks.is_cut(model, batch):
+      # Chunks keep the parameters too, which the trace does not know as those that it was given.
+      found -= sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     return losses
 
   params = nn.unbox(abstract_parameters(model))

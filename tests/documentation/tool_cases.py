@@ -69,6 +69,16 @@ CASES = {
       ),
     ],
   },
+  "docs/long_rows.md": {
+    "Planned": [
+      Case(
+        "python -m launch.plan gin/runs/griffin_quickstart.gin",
+        "--gin.WIDTH=256 --gin.RNN_WIDTH=256 --gin.HEADS=2 --gin.DEPTH=1 --gin.TIME_CHUNK=128 "
+        "--gin.SEQUENCE_LENGTH=512 --gin.VOCAB_SIZE=512 --gin.RECURRENCE_KERNEL=associative",
+        "tokens per second",
+      ),
+    ],
+  },
   "docs/comparing.md": {
     "Compare models": [
       Case("python -m launch.compare gin/compare/quick.gin", repeats="README.md"),

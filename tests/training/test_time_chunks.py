@@ -12,14 +12,16 @@ from contract.finding import compare_trees
 from contract.subject import Subject
 from data.loader import batch_of_rows
 from experiment import model_zoo
-from models.accounting import tree_bytes
+from models.accounting import list_parameters, tree_bytes
 from models.backbone import Backbone
 from models.lora import adapted
 from parallel import shards
+from parallel.sharding_plan import on_one_device
 from tests.contract import broken_mixers
 from tests.small_models import VOCAB_SIZE, build, initialize
 from training import losses, time_chunks
 from training import step as step_lib
+from training.saved_residuals import activation_bytes
 
 LENGTH = 48
 
@@ -151,6 +153,15 @@ def test_memory_is_that_of_a_chunk_and_the_states(griffin):
   # Gradients of a chunk and their sum; a state per border; five arrays and two losses per token.
   assert grown < 1.1 * (2 * weights + row // chunk * state + 7 * 4 * row)
   assert temporary(model, row) > 6 * temporary(model, chunk)
+
+
+def test_what_a_plan_says_is_kept_are_the_states_and_the_batch(griffin):
+  model, row = griffin[0].clone(time_chunk=16), 1024
+  found = activation_bytes(
+    model, on_one_device(list_parameters(model)), step_lib.StepOptions(), rows=2, length=row
+  )
+  states = row // 16 * tree_bytes(jax.eval_shape(lambda: model.initial_state(2, row)))
+  assert found == pytest.approx(states + 5 * 4 * 2 * row, rel=0.02)
 
 
 def trace(model, length=LENGTH):
