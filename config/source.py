@@ -6,7 +6,6 @@ Nothing is imported or looked up here: `config.names` resolves the names.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import errno
 import io
 import math
@@ -18,8 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from base import paths, small_files
-from base.wording import near
-from config import moved_names
+from config import moved_names, near_files
 from config.place import GIN_ROOT, ConfigError, Includes, Place
 from gin import config_parser
 
@@ -371,39 +369,7 @@ def find(name: str, including: Path | None, place: Place | None) -> Path:
     if name.strip() and any((folder / name).is_dir() for folder in folders):
       message = f"{name!r} is a folder, not a gin file"
     elif name.strip():
-      message += _near_file(name, _files_near(name, folders))
+      message += near_files.suggestion(name, folders)
   except (OSError, ValueError) as error:  # A name too long, or with a NUL.
     message += f" ({getattr(error, 'strerror', None) or error})"
   raise place.error(message) if place else ConfigError(message)
-
-
-def _near_file(name: str, files: list[str]) -> str:
-  """Suggests a file with a similar own name; else lists those of the folder that `name` names."""
-  parent = Path(name).parent
-  found = near(name, [file for file in files if _is_similar(Path(file), Path(name))])
-  if "did you mean" in found:
-    return found
-  beside = sorted(Path(file).stem for file in files if Path(file).parent == parent)
-  return f"; {parent} has {', '.join(beside)}" if parent.name and beside else ""
-
-
-def _is_similar(one: Path, other: Path) -> bool:
-  """Whether two files have similar names, more so in different folders."""
-  likeness = difflib.SequenceMatcher(None, one.stem.lower(), other.stem.lower()).ratio()
-  return likeness >= (0.6 if one.parent == other.parent else 0.8)
-
-
-def _files_near(name: str, folders: list[Path]) -> list[str]:
-  """Lists gin files with names close to `name`, in the same form."""
-  found = [
-    str(path.relative_to(folder))
-    for folder in folders
-    if folder not in (Path(), GIN_ROOT.parent)
-    for path in folder.rglob("*.gin")
-  ]
-  if Path(name).parts[0] == GIN_ROOT.name:
-    found += [f"{GIN_ROOT.name}/{path.relative_to(GIN_ROOT)}" for path in GIN_ROOT.rglob("*.gin")]
-  parent = Path(name).parent
-  if parent.is_dir():
-    found += [str(parent / path.name) for path in parent.glob("*.gin")]
-  return found

@@ -10,8 +10,9 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 
 # The owner of what runs write into mounted folders: --build-arg USER_ID="$(id -u)".
+# That is 0 for root, whose number the image has already.
 ARG USER_ID=1000
-RUN useradd --create-home --no-log-init --uid "${USER_ID}" griffin \
+RUN useradd --create-home --no-log-init --non-unique --uid "${USER_ID}" griffin \
  && install -d -o griffin -g griffin /app
 USER ${USER_ID}
 WORKDIR /app

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from base.wording import plural
 from kernels.delta_rule import delta_rule, matmul_flops, state_map
 from layers.conv1d import CausalConv1D
 from layers.decay_rates import log_rate, step_bias
@@ -18,6 +19,7 @@ from layers.norm import GatedHeadNorm, unit_norm
 from layers.parameter import parameter
 from layers.segments import Segments
 from parallel import sequence, shards
+from parallel.mesh import FLAGS
 
 
 def output_epsilon(key_dim: int) -> float:
@@ -113,6 +115,12 @@ class GatedDeltaNet(nn.Module):
     capacity: int | None = None,
   ) -> tuple[jax.Array, DeltaNetState | None]:
     """Mixes [B, T, D] over time; see `layers.mixer` for the contract of a mixer."""
+    if self.heads % shards.count("heads"):
+      raise ValueError(
+        f"{plural(self.heads, 'head')} of the delta rule cannot be split over "
+        f"{shards.count('heads')} devices: a head stays whole. Set {FLAGS['model']} to a divisor "
+        f"of {self.heads}, or train with --gin.HEADS a multiple of {shards.count('heads')}."
+      )
     dtypes = dtypes_of(self)
     history, h0 = state if state is not None else (None, None)
     x, log_a, gate = self._inputs(x)

@@ -52,6 +52,8 @@ def before(x: jax.Array, count: int, first: jax.Array | None = None) -> jax.Arra
     back the same way.
   """
   length, parts = x.shape[1], []
+  if not count:
+    return x[:, :0]
   for distance in range(1, -(-count // length) + 1):
     needed = min(length, count - (distance - 1) * length)
     parts.append(_shift(x[:, length - needed :], distance))

@@ -1,4 +1,4 @@
-"""Each folder imports only from itself and from folders on lower floors."""
+"""Each folder imports only from itself and from folders on lower floors; no file is long."""
 
 import ast
 from pathlib import Path
@@ -55,6 +55,16 @@ def test_imports_go_down(room):
     for other in imported_rooms(file) - allowed
   }
   assert not wrong
+
+
+def test_no_file_has_more_than_400_lines():
+  files = [file for folder in (*FLOORS, "benchmarks", "tests") for file in modules(folder)]
+  long = {f"{file.relative_to(ROOT)}": count for file in files if (count := lines(file)) > 400}
+  assert not long
+
+
+def lines(file: Path) -> int:
+  return len(file.read_text(encoding="utf-8").splitlines())
 
 
 def test_every_folder_of_modules_has_a_floor():

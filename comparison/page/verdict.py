@@ -10,7 +10,8 @@ from typing import Any
 from comparison.page.figure import FITTED, MEASURED, Figure, Question, Series
 from comparison.page.scale import show
 
-_DIGITS = 3
+# Significant digits of an answer; more where the ends of an interval would look alike.
+_DIGITS, _MOST_DIGITS = 3, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,34 +106,52 @@ def table(figures: Sequence[Figure], models: Sequence[str]) -> str:
 
 
 def _row(verdict: Verdict) -> str:
-  question, best = verdict.question, verdict.best
-  cells = (_cell(answer, question.unit, n == best) for n, answer in enumerate(verdict.answers))
+  question, best, digits = verdict.question, verdict.best, _digits(verdict)
+  cells = (
+    _cell(answer, question.unit, digits, n == best) for n, answer in enumerate(verdict.answers)
+  )
   return (
     f'<tr><td><a href="#{verdict.figure}">{escape(question.text)}</a>'
     f"<small>{question.better} is better</small></td>{''.join(cells)}</tr>"
   )
 
 
-def _cell(answer: Answer | None, unit: str, is_best: bool) -> str:
+def _digits(verdict: Verdict) -> int:
+  """Digits with which the ends of all intervals differ: answers that lie apart look so."""
+  intervals = [answer.ends for answer in verdict.answers if answer is not None and answer.ends]
+  unit = verdict.question.unit
+  for digits in range(_DIGITS, _MOST_DIGITS):
+    if all(
+      low == high or shown(low, unit, digits) != shown(high, unit, digits)
+      for low, high in intervals
+    ):
+      return digits
+  return _MOST_DIGITS if intervals else _DIGITS
+
+
+def _cell(answer: Answer | None, unit: str, digits: int, is_best: bool) -> str:
   if answer is None:
     return "<td></td>"
-  text = escape(shown(answer.value, unit))
+  text = escape(shown(answer.value, unit, digits))
   text = f"<strong>{text}</strong>" if is_best else text
   notes = []
   if answer.ends is not None:
-    notes.append(" to ".join(shown(end, unit) for end in answer.ends))
+    notes.append(" to ".join(shown(end, unit, digits) for end in answer.ends))
   if answer.kind != MEASURED:
     notes.append(answer.kind)
   small = f"<small>{escape(', '.join(notes))}</small>" if notes else ""
   return f"<td>{text}{small}</td>"
 
 
-def shown(value: float, unit: str) -> str:
+def shown(value: float, unit: str, digits: int = _DIGITS) -> str:
   """Formats a number as people read it: 60,300 tokens/s, 77 MB."""
   if unit == "B":
     for prefix in ("", "k", "M", "G", "T"):
-      if abs(value) < 1000 or prefix == "T":
-        return f"{show(value, _DIGITS)} {prefix}B"
+      if abs(_rounded(value, digits)) < 1000 or prefix == "T":
+        return f"{show(value, digits)} {prefix}B"
       value /= 1000
-  rounded = float(f"{value:.{_DIGITS}g}")
-  return f"{show(rounded, _DIGITS)} {unit}".strip()
+  return f"{show(_rounded(value, digits), digits)} {unit}".strip()
+
+
+def _rounded(value: float, digits: int) -> float:
+  return float(f"{value:.{digits}g}")

@@ -79,12 +79,19 @@ def test_the_table_escapes_names_links_figures_and_tells_estimates():
   assert not verdict.table([dataclasses.replace(asked, asks=())], MODELS)
 
 
+def test_answers_that_lie_apart_look_so():
+  html = verdict.table([figure([(2.3402, 2.3408), (2.3422, 2.3446)], unit="nats")], MODELS)
+  assert "<strong>2.341 nats</strong><small>2.34 nats to 2.341 nats</small>" in html
+  assert "<td>2.343 nats<small>2.342 nats to 2.345 nats</small></td>" in html
+
+
 @pytest.mark.parametrize(
   ("value", "unit", "text"),
   [
     (60_312.7, "tokens/s", "60,300 tokens/s"),
     (77_070_356.0, "B", "77.1 MB"),
     (999.0, "B", "999 B"),
+    (999_960.0, "B", "1 MB"),
     (2.5e15, "B", "2,500 TB"),
     (0.98765, "", "0.988"),
     (2.34567, "nats", "2.35 nats"),

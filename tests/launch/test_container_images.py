@@ -142,7 +142,8 @@ def test_the_instructions_make_an_installation_that_trains(tmp_path):
       assert "python -m launch.train" in run(shlex.join(yaml.safe_load(value)))
   done = (tmp_path / "done").read_text()
   assert re.search(r"^apt-get install .*\bmake$", done, re.MULTILINE)
-  assert re.search(r"^useradd .*--uid 1000 griffin$", done, re.MULTILINE)
+  # --non-unique: root passes its own number, which is taken.
+  assert re.search(r"^useradd .*--non-unique --uid 1000 griffin$", done, re.MULTILINE)
   installed = (folder / ".venv/requirements.txt").read_text()
   assert "orbax-checkpoint" in installed
   assert "pytest" not in installed

@@ -14,6 +14,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDel
 
 from layers.delta_net import GatedDeltaNet, KimiDeltaAttention
 from layers.segments import Segments, positions_in_segments
+from parallel import shards
 
 WIDTH, HEADS, KEYS, VALUES = 24, 2, 8, 8
 # Longer than a chunk of theirs (64), and no multiple of ours.
@@ -168,3 +169,17 @@ def test_several_corrections_without_decay_continue_from_a_state():
   start, state = apply({"params": params}, x[:, :13], first, None, 21)
   end, _ = apply({"params": params}, x[:, 13:], second, state, None)
   np.testing.assert_allclose(jnp.concatenate([start, end], axis=1), expected, atol=2e-6)
+
+
+def test_heads_that_devices_cannot_share_are_refused():
+  """Also one head, and layers without a parameter of as many numbers as heads."""
+  region = shards.Region(table=(("heads", ("model",)),), sizes=(("model", 2),))
+  layers = (
+    GatedDeltaNet(1, KEYS, VALUES),
+    GatedDeltaNet(3, KEYS, VALUES, corrections=2, decays=False),
+    KimiDeltaAttention(1, KEYS, VALUES),
+  )
+  for layer in layers:
+    told = f"{layer.heads} heads? of the delta rule cannot be split over 2 devices"
+    with shards.per_device(region), pytest.raises(ValueError, match=told):
+      layer.init(jax.random.key(0), jnp.zeros((2, 4, WIDTH)), segments(4))

@@ -11,6 +11,7 @@ from layers.norm import RMSNorm
 from layers.rg_lru import RGLRU, BlockDiagonal, uniform_decay
 from layers.rotary import rotate
 from layers.segments import Segments, positions_in_segments
+from parallel import sequence, shards
 
 
 def normal(seed, shape):
@@ -95,6 +96,16 @@ def test_convolution_equals_its_sum_within_segments():
       )
       np.testing.assert_allclose(y[row, t], expected, atol=1e-6)
   np.testing.assert_array_equal(history, x[:, -3:])
+
+
+def test_a_convolution_of_one_token_needs_no_other_device():
+  x, positions = normal(4, (2, 9, 6)), jnp.tile(jnp.arange(9), (2, 1))
+  region = shards.Region(table=((sequence.AXIS, ("seq",)),), sizes=(("seq", 2),))
+  module = CausalConv1D(conv_width=1)
+  with shards.per_device(region):
+    (y, history), params = module.init_with_output(jax.random.key(5), x, positions)
+  np.testing.assert_allclose(y, x * nn.unbox(params)["params"]["kernel"][0], atol=1e-6)
+  assert history.shape == (2, 0, 6)
 
 
 def test_block_diagonal_equals_the_full_matrix():
