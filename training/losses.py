@@ -41,16 +41,16 @@ def token_losses(
     ValueError: rows are cut into chunks, and the model or the mesh does not allow it.
   """
   if not time_chunks.is_cut(model, batch):
-    return _losses(model, params, batch, rng, max_logit_bytes)[0]
+    return losses_of_chunk(model, params, batch, rng, max_logit_bytes)[0]
 
   def chunk(params, piece, state, index):
     key = None if rng is None else jax.random.fold_in(rng, index)
-    return _losses(model, params, piece, key, max_logit_bytes, state)
+    return losses_of_chunk(model, params, piece, key, max_logit_bytes, state)
 
   return time_chunks.run(chunk, model, params, batch)
 
 
-def _losses(
+def losses_of_chunk(
   model: LanguageModel,
   params: Any,
   batch: Batch,

@@ -11,7 +11,7 @@ from models.accounting import abstract_parameters
 from models.language_model import LanguageModel
 from parallel.sharding_plan import ShardingPlan
 from training import time_chunks
-from training.losses import token_losses
+from training.losses import losses_of_chunk
 from training.step import StepOptions, abstract_batch
 
 
@@ -20,10 +20,9 @@ def activation_bytes(
 ) -> int:
   """Counts the bytes per device of saved activations under the model's remat policy.
 
-  Of rows in chunks of time these are the states between chunks, and the batch once more.
-
   Counted in a trace, without arrays. XLA may keep less, if it recomputes values or finds equal
-  arrays.
+  arrays. Of rows in chunks of time these are the activations of a chunk, the states between chunks,
+  and the batch once more.
 
   Args:
     model: a language model of the zoo.
@@ -36,17 +35,19 @@ def activation_bytes(
 
   def forward(params: Any, batch: Any) -> jax.Array:
     nonlocal found
-    limit = options.max_logit_bytes
-    losses, pull = jax.vjp(
-      lambda params: token_losses(model, params, batch, max_logit_bytes=limit)[0], params
+    limit, piece, state, borders = options.max_logit_bytes, batch, None, 0
+    if time_chunks.is_cut(model, batch):
+      piece, state, borders = time_chunks.first(model, params, batch)
+    _, pull = jax.vjp(
+      lambda params, state: losses_of_chunk(model, params, piece, None, limit, state)[0][0],
+      params,
+      state,
     )
-    held = {id(leaf) for leaf in jax.tree.leaves((params, batch))}
+    held = {id(leaf) for leaf in jax.tree.leaves((params, piece, state))}
     kept = {id(leaf): leaf for leaf in jax.tree.leaves(pull)}
     found = sum(leaf.nbytes for key, leaf in kept.items() if key not in held)
-    if time_chunks.is_cut(model, batch):
-      # Chunks keep the parameters too, which the trace does not know as those that it was given.
-      found -= sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    return losses
+    found += borders * sum(leaf.nbytes for leaf in jax.tree.leaves((state, piece)))
+    return batch["loss_weights"]
 
   params = nn.unbox(abstract_parameters(model))
   jax.eval_shape(sharding_plan.losses(forward), params, abstract_batch(rows, length))

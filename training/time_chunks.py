@@ -69,9 +69,7 @@ def run(function: Chunk, model: LanguageModel, params: Any, batch: Batch) -> Any
       cannot share a chunk.
   """
   _check_model(model)
-  size, length = model.time_chunk or 0, row_length(batch)
-  count = -(-length // size)
-  layout = _Layout(size, count, length)
+  layout = _layout(model, batch)
   fixed, gradients = _with_wide_gradients(params)
 
   def chunk(gradients, piece, state, index):
@@ -83,9 +81,21 @@ def run(function: Chunk, model: LanguageModel, params: Any, batch: Batch) -> Any
     results, state = again(gradients, inputs[0], state, inputs[1])
     return state, results
 
-  chunks = jax.tree.map(layout.cut, batch), jnp.arange(count)
+  chunks = jax.tree.map(layout.cut, batch), jnp.arange(layout.count)
   _, results = lax.scan(step, _state_before(model, params, batch), chunks)
   return jax.tree.map(layout.joined, results)
+
+
+def first(model: LanguageModel, params: Any, batch: Batch) -> tuple[Batch, DecodeState, int]:
+  """Returns this device's part of the first chunk, the state before it, and the number of chunks.
+
+  Raises:
+    ValueError: as of `run`.
+  """
+  _check_model(model)
+  layout = _layout(model, batch)
+  chunk = jax.tree.map(lambda x: layout.cut(x)[0], batch)
+  return chunk, _state_before(model, params, batch), layout.count
 
 
 class _Layout(NamedTuple):
@@ -118,6 +128,11 @@ class _Layout(NamedTuple):
     x = x.reshape(len(x), self.count * self.size)
     here = self.length // shards.count(sequence.AXIS)
     return lax.dynamic_slice_in_dim(x, sequence.number() * here, here, axis=1)
+
+
+def _layout(model: LanguageModel, batch: Batch) -> _Layout:
+  size, length = model.time_chunk or 0, row_length(batch)
+  return _Layout(size, -(-length // size), length)
 
 
 def _check_model(model: LanguageModel) -> None:

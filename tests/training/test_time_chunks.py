@@ -155,13 +155,18 @@ def test_memory_is_that_of_a_chunk_and_the_states(griffin):
   assert temporary(model, row) > 6 * temporary(model, chunk)
 
 
-def test_what_a_plan_says_is_kept_are_the_states_and_the_batch(griffin):
-  model, row = griffin[0].clone(time_chunk=16), 1024
-  found = activation_bytes(
-    model, on_one_device(list_parameters(model)), step_lib.StepOptions(), rows=2, length=row
-  )
-  states = row // 16 * tree_bytes(jax.eval_shape(lambda: model.initial_state(2, row)))
-  assert found == pytest.approx(states + 5 * 4 * 2 * row, rel=0.02)
+def test_plans_count_the_activations_of_a_chunk_and_the_states(griffin):
+  model, _ = griffin
+  chunk, row = 64, 1024
+
+  def kept(model, length):
+    sharding_plan = on_one_device(list_parameters(model))
+    return activation_bytes(model, sharding_plan, step_lib.StepOptions(), rows=2, length=length)
+
+  state = tree_bytes(jax.eval_shape(lambda: model.initial_state(2, row)))
+  found = kept(model.clone(time_chunk=chunk), row)
+  between = row // chunk * state + 5 * 4 * 2 * row
+  assert found == pytest.approx(kept(model, chunk) + between, rel=0.02)
 
 
 def trace(model, length=LENGTH):
