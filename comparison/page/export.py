@@ -26,6 +26,9 @@ _LATEX = {
   "\\": r"\textbackslash{}",
   "~": r"\textasciitilde{}",
   "^": r"\textasciicircum{}",
+  "<": r"\textless{}",
+  ">": r"\textgreater{}",
+  "|": r"\textbar{}",
   **{letter: f"\\{letter}" for letter in "&%$#_{}"},
 }
 _SUPERSCRIPT = re.compile("10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
@@ -74,8 +77,8 @@ def latex(figure: Figure) -> str:
   places = report.places(figure)
   head = " & ".join(_escaped(name) for name in (figure.x.label, *(s.name for s in figure.series)))
   lines = [
-    f"% {figure.title}: {figure.finding}".replace("\n", " "),
-    f"% {figure.y.label}" + (f"; in brackets: {figure.spread}" if figure.spread else ""),
+    _comment(f"{figure.title}: {figure.finding}"),
+    _comment(figure.y.label + (f"; in brackets: {figure.spread}" if figure.spread else "")),
     f"\\begin{{tabular}}{{l{'r' * len(figure.series)}}}",
     "\\toprule",
     f"{head} \\\\",
@@ -104,8 +107,17 @@ def _number(value: float) -> str:
   return f"${text.replace('·', chr(92) + 'cdot ').replace(',', '{,}')}$"
 
 
+def _comment(text: str) -> str:
+  return f"% {' '.join(text.split())}"
+
+
 def _escaped(text: str) -> str:
   return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _plain(text: str) -> str:
+  """Text for matplotlib, which reads what is between two dollars as a formula."""
+  return text.replace("$", r"\$")
 
 
 def _pictures(figure: Figure, models: Sequence[str]) -> dict[str, bytes]:
@@ -121,9 +133,9 @@ def _pictures(figure: Figure, models: Sequence[str]) -> dict[str, bytes]:
     axes = canvas.subplots()
     draw = _bars if figure.is_categorical else _lines
     draw(axes, figure, styles)
-    axes.set_title(figure.title.replace("$", r"\$"), fontsize=9, loc="left", wrap=True)
+    axes.set_title(_plain(figure.title), fontsize=9, loc="left", wrap=True)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles, [label.replace("$", r"\$") for label in labels], frameon=False)
+    axes.legend(handles, list(map(_plain, labels)), frameon=False)
     for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
       picture = io.BytesIO()
       canvas.savefig(picture, format=ending, dpi=_DOTS_PER_INCH, metadata=metadata)
@@ -160,8 +172,10 @@ def _lines(axes: Any, figure: Figure, styles: Sequence[Look]) -> None:
       axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
   for place, name in figure.x.marks:
     axes.axvline(place, color="0.6", linewidth=0.8, linestyle=":")
-    axes.annotate(name, (place, 1.0), xycoords=("data", "axes fraction"), fontsize=7, color="0.4")
-  axes.set(xlabel=figure.x.label, ylabel=figure.y.label)
+    axes.annotate(
+      _plain(name), (place, 1.0), xycoords=("data", "axes fraction"), fontsize=7, color="0.4"
+    )
+  axes.set(xlabel=_plain(figure.x.label), ylabel=_plain(figure.y.label))
   if figure.x.log:
     _make_log(axes, "x", [x for series in figure.series for x in series.x])
   if figure.y.log:
@@ -190,9 +204,9 @@ def _bars(axes: Any, figure: Figure, styles: Sequence[Look]) -> None:
       axes.errorbar(
         series.y, at, xerr=list(zip(*errors, strict=True)), fmt="none", ecolor="0.2", elinewidth=0.8
       )
-  axes.set_yticks(range(len(places)), [str(place).replace("$", r"\$") for place in places])
+  axes.set_yticks(range(len(places)), [_plain(str(place)) for place in places])
   axes.set_ylim(len(places) - 0.5, -0.5)  # the first on top
-  axes.set(xlabel=figure.y.label)
+  axes.set(xlabel=_plain(figure.y.label))
   if figure.y.log:
     _make_log(axes, "x", heights)
   axes.grid(alpha=0.3, axis="x")

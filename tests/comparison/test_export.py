@@ -1,6 +1,7 @@
 """Figures leave a comparison as pictures, and as tables with all their numbers."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from matplotlib import image
 
 from base.errors import UserError
 from comparison.page import chart, export, report
+from comparison.page.figure import Axis
 from launch import compare
 from tests.comparison import test_report
 
@@ -66,11 +68,24 @@ def test_latex_has_a_row_per_place_and_a_column_per_series(written, figure):
 
 
 def test_latex_escapes_what_latex_reads():
-  assert export._escaped("a_b & 50% of $x^2$ {~}") == (
-    r"a\_b \& 50\% of \$x\textasciicircum{}2\$ \{\textasciitilde{}\}"
+  assert export._escaped("a_b & 50% of $x^2$ {~} <") == (
+    r"a\_b \& 50\% of \$x\textasciicircum{}2\$ \{\textasciitilde{}\} \textless{}"
   )
   numbers = [export._number(value) for value in (-0.5, 12345.0, 1.5e-7, 1e9)]
   assert numbers == ["$-0.5$", "$12{,}345$", r"$1.5\cdot 10^{-7}$", "$10^{9}$"]
+
+
+def test_dollars_are_no_formulas_and_comments_are_one_line():
+  broken = Axis(label=r"$\frac$", marks=((2048, r"$\frac$"),))
+  labels = {"title": "a\nb", "spread": "c\n\nd", "x": broken, "y": broken}
+  lines = dataclasses.replace(test_report.LINES, **labels)
+  assert export._pictures(lines, ()).keys() == {"png", "pdf"}
+  bars = dataclasses.replace(test_report.BARS, y=broken)
+  assert export._pictures(bars, ()).keys() == {"png", "pdf"}
+  first, second, third, *_ = export.latex(lines).splitlines()
+  assert first == "% a b: Griffin & Hawk stay level."
+  assert second.endswith("in brackets: c d")
+  assert third.startswith(r"\begin{tabular}")
 
 
 def test_colours_are_those_of_the_light_page():
