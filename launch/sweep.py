@@ -19,6 +19,7 @@ from launch import command, hosts
 
 # Slow imports are made where they are used, so that --help and errors appear at once.
 if TYPE_CHECKING:
+  from comparison.sweep.cells import Cell
   from comparison.sweep.sweep import Sweep
 
 DESCRIPTION = """\
@@ -137,11 +138,17 @@ def _train(sweep: Sweep, asked_by: str, require_mine: Any) -> int:
     chip = catalogue.chip_of(kind)
     return chip and chip.flops
 
-  # All processes must agree; the first's files decide.
-  left = [c for c in sweep.cells if c.folder in processes.told_by_first(_names(sweep)).split("\n")]
-  for number, cell in enumerate(left):
+  def left() -> list[Cell]:
+    # All processes must agree; the first's files decide.
+    names = processes.told_by_first(_names(sweep)).split("\n")
+    return [cell for cell in sweep.cells if cell.folder in names]
+
+  planned = left()
+  for number, cell in enumerate(planned):
+    if number and cell not in left():
+      continue  # a job of a cluster has begun it meanwhile
     if processes.is_first():
-      print(f"run {number + 1} of {len(left)}: {cell}", file=sys.stderr)
+      print(f"run {number + 1} of {len(planned)}: {cell}", file=sys.stderr)
     summary = sweep.train(cell, asked_by, require_mine=require_mine, peak_flops=peak_flops)
     if processes.is_first():
       if summary is None:

@@ -94,6 +94,20 @@ def test_what_diverges_is_noted_passed_over_and_not_tried_again(folder, capsys):
     assert ("run 2 of 2" in told) == (not again)
 
 
+def test_what_a_job_has_begun_meanwhile_is_left_to_it(folder, monkeypatch):
+  trained = []
+
+  def train_one(self, cell, *_, **__):
+    trained.append(str(cell))
+    return SimpleNamespace(interrupted=None)
+
+  monkeypatch.setattr(sweep_lib.Sweep, "train", train_one)
+  # Of three runs, another process takes the second while the first is trained.
+  monkeypatch.setattr(sweep_lib.Sweep, "left", lambda self: self.cells[2 * len(trained) :])
+  assert sweep.main(command(folder, "--over", "SEED=1,2,3", output="shared")) == 0
+  assert trained == ["SEED=1", "SEED=3"]
+
+
 def test_seeds_are_averaged(folder, swept, capsys):
   assert sweep.main(command(folder, "--over", RATES, "--over", "SEED=0,1", output="seeds")) == 0
   out = capsys.readouterr().out
