@@ -7,6 +7,7 @@ symbol and, in groups that do not commute, on their order.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 
@@ -22,8 +23,11 @@ _LARGEST_SYMMETRIC = 5
 _LARGEST_CYCLIC = 200
 
 
+@functools.cache
 def multiplication_table(group: str) -> np.ndarray:
   """Returns [g, g] int64: at [a, b] the number of the product 'first a, then b'; 0 is neutral.
+
+  It is made once, because a training draws examples at every step, and cannot be written to.
 
   Args:
     group: 'Z' with a number m for addition modulo m (Z2 is parity), or 'S' with a number n for the
@@ -35,18 +39,23 @@ def multiplication_table(group: str) -> np.ndarray:
   match = re.fullmatch(r"([ZS])([1-9][0-9]{0,2})", group)
   kind, number = (match[1], int(match[2])) if match else ("", 0)
   if kind == "Z" and 2 <= number <= _LARGEST_CYCLIC:
-    return np.add.outer(np.arange(number), np.arange(number)) % number
+    return _read_only(np.add.outer(np.arange(number), np.arange(number)) % number)
   if kind == "S" and 2 <= number <= _LARGEST_SYMMETRIC:
     elements = np.array(list(itertools.permutations(range(number))))
     # First a, then b: thing i goes to a[i], and from there to b[a[i]].
     products = elements[:, elements].transpose(1, 0, 2)
     weights = number ** np.arange(number)
     numbers = {code: index for index, code in enumerate((elements @ weights).tolist())}
-    return np.vectorize(numbers.__getitem__)(products @ weights)
+    return _read_only(np.vectorize(numbers.__getitem__)(products @ weights))
   raise CorpusError(
     f"group={group!r} is none of Z2 to Z{_LARGEST_CYCLIC} (addition modulo the number) or S2 to "
     f"S{_LARGEST_SYMMETRIC} (permutations of so many things)."
   )
+
+
+def _read_only(table: np.ndarray) -> np.ndarray:
+  table.setflags(write=False)  # all callers share it
+  return table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
