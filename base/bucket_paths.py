@@ -172,12 +172,21 @@ class BucketPath(gpath.PosixGPath):
         yield self / name.removeprefix(f"{own}/")
 
   def walk(self, *, top_down: bool = True, on_error: Any = None) -> Iterator[Any]:
-    """As `Path.walk`."""
+    """As `Path.walk`: from the top, folders that the caller removes are not listed."""
     del on_error
-    with buckets.told(self):
-      found = list(self._fs.walk(self._key, topdown=top_down))
-    for root, folders, files in found:
-      yield self / root.removeprefix(self._key).lstrip("/"), list(folders), list(files)
+    found = self._fs.walk(self._key, topdown=top_down)
+    while True:
+      with buckets.told(self):
+        listed = next(found, None)
+      if listed is None:
+        return
+      root, folders, files = listed
+      names = list(folders)
+      yield self / root.removeprefix(self._key).lstrip("/"), names, list(files)
+      if top_down:
+        # fsspec lists what is left in its own collection, a list or a dictionary.
+        for name in set(folders) - set(names):
+          folders.pop(name) if isinstance(folders, dict) else folders.remove(name)
 
   def absolute(self) -> Self:
     """Itself."""

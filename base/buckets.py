@@ -153,6 +153,16 @@ def _kind(error: Exception, place: str) -> OSError | None:
   return None
 
 
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+  """Walks a folder of a file system or in a bucket from the top, as `os.walk`; links are passed.
+
+  A caller that removes names from the list of folders keeps them from being listed.
+  """
+  found = cast(Any, folder).walk() if in_bucket(folder) else os.walk(folder)
+  for place, folders, files in found:
+    yield place if in_bucket(folder) else Path(place), folders, files
+
+
 def files_below(folder: Path) -> list[Path]:
   """Lists the objects below a folder in a bucket, at any depth, in the order of their names."""
   return sorted(cast(Any, folder).rglob("*"))

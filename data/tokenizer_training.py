@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from base import small_files
+from base import buckets, paths, small_files
 from data import tokenizer_json
 from data.corpora import CorpusError, Documents
 from data.tokenizer_json import TokenizerJson
@@ -79,6 +79,11 @@ def _not_written(output: Path, error: OSError) -> str:
 def _require_writable(output: Path) -> None:
   """Raises TokenizerError, before minutes of work, if a file cannot be written in its folder."""
   try:
+    if buckets.in_bucket(output):
+      probe = output.with_name(f"{output.name}.probe")
+      probe.touch()
+      probe.unlink()
+      return
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=output.parent):  # Without a name: a kill leaves nothing.
       pass
@@ -105,7 +110,7 @@ def train_sentencepiece(
   """
   import sentencepiece
 
-  output = Path(output)
+  output = paths.of(output)
   sentences = _sampled(corpus, megabytes)
   first = next(sentences, None)
   if first is None:
@@ -170,7 +175,7 @@ def train_tokenizer_json(
   """
   import tokenizers as library
 
-  output = Path(output)
+  output = paths.of(output)
   sentences = _sampled(corpus, megabytes)
   first = next(sentences, None)
   if first is None:

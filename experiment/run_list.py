@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from base import buckets
 from base.errors import UserError
 from experiment import directory_owner, run_directory
 from training import checkpoint
@@ -68,15 +68,15 @@ def runs_in(folder: Path) -> list[Run]:
 
 def _directories(folder: Path) -> Iterator[Path]:
   """Finds folders with metrics or with a run's configuration; links are not followed."""
-  for path, folders, files in os.walk(folder):
-    depth = len(Path(path).relative_to(folder).parts)
+  for path, folders, files in buckets.walk(folder):
+    depth = len(path.relative_to(folder).parts)
     folders[:] = (
       [name for name in folders if name not in _PASSED and not name.startswith(".")]
       if depth < _DEEPEST
       else []
     )
     if METRICS_FILE in files or {*files} >= _OF_A_RUN:
-      yield Path(path)
+      yield path
 
 
 def _run(path: Path, folder: Path) -> Run:

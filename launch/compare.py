@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import paths
+from base import buckets, paths
 from base.errors import UserError
 from base.wording import plural
 from experiment import directory_owner, trust
@@ -41,7 +41,7 @@ def parser() -> command.Parser:
     help="a gin file, such as gin/compare/quick.gin (default: that of --output)",
   )
   result.add_argument(
-    "--output", type=paths.local_argument, help="the folder of the comparison; created if missing"
+    "--output", type=paths.argument, help="the folder of the comparison; created if missing"
   )
   result.add_argument(
     "--only", help="comma-separated parts to measure, such as decode_speed,scaling"
@@ -274,7 +274,8 @@ class _Comparing:
     report, page = self._write(found)
     if processes.is_first():
       print(f"{report_lib.summary(report)}\n\n{paths.shown(page)}")
-      command.tell_next("python", "-m", "http.server", f"--directory={paths.shown(page.parent)}")
+      if not buckets.in_bucket(page):
+        command.tell_next("python", "-m", "http.server", f"--directory={paths.shown(page.parent)}")
     return 0
 
   def _write(self, found: Mapping[str, tuple[Figure, ...]]) -> tuple[Report, Path]:

@@ -28,8 +28,8 @@ def parser() -> command.Parser:
   result = command.parser("runs", DESCRIPTION, takes_bindings=False)
   result.add_argument(
     "folder",
-    type=paths.local_argument,
-    help="a folder with run directories at any depth, or one run",
+    type=paths.argument,
+    help="a folder with run directories at any depth, or one run; also in a bucket",
   )
   result.add_argument(
     "--page",

@@ -51,7 +51,7 @@ def parser() -> command.Parser:
   )
   result.add_argument(
     "--output",
-    type=paths.local_argument,
+    type=paths.argument,
     required=True,
     help="the folder of the sweep; created if missing",
   )

@@ -46,7 +46,7 @@ def parser() -> command.Parser:
   )
   result.add_argument(
     "--output",
-    type=paths.local_argument,
+    type=paths.argument,
     required=True,
     help="the file to write: NAME.json is a tokenizer.json, other names are SentencePiece models",
   )

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from base import paths, small_files
+from base import buckets, paths, small_files
 from base.errors import UserError
 
 _SCRIPT, _FOLDER = "jobs.sh", "jobs"
@@ -46,7 +46,8 @@ def write(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
     template: a script for sbatch that takes what `launch/cluster/slurm.sbatch` takes, or a JobSet
       in YAML whose container starts launch.train.
     jobs: a job for each run.
-    output: the sweep's folder.
+    output: the sweep's folder; where it is in a bucket, the jobs are written into the working
+      directory.
 
   Returns:
     The command, in words, that queues the jobs.
@@ -72,14 +73,14 @@ def _script(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
   for job in jobs:
     first, *more = job.arguments
     lines.append(shlex.join(["sbatch", str(template), first, str(job.run_dir), *more]))
-  file = output / _SCRIPT
+  file = buckets.beside(output) / _SCRIPT
   small_files.replace(file, "".join(line + "\n" for line in lines))
   return ["sh", paths.shown(file)]
 
 
 def _job_sets(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
   job_set = _job_set(template)
-  folder = output / _FOLDER
+  folder = buckets.beside(output) / _FOLDER
   folder.mkdir(parents=True, exist_ok=True)
   for old in folder.glob("*.yaml"):
     if re.fullmatch(r"\d{3,}", old.stem):  # the user's own files stay
