@@ -75,7 +75,7 @@ def latex(figure: Figure) -> str:
   Intervals stand behind the values, in brackets. The finding is a comment.
   """
   places = report.places(figure)
-  head = " & ".join(_escaped(name) for name in (figure.x.label, *(s.name for s in figure.series)))
+  head = " & ".join(_escaped(name) for name in (figure.x.label, *map(_name, figure.series)))
   lines = [
     _comment(f"{figure.title}: {figure.finding}"),
     _comment(figure.y.label + (f"; in brackets: {figure.spread}" if figure.spread else "")),
@@ -150,6 +150,7 @@ def _height(figure: Figure) -> float:
 
 
 def _name(series: Series) -> str:
+  """Its name, and that it is not measured where it is not."""
   return f"{series.name} ({series.kind})" if series.kind in (ESTIMATED, FITTED) else series.name
 
 

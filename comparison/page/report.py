@@ -234,7 +234,7 @@ def _remark(series: Series) -> str:
 
 def _table(figure: Figure) -> str:
   """Formats the numbers as a table with a row per x."""
-  head = "".join(f"<th>{escape(series.name)}</th>" for series in figure.series)
+  head = "".join(f"<th>{escape(series.name)}{_remark(series)}</th>" for series in figure.series)
   rows = "".join(
     f"<tr><td>{escape(place) if isinstance(place, str) else show(place)}</td>"
     f"{''.join(_entry(series, place) for series in figure.series)}</tr>"

@@ -67,6 +67,12 @@ def test_latex_has_a_row_per_place_and_a_column_per_series(written, figure):
   assert text.count("{") == text.count("}")
 
 
+def test_tables_tell_what_is_not_measured():
+  assert "<th>Hawk, power law <em>(fitted)</em></th>" in report._table(test_report.FITS)
+  assert r"& Griffin & Griffin, on v5e (estimated) & MQA" in export.latex(test_report.LINES)
+  assert r"& Hawk & Hawk, power law (fitted) \\" in export.latex(test_report.FITS)
+
+
 def test_latex_escapes_what_latex_reads():
   assert export._escaped("a_b & 50% of $x^2$ {~} <") == (
     r"a\_b \& 50\% of \$x\textasciicircum{}2\$ \{\textasciitilde{}\} \textless{}"
