@@ -19,6 +19,7 @@ from importlib.metadata import entry_points
 from typing import NoReturn
 
 from base.errors import UserError
+from base.wording import near
 from launch import failures, output
 from planning.hardware import gpu
 
@@ -157,12 +158,12 @@ def _near_option(result: Parser, name: str, value: str) -> str:
     if wanted in written:
       return f"; did you mean --{written[wanted]}?"
   if bare.isupper() and macros:
-    return _with_binding(source.near(bare, macros), shown)
-  return source.near(bare, options).replace("did you mean ", "did you mean --")
+    return _with_binding(near(bare, macros), shown)
+  return near(bare, options).replace("did you mean ", "did you mean --")
 
 
-def _with_binding(near: str, value: str) -> str:
-  return re.sub(r"did you mean ([\w.]+)\?", rf"did you mean --gin.\1{value}?", near)
+def _with_binding(suggested: str, value: str) -> str:
+  return re.sub(r"did you mean ([\w.]+)\?", rf"did you mean --gin.\1{value}?", suggested)
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -61,7 +61,7 @@ def gated(name: str) -> Gate:
     ValueError: there is no such activation.
   """
   if name not in ACTIVATIONS:
-    raise ValueError(f"activation={name!r} is unknown{near(name, ACTIVATIONS)}.")
+    raise ValueError(f"activation={name!r} is unknown{near(name, ACTIVATIONS)}")
   activation = ACTIVATIONS[name]
 
   @functools.partial(jax.checkpoint, prevent_cse=False)

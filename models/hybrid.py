@@ -31,13 +31,19 @@ def hybrid(
     tied: whether the embedding is the output head too, where `Backbone.tied` is None.
 
   Raises:
-    ValueError: the pattern is empty or names no mixer, or there is no such activation.
+    ValueError: the pattern is empty or names no mixer, a mixer is a model that was built, or there
+      is no such activation.
   """
   if not pattern:
-    raise ValueError(f"pattern is empty{near('', mixers)}.")
+    raise ValueError(f"pattern is empty{near('', mixers)}")
   for name in pattern:
     if name not in mixers:
-      raise ValueError(f"pattern={list(pattern)}: {name!r} is no mixer{near(name, mixers)}.")
+      raise ValueError(f"pattern={list(pattern)}: {name!r} is no mixer{near(name, mixers)}")
+    if isinstance(mixers[name], LanguageModel):
+      raise ValueError(
+        f"mixers: {name!r} is a model, not a function that builds one: write @module.name in gin, "
+        "without parentheses."
+      )
   found = {name: _mixer(mixers[name](), backbone) for name in dict.fromkeys(pattern)}
   blocks = tuple(found[name] for name in pattern)
   return backbone.model(blocks, mlp=backbone.mlp(gated(activation)), tied=tied)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from config.place import ConfigError
@@ -60,12 +62,13 @@ def test_a_mixer_keeps_the_options_of_its_model():
 
 
 @pytest.mark.parametrize(
-  ("pattern", "message"),
+  ("pattern", "arguments", "message"),
   [
-    (["recurent"], "'recurent' is no mixer; did you mean recurrent?"),
-    ([], "pattern is empty; choose from attention"),
+    (["recurent"], (), "'recurent' is no mixer; did you mean recurrent? (in"),
+    ([], (), "pattern is empty; choose from attention"),
+    (["a"], ("--gin.MIXERS={'a': @hawk.hawk()}",), "'a' is a model, not a function that builds"),
   ],
 )
-def test_what_is_no_pattern_is_refused(pattern, message):
-  with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
-    build(pattern)
+def test_what_is_no_pattern_is_refused(pattern, arguments, message):
+  with pytest.raises(ConfigError, match=re.escape(message)):
+    build(pattern, *arguments)
