@@ -240,6 +240,8 @@ def _held(directory: Path, owner: Owner) -> UserError:
 
 
 def _unwritable(directory: Path, error: OSError) -> UserError:
+  if isinstance(error, FileExistsError | NotADirectoryError):
+    return UserError(f"{directory} is a file, or lies in one. Name a folder.")
   return UserError(
     f"{directory} cannot be written: {error.strerror or error}. Free space or change the "
     "permissions, or name another directory."

@@ -207,7 +207,6 @@ def _write_jobs(sweep: Sweep, args: Any) -> int:
   if not left:
     print("every run is finished or failed: there is no job to write")
     return 0
-  sweep.output.mkdir(parents=True, exist_ok=True)
   made = [jobs.Job(str(c), sweep.output / c.folder, sweep.arguments(c)) for c in left]
   words = jobs.write(args.jobs, made, sweep.output)
   print(f"{plural(len(left), 'job')} in {paths.shown(sweep.output)}")

@@ -74,6 +74,7 @@ def _script(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
     first, *more = job.arguments
     lines.append(shlex.join(["sbatch", str(template), first, str(job.run_dir), *more]))
   file = buckets.beside(output) / _SCRIPT
+  file.parent.mkdir(parents=True, exist_ok=True)
   small_files.replace(file, "".join(line + "\n" for line in lines))
   return ["sh", paths.shown(file)]
 
@@ -99,7 +100,7 @@ def _job_sets(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
 def _name(metadata: dict[str, Any], job: Job) -> str:
   """A name that no other run has: JobSets of one name, also of another sweep, would be one."""
   base = str(metadata.get("name", "sweep"))[:_LONGEST_NAME].rstrip("-.")
-  return f"{base}-{zlib.crc32(os.fsencode(job.run_dir)):08x}"
+  return f"{base}-{zlib.crc32(os.fsencode(str(job.run_dir))):08x}"
 
 
 def _kept(words: Sequence[Any]) -> list[Any]:

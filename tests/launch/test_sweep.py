@@ -123,11 +123,17 @@ def test_all_runs_are_checked_before_the_first_is_trained(folder, swept):
     (["--over", "LERNING_RATE=1,2"], "LEARNING_RATE"),
     (["--over", "file=nothing.gin"], "nothing.gin"),
     (["--over", RATES, "--gin.STEPS=7"], r"another configuration than the sweep's LEARNING_RATE"),
+    (["--over", RATES, f"--jobs={folder}"], "cannot be read: Is a directory"),
   ):
     output = "swept" if "STEPS" in more[-1] else "unborn"
     with pytest.raises(UserError, match=message):
       sweep.main(command(folder, *more, output=output))
   assert not (folder / "unborn").exists()
+
+
+def test_a_file_is_no_folder_of_a_sweep(folder):
+  with pytest.raises(UserError, match=r"run.gin is a file, or lies in one. Name a folder"):
+    sweep.main(command(folder, "--over", RATES, output="run.gin"))
 
 
 def test_a_value_may_be_without_effect_in_some_runs_but_not_in_all(folder):
