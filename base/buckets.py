@@ -158,7 +158,7 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
   A caller that removes names from the list of folders keeps them from being listed.
   """
-  found = cast(Any, folder).walk() if in_bucket(folder) else os.walk(folder)
+  found: Any = cast(Any, folder).walk() if in_bucket(folder) else os.walk(folder)
   for place, folders, files in found:
     yield place if in_bucket(folder) else Path(place), folders, files
 
