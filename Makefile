@@ -4,7 +4,8 @@
 #   make train RUN=hawk_quickstart      another file of gin/runs/
 #   make train ARGS='--gin.STEPS=200'   arguments for the command behind the target
 #   make test PYTHON=python3.12         another interpreter, in an environment of its own
-#   make install EXTRAS=gpu             extras of pyproject.toml: gpu, tpu, harness, gcs, s3, tunix, notebook, test
+#   make install EXTRAS=gpu             extras of pyproject.toml: gpu, tpu, tables, harness, wandb,
+#                                       mlflow, gcs, s3, tunix, notebook, test
 
 PYTHON ?= python3
 EXTRAS ?=
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@sed -n '3,/^$$/s/^#   make/  make/p' $(MAKEFILE_LIST)
+	@sed -n '3,/^$$/s/^#   /  /p' $(MAKEFILE_LIST)
 
 train: $(VENV)/.installed  ## install what is needed and train; RUN= names a file of gin/runs/
 	$(BIN)/python -m launch.train gin/runs/$(RUN).gin --run_dir=runs/$(RUN) $(ARGS)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from base import paths
 from benchmarks import huge_pages
 from benchmarks.kernel_cases import BYTES_PER_ELEMENT
 from comparison.speed import bandwidth, timing
@@ -78,7 +78,7 @@ def main() -> None:
   parser.add_argument("--shape", nargs=3, type=int, metavar=("B", "T", "R"))
   parser.add_argument("--dtype", choices=("float32", "bfloat16"))
   parser.add_argument("--repeats", type=int, default=7)
-  parser.add_argument("--output", type=pathlib.Path, help="write the records as JSON")
+  parser.add_argument("--output", type=paths.output_argument, help="write the records as JSON")
   parser.add_argument("--no-static", action="store_true", help="leave out the TPU compiler's table")
   options = parser.parse_args()
   on_cpu = jax.default_backend() == "cpu"

@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import json
 import os
-import pathlib
 import resource
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ import time
 from collections.abc import Callable
 from typing import IO, cast
 
+from base import paths
 from base.ranges import FloatName
 from benchmarks import huge_pages, peer_models
 from training import json_files
@@ -205,7 +205,7 @@ def main() -> None:
   parser.add_argument("--lengths", nargs="+", type=int, default=(512, 2048))
   parser.add_argument("--turns", type=int, default=5)
   parser.add_argument("--plain", action="store_true", help="leave glibc as it is")
-  parser.add_argument("--output", type=pathlib.Path, help="write the records as JSON")
+  parser.add_argument("--output", type=paths.output_argument, help="write the records as JSON")
   options = parser.parse_args()
   _require_peers()
   records = []

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from base.wording import plural
 from contract.finding import Finding, compare_rows
 from contract.subject import ROWS, Subject
 
@@ -30,7 +31,7 @@ def check(subject: Subject) -> Iterator[Finding]:
       own = np.broadcast_to(np.arange(length) < end - start, (ROWS, length)).astype(np.int32)
       expected = subject.logits(alone, own)[:1, : end - start]
       yield compare_rows(
-        f"document of {end - start} tokens from token {start} of row {row}",
+        f"document of {plural(end - start, 'token')} from token {start} of row {row}",
         packed[row : row + 1, start:end],
         expected,
         allowed,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from base.wording import plural
 from data.mixture import MixedRows
 from data.rows import RowFiles
 
@@ -89,7 +90,7 @@ def described(values: dict[str, Any]) -> str:
   return "\n".join(
     [
       f"{values['rows']:,} rows of {values['sequence_length']}, {values['tokens']:,} tokens of"
-      f" {values['documents']:,} documents, {values['bytes_per_token']} bytes per token",
+      f" {plural(values['documents'], 'document')}, {values['bytes_per_token']} bytes per token",
       f"padding: {values['padding_share']:.2%}",
       f"lengths of documents within a row: {lengths}",
       f"most frequent tokens: {tokens}",

@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
   print(describe.table(rows, right=(2, 3, 4, 5)))
   if args.page:
     made = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
+    args.page.parent.mkdir(parents=True, exist_ok=True)
     small_files.replace(args.page, curves.page(runs, f"Runs in {folder}", made))
     print(f"\ncurves are in {paths.shown(args.page)}")
   return 0

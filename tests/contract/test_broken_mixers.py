@@ -51,7 +51,7 @@ def test_the_mixer_that_the_broken_ones_are_made_of_keeps_the_contract():
     # Each of the three blocks looks one token ahead.
     ("LooksAhead", "causality", "token 8 changes no logit before it", "token 5 of row 0"),
     # Documents begin at 0, 5, 6, 21: the first that another comes before.
-    ("LeaksAcrossSegments", "packing", "document of 1 tokens", "token 5 of row 0"),
+    ("LeaksAcrossSegments", "packing", "document of 1 token ", "token 5 of row 0"),
     ("WrongDecodeState", "decoding", "prefill of 7 tokens", "token 7 of row 0"),
     ("WrongDecodeState", "decoding", "from the initial state", "token 1 of row 0"),
     ("WrongFlops", "FLOPs", "row of one token", "matmul_flops(width, length=1)"),

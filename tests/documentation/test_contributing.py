@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -55,3 +56,12 @@ def test_extras_are_separated_by_spaces_or_commas():
   unknown = listed("tpu,harnes")
   assert unknown.returncode
   assert unknown.stderr.startswith("pyproject.toml has no extra named harnes; it has gpu, tpu, ")
+
+
+def test_help_lists_the_extras():
+  """trackio needs another Pillow than the constraints name; `make docs` takes docs itself."""
+  text = (ROOT / "pyproject.toml").read_text("utf-8")
+  extras = set(tomllib.loads(text)["project"]["optional-dependencies"]) - {"trackio", "docs"}
+  told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+  named = told.stdout.partition("extras of pyproject.toml: ")[2]
+  assert set(named.replace(",", " ").split()) == extras
