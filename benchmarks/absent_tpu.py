@@ -68,10 +68,7 @@ def chosen(names: Sequence[str]) -> Sequence[str]:
   """The generations that a command names; all if it names none. Ends it if one is unknown."""
   for name in names:
     if name not in GENERATIONS:
-      known = ", ".join(GENERATIONS)
-      raise SystemExit(
-        f"error: unknown generation: {name!r}{near(name, GENERATIONS)}. Choose from {known}."
-      )
+      raise SystemExit(f"error: unknown generation: {name!r}{near(name, GENERATIONS)}")
   return names or tuple(GENERATIONS)
 
 

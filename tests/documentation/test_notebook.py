@@ -56,6 +56,8 @@ def test_the_notebook_runs(stored, tmp_path, monkeypatch):
   sizes = [row.split()[1:] for row in texts[-1].splitlines() if re.match(r" *1[0,]+ ", row)]
   assert [row[:4] for row in sizes] == [sizes[0][:4]] * 3
   assert len({row[4] for row in sizes}) == 3
+  *_, last = (cell for cell in stored.cells if cell.cell_type == "code")
+  assert texts[-1] == printed(last)
   assert any(text.startswith("The recurrence") for text in texts)
 
 
