@@ -87,7 +87,9 @@ def _require_empty(target: Path) -> None:
   if target.is_dir():
     names = {path.name for path in target.iterdir()}
     is_cut_off = directory_owner.LOCK_FILE in names and names.isdisjoint(_LAST)
-    if not names or (buckets.in_bucket(target) and is_cut_off):
+    # A process that was killed while it took the folder left its own file beside the lock.
+    others = [name for name in names if not name.startswith(directory_owner.LOCK_FILE)]
+    if not names or (buckets.in_bucket(target) and (is_cut_off or not others)):
       return
   raise UserError(f"{shown(target)} exists and is not empty. Name another folder, or remove it.")
 

@@ -112,6 +112,9 @@ def test_an_upload_that_fails_leaves_nothing_and_a_killed_one_is_done_again(fold
   (folder / "left").write_text("by a killed one")
   convert(folder, "second")
   assert [path.name for path in folder.rglob("*")] == ["config.json", "weights"]
+  other = folder / "taken"
+  (other / f"{directory_owner.LOCK_FILE}.dead").write_text(dead.as_json())  # before the lock
+  convert(other, "third")
 
 
 @pytest.mark.parametrize("name", ["br[1]ck", "st*r", "wh?t"])
