@@ -110,7 +110,7 @@ class Names:
         return statement.imports[first].module
       raise statement.place.error(
         f"{name!r}: this file does not import {first!r}"
-        + (_import_line(first) or near(first, statement.imports))
+        + (_import_line(first, name.partition(".")[2]) or near(first, statement.imports))
       )
     bound = self._everywhere.get(first, [])
     if len(bound) > 1:
@@ -125,7 +125,8 @@ class Names:
       if _exists(module):
         _import(module, place)
         return _attribute(module, ".".join(parts[end:]), name, place)
-    hint = _import_line(parts[0], ".".join(parts[1:])) or self._near(parts[-1], parameter)
+    hint = _import_line(parts[0], ".".join(parts[1:]), in_file=False)
+    hint = hint or self._near(parts[-1], parameter)
     raise place.error(f"no file of this configuration imports {parts[0]!r}{hint}")
 
   def _near(self, last: str, parameter: str) -> str:
@@ -251,23 +252,28 @@ def _near_module(module: str) -> str:
   return near(last, (item.name for item in pkgutil.iter_modules(package.__path__)))
 
 
-def _import_line(name: str, of_argument: str | None = None) -> str:
+def _import_line(name: str, rest: str, *, in_file: bool = True) -> str:
   """Suggests how to refer to a module of the project called `name`, if there is one.
+
+  Of several with that name, it is one that defines what `rest` begins with.
 
   Args:
     name: the last part of the module's path.
-    of_argument: on the command line, the rest of the name; None in a file, which can import.
+    rest: what follows it: a function or class, and on the command line its parameter.
+    in_file: whether the name stands in a file, which can import.
   """
-  found = sorted(
-    folder.name
-    for folder in GIN_ROOT.parent.iterdir()
-    if (folder / "__init__.py").is_file() and (folder / f"{name}.py").is_file()
-  )
+  defines = re.compile(rf"^(?:def|class) {re.escape(rest.partition('.')[0])}\b", re.MULTILINE)
+  found = [
+    (not defines.search(module.read_text("utf-8")), module.parent.name)
+    for module in GIN_ROOT.parent.glob(f"*/{name}.py")
+    if (module.parent / "__init__.py").is_file()
+  ]
   if not found:
     return ""
-  if of_argument is not None:
-    return f"; write {found[0]}.{name}.{of_argument}"
-  return f"; add the line: from {found[0]} import {name}"
+  folder = min(found)[1]
+  if in_file:
+    return f"; add the line: from {folder} import {name}"
+  return f"; write {folder}.{name}.{rest}"
 
 
 def _attribute(module: str, path: str, name: str, place: Place) -> Configurable:

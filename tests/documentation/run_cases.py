@@ -175,7 +175,16 @@ CASES = {
       Case("python -m launch.train my_run.gin --dry_run", repeats="README.md"),
     ],
   },
-  "docs/models.md": {"Use it as a library": [Case("import jax")]},
+  "docs/models.md": {
+    "Hybrids": [
+      Case("my_hybrid.gin"),
+      Case(
+        "python -m launch.train my_run.gin my_hybrid.gin",
+        prints=r"block_2/mixer/z/kernel(.*\n)+.*block_3/mixer/query/kernel",
+      ),
+    ],
+    "Use it as a library": [Case("import jax")],
+  },
   "docs/your_own_text.md": {
     "A tokenizer": [
       Case("cat docs/*.md", leaves=("input.txt",)),
