@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
+from base import paths
 from base.errors import UserError
 from base.wording import one_line
 
@@ -44,7 +44,7 @@ class Place:
     """Whether the statement is in a file of the gin folder, or in a run's copy of it."""
     if self.is_argument:
       return False
-    file = Path(self.source)
+    file = paths.of(self.source)
     return file.is_relative_to(GIN_ROOT) or (file.parent / "operative_config.gin").is_file()
 
   def error(self, message: str) -> ConfigError:
@@ -54,5 +54,4 @@ class Place:
   def __str__(self) -> str:
     if self.is_argument:
       return one_line(self.source)
-    path = os.path.relpath(self.source)
-    return f"{one_line(self.source if path.startswith('..') else path)}:{self.line}"
+    return f"{one_line(paths.shown(self.source))}:{self.line}"
