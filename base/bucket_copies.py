@@ -66,7 +66,10 @@ def _inside(file: Path, source: Path) -> str:
 
 @contextlib.contextmanager
 def local_copy(source: Path) -> Iterator[Path]:
-  """Yields a folder itself, or a temporary copy of one in a bucket, under the same name."""
+  """Yields a folder itself, or a temporary copy of one in a bucket, under the same name.
+
+  An error of the caller about the copy names the address instead, which the user knows.
+  """
   if not buckets.in_bucket(source):
     yield source
     return
@@ -74,5 +77,9 @@ def local_copy(source: Path) -> Iterator[Path]:
   try:
     download(source, above / source.name)
     yield above / source.name
+  except UserError as error:
+    named = (part.replace(str(above / source.name), str(source)) for part in map(str, error.args))
+    error.args = tuple(named)
+    raise
   finally:
     shutil.rmtree(above, ignore_errors=True)

@@ -149,6 +149,13 @@ def test_folders_are_copied_whole_with_what_makes_them_valid_last(folder, tmp_pa
   assert not copied.exists()
 
 
+def test_an_error_about_a_copy_names_the_address(folder):
+  (folder / "config.json").write_text("{}")
+  with pytest.raises(UserError) as caught, bucket_copies.local_copy(folder) as copied:
+    raise UserError(f"no tokenizer in {copied}, nor beside {copied}/config.json")
+  assert str(caught.value) == f"no tokenizer in {folder}, nor beside {folder}/config.json"
+
+
 def test_local_paths_import_no_library():
   script = (
     "import sys; from base import paths, small_files; paths.argument('runs/x');"
