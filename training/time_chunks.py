@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from base.errors import UserError
 from base.wording import plural
 from models.language_model import DecodeState, LanguageModel
 from parallel import sequence, shards
@@ -26,6 +27,10 @@ Batch = dict[str, jax.Array]
 Chunk = Callable[[Any, Batch, DecodeState, jax.Array], tuple[Any, DecodeState | None]]
 # How messages call the option.
 OPTION = "--gin.models.backbone.Backbone.time_chunk"
+
+
+class ChunkError(UserError, ValueError):
+  """Rows cannot be cut into chunks as configured; the message says what to change."""
 
 
 def row_length(batch: Batch) -> int:
@@ -39,10 +44,10 @@ def is_cut(model: LanguageModel, batch: Batch) -> bool:
 
 
 def check_length(model: LanguageModel, batch: Batch) -> None:
-  """Raises ValueError if a model's chunks do not divide the rows that it trains on."""
+  """Raises ChunkError if a model's chunks do not divide the rows that it trains on."""
   size, length = model.time_chunk, row_length(batch)
   if size is not None and size < length and length % size:
-    raise ValueError(
+    raise ChunkError(
       f"chunks of {plural(size, 'token')} do not divide rows of {plural(length, 'token')}: every "
       f"step would compute {-length % size} tokens of padding. Set {OPTION} to a divisor of "
       "--gin.SEQUENCE_LENGTH."
@@ -138,7 +143,7 @@ def _layout(model: LanguageModel, batch: Batch) -> _Layout:
 def _check_model(model: LanguageModel) -> None:
   size, devices = model.time_chunk or 0, shards.count(sequence.AXIS)
   if size % devices:
-    raise ValueError(
+    raise ChunkError(
       f"chunks of {plural(size, 'token')} cannot be shared by the {devices} devices that share a "
       f"row. Set {OPTION} to a multiple of {devices}, or {FLAGS['seq']} to a divisor of {size}."
     )
@@ -146,13 +151,13 @@ def _check_model(model: LanguageModel) -> None:
     kind = type(mixer)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if not getattr(mixer, "constant_state", False):
-      raise ValueError(
+      raise ChunkError(
         f"rows cannot be cut into chunks in a model with {name}, whose state grows with the row: "
         f"every border would keep all tokens before it. Set {OPTION}=None"
         f"{', or train a model with local attention' if hasattr(mixer, 'window') else ''}."
       )
     if not getattr(mixer, "differentiable_state", True):
-      raise ValueError(
+      raise ChunkError(
         f"rows cannot be cut into chunks in a model with {name}: it declares "
         f"differentiable_state=False, so the gradient would end at each border. Set {OPTION}=None."
       )

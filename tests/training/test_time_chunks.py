@@ -188,7 +188,8 @@ def test_a_chunk_that_does_not_divide_the_row_is_refused():
 
 def test_attention_over_all_tokens_is_refused():
   with pytest.raises(
-    ValueError, match=r"SelfAttention, whose state grows with the row: .* or train a model with loc"
+    time_chunks.ChunkError,
+    match=r"SelfAttention, whose state grows with the row: .* or train a model with loc",
   ):
     trace(build("transformer", depth=1, time_chunk=16))
 
