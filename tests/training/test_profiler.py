@@ -93,7 +93,9 @@ def test_a_lack_of_memory_names_the_largest_arrays(tmp_path):
   lines = str(raised.value).splitlines()
   assert re.match(r"not enough memory: .*(allocat|memory)", lines[0])
   assert re.search(r"0\.30 MB of parameters, 0\.61 MB of optimizer state", lines[1])
-  assert re.fullmatch(r" +0\.01 MB  parameter stack/\S+/mlp/down/kernel: float32\[.*\]", lines[2])
+  # Arrays that other tests of this process left alive may be larger.
+  kernel = r" +0\.01 MB  parameter stack/\S+/mlp/down/kernel: float32\[.*\]"
+  assert any(re.fullmatch(kernel, line) for line in lines[2:])
   assert "--gin.MICROBATCHES" in lines[-1]
   assert (tmp_path / memory_report.FILE).stat().st_size
 
