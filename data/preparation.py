@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from base import buckets
+from base import buckets, commands
 from base.errors import UserError
 from base.wording import plural
 from data import heldout, packing, shard_plan
@@ -255,8 +255,8 @@ def _tell_how_long(datasets: Sequence[Any], workers: int | None, own_command: bo
   hint = ""
   if not own_command:
     hint = (
-      "; python -m launch.prepare with the same gin files does it beforehand, elsewhere and on many"
-      " machines"
+      f"; {commands.line('prepare')} with the same gin files does it beforehand, elsewhere and on"
+      " many machines"
     )
   print(
     f"preparing rows will take about {seconds / 60:,.0f} min on {plural(cores, 'core')}{hint}",

@@ -8,13 +8,14 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from base import paths, small_files
+from base import commands, paths, small_files
 from base.file_paths import FilePath
 from data.tokenizers import TokenizerError
 
@@ -66,12 +67,12 @@ def _loaded(path: str) -> _Loaded:
   contents = _contents(file)
   if contents is None:
     raise TokenizerError(
-      f"tokenizer {file} does not exist. Train one (python -m launch.vocabulary --input=FILES"
-      f" --output={file}), or correct the path."
+      f"tokenizer {file} does not exist. Train one ({commands.line('vocabulary')}"
+      f" --input=FILES --output={shlex.quote(str(file))}), or correct the path."
     )
   with _told(
     f"{file} is not a tokenizer.json of the tokenizers library",
-    "Give the file that python -m launch.vocabulary --output=NAME.json or save_pretrained writes.",
+    "Give the file that launch.vocabulary --output=NAME.json or save_pretrained writes.",
   ):
     tokenizer = library.Tokenizer.from_buffer(contents)
   largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)

@@ -6,13 +6,14 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-from base import paths, small_files
+from base import commands, paths, small_files
 from base.errors import UserError
 from base.file_paths import FilePath
 from base.ranges import Count, CountFromZero
@@ -186,8 +187,8 @@ def _model_bytes(path: str) -> bytes:
     ) from None
   if contents is None:
     raise TokenizerError(
-      f"SentencePiece model {path} does not exist. Train one (python -m launch.vocabulary"
-      f" --input=FILES --output={path}), or correct the path."
+      f"SentencePiece model {path} does not exist. Train one ({commands.line('vocabulary')}"
+      f" --input=FILES --output={shlex.quote(str(path))}), or correct the path."
     )
   return contents
 
@@ -203,13 +204,12 @@ def _processor(path: str, extra_ids: int) -> Any:
     pieces = 0
   if not pieces:
     raise TokenizerError(
-      f"{path} is not a SentencePiece model. Give the .model file of python -m launch.vocabulary "
-      "or spm_train."
+      f"{path} is not a SentencePiece model. Give one of launch.vocabulary or spm_train."
     )
   if processor.eos_id() < 0:
     raise TokenizerError(
       f"SentencePiece model {path} has no EOS id, and every document must end with one."
-      " Train it with --eos_id=1 (python -m launch.vocabulary does)."
+      " Train it with --eos_id=1 (launch.vocabulary does)."
     )
   return processor
 

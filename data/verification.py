@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from base import buckets, small_files
+from base import buckets, commands, small_files
 from data.manifest import MANIFEST_FILE, REMEDY, Manifest, RowFileError, sha256_of
 from data.rows import RowFiles
 
@@ -80,7 +80,7 @@ def verify(rows: RowFiles, *, completely: bool = False) -> RowFiles:
   if unknown and size > _MOST_BYTES_READ and not completely:
     print(
       f"{rows.directory}: only a sample of {size / 1e9:,.0f} GB of rows was checked; to check"
-      " all once: python -m launch.prepare --verify with the same gin files",
+      f" all once: {commands.line('prepare')} --verify with the same gin files",
       file=sys.stderr,
     )
   elif record or completely:

@@ -6,11 +6,12 @@ import dataclasses
 import glob
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from base import buckets, paths, small_files
+from base import buckets, commands, paths, small_files
 from base.errors import UserError
 from base.wording import one_line
 from config import config as config_lib
@@ -90,7 +91,7 @@ class RunDirectory:
     if kind == file_kinds.COMPARISON and not self.was_made_from(kind, text):
       raise UserError(
         f"{self} contains a run, not a comparison. Name another --output, or continue the run: "
-        f"python -m launch.train --run_dir={self}"
+        f"{commands.line('train')} --run_dir={shlex.quote(str(self))}"
       )
 
   def require_place(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import paths, wording
+from base import commands, paths, wording
 from launch import command, quick_compilation
 from training import json_files
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     start = [] if run_config.is_whole(paths) else ["gin/runs/griffin_quickstart.gin"]
     run_dir = f"--run_dir=runs/{Path(paths[-1]).stem}"
     files = [f"gin/{path}" if path.startswith("models/") else path for path in paths]
-    command.tell_next("python", "-m", "launch.train", *start, *files, run_dir, *bindings)
+    command.tell_next(*commands.words("train"), *start, *files, run_dir, *bindings)
   return 1 if counts["failed"] else 0
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import NoReturn
 
+from base import commands
 from base.errors import UserError
 from base.wording import near
 from launch import failures, output
@@ -60,9 +61,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(name: str, description: str, *, takes_bindings: bool = True) -> Parser:
-  """Makes the parser of the command `python -m launch.<name>`."""
+  """Makes the parser of the command `launch.<name>`."""
   result = Parser(
-    prog=f"python -m launch.{name}",
+    prog=commands.line(name),
     description=description,
     epilog=EPILOG if takes_bindings else None,
     formatter_class=argparse.RawDescriptionHelpFormatter,

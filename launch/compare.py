@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import buckets, paths
+from base import buckets, commands, paths
 from base.errors import UserError
 from base.wording import plural
 from experiment import directory_owner, trust
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
     print(_description(comparison))
     return 0
   output, directory = cast(Path, args.output), cast(RunDirectory, directory)  # --output is given
-  asked_by = shlex.join(["python", "-m", "launch.compare", *arguments])
+  asked_by = shlex.join([*commands.words("compare"), *arguments])
   # Raises errors before the output is claimed.
   made_here = kept is None or trust_check.is_recorded(directory.config_file, kept)
   comparing = _Comparing(comparison, config, output, asked_by, trusted, made_here)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import bucket_copies, buckets, paths
+from base import bucket_copies, buckets, commands, paths
 from experiment import trust
 from launch import command
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
 
   from conversion import conversion, export
 
-  words = shlex.join(["python", "-m", "launch.convert", *arguments])
+  words = shlex.join([*commands.words("convert"), *arguments])
   trusted = trust.Trust.of(args.trust)
   kind = conversion.kind_of(args.source)
   notes: list[str] = []
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     load = f"transformers.AutoModelForCausalLM.from_pretrained({target!r}{remote})"
     print(f"next: {load}", file=sys.stderr)
   else:
-    command.tell_next("python", "-m", "launch.generate", f"--run_dir={target}")
+    command.tell_next(*commands.words("generate"), f"--run_dir={target}")
   return 0
 
 

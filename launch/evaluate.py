@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import paths, small_files
+from base import commands, paths, small_files
 from base.errors import UserError
 from base.wording import plural
 from experiment import trust
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
     "bits_per_byte": score.bits_per_byte,
   }
   _tell(result, score, run, args.by_position)
-  command.tell_next("python", "-m", "launch.generate", f"--run_dir={paths.shown(run.path)}")
+  command.tell_next(*commands.words("generate"), f"--run_dir={paths.shown(run.path)}")
   return 0
 
 

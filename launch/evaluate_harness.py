@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from base import paths, small_files
+from base import commands, paths, small_files
 from base.errors import UserError
 from launch import command
 from training import json_files
@@ -131,9 +131,7 @@ def run(
   if results.get("groups"):
     print(table(results, "groups"))
   _keep(results, run_directory, trained.step, length, args.harness)
-  command.tell_next(
-    "python", "-m", "launch.generate", f"--run_dir={paths.shown(run_directory.path)}"
-  )
+  command.tell_next(*commands.words("generate"), f"--run_dir={paths.shown(run_directory.path)}")
   return 0
 
 

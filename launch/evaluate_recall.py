@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from base import paths, small_files
+from base import commands, paths, small_files
 from evaluation.recall import Recalled, RecallScorer
 from launch import command
 from training import json_files
@@ -69,7 +69,7 @@ def run(
   print(f"written to {paths.shown(file)}", file=sys.stderr)
   if not contexts:
     further = ",".join(str(task.length * times) for times in (1, 2, 4))
-    words = ["python", "-m", "launch.evaluate", f"--run_dir={paths.shown(directory.path)}"]
+    words = [*commands.words("evaluate"), f"--run_dir={paths.shown(directory.path)}"]
     command.tell_next(*words, f"--contexts={further}")
   return 0
 

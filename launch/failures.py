@@ -33,7 +33,7 @@ _REMEDIES = {
 _LESS_MEMORY = (
   "Use smaller batches (--gin.BATCH_SIZE or more --gin.MICROBATCHES; --batch_size of "
   "launch.evaluate) or shorter rows (--gin.SEQUENCE_LENGTH; --length). "
-  "python -m launch.train ... --dry_run prints the memory of a step."
+  "launch.train ... --dry_run prints the memory of a step."
 )
 
 # Failures that may pass, such as a file server that does not answer: starting again may help.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import paths
+from base import commands, paths
 from base.errors import UserError, is_out_of_memory
 from experiment import trust
 from launch import command
@@ -155,7 +155,7 @@ def _generate(generator: TextGenerator, prompts: list[str], args: argparse.Names
 
 def _tell_next(args: argparse.Namespace) -> None:
   command.tell_next(
-    "python", "-m", "launch.evaluate", f"--run_dir={paths.shown(args.run_dir)}", "--by_position"
+    *commands.words("evaluate"), f"--run_dir={paths.shown(args.run_dir)}", "--by_position"
   )
 
 

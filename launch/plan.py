@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import paths
+from base import commands, paths
 from base.errors import UserError
 from launch import command
 from training import json_files
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
     run_dir = paths.free(Path("runs") / re.sub(r"[^\w.-]", "_", f"{model}_{args.hardware}"))
     found = setup.get(model, [])
     given = _without_replaced([*files, *bindings], found)
-    command.tell_next("python", "-m", "launch.train", *given, f"--run_dir={run_dir}", *found)
+    command.tell_next(*commands.words("train"), *given, f"--run_dir={run_dir}", *found)
   return 0 if all(found is not None and found.memory.fits for found in best) else 1
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import paths
+from base import commands, paths
 from base.wording import plural
 from experiment import directory_owner, trust
 from launch import command, hosts
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
   hosts.join(args)
   sweep.require_all()
   with directory_owner.owned_by_job(sweep.output) as require_mine:
-    return _train(sweep, shlex.join(["python", "-m", "launch.sweep", *arguments]), require_mine)
+    return _train(sweep, shlex.join([*commands.words("sweep"), *arguments]), require_mine)
 
 
 def _sweep(options: command.Parser, args: Any, bindings: list[str]) -> Sweep:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import paths
+from base import commands, paths
 from base.wording import plural
 from experiment import trust
 from launch import command, hosts
@@ -222,7 +222,7 @@ def _train(
     config,
     run,
     sharding_plan,
-    asked_by=shlex.join(["python", "-m", "launch.train", *arguments]),
+    asked_by=shlex.join([*commands.words("train"), *arguments]),
     resume=args.resume,
     trust=trusted,
     made_here=made_here,
@@ -339,7 +339,7 @@ def _tell_finished(summary: Any, run: RunDirectory) -> None:
   _tell_heldout(summary)
   print(f"{run} is finished: {plural(summary.step, 'step')} done")
   longer = f"--gin.STEPS={2 * summary.step}"
-  command.tell_next("python", "-m", "launch.train", f"--run_dir={run}", "--resume=force", longer)
+  command.tell_next(*commands.words("train"), f"--run_dir={run}", "--resume=force", longer)
 
 
 def _tell_end(summary: Any, run: RunDirectory, experiment: Experiment) -> None:
@@ -350,9 +350,9 @@ def _tell_end(summary: Any, run: RunDirectory, experiment: Experiment) -> None:
   print(f"configuration, metrics, checkpoints and {LOSS_PICTURE} are in {run}")
   if experiment.samples:
     prompts = [f"--prompt={sample}" for sample in experiment.samples[:1] if sample]
-    command.tell_next("python", "-m", "launch.generate", f"--run_dir={run}", *prompts)
+    command.tell_next(*commands.words("generate"), f"--run_dir={run}", *prompts)
   else:
-    command.tell_next("python", "-m", "launch.evaluate", f"--run_dir={run}")
+    command.tell_next(*commands.words("evaluate"), f"--run_dir={run}")
 
 
 def _tell_heldout(summary: Any) -> None:

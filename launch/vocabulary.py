@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from base import paths
+from base import commands, paths
 from base.wording import plural
 from launch import command
 
@@ -105,7 +105,7 @@ def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> l
   """Returns the command that trains a first model on this text with the new tokenizer."""
   from data.files import without_packing
 
-  words = ["python", "-m", "launch.train", _run_file()]
+  words = [*commands.words("train"), _run_file()]
   kind = "tokenizer" if _is_json(output) else "sentencepiece"
   files = inputs[0] if len(inputs) == 1 else repr(list(inputs))
   if list(inputs) == ["python"]:

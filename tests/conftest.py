@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 # What tests make is no run of the user's.
 os.environ["XDG_STATE_HOME"] = str(cache.parent / "state")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# `make test` tells the makes that tests start its own variables, and to print the folders they enter.
+# `make test` hands its variables to the makes that tests start, and has them print their folders.
 for name in ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "MAKELEVEL", "MAKE_TERMOUT", "MAKE_TERMERR"):
   os.environ.pop(name, None)
 gc.set_threshold(*command.GARBAGE_THRESHOLDS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import optax
 
+from base import commands
 from training import retention
 from training.checkpoint import FOLDER
 from training.optimizer import rate_at
@@ -30,7 +31,7 @@ def remedy(run_dir: Path, good: int | None, learning_rate: optax.Schedule, steps
   rates = [rate_at(learning_rate, s) for s in np.linspace(0, steps, 100, dtype=int)]
   peak = float(np.max(rates))
   command = (
-    f"python -m launch.train --run_dir={shlex.quote(str(run_dir))} --resume=force "
+    f"{commands.line('train')} --run_dir={shlex.quote(str(run_dir))} --resume=force "
     f"--gin.LEARNING_RATE={peak / 2:.2g}"
   )
   if good is None:

@@ -70,7 +70,7 @@ def run(function: Chunk, model: LanguageModel, params: Any, batch: Batch) -> Any
     the results, arrays [B, T].
 
   Raises:
-    ValueError: a mixer has no state of a fixed size that gradients pass, or devices that share rows
+    ChunkError: a mixer has no state of a fixed size that gradients pass, or devices that share rows
       cannot share a chunk.
   """
   _check_model(model)
@@ -95,7 +95,7 @@ def first(model: LanguageModel, params: Any, batch: Batch) -> tuple[Batch, Decod
   """Returns this device's part of the first chunk, the state before it, and the number of chunks.
 
   Raises:
-    ValueError: as of `run`.
+    ChunkError: as of `run`.
   """
   _check_model(model)
   layout = _layout(model, batch)

@@ -44,7 +44,11 @@ def run(missing, *command, program=WITHOUT):
     ("recurrentgemma", ["benchmarks.peers", "train"], "EXTRAS=test"),
     ("transformers", ["benchmarks.peers", "decode"], "EXTRAS=test"),
     ("", ["benchmarks.tpu_bundles", "v5"], "unknown generation: 'v5'; did you mean"),
-    ("", ["benchmarks.compile_tpu", "v9"], "unknown generation: 'v9'; choose from tpu7x, v3, v4, v5e, v5p, v6e"),
+    (
+      "",
+      ["benchmarks.compile_tpu", "v9"],
+      "'v9'; choose from tpu7x, v3, v4, v5e, v5p, v6e",
+    ),
     ("", ["benchmarks.recurrence_vs_c", "--output=docs"], "docs is a folder; name a file in it"),
     ("", ["benchmarks.plans", "h300", "--commands"], "no row has 'h300' in its name. Rows: "),
   ],

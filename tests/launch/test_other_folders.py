@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+
+from base import commands
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["-m", "launch.train", "gin/runs/griffin_quickstart.gin", "--print_config"]
@@ -51,6 +54,23 @@ def test_command_starts_by_its_path(tmp_path):
   found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
   assert found.returncode == 0, found.stderr
   assert "STEPS" in found.stdout
+
+
+def test_command_started_by_its_path_names_others_by_theirs(tmp_path, monkeypatch):
+  """Python finds no `launch` from there."""
+  folder = os.path.relpath(ROOT / "launch", tmp_path)
+  environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+  command = [sys.executable, f"{folder}/runs.py", "--folder=x"]
+  found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+  assert f"python {folder}/runs.py --help" in found.stderr
+  assert "-m launch" not in found.stderr
+  monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+  for file, words in {
+    str(ROOT / "launch" / "train.py"): ("python", str(ROOT / "launch" / "generate.py")),
+    str(tmp_path / "launch" / "train.py"): ("python", "-m", "launch.generate"),
+  }.items():
+    monkeypatch.setattr(sys, "argv", [file])
+    assert commands.words("generate") == words
 
 
 def test_every_command_starts_by_its_path():
