@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from base.errors import UserError, is_out_of_memory
 from contract import (
+  carried,
   causality,
   checkpoints,
   chunks,
@@ -34,6 +35,7 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
   "remat": variants.remat,
   "scan": variants.scan,
   "time chunks": chunks.check,
+  "carried state": carried.check,
   "sharding": sharding.check,
   "bfloat16": precision.bfloat16,
   "gradients": precision.gradients,

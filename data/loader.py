@@ -243,7 +243,12 @@ class _Slots:
 
 
 def batch_of_rows(
-  tokens: np.ndarray, segment_ids: np.ndarray, loss_mask: np.ndarray | None = None, *, bos_id: int
+  tokens: np.ndarray,
+  segment_ids: np.ndarray,
+  loss_mask: np.ndarray | None = None,
+  *,
+  bos_id: int,
+  before: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
   """Derives a model's inputs from the arrays of row files.
 
@@ -252,9 +257,13 @@ def batch_of_rows(
     segment_ids: [B, T] integers from 1 within a row, in contiguous runs; 0 is padding.
     loss_mask: [B, T] bool, True on the targets in the loss; None is all text.
     bos_id: the input at each segment's first token.
+    before: [B] integers, of rows that are read one after another: the last token of the row before,
+      where this row continues its document, and -1 where it does not. None reads each row alone.
 
   Returns:
-    inputs, targets, segment_ids, positions: [B, T] int32; loss_weights: [B, T] float32.
+    inputs, targets, segment_ids, positions: [B, T] int32; loss_weights: [B, T] float32. With
+    `before`, segment 1 is the document that goes on, and a row that begins one starts with segment
+    2; positions count from the row's start all the same (see `training.carried_state`).
   """
   targets = tokens.astype(np.int32)
   segment_ids = segment_ids.astype(np.int32)
@@ -265,6 +274,9 @@ def batch_of_rows(
   steps = np.arange(targets.shape[1], dtype=np.int32)
   positions = steps - np.maximum.accumulate(np.where(starts, steps, 0), axis=1)
   is_text = segment_ids > 0
+  if before is not None:
+    inputs[:, 0] = np.where(before < 0, bos_id, before)
+    segment_ids = np.where(is_text, segment_ids + (before < 0)[:, None], 0).astype(np.int32)
   return {
     "inputs": np.where(is_text, inputs, 0),
     "targets": targets,

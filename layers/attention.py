@@ -28,7 +28,7 @@ class AttentionState(NamedTuple):
     keys: [B, C, G K] rotated keys.
     values: [B, C, G K].
     segment_ids: [B, C] int32; 0 in slots that hold nothing yet, and on padding.
-    length: [] int32, tokens seen so far.
+    length: [] int32, tokens seen so far, modulo C: a state may see any number of them.
   """
 
   keys: jax.Array
@@ -234,7 +234,7 @@ def _write_one(state: AttentionState, k, v, segment_ids) -> AttentionState:
     write(state.keys, k),
     write(state.values, v),
     write(state.segment_ids, segment_ids),
-    state.length + 1,
+    (state.length + 1) % state.keys.shape[1],
   )
 
 
@@ -277,5 +277,5 @@ def _remember(state: AttentionState, k, v, segment_ids, length) -> AttentionStat
     store(state.keys, k),
     store(state.values, v),
     store(state.segment_ids, segment_ids),
-    jnp.asarray(length, jnp.int32),
+    jnp.asarray(length % slots, jnp.int32),
   )

@@ -40,14 +40,47 @@ def token_losses(
   Raises:
     ValueError: rows are cut into chunks, and the model or the mesh does not allow it.
   """
+  return token_losses_from(None, model, params, batch, rng, max_logit_bytes)[0]
+
+
+def token_losses_from(
+  state: DecodeState | None,
+  model: LanguageModel,
+  params: Any,
+  batch: Batch,
+  rng: jax.Array | None = None,
+  max_logit_bytes: int = MAX_LOGIT_BYTES,
+) -> tuple[tuple[jax.Array, jax.Array], DecodeState | None]:
+  """Computes `token_losses` of rows that continue from a state, and the state behind them.
+
+  Gradients pass through both states; a caller that wants them to end at the rows' start stops them
+  there. Segment ids and positions of the batch are those of the whole documents: a row continues a
+  document where its first id is that of the state and its first position is not 0. For batches
+  that count both from the row's start, see `training.carried_state`.
+
+  Args:
+    state: the state before the rows, as `LanguageModel.initial_state` or an earlier call made it;
+      where a mesh splits rows or channels, this device's part. None starts from nothing.
+    model, params, batch, rng, max_logit_bytes: as in `token_losses`.
+
+  Returns:
+    the losses, and the state behind the last token; None if there was none before.
+
+  Raises:
+    ValueError: as `token_losses`; also if the chunks of `time_chunk` do not divide rows with a
+      state, since the state would be that behind the padding.
+  """
   if not time_chunks.is_cut(model, batch):
-    return losses_of_chunk(model, params, batch, rng, max_logit_bytes)[0]
+    return losses_of_chunk(model, params, batch, rng, max_logit_bytes, state)
+  if state is not None:
+    time_chunks.check_length(model, batch)
 
   def chunk(params, piece, state, index):
     key = None if rng is None else jax.random.fold_in(rng, index)
     return losses_of_chunk(model, params, piece, key, max_logit_bytes, state)
 
-  return time_chunks.run(chunk, model, params, batch)
+  losses, after = time_chunks.run(chunk, model, params, batch, state)
+  return losses, None if state is None else after
 
 
 def losses_of_chunk(

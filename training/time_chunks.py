@@ -54,7 +54,13 @@ def check_length(model: LanguageModel, batch: Batch) -> None:
     )
 
 
-def run(function: Chunk, model: LanguageModel, params: Any, batch: Batch) -> Any:
+def run(
+  function: Chunk,
+  model: LanguageModel,
+  params: Any,
+  batch: Batch,
+  state: DecodeState | None = None,
+) -> tuple[Any, DecodeState]:
   """Calls a function on one chunk of a batch after the other.
 
   The gradients of the chunks add up in float32, whatever the parameters' type.
@@ -65,9 +71,10 @@ def run(function: Chunk, model: LanguageModel, params: Any, batch: Batch) -> Any
     model: the model, whose `time_chunk` is C.
     params: its parameters.
     batch: arrays [B, T]. A last chunk that is shorter is filled with padding.
+    state: the state before the first chunk; None starts from nothing.
 
   Returns:
-    the results, arrays [B, T].
+    the results, arrays [B, T], and the state behind the last chunk.
 
   Raises:
     ChunkError: a mixer has no state of a fixed size that gradients pass, or devices that share rows
@@ -87,8 +94,9 @@ def run(function: Chunk, model: LanguageModel, params: Any, batch: Batch) -> Any
     return state, results
 
   chunks = jax.tree.map(layout.cut, batch), jnp.arange(layout.count)
-  _, results = lax.scan(step, _state_before(model, params, batch), chunks)
-  return jax.tree.map(layout.joined, results)
+  before = _state_before(model, params, batch) if state is None else state
+  after, results = lax.scan(step, before, chunks)
+  return jax.tree.map(layout.joined, results), after
 
 
 def first(model: LanguageModel, params: Any, batch: Batch) -> tuple[Batch, DecodeState, int]:

@@ -22,7 +22,7 @@ from models.language_model import LanguageModel
 ROOT = Path(__file__).parents[2]
 NAMES = model_zoo.names()
 # Six tenths of the time: gradients and training steps, each compiled four or five times.
-SLOW = ("remat", "time chunks", "sharding", "TPU compiler")
+SLOW = ("remat", "time chunks", "carried state", "sharding", "TPU compiler")
 
 
 def test_files_without_a_model_are_told_what_to_add():
