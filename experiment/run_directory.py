@@ -19,9 +19,10 @@ from config import source as gin_source
 from config.config import Config, ConfigError
 from data import tokenizer_json, tokenizers
 from data.tokenizers import Tokenizer, TokenizerError
-from experiment import file_kinds, run_record, trust_check
+from experiment import file_kinds, foreign_files, run_record, trust_check
 from experiment.trust import NOBODY, Trust
 from parallel import processes
+from training import checkpoint
 from training.loop import LOSS_PICTURE
 from training.metrics import METRICS_FILE
 
@@ -106,6 +107,7 @@ class RunDirectory:
       wrong = next((name for name in _WRITTEN if (self.path / name).is_dir()), None)
       if wrong:
         raise UserError(f"{self}/{wrong} is a folder. Remove it, or name another --run_dir.")
+      self.require_no_foreign_files("--run_dir")
       metrics = self.path / METRICS_FILE
       # Only this file is written in place: a link's target would be truncated.
       if metrics.is_symlink() or (metrics.exists() and not metrics.is_file()):
@@ -117,6 +119,18 @@ class RunDirectory:
       raise UserError(f"{self} is a broken link. Remove it, or name another --run_dir.")
     elif self.path.exists():
       raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
+
+  def require_no_foreign_files(self, option: str, own: Sequence[str] = ()) -> None:
+    """Raises UserError if the folder holds files, and no run or comparison was started in it.
+
+    Args:
+      option: the option that named the folder.
+      own: further names that the command writes.
+    """
+    # A run whose configuration was removed is restored from these.
+    left = (CONFIG_FILE, run_record.RECORD_FILE, checkpoint.FOLDER)
+    if not any((self.path / name).exists() for name in left):
+      foreign_files.require_none(self.path, option, (*_WRITTEN, *own))
 
   def was_made_from(self, kind: str, text: str | None = None) -> bool:
     """Whether the stored configuration is of this kind: see `experiment.file_kinds`."""

@@ -113,6 +113,7 @@ def main(arguments: Sequence[str]) -> int:
   # Raises errors before the output is claimed.
   made_here = kept is None or trust_check.is_recorded(directory.config_file, kept)
   comparing = _Comparing(comparison, config, output, asked_by, trusted, made_here)
+  directory.require_no_foreign_files("--output", ("runs", "cells", "report"))
   with directory_owner.owned_by_job(output) as require_mine:
     _open(directory, config, args.resume, asked_by, trusted, made_here)
     return comparing.run(only, require_mine)

@@ -33,8 +33,6 @@ The output folder gets a run directory for each, and sweep.html with their curve
 continues an interrupted sweep, and one with more values trains only what is missing. A run that
 diverged is noted and passed over: the exit status is then 1."""
 
-PAGE = "sweep.html"
-
 
 def parser() -> command.Parser:
   """Builds the argument parser of the command."""
@@ -171,6 +169,7 @@ def _names(sweep: Sweep) -> str:
 
 def _show(sweep: Sweep) -> None:
   """Prints the outcome, and writes the page."""
+  from comparison.sweep.sweep import PAGE
   from experiment.describe import table
 
   outcome = sweep.outcome()
@@ -187,6 +186,7 @@ def _write_page(sweep: Sweep) -> bool:
   """Writes the page if a run has begun; returns whether one has."""
   from base import small_files
   from comparison.page import curves
+  from comparison.sweep.sweep import PAGE
 
   outcome = sweep.outcome()
   runs = [found.run for found in outcome.found if found.run is not None]

@@ -17,7 +17,7 @@ import yaml
 from base import buckets, paths, small_files
 from base.errors import UserError
 
-_SCRIPT, _FOLDER = "jobs.sh", "jobs"
+_SCRIPT, FOLDER = "jobs.sh", "jobs"
 # Of launch.train in a JobSet: what the sweep sets itself.
 _REPLACED = re.compile(r"--(gin\.|run_dir\b)")
 # The names of pods have a part of their own behind the JobSet's, and 63 characters in all.
@@ -81,7 +81,7 @@ def _script(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
 
 def _job_sets(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
   job_set = _job_set(template)
-  folder = buckets.beside(output) / _FOLDER
+  folder = buckets.beside(output) / FOLDER
   folder.mkdir(parents=True, exist_ok=True)
   for old in folder.glob("*.yaml"):
     if re.fullmatch(r"\d{3,}", old.stem):  # the user's own files stay

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from base import small_files
 from base.errors import UserError
-from comparison.sweep import outcome
+from comparison.sweep import jobs, outcome
 from comparison.sweep.cells import FILE, Cell, SweptAxis
 from comparison.sweep.outcome import Outcome
 from config.config import Config
 from experiment import experiment as experiment_lib
-from experiment import mesh_advice, run_list, running
+from experiment import foreign_files, mesh_advice, run_list, running
 from experiment.experiment import Experiment
 from experiment.run_directory import RunDirectory
 from experiment.trust import Trust
@@ -26,6 +26,8 @@ from training.record import TrainingError
 
 # Why runs ended that starting again does not mend, by the name of their folder.
 _FAILURES = "failed.json"
+# The page with the curves of all runs.
+PAGE = "sweep.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Sweep:
     Raises:
       UserError: a value is wrong, or a run's folder holds another run.
     """
+    self._require_place()
     left = set(self.bindings)
     for cell in self.cells:
       config = self.config(cell)
@@ -112,6 +115,18 @@ class Sweep:
         )
     if left:
       raise UserError(f"{min(left)}: no effect in any run of the sweep. Leave it out.")
+
+  def _require_place(self) -> None:
+    """Raises UserError if the folder holds other files than a sweep's runs and what it writes."""
+
+    def is_run(path: Path) -> bool:
+      # A run that was killed in its first seconds has a lock alone.
+      return RunDirectory(path).holds_run() or (
+        path.is_dir() and all(inner.name.startswith(".") for inner in path.iterdir())
+      )
+
+    own = [_FAILURES, PAGE, jobs.FOLDER, *(cell.folder for cell in self.cells)]
+    foreign_files.require_none(self.output, "--output", own, is_run)
 
   def description(self) -> list[tuple[str, ...]]:
     """Returns a table of the runs: parameters, tokens, FLOPs and choices; from shapes alone."""

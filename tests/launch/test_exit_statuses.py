@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
+from experiment import foreign_files
 from experiment.run_directory import RunDirectory
-from launch import command, failures, output, train, vocabulary
+from launch import command, compare, failures, output, sweep, train, vocabulary
 from parallel.coordination import HostError
 from training.checkpoint_reader import CheckpointError
 
@@ -80,6 +81,32 @@ def test_a_run_directory_that_is_none_is_named(tmp_path):
       train.main(["gin/runs/griffin_quickstart.gin", f"--run_dir={tmp_path / name}"])
   RunDirectory(tmp_path / "new").require_place()
   assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.gin", "file", "link", "run"]
+
+
+@pytest.mark.parametrize(
+  ("command", "run_file", "option"),
+  [
+    (train, "runs/griffin_quickstart.gin", "--run_dir"),
+    (compare, "compare/quick.gin", "--output"),
+    (sweep, "runs/griffin_quickstart.gin", "--output"),
+  ],
+)
+def test_a_folder_with_files_of_somebody_else_is_not_written(tmp_path, command, run_file, option):
+  book, log = tmp_path / "book.txt", tmp_path / "slurm-1.out"
+  book.write_text("A book.")
+  log.write_text("The scheduler's.")
+  over = ("--over", "SEED=0,1") if command is sweep else ()
+  with pytest.raises(UserError, match=rf"such as book\.txt\. Name a new folder: {option}=.*new"):
+    command.main([f"gin/{run_file}", f"{option}={tmp_path}", *over])
+  assert sorted(tmp_path.iterdir()) == [book, log]
+  book.unlink()
+  foreign_files.require_none(tmp_path, option, ())
+
+
+def test_a_folder_that_a_killed_start_left_is_taken(tmp_path):
+  (tmp_path / ".owner.json").write_text("")
+  (tmp_path / "record.json.123.new").write_text("")
+  RunDirectory(tmp_path).require_place()
 
 
 @pytest.mark.parametrize("given", ["", "gs://bucket/text"])
