@@ -20,6 +20,7 @@ from parallel import shards
 from parallel.sharding_plan import TOKENS, ShardingPlan, on_one_device
 from parallel.tree_paths import by_path, joined
 from training import rounding, time_chunks
+from training.gradient_sums import GradientSums
 from training.losses import MAX_LOGIT_BYTES, Batch, token_losses
 
 # Separates the key of the rounding from the models' keys.
@@ -287,18 +288,16 @@ def loss_and_gradient(
     (_, loss), gradient = gradient_of(trained, batch)
     return (shards.total(loss, *TOKENS), targets), _float32(gradient)
 
-  def accumulate(carry, piece):
-    (_, loss), gradient = gradient_of(trained, piece)
-    # The TPU compiler fails (libtpu 0.0.52) when it tries to move the sum over devices of a
-    # bfloat16 gradient out of this loop, behind the conversion below.
-    gradient = jax.lax.optimization_barrier(gradient)
-    total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), carry[1], gradient)
-    return (carry[0] + loss, total), None
+  sums = GradientSums(trained)
 
-  zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trained)
+  def accumulate(total, piece):
+    lost, pull_back, loss = jax.vjp(functools.partial(loss_of, piece=piece), trained, has_aux=True)
+    sums.add(pull_back, jnp.ones_like(lost))
+    return total + loss, None
+
   cut = jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), batch)
-  (loss, gradient), _ = jax.lax.scan(accumulate, (jnp.zeros(()), zeros), cut)
-  return (shards.total(loss, *TOKENS), targets), gradient
+  loss, _ = jax.lax.scan(accumulate, jnp.zeros(()), cut)
+  return (shards.total(loss, *TOKENS), targets), sums.total()
 
 
 def _float32(tree: Any) -> Any:

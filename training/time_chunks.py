@@ -10,7 +10,6 @@ checkpointing over time (Chen et al. 2016, arXiv 1604.06174), not truncated back
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +21,9 @@ from base.wording import plural
 from models.language_model import DecodeState, LanguageModel
 from parallel import sequence, shards
 from parallel.mesh import FLAGS
+from training import chunked_scan
 
 Batch = dict[str, jax.Array]
-Chunk = Callable[[Any, Batch, DecodeState, jax.Array], tuple[Any, DecodeState | None]]
 # How messages call the option.
 OPTION = "--gin.models.backbone.Backbone.time_chunk"
 
@@ -55,7 +54,7 @@ def check_length(model: LanguageModel, batch: Batch) -> None:
 
 
 def run(
-  function: Chunk,
+  function: chunked_scan.Chunk,
   model: LanguageModel,
   params: Any,
   batch: Batch,
@@ -82,20 +81,9 @@ def run(
   """
   _check_model(model)
   layout = _layout(model, batch)
-  fixed, gradients = _with_wide_gradients(params)
-
-  def chunk(gradients, piece, state, index):
-    return function(jax.tree.map(_with_gradient, fixed, gradients), piece, state, index)
-
-  def step(state, inputs):
-    # A scan keeps its iterations apart, so that XLA cannot undo the recomputation.
-    again = jax.checkpoint(chunk, prevent_cse=False)
-    results, state = again(gradients, inputs[0], state, inputs[1])
-    return state, results
-
-  chunks = jax.tree.map(layout.cut, batch), jnp.arange(layout.count)
   before = _state_before(model, params, batch) if state is None else state
-  after, results = lax.scan(step, before, chunks)
+  chunks = jax.tree.map(layout.cut, batch)
+  results, after = chunked_scan.scan(function, params, before, chunks)
   return jax.tree.map(layout.joined, results), after
 
 
@@ -192,40 +180,3 @@ def _state_before(model: LanguageModel, params: Any, batch: Batch) -> DecodeStat
   with shards.unsplit(sequence.AXIS):
     here = jax.eval_shape(first_token, params, batch)
   return jax.tree.map(part, model.initial_state(rows, length), here)
-
-
-def _with_wide_gradients(params: Any) -> tuple[Any, Any]:
-  """Parameters without a gradient, and zeros of at least float32 that have theirs.
-
-  The scan adds up gradients in the type of what it differentiates. With bfloat16 parameters most
-  terms of a long sum would be rounded away, and a float32 copy of them would take their memory
-  twice.
-  """
-  leaves, structure = jax.tree.flatten(params)
-  pairs = [_apart(leaf) for leaf in leaves]
-  fixed, gradients = (structure.unflatten([pair[i] for pair in pairs]) for i in (0, 1))
-  return lax.stop_gradient(fixed), gradients
-
-
-@jax.custom_vjp
-def _apart(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return x, jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
-
-
-_apart.defvjp(lambda x: (_apart(x), None), lambda _, g: (g[0] + g[1].astype(g[0].dtype),))
-
-
-@jax.custom_vjp
-def _with_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """x, whose gradient is that of `gradient`."""
-  del gradient
-  return x
-
-
-def _widened(_, g):
-  # The barrier is for the TPU compiler, as in `training.step`.
-  g = lax.optimization_barrier(g)
-  return None, g.astype(jnp.promote_types(g.dtype, jnp.float32))
-
-
-_with_gradient.defvjp(lambda x, gradient: (x, None), _widened)

@@ -134,25 +134,35 @@ def test_losses_of_a_row_that_chunks_do_not_divide_are_those_of_the_row(griffin)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
 
 
-def test_memory_is_that_of_a_chunk_and_the_states(griffin):
+def temporary(model, length, rows=1, options=None):
+  """Bytes of the temporary arrays of a loss and its gradient."""
+  key = jax.random.key_data(jax.random.key(0))
+  options = options or step_lib.StepOptions()
+  run = jax.jit(functools.partial(step_lib.loss_and_gradient, model, options))
+  params = jax.eval_shape(functools.partial(initialize, model))
+  compiled = run.lower(params, step_lib.abstract_batch(rows, length), key).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_is_that_of_a_chunk_and_the_states():
   """Of sixteen times the tokens, only batch, losses and states grow."""
-  model, params = griffin
-  chunk, row = 64, 1024
-
-  def temporary(model, length):
-    options = step_lib.StepOptions()
-    key = jax.random.key_data(jax.random.key(0))
-    run = jax.jit(functools.partial(step_lib.loss_and_gradient, model, options))
-    compiled = run.lower(params, step_lib.abstract_batch(1, length), key).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
+  chunk, row, repetitions = 64, 1024, 6
+  model = build("griffin", depth=3 * repetitions)
   state = tree_bytes(jax.eval_shape(lambda: model.initial_state(1, row)))
-  chunked = model.clone(time_chunk=chunk)
-  weights = tree_bytes(params)
-  grown = temporary(chunked, row) - temporary(model, chunk)
-  # Gradients of a chunk and their sum; a state per border; five arrays and two losses per token.
-  assert grown < 1.1 * (2 * weights + row // chunk * state + 7 * 4 * row)
-  assert temporary(model, row) > 6 * temporary(model, chunk)
+  weights = tree_bytes(jax.eval_shape(functools.partial(initialize, model)))
+  grown = temporary(model.clone(time_chunk=chunk), row) - temporary(model, chunk)
+  # Gradients of the repetition that is being added to the sum of all; a state per border; five
+  # arrays and two losses per token.
+  assert grown < 1.1 * (2 * weights / repetitions + row // chunk * state + 7 * 4 * row)
+
+
+def test_gradients_of_microbatches_are_added_up_in_place():
+  repetitions = 6
+  model = build("griffin", depth=3 * repetitions)
+  weights = tree_bytes(jax.eval_shape(functools.partial(initialize, model)))
+  options = step_lib.StepOptions(grad_accum_steps=4)
+  grown = temporary(model, 64, rows=4, options=options) - temporary(model, 64)
+  assert grown < 1.1 * (2 * weights / repetitions + 7 * 4 * 4 * 64)
 
 
 def test_plans_count_the_activations_of_a_chunk_and_the_states(griffin):
