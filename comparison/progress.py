@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import TextIO
 
+from base import heartbeat
 from training.metrics import ProgressLine, show_duration
 
 
@@ -33,7 +34,7 @@ class PlannedResult:
 
 
 class ComparisonProgress(ProgressLine):
-  """Shows one live line on a terminal, or a line per finished result elsewhere.
+  """Shows one live line on a terminal; elsewhere a line per finished result, and of long ones.
 
   Training runs use it as their progress: their steps advance the current result.
   """
@@ -63,15 +64,16 @@ class ComparisonProgress(ProgressLine):
     if (pace := self._seconds_per_step()) is not None:
       result.of_steps = min(seconds, pace * self._steps)
     self._last = None
+    self._shown = time.monotonic()
     done, total = self._count()
     if not self.live or done == total:
       self.say(f"[{done}/{total}] {part}: {key}  {seconds:.1f} s  {self.eta()}")
 
   def show(self, step: int, values: dict[str, float]) -> None:
-    """Shows a training step of the current result."""
+    """Shows a training step of the current result; in a log, one every 15 seconds."""
     now = time.monotonic()
     self._last = now, step
-    if self.live and now - self._shown >= 0.1:
+    if now - self._shown >= (0.1 if self.live else heartbeat.SECONDS_BETWEEN_LINES):
       self._shown = now
       self._tell("  ".join(f"{name} {value:.4g}" for name, value in values.items()), step)
 

@@ -33,6 +33,11 @@ class Trust:
 NOBODY = Trust()
 
 
+def words(given: Iterable[str]) -> list[str]:
+  """Returns the `--trust` arguments again, for the next command on the same run."""
+  return [f"--trust={name}" for name in given]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds `--trust`."""
   parser.add_argument(

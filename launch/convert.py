@@ -125,7 +125,8 @@ def main(arguments: Sequence[str]) -> int:
     load = f"transformers.AutoModelForCausalLM.from_pretrained({target!r}{remote})"
     print(f"next: {load}", file=sys.stderr)
   else:
-    command.tell_next(*commands.words("generate"), f"--run_dir={target}")
+    words = [*commands.words("generate"), f"--run_dir={target}"]
+    command.tell_next(*words, *trust.words(args.trust))
   return 0
 
 

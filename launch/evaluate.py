@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
   task = getattr(data, "corpus", None)
   if isinstance(task, RecallTask):
     command.refuse(options, args, _OF_TEXT, f"on {task.name}, a recall task")
-    return evaluate_recall.run(run, trained, task, contexts, args.batch_size, where)
+    return evaluate_recall.run(run, trained, task, contexts, args.batch_size, where, arguments)
   if contexts:
     options.error(
       f"--contexts={args.contexts} is only for recall tasks, and "
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str]) -> int:
   progress = ProgressLine(count)
 
   def report(done: int, score: Score) -> None:
-    if progress.live or done == count:
+    if progress.is_due(done):
       progress.show(done, {"bits/byte": score.bits_per_byte})
 
   scorer = Scorer(trained.experiment.model, trained.sharding_plan)
@@ -155,7 +155,8 @@ def main(arguments: Sequence[str]) -> int:
     "bits_per_byte": score.bits_per_byte,
   }
   _tell(result, score, run, args.by_position)
-  command.tell_next(*commands.words("generate"), f"--run_dir={paths.shown(run.path)}")
+  run_dir = f"--run_dir={paths.shown(run.path)}"
+  command.tell_next(*commands.words("generate"), run_dir, *trust.words(args.trust))
   return 0
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from base import commands, paths, small_files
 from base.errors import UserError
+from experiment import trust
 from launch import command
 from training import json_files
 
@@ -100,7 +101,7 @@ def run(
 
   def report(what: str, done: int, total: int) -> None:
     bar = progress.setdefault(what, ProgressLine(total))
-    if bar.live or done == total:
+    if bar.is_due(done):
       bar.show(done, {})
 
   model = HarnessModel(
@@ -131,7 +132,8 @@ def run(
   if results.get("groups"):
     print(table(results, "groups"))
   _keep(results, run_directory, trained.step, length, args.harness)
-  command.tell_next(*commands.words("generate"), f"--run_dir={paths.shown(run_directory.path)}")
+  run_dir = f"--run_dir={paths.shown(run_directory.path)}"
+  command.tell_next(*commands.words("generate"), run_dir, *trust.words(args.trust))
   return 0
 
 
@@ -162,7 +164,9 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
   from lm_eval.tasks import TaskManager
 
   if include_path is not None and not include_path.is_dir():
-    raise UserError(f"--include_path={include_path} is not a folder.")
+    raise UserError(
+      f"--include_path={include_path} is not a folder. Name one with YAML files of tasks."
+    )
   folder = include_path and str(include_path)
   manager = TaskManager(include_path=folder, include_defaults=False)
   # lm-eval's own tasks are thousands of YAMLs, which take seconds to read.

@@ -27,6 +27,7 @@ def run(
   contexts: Sequence[int],
   batch_size: int | None,
   where: DecodeSharding,
+  arguments: Sequence[str],
 ) -> int:
   """Scores the task at each context size, prints the accuracy and stores it.
 
@@ -37,6 +38,7 @@ def run(
     contexts: context sizes in the task's unit; empty for the task's own size.
     batch_size: questions per batch; None for about 32,768 tokens.
     where: the devices.
+    arguments: those of this command, which the next one repeats: the task may be from `--data`.
 
   Raises:
     CorpusError: a context size is impossible, or the run's tokenizer cannot encode the task.
@@ -69,8 +71,7 @@ def run(
   print(f"written to {paths.shown(file)}", file=sys.stderr)
   if not contexts:
     further = ",".join(str(task.length * times) for times in (1, 2, 4))
-    words = [*commands.words("evaluate"), f"--run_dir={paths.shown(directory.path)}"]
-    command.tell_next(*words, f"--contexts={further}")
+    command.tell_next(*commands.words("evaluate"), *arguments, f"--contexts={further}")
   return 0
 
 

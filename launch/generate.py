@@ -20,6 +20,7 @@ from experiment import trust
 from launch import command
 
 if TYPE_CHECKING:
+  from experiment.experiment import Dataset
   from inference.text_generator import TextGenerator
 
 # Positions are int32.
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str]) -> int:
       f"{max(map(len, prompts))} characters. Give a smaller --max_tokens, shorter prompts, or a "
       "--mesh."
     ) from error
-  _tell_next(args)
+  _tell_next(args, trained.experiment.eval_data)
   return 0
 
 
@@ -153,9 +154,16 @@ def _generate(generator: TextGenerator, prompts: list[str], args: argparse.Names
     _show(f"{prompt}{text}\n")
 
 
-def _tell_next(args: argparse.Namespace) -> None:
+def _tell_next(args: argparse.Namespace, data: Dataset) -> None:
+  from data.recall import RecallTask
+
+  # A recall task has answers at one position alone.
+  by_position = isinstance(getattr(data, "corpus", None), RecallTask)
   command.tell_next(
-    *commands.words("evaluate"), f"--run_dir={paths.shown(args.run_dir)}", "--by_position"
+    *commands.words("evaluate"),
+    f"--run_dir={paths.shown(args.run_dir)}",
+    *([] if by_position else ["--by_position"]),
+    *trust.words(args.trust),
   )
 
 

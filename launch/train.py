@@ -238,12 +238,12 @@ def _train(
     return command.status_of_stop(summary.interrupted)
   if summary.start_step == summary.step:
     if processes.is_first():
-      _tell_finished(summary, run)
+      _tell_finished(summary, run, args.trust)
     return 0
   several = processes.count() > 1
   if several and processes.is_first():
     # Before the samples, which another host may end.
-    _tell_end(summary, run, experiment)
+    _tell_end(summary, run, experiment, args.trust)
   texts = []
   try:
     # A signal during the last step came too late to stop the run, but asks not to go on.
@@ -260,7 +260,7 @@ def _train(
       _tell_samples(experiment.samples, texts)
       tracking.samples(summary.step, dict(zip(experiment.samples, texts, strict=True)))
     if not several:
-      _tell_end(summary, run, experiment)
+      _tell_end(summary, run, experiment, args.trust)
   return 0
 
 
@@ -334,15 +334,18 @@ def _tell_samples(prompts: Sequence[str], texts: Sequence[str]) -> None:
   print("---")
 
 
-def _tell_finished(summary: Any, run: RunDirectory) -> None:
+def _tell_finished(summary: Any, run: RunDirectory, trusted: Sequence[str]) -> None:
   """Prints the end of a run that was finished before this command began."""
   _tell_heldout(summary)
   print(f"{run} is finished: {plural(summary.step, 'step')} done")
   longer = f"--gin.STEPS={2 * summary.step}"
-  command.tell_next(*commands.words("train"), f"--run_dir={run}", "--resume=force", longer)
+  words = [*commands.words("train"), f"--run_dir={run}", "--resume=force", longer]
+  command.tell_next(*words, *trust.words(trusted))
 
 
-def _tell_end(summary: Any, run: RunDirectory, experiment: Experiment) -> None:
+def _tell_end(
+  summary: Any, run: RunDirectory, experiment: Experiment, trusted: Sequence[str]
+) -> None:
   from training.loop import LOSS_PICTURE
 
   _tell_heldout(summary)
@@ -350,9 +353,10 @@ def _tell_end(summary: Any, run: RunDirectory, experiment: Experiment) -> None:
   print(f"configuration, metrics, checkpoints and {LOSS_PICTURE} are in {run}")
   if experiment.samples:
     prompts = [f"--prompt={sample}" for sample in experiment.samples[:1] if sample]
-    command.tell_next(*commands.words("generate"), f"--run_dir={run}", *prompts)
+    words = [*commands.words("generate"), f"--run_dir={run}", *prompts]
   else:
-    command.tell_next(*commands.words("evaluate"), f"--run_dir={run}")
+    words = [*commands.words("evaluate"), f"--run_dir={run}"]
+  command.tell_next(*words, *trust.words(trusted))
 
 
 def _tell_heldout(summary: Any) -> None:

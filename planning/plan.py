@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import jax
 
+from base import heartbeat
 from config.config import ConfigError
 from experiment.describe import device_bytes
 from experiment.experiment import Experiment
@@ -68,7 +69,8 @@ def plan(
       raise ConfigError(str(error)) from None
     tell(f"{model}: compiling for {hardware.name}; a large model takes minutes")
     try:
-      compiled, text = compile_program(program.lowered, hardware.platform)
+      with heartbeat.telling(f"{model}: compiling", tell):
+        compiled, text = compile_program(program.lowered, hardware.platform)
     except jax.errors.JaxRuntimeError as error:
       what = (str(error).splitlines() or [type(error).__name__])[0]
       if "RESOURCE_EXHAUSTED" in what:

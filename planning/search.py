@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
+from base import heartbeat
 from config.config import Config, ConfigError
 from config.source import Macro
 from experiment import describe
@@ -141,7 +142,8 @@ def search(
     left -= 1
     tell(f"{model}: compiling {choice}")
     try:
-      found = plan.plan(changed, hardware, model=model)
+      with heartbeat.telling(f"{model}: compiling", tell):
+        found = plan.plan(changed, hardware, model=model)
     except MemoryError as error:
       refused[choice.remat] = needed
       tell(f"{model}: {choice}: does not fit: {error}")

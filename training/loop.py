@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import optax
 
+from base import heartbeat
 from base.ranges import Count, CountFromZero, Immaterial
 from parallel import processes
 from parallel.sharding_plan import ShardingPlan
@@ -282,7 +283,8 @@ def train(
         with costs.waiting():
           batch = sharding_plan.place(next(batches), batch_size)
         if step == start_step:
-          take_step.lower(state, batch).compile()
+          with heartbeat.telling("compiling the step", progress.say):
+            take_step.lower(state, batch).compile()
           host_memory.release_free_memory()
           # Hosts compile at different speeds, and the first exchange of a CPU's step waits only
           # 30 s.

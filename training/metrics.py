@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from base import buckets, small_files
+from base import buckets, heartbeat, small_files
 from training import json_files
 from training.object_file import ObjectFile
 
@@ -117,6 +117,11 @@ class ProgressLine:
     # Time and step from which steps are timed: by default those of the first line.
     self._first: tuple[float, int] | None = None
     self._width = 0
+
+  def is_due(self, step: int) -> bool:
+    """Whether to show a step of work without lines of its own: the last, or after 15 seconds."""
+    waited = time.monotonic() - self._shown
+    return self.live or step >= self._steps or waited >= heartbeat.SECONDS_BETWEEN_LINES
 
   def started(self, step: int) -> None:
     """Begins to time the steps after `step`, the first of this process: it included compilation."""

@@ -114,3 +114,17 @@ def test_compilation_is_not_scaled_to_longer_trainings(clock):
   clock(10.0)
   told.show(2, {"loss": 2.5})
   assert told.eta() == "ETA 1:20"
+
+
+def test_a_log_has_a_line_of_a_long_training_now_and_then(clock):
+  stream = io.StringIO()
+  told = progress(stream, PlannedResult("scaling", "large", "training", 10.0))
+  told.on_result("scaling", "large", None)
+  told.expect_steps(100)
+  for step in range(1, 41):
+    clock(1.0)
+    told.show(step, {"loss": 2.5})
+  lines = stream.getvalue().splitlines()
+  assert [line.partition("  loss")[0] for line in lines] == [
+    "[1/1] scaling: large  step 15/100", "[1/1] scaling: large  step 30/100"
+  ]  # fmt: skip

@@ -369,6 +369,11 @@ def test_evaluate_tells_how_much_is_recalled_and_where(run_dir, capsys):
     assert place == (f"{start}-{stop - 1}" if stop - start > 1 else f"{start}")
   with pytest.raises(SystemExit):
     evaluate.main([f"--run_dir={run_dir}", "--contexts=20"])
+  # The next command names the same task.
+  asked += ["--data=data/needle.gin", "--gin.HAYSTACK=20", "--trust=mine"]
+  assert evaluate.main(asked) == 0
+  (line,) = re.findall("^next: (.*)$", capsys.readouterr().err, re.MULTILINE)
+  assert shlex.split(line)[2:] == ["launch.evaluate", *asked, "--contexts=20,40,80"]
 
 
 def test_a_diverged_run_names_the_command_that_goes_on(run_dir, tmp_path):

@@ -4,7 +4,11 @@ range.
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
+import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +16,7 @@ import pytest
 import sentencepiece
 
 from base.errors import UserError
-from data import tokenizers
+from data import recall, tokenizers
 from experiment import end_tokens
 from experiment import experiment as experiment_lib
 from experiment.run_directory import RunDirectory
@@ -240,3 +244,11 @@ def test_a_failure_of_sampling_ends_no_run(tmp_path, capsys, monkeypatch):
   (line,) = [line for line in shown.err.split("\n") if line.startswith("warning: no samples")]
   assert "Out of memory allocating 9 bytes." in line
   assert "held-out bits per byte" in shown.out
+
+
+def test_the_next_command_suits_the_run(capsys):
+  for corpus, more in ((object(), ["--by_position"]), (recall.InductionHeads(), [])):
+    given = argparse.Namespace(run_dir=Path("my run"), trust=["mine"])
+    generate._tell_next(given, types.SimpleNamespace(corpus=corpus))
+    words = shlex.split(capsys.readouterr().err)
+    assert words[3:] == ["launch.evaluate", "--run_dir=my run", *more, "--trust=mine"]

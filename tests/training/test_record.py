@@ -85,3 +85,16 @@ def test_the_rate_of_a_short_last_line_is_not_shown(tmp_path, monkeypatch):
   rates = [line["tokens_per_second"] for line in metrics.read_metrics(tmp_path / "metrics.jsonl")]
   assert rates == [8.0, 0.08]
   assert re.findall(r"tokens/s (\S+)", stream.getvalue()) == ["8", "8"]
+
+
+def test_work_without_lines_of_its_own_shows_its_last_step_and_long_waits(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+  progress = metrics.ProgressLine(11, io.StringIO())
+  shown = []
+  for step in range(1, 12):
+    now[0] += 4.0
+    if progress.is_due(step):
+      progress.show(step, {})
+      shown.append(step)
+  assert shown == [4, 8, 11]
