@@ -7,11 +7,14 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+from base import commands, paths
+from base.wording import plural
 from launch import command
 
 if TYPE_CHECKING:
@@ -66,6 +69,10 @@ def main(arguments: Sequence[str]) -> int:
     preparation.prepare(experiment.texts(), workers=args.workers, part=part, own_command=True)
     if part is None:
       _look(experiment, args)
+      run_dir = paths.free(Path("runs") / Path(args.config[0]).stem)
+      command.tell_next(*commands.words("train"), *args.config, *bindings, f"--run_dir={run_dir}")
+    else:
+      print(f"share {args.part} is prepared; the same command without --part joins all shares")
   return 0
 
 
@@ -89,7 +96,8 @@ def _look(experiment: Experiment, args: Any) -> None:
         _show(part, args.show, colour)
     else:
       total = sum(part.counts.tokens for part in parts)
-      print(f"{name}: {len(rows):,} rows, {total:,} tokens")
+      verified = "; all checksums are right" if args.verify else ""
+      print(f"{name}: {plural(len(rows), 'row')}, {plural(total, 'token')}{verified}")
   if args.stats:
     print(json.dumps(found, indent=2, ensure_ascii=False))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from experiment import experiment, run_config
 from tests.documentation import pages
 from tests.documentation.pages import ROOT
 
@@ -68,6 +70,22 @@ def test_the_table_of_macros_has_every_macro_and_no_other():
     for name in re.findall(r"^([A-Z][A-Z0-9_]*) *=", file.read_text("utf-8"), re.MULTILINE)
   }
   assert set(listed) == defined
+
+
+def test_the_gin_files_of_all_pages_load(tmp_path):
+  found = set()
+  for page in pages.PAGES:
+    if page == pages.RECIPE:
+      continue  # test_add_an_architecture.py launches them, with their module
+    for step in itertools.chain.from_iterable(pages.sections(ROOT / page).values()):
+      if step.name.endswith(".gin"):
+        file = tmp_path / step.name
+        file.write_text(step.text, encoding="utf-8")
+        # What is no whole run changes one.
+        whole = run_config.is_whole([file])
+        experiment.load([file] if whole else ["runs/griffin_quickstart.gin", file])
+        found.add(step.name)
+  assert {"my_run.gin", "my_text.gin", "my_mixture.gin"} <= found
 
 
 # Files whose values the page leaves out: what a comparison trains with. Values in other words.

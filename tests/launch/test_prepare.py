@@ -1,6 +1,8 @@
 """`launch.prepare` makes the rows that training then finds, and shows them."""
 
 import json
+import re
+import shlex
 
 import pytest
 
@@ -24,9 +26,15 @@ def test_rows_are_made_shown_and_found_by_training(arguments, capsys, monkeypatc
   assert not any(text.is_prepared() for text in texts)
   assert prepare.main([*arguments, "--part=2/2"]) == 0  # One shard each: not of this part.
   assert not any(text.is_prepared() for text in texts)
-  assert prepare.main([*arguments, "--workers=1"]) == 0
+  assert capsys.readouterr().out.startswith(
+    "share 2/2 is prepared; the same command without --part"
+  )
+  assert prepare.main([*arguments, "--workers=1", "--verify"]) == 0
   assert all(text.is_prepared() for text in texts)
-  assert "train: " in capsys.readouterr().out
+  printed = capsys.readouterr()
+  assert re.search(r"^train: \d+ rows, [\d,]+ tokens; all checksums are right$", printed.out, re.M)
+  (line,) = re.findall(r"^next: python -m launch\.train (.*)$", printed.err, re.M)
+  assert shlex.split(line) == [*arguments, "--run_dir=runs/run"]
   monkeypatch.setattr(preparation, "run", None)  # Nothing is left to prepare.
   assert prepare.main([*arguments, "--stats", "--verify"]) == 0
   stats = json.loads(capsys.readouterr().out)
