@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from base import paths
 from base.file_paths import FilePath, KeptPath
 from base.ranges import Seed
 from base.wording import near
@@ -20,6 +21,7 @@ from config.config import Config, ConfigError
 from config.source import Source
 from experiment import experiment, file_kinds
 from experiment.experiment import Experiment
+from experiment.run_directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,8 @@ class OnTrainedModels:
 class Comparison:
   """Models, sizes, seeds and measurements.
 
-  A choice is a gin file, such as 'models/griffin.gin', or a macro, such as 'STEPS = 300'. Model,
+  A choice is a gin file, such as 'models/griffin.gin', a macro, such as 'STEPS = 300', or a run
+  directory, which stands for the configuration with which that run was trained. Model,
   shared and size choices together are like a file of gin/runs/: every training is an ordinary run.
   Files are read in that order; macros override files, and a model's macros override a size's, which
   override the shared ones.
@@ -120,6 +123,17 @@ class Comparison:
       raise ConfigError(f"{spec.model} has no window. Leave it out of comparisons of windows.")
     return changed
 
+  def run_directories(self) -> list[RunDirectory]:
+    """Returns the runs whose configurations are read: those that are loaded, and choices."""
+    parts = [part.choices for part in self.parts.values() if isinstance(part, OnUntrainedModels)]
+    groups = [*self.models.values(), *self.sizes.values(), self.shared, *parts]
+    folder = Path(self.folder).absolute()
+    chosen = [folder / c for group in groups for c in group if not c.endswith(".gin")]
+    loaded = [paths.of(path) for path in self.loaded.values()]
+    return [RunDirectory(p) for p in loaded] + [
+      run for path in chosen if (run := RunDirectory(path)).holds_run()
+    ]
+
   def model_config(self, model: str, choices: Sequence[str]) -> Config:
     """Returns the configuration of an experiment with an untrained model to measure."""
     return self._config(model, choices, {})
@@ -133,12 +147,16 @@ class Comparison:
     source = gin_source.read_file(gin_source.GIN_ROOT / "experiment.gin")
     folder = Path(self.folder).absolute()
     source += _sum(
-      gin_source.read_file(file_choices.file_of(file, folder))
-      for group in (own, shared, over)
-      for file in _files(group)
+      _read(choice, folder)
+      for _, choices in (own, shared, over)
+      for choice in choices
+      if _is_read(choice, folder)
     )
     source += _sum(
-      _macro(text, group[0]) for group in (shared, over, own) for text in _macros(group)
+      _macro(choice, place)
+      for place, choices in (shared, over, own)
+      for choice in choices
+      if not _is_read(choice, folder)
     )
     source += _sum(_macro(f"{name} = {value}", "this run") for name, value in changes.items())
     return config.resolve(source, Experiment, f"{model} of the comparison", folder)
@@ -171,12 +189,17 @@ def _rows_of(built: Experiment, length: int) -> dict[str, int]:
   return {"SEQUENCE_LENGTH": length, "BATCH_SIZE": tokens // length}
 
 
-def _files(group: tuple[str, Sequence[str]]) -> list[str]:
-  return [choice for choice in group[1] if choice.endswith(".gin")]
+def _is_read(choice: str, folder: Path) -> bool:
+  """Whether a choice is a gin file or a run directory, not a macro."""
+  return choice.endswith(".gin") or RunDirectory(folder / choice).holds_run()
 
 
-def _macros(group: tuple[str, Sequence[str]]) -> list[str]:
-  return [choice for choice in group[1] if not choice.endswith(".gin")]
+def _read(choice: str, folder: Path) -> Source:
+  """Reads a choice that is a gin file or a run directory."""
+  if choice.endswith(".gin"):
+    return gin_source.read_file(file_choices.file_of(choice, folder))
+  run = RunDirectory(folder / choice)
+  return gin_source.read_text(run.config_text(run.judge()), str(run.config_file))
 
 
 def _sum(sources: Iterable[Source]) -> Source:

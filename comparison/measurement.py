@@ -89,6 +89,7 @@ class TrainedRun(Protocol):
     length: tokens per row.
     curve: held-out loss in nats per token by tokens trained on; the last is that of the finished
       model.
+    recorded: the same as the run recorded it, on its own held-out text.
   """
 
   parameters: int
@@ -96,6 +97,7 @@ class TrainedRun(Protocol):
   tokens: int
   length: int
   curve: Mapping[int, float]
+  recorded: Mapping[int, float]
 
   def score(self, *, length: int, tokens: int) -> Score:
     """Scores held-out text with the finished model.
@@ -103,6 +105,18 @@ class TrainedRun(Protocol):
     Args:
       length: tokens per row, which may be longer than in training.
       tokens: tokens to score, rounded up to whole batches.
+    """
+    ...
+
+  def scores(self, *, length: int, tokens: int, batch_tokens: int) -> list[Score]:
+    """Scores held-out text with the finished model, batch by batch.
+
+    Models with equal arguments are scored on equal batches.
+
+    Args:
+      length: tokens per row.
+      tokens: tokens to score, rounded up to whole batches.
+      batch_tokens: tokens per batch, rounded down to whole rows, at least one per device.
     """
     ...
 

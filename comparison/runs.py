@@ -33,7 +33,7 @@ from inference import decode_sharding
 from inference.decode_sharding import OverMesh
 from models.accounting import Account, account
 from parallel.sharding_plan import ShardingPlan
-from training import json_files, loop
+from training import checkpoint, json_files, loop
 from training.metrics import read_metrics
 
 
@@ -77,6 +77,7 @@ class OpenedRun:
   params: Any
   cost: Cost
   curve: Mapping[int, float]
+  recorded: Mapping[int, float]
 
   @property
   def parameters(self) -> int:
@@ -100,16 +101,21 @@ class OpenedRun:
 
   def score(self, *, length: int, tokens: int) -> Score:
     """Scores held-out text in rows of another length."""
+    scores = self.scores(length=length, tokens=tokens, batch_tokens=self.cost.tokens_per_step)
+    return functools.reduce(Score.__add__, scores)
+
+  def scores(self, *, length: int, tokens: int, batch_tokens: int) -> list[Score]:
+    """Scores held-out text batch by batch; see `comparison.measurement.TrainedRun`."""
     data = experiment_lib.read_as(self.experiment.eval_data, sequence_length=length)
     # All devices have the same number of rows, at least one.
     shards = OverMesh(self.sharding_plan).shards
-    batch_size = shards * max(1, self.cost.tokens_per_step // (length * shards))
+    batch_size = shards * max(1, batch_tokens // (length * shards))
     batches = loader.batches(data.rows(), batch_size, shuffle=False, repeat=False)
     count = min(len(batches), math.ceil(tokens / (batch_size * length)))
     scorer = Scorer(self.experiment.model, self.sharding_plan)
-    score = scorer(self.params, (next(batches) for _ in range(count)))
+    scores = [scorer(self.params, [next(batches)]) for _ in range(count)]
     batches.close()
-    return score
+    return scores
 
   def recall(self, task: RecallTask, questions: int) -> Recalled:
     """Scores a recall task; see `comparison.measurement.TrainedRun`."""
@@ -170,12 +176,13 @@ class TrainedRuns:
     )
 
   def identity(self, spec: RunSpec) -> str:
-    """Returns an id of the run's configuration: equal if and only if all bindings are."""
+    """Returns an id of the run: equal if and only if all bindings are, and a loaded run's step."""
     own = identity(self._config(spec), self._comparison.folder)
     loaded = self._loaded(spec)
     if loaded is None:
       return own
-    return results.digest([own, loaded.config_text(loaded.judge())])
+    step = max(checkpoint.available_steps(loaded.path), default=0)
+    return results.digest([own, loaded.config_text(loaded.judge()), step])
 
   def directory(self, spec: RunSpec) -> Path:
     """The run's folder."""
@@ -212,13 +219,8 @@ class TrainedRuns:
     if summary.interrupted:
       raise Stopped(f"{spec}, at step {summary.step}", summary.interrupted)
     cost = self.cost(spec)
-    records = read_metrics(directory.path / loop.METRICS_FILE)
-    curve = {
-      record["step"] * cost.tokens_per_step: json_files.number(record["heldout_loss"])
-      for record in records
-      if "heldout_loss" in record
-    }
-    return OpenedRun(built, sharding_plan, summary.state.params, cost, curve)
+    curve = _curve(directory, cost.tokens_per_step)
+    return OpenedRun(built, sharding_plan, summary.state.params, cost, curve, curve)
 
   def _loaded(self, spec: RunSpec) -> RunDirectory | None:
     """Returns the directory of a loaded run.
@@ -253,7 +255,8 @@ class TrainedRuns:
       length=length,
     )
     experiment = dataclasses.replace(own, model=found.experiment.model)
-    result = OpenedRun(experiment, found.sharding_plan, found.params, cost, {})
+    recorded = _curve(directory, batch_size * length)
+    result = OpenedRun(experiment, found.sharding_plan, found.params, cost, {}, recorded)
     batches = own.eval_batches or loader.steps_per_pass(experiment.rows()[1], own.batch_size)
     score = result.score(length=own.sequence_length, tokens=batches * cost.tokens_per_step)
     return dataclasses.replace(result, curve={tokens: score.loss})
@@ -265,7 +268,7 @@ class TrainedRuns:
     """
     first = dataclasses.replace(spec, seed=self.seeds[0])
     folder = self._comparison.folder
-    other, own = _bound(self._config(first), folder), _bound(self._config(spec), folder)
+    other, own = (bound(self._config(one), folder) for one in (first, spec))
     if {name for name in own if own[name] != other.get(name)} <= {"experiment.Experiment.seed"}:
       return dataclasses.replace(self._built(first), seed=spec.seed)
     return self._built(spec)
@@ -274,6 +277,15 @@ class TrainedRuns:
     built = self._built(spec)
     counted = account(built.model, batch_size=built.batch_size, length=built.sequence_length)
     return counted, built.options.steps, built.batch_size * built.sequence_length
+
+
+def _curve(directory: RunDirectory, tokens_per_step: int) -> dict[int, float]:
+  """Returns the held-out loss of a run's metrics by tokens trained on."""
+  return {
+    record["step"] * tokens_per_step: json_files.number(record["heldout_loss"])
+    for record in read_metrics(directory.path / loop.METRICS_FILE)
+    if "heldout_loss" in record
+  }
 
 
 def identity(config: Config, folder: str) -> str:
@@ -285,14 +297,15 @@ def identity(config: Config, folder: str) -> str:
     config: configuration of a run of the comparison.
     folder: the comparison's folder, which may be moved with all paths in it.
   """
-  return results.digest(_bound(config, folder))
+  return results.digest(bound(config, folder))
 
 
 # Earlier gin files did not bind these defaults: the run is the same.
 _BOUND_LATER = {"optimizer.AdamW.weight_decay": "0.1"}
 
 
-def _bound(config: Config, folder: str) -> dict[str, str]:
+def bound(config: Config, folder: str) -> dict[str, str]:
+  """Returns the bindings of a configuration that can change a result, as text; see `identity`."""
   found = {
     first_form(key.name): first_form(
       repr(_relative(item.value, folder) if path_values.holds_paths(key.marked) else item.value)

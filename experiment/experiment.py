@@ -230,6 +230,11 @@ def read_as(data: Dataset, **changes: Any) -> Dataset:
   return dataclasses.replace(cast(TextDataset, data), **changes)
 
 
+def text_alone(data: Dataset) -> Dataset:
+  """Returns what names the text alone: two are equal if the same documents are read."""
+  return read_as(data, sequence_length=1, cache_dir="cache", shard_bytes=None)
+
+
 def load(
   paths: str | os.PathLike | Sequence[str | os.PathLike | gin_source.Source],
   arguments: Iterable[str] = (),

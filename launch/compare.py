@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Trains and measures the models of a gin file, and shows on one page which is better, and where.
+Run directories in its place, as in `launch.compare runs/a runs/b`, are compared as they are.
 
 The output folder gets report/index.html, report/data.json, the training runs and all results. The
 same command continues an interrupted comparison, and repeats only measurements that changed."""
@@ -37,11 +38,15 @@ def parser() -> command.Parser:
   result = command.parser("compare", DESCRIPTION)
   result.add_argument(
     "config",
-    nargs="?",
-    help="a gin file, such as gin/compare/quick.gin (default: that of --output)",
+    nargs="*",
+    help="a gin file, such as gin/compare/quick.gin (default: that of --output); or directories of "
+    "finished runs, the baseline first, and with them gin files of another text to score them on",
   )
   result.add_argument(
-    "--output", type=paths.argument, help="the folder of the comparison; created if missing"
+    "--output",
+    type=paths.argument,
+    help="the folder of the comparison; created if missing (default, for runs: a folder of "
+    "comparisons named after them)",
   )
   result.add_argument(
     "--only", help="comma-separated parts to measure, such as decode_speed,scaling"
@@ -71,9 +76,10 @@ def main(arguments: Sequence[str]) -> int:
   """Runs the command; returns its exit status."""
   options = parser()
   args, bindings = command.parse(options, arguments)
-  if args.output is None and not args.describe:
+  runs = _runs(options, args.config)
+  if args.output is None and not args.describe and not runs:
     options.error("--output is needed, such as --output=comparisons/quick")
-  if args.config is None and args.output is None:
+  if not args.config and args.output is None:
     options.error("no comparison is given. Name a gin file, or an --output that holds a comparison")
 
   if args.describe:
@@ -85,13 +91,16 @@ def main(arguments: Sequence[str]) -> int:
     return _export(args)
   hosts.join(args)
   from comparison import comparison as comparison_lib
+  from comparison import of_runs
   from experiment import file_kinds, trust_check
   from experiment.run_directory import RunDirectory
 
+  if runs and args.output is None:
+    args.output = paths.absolute(of_runs.default_output(runs))
   directory = RunDirectory(args.output) if args.output else None
   trusted = trust.Trust.of(args.trust)
-  kept = None
-  if directory is not None and args.config is None:
+  kept = text = None
+  if directory is not None and not args.config:
     if not directory.holds_run():
       raise UserError(
         f"{args.output} holds no comparison: it has no config.gin. To start one, name a gin file "
@@ -101,9 +110,16 @@ def main(arguments: Sequence[str]) -> int:
     kept = directory.config_text()
     trust_check.check(directory.config_file, trusted, text=kept, makes_rows=True, comparison=True)
     directory.require_made_from(file_kinds.COMPARISON, kept)
-  source = args.config or cast(RunDirectory, directory).config_file
-  config = comparison_lib.load(source, bindings, text=kept)
+  if runs:
+    text = of_runs.gin_text(runs, [file for file in args.config if file.endswith(".gin")], trusted)
+    source = of_runs.source_name(runs)
+  else:
+    text, source = kept, args.config[0] if args.config else cast(Any, directory).config_file
+  config = comparison_lib.load(source, bindings, text=text)
   comparison = config.build()
+  for run in comparison.run_directories():
+    text = run.config_text(run.judge())
+    trust_check.check(run.config_file, trusted, text=text, makes_rows=True)
   only = _chosen(args.only, comparison)
   if args.describe:
     print(_description(comparison))
@@ -117,6 +133,19 @@ def main(arguments: Sequence[str]) -> int:
   with directory_owner.owned_by_job(output) as require_mine:
     _open(directory, config, args.resume, asked_by, trusted, made_here)
     return comparing.run(only, require_mine)
+
+
+def _runs(options: command.Parser, given: Sequence[str]) -> list[Path]:
+  """Returns the run directories among the arguments; none if they are one gin file."""
+  if len(given) < 2 and not any(map(os.path.isdir, given)):
+    return []
+  runs = [Path(os.path.abspath(word)) for word in given if not word.endswith(".gin")]
+  for word in given:
+    if buckets.is_address(word):
+      options.error(f"{word} is in a bucket: copy the run directory to this machine first")
+  if not runs:
+    options.error(f"one comparison at a time: {given[0]} or {given[1]}")
+  return runs
 
 
 def _export(args: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,12 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
+from comparison import comparison, of_runs
+from comparison.measurement import RunSpec
+from comparison.progress import ComparisonProgress
+from comparison.runs import TrainedRuns
 from config.place import ConfigError
+from experiment.trust import NOBODY
 from launch import compare
 
 ROOT = Path(compare.__file__).parents[1]
@@ -229,6 +235,7 @@ def test_an_output_of_another_comparison_needs_force(output, folder):
 INTERRUPTED = """
 import dataclasses
 import os
+import shutil
 import signal
 import time
 
@@ -293,3 +300,86 @@ def test_description_allocates_nothing(folder, capsys, tmp_path):
   shown = capsys.readouterr().out
   assert "512" in shown  # tokens
   assert "scaling" in shown
+
+
+def test_runs_are_compared_by_their_directories_alone(output, tmp_path, monkeypatch, capsys):
+  """Those that differ in the seed alone are one model's."""
+  monkeypatch.chdir(output)
+  runs = [os.path.join("runs", run.name) for run in sorted((output / "runs").iterdir())]
+  only = "--only=held_out_loss"
+  assert compare.main([*runs, f"--output={tmp_path / 'four'}", only]) == 0
+  data = json.loads((tmp_path / "four" / "report" / "data.json").read_text())
+  griffin, transformer = data["models"]
+  assert data["seeds"] == [0, 1]
+  assert griffin.startswith("griffin-tiny-32-tokens")
+  difference, by_flops, by_position, recorded = data["figures"]
+  assert [series["name"] for series in difference["series"]] == [transformer]
+  assert max(by_position["series"][0]["x"]) > 32
+  # What the runs recorded, and what is measured now.
+  assert recorded["series"][0]["x"] == [128, 256, 384, 512]
+  assert len(by_flops["series"]) == 2
+  capsys.readouterr()
+  # The same from another folder and without the runs' names; nothing is measured again.
+  monkeypatch.chdir(tmp_path)
+  assert compare.main(["--output=four", only]) == 0
+  assert "held_out_loss:" not in capsys.readouterr().err
+
+
+def test_differences_of_single_runs_have_an_interval_over_the_text(output, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  one, _, two, _ = sorted((output / "runs").iterdir())
+  for run, name in ((one, "mine"), (two, "other, 'quoted' run")):
+    shutil.copytree(run, name)
+  arguments = ["mine", "other, 'quoted' run", "--only=held_out_loss", "--gin.SCORED_TOKENS=2048"]
+  arguments += ["--gin.held_out_loss.HeldOutLoss.batch_tokens=256"]
+  assert compare.main(arguments) == 0
+  data = json.loads(Path("comparisons/mine_other, 'quoted' run/report/data.json").read_text())
+  assert data["models"] == ["mine", "other, 'quoted' run"]
+  difference, by_flops, *_ = data["figures"]
+  (series,) = difference["series"]
+  assert "over 8 parts of the text" in difference["spread"]
+  assert series["low"][0] < series["y"][0] < series["high"][0]
+  bits = [series["y"][0] for series in by_flops["series"]]
+  # Parts of equal tokens have nearly as many bytes.
+  assert series["y"][0] == pytest.approx(bits[1] - bits[0], abs=0.02)
+
+
+def test_a_run_that_went_on_is_measured_again(output, tmp_path):
+  directories = sorted((output / "runs").iterdir())[::2]
+  text = of_runs.gin_text(directories, [], NOBODY)
+  made = comparison.load("runs", [], text=text).build()
+  spec = RunSpec(model=next(iter(made.models)), size=of_runs.SIZE, seed=0)
+  identities = set()
+  for steps in ([], [9999]):
+    for step in steps:
+      (directories[0] / "checkpoints" / str(step)).mkdir()
+    runs = TrainedRuns(made, tmp_path, ComparisonProgress(), "")
+    identities.add(runs.identity(spec))
+  (directories[0] / "checkpoints" / "9999").rmdir()
+  assert len(identities) == 2
+
+
+def test_runs_that_cannot_be_compared_are_told(output, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  one, _, two, _ = sorted((output / "runs").iterdir())
+  for name, changed in (("other", "/1*.txt'"), ("untrained", "/*.txt'")):
+    Path(name).mkdir()
+    text = (two / "config.gin").read_text().replace("/*.txt'", changed)
+    Path(name, "config.gin").write_text(text)
+  for words, told in (
+    ([one], "is one run. Name two or more"),
+    ([one, one], "a run directory is named twice"),
+    ([one, "absent"], "absent is not a run directory"),
+    ([one, output], "contains a comparison, not a run"),
+    ([one, "other"], "have different held-out texts. Name a gin file of the text"),
+    ([one, "untrained"], "untrained has no checkpoint yet"),
+  ):
+    with pytest.raises(UserError, match=told):
+      compare.main([*map(str, words), "--output=out", "--trust=all"])
+  for words in (["a.gin", "b.gin"], [one, "gs://a/b"]):
+    with pytest.raises(SystemExit):
+      compare.main(list(map(str, words)))
+  told = capsys.readouterr().err
+  assert "one comparison at a time: a.gin or b.gin" in told
+  assert "gs://a/b is in a bucket: copy the run directory" in told
+  assert not Path("out").exists()

@@ -91,6 +91,14 @@ CASES = {
         leaves=("figures/*.png", "figures/*.tex"),
       ),
     ],
+    "Compare runs that exist": [
+      Case(
+        "python -m launch.compare runs/first runs/hawk",
+        "--only=held_out_loss --gin.SCORED_TOKENS=16384",
+        "In bits per byte: ",
+        leaves=("comparisons/first_hawk/report/index.html",),
+      ),
+    ],
     "Sweeps": [
       Case(
         "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/rates",

@@ -54,6 +54,16 @@ def test_a_choice_is_looked_for_where_it_is_loaded_from(tmp_path, evil, monkeypa
   trust_check.check(file, NOBODY, comparison=True, makes_rows=True)
 
 
+def test_a_run_among_the_choices_is_looked_into(tmp_path, evil, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  sent_comparison(tmp_path, "mine")
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "config.gin").write_text("import evil_module\n")
+  with pytest.raises(UserError, match=r"mine/config\.gin.*evil_module"):
+    compare.main(["--output=sent", "--describe"])
+  assert not evil.exists()
+
+
 def test_choices_count_together(tmp_path, evil, monkeypatch):
   """A macro alone is harmless, because the file that reads it belongs to this project."""
   gin_root = tmp_path / "gin"
