@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,9 +76,9 @@ class HeldOutLoss:
     scored = {"tokens": self.tokens, "batch_tokens": self.batch_tokens}
     scores = run.scores(length=self.length, **scored)
     groups = np.array_split(np.arange(len(scores)), min(self.parts, len(scores)))
-    parts = [sum((scores[n] for n in group[1:]), scores[group[0]]) for group in groups]
+    parts = [_total([scores[n] for n in group]) for group in groups]
     further = run.scores(length=self.factor * self.length, **scored)
-    by_position = sum(further[1:], further[0]).by_position()
+    by_position = _total(further).by_position()
     return {
       "parameters": run.parameters,
       "flops": run.flops,
@@ -87,6 +88,10 @@ class HeldOutLoss:
       "by_position": [[b.start, b.stop, b.loss] for b in by_position],
       "recorded": [[tokens, loss] for tokens, loss in run.recorded.items() if math.isfinite(loss)],
     }
+
+
+def _total(scores: Sequence[Score]) -> Score:
+  return functools.reduce(Score.__add__, scores)
 
 
 def _part(score: Score) -> list[float]:
