@@ -11,7 +11,7 @@ import numpy as np
 
 from base import small_files
 from parallel import tree_paths
-from training import reading
+from training import orbax_globs, reading
 from training.checkpoint import CheckpointError
 
 
@@ -33,6 +33,7 @@ class ForeignArrays(Mapping[str, np.ndarray]):
     """
     import orbax.checkpoint as ocp
 
+    orbax_globs.enable()
     try:
       small_files.require_regular_below(folder)
     except small_files.NotReadable as error:

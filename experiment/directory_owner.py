@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from base import buckets, small_files
+from base import buckets, paths, small_files
 from base.errors import UserError
 from experiment import lock_owner
 from experiment.lock_owner import Owner
@@ -104,8 +104,8 @@ class Ownership:
     """Ends this process at once, so that it writes nothing more, even on exit."""
     self._ending.acquire()  # never released: one thread prints
     print(
-      f"error: {self._directory} {why}. This process stopped for too long and lost the directory; "
-      "it ends without saving.",
+      f"error: {paths.shown(self._directory)} {why}. This process stopped for too long and lost "
+      "the directory; it ends without saving.",
       file=sys.stderr,
       flush=True,
     )
@@ -194,8 +194,8 @@ def take(directory: Path, say: Callable[[str], None] | None = None) -> Ownership
       if watched is None:
         watched, began = (holder.token, beat), time.monotonic()
         text = (
-          f"{directory} belongs to {holder}; waiting up to {DEAD_SECONDS - silent:.0f} s for its "
-          "heartbeat"
+          f"{paths.shown(directory)} belongs to {holder}; waiting up to "
+          f"{DEAD_SECONDS - silent:.0f} s for its heartbeat"
         )
         (say or (lambda text: print(text, file=sys.stderr, flush=True)))(text)
       elif watched != (holder.token, beat) or time.monotonic() - began > 2 * DEAD_SECONDS:
@@ -233,18 +233,19 @@ def _is_dead(owner: Owner, silent: float) -> bool:
 
 def _held(directory: Path, owner: Owner) -> UserError:
   return UserError(
-    f"{directory} is in use: it belongs to {owner}. Wait for that process or end it (the same "
-    "command then continues), or name another directory. If you cannot see that process but know "
-    f"that it ended, remove {directory / LOCK_FILE}."
+    f"{paths.shown(directory)} is in use: it belongs to {owner}. Wait for that process or end it "
+    "(the same command then continues), or name another directory. If you cannot see that process "
+    "but know "
+    f"that it ended, remove {paths.shown(directory / LOCK_FILE)}."
   )
 
 
 def _unwritable(directory: Path, error: OSError) -> UserError:
   if isinstance(error, FileExistsError | NotADirectoryError):
-    return UserError(f"{directory} is a file, or lies in one. Name a folder.")
+    return UserError(f"{paths.shown(directory)} is a file, or lies in one. Name a folder.")
   return UserError(
-    f"{directory} cannot be written: {error.strerror or error}. Free space or change the "
-    "permissions, or name another directory."
+    f"{paths.shown(directory)} cannot be written: {error.strerror or error}. Free space or change "
+    "the permissions, or name another directory."
   )
 
 

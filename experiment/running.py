@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -115,7 +116,7 @@ def _train(
   if checkpoint.is_parameters_alone(run.path):
     raise UserError(
       f"{run} contains imported weights only: there is nothing to resume. "
-      f"Train in another directory: --init_from={run} --run_dir=..."
+      f"Train in another directory: --init_from={shlex.quote(str(run))} --run_dir=..."
     )
   experiment.check_tokenizer()
   experiment.check_step(sharding_plan)

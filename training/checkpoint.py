@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from base import buckets, small_files
+from base import buckets, paths, small_files
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training import chosen_checkpoint, json_files, reading, retention
@@ -149,7 +149,8 @@ class Checkpoints:
       # Until the process ends: Orbax's threads continue to fail.
       _HUSHED_FOR_GOOD.append(self._hushed.pop_all())
       raise CheckpointError(
-        f"a checkpoint could not be saved in {self._run_dir / FOLDER}: {reading.reason(error)}. "
+        f"a checkpoint could not be saved in {paths.shown(self._run_dir / FOLDER)}: "
+        f"{reading.reason(error)}. "
         "Earlier ones are complete: fix the cause, and the same command continues from the last.",
         may_pass=not reading.is_full(error),
       ) from error
@@ -205,7 +206,8 @@ class Checkpoints:
     if damaged:
       reasons = "; ".join(f"checkpoint {step}: {reason}" for step, reason in damaged.items())
       raise CheckpointError(
-        f"no checkpoint in {self._run_dir} can be read; {reasons}. Start in another directory."
+        f"no checkpoint in {paths.shown(self._run_dir)} can be read; {reasons}. Start in another "
+        "directory."
       )
     return None
 
@@ -290,8 +292,9 @@ def _agreed_steps(run_dir: Path) -> list[int]:
     time.sleep(1)
   other = next(i for i, found in enumerate(listings) if found != listings[0])
   raise CheckpointError(
-    f"the processes see different checkpoints in {run_dir}: {coordination.name(0)} has "
-    f"{listings[0] or 'none'}, {coordination.name(other)} has {listings[other] or 'none'}. Give a "
+    f"the processes see different checkpoints in {paths.shown(run_dir)}: "
+    f"{coordination.name(0)} has {listings[0] or 'none'}, "
+    f"{coordination.name(other)} has {listings[other] or 'none'}. Give a "
     "--run_dir that all hosts share."
   )
 

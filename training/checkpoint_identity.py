@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from base import small_files
+from base import paths, small_files
 from training import checkpoint, checkpoint_reader
 from training.checkpoint import DAMAGED_FOLDER, FOLDER, CheckpointError
 from training.checkpoint_reader import METADATA
@@ -42,7 +42,7 @@ def set_strangers_aside(run_dir: Path) -> list[str]:
     return []
   if not folder.is_dir():
     raise CheckpointError(
-      f"{folder} is a file, and must be the folder of the checkpoints. Move the file."
+      f"{paths.shown(folder)} is a file, and must be the folder of the checkpoints. Move the file."
     )
   told = []
   for path in sorted(folder.iterdir()):
@@ -57,9 +57,10 @@ def set_strangers_aside(run_dir: Path) -> list[str]:
         path.rename(target)
       except OSError as error:
         raise CheckpointError(
-          f"{path} is not a checkpoint and cannot be moved: {error.strerror}. Remove it."
+          f"{paths.shown(path)} is not a checkpoint and cannot be moved: {error.strerror}. Remove "
+          "it."
         ) from None
-      told.append(f"{path} is not a checkpoint (moved to {target})")
+      told.append(f"{paths.shown(path)} is not a checkpoint (moved to {paths.shown(target)})")
   return told
 
 

@@ -330,6 +330,9 @@ def orbax() -> Any:
   """Imports Orbax, which takes two seconds, only where it is needed."""
   from orbax.checkpoint import v1
 
+  from training import orbax_globs
+
+  orbax_globs.enable()
   if "base.bucket_paths" in sys.modules:
     from training import orbax_s3
 

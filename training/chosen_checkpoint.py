@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from base import paths
 from training import retention
 from training.checkpoint_reader import CheckpointError
 from training.reading import Damage
@@ -33,9 +34,9 @@ def read(
   """
   run_dir = folder.parent
   if not steps:
-    raise CheckpointError(f"{run_dir} has no checkpoint yet. Train it first.")
+    raise CheckpointError(f"{paths.shown(run_dir)} has no checkpoint yet. Train it first.")
   step = choose(folder, steps, which)
-  where = f"{run_dir}, checkpoint {step}"
+  where = f"{paths.shown(run_dir)}, checkpoint {step}"
   try:
     return reader(folder / str(step), where), step
   except Damage as error:

@@ -14,18 +14,23 @@ from parallel import coordination, processes
 WAITS = "stopping after the current step, and saving; Ctrl-C again ends at once without saving"
 
 
+# What schedulers send before they end a job; SLURM's users often choose the second.
+_PREEMPTIONS = (signal.SIGTERM, *filter(None, [getattr(signal, "SIGUSR1", None)]))
+
+
 class Interruption:
-  """Turns SIGTERM and SIGINT into a request to stop after the current step.
+  """Turns SIGTERM, SIGUSR1 and SIGINT into a request to stop after the current step.
 
   If one of several processes gets the signal, JAX's preemption service, which handles SIGTERM,
-  chooses a step at which all stop; SIGINT is passed on to it.
+  chooses a step at which all stop; the others are passed on to it.
   """
 
   def __enter__(self) -> Interruption:
     self._requested: signal.Signals | None = None
     self._before = {}
-    alone = processes.count() == 1
-    for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
+    for number in (signal.SIGINT, *_PREEMPTIONS):
+      if number == signal.SIGTERM and processes.count() > 1:
+        continue  # the service's
       try:
         self._before[number] = signal.signal(number, self._request)
       except ValueError:  # not the main thread: only that can handle signals
@@ -42,7 +47,7 @@ class Interruption:
 
   @property
   def by(self) -> signal.Signals:
-    """The signal that requested the stop, on any process."""
+    """The signal that requested the stop, on any process; SIGTERM for SIGUSR1."""
     if processes.count() > 1:
       return signal.SIGINT if coordination.stop_reason() else signal.SIGTERM
     return self._requested or signal.SIGTERM
@@ -51,11 +56,13 @@ class Interruption:
     del frame
     if self._requested and number == signal.SIGINT:
       raise KeyboardInterrupt  # requested twice
-    self._requested = signal.Signals(number)
+    self._requested = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
     if number == signal.SIGINT:
       _tell(WAITS)
-    if processes.count() > 1:
+    if processes.count() > 1 and number == signal.SIGINT:
       coordination.request_stop(self._requested.name)
+    elif processes.count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
 
   def __exit__(self, *error: object) -> None:
     for number, handler in self._before.items():

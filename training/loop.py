@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from base import heartbeat
+from base import heartbeat, paths
 from base.ranges import Count, CountFromZero, Immaterial
 from parallel import processes
 from parallel.sharding_plan import ShardingPlan
@@ -207,7 +207,7 @@ def train(
     except ValueError as error:
       folder = run_dir / FOLDER / str(restored.step)
       raise CheckpointError(
-        f"checkpoint {restored.step} in {run_dir}: {error}. Move {folder} away to continue from "
+        f"checkpoint {restored.step}: {error}. Move {paths.shown(folder)} away to continue from "
         "the previous one."
       ) from None
     batches.restore(checkpoint_metadata.of_data(metadata))

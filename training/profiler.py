@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 
-from base import buckets
+from base import buckets, paths
 
 # In a run directory.
 FOLDER = "profile"
@@ -98,7 +99,8 @@ class Profiler:
     self._traces = False
     try:
       jax.profiler.stop_trace()
-      self._say(f"a profile is in {self._folder}: xprof --logdir={self._folder}")
+      folder = paths.shown(self._folder)
+      self._say(f"a profile is in {folder}: xprof --logdir={shlex.quote(folder)}")
     except Exception as error:
       self._say(f"warning: no profile: {_one_line(error)}")
 

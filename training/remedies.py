@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import optax
 
-from base import commands
+from base import commands, paths
 from training import retention
 from training.checkpoint import FOLDER
 from training.optimizer import rate_at
@@ -23,7 +23,8 @@ def suspects(run_dir: Path, step: int) -> str:
   )
   if retention.may_be_good(folder):
     return told
-  return f"{told} If they are right, move {folder} away to continue from the previous checkpoint."
+  shown = paths.shown(folder)
+  return f"{told} If they are right, move {shown} away to continue from the previous checkpoint."
 
 
 def remedy(run_dir: Path, good: int | None, learning_rate: optax.Schedule, steps: int) -> str:
@@ -31,7 +32,7 @@ def remedy(run_dir: Path, good: int | None, learning_rate: optax.Schedule, steps
   rates = [rate_at(learning_rate, s) for s in np.linspace(0, steps, 100, dtype=int)]
   peak = float(np.max(rates))
   command = (
-    f"{commands.line('train')} --run_dir={shlex.quote(str(run_dir))} --resume=force "
+    f"{commands.line('train')} --run_dir={shlex.quote(paths.shown(run_dir))} --resume=force "
     f"--gin.LEARNING_RATE={peak / 2:.2g}"
   )
   if good is None:

@@ -63,6 +63,12 @@ def test_no_damage_to_any_file_goes_unnoticed(saved, tmp_path, damage):
   assert passed_over > 3
 
 
+def test_a_folder_may_have_the_characters_of_a_pattern(tmp_path):
+  run_dir = tmp_path / "runs [3]" / "a*b?"
+  save(run_dir, {10: 1.0})
+  assert_is(Checkpoints(run_dir).restore(abstract()), 10)
+
+
 def test_where_nothing_can_be_read_the_error_says_why(saved, tmp_path):
   shutil.copytree(saved, tmp_path / "run")
   for file in (tmp_path / "run" / "checkpoints").glob("*/params/_METADATA"):

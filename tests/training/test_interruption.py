@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from training import interruption as interruption_lib
 from training.interruption import WAITS, Interruption
 
 
@@ -20,8 +21,23 @@ def test_the_first_ctrl_c_says_what_it_waits_for_and_the_second_ends(capfd):
     assert interruption.by == signal.SIGINT
 
 
-def test_a_preemption_is_silent(capfd):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_preemption_is_silent(capfd, number):
+  before = signal.getsignal(number)
   with Interruption() as interruption:
-    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(number)
     assert interruption.requested_at(1)
+    assert interruption.by == signal.SIGTERM
+  assert signal.getsignal(number) == before
   assert not capfd.readouterr().err
+
+
+def test_sigusr1_is_passed_to_the_service_of_several_processes(monkeypatch):
+  sent = []
+  monkeypatch.setattr(interruption_lib.processes, "count", lambda: 2)
+  monkeypatch.setattr(interruption_lib.os, "kill", lambda _, number: sent.append(number))
+  of_service = signal.getsignal(signal.SIGTERM)
+  with Interruption():
+    assert signal.getsignal(signal.SIGTERM) == of_service
+    signal.raise_signal(signal.SIGUSR1)
+  assert sent == [signal.SIGTERM]
