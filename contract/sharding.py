@@ -46,11 +46,11 @@ def check(subject: Subject) -> Iterator[Finding]:
     says = f"it needs {DEVICES} devices, {jax.device_count()} are visible"
     yield Finding(case="training on a mesh", outcome="not run", says=says)
     return
-  refused = _refused(subject)
+  unsplit = refused(subject)
   expected = None
   for chosen in MESHES:
     sizes = {axis: chosen.get(axis, 1) for axis in AXES}
-    kept = sizes | dict.fromkeys(refused, 1)
+    kept = sizes | dict.fromkeys(unsplit, 1)
     if kept != sizes:
       yield _refusal(subject, sizes, chosen["zero"])
       # The other axes are still checked on all devices.
@@ -69,7 +69,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield compare_trees(f"gradients on {case}", momentum, expected[1], allowed)
 
 
-def _refused(subject: Subject) -> set[str]:
+def refused(subject: Subject) -> set[str]:
   """Returns the mesh axes over which the model's mixers refuse to be split."""
   axes = {axis for mixer in subject.model.mixers() for axis in getattr(mixer, "unsplit_axes", ())}
   every: dict[str, int] = dict.fromkeys(AXES, 2)

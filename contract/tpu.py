@@ -35,7 +35,7 @@ def check(subject: Subject) -> Iterator[Finding]:
   """Compiles steps with TPU kernels, for slices that need not be attached.
 
   A plain step, and the step of a large model with either kind of output head, the second in chunks
-  of time where the model allows them.
+  of time and with carried states where the model allows them.
   """
   model, _ = subject.without_remainder()
   large = model.with_types(jnp.bfloat16, jnp.float32)
@@ -43,7 +43,8 @@ def check(subject: Subject) -> Iterator[Finding]:
   head = "a tied" if other.tied else "an untied"
   in_chunks = ""
   if chunks.allowed(other):
-    in_chunks, other = " in chunks of time", other.clone(time_chunk=LENGTH // 4)
+    in_chunks = " in chunks of time, with carried states,"
+    other = other.clone(time_chunk=LENGTH // 4)
   cases = {
     "compiles for v4-8": ("v4-8", model, 0),
     "compiles for v5e-4, as large models train": ("v5e-4", large, 3),
@@ -67,14 +68,20 @@ def _compile(model: LanguageModel, name: str, zero: int) -> None:
   slice_, options = hardware(name), step_lib.StepOptions()
   if zero:
     logits = 4 * LENGTH * model.padded_vocab_size  # of a device's row in a microbatch
-    options = step_lib.StepOptions(grad_accum_steps=MICROBATCHES, max_logit_bytes=logits // PIECES)
+    options = step_lib.StepOptions(
+      grad_accum_steps=MICROBATCHES,
+      max_logit_bytes=logits // PIECES,
+      carry_state=model.time_chunk is not None,
+    )
   with platform.targeting("tpu"):
     parallelism = Parallelism(mesh=MeshSpec(data=-1), zero=zero, rules=RULES)
     sharding_plan = parallelism.sharding_plan(list_parameters(model), slice_.devices)
-    create = functools.partial(step_lib.initial_state, model, OPTIMIZER, options, 0)
-    state = abstract_like(jax.eval_shape(create), sharding_plan.state)
+    rows = options.grad_accum_steps * slice_.device_count
+    create = functools.partial(step_lib.initial_state, model, OPTIMIZER, options, 0, rows=rows)
+    placed = functools.partial(step_lib.state_shardings, model, sharding_plan)
+    state = abstract_like(jax.eval_shape(create), placed)
     batch = abstract_like(
-      step_lib.abstract_batch(options.grad_accum_steps * slice_.device_count, LENGTH),
+      step_lib.abstract_batch(rows, LENGTH),
       lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree),
     )
     step = step_lib.make_train_step(model, OPTIMIZER, options, sharding_plan)

@@ -11,6 +11,7 @@ import grain
 import numpy as np
 
 from data import rows as rows_lib
+from data.lanes import Lanes, refuse_mixture
 from data.mixture import MixedRows, Stages
 
 # Rows of an endless run: exact as a float, which Grain computes with.
@@ -28,6 +29,7 @@ class Batches:
     rows_from: Callable[[int, threading.Event], grain.MapDataset],
     batch_size: int,
     scheduled: Scheduled | None = None,
+    lanes: Lanes | None = None,
   ):
     """Starts at the first row.
 
@@ -35,10 +37,12 @@ class Batches:
       rows_from: makes the batches that start at a given row; the event ends their reading.
       batch_size: rows of a global batch, over all readers.
       scheduled: the rows, if they depend on the steps done.
+      lanes: the rows, if they are read in lanes.
     """
     self._rows_from = rows_from
     self._batch_size = batch_size
     self._scheduled = scheduled
+    self._lanes = lanes
     self._open(0)
 
   def _open(self, row: int) -> None:
@@ -75,19 +79,21 @@ class Batches:
     """Returns {'next_row': n}: rows of all earlier batches, for any batch size and slots.
 
     Of a mixture with a schedule also 'step', the batches read, and 'stages', pairs of the step and
-    the row at which its weights changed so far.
+    the row at which its weights changed so far. Of lanes also 'lanes', which names their order.
     """
     index = int(self._iterator.get_state()["next_index"])
     found: dict[str, Any] = {"next_row": index * self._batch_size + self._first}
     if self._scheduled is not None:
       found |= self._scheduled.state(index - self._opened_at)
+    if self._lanes is not None:
+      found["lanes"] = self._lanes.order
     return found
 
   def restore(self, state: dict[str, Any]) -> None:
     """Continues at row `state['next_row']`, and with the schedule of a mixture at its step.
 
     Older states count batches, {'next_index': n}: of `state['batch_size']` rows if present, else of
-    this reader's batch size.
+    this reader's batch size. Lanes of another order than `state['lanes']` continue nothing.
     """
     if "next_row" in state:
       row = state["next_row"]
@@ -96,6 +102,10 @@ class Batches:
     self.close()
     if self._scheduled is not None:
       self._scheduled.restore(row, state.get("step"), state.get("stages", ()))
+    if self._lanes is not None:
+      row -= row % self._batch_size
+      known = state.get("lanes") == self._lanes.order
+      self._lanes.fresh_at = None if known else row // self._batch_size
     self._open(row)
 
   def close(self) -> None:
@@ -217,7 +227,7 @@ class _Slots:
 
   def __init__(
     self,
-    rows: grain.MapDataset | Scheduled,
+    rows: grain.MapDataset | Scheduled | Lanes,
     first: int,
     batch_size: int,
     slots: Sequence[int],
@@ -295,6 +305,7 @@ def batches(
   repeat: bool = True,
   start_step: int = 0,
   slots: Sequence[int] | None = None,
+  in_lanes: bool = False,
 ) -> Batches:
   """Iterates over batches of rows.
 
@@ -312,9 +323,11 @@ def batches(
     start_step: the first batch to return.
     slots: rows of each batch that this reader returns, in this order; None is all. Any set of
       readers makes the same global batch.
+    in_lanes: read text in lanes, endlessly: see `data.lanes.Lanes`. Their order replaces shuffling.
 
   Raises:
     ValueError: a number is out of range.
+    data.lanes.LaneError: the rows cannot be read in lanes.
   """
   if batch_size < 1:
     raise ValueError(f"batch_size={batch_size} must be at least 1.")
@@ -324,19 +337,23 @@ def batches(
     raise ValueError(f"slots={list(slots)} must be some of [0, {batch_size}), the rows of a batch.")
   if start_step < 0:
     raise ValueError(f"start_step={start_step} must not be negative.")
-  if repeat:
+  if in_lanes:
+    if isinstance(rows, MixedRows):
+      refuse_mixture()
+    dataset = Lanes(rows, batch_size, seed)
+  elif repeat:
     dataset = _training_rows(rows, seed, shuffle, batch_size)
   else:
     dataset = _single_pass(rows, batch_size, seed, shuffle)
   bos_id, vocabulary_size = rows.tokenizer.bos_id, rows.tokenizer.size
 
   def batch(stacked: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-    *stored, row_bytes = stacked
-    if wrong := rows_lib.wrong_ids(stored[0], stored[1], vocabulary_size):
+    tokens, ids, mask, row_bytes, *before = stacked
+    if wrong := rows_lib.wrong_ids(tokens, ids, vocabulary_size):
       for part in rows.parts if isinstance(rows, MixedRows) else (rows,):
         part.check_rows()  # Raises with the row.
       raise rows_lib.RowFileError(f"A batch of {rows!r}: {wrong}. {rows_lib.REMEDY}")
-    made = batch_of_rows(*stored, bos_id=bos_id)
+    made = batch_of_rows(tokens, ids, mask, bos_id=bos_id, before=before[0] if before else None)
     # Only evaluations, which make a single pass, need the bytes.
     return made if repeat else made | {"row_bytes": row_bytes}
 
@@ -344,9 +361,12 @@ def batches(
     source = grain.MapDataset.source(_Slots(dataset, first, batch_size, slots, closed))
     return source.map(batch)
 
-  result = Batches(rows_from, batch_size, dataset if isinstance(dataset, Scheduled) else None)
+  scheduled = dataset if isinstance(dataset, Scheduled) else None
+  lanes = dataset if isinstance(dataset, Lanes) else None
+  result = Batches(rows_from, batch_size, scheduled, lanes)
   if start_step:
-    result.restore({"next_row": start_step * batch_size})
+    of_lanes = {} if lanes is None else {"lanes": lanes.order}
+    result.restore({"next_row": start_step * batch_size} | of_lanes)
   return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from typing import Any
 
 import jax
 
+from base.wording import plural
 from experiment import mesh_advice, step_memory
 from experiment.experiment import Experiment
 from models.accounting import Account, account
 from models.language_model import LanguageModel
+from parallel.sharding_plan import ShardingPlan
 from training import step as step_lib
 from training.checkpoint import abstract_like
 
@@ -35,6 +38,9 @@ def description(experiment: Experiment) -> str:
     for parameter in counted.parameters
   ]
   costs = [*_vocabulary(experiment.model), *_costs(counted)]
+  if experiment.options.step.carry_state:
+    carried = device_bytes(abstract_state(experiment).carried)
+    costs.append((f"states carried by {plural(batch_size, 'row')}", show_bytes(carried)))
   return "\n".join([table(rows, right=(5,)), "", table(costs, right=(1,))])
 
 
@@ -63,13 +69,15 @@ def sharding(experiment: Experiment) -> str:
         show_bytes(sharding_plan.held_bytes(parameter, place.stored)),
       )
     )
-  state = abstract_like(abstract_state(experiment), sharding_plan.state)
+  state = placed_state(experiment, sharding_plan)
   mesh = " x ".join(f"{name}={size}" for name, size in sharding_plan.sizes.items())
   totals = [
     ("mesh", f"{mesh}, ZeRO stage {sharding_plan.stage}"),
     ("parameters per device", show_bytes(device_bytes(state.params))),
     ("optimizer state per device", show_bytes(device_bytes(state.opt_state))),
   ]
+  if state.carried is not None:
+    totals.append(("carried states per device", show_bytes(device_bytes(state.carried))))
   return "\n".join([table(rows, right=(5,)), "", table(totals, right=(1,))])
 
 
@@ -105,6 +113,7 @@ class DryRun:
 
   Attributes:
     state_bytes: parameters, optimizer state and counters.
+    carried_bytes: states that rows carry to the next batch.
     batch_bytes: one batch.
     temporary_bytes: temporary memory of the compiled step at its peak.
     seconds: time to trace and compile.
@@ -116,11 +125,13 @@ class DryRun:
   temporary_bytes: int
   seconds: float
   device_memory: int | None = None
+  carried_bytes: int = 0
 
   def __str__(self) -> str:
-    total = self.state_bytes + self.batch_bytes + self.temporary_bytes
+    total = self.state_bytes + self.carried_bytes + self.batch_bytes + self.temporary_bytes
     rows = [
       ("parameters and optimizer state", show_bytes(self.state_bytes)),
+      *([("carried states", show_bytes(self.carried_bytes))] if self.carried_bytes else []),
       ("one batch", show_bytes(self.batch_bytes)),
       ("temporary memory of a step", show_bytes(self.temporary_bytes)),
       ("total", show_bytes(total)),
@@ -128,9 +139,9 @@ class DryRun:
     ]
     if self.device_memory is None:
       return table(rows, right=(1,))
-    rows.insert(4, ("memory of a device", show_bytes(self.device_memory)))
+    rows.insert(-1, ("memory of a device", show_bytes(self.device_memory)))
     if total <= self.device_memory:
-      rows.insert(5, ("fits", f"{show_bytes(self.device_memory - total)} left"))
+      rows.insert(-1, ("fits", f"{show_bytes(self.device_memory - total)} left"))
       return table(rows, right=(1,))
     return (
       f"{table(rows, right=(1,))}\n\nA step does not fit into the memory of a device. Lower "
@@ -143,8 +154,7 @@ def dry_run(experiment: Experiment) -> DryRun:
   """Compiles a training step without allocating arrays."""
   start = time.monotonic()
   sharding_plan = mesh_advice.sharding_plan(experiment)
-  state, batch = abstract_state(experiment), abstract_batch(experiment)
-  state = abstract_like(state, sharding_plan.state)
+  state, batch = placed_state(experiment, sharding_plan), abstract_batch(experiment)
   batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree))
   step = step_lib.jit_train_step(
     experiment.model, experiment.optimizer.transformation(), experiment.options.step, sharding_plan
@@ -152,7 +162,8 @@ def dry_run(experiment: Experiment) -> DryRun:
   compiled = step.lower(state, batch).compile()
   memory = compiled.memory_analysis()
   return DryRun(
-    state_bytes=device_bytes(state),
+    state_bytes=device_bytes(state._replace(carried=None)),
+    carried_bytes=device_bytes(state.carried),
     batch_bytes=device_bytes(batch),
     temporary_bytes=memory.temp_size_in_bytes if memory else 0,
     seconds=time.monotonic() - start,
@@ -165,9 +176,19 @@ def abstract_state(experiment: Experiment) -> step_lib.TrainState:
   optimizer = experiment.optimizer.transformation()
   return jax.eval_shape(
     lambda: step_lib.initial_state(
-      experiment.model, optimizer, experiment.options.step, experiment.seed
+      experiment.model,
+      optimizer,
+      experiment.options.step,
+      experiment.seed,
+      rows=experiment.batch_size,
     )
   )
+
+
+def placed_state(experiment: Experiment, sharding_plan: ShardingPlan) -> step_lib.TrainState:
+  """Returns shapes, dtypes and shardings of the train state."""
+  placed = functools.partial(step_lib.state_shardings, experiment.model, sharding_plan)
+  return abstract_like(abstract_state(experiment), placed)
 
 
 def abstract_batch(experiment: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

@@ -19,8 +19,9 @@ from config import config
 from config import source as gin_source
 from config.config import Config, ConfigError
 from data import preparation
-from data.dataset import Mixture, TextDataset
+from data.dataset import Mixture, RegisteredMixture, TextDataset
 from data.files import CorpusError
+from data.lanes import refuse_mixture
 from data.mixture import MixedRows
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer, TokenizerError
@@ -29,7 +30,7 @@ from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
 from parallel.mesh import Device
 from parallel.sharding_plan import Parallelism, ShardingPlan, on_one_device
-from training import loop, programs
+from training import carried_state, loop, programs
 from training.losses import token_losses
 from training.optimizer import Optimizer
 from training.step import abstract_batch
@@ -100,6 +101,10 @@ class Experiment:
         "master_copy has no effect: the parameters are float32 already. Remove it, or set "
         "Backbone.param_dtype = 'bfloat16'."
       )
+    if self.options.step.carry_state:
+      carried_state.check_model(self.model)
+      if isinstance(self.train_data, Mixture | RegisteredMixture):
+        refuse_mixture()
     lengths = (
       first_part(self.train_data).sequence_length,
       first_part(self.eval_data).sequence_length,

@@ -150,6 +150,7 @@ def _train(
     experiment.optimizer.transformation(),
     experiment.options.step,
     sharding_plan,
+    experiment.batch_size,
   )
   processes.wait_for_all("compared with the run")
   connections.connect(sharding_plan.mesh)
@@ -176,8 +177,14 @@ def _train(
     return {"heldout_loss": score.loss, "heldout_bits_per_byte": score.bits_per_byte}
 
   batches = loader.batches(
-    train_rows, experiment.batch_size, seed=experiment.seed, slots=_slots(experiment, sharding_plan)
+    train_rows,
+    experiment.batch_size,
+    seed=experiment.seed,
+    slots=_slots(experiment, sharding_plan),
+    in_lanes=experiment.options.step.carry_state,
   )
+  if processes.is_first():
+    _tell_of_lanes(experiment, train_rows)
   if introduce and processes.is_first():
     introduce(len(train_rows))
   try:
@@ -205,6 +212,16 @@ def _train(
     )
   finally:
     batches.close()
+
+
+def _tell_of_lanes(experiment: Experiment, rows: Any) -> None:
+  """Says that no state is carried, where each document lies in one row."""
+  if experiment.options.step.carry_state and not rows.counts.cut_documents:
+    print(
+      f"warning: no document goes on in a second row of {rows.sequence_length} tokens: carry_state "
+      "carries nothing",
+      file=sys.stderr,
+    )
 
 
 def _work(

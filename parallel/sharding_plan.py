@@ -232,38 +232,53 @@ class ShardingPlan:
       self.tree(tree, "optimizer"),
     )
 
-  def losses(self, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs `function(params, batch) -> [B, T]` once per device, on its parameters and tokens."""
+  def losses(self, function: Callable[..., Any], carried: Any = None) -> Callable[..., Any]:
+    """Runs `function(params, batch) -> [B, T]` once per device, on its parameters and tokens.
 
-    def per_device(params, batch):
+    With `carried`, PartitionSpecs of a state, it is `function(params, batch, state) -> ([B, T],
+    state)`, of this device's part of the state.
+    """
+
+    def per_device(params, batch, *state):
       with shards.per_device(self.region):
-        return function(params, batch)
+        return function(params, batch, *state)
 
-    return lambda params, batch: self._map(per_device, params, self.batch.spec)(params, batch)
+    if carried is None:
+      return lambda params, batch: self._map(per_device, params, self.batch.spec)(params, batch)
+    out_specs = self.batch.spec, carried
+    return lambda params, batch, state: self._map(per_device, params, out_specs, (carried,))(
+      params, batch, state
+    )
 
   def gradient(
-    self, function: Callable[..., Any], trained: Callable[[Any], Any]
+    self, function: Callable[..., Any], trained: Callable[[Any], Any], carried: Any = None
   ) -> Callable[..., Any]:
     """Runs `function(params, batch, *others) -> (scalars, gradient)` once per device.
 
     Inside, params and batch are this device's parts, and the scalars must be the same on all
     devices. Each device returns the gradient of its tokens; the result is their sum. The gradients
     are of `trained(params)`, a part of the parameters' tree.
+
+    With `carried`, PartitionSpecs of a state, the function is also called with this device's part
+    of a state, last, and returns (scalars, gradient, state).
     """
 
     def per_device(params, batch, *others):
       with shards.per_device(self.region):
-        scalars, gradient = function(params, batch, *others)
-        return scalars, self._sum(gradient)
+        scalars, gradient, *state = function(params, batch, *others)
+        return scalars, self._sum(gradient), *state
+
+    states = () if carried is None else (carried,)
 
     def call(params, batch, *others):
-      out_specs = (PartitionSpec(), self.tree(trained(params), "gradient"))
-      return self._map(per_device, params, out_specs, len(others))(params, batch, *others)
+      out_specs = (PartitionSpec(), self.tree(trained(params), "gradient"), *states)
+      specs = (*(PartitionSpec(),) * (len(others) - len(states)), *states)
+      return self._map(per_device, params, out_specs, specs)(params, batch, *others)
 
     return call
 
-  def _map(self, function, params, out_specs, others: int = 0):
-    in_specs = (self.tree(params, "stored"), self.batch.spec, *(PartitionSpec(),) * others)
+  def _map(self, function, params, out_specs, others: Sequence[Any] = ()):
+    in_specs = (self.tree(params, "stored"), self.batch.spec, *others)
     # Unchecked: JAX's splash attention does not declare the axes that its results vary along.
     return jax.shard_map(
       function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False

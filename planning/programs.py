@@ -32,7 +32,8 @@ class Program:
     lowered: the program, ready to compile.
     parameters: bytes of the parameters in memory: in decoding also those that are not its
       arguments, but stay for the next prefill.
-    optimizer, state, batch: bytes of its other arguments: optimizer state, decode state, tokens.
+    optimizer, state, batch: bytes of its other arguments: optimizer state, decode state or states
+      that rows carry from step to step, tokens.
     updated: the donated arguments.
     first_updated: index of the first of them among the results.
     activations: bytes that autodiff keeps for the backward pass; 0 without one.
@@ -61,7 +62,7 @@ def training_step(
   del memory
   model, options = experiment.model, experiment.options.step
   rows, length = experiment.batch_size, experiment.sequence_length
-  state = abstract_like(describe.abstract_state(experiment), sharding_plan.state)
+  state = describe.placed_state(experiment, sharding_plan)
   batch = _batch(experiment, sharding_plan)
   step = step_lib.jit_train_step(
     model, experiment.optimizer.transformation(), options, sharding_plan
@@ -71,7 +72,7 @@ def training_step(
     lowered=step.lower(state, batch),
     parameters=describe.device_bytes(state.params),
     optimizer=describe.device_bytes(state.opt_state),
-    state=0,
+    state=describe.device_bytes(state.carried),
     batch=describe.device_bytes(batch),
     updated=state,
     first_updated=0,

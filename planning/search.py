@@ -22,7 +22,6 @@ from parallel.sharding_plan import Parallelism
 from planning import plan, tables
 from planning.hardware.chip import Hardware
 from planning.record import Plan, cost
-from training.checkpoint import abstract_like
 from training.saved_residuals import activation_bytes
 
 # Remat policies to try, without those that offload: the estimates do not count the time of the
@@ -274,7 +273,7 @@ def least_bytes(experiment: Experiment, hardware: Hardware) -> int:
   """
   with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
     sharding_plan, options = experiment.sharding_plan(hardware.devices), experiment.options.step
-    state = abstract_like(describe.abstract_state(experiment), sharding_plan.state)
+    state = describe.placed_state(experiment, sharding_plan)
     return (
       describe.device_bytes(state)
       + sharding_plan.gradient_bytes()

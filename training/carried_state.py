@@ -11,15 +11,23 @@ same after any other, and no reader needs to know how far into a document it is:
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from collections.abc import Hashable
+from typing import Any, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from base.errors import UserError
+from data.lanes import OPTION
+from models.accounting import abstract_parameters
 from models.language_model import DecodeState, LanguageModel
 from parallel import sequence, shards
+from parallel.sharding_plan import TOKENS, ShardingPlan
 from training.losses import MAX_LOGIT_BYTES, token_losses_from
 from training.time_chunks import Batch
 
@@ -38,8 +46,7 @@ def check_model(model: LanguageModel) -> None:
       kind = type(mixer)
       raise CarryError(
         f"no state can be carried from row to row in a model with {kind.__module__}."
-        f"{kind.__qualname__}, whose state grows with every token. Set "
-        "--gin.experiment.Experiment.carry_state=False"
+        f"{kind.__qualname__}, whose state grows with every token. Set {OPTION}=False"
         f"{', or train a model with local attention' if hasattr(mixer, 'window') else ''}."
       )
 
@@ -113,3 +120,112 @@ def continued(state: DecodeState, batch: Batch) -> Batch:
     "segment_ids": jnp.where(ids > 0, ids + state.segment_id[:, None] - 1, 0),
     "positions": positions + jnp.where(goes_on, state.position[:, None], 0),
   }
+
+
+def restarted(model: LanguageModel, state: DecodeState) -> DecodeState:
+  """Returns a state in which rows that are not finite start afresh, within their documents.
+
+  So text that makes a step fail spoils no later step.
+  """
+  axes, rows = batch_axes(model), len(state.position)
+  finite = jnp.ones(rows, bool)
+  for leaf, axis in zip(jax.tree.leaves(state), jax.tree.leaves(axes), strict=True):
+    if axis >= 0 and jnp.issubdtype(leaf.dtype, jnp.inexact):
+      others = tuple(i for i in range(leaf.ndim) if i != axis)
+      finite &= jnp.all(jnp.isfinite(leaf), axis=others)
+
+  def chosen(leaf, first, axis):
+    if axis < 0:
+      return leaf
+    return jnp.where(finite.reshape(*([-1] + [1] * (leaf.ndim - axis - 1))), leaf, first)
+
+  return jax.tree.map(chosen, state, initial_state(model, rows), axes)
+
+
+def cut(model: LanguageModel, state: DecodeState, pieces: int) -> DecodeState:
+  """Cuts a model's state by rows: each array gets a leading axis of pieces."""
+
+  def piece(leaf, axis):
+    if axis < 0:
+      return jnp.broadcast_to(leaf, (pieces, *leaf.shape))
+    shape = *leaf.shape[:axis], pieces, -1, *leaf.shape[axis + 1 :]
+    return jnp.moveaxis(leaf.reshape(shape), axis, 0)
+
+  return jax.tree.map(piece, state, batch_axes(model))
+
+
+def joined(model: LanguageModel, pieces: DecodeState) -> DecodeState:
+  """The inverse of `cut`."""
+
+  def whole(leaf, axis):
+    if axis < 0:
+      return leaf[0]
+    leaf = jnp.moveaxis(leaf, 0, axis)
+    return leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
+
+  return jax.tree.map(whole, pieces, batch_axes(model))
+
+
+def specs(model: LanguageModel, sharding_plan: ShardingPlan, rows: int) -> DecodeState:
+  """Returns the PartitionSpecs of a state of `rows` rows, as the layers split it.
+
+  Rows lie with those of the batch. Which other axes are split follows from the shapes that a device
+  computes, so that a model needs no rules for its state. Devices along `seq` have copies.
+  """
+  # flax modules are hashable by their fields, which their type does not say.
+  return _specs(cast(Hashable, model), sharding_plan, rows)
+
+
+@functools.lru_cache(maxsize=16)
+def _specs(model: Any, sharding_plan: ShardingPlan, rows: int) -> DecodeState:
+  whole = jax.eval_shape(lambda: initial_state(model, rows))
+  over = sharding_plan.batch.spec[0]
+  table = sharding_plan.region.table
+  region = sharding_plan.region._replace(
+    table=tuple((axis, names if axis != sequence.AXIS else ()) for axis, names in table)
+  )
+  sizes = sharding_plan.sizes
+  # Devices that share a row's channels, by their number.
+  split = {
+    math.prod(sizes[name] for name in names): names
+    for axis, names in table
+    if names and axis not in TOKENS
+  }
+  here = []
+
+  def per_device(params, tokens):
+    with shards.per_device(region):
+      here.append(model.apply({"params": params}, tokens, capacity=_ANY_WINDOW)[1])
+    return tokens
+
+  params = nn.unbox(abstract_parameters(model))
+  row = PartitionSpec(over)
+  jax.eval_shape(
+    jax.shard_map(
+      per_device,
+      mesh=sharding_plan.mesh,
+      in_specs=(sharding_plan.tree(params, "stored"), row),
+      out_specs=row,
+      check_vma=False,
+    ),
+    params,
+    jax.ShapeDtypeStruct((rows, 1), jnp.int32),
+  )
+
+  def spec(whole, part, axis):
+    names: list[Any] = [None] * len(whole.shape)
+    for i, (all_of_it, local) in enumerate(zip(whole.shape, part.shape, strict=True)):
+      if i == axis:
+        names[i] = over
+      elif local != all_of_it:
+        names[i] = split[all_of_it // local]
+    return PartitionSpec(*names)
+
+  return jax.tree.map(spec, whole, here[0], batch_axes(model))
+
+
+def shardings(model: LanguageModel, sharding_plan: ShardingPlan, rows: int) -> DecodeState:
+  """Returns the shardings of a state of `rows` rows; see `specs`."""
+  return jax.tree.map(
+    lambda spec: NamedSharding(sharding_plan.mesh, spec), specs(model, sharding_plan, rows)
+  )

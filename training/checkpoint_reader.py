@@ -14,6 +14,7 @@ import jax
 from base import buckets, small_files
 from base.errors import UserError
 from base.wording import plural
+from data.lanes import OPTION
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training.checksum import checksums, description_checksum, unseal
@@ -303,6 +304,21 @@ def _called(part: str) -> str:
   return "parameters" if part == PARAMS else "optimizer state"
 
 
+def _of_lanes(needed: dict[str, tuple[int, ...]], held: dict[str, tuple[int, ...]]) -> str | None:
+  """Says why a run cannot go on with the states that a checkpoint carries; None if it can."""
+  wanted, saved = ((shapes.get("carried.position") or (0,))[0] for shapes in (needed, held))
+  if not saved and wanted:
+    return f"carries no states. Set {OPTION}=False, or start another run from it (--init_from)."
+  if saved and not wanted:
+    return f"carries the states of {plural(saved, 'row')}. Set {OPTION}=True."
+  if saved != wanted:
+    return (
+      f"carries the states of {plural(saved, 'row')}, each in the middle of its text, and a batch "
+      f"has {wanted}. Set --gin.BATCH_SIZE={saved}."
+    )
+  return None
+
+
 def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters") -> None:
   """Raises CheckpointError for the first array that is missing, unknown or of another shape."""
   thing = "parameter" if kind == "parameters" else "optimizer state"
@@ -312,6 +328,8 @@ def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters"
   remedy += ", or start another run from it (--init_from)." if owner == "optimizer" else "."
   needed = {path: tuple(leaf.shape) for path, leaf in by_path(expected).items()}
   held = {path: tuple(leaf.shape) for path, leaf in by_path(found).items()}
+  if problem := _of_lanes(needed, held):
+    raise CheckpointError(f"{where} {problem}")
   for path, shape in needed.items():
     if path not in held:
       raise CheckpointError(f"{where} has no {thing} {path} {shape}. {remedy}")

@@ -32,7 +32,9 @@ def trace(
   Raises:
     ValueError: model, options and batch do not fit.
   """
-  abstract, _, take_step = make(model, optimizer, options, sharding_plan)
+  abstract, _, take_step = make(
+    model, optimizer, options, sharding_plan, lanes(options, batch_size)
+  )
   batch = step_lib.abstract_batch(batch_size, length)
   # As `ShardingPlan.place` makes it: JAX traces again for arguments that lie elsewhere.
   batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree))
@@ -45,11 +47,17 @@ def require_same_arrays(
   optimizer: optax.GradientTransformation,
   options: step_lib.StepOptions,
   sharding_plan: ShardingPlan,
+  batch_size: int,
 ) -> Any:
   """See `training.checkpoint.require_same_arrays`; returns the abstract parameters."""
-  abstract, _, _ = make(model, optimizer, options, sharding_plan)
+  abstract, _, _ = make(model, optimizer, options, sharding_plan, lanes(options, batch_size))
   checkpoint_lib.require_same_arrays(run_dir, abstract, padded_vocabulary.VocabularyRows.of(model))
   return abstract.params
+
+
+def lanes(options: step_lib.StepOptions, batch_size: int) -> int | None:
+  """Returns the number of states that a train state carries; None if it carries none."""
+  return batch_size if options.carry_state else None
 
 
 @functools.lru_cache(maxsize=4)
@@ -58,16 +66,18 @@ def make(
   optimizer: optax.GradientTransformation,
   options: step_lib.StepOptions,
   sharding_plan: ShardingPlan,
+  rows: int | None = None,
 ) -> tuple[Any, Callable[..., step_lib.TrainState], Callable[..., Any]]:
-  """Returns the train state's shapes, `create(seed, given)` and the step.
+  """Returns the train state's shapes, `create(seed, given)` and the step; `rows`: see `lanes`.
 
   Cached, so that runs of one process that differ only in their seed are compiled once.
   """
 
   def create(seed, given):
-    return step_lib.initial_state(model, optimizer, options, seed, given)
+    return step_lib.initial_state(model, optimizer, options, seed, given, rows=rows)
 
-  abstract = abstract_like(jax.eval_shape(create, np.uint32(0), {}), sharding_plan.state)
+  placed = functools.partial(step_lib.state_shardings, model, sharding_plan)
+  abstract = abstract_like(jax.eval_shape(create, np.uint32(0), {}), placed)
   where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   return (
     abstract,

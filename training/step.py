@@ -15,11 +15,11 @@ import optax
 from base.ranges import Count, Factor, NotNegative
 from kernels import platform
 from models.accounting import list_parameters
-from models.language_model import LanguageModel
+from models.language_model import DecodeState, LanguageModel
 from parallel import shards
 from parallel.sharding_plan import TOKENS, ShardingPlan, on_one_device
 from parallel.tree_paths import by_path, joined
-from training import rounding, time_chunks
+from training import carried_state, rounding, time_chunks
 from training.gradient_sums import GradientSums
 from training.losses import MAX_LOGIT_BYTES, Batch, token_losses
 
@@ -42,6 +42,8 @@ class StepOptions:
     rounding: rounding of bfloat16 parameters, 'nearest' or 'stochastic'; see `training.rounding`.
     max_logit_bytes: bytes of logits per device; more are computed in pieces of the time axis, and
       recomputed in the backward pass.
+    carry_state: documents that are longer than a row go on in the next batch, from the state that
+      the row left; see `training.carried_state` and `data.lanes`.
   """
 
   grad_accum_steps: Count = 1
@@ -51,6 +53,7 @@ class StepOptions:
   max_skips: Count = 20
   rounding: str = "nearest"
   max_logit_bytes: Count = MAX_LOGIT_BYTES
+  carry_state: bool = False
 
   def __post_init__(self):
     rounding.check(self.rounding)
@@ -86,6 +89,8 @@ class TrainState(NamedTuple):
     opt_state: the optimizer's state, float32 for any dtype of the parameters.
     spike_detector: see `SpikeDetector`.
     rng: key data of the run's random key, for models with randomness.
+    carried: the model's state behind each row of the last batch, with `StepOptions.carry_state`;
+      else None.
   """
 
   step: jax.Array
@@ -93,6 +98,7 @@ class TrainState(NamedTuple):
   opt_state: Any
   spike_detector: SpikeDetector
   rng: jax.Array
+  carried: DecodeState | None = None
 
 
 def abstract_batch(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -109,6 +115,8 @@ def initial_state(
   options: StepOptions,
   seed: int,
   given: Any = None,
+  *,
+  rows: int | None = None,
 ) -> TrainState:
   """Makes the state before the first step.
 
@@ -116,6 +124,7 @@ def initial_state(
     model: a language model of the zoo.
     optimizer, options, seed: the run's.
     given: initial parameters; missing ones are initialised randomly.
+    rows: of a batch; only `StepOptions.carry_state` needs it.
   """
   init_key, run_key = jax.random.split(jax.random.key(seed))
   params = nn.unbox(model.init(init_key, jnp.zeros((1, 1), jnp.int32))["params"])
@@ -128,7 +137,25 @@ def initial_state(
     opt_state=optimizer.init(_float32(split(model, params)[0])),
     spike_detector=SpikeDetector(jnp.zeros(options.spike_window, jnp.float32), zero, zero, zero),
     rng=jax.random.key_data(run_key),
+    carried=_carried(model, options, rows),
   )
+
+
+def _carried(model: LanguageModel, options: StepOptions, rows: int | None) -> DecodeState | None:
+  if not options.carry_state:
+    return None
+  if rows is None:
+    raise ValueError("carry_state=True needs the number of rows of a batch.")
+  return carried_state.initial_state(model, rows)
+
+
+def state_shardings(model: LanguageModel, sharding_plan: ShardingPlan, state: TrainState) -> Any:
+  """Returns the shardings of a train state, with those of its carried states."""
+  found = sharding_plan.state(state._replace(carried=None))
+  if state.carried is None:
+    return found
+  rows = len(state.carried.position)
+  return found._replace(carried=carried_state.shardings(model, sharding_plan, rows))
 
 
 def split(model: LanguageModel, params: Any) -> tuple[Any, Any]:
@@ -170,19 +197,31 @@ def make_train_step(
 
   A step with a loss or gradient that is not finite, or with a spike of the gradient norm, changes
   only the spike detector and the number of the step, not the optimizer's count and the schedule.
+  Carried states follow the data in every step; those that are not finite start afresh.
   Metrics are scalars: loss (nats per target), grad_norm, targets, skipped (total),
   skipped_in_a_row.
   """
 
   sharding_plan = sharding_plan or on_one_device(list_parameters(model))
-  differentiate = sharding_plan.gradient(
-    functools.partial(loss_and_gradient, model, options),
-    trained=lambda params: split(model, params)[0],
-  )
+
+  def differentiate(state: TrainState, batch: Batch, key: jax.Array):
+    """The loss and targets, the gradient, and the states behind the rows."""
+    carried = state.carried
+    others, specs = (key,), None
+    if carried is not None:
+      others = key, carried
+      specs = carried_state.specs(model, sharding_plan, len(carried.position))
+    run = sharding_plan.gradient(
+      functools.partial(loss_and_gradient, model, options),
+      trained=lambda params: split(model, params)[0],
+      carried=specs,
+    )
+    scalars, gradient, *after = run(state.params, batch, *others)
+    return scalars, gradient, carried_state.restarted(model, after[0]) if after else None
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    (loss, targets), gradient = differentiate(state.params, batch, jax.random.key_data(rng))
+    (loss, targets), gradient, carried = differentiate(state, batch, jax.random.key_data(rng))
     params, frozen = split(model, state.params)
     gradient, params = (
       sharding_plan.split_for_update(gradient),
@@ -207,11 +246,13 @@ def make_train_step(
       opt_state=jax.tree.map(choose, opt_state, state.opt_state),
       spike_detector=detector,
       rng=state.rng,
+      carried=carried,
     )
     # Parameters are gathered once, after the choice.
     chosen = sharding_plan.split_for_update(new_state.params)
     new_state = new_state._replace(params=join(chosen, frozen))
-    new_state = jax.lax.with_sharding_constraint(new_state, sharding_plan.state(new_state))
+    where = state_shardings(model, sharding_plan, new_state)
+    new_state = jax.lax.with_sharding_constraint(new_state, where)
     metrics = {
       "loss": loss,
       "grad_norm": norm,
@@ -247,8 +288,13 @@ def _decide(
 
 
 def loss_and_gradient(
-  model: LanguageModel, options: StepOptions, params: Any, batch: Batch, rng_data: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], Any]:
+  model: LanguageModel,
+  options: StepOptions,
+  params: Any,
+  batch: Batch,
+  rng_data: jax.Array,
+  carried: DecodeState | None = None,
+) -> tuple[Any, ...]:
   """Computes the loss and gradient of a batch, a microbatch at a time.
 
   Args:
@@ -257,11 +303,13 @@ def loss_and_gradient(
     params: the model's parameters.
     batch: see `abstract_batch`.
     rng_data: key data for models with randomness.
+    carried: the states that the rows go on from, as `training.carried_state` has them; the gradient
+      ends there. None reads each row alone.
 
   Returns:
     (mean loss over the batch's targets, their number), and the float32 gradient of the trained
-    parameters. Run per device, the numbers are of the global batch and the gradient is the
-    contribution of this device's tokens.
+    parameters; with `carried` also the states behind the rows. Run per device, the numbers are of
+    the global batch and the gradient is the contribution of this device's tokens.
 
   Raises:
     ValueError: the microbatches do not divide the batch, or the chunks of `time_chunk` the row.
@@ -279,25 +327,35 @@ def loss_and_gradient(
   divisor = jnp.maximum(targets, 1)
   trained, frozen = split(model, params)
 
-  def loss_of(trained, piece):
-    nll, z = token_losses(model, join(trained, frozen), piece, rng, options.max_logit_bytes)
-    return (jnp.sum(nll) + float(options.z_loss) * jnp.sum(z)) / divisor, jnp.sum(nll) / divisor
+  def loss_of(trained, piece, before):
+    params, limit, after = join(trained, frozen), options.max_logit_bytes, None
+    if before is None:
+      nll, z = token_losses(model, params, piece, rng, limit)
+    else:
+      (nll, z), after = carried_state.losses_from(before, model, params, piece, rng, limit)
+    loss = jnp.sum(nll) / divisor
+    return (jnp.sum(nll) + float(options.z_loss) * jnp.sum(z)) / divisor, (loss, after)
 
   gradient_of = jax.value_and_grad(loss_of, has_aux=True)
   if pieces == 1:
-    (_, loss), gradient = gradient_of(trained, batch)
-    return (shards.total(loss, *TOKENS), targets), _float32(gradient)
+    (_, (loss, after)), gradient = gradient_of(trained, batch, carried)
+    result = (shards.total(loss, *TOKENS), targets), _float32(gradient)
+    return result if carried is None else (*result, after)
 
   sums = GradientSums(trained)
 
-  def accumulate(total, piece):
-    lost, pull_back, loss = jax.vjp(functools.partial(loss_of, piece=piece), trained, has_aux=True)
+  def accumulate(total, inputs):
+    piece, before = inputs
+    run = functools.partial(loss_of, piece=piece, before=before)
+    lost, pull_back, (loss, after) = jax.vjp(run, trained, has_aux=True)
     sums.add(pull_back, jnp.ones_like(lost))
-    return total + loss, None
+    return total + loss, after
 
   cut = jax.tree.map(lambda x: x.reshape(pieces, size // pieces, *x.shape[1:]), batch)
-  loss, _ = jax.lax.scan(accumulate, jnp.zeros(()), cut)
-  return (shards.total(loss, *TOKENS), targets), sums.total()
+  before = None if carried is None else carried_state.cut(model, carried, pieces)
+  loss, after = jax.lax.scan(accumulate, jnp.zeros(()), (cut, before))
+  result = (shards.total(loss, *TOKENS), targets), sums.total()
+  return result if after is None else (*result, carried_state.joined(model, after))
 
 
 def _float32(tree: Any) -> Any:

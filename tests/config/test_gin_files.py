@@ -69,7 +69,7 @@ FRAGMENTS = {
 }
 
 # Set a few values of what a file of the same folder sets whole.
-ADDED = ("train/time_chunks.gin",)
+ADDED = ("train/carried_state.gin", "train/time_chunks.gin")
 
 
 def load(file):

@@ -245,6 +245,14 @@ CASES = {
         leaves=("runs/long_rows/loss.png",),
       ),
     ],
+    "Carry states from step to step": [
+      Case(
+        "python -m launch.train gin/runs/griffin_quickstart.gin gin/train/carried_state.gin",
+        SHORT,
+        TRAINED,
+        leaves=("runs/carried/loss.png",),
+      ),
+    ],
   },
   "docs/watching.md": {
     "The runs of a folder": [

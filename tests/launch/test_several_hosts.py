@@ -27,6 +27,8 @@ RUN = (
   )
   .replace("models/hawk.gin", "models/griffin.gin")
   .replace("DEPTH = 1", "DEPTH = 2\ngriffin.griffin.pattern = ('recurrent', 'attention')")
+  # Each host has the states of its rows, or of their channels.
+  + "\ninclude 'train/carried_state.gin'\n"
 )
 COMPARISON = """
 include 'compare/comparison.gin'

@@ -6,7 +6,8 @@
 
 Prints one JSON line per case; `keep` trains parameters in bfloat16, with a master copy or rounded
 stochastically; `optimizer` takes another than AdamW; `time_chunk` runs rows in chunks, and compares
-with whole rows. The devices must exist before JAX is imported, hence the process.
+with whole rows; `carry` carries states from batch to batch. The devices must exist before JAX is
+imported, hence the process.
 """
 
 from __future__ import annotations
@@ -72,15 +73,22 @@ OPTIMIZERS = {
 }
 
 
-def batches() -> list[dict[str, np.ndarray]]:
-  """Rows of packed documents of random lengths, with padding at the end of some."""
+def batches(carry: bool = False) -> list[dict[str, np.ndarray]]:
+  """Rows of packed documents of random lengths, with padding at the end of some.
+
+  With `carry`, full rows go on in the next batch, but for one.
+  """
+  before = np.full(ROWS, -1) if carry else None
   random = np.random.default_rng(0)
   result = []
   for _ in range(STEPS):
     tokens = random.integers(0, IDS, (ROWS, LENGTH))
     ids = np.cumsum(random.uniform(size=(ROWS, LENGTH)) < 0.08, axis=1) + 1
-    ids[np.arange(LENGTH) >= LENGTH - 3 * np.arange(ROWS)[:, None]] = 0
-    result.append(batch_of_rows(tokens, ids, bos_id=0))
+    padding = 3 * (np.arange(ROWS) % 3 if carry else np.arange(ROWS))
+    ids[np.arange(LENGTH) >= LENGTH - padding[:, None]] = 0
+    result.append(batch_of_rows(tokens, ids, bos_id=0, before=before))
+    if carry:
+      before = np.where((ids[:, -1] > 0) & (np.arange(ROWS) != 1), tokens[:, -1], -1)
   return result
 
 
@@ -91,6 +99,7 @@ def train(
   parallelism: Parallelism | None,
   grad_accum_steps: int = 1,
   time_chunk: int | None = None,
+  carry: bool = False,
 ):
   """(losses, state) after a few steps, and the state before them."""
   kind = "float32" if keep == "float32" else "bfloat16"
@@ -102,24 +111,26 @@ def train(
     grad_accum_steps=grad_accum_steps,
     z_loss=1e-3,
     rounding="stochastic" if keep == "stochastic" else "nearest",
+    carry_state=carry,
   )
   sharding_plan = parallelism and parallelism.sharding_plan(list_parameters(model))
-  create = functools.partial(step_lib.initial_state, model, optimizer, options, 0)
+  create = functools.partial(step_lib.initial_state, model, optimizer, options, 0, rows=ROWS)
+  placed = functools.partial(step_lib.state_shardings, model, sharding_plan)
   if sharding_plan is None:
     state = jax.jit(create)()
   elif rule == "adamw" and keep == "float32":
-    state = jax.jit(create, out_shardings=sharding_plan.state(jax.eval_shape(create)))()
+    state = jax.jit(create, out_shardings=placed(jax.eval_shape(create)))()
   else:  # one program less to compile
-    state = jax.device_put(first := unsharded(name, keep, rule)[2], sharding_plan.state(first))
+    state = jax.device_put(first := unsharded(name, keep, rule)[2], placed(first))
   step = jax.jit(
     step_lib.make_train_step(model, optimizer, options, sharding_plan), donate_argnums=0
   )
   losses, first = [], jax.device_get(state)
-  for batch in batches():
+  for batch in batches(carry):
     state, metrics = step(state, jax.device_put(batch, sharding_plan and sharding_plan.batch))
     losses.append(float(metrics["loss"]))
   if sharding_plan:
-    expected = jax.tree.map(lambda s: s.spec, sharding_plan.state(state))
+    expected = jax.tree.map(lambda s: s.spec, placed(state))
     found = jax.tree.map(lambda x: x.sharding.spec, state)
     jax.tree.map(_assert_placed, found, expected)
   return losses, jax.device_get(state), first
@@ -147,11 +158,12 @@ def compare(case: str) -> dict:
   stage, grad_accum_steps = int(values.pop("zero", 0)), int(values.pop("grad_accum_steps", 1))
   keep, rule = values.pop("keep", "float32"), values.pop("optimizer", "adamw")
   time_chunk = int(values.pop("time_chunk", 0)) or None
+  carry = bool(int(values.pop("carry", 0)))
   mesh = MeshSpec(**{axis: int(size) for axis, size in ({"data": 1} | values).items()})
   # In a model this small, vectors are more than 1% of it.
   parallelism = Parallelism(mesh=mesh, zero=stage, rules=Rules(max_replicated=1.0))
-  losses, state, _ = train(name, keep, rule, parallelism, grad_accum_steps, time_chunk)
-  expected_losses, expected, _ = unsharded(name, keep, rule)
+  losses, state, _ = train(name, keep, rule, parallelism, grad_accum_steps, time_chunk, carry)
+  expected_losses, expected, _ = unsharded(name, keep, rule, **({"carry": True} if carry else {}))
   exact = (lambda state: state.opt_state.master) if keep == "master" else lambda state: state.params
   differences = jax.tree.map(
     _relative_difference,
@@ -164,6 +176,15 @@ def compare(case: str) -> dict:
     "case": case,
     "losses": float(np.max(np.abs(np.divide(losses, expected_losses) - 1))),
     "parameters": worst[1],
+    "states": max(
+      (
+        _relative_difference(*pair)
+        for pair in zip(
+          jax.tree.leaves(state.carried), jax.tree.leaves(expected.carried), strict=True
+        )
+      ),
+      default=0.0,
+    ),
     "worst": jax.tree_util.keystr(worst[0]),
     "different": sum(int((a != b).sum()) for a, b in pairs) / sum(a.size for a, _ in pairs),
     "rounded": keep != "master" or _is_rounded(state.params, state.opt_state.master),

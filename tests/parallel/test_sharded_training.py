@@ -25,6 +25,13 @@ CASES = (
   # Of each chunk a device has fewer tokens than the convolution and the window look back to.
   "griffin:data=2,seq=4,zero=1,time_chunk=8",
 )
+# States that are carried from batch to batch: the arrays are the same on any mesh, so that a run
+# can go on with them on another.
+CARRIED = (
+  "griffin:data=2,seq=2,model=2,zero=3,carry=1",
+  "griffin:data=2,model=4,zero=1,grad_accum_steps=2,carry=1,time_chunk=16",
+  "hawk:data=4,model=2,zero=2,grad_accum_steps=2,carry=1",
+)
 # Parameters in bfloat16.
 MASTER = "hawk:data=4,model=2,zero=1,keep=master"
 STOCHASTIC = "hawk:data=8,zero=3,keep=stochastic"
@@ -49,6 +56,7 @@ def differences():
       "-m",
       "tests.parallel.sharded_training",
       *CASES,
+      *CARRIED,
       MASTER,
       STOCHASTIC,
       *OPTIMIZERS,
@@ -63,10 +71,11 @@ def differences():
   return {found["case"]: found for found in map(json.loads, process.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *CARRIED])
 def test_losses_and_parameters_equal_those_of_one_device(differences, case):
   assert differences[case]["losses"] < 1e-5
   assert differences[case]["parameters"] < 1e-5, differences[case]["worst"]
+  assert differences[case]["states"] < 1e-5
 
 
 @pytest.mark.parametrize("case", OPTIMIZERS)

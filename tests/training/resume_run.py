@@ -14,22 +14,27 @@ from data.loader import batch_of_rows
 from models.accounting import list_parameters
 from parallel.sharding_plan import on_one_device
 from tests.small_models import VOCAB_SIZE, build
-from training import loop, optimizer
+from training import loop, optimizer, step
 
 
 class Sequences:
-  """Arithmetic sequences modulo the vocabulary, packed two to a row; batch n depends on n alone."""
+  """Arithmetic sequences modulo the vocabulary, packed two to a row, of which the second goes on in
+  the next batch in half of the rows; batch n depends on n alone."""
 
   def __init__(self):
     self._next = 0
 
   def __next__(self):
-    random = np.random.default_rng(self._next)
+    (before, _), (tokens, ids) = self._rows(self._next - 1), self._rows(self._next)
     self._next += 1
+    goes_on = np.arange(4) % 2 == self._next % 2
+    return batch_of_rows(tokens, ids, bos_id=0, before=np.where(goes_on, before[:, -1], -1))
+
+  def _rows(self, number):
+    random = np.random.default_rng(number % 2**32)
     steps = random.integers(1, 5, (4, 1))
     tokens = (np.arange(32) * steps + random.integers(0, VOCAB_SIZE, (4, 1))) % VOCAB_SIZE
-    ids = np.where(np.arange(32) < random.integers(8, 24, (4, 1)), 1, 2)
-    return batch_of_rows(tokens, ids, bos_id=0)
+    return tokens, np.where(np.arange(32) < random.integers(8, 24, (4, 1)), 1, 2)
 
   def state(self):
     return {"next_index": self._next}
@@ -50,7 +55,13 @@ def main(run_dir: Path, steps: int) -> None:
     learning_rate=schedule,
     batches=Sequences(),
     batch_size=4,
-    options=loop.LoopOptions(steps=steps, log_every=7, evaluate_every=25, checkpoint_every=10),
+    options=loop.LoopOptions(
+      steps=steps,
+      log_every=7,
+      evaluate_every=25,
+      checkpoint_every=10,
+      step=step.StepOptions(carry_state=True),
+    ),
     run_dir=run_dir,
     seed=0,
     bytes_per_token=1.0,

@@ -5,12 +5,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from contract.finding import compare_trees
 from data.loader import batch_of_rows
 from tests.small_models import VOCAB_SIZE, build, initialize
 from training import carried_state, losses, time_chunks
+from training import step as step_lib
 
 ROWS, LENGTH, PIECES = 3, 24, 3
 # A document over all rows, several that end within one, and padding.
@@ -158,3 +160,35 @@ def test_what_cannot_be_carried_is_refused():
   state = carried_state.initial_state(model, ROWS)
   with pytest.raises(time_chunks.ChunkError, match="chunks of 7 tokens do not divide rows of 24"):
     jax.eval_shape(lambda: carried_state.losses_from(state, model, params, in_rows()[0]))
+
+
+def test_in_a_skipped_step_states_follow_the_data_and_what_is_not_finite_starts_afresh():
+  """A lane has a state of NaN; the others go on."""
+  model = build("griffin", depth=3)
+  sgd, options = optax.sgd(1e-2), step_lib.StepOptions(carry_state=True)
+  create = functools.partial(step_lib.initial_state, model, sgd, options, 0, rows=ROWS)
+  step = step_lib.jit_train_step(model, sgd, options)
+  first, second, third = in_rows()
+  state, metrics = step(jax.jit(create)(), first)
+  assert metrics["skipped"] == 0
+  expected, _ = step(jax.tree.map(jnp.copy, state), second)
+  params = jax.device_get(state.params)
+  spoilt = jax.tree.map(
+    lambda x, axis: x.at[:, 0].set(jnp.nan) if axis == 1 and x.dtype == jnp.float32 else x,
+    state.carried,
+    carried_state.batch_axes(model),
+  )
+  state, metrics = step(state._replace(carried=spoilt), second)
+  assert metrics["skipped"] == 1
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), params)
+  np.testing.assert_array_equal(state.carried.position, [0, *expected.carried.position[1:]])
+  for leaf, other, axis in zip(
+    *map(jax.tree.leaves, (state.carried, expected.carried, carried_state.batch_axes(model))),
+    strict=True,
+  ):
+    if axis >= 0:
+      np.testing.assert_allclose(
+        jnp.delete(leaf, 0, axis), jnp.delete(other, 0, axis), rtol=1e-5, atol=1e-6
+      )
+  _, metrics = step(state, third)
+  assert metrics["skipped_in_a_row"] == 0

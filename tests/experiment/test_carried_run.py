@@ -1,0 +1,123 @@
+"""Runs that carry states from batch to batch: resumed exactly, and refused in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from base.errors import UserError
+from config.config import ConfigError
+from data import packing, rows, tokenizers
+from experiment import describe, experiment, running
+from launch import train
+from tests import small_run
+from training.checkpoint import FOLDER, orbax
+
+GIN = Path(__file__).parents[2] / "gin"
+CARRY = str(GIN / "train/carried_state.gin")
+OPTION = "--gin.training.step.StepOptions.carry_state"
+# The cosine's end, which else follows the number of steps of each life.
+RATE = "\nfrom training import optimizer\noptimizer.warmup_cosine.steps = 6\n"
+
+
+def start(run_dir: str, *arguments: str) -> int:
+  more = ["--gin.experiment.experiment.Experiment.samples=()", "--resume=force"]
+  return train.main(["run.gin", CARRY, f"--run_dir={run_dir}", *more, *arguments])
+
+
+def arrays(run_dir: str, step: int) -> dict[str, np.ndarray]:
+  """All arrays of a checkpoint, by their names."""
+  parts = orbax().load_checkpointables(Path(run_dir, FOLDER, str(step)).absolute())
+  return {f"{name}.{key}": x for name in ("params", "rest") for key, x in flat(parts[name])}
+
+
+def flat(tree, before=""):
+  for key, value in tree.items():
+    yield from (
+      flat(value, f"{before}{key}.")
+      if isinstance(value, dict)
+      else [(before + key, np.asarray(value))]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A run of six steps without a stop."""
+  path = tmp_path_factory.mktemp("carried")
+  small_run.write(path / "run.gin", more=RATE)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(path)
+    assert start("whole") == 0
+  return path
+
+
+def test_a_run_that_goes_on_has_the_same_states_and_parameters(folder, monkeypatch):
+  monkeypatch.chdir(folder)
+  for steps in (3, 6):
+    assert start("parts", f"--gin.STEPS={steps}") == 0
+  found, expected = arrays("parts", 6), arrays("whole", 6)
+  assert found.keys() == expected.keys()
+  for name, array in expected.items():
+    np.testing.assert_array_equal(found[name], array, name)
+  assert expected["rest.carried.position"].max() > 32  # a document that is longer than a row
+
+
+def test_what_cannot_go_on_is_refused_in_a_sentence(folder, monkeypatch):
+  monkeypatch.chdir(folder)
+  for argument, message in (
+    (
+      "--gin.BATCH_SIZE=8",
+      r"carries the states of 4 rows, .* a batch has 8. Set --gin.BATCH_SIZE=",
+    ),
+    (f"{OPTION}=False", rf"carries the states of 4 rows. Set {OPTION}=True\.$"),
+  ):
+    with pytest.raises(UserError, match=message):
+      start("whole", argument, "--gin.STEPS=8")
+
+
+def load(folder, *more):
+  files = [name for name in more if name.endswith(".gin")]
+  arguments = [name for name in more if name not in files]
+  return experiment.build(experiment.load([folder / "run.gin", CARRY, *files], arguments))
+
+
+def test_models_and_texts_without_a_lane_are_refused(folder):
+  with pytest.raises(
+    ConfigError, match=r"SelfAttention, whose state grows .*train a model with lo"
+  ):
+    load(folder, str(GIN / "models/transformer.gin"))
+  with pytest.raises(ConfigError, match="mixture cannot be read in lanes"):
+    load(folder, str(GIN / "data/mixture_bytes.gin"))
+
+
+def test_a_text_of_short_documents_is_told_once_to_carry_nothing(folder, tmp_path, capsys):
+  built = load(folder)
+  for length in (20, 50):
+    directory = tmp_path / str(length)
+    directory.mkdir()
+    tokenizer = tokenizers.Bytes()
+    packer = packing.Packer(tokenizer, 32, whole=True)
+    writer = rows.RowWriter(directory, tokenizer, 32)
+    for _ in range(5):
+      _ = [writer.write(*block) for block in packer.add(np.full(length, 100), length)]
+    writer.write(*packer.finish())
+    writer.finish({}, packer.counts)
+    running._tell_of_lanes(built, rows.RowFiles(directory))
+    warning = (
+      "warning: no document goes on in a second row of 32 tokens: carry_state carries nothing"
+    )
+    assert capsys.readouterr().err == ("" if length > 32 else f"{warning}\n")
+
+
+def test_descriptions_count_the_states(folder):
+  """Of two blocks: a window of keys and values, the last inputs of a convolution and a vector."""
+  built = load(folder)
+  window, heads_dim, width = 1024, 16, 32
+  per_row = 4 * (2 * window * heads_dim + window + 3 * width + width + 2)
+  length = 4  # of the ring, which all rows share
+  carried = describe.device_bytes(describe.abstract_state(built).carried)
+  assert carried == 4 * per_row + length
+  line = f"states carried by 4 rows {describe.show_bytes(carried)}"
+  assert line in " ".join(describe.description(built).split())
