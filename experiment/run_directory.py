@@ -75,8 +75,9 @@ class RunDirectory:
     """Raises UserError if no run was started here; the message lists runs in or next to it."""
     if not self.holds_run():
       near = _runs_in(self.path) or _runs_in(self.path.parent)
-      hint = f" Runs nearby: {', '.join(near[:8])}." if near else ""
-      raise UserError(f"{self} is not a run directory: it has no {CONFIG_FILE}.{hint}")
+      first = f"{commands.line('train')} gin/runs/griffin_quickstart.gin --run_dir=runs/first"
+      hint = f"Runs nearby: {', '.join(near[:8])}." if near else f"Train one first: {first}"
+      raise UserError(f"{self} is not a run directory: it has no {CONFIG_FILE}. {hint}")
 
   def require_made_from(self, kind: str, text: str | None = None) -> None:
     """Raises UserError if the configuration is of the other kind.

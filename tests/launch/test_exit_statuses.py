@@ -103,6 +103,17 @@ def test_a_folder_with_files_of_somebody_else_is_not_written(tmp_path, command, 
   foreign_files.require_none(tmp_path, option, ())
 
 
+@pytest.mark.parametrize("executable", ["", "/nowhere/python"])
+def test_a_python_that_cannot_start_itself_again_goes_on(monkeypatch, executable):
+  monkeypatch.setenv("GLIBC_TUNABLES", "")
+  monkeypatch.delenv("GLIBC_TUNABLES")
+  monkeypatch.setattr(sys, "executable", executable)
+  monkeypatch.setattr(sys, "argv", ["train"])
+  with pytest.raises(SystemExit) as left:
+    command.run(lambda arguments: 0)
+  assert left.value.code == 0
+
+
 def test_a_folder_that_a_killed_start_left_is_taken(tmp_path):
   (tmp_path / ".owner.json").write_text("")
   (tmp_path / "record.json.123.new").write_text("")
