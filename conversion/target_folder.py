@@ -59,9 +59,12 @@ def appearing(target: Path) -> Iterator[Path]:
     return
   _require_empty(target)
   target = target.resolve()
-  target.parent.mkdir(parents=True, exist_ok=True)
-  _remove_leftovers(target)
-  partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(target)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(target)) from None
   try:
     with directory_owner.owned(partial):
       partial.chmod(0o777 & ~_umask())

@@ -187,7 +187,8 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     # ever.
     os.environ.setdefault("NPROC", "64")
   # Kept next to the rows: a continued run or its evaluation does not compile again.
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(COMPILATION_CACHE))
+  if _is_writable(COMPILATION_CACHE):
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(COMPILATION_CACHE))
   reason = ""
   try:
     status = main(sys.argv[1:])
@@ -282,6 +283,13 @@ def end_with_others(reason: str, status: int) -> None:
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
+
+
+def _is_writable(folder: str) -> bool:
+  """Whether a folder, or the first that exists above it, can be written: else JAX warns of each."""
+  while not os.path.exists(folder):
+    folder = os.path.dirname(folder) or "."
+  return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _restart_with_huge_pages() -> None:

@@ -18,8 +18,7 @@ from base import commands, paths, small_files
 from base.errors import UserError
 from base.wording import plural
 from experiment import trust
-from launch import command, evaluate_harness
-from training import json_files
+from launch import command, evaluate_harness, evaluation_files
 
 if TYPE_CHECKING:
   from data.tokenizers import Tokenizer
@@ -205,11 +204,6 @@ def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: 
   print(f"bits per byte  {result['bits_per_byte']:.4f} ({result['bytes']:,} bytes)")
   buckets = score.by_position()
   result["by_position"] = [vars(bucket) for bucket in buckets]
-  folder = run.path / "evaluations"
-  folder.mkdir(exist_ok=True)
-  name = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{result['step']}-{result['data']}-{result['length']}")
-  file = folder / f"{name}.json"
-  small_files.replace(file, json_files.dumps(result, indent=2) + "\n")
   if by_position:
     print(f"\n{'positions':>15}  {'tokens':>10}  {'loss':>7}")
     for bucket in buckets:
@@ -217,8 +211,10 @@ def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: 
         f"{bucket.start}-{bucket.stop - 1}" if bucket.stop - bucket.start > 1 else bucket.start
       )
       print(f"{place:>15}  {bucket.tokens:>10,}  {bucket.loss:>7.4f}")
+  name = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{result['step']}-{result['data']}-{result['length']}")
+  file = evaluation_files.keep(run, name, result)
+  if by_position and file:
     _draw(buckets, file.with_suffix(".png"), f"{run.path.name}, {result['data']}")
-  print(f"written to {paths.shown(file)}", file=sys.stderr)
 
 
 def _draw(buckets: Sequence[Any], file: Path, title: str) -> None:

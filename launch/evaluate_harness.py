@@ -7,17 +7,15 @@ import difflib
 import json
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from base import commands, paths, small_files
+from base import commands, paths
 from base.errors import UserError
 from experiment import trust
-from launch import command
-from training import json_files
+from launch import command, evaluation_files
 
 if TYPE_CHECKING:
   from experiment.run_directory import RunDirectory
@@ -222,10 +220,6 @@ def _keep(results: Any, run: RunDirectory, step: int, length: int, names: str) -
     for name in ("results", "groups", "n-shot", "higher_is_better", "n-samples", "versions")
     if name in results
   }
-  folder = run.path / "evaluations"
-  folder.mkdir(exist_ok=True)
   words = "".join(c if c.isalnum() or c in "_-" else "_" for c in names)
-  file = folder / f"{step}-harness-{words[:80]}-{length}.json"
   record = {"run_dir": str(run.path), "step": step, "length": length, **kept}
-  small_files.replace(file, json_files.dumps(record, indent=2, default=str) + "\n")
-  print(f"written to {paths.shown(file)}", file=sys.stderr)
+  evaluation_files.keep(run, f"{step}-harness-{words[:80]}-{length}", record, default=str)

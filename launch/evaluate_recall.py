@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from base import commands, paths, small_files
+from base import commands
 from evaluation.recall import Recalled, RecallScorer
-from launch import command
-from training import json_files
+from launch import command, evaluation_files
 
 if TYPE_CHECKING:
   from data.recall import RecallTask
@@ -64,11 +62,8 @@ def run(
   }
   for kind in _KINDS:
     _print(kind, result[f"by_{kind}"])
-  folder = directory.path / "evaluations"
-  folder.mkdir(exist_ok=True)
-  file = folder / f"{trained.step}-{task.name}-{'-'.join(str(x['length']) for x in lengths)}.json"
-  small_files.replace(file, json_files.dumps(result, indent=2) + "\n")
-  print(f"written to {paths.shown(file)}", file=sys.stderr)
+  shown = "-".join(str(found["length"]) for found in lengths)
+  evaluation_files.keep(directory, f"{trained.step}-{task.name}-{shown}", result)
   if not contexts:
     further = ",".join(str(task.length * times) for times in (1, 2, 4))
     command.tell_next(*commands.words("evaluate"), *arguments, f"--contexts={further}")

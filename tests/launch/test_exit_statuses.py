@@ -13,7 +13,7 @@ import pytest
 from base.errors import UserError
 from experiment import foreign_files
 from experiment.run_directory import RunDirectory
-from launch import command, compare, failures, output, sweep, train, vocabulary
+from launch import command, compare, evaluation_files, failures, output, sweep, train, vocabulary
 from parallel.coordination import HostError
 from training.checkpoint_reader import CheckpointError
 
@@ -112,6 +112,36 @@ def test_a_python_that_cannot_start_itself_again_goes_on(monkeypatch, executable
   with pytest.raises(SystemExit) as left:
     command.run(lambda arguments: 0)
   assert left.value.code == 0
+
+
+def test_in_a_folder_that_is_not_writable_nothing_is_cached(monkeypatch):
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+  monkeypatch.setenv("GLIBC_TUNABLES", "")
+  monkeypatch.setattr(sys, "argv", ["train"])
+  for writable in (False, True):
+    monkeypatch.setattr(command.os, "access", lambda path, mode, answer=writable: answer)
+    with pytest.raises(SystemExit):
+      command.run(lambda arguments: 0)
+    assert ("JAX_COMPILATION_CACHE_DIR" in os.environ) == writable
+
+
+def test_figures_of_a_run_that_can_only_be_read_are_not_lost(tmp_path, monkeypatch, capsys):
+  run = RunDirectory(tmp_path)
+  assert evaluation_files.keep(run, "8-text", {"loss": 1.0}) == tmp_path / "evaluations/8-text.json"
+
+  def fails(number):
+    def replace(path, contents):
+      raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(evaluation_files.small_files, "replace", replace)
+
+  fails(errno.EROFS)
+  assert evaluation_files.keep(run, "8-text", {"loss": 1.0}) is None
+  assert "warning: the figures are not stored: " in capsys.readouterr().err
+  fails(errno.ENOSPC)
+  with pytest.raises(OSError, match="No space left"):
+    evaluation_files.keep(run, "8-text", {"loss": 1.0})
 
 
 def test_a_folder_that_a_killed_start_left_is_taken(tmp_path):
