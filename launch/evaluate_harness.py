@@ -7,12 +7,13 @@ import difflib
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from base import commands, paths
+from base import commands, heartbeat, paths
 from base.errors import UserError
 from experiment import trust
 from launch import command, evaluation_files
@@ -161,6 +162,8 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
   """
   from lm_eval.tasks import TaskManager
 
+  # Without a network, it prints two lines for each try: the error says what to do.
+  logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
   if include_path is not None and not include_path.is_dir():
     raise UserError(
       f"--include_path={include_path} is not a folder. Name one with YAML files of tasks."
@@ -181,15 +184,20 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
       )
     entry = manager.task_index[name]
     try:
-      if name in copies:
-        loaded = _load_with(manager, cast(Path, entry.yaml_path), copies[name])
-      else:
-        loaded = cast(dict[str, Any], manager.load([name]))
+      with heartbeat.telling(f"reading the data of {name}", _tell):
+        if name in copies:
+          loaded = _load_with(manager, cast(Path, entry.yaml_path), copies[name])
+        else:
+          loaded = cast(dict[str, Any], manager.load([name]))
     except Exception as error:  # A data set's code may raise anything.
       raise UserError(_no_data(name, entry, copies.get(name), error)) from error
     group = loaded["groups"].get(name)
     found += [group] if group else loaded["tasks"].values()
   return Loaded(manager, found)
+
+
+def _tell(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
 
 
 def _load_with(manager: Any, task_file: Path, data: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The adapter returns the model's own results to lm-eval's task code, on a local task."""
 
 import json
+import logging
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,10 +11,12 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from base.errors import UserError
 from data import tokenizers
 from evaluation import harness, harness_table
 from evaluation.harness import HarnessModel
 from inference.sampling import Sampler
+from launch import evaluate_harness
 from models.backbone import Backbone
 from models.griffin import griffin
 from tests import small_models
@@ -276,3 +280,9 @@ def test_the_table_has_lm_eval_s_headers():
   names = [name.strip() for name in head.strip("|").split("|")]
   assert names == ["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"]
   assert harness_table.table(results, "groups").startswith("|Groups|")
+
+
+def test_without_a_network_no_try_is_printed():
+  with pytest.raises(UserError, match=r"nowhere is not a folder\. Name one with YAML files"):
+    evaluate_harness._load(["piqa"], Path("nowhere"), {})
+  assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
