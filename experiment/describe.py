@@ -38,7 +38,7 @@ def description(experiment: Experiment) -> str:
     for parameter in counted.parameters
   ]
   costs = [*_vocabulary(experiment.model), *_costs(counted)]
-  if experiment.options.step.carry_state:
+  if experiment.options.step.keeps_states:
     carried = device_bytes(abstract_state(experiment).carried)
     costs.append((f"states carried by {plural(batch_size, 'row')}", show_bytes(carried)))
   return "\n".join([table(rows, right=(5,)), "", table(costs, right=(1,))])

@@ -30,7 +30,7 @@ from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
 from parallel.mesh import Device
 from parallel.sharding_plan import Parallelism, ShardingPlan, on_one_device
-from training import carried_state, loop, programs
+from training import carried_state, loop, passed_state, programs
 from training.losses import token_losses
 from training.optimizer import Optimizer
 from training.step import abstract_batch
@@ -105,6 +105,8 @@ class Experiment:
       carried_state.check_model(self.model)
       if isinstance(self.train_data, Mixture | RegisteredMixture):
         refuse_mixture()
+    if self.options.step.initial_state == "passed":
+      carried_state.check_model(self.model, f"{passed_state.OPTION}=zero")
     lengths = (
       first_part(self.train_data).sequence_length,
       first_part(self.eval_data).sequence_length,

@@ -39,14 +39,14 @@ class CarryError(UserError, ValueError):
   """States cannot be carried from row to row as configured; the message says what to change."""
 
 
-def check_model(model: LanguageModel) -> None:
+def check_model(model: LanguageModel, remedy: str = f"{OPTION}=False") -> None:
   """Raises CarryError if the state of one of a model's mixers grows with the tokens."""
   for mixer in model.mixers():
     if not getattr(mixer, "constant_state", False):
       kind = type(mixer)
       raise CarryError(
         f"no state can be carried from row to row in a model with {kind.__module__}."
-        f"{kind.__qualname__}, whose state grows with every token. Set {OPTION}=False"
+        f"{kind.__qualname__}, whose state grows with every token. Set {remedy}"
         f"{', or train a model with local attention' if hasattr(mixer, 'window') else ''}."
       )
 
@@ -134,12 +134,18 @@ def restarted(model: LanguageModel, state: DecodeState) -> DecodeState:
       others = tuple(i for i in range(leaf.ndim) if i != axis)
       finite &= jnp.all(jnp.isfinite(leaf), axis=others)
 
-  def chosen(leaf, first, axis):
+  return chosen(model, finite, state)
+
+
+def chosen(model: LanguageModel, kept: jax.Array, state: DecodeState) -> DecodeState:
+  """Returns a state in which the rows of `kept`, [B] bool, stay, and the others start afresh."""
+
+  def of_rows(leaf, first, axis):
     if axis < 0:
       return leaf
-    return jnp.where(finite.reshape(*([-1] + [1] * (leaf.ndim - axis - 1))), leaf, first)
+    return jnp.where(kept.reshape(*([-1] + [1] * (leaf.ndim - axis - 1))), leaf, first)
 
-  return jax.tree.map(chosen, state, initial_state(model, rows), axes)
+  return jax.tree.map(of_rows, state, initial_state(model, len(kept)), batch_axes(model))
 
 
 def cut(model: LanguageModel, state: DecodeState, pieces: int) -> DecodeState:

@@ -14,11 +14,12 @@ import jax
 from base import buckets, small_files
 from base.errors import UserError
 from base.wording import plural
-from data.lanes import OPTION
+from data.lanes import OPTION as CARRY
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
 from training.checksum import checksums, description_checksum, unseal
 from training.padded_vocabulary import NO_ROWS, VocabularyRows
+from training.passed_state import OPTION as PASSED
 from training.reading import Damage, Refusal, attempt
 
 PARAMS = "params"
@@ -304,17 +305,23 @@ def _called(part: str) -> str:
   return "parameters" if part == PARAMS else "optimizer state"
 
 
-def _of_lanes(needed: dict[str, tuple[int, ...]], held: dict[str, tuple[int, ...]]) -> str | None:
-  """Says why a run cannot go on with the states that a checkpoint carries; None if it can."""
+def _of_states(needed: dict[str, tuple[int, ...]], held: dict[str, tuple[int, ...]]) -> str | None:
+  """Says why a run cannot go on with the states that a checkpoint keeps; None if it can."""
   wanted, saved = ((shapes.get("carried.position") or (0,))[0] for shapes in (needed, held))
   if not saved and wanted:
-    return f"carries no states. Set {OPTION}=False, or start another run from it (--init_from)."
+    return (
+      f"carries no states. Set {CARRY}=False and {PASSED}=zero, or start another run from it "
+      "(--init_from)."
+    )
   if saved and not wanted:
-    return f"carries the states of {plural(saved, 'row')}. Set {OPTION}=True."
+    return (
+      f"carries the states of {plural(saved, 'row')}. Set {CARRY}=True or {PASSED}=passed, as it "
+      "was trained."
+    )
   if saved != wanted:
     return (
-      f"carries the states of {plural(saved, 'row')}, each in the middle of its text, and a batch "
-      f"has {wanted}. Set --gin.BATCH_SIZE={saved}."
+      f"carries the states of {plural(saved, 'row')}, and a batch has {wanted}. Set "
+      f"--gin.BATCH_SIZE={saved}."
     )
   return None
 
@@ -328,7 +335,7 @@ def check_shapes(expected: Any, found: Any, where: str, kind: str = "parameters"
   remedy += ", or start another run from it (--init_from)." if owner == "optimizer" else "."
   needed = {path: tuple(leaf.shape) for path, leaf in by_path(expected).items()}
   held = {path: tuple(leaf.shape) for path, leaf in by_path(found).items()}
-  if problem := _of_lanes(needed, held):
+  if problem := _of_states(needed, held):
     raise CheckpointError(f"{where} {problem}")
   for path, shape in needed.items():
     if path not in held:

@@ -190,8 +190,8 @@ def train(
     training.memory_report.OutOfMemory: memory ran out; the message has the largest arrays.
   """
   began = time.monotonic()
-  lanes = programs.lanes(options.step, batch_size)
-  abstract, create, take_step = programs.make(model, optimizer, options.step, sharding_plan, lanes)
+  kept = programs.kept_states(options.step, batch_size)
+  abstract, create, take_step = programs.make(model, optimizer, options.step, sharding_plan, kept)
   checkpoints = Checkpoints(run_dir, keep=options.keep, before_writing=before_writing)
   restored = checkpoints.restore(abstract, padded_vocabulary.VocabularyRows.of(model))
   if restored is None:

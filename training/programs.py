@@ -33,7 +33,7 @@ def trace(
     ValueError: model, options and batch do not fit.
   """
   abstract, _, take_step = make(
-    model, optimizer, options, sharding_plan, lanes(options, batch_size)
+    model, optimizer, options, sharding_plan, kept_states(options, batch_size)
   )
   batch = step_lib.abstract_batch(batch_size, length)
   # As `ShardingPlan.place` makes it: JAX traces again for arguments that lie elsewhere.
@@ -50,14 +50,14 @@ def require_same_arrays(
   batch_size: int,
 ) -> Any:
   """See `training.checkpoint.require_same_arrays`; returns the abstract parameters."""
-  abstract, _, _ = make(model, optimizer, options, sharding_plan, lanes(options, batch_size))
+  abstract, _, _ = make(model, optimizer, options, sharding_plan, kept_states(options, batch_size))
   checkpoint_lib.require_same_arrays(run_dir, abstract, padded_vocabulary.VocabularyRows.of(model))
   return abstract.params
 
 
-def lanes(options: step_lib.StepOptions, batch_size: int) -> int | None:
-  """Returns the number of states that a train state carries; None if it carries none."""
-  return batch_size if options.carry_state else None
+def kept_states(options: step_lib.StepOptions, batch_size: int) -> int | None:
+  """Returns the number of states that a train state keeps; None if it keeps none."""
+  return batch_size if options.keeps_states else None
 
 
 @functools.lru_cache(maxsize=4)
@@ -68,9 +68,10 @@ def make(
   sharding_plan: ShardingPlan,
   rows: int | None = None,
 ) -> tuple[Any, Callable[..., step_lib.TrainState], Callable[..., Any]]:
-  """Returns the train state's shapes, `create(seed, given)` and the step; `rows`: see `lanes`.
+  """Returns the train state's shapes, `create(seed, given)` and the step.
 
-  Cached, so that runs of one process that differ only in their seed are compiled once.
+  `rows` is of `kept_states`. Cached, so that runs of one process that differ only in their seed are
+  compiled once.
   """
 
   def create(seed, given):

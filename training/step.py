@@ -12,19 +12,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from base.ranges import Count, Factor, NotNegative
+from base.ranges import Count, CountFromZero, Factor, NotNegative, Share
 from kernels import platform
 from models.accounting import list_parameters
 from models.language_model import DecodeState, LanguageModel
 from parallel import shards
 from parallel.sharding_plan import TOKENS, ShardingPlan, on_one_device
 from parallel.tree_paths import by_path, joined
-from training import carried_state, rounding, time_chunks
+from training import carried_state, passed_state, rounding, time_chunks
 from training.gradient_sums import GradientSums
 from training.losses import MAX_LOGIT_BYTES, Batch, token_losses
 
 # Separates the key of the rounding from the models' keys.
 _ROUNDING = 0x524E44
+INITIAL_STATES = "zero", "passed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,10 @@ class StepOptions:
       recomputed in the backward pass.
     carry_state: documents that are longer than a row go on in the next batch, from the state that
       the row left; see `training.carried_state` and `data.lanes`.
+    initial_state: what rows begin with: 'zero' is nothing, 'passed' the states that rows of the
+      step before left; see `training.passed_state`.
+    passed_share: with 'passed', the share of the rows that do; the others begin with nothing.
+    passed_after: steps before the first with passed states.
   """
 
   grad_accum_steps: Count = 1
@@ -54,14 +59,31 @@ class StepOptions:
   rounding: str = "nearest"
   max_logit_bytes: Count = MAX_LOGIT_BYTES
   carry_state: bool = False
+  initial_state: str = "zero"
+  passed_share: Share = 0.5
+  passed_after: CountFromZero = 0
 
   def __post_init__(self):
     rounding.check(self.rounding)
+    if self.initial_state not in INITIAL_STATES:
+      raise ValueError(
+        f"initial_state={self.initial_state!r} must be one of {', '.join(INITIAL_STATES)}."
+      )
+    if self.carry_state and self.initial_state != "zero":
+      raise ValueError(
+        f"with carry_state=True, rows go on from their own documents: initial_state="
+        f"{self.initial_state!r} has no place. Set one of the two."
+      )
     for name in ("grad_accum_steps", "spike_window", "max_skips", "max_logit_bytes"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
     if self.spike_factor <= 1:
       raise ValueError(f"spike_factor={self.spike_factor} must be above 1 (it scales a median).")
+
+  @property
+  def keeps_states(self) -> bool:
+    """Whether the states behind the rows of a step are kept for the next."""
+    return self.carry_state or self.initial_state == "passed"
 
 
 class SpikeDetector(NamedTuple):
@@ -89,7 +111,7 @@ class TrainState(NamedTuple):
     opt_state: the optimizer's state, float32 for any dtype of the parameters.
     spike_detector: see `SpikeDetector`.
     rng: key data of the run's random key, for models with randomness.
-    carried: the model's state behind each row of the last batch, with `StepOptions.carry_state`;
+    carried: the model's state behind each row of the last batch, with `StepOptions.keeps_states`;
       else None.
   """
 
@@ -124,7 +146,7 @@ def initial_state(
     model: a language model of the zoo.
     optimizer, options, seed: the run's.
     given: initial parameters; missing ones are initialised randomly.
-    rows: of a batch; only `StepOptions.carry_state` needs it.
+    rows: of a batch; only `StepOptions.keeps_states` needs it.
   """
   init_key, run_key = jax.random.split(jax.random.key(seed))
   params = nn.unbox(model.init(init_key, jnp.zeros((1, 1), jnp.int32))["params"])
@@ -142,10 +164,10 @@ def initial_state(
 
 
 def _carried(model: LanguageModel, options: StepOptions, rows: int | None) -> DecodeState | None:
-  if not options.carry_state:
+  if not options.keeps_states:
     return None
   if rows is None:
-    raise ValueError("carry_state=True needs the number of rows of a batch.")
+    raise ValueError("states that steps keep need the number of rows of a batch.")
   return carried_state.initial_state(model, rows)
 
 
@@ -204,13 +226,16 @@ def make_train_step(
 
   sharding_plan = sharding_plan or on_one_device(list_parameters(model))
 
-  def differentiate(state: TrainState, batch: Batch, key: jax.Array):
+  def differentiate(state: TrainState, batch: Batch, rng: jax.Array):
     """The loss and targets, the gradient, and the states behind the rows."""
-    carried = state.carried
+    before, key = state.carried, jax.random.key_data(rng)
     others, specs = (key,), None
-    if carried is not None:
-      others = key, carried
-      specs = carried_state.specs(model, sharding_plan, len(carried.position))
+    if before is not None:
+      if options.initial_state == "passed":
+        share = jnp.where(state.step < options.passed_after, 0.0, float(options.passed_share))
+        before = passed_state.drawn(model, before, rng, share)
+      others = key, before
+      specs = carried_state.specs(model, sharding_plan, len(before.position))
     run = sharding_plan.gradient(
       functools.partial(loss_and_gradient, model, options),
       trained=lambda params: split(model, params)[0],
@@ -221,7 +246,7 @@ def make_train_step(
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    (loss, targets), gradient, carried = differentiate(state, batch, jax.random.key_data(rng))
+    (loss, targets), gradient, carried = differentiate(state, batch, rng)
     params, frozen = split(model, state.params)
     gradient, params = (
       sharding_plan.split_for_update(gradient),

@@ -253,6 +253,14 @@ CASES = {
         leaves=("runs/carried/loss.png",),
       ),
     ],
+    "Begin rows with the states of others": [
+      Case(
+        "python -m launch.train gin/runs/griffin_quickstart.gin gin/train/passed_state.gin",
+        f"{SHORT} --gin.PASSED_AFTER=2",
+        TRAINED,
+        leaves=("runs/passed/loss.png",),
+      ),
+    ],
   },
   "docs/watching.md": {
     "The runs of a folder": [

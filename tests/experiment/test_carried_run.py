@@ -22,9 +22,9 @@ OPTION = "--gin.training.step.StepOptions.carry_state"
 RATE = "\nfrom training import optimizer\noptimizer.warmup_cosine.steps = 6\n"
 
 
-def start(run_dir: str, *arguments: str) -> int:
+def start(run_dir: str, *arguments: str, files: tuple[str, ...] = ("run.gin", CARRY)) -> int:
   more = ["--gin.experiment.experiment.Experiment.samples=()", "--resume=force"]
-  return train.main(["run.gin", CARRY, f"--run_dir={run_dir}", *more, *arguments])
+  return train.main([*files, f"--run_dir={run_dir}", *more, *arguments])
 
 
 def arrays(run_dir: str, step: int) -> dict[str, np.ndarray]:
@@ -64,14 +64,29 @@ def test_a_run_that_goes_on_has_the_same_states_and_parameters(folder, monkeypat
   assert expected["rest.carried.position"].max() > 32  # a document that is longer than a row
 
 
+def test_a_run_with_passed_states_goes_on_alike(folder, monkeypatch):
+  monkeypatch.chdir(folder)
+  Path("passed.gin").write_text("include 'run.gin'\ninclude 'train/passed_state.gin'\n")
+  for run, lives in (("passed", (6,)), ("passed_parts", (3, 6))):
+    for steps in lives:
+      assert start(run, f"--gin.STEPS={steps}", files=("passed.gin",)) == 0
+  found, expected = arrays("passed_parts", 6), arrays("passed", 6)
+  assert found.keys() == expected.keys() == arrays("whole", 6).keys()
+  for name, array in expected.items():
+    np.testing.assert_array_equal(found[name], array, name)
+
+
 def test_what_cannot_go_on_is_refused_in_a_sentence(folder, monkeypatch):
   monkeypatch.chdir(folder)
   for argument, message in (
     (
       "--gin.BATCH_SIZE=8",
-      r"carries the states of 4 rows, .* a batch has 8. Set --gin.BATCH_SIZE=",
+      r"carries the states of 4 rows, and a batch has 8. Set --gin.BATCH_SIZE=4.",
     ),
-    (f"{OPTION}=False", rf"carries the states of 4 rows. Set {OPTION}=True\.$"),
+    (
+      f"{OPTION}=False",
+      rf"carries the states of 4 rows. Set {OPTION}=True or .*initial_state=passed, as",
+    ),
   ):
     with pytest.raises(UserError, match=message):
       start("whole", argument, "--gin.STEPS=8")

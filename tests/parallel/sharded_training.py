@@ -6,8 +6,8 @@
 
 Prints one JSON line per case; `keep` trains parameters in bfloat16, with a master copy or rounded
 stochastically; `optimizer` takes another than AdamW; `time_chunk` runs rows in chunks, and compares
-with whole rows; `carry` carries states from batch to batch. The devices must exist before JAX is
-imported, hence the process.
+with whole rows; `carry` carries states from batch to batch, or passes them to other rows if it is
+2. The devices must exist before JAX is imported, hence the process.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def train(
   parallelism: Parallelism | None,
   grad_accum_steps: int = 1,
   time_chunk: int | None = None,
-  carry: bool = False,
+  carry: int = 0,
 ):
   """(losses, state) after a few steps, and the state before them."""
   kind = "float32" if keep == "float32" else "bfloat16"
@@ -111,7 +111,8 @@ def train(
     grad_accum_steps=grad_accum_steps,
     z_loss=1e-3,
     rounding="stochastic" if keep == "stochastic" else "nearest",
-    carry_state=carry,
+    carry_state=carry == 1,
+    initial_state="passed" if carry == 2 else "zero",
   )
   sharding_plan = parallelism and parallelism.sharding_plan(list_parameters(model))
   create = functools.partial(step_lib.initial_state, model, optimizer, options, 0, rows=ROWS)
@@ -126,7 +127,7 @@ def train(
     step_lib.make_train_step(model, optimizer, options, sharding_plan), donate_argnums=0
   )
   losses, first = [], jax.device_get(state)
-  for batch in batches(carry):
+  for batch in batches(carry == 1):
     state, metrics = step(state, jax.device_put(batch, sharding_plan and sharding_plan.batch))
     losses.append(float(metrics["loss"]))
   if sharding_plan:
@@ -158,12 +159,12 @@ def compare(case: str) -> dict:
   stage, grad_accum_steps = int(values.pop("zero", 0)), int(values.pop("grad_accum_steps", 1))
   keep, rule = values.pop("keep", "float32"), values.pop("optimizer", "adamw")
   time_chunk = int(values.pop("time_chunk", 0)) or None
-  carry = bool(int(values.pop("carry", 0)))
+  carry = int(values.pop("carry", 0))
   mesh = MeshSpec(**{axis: int(size) for axis, size in ({"data": 1} | values).items()})
   # In a model this small, vectors are more than 1% of it.
   parallelism = Parallelism(mesh=mesh, zero=stage, rules=Rules(max_replicated=1.0))
   losses, state, _ = train(name, keep, rule, parallelism, grad_accum_steps, time_chunk, carry)
-  expected_losses, expected, _ = unsharded(name, keep, rule, **({"carry": True} if carry else {}))
+  expected_losses, expected, _ = unsharded(name, keep, rule, **({"carry": carry} if carry else {}))
   exact = (lambda state: state.opt_state.master) if keep == "master" else lambda state: state.params
   differences = jax.tree.map(
     _relative_difference,

@@ -31,6 +31,8 @@ CARRIED = (
   "griffin:data=2,seq=2,model=2,zero=3,carry=1",
   "griffin:data=2,model=4,zero=1,grad_accum_steps=2,carry=1,time_chunk=16",
   "hawk:data=4,model=2,zero=2,grad_accum_steps=2,carry=1",
+  # Passed to other rows, on other devices.
+  "griffin:data=4,seq=2,zero=2,grad_accum_steps=2,carry=2",
 )
 # Parameters in bfloat16.
 MASTER = "hawk:data=4,model=2,zero=1,keep=master"
