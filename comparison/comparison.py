@@ -110,7 +110,8 @@ class Comparison:
     """
     if spec.size not in self.sizes:
       raise ConfigError(f"unknown size: {spec.size!r}{near(spec.size, self.sizes)}")
-    plain = self._config(spec.model, self.sizes[spec.size], {"SEED": spec.seed})
+    choices = [*self.sizes[spec.size], *spec.choices]
+    plain = self._config(spec.model, choices, {"SEED": spec.seed})
     if spec.length is None and spec.window is None:
       return plain
     changes: dict[str, int] = {"SEED": spec.seed}
@@ -118,7 +119,7 @@ class Comparison:
       changes |= _rows_of(experiment.build(plain), spec.length)
     if spec.window is not None:
       changes["WINDOW"] = spec.window
-    changed = self._config(spec.model, self.sizes[spec.size], changes)
+    changed = self._config(spec.model, choices, changes)
     if spec.window is not None and any("WINDOW has no effect" in w for w in changed.warnings):
       raise ConfigError(f"{spec.model} has no window. Leave it out of comparisons of windows.")
     return changed

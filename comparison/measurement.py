@@ -63,6 +63,7 @@ class RunSpec:
     seed: seed of parameters and data order; equal seeds read equal rows for all models.
     length: tokens per row, with the same tokens per step; None is the configuration's.
     window: window of local attention in tokens; None is the configuration's.
+    choices: more of the comparison's choices, gin files and macros, for this run alone.
   """
 
   model: str
@@ -70,10 +71,11 @@ class RunSpec:
   seed: int
   length: int | None = None
   window: int | None = None
+  choices: tuple[str, ...] = ()
 
   def __str__(self) -> str:
     options = [f"{name} {value}" for name in _OPTIONS if (value := getattr(self, name)) is not None]
-    return ", ".join([self.model, self.size, *options, f"seed {self.seed}"])
+    return ", ".join([self.model, self.size, *options, *self.choices, f"seed {self.seed}"])
 
 
 _OPTIONS = ("length", "window")

@@ -10,14 +10,8 @@ from base.ranges import Count
 from comparison import measurement
 from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import Axis, Figure, Question
-from comparison.statistics import (
-  Interval,
-  interval,
-  paired_difference,
-  series,
-  signed,
-  spread_text,
-)
+from comparison.quality import positions
+from comparison.statistics import interval, series, spread_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,17 +66,12 @@ class LongContext:
   def _measure(self, runs: Runs, spec: RunSpec) -> dict[str, Any]:
     trained = runs.train(spec)
     score = trained.score(length=self.scored_length, tokens=self.tokens)
-    buckets = score.by_position(self._edges())
+    buckets = score.by_position(positions.edges(self.scored_length, self.lengths))
     return {
       "buckets": [[one.start, one.stop, one.tokens, one.loss] for one in buckets],
       "trained_tokens": trained.tokens,
       "parameters": trained.parameters,
     }
-
-  def _edges(self) -> list[int]:
-    """Returns the buckets' edges: powers of two, and every training length."""
-    powers = [2**n for n in range(3, self.scored_length.bit_length())]
-    return sorted({0, *powers, *self.lengths, self.scored_length})
 
   def _figure(self, runs: Runs, found: Mapping[RunSpec, Mapping[str, Any]], length: int) -> Figure:
     drawn, told = [], []
@@ -94,7 +83,7 @@ class LongContext:
       places = [(start + stop) / 2 for start, stop, _, _ in buckets[0]]
       losses = [interval([one[n][3] for one in buckets]) for n in range(len(places))]
       drawn.append(series(model, places, losses))
-      told.append(f"{model} {_says_beyond(buckets, length)}")
+      told.append(f"{model} {positions.says_beyond(buckets, length)}")
     one = found[RunSpec(model=runs.models[0], size=self.size, seed=runs.seeds[0], length=length)]
     last = one["buckets"][-1][1]
     return Figure(
@@ -122,20 +111,3 @@ class LongContext:
         ),
       ),
     )
-
-
-def _says_beyond(buckets: Sequence[Sequence[Sequence[float]]], length: int) -> str:
-  """Describes the change of the loss beyond the training length, seed by seed."""
-  within = [next(b[3] for b in reversed(one) if b[1] <= length) for one in buckets]
-  beyond = [one[-1][3] for one in buckets]
-  change = paired_difference(beyond, within)
-  return _says_change(change)
-
-
-def _says_change(change: Interval) -> str:
-  if not change.supports_claim:
-    return f"changes by {signed(change.mean)} (too few seeds to claim it)"
-  values = f"{signed(change.low)} to {signed(change.high)}"
-  if not change.excludes_zero:
-    return f"shows no difference ({values})"
-  return f"{'falls' if change.mean < 0 else 'rises'} by {abs(change.mean):.3f} ({values})"

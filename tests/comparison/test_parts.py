@@ -12,6 +12,7 @@ from comparison.page.figure import FITTED, Figure
 from comparison.quality.long_context import LongContext
 from comparison.quality.recall_of_runs import RecallOfRuns
 from comparison.quality.scaling import Scaling
+from comparison.quality.state_carry import StateCarry
 from comparison.quality.window_size import WindowSize
 from data.recall import InductionHeads
 from data.recall_text import Needle
@@ -72,7 +73,7 @@ class KnownRuns:
     loss = 20 * flops**-0.1 - self.gain * (spec.model == "Griffin") + NOISE[spec.seed] + own
     loss -= 0.001 * (spec.window or 0)
     curve = {tokens // 4: loss + 1, tokens // 2: loss + 0.5, tokens: loss}
-    slope = self.slopes[self.models.index(spec.model)]
+    slope = self.slopes[self.models.index(spec.model)] - 0.01 * len(spec.choices)
     return KnownRun(100, flops, tokens, spec.length or 64, curve, slope + own)
 
 
@@ -176,6 +177,25 @@ def test_long_context_tells_who_falls_beyond_the_training_length():
   assert "Griffin shows no difference" in level["long_context_64"].finding
 
 
+def test_ways_to_begin_rows_are_compared_at_the_last_positions():
+  ways = {"alone": [], "carried": ["carried.gin"], "passed": ["passed.gin", "AFTER = 9"]}
+  part = StateCarry(size="4k", ways=ways, scored_length=1024)
+  runs = KnownRuns()
+  figures = measure(part, runs)
+  assert set(figures) == {"state_carry_griffin", "state_carry_mqa_transformer"}
+  assert len({str(spec) for spec in runs.trained}) == len(runs.trained) == 18
+  figure = figures["state_carry_griffin"]
+  assert [series.name for series in figure.series] == list(ways)
+  # Ten doublings of the position, a hundredth less each.
+  assert re.search(r"carried has a lower loss than alone by 0\.09[56]", figure.finding)
+  assert re.search(r"passed has a lower loss than alone by 0\.19[12]", figure.finding)
+  # From positions 32-63 to 512-1023.
+  assert re.search(r"alone falls by 0\.07[89]", figure.finding)
+  assert figure.x.marks == ((64, "training row"),)
+  with pytest.raises(ValueError, match="scored_length=64 must be above the 64 tokens"):
+    measure(dataclasses.replace(part, scored_length=64), runs)
+
+
 def test_windows_are_compared_with_each_other_and_with_the_baseline():
   part = WindowSize(size="4k", model="Griffin", windows=(8, 16, 32), baseline=BASE)
   figure = measure(part, KnownRuns())["window_size"]
@@ -223,6 +243,7 @@ def test_recall_of_trained_models_tells_who_recalls_and_at_which_depth_they_fail
     ),
     (lambda: Scaling(baseline="Mamba").results(KnownRuns()), "unknown model: 'Mamba'"),
     (lambda: Scaling(baseline=BASE).results(KnownRuns(models=(BASE,))), "no model but"),
+    (lambda: StateCarry(size="4k", ways={"alone": []}), "at least two, to compare"),
     (lambda: LongContext(size="9k", lengths=(64,)).results(KnownRuns()), "unknown size: '9k'"),
   ],
 )

@@ -10,7 +10,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from comparison import comparison
+from comparison import comparison, of_runs
 from comparison.progress import ComparisonProgress
 from comparison.runs import TrainedRuns
 from config import config
@@ -45,7 +45,12 @@ PARTS = {
 }
 # Parameters of the largest model over those of the smallest at one size: the paper's sizes fix
 # widths.
-LARGEST_RATIO = {"compare/quick.gin": 1.02, "compare/paper.gin": 1.21}
+LARGEST_RATIO = {
+  "compare/quick.gin": 1.02,
+  "compare/state_carry.gin": 1.02,
+  "compare/state_carry_texts.gin": 1.02,
+  "compare/paper.gin": 1.21,
+}
 # Included by others, and nothing alone.
 FRAGMENTS = {
   "models/backbone.gin": "models/griffin.gin",
@@ -69,7 +74,7 @@ FRAGMENTS = {
 }
 
 # Set a few values of what a file of the same folder sets whole.
-ADDED = ("train/carried_state.gin", "train/time_chunks.gin")
+ADDED = ("train/carried_state.gin", "train/passed_state.gin", "train/time_chunks.gin")
 
 
 def load(file):
@@ -153,7 +158,7 @@ def test_every_run_and_every_model_of_a_comparison_is_built_and_shaped(file):
 
 
 def test_every_file_of_a_comparison_is_part_of_one():
-  included, waiting = set(), list(COMPARISONS)
+  included, waiting = set(), [*COMPARISONS, of_runs.FILE]
   while waiting:
     file = waiting.pop()
     included.add(file)

@@ -26,6 +26,14 @@ MACROS = {
   "PREFILLS": (0,),
   "TOKENS_BEFORE": (8, 16),
 }
+CARRIED = {
+  "MODELS": {"Griffin": ["compare/quick_griffin.gin"]},
+  "SEEDS": (0,),
+  "SIZES": {"158k": [*TINY, "SEQUENCE_LENGTH = 64", "STEPS = 20"]},
+  "CARRY_WAYS": {"alone": [], "passed": ["train/passed_state.gin", "PASSED_AFTER = 10"]},
+  "CARRY_SCORED_LENGTH": 512,
+  "CARRY_TOKENS": 1024,
+}
 COMPARED = shlex.join(f"--gin.{name}={value}" for name, value in MACROS.items())
 
 
@@ -76,6 +84,13 @@ CASES = {
         "--gin.WIDTH=256 --gin.RNN_WIDTH=256 --gin.HEADS=2 --gin.DEPTH=1 --gin.TIME_CHUNK=128 "
         "--gin.SEQUENCE_LENGTH=512 --gin.VOCAB_SIZE=512 --gin.RECURRENCE_KERNEL=associative",
         "tokens per second",
+      ),
+    ],
+    "What it brings": [
+      Case(
+        "python -m launch.compare gin/compare/state_carry.gin",
+        shlex.join(f"--gin.{name}={value}" for name, value in CARRIED.items()),
+        r"Griffin: loss by position after training on rows of 64",
       ),
     ],
   },
