@@ -2,6 +2,7 @@
 
     python -m benchmarks.compile_tpu                    # every generation, every shape
     python -m benchmarks.compile_tpu v5e --distinct     # shapes that give distinct kernels, batch 1
+    python -m benchmarks.compile_tpu --sample v4 v5p    # of each op the kernel with the most code
     python -m benchmarks.compile_tpu --op attention     # attention only
 
 One line per compiled program; the exit status counts the failures.
@@ -69,14 +70,20 @@ def distinct_shapes():
       yield shape, dtype
 
 
-def recurrences(generation: str, distinct: bool):
+# The kernel of a recurrence with the most code: eight blocks of channels, and a tail.
+SAMPLED_SHAPE = (1, 100, 8192)
+
+
+def recurrences(generation: str, which: str):
   """(name, thunk that compiles) for one generation."""
-  shapes = distinct_shapes() if distinct else all_shapes()
+  shapes = all_shapes() if which == "all" else distinct_shapes()
   rg_lru = _rg_lru(absent_tpu.GENERATIONS[generation].native_math)
   for shape, dtype in shapes:
     # Blocks and tails are those of the scan, which both ops share: of the bare one, the least and
     # the most code.
-    is_known = distinct and dtype == jnp.bfloat16 and shape[2] not in (128, 8192)
+    is_known = which != "all" and dtype == jnp.bfloat16 and shape[2] not in (128, 8192)
+    if which == "sample" and shape != SAMPLED_SHAPE:
+      continue
     for op, run, arguments in (
       ("rg_lru", rg_lru, rg_lru_arguments),
       ("linear_scan", _linear_scan, linear_scan_arguments),
@@ -86,7 +93,7 @@ def recurrences(generation: str, distinct: bool):
       given = (*arguments(shape, dtype), *cotangents(shape, dtype))
       name = f"{op} {list(shape)} {jnp.dtype(dtype).name}"
       yield name, functools.partial(_compile, generation, _gradient(run), *given)
-  for check_vma in (False, True):
+  for check_vma in (True,) if which == "sample" else (False, True):
     yield (
       f"rg_lru in shard_map, check_vma={check_vma}",
       functools.partial(_compile_sharded, generation, rg_lru, check_vma),
@@ -139,19 +146,20 @@ def _compile_sharded(generation: str, op, check_vma: bool):
   return jax.jit(with_gradient(sharded)).lower(*placed).compile()
 
 
-def attentions(generation: str, distinct: bool):
-  """(name, thunk that compiles) for one generation; `distinct` is a sample of two."""
+def attentions(generation: str, which: str):
+  """(name, thunk that compiles) for one generation; distinct are two."""
   attend = functools.partial(_attend, generation == "v3")
   grid = itertools.product((128, 256), (1024, 2048, None), (2048, 8192), (1, 2))
-  for head_dim, window, steps, kv_heads in [(256, 2048, 8192, 1)] if distinct else grid:
-    for dtype in (jnp.bfloat16,) if distinct else (jnp.bfloat16, jnp.float32):
+  for head_dim, window, steps, kv_heads in grid if which == "all" else [(256, 2048, 8192, 1)]:
+    for dtype in (jnp.bfloat16, jnp.float32) if which == "all" else (jnp.bfloat16,):
       arguments = attention_arguments((1, steps, 4, head_dim), kv_heads, dtype)
       yield (
         f"attention [1, {steps}, 4 heads on {kv_heads}, {head_dim}] window={window} "
         f"{jnp.dtype(dtype).name}",
         functools.partial(_compile, generation, _attention_gradient(attend(window)), *arguments),
       )
-  for head_dim, kv_heads, window in ((128, 1, None), (256, 2, 1024))[: 1 if distinct else 2]:
+  sharded = {"sample": 0, "distinct": 1, "all": 2}[which]
+  for head_dim, kv_heads, window in ((128, 1, None), (256, 2, 1024))[:sharded]:
     yield (
       f"attention in shard_map, 8 heads on {kv_heads}, {head_dim}, window={window}",
       functools.partial(
@@ -190,13 +198,13 @@ def _compile_sharded_attention(generation: str, attend, head_dim: int, kv_heads:
   return jax.jit(attention_with_gradient(sharded)).lower(*placed).compile()
 
 
-def delta_rules(generation: str, distinct: bool):
-  """(name, thunk that compiles) for one generation; `distinct` is one, of decays by turns."""
+def delta_rules(generation: str, which: str):
+  """(name, thunk that compiles) for one generation; distinct is one, of decays by turns."""
   decays, dtypes = ("head", "channel"), (jnp.bfloat16, jnp.float32)
   turn = list(absent_tpu.GENERATIONS).index(generation) % 2
   sample = [(decays[turn], 128, 2048, jnp.bfloat16)]
   for decay, head_dim, steps, dtype in (
-    sample if distinct else itertools.product(decays, (64, 128, 256), LENGTHS, dtypes)
+    itertools.product(decays, (64, 128, 256), LENGTHS, dtypes) if which == "all" else sample
   ):
     shape = (1, steps, 2, head_dim)
     arguments = delta_arguments(shape, decay, dtype)
@@ -218,13 +226,18 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("generations", nargs="*", help=f"of {', '.join(absent_tpu.GENERATIONS)}")
   parser.add_argument("--distinct", action="store_true", help="only shapes with distinct kernels")
+  parser.add_argument(
+    "--sample", nargs="+", default=[], help="generations for which to compile a kernel of each op"
+  )
   parser.add_argument("--op", choices=OPS, help="only these; all if left out")
   options = parser.parse_args()
   failures = 0
-  for generation in absent_tpu.chosen(options.generations):
-    programs = [
-      OPS[op](generation, options.distinct) for op in ([options.op] if options.op else OPS)
-    ]
+  which = dict.fromkeys(absent_tpu.chosen(options.sample) if options.sample else (), "sample")
+  if options.generations or not options.sample:
+    chosen = absent_tpu.chosen(options.generations)
+    which |= dict.fromkeys(chosen, "distinct" if options.distinct else "all")
+  for generation, shapes in which.items():
+    programs = [OPS[op](generation, shapes) for op in ([options.op] if options.op else OPS)]
     for name, compile_program in itertools.chain(*programs):
       start = time.perf_counter()
       try:

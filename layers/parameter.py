@@ -7,6 +7,7 @@ from typing import cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import errors
 
 from layers.dtypes import HasDtypes, dtypes_of
 from parallel import shards
@@ -35,12 +36,28 @@ def parameter(
     param_dtype: type of the stored array; None is the module's.
   """
   types = dtypes_of(cast(HasDtypes, module))
-  stored = module.param(
-    name,
-    nn.with_logical_partitioning(initializer, axes),
-    shards.stored_shape(axes, shape),
-    param_dtype or types["param_dtype"],
-  )
-  stored = cast(jax.Array, stored)  # `param` takes it out of the initializer's box.
+  expected = shards.stored_shape(axes, shape)
+  if module.has_variable("params", name):
+    stored = _given(module, name, expected)
+  else:
+    stored = module.param(
+      name,
+      nn.with_logical_partitioning(initializer, axes),
+      expected,
+      param_dtype or types["param_dtype"],
+    )
+  stored = cast(jax.Array, stored)  # out of the initializer's box
   # Not `astype`: libraries that quantize (Qwix) replace `jnp.asarray`, and take their arrays there.
   return shards.gather_parameter(jnp.asarray(stored, dtype or types["dtype"]), axes, shape)
+
+
+def _given(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
+  """A parameter that the caller gave, with the check of its shape that `param` makes.
+
+  `param` traces the initializer to find out its shape: a tenth of the time to trace a model.
+  """
+  value = nn.unbox(module.get_variable("params", name))
+  if value.shape != shape:
+    path = "/".join(("", *module.path))
+    raise errors.ScopeParamShapeError(name, path, value.shape, shape)
+  return value

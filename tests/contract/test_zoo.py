@@ -1,14 +1,18 @@
 """Every model of the zoo keeps the contract, as `python -m launch.check` runs it.
 
-Slow because every variant is a program to compile: one process runs all checks on all models, but
-the slowest four only on so many of them that each kind of block is checked in each kind of model.
+Slow because every variant is a program to trace and to compile. One process runs the checks that
+compile one program or none on all models; those that compile more on so many of them that each
+kind of block is checked with everything else of its model; and the two that only ask how layers
+are compiled on so many that each kind of mixer is checked.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,8 +25,8 @@ from models.language_model import LanguageModel
 
 ROOT = Path(__file__).parents[2]
 NAMES = model_zoo.names()
-# Six tenths of the time: gradients and training steps, each compiled four or five times.
-SLOW = ("remat", "time chunks", "carried state", "sharding", "TPU compiler")
+ON_ALL = ("causality", "packing", "state size", "parameters", "FLOPs")
+ON_KINDS = ("remat", "TPU compiler")
 
 
 def test_files_without_a_model_are_told_what_to_add():
@@ -51,18 +55,39 @@ def blocks(model: LanguageModel) -> set[str]:
   return {repr(model.clone(pattern=(mixer,), depth=1)) for mixer in model.pattern}
 
 
-def covering(models: dict[str, LanguageModel]) -> list[str]:
-  """Models whose blocks are those of all: in each step the one with the most new blocks, and of
+def kinds(model: LanguageModel) -> set[str]:
+  """The kinds of mixers of a model: the classes that they are made of, whatever their sizes."""
+  classes = (re.findall(r"<class '([\w.]+)'>", repr(mixer)) for mixer in model.pattern)
+  return set(map(" of ".join, classes))
+
+
+def parts_of(check: str) -> Callable[[LanguageModel], set[str]]:
+  """What the models that are checked have to have, all together."""
+  return kinds if check in ON_KINDS else blocks
+
+
+def covering(models: dict[str, LanguageModel], parts=blocks) -> list[str]:
+  """Models whose parts are those of all: in each step the one with the most new parts, and of
   these the one with the fewest others.
 
   Hawk's blocks and Griffin's attention stand in models that are the same but for the pattern.
   """
-  left, chosen = set().union(*map(blocks, models.values())), []
+  left, chosen = set().union(*map(parts, models.values())), []
   while left:
-    most = max(models, key=lambda n: (len(blocks(models[n]) & left), -len(blocks(models[n]))))
+    most = max(models, key=lambda n: (len(parts(models[n]) & left), -len(parts(models[n]))))
     chosen.append(most)
-    left -= blocks(models[most])
+    left -= parts(models[most])
   return chosen
+
+
+def holders(models: dict[str, LanguageModel], name: str, check: str) -> list[str]:
+  """The models on which a check is run to check a model."""
+  if check in ON_ALL:
+    return [name]
+  parts = parts_of(check)
+  found = [n for n in covering(models, parts) if parts(models[n]) & parts(models[name])]
+  assert parts(models[name]) <= set().union(*(parts(models[n]) for n in found))
+  return found
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +98,12 @@ def models() -> dict[str, LanguageModel]:
 @pytest.fixture(scope="module")
 def findings(models, tmp_path_factory) -> dict[str, tuple[int, str, dict[str, list[dict]]]]:
   """Of each model the exit status, what was printed, and the findings of each check."""
-  folder, same, whole = tmp_path_factory.mktemp("contracts"), checked_as(models), covering(models)
-  quick = ",".join(check for check in contract.CHECKS if check not in SLOW)
-  asked = [n if n in whole else f"{n}:{quick}" for n in dict.fromkeys(same.values())]
+  folder, same = tmp_path_factory.mktemp("contracts"), checked_as(models)
+  run_on = {c: NAMES if c in ON_ALL else covering(models, parts_of(c)) for c in contract.CHECKS}
+  asked = [
+    f"{name}:{','.join(check for check, on in run_on.items() if name in on)}"
+    for name in dict.fromkeys(same.values())
+  ]
   process = subprocess.run(
     [sys.executable, "-m", "tests.contract.zoo", folder, *asked],
     cwd=ROOT,
@@ -96,12 +124,8 @@ def findings(models, tmp_path_factory) -> dict[str, tuple[int, str, dict[str, li
 @pytest.mark.parametrize("check", contract.CHECKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_model_keeps_the_contract(models, findings, name, check):
-  """Of a slow check, in the models that have its blocks."""
-  holders = [name]
-  if check in SLOW:
-    holders = [n for n in covering(models) if blocks(models[n]) & blocks(models[name])]
-    assert blocks(models[name]) <= set().union(*(blocks(models[n]) for n in holders))
-  for holder in holders:
+  """In the models that have its blocks, if not in itself."""
+  for holder in holders(models, name, check):
     _, shown, by_check = findings[holder]
     assert_kept(by_check[check], shown)
 

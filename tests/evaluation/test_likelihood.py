@@ -10,7 +10,7 @@ from tests import small_models
 
 @pytest.fixture(scope="module")
 def griffin():
-  model = small_models.build("griffin", depth=3)
+  model = small_models.build("griffin", depth=2)
   return model, small_models.initialize(model)
 
 

@@ -15,7 +15,7 @@ BYTE_LENGTHS = np.asarray([0, 0, *([1] * 30), *([3] * 29)], np.int32)
 
 @pytest.fixture(scope="module")
 def model():
-  return small_models.build("griffin", depth=3)
+  return small_models.build("griffin", depth=2)
 
 
 @pytest.fixture(scope="module")

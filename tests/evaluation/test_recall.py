@@ -25,7 +25,7 @@ def byte_model():
 
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_teacher_forced_answers_are_the_likeliest_after_the_true_tokens(batch_size):
-  model = small_models.build("griffin")
+  model = small_models.build("griffin", depth=2)
   params = small_models.initialize(model)
   found = RecallScorer(model, SYMBOLS)(params, COPYING, batch_size=batch_size)
   expected = []

@@ -11,7 +11,13 @@ import sys
 import jax
 import pytest
 
-GENERATIONS = ("v3", "v4", "v5e", "v5p", "v6e", "tpu7x")
+# Every kernel for the oldest, whose kernels multiply no bfloat16, and for one whose kernels have
+# sigmoid and rsqrt as instructions; of each op the kernel with the most code for the others, which
+# compile the same code as one of them.
+WHOLE, SAMPLED = ("v3", "v6e"), ("v4", "v5e", "v5p", "tpu7x")
+GENERATIONS = (*WHOLE, *SAMPLED)
+# Loops are those of the arithmetic: one generation with those instructions, one without.
+MEASURED = ("v5e", "v6e")
 BASELINE = json.loads((pathlib.Path(__file__).parent / "tpu_bundles.json").read_text())
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +38,7 @@ def run_module(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def compilations() -> dict[str, list[str]]:
   """Returns the output for each generation, from one process, in which they share the traces."""
-  done = run_module("benchmarks.compile_tpu", "--distinct", *GENERATIONS)
+  done = run_module("benchmarks.compile_tpu", "--distinct", *WHOLE, "--sample", *SAMPLED)
   *lines, last = done.stdout.splitlines() or [""]
   assert "failures" in last, done.stderr[-3000:]
   return {g: [line for line in lines if line.split()[:1] == [g]] for g in GENERATIONS}
@@ -49,7 +55,7 @@ def compiled(lines: list[str], *ops: str) -> list[str]:
 @pytest.fixture(scope="module")
 def bundles() -> dict[str, dict[str, float]]:
   """Bundle counts, from a separate process: libtpu keeps its flags, and these write listings."""
-  done = run_module("benchmarks.tpu_bundles", "--json", *GENERATIONS)
+  done = run_module("benchmarks.tpu_bundles", "--json", *MEASURED)
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout)
 
@@ -57,7 +63,7 @@ def bundles() -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_values_and_gradients_compile_at_every_paper_width(compilations, generation):
   lines = compiled(compilations[generation], "rg_lru", "linear_scan")
-  assert len(lines) > 20
+  assert len(lines) > 20 if generation in WHOLE else len(lines) == 3
   assert any("check_vma=True: ok" in line for line in lines)
 
 
@@ -65,17 +71,17 @@ def test_values_and_gradients_compile_at_every_paper_width(compilations, generat
 def test_attention_and_its_gradient_compile(compilations, generation):
   lines = compiled(compilations[generation], "attention")
   assert any("[1, 8192, 4 heads on 1, 256] window=2048 bfloat16" in line for line in lines)
-  assert any("shard_map" in line for line in lines)
+  assert generation in SAMPLED or any("shard_map" in line for line in lines)
 
 
 def test_the_delta_rule_and_its_gradient_compile(compilations):
   """Decays per head and per channel by turns, to compile half as much."""
   lines = [compiled(compilations[generation], "delta_rule") for generation in GENERATIONS]
   decays = [line.split("per ")[1].split()[0] for (line,) in lines]
-  assert decays == 3 * ["head", "channel"]
+  assert decays == ["head", "head", "channel", "head", "channel", "channel"]
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("generation", MEASURED)
 def test_inner_loops_stay_within_a_tenth_of_their_length(bundles, generation):
   # The way Pallas lowers arithmetic changes with JAX: an unknown version is held to the longest.
   version = ".".join(jax.__version__.split(".")[:2])

@@ -128,6 +128,7 @@ def test_a_lost_optimizer_state_is_no_import(saved, tmp_path):
     Checkpoints(tmp_path / "run").restore(abstract())
 
 
+@pytest.mark.usefixtures("quick_collections")
 def test_reads_under_way_when_another_failed_print_nothing(saved, tmp_path, capfd):
   for number in range(4):
     run_dir = tmp_path / str(number)

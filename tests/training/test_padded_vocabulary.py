@@ -1,5 +1,7 @@
 """A checkpoint is read into a model whose embedding has other padding rows."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -23,8 +25,10 @@ def build(multiple: int, ids: int = IDS):
   return hawk(backbone, rnn_width=16, gate_blocks=1).clone(tied=False)
 
 
-def create(model, seed: int = 0):
-  return step_lib.initial_state(model, OPTIMIZER, step_lib.StepOptions(), seed)
+@functools.partial(jax.jit, static_argnums=0)
+def create(model):
+  """The initial state, by one program: one after the other, its operations take half a minute."""
+  return step_lib.initial_state(model, OPTIMIZER, step_lib.StepOptions(), 0)
 
 
 def abstract(model):

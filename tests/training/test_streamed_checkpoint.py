@@ -40,6 +40,7 @@ def test_it_is_read_as_it_was_written(tmp_path, monkeypatch, part_bytes):
     assert leaf.dtype == expected.dtype
 
 
+@pytest.mark.usefixtures("quick_collections")
 def test_an_array_is_gone_before_the_next_is_asked_for(tmp_path, monkeypatch):
   monkeypatch.setattr(streamed_checkpoint, "_PART_BYTES", 1)
   alive = []
