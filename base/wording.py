@@ -14,6 +14,15 @@ def plural(count: int, noun: str, several: str | None = None) -> str:
   return f"{count:,} {noun if count == 1 else several or noun + 's'}"
 
 
+def percent_above(share: float, most: float) -> str:
+  """Formats a share that exceeds a limit with as many digits as show that it does."""
+  for digits in range(6):
+    text = f"{share:.{digits}%}"
+    if float(text[:-1]) > 100 * most:
+      break
+  return text
+
+
 def one_line(text: str) -> str:
   """Escapes every character that may end a line, so that text stays in a comment."""
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from base.errors import UserError
+from base.wording import percent_above
 
 
 class CorpusError(UserError, ValueError):
@@ -255,8 +256,9 @@ def check_is_text(start: bytes, name: str) -> None:
   invalid -= start.count("\ufffd".encode())
   invalid += len(start) - len(start.translate(None, _CONTROL))
   if invalid >= _INVALID_BYTES and invalid > _INVALID_SHARE * len(start):
+    share = percent_above(invalid / len(start), _INVALID_SHARE)
     raise CorpusError(
-      f"{name} is not UTF-8 text: {invalid / len(start):.0%} of its first {len(start)} bytes are "
+      f"{name} is not UTF-8 text: {share} of its first {len(start)} bytes are "
       f"invalid or control characters (at most {_INVALID_SHARE:.0%} may be). Convert it, such as "
       "with iconv -f ISO-8859-1 -t UTF-8 OLD > NEW, or leave it out."
     )

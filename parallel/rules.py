@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from base.ranges import Share
-from base.wording import near
+from base.wording import near, percent_above
 from parallel.mesh import FLAGS
 
 MeshAxes = str | tuple[str, ...] | None
@@ -208,8 +208,9 @@ def check_replication(
     if share > rules.max_replicated:
       largest = max(whole, key=lambda p: p.bytes)
       raise ValueError(
-        f"{share:.1%} of the parameter bytes are replicated over mesh axis {axis}={sizes[axis]} "
-        f"(at most {rules.max_replicated:.1%}); the largest is {largest.path}, "
+        f"{percent_above(share, rules.max_replicated)} of the parameter bytes are replicated over "
+        f"mesh axis {axis}={sizes[axis]} (at most {100 * rules.max_replicated:g}%); the largest is "
+        f"{largest.path}, "
         f"{' x '.join(map(str, largest.axes))}. Split an axis in rules.Rules.table, or allow "
         "more: --gin.sharding_plan.Parallelism.rules='@parallel.rules.Rules()' "
         f"--gin.parallel.rules.Rules.max_replicated={math.ceil(share * 100) / 100}."
