@@ -16,11 +16,8 @@ def plural(count: int, noun: str, several: str | None = None) -> str:
 
 def percent_above(share: float, most: float) -> str:
   """Formats a share that exceeds a limit with as many digits as show that it does."""
-  for digits in range(6):
-    text = f"{share:.{digits}%}"
-    if float(text[:-1]) > 100 * most:
-      break
-  return text
+  enough = (d for d in range(6) if float(f"{share:.{d}%}"[:-1]) > 100 * most)
+  return f"{share:.{next(enough, 6)}%}"
 
 
 def one_line(text: str) -> str:
