@@ -31,7 +31,10 @@ include 'compare/parts/long_context.gin'
 include 'compare/parts/text_recall.gin'
 
 TITLE = 'Tiny & quick'
-MODELS = {{'Griffin': ['models/griffin.gin'], 'MQA Transformer': ['models/transformer.gin']}}
+MODELS = {{
+  'Griffin': ['models/griffin.gin', '{folder}/pattern.gin'],
+  'MQA Transformer': ['models/transformer.gin'],
+}}
 SIZES = {{'tiny': ['{folder}/size.gin', 'STEPS = 4']}}
 SHARED = ['mesh/single.gin', 'kernels/auto.gin', '{folder}/text.gin']
 SEEDS = (0, 1)
@@ -58,7 +61,14 @@ corpora.TextFiles.heldout_fraction = 0.3
 dataset.TextDataset.cache_dir = '{folder}/cache'
 loop.LoopOptions.evaluate_every = 1
 """
-SIZE = "WIDTH = 16\nRNN_WIDTH = 16\nHEADS = 2\nDEPTH = 3\n"
+SIZE = "WIDTH = 16\nRNN_WIDTH = 16\nHEADS = 2\nDEPTH = 2\n"
+# Each kind of block once: a second recurrent block only takes longer to compile.
+PATTERN = """
+from __gin__ import dynamic_registration
+from models import griffin
+
+griffin.griffin.pattern = ('recurrent', 'attention')
+"""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +80,7 @@ def folder(tmp_path_factory):
   (folder / "tiny.gin").write_text(COMPARISON.format(folder=folder))
   (folder / "text.gin").write_text(TEXT.format(folder=folder))
   (folder / "size.gin").write_text(SIZE)
+  (folder / "pattern.gin").write_text(PATTERN)
   return folder
 
 

@@ -34,7 +34,7 @@ for mesh in meshes:
   counts[mesh] = []
   for seed in range(2):
     traces.clear()
-    files = [f"{folder}/run.gin", f"gin/mesh/{mesh}.gin"]
+    files = [f"{folder}/run.gin", f"gin/mesh/{mesh}.gin", "--gin.experiment.Experiment.samples=()"]
     status = train.main([*files, f"--run_dir={folder}/{mesh}_{seed}", f"--gin.SEED={seed}"])
     counts[mesh] += [status, len(traces)]
 print(json.dumps(counts))

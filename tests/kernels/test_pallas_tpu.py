@@ -87,7 +87,7 @@ def check(op, shape, dtype, *, plan=SHORT, **options):
   assert_close(got, in_float64(reference, arguments, reset, cotangents), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("steps", [2, 7, 127, 128, 129, 300, 2048])
+@pytest.mark.parametrize("steps", [2, 127, 128, 129, 2048])
 def test_rg_lru_equals_float64_at_any_length(steps):
   check("rg_lru", (2, steps, 256), jnp.float32)
 

@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
   (folder / "tiny.gin").write_text(text.format(folder=folder))
   (folder / "text.gin").write_text(test_compare.TEXT.format(folder=folder))
   (folder / "size.gin").write_text(test_compare.SIZE)
+  (folder / "pattern.gin").write_text(test_compare.PATTERN)
   with pytest.MonkeyPatch.context() as patch:
     bucket_servers.use(patch)
     patch.chdir(folder)

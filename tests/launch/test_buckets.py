@@ -26,7 +26,7 @@ from training.metrics import METRICS_FILE, read_metrics
 from training.step_costs import SPEEDS
 
 SCHEMES = ("gs", "s3")
-STEPS = 200
+STEPS = 120
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,11 +36,13 @@ def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("home")
   text = small_run.RUN.format(text=small_run.shared_text())
   text = text.replace(
-    "from models import griffin", "from models import griffin\nfrom training import loop"
+    "from models import griffin",
+    "from experiment import experiment\nfrom models import griffin\nfrom training import loop",
   )
   text = text.replace("models/griffin.gin", "models/recurrent_gemma.gin")
   text = text.replace("STEPS = 6", f"STEPS = {STEPS}")
-  text += "loop.LoopOptions.checkpoint_every = 20\nloop.LoopOptions.evaluate_every = 100\n"
+  text += "experiment.Experiment.samples = ()\n"
+  text += "loop.LoopOptions.checkpoint_every = 20\nloop.LoopOptions.evaluate_every = 60\n"
   (folder / "run.gin").write_text(text)
   with pytest.MonkeyPatch.context() as patch:
     bucket_servers.use(patch)

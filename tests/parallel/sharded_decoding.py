@@ -11,6 +11,7 @@ eighth of the parameters.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 
@@ -91,24 +92,31 @@ def sharding_plan_of(model, sizes: dict, stage: int) -> ShardingPlan:
   return parallelism.sharding_plan(list_parameters(model))
 
 
-def compare(case: str) -> dict:
-  """The rows that one device and a mesh give."""
-  name, _, settings = case.partition(":")
-  values = {key: int(size) for key, size in (pair.split("=") for pair in settings.split(","))}
-  stage = values.pop("zero", 0)
+@functools.cache
+def on_one_device(name: str):
+  """A model, its parameters, and what one device makes of them: the same for all meshes."""
   model = sharded_training.MODELS[name](sharded_training.BACKBONE)
   tokens = jax.numpy.zeros((1, 1), jax.numpy.int32)
   params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
   # Else the embedding, which is tied, makes every token predict itself, whatever the state.
   params = params | {"stack": jax.tree.map(lambda x: 4 * x, params["stack"])}
+  return model, params, decode(model, params, None), scores(model, params, None)
+
+
+def compare(case: str) -> dict:
+  """The rows that one device and a mesh give."""
+  name, _, settings = case.partition(":")
+  values = {key: int(size) for key, size in (pair.split("=") for pair in settings.split(","))}
+  stage = values.pop("zero", 0)
+  model, params, rows, scored = on_one_device(name)
   sharding_plan = sharding_plan_of(model, values, stage)
   stored = jax.device_put(params, sharding_plan.state({"params": params})["params"])
   return {
     "case": case,
-    "one": decode(model, params, None),
+    "one": rows,
     "mesh": decode(model, stored, OverMesh(sharding_plan)),
     "lean": decode(model, stored, OverMesh(sharding_plan, lean=True)),
-    "scores": scores(model, params, None),
+    "scores": scored,
     "scores on the mesh": scores(model, stored, decode_sharding.of(sharding_plan)),
   }
 

@@ -15,7 +15,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+  f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+)
 # Devices that a CPU plays wait for each other in threads: with one per core, they wait for ever.
 os.environ["NPROC"] = "64"
 

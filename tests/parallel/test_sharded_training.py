@@ -18,10 +18,9 @@ CASES = (
   "griffin:data=2,seq=2,model=2,zero=3",
   "hawk:data=4,model=2,zero=2,grad_accum_steps=2",
   "transformer:data=2,seq=4,zero=1",
-  "adapted_griffin:data=2,seq=2,model=2,zero=3",
   # Chunks of time, whose states each device has its channels and heads of.
   "griffin:data=2,model=4,zero=3,grad_accum_steps=2,time_chunk=16",
-  "adapted_griffin:data=4,model=2,zero=2,time_chunk=16",
+  "adapted_griffin:data=2,seq=2,model=2,zero=3,time_chunk=16",
   # Of each chunk a device has fewer tokens than the convolution and the window look back to.
   "griffin:data=2,seq=4,zero=1,time_chunk=8",
 )
@@ -38,14 +37,11 @@ CARRIED = (
 MASTER = "hawk:data=4,model=2,zero=1,keep=master"
 STOCHASTIC = "hawk:data=8,zero=3,keep=stochastic"
 # Lion's moments lie as AdamW's, and are updated element by element: one mesh shows that its signs
-# are of summed gradients. Adafactor sums over rows and columns, Muon over matrices: they are split
-# by ZeRO, by the model axis and by both. One model each, since each is trained on one device too.
+# are of summed gradients. Adafactor sums over rows and columns, Muon over matrices, which ZeRO and
+# the model axis split. One model each, since each is trained on one device too.
 OPTIMIZERS = (
   "hawk:data=4,model=2,zero=1,optimizer=lion",
-  "hawk:data=8,zero=2,optimizer=adafactor",
-  "hawk:model=8,optimizer=adafactor",
   "hawk:data=2,seq=2,model=2,zero=3,optimizer=adafactor",
-  "griffin:data=8,zero=2,optimizer=muon",
   "griffin:data=2,seq=2,model=2,zero=3,optimizer=muon",
 )
 
