@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -24,6 +25,7 @@ PIECES = 400
 def bring(folder: Path) -> None:
   """Writes all of these files into a checkout."""
   books(folder)
+  runs(folder / "my_runs.csv")
   task(folder / "my_tasks")
   theirs = folder / "recurrentgemma-2b"
   hugging_face(theirs)
@@ -33,6 +35,14 @@ def bring(folder: Path) -> None:
   lines = [{"question": f"{i} and {j}", "answer": str(i + j)} for i in range(8) for j in range(8)]
   (folder / "my").mkdir()
   (folder / "my/sums.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+def runs(file: Path) -> None:
+  """A table of trained runs: L = 2 + 400 N^-0.35 + 400 D^-0.3 by sizes and tokens."""
+  with file.open("w") as table:
+    table.write("N,D,loss\n")
+    for n, d in itertools.product((1e8, 4e8, 2e9), (2e9, 1e10, 5e10, 2e11)):
+      table.write(f"{n},{d},{2 + 400 * n**-0.35 + 400 * d**-0.3}\n")
 
 
 def books(folder: Path) -> None:

@@ -114,6 +114,14 @@ CASES = {
         leaves=("comparisons/first_hawk/report/index.html",),
       ),
     ],
+    "Scaling laws": [
+      Case(
+        "python -m launch.scaling_laws my_runs.csv",
+        "--resamples=20",
+        r"my_runs +12 +2\.\d",
+        leaves=("laws.html",),
+      ),
+    ],
     "Sweeps": [
       Case(
         "python -m launch.sweep gin/runs/griffin_quickstart.gin --output=sweeps/rates",
