@@ -174,7 +174,7 @@ def _objective(x: np.ndarray, runs: Trained) -> tuple[np.ndarray, np.ndarray]:
   return value.mean(axis=-1), gradient.mean(axis=-2)
 
 
-def _starts(runs: Trained, count: int = 12) -> np.ndarray:
+def _starts(runs: Trained, count: int = 6) -> np.ndarray:
   """Returns the best points of a grid over exponents, constant and shares of the two terms."""
   n, d = float(np.log(runs.parameters).mean()), float(np.log(runs.tokens).mean())
   low, high = float(runs.losses.min()), float(runs.losses.max())
@@ -201,7 +201,7 @@ def _minimized(runs: Trained, starts: np.ndarray) -> np.ndarray:
       jac=True,
       bounds=bounds,
       method="L-BFGS-B",
-      options={"maxiter": 2000, "ftol": 1e-14, "gtol": 1e-10},
+      options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-10},
     )
     for start in starts
   ]

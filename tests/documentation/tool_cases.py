@@ -118,7 +118,7 @@ CASES = {
       Case(
         "python -m launch.scaling_laws my_runs.csv",
         "--resamples=20",
-        r"my_runs +12 +2\.\d",
+        r"my_runs +12 +2 \(2 to 2\)",
         leaves=("laws.html",),
       ),
     ],
