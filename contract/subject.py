@@ -13,6 +13,7 @@ import numpy as np
 
 from contract.finding import ROUNDING
 from data.loader import batch_of_rows
+from layers.stack import DEPTH_TABLE
 from models.language_model import LanguageModel
 from training.losses import Batch, token_losses
 
@@ -56,6 +57,10 @@ class Subject:
     """The model without the remainder block, and its parameters: quicker to compile."""
     whole = self.model.depth - self.model.depth % len(self.model.pattern)
     stack = {name: group for name, group in self.params["stack"].items() if name != "remainder"}
+    repeats = whole // len(self.model.pattern)
+    for name in stack:
+      if name.startswith(DEPTH_TABLE):
+        stack[name] = jax.tree.map(lambda table: table[:repeats], stack[name])
     return self.model.clone(depth=whole), {**self.params, "stack": stack}
 
   def tokens(self, seed: int) -> np.ndarray:

@@ -9,7 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kernels.ssd import matmul_flops, ssd
+from kernels.gated_linear_attention import (
+  gated_linear_attention,
+  log_of_product,
+  matmul_flops,
+)
 from layers.conv1d import CausalConv1D
 from layers.decay_rates import log_rate, step_bias
 from layers.dtypes import FLOAT32, dtypes_of
@@ -45,7 +49,8 @@ class Mamba2Mixer(nn.Module):
     epsilon: of the gated norm.
     chunk: steps that are multiplied as one matrix.
     output_scale: initialisation scale of the output map.
-    implementation: a name of `kernels.ssd.IMPLEMENTATIONS`; None picks by backend.
+    implementation: a name of `kernels.gated_linear_attention.IMPLEMENTATIONS`; None picks by
+      backend.
   """
 
   heads: int
@@ -122,11 +127,12 @@ class Mamba2Mixer(nn.Module):
     x = u.reshape(*dt.shape, self.head_dim)
     b, c = jnp.moveaxis(bc.reshape(*dt.shape[:2], -1, 2, self.state_size), 3, 0)
     dt = jax.nn.softplus(dt.astype(jnp.float32) + dt_bias)
-    arrays = (x * dt[..., None]).astype(x.dtype), -jnp.exp(a_log) * dt, b, c
+    arrays = c, b, (x * dt[..., None]).astype(x.dtype), -jnp.exp(a_log) * dt
     # Shards of time need the last state, a training step otherwise does not.
     last = last or sequence.is_split()
-    run = functools.partial(ssd, chunk=self.chunk, implementation=self.implementation, last=last)
-    y, h = sequence.recur(run, _log_of_product, arrays, reset, h0)
+    options = {"chunk": self.chunk, "implementation": self.implementation, "last": last}
+    run = functools.partial(gated_linear_attention, **options)
+    y, h = sequence.recur(run, log_of_product, arrays, reset, h0)
     return (y + (skip[:, None] * x).astype(x.dtype)).reshape(u.shape), h
 
   def initial_state(self, batch_size: int, capacity: int) -> Mamba2State:
@@ -139,15 +145,15 @@ class Mamba2Mixer(nn.Module):
 
   def matmul_flops(self, width: int, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
-    sizes = {name: getattr(self, name) for name in ("heads", "head_dim", "groups", "state_size")}
     linear = (3 * self.head_dim + 1) * self.heads + 2 * self.groups * self.state_size
-    return 2 * width * linear + matmul_flops(**sizes, chunk=self.chunk, length=length)
-
-
-def _log_of_product(x, log_a, b, c):
-  """The logarithm of the product of the decays, [B, H, 1, 1]."""
-  del x, b, c
-  return jnp.sum(log_a, axis=1)[..., None, None]
+    return 2 * width * linear + matmul_flops(
+      heads=self.heads,
+      groups=self.groups,
+      key_dim=self.state_size,
+      value_dim=self.head_dim,
+      chunk=self.chunk,
+      length=length,
+    )
 
 
 _PER_HEAD = {"a_log": log_rate, "dt_bias": step_bias, "skip": nn.initializers.ones}

@@ -27,7 +27,7 @@ class Mixer(Protocol):
 
   A mixer is a flax module with the first three methods below and fields `dtype` and `param_dtype`.
   It must be causal, keep segments apart, and continue from a state exactly as if the tokens before
-  had been part of the call. `contract` tests all of that, and what four optional attributes claim:
+  had been part of the call. `contract` tests all of that, and what five optional attributes claim:
 
     constant_state: bool, whether the state's size does not depend on its capacity; False without.
     differentiable_state: bool, whether gradients pass from a state to the call that made it; True
@@ -35,6 +35,9 @@ class Mixer(Protocol):
     input_axis: the logical axis of its first maps' results, such as 'rnn'. Where a mesh splits that
       axis, every device reads all of x, and the block around the mixer sums the gradient of x over
       them. None, the default: the mixer does so itself.
+    depth_table: a method that returns a factory of a module, from a number of blocks and a name.
+      The module's call returns an array with a row per block of this kind, such as bounds that grow
+      with depth: rows that depend on each other. Each block's call gets its row as argument five.
     unsplit_axes: tuple of logical axes that may not be split over devices, such as 'time'; none
       without.
   """
@@ -87,8 +90,8 @@ def checked(mixer: Mixer) -> Callable[..., tuple[jax.Array, State | None]]:
   _check_methods(mixer)
   _check_splits(mixer)
 
-  def call(x, segments, state=None, capacity=None):
-    mixed, after = _check_result(mixer, mixer(x, segments, state, capacity), x)
+  def call(x, segments, state=None, capacity=None, *row):
+    mixed, after = _check_result(mixer, mixer(x, segments, state, capacity, *row), x)
     if state is None and capacity is None:
       return mixed, None
     _check_state(mixer, after, state, capacity, x.shape[0])

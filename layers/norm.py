@@ -56,7 +56,7 @@ def _normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 class GatedRMSNorm(nn.Module):
   """RMSNorm of `y * silu(z)` over each group of channels, which may lie on several devices.
 
-  Source: section 7 of Dao and Gu 2024 (Mamba-2).
+  Source: section 7 of Dao and Gu 2024 (Mamba-2). Without z, of y alone (HGRN2).
 
   Attributes:
     features: channels, over all shards.
@@ -73,12 +73,12 @@ class GatedRMSNorm(nn.Module):
   param_dtype: jnp.dtype = jnp.float32
 
   @nn.compact
-  def __call__(self, y: jax.Array, z: jax.Array) -> jax.Array:
-    """Maps two [B, T, channels of this shard] to one."""
+  def __call__(self, y: jax.Array, z: jax.Array | None = None) -> jax.Array:
+    """Maps one or two [B, T, channels of this shard] to one."""
     shape, size = y.shape, self.features // self.groups
     ones = nn.initializers.ones
     scale = parameter(self, "scale", ones, (self.axis,), shape[-1:], dtype=WIDE)
-    gated = _silu_gated(y, z)
+    gated = y.astype(WIDE) if z is None else _silu_gated(y, z)
     if self.groups > 1:
       gated = gated.reshape(*shape[:-1], -1, size)
     total = jnp.sum(jnp.square(gated), axis=-1, keepdims=True)
@@ -127,6 +127,38 @@ class GatedHeadNorm(nn.Module):
 def _gated_norm(y, gate, scale, activation, epsilon):
   """The arithmetic, in float32; the backward pass keeps the inputs in their own type."""
   return _normalize(y, scale, epsilon) * activation(gate.astype(jnp.float32))
+
+
+class GatedHeadLayerNorm(nn.Module):
+  """Layer norm of each head, times the sigmoid of a gate; every channel has its own scale.
+
+  Source: the output of the mLSTM block of xLSTM 7B (Beck et al. 2025, arXiv 2503.13427).
+
+  Attributes:
+    axis: the logical axis of the heads.
+    epsilon, dtype, param_dtype: as in `RMSNorm`.
+  """
+
+  axis: str = "heads"
+  epsilon: float = 1e-6
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, y: jax.Array, gate: jax.Array) -> jax.Array:
+    """Maps [B, T, heads of this shard, V] and a gate [B, T, heads V] to one like the gate."""
+    ones = nn.initializers.ones
+    scale = parameter(self, "scale", ones, (self.axis,), gate.shape[-1:], dtype=WIDE)
+    return _gated_layer_norm(y, gate, scale, self.epsilon).astype(self.dtype)
+
+
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
+def _gated_layer_norm(y, gate, scale, epsilon):
+  """The arithmetic, in float32; the backward pass keeps the inputs in their own type."""
+  y = y.astype(jnp.float32)
+  y = y - jnp.mean(y, axis=-1, keepdims=True)
+  y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + float(epsilon))
+  return y.reshape(gate.shape) * scale * jax.nn.sigmoid(gate.astype(jnp.float32))
 
 
 @partial(jax.checkpoint, prevent_cse=False)

@@ -29,9 +29,13 @@ class ResidualBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, segments: Segments, state: State | None = None
+    self,
+    x: jax.Array,
+    segments: Segments,
+    state: State | None = None,
+    row: jax.Array | None = None,
   ) -> tuple[jax.Array, State | None]:
-    """Maps [B, T, D] to [B, T, D], with the mixer's state.
+    """Maps [B, T, D] to [B, T, D], with the mixer's state; `row` is its own of a table over depth.
 
     Raises:
       MixerError: the mixer breaks its contract in a way that shows in shapes, or refuses a split.
@@ -40,7 +44,8 @@ class ResidualBlock(nn.Module):
     read = _copied(self.norm(name="mixer_norm")(x), mix)
     # In a profile, a block is known by the class of its mixer.
     with jax.named_scope(type(mix).__name__):
-      mixed, state = mixer.checked(mix)(read, segments, state, self.capacity)
+      rows = () if row is None else (row,)
+      mixed, state = mixer.checked(mix)(read, segments, state, self.capacity, *rows)
     x = x + mixed
     if self.mlp is None:
       return x, state

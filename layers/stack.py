@@ -16,6 +16,9 @@ from layers.segments import Segments
 from parallel import sequence
 from parallel.mesh import FLAGS
 
+# The name of the first table over the depth among a stack's parameters; others are numbered.
+DEPTH_TABLE = "depth_table"
+
 
 class Group(nn.Module):
   """One repetition of the pattern.
@@ -33,9 +36,16 @@ class Group(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, state: tuple[State, ...] | None, segments: Segments
+    self,
+    x: jax.Array,
+    inputs: tuple[tuple[State, ...] | None, tuple[jax.Array | None, ...]],
+    segments: Segments,
   ) -> tuple[jax.Array, tuple[State, ...] | None]:
-    """Maps [B, T, D] to [B, T, D], with one state per block."""
+    """Maps [B, T, D] to [B, T, D], with one state per block.
+
+    `inputs` are the states before, and each block's row of a table over the depth, if it has one.
+    """
+    state, rows = inputs
     block = ResidualBlock
     policy = remat.policy(self.remat)
     if policy is not None:
@@ -44,7 +54,7 @@ class Group(nn.Module):
     for index, mixer in enumerate(self.pattern):
       before = None if state is None else state[index]
       x, after = block(mixer, self.mlp, self.norm, self.capacity, name=f"block_{index}")(
-        x, segments, before
+        x, segments, before, rows[index]
       )
       states.append(after)
     return x, None if states[0] is None else tuple(states)
@@ -89,13 +99,51 @@ class Stack(nn.Module):
         f"Prefill with {FLAGS['seq']}=1."
       )
     options = {"mlp": self.mlp, "norm": self.norm, "remat": self.remat, "capacity": capacity}
-    after = {}
+    after, start, tables = {}, 0, self._depth_tables()
     for name, pattern, repeats in self._groups():
       group = self._scanned(repeats) if repeats else Group
-      x, after[name] = group(pattern=pattern, name=name, **options)(
-        x, None if state is None else state[name], segments
+      rows = tuple(
+        self._rows(tables, start + index, len(pattern), repeats) for index in range(len(pattern))
       )
+      x, after[name] = group(pattern=pattern, name=name, **options)(
+        x, (None if state is None else state[name], rows), segments
+      )
+      start += max(repeats, 1) * len(pattern)
     return x, None if state is None and capacity is None else after
+
+  def _depth_tables(self) -> dict[MixerFactory, jax.Array]:
+    """The tables over the depth, [blocks of the kind, ...], of the kinds of mixers that have one.
+
+    They are parameters beside those of the blocks, because each row depends on all rows.
+    """
+    tables = {}
+    for kind in dict.fromkeys(self.pattern):
+      table = getattr(kind(parent=None), "depth_table", None)
+      if table is not None:
+        name = f"{DEPTH_TABLE}_{len(tables)}" if tables else DEPTH_TABLE
+        tables[kind] = table()(self._number(kind, self.depth), name=name)()
+    return tables
+
+  def _number(self, kind: MixerFactory, end: int) -> int:
+    """Counts the blocks with a kind of mixer before a block."""
+    return sum(self.pattern[index % len(self.pattern)] == kind for index in range(end))
+
+  def _rows(
+    self, tables: dict[MixerFactory, jax.Array], block: int, step: int, repeats: int
+  ) -> jax.Array | None:
+    """The row of a block, or those of all blocks in its place of a scanned pattern; None without.
+
+    Args:
+      tables: see `_depth_tables`.
+      block: the first such block.
+      step: blocks of the pattern.
+      repeats: repetitions of a scan, 0 for none.
+    """
+    kind = self.pattern[block % len(self.pattern)]
+    if kind not in tables:
+      return None
+    rows = [self._number(kind, block + index * step) for index in range(max(repeats, 1))]
+    return tables[kind][jnp.asarray(rows)] if repeats else tables[kind][rows[0]]
 
   def _groups(self) -> list[tuple[str, tuple[MixerFactory, ...], int]]:
     """Name, pattern and number of scanned repetitions (0: no scan) of each part, in order."""

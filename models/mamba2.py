@@ -34,7 +34,7 @@ def mamba2(
     head_dim: their channels; None is width / (2 heads).
     layers: mixers; None is two for each block of the other models.
     projection_bias: biases on the linear maps.
-    ssd: a name of `kernels.ssd.IMPLEMENTATIONS`; None picks by backend.
+    ssd: a name of `kernels.gated_linear_attention.IMPLEMENTATIONS`; None picks by backend.
 
   Raises:
     ValueError: sizes do not divide each other.

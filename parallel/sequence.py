@@ -183,6 +183,25 @@ def recur_by_matrices(
   return _recur_shards(run, state_map, _BY_MATRICES, arrays, reset, h0)
 
 
+def largest_before(decay: jax.Array, value: jax.Array, first: jax.Array | None = None) -> jax.Array:
+  """Returns the number that enters this shard, if each maps m to `max(m + decay, value)`.
+
+  Every shard receives the two numbers of all shards, and no gradient passes.
+
+  Args:
+    decay, value: arrays of one shape, numbers or -inf.
+    first: what enters the first shard, the same on each; zeros if None.
+  """
+  entering = jnp.zeros_like(value) if first is None else lax.stop_gradient(first)
+  if not is_split():
+    return entering
+  maps = lax.stop_gradient(jnp.stack([decay, value]))
+  for shard, each in enumerate(lax.all_gather(maps, shards.mesh_axes(AXIS))):
+    after = jnp.maximum(entering + each[0], each[1])
+    entering = jnp.where(shard < number(), after, entering)
+  return entering
+
+
 class _Maps(NamedTuple):
   """How the linear part of a shard's map acts on states, and what its transpose is."""
 

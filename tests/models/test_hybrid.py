@@ -10,7 +10,9 @@ from config.place import ConfigError
 from experiment import model_zoo
 from layers.attention import SelfAttention
 from layers.delta_net import GatedDeltaNet, KimiDeltaAttention
+from layers.hgrn2 import HGRN2
 from layers.mamba2 import Mamba2Mixer
+from layers.mlstm import MLSTM
 from layers.recurrent_block import RecurrentBlock
 
 KINDS = {
@@ -19,6 +21,8 @@ KINDS = {
   "mamba2": Mamba2Mixer,
   "gated_deltanet": GatedDeltaNet,
   "kimi_delta": KimiDeltaAttention,
+  "hgrn2": HGRN2,
+  "mlstm": MLSTM,
   "attention": SelfAttention,
   "local_attention": SelfAttention,
 }
@@ -46,13 +50,13 @@ def test_models_of_the_zoo_are_patterns(name, pattern, arguments):
 
 
 def test_every_mixer_may_stand_beside_every_other():
-  model = build(list(KINDS), "--gin.models.backbone.Backbone.depth=9")
+  model = build(list(KINDS), "--gin.models.backbone.Backbone.depth=11")
   found = [type(mixer) for mixer in model.mixers()]
   assert found == [*KINDS.values(), RecurrentBlock, RecurrentBlock]
   windows = [m.window for m in model.mixers() if isinstance(m, SelfAttention)]
   assert windows == [None, 8]
   scales = {mixer.output_scale for mixer in model.mixers()}
-  assert scales == {2 / 9}
+  assert scales == {2 / 11}
 
 
 def test_a_mixer_keeps_the_options_of_its_model():

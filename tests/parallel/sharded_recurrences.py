@@ -27,11 +27,12 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from kernels.delta_rule import delta_rule, state_map
+from kernels.gated_linear_attention import gated_linear_attention, log_of_product
 from kernels.linear_scan import linear_scan
 from kernels.rg_lru import rg_lru
 from layers.rg_lru import _log_of_product
 from parallel import sequence, shards
-from tests.kernels import test_delta_rule
+from tests.kernels import test_delta_rule, test_gated_linear_attention
 from tests.kernels.float64_reference import relative_error
 from tests.kernels.test_recurrences import ARGUMENTS, expected, problem
 
@@ -43,11 +44,16 @@ OPS = {
 }
 # The decays and the corrections per token.
 DELTA_RULES = {"delta_rule by head": ("head", 2), "delta_rule by channel": ("channel", 1)}
+# The decays.
+LINEAR_ATTENTION = {"linear attention by head": "head", "linear attention by channel": "channel"}
 
 
 def recur(op: str, arguments, reset):
   if op in OPS:
     return sequence.recur(*OPS[op], arguments, reset)[0]
+  if op in LINEAR_ATTENTION:
+    run = functools.partial(gated_linear_attention, chunk=8)
+    return sequence.recur(run, log_of_product, arguments, reset)[0]
   run, find = (functools.partial(f, chunk=8) for f in (delta_rule, state_map))
   return sequence.recur_by_matrices(run, find, arguments, reset)[0]
 
@@ -93,14 +99,19 @@ class Case(NamedTuple):
 
 def given(op: str, steps: int) -> Case:
   rates = {"slowest": 1e-6, "fastest": 0.1, "resets": 1 / 40}
-  if op in DELTA_RULES:
-    whole = test_delta_rule.problem(DELTA_RULES[op][0], steps, DELTA_RULES[op][1], **rates)
+  if op in DELTA_RULES or op in LINEAR_ATTENTION:
+    if op in DELTA_RULES:
+      reference = test_delta_rule
+      whole = reference.problem(DELTA_RULES[op][0], steps, DELTA_RULES[op][1], **rates)
+    else:
+      reference = test_gated_linear_attention
+      whole = reference.problem(LINEAR_ATTENTION[op], steps, sizes=(2, 2, 5, 3), **rates)
     h0 = jnp.zeros_like(whole.arguments["h0"])
     whole = whole._replace(arguments=whole.arguments | {"h0": h0}, dh_last=h0)
     arguments = {name: a for name, a in whole.arguments.items() if name != "h0"}
 
     def wanted():
-      found = test_delta_rule.expected(whole)
+      found = reference.expected(whole)
       return found | {"h": found["y"]}
 
     case = Case(arguments, whole.reset, whole.dy, wanted)
@@ -122,7 +133,7 @@ def sent(op: str, steps: int) -> list[str]:
 
 
 def main() -> None:
-  for op in (*OPS, *DELTA_RULES):
+  for op in (*OPS, *DELTA_RULES, *LINEAR_ATTENTION):
     case = given(op, 16 * DEVICES)
     arguments = tuple(case.arguments.values())
     h, gradients = over_devices(op, arguments)(arguments, case.reset, case.dh)

@@ -30,12 +30,14 @@ def found():
     ("linear_scan", {"h", "x", "log_a"}),
     ("delta_rule by head", {"h", "q", "k", "v", "beta", "log_a"}),
     ("delta_rule by channel", {"h", "q", "k", "v", "beta", "log_a"}),
+    ("linear attention by head", {"h", "q", "k", "v", "log_a"}),
+    ("linear attention by channel", {"h", "q", "k", "v", "log_a"}),
   ],
 )
 def test_values_and_gradients_equal_float64(found, op, results):
   assert set(found[op]["errors"]) == results
   # Products of matrices add up more roundings than products of decays.
-  tolerance = 2e-6 if op.startswith("delta_rule") else 4e-7
+  tolerance = 4e-7 if op in ("rg_lru", "linear_scan") else 2e-6
   for name, error in found[op]["errors"].items():
     assert error <= tolerance, f"{name}: relative error {error:.1e}"
 
@@ -56,5 +58,15 @@ def test_devices_send_matrices_whatever_the_length(found, op):
   assert short == long
   # [B, H, K, K] of the map and [B, H, K, V] of the state, as often as products and states above.
   assert short.count("tensor<2x2x5x5xf32>") == 2 * 3
+  assert short.count("tensor<2x2x5x3xf32>") == 2 * 4
+  assert len(short) == 2 * (2 * 4 - 1)
+
+
+@pytest.mark.parametrize(("decays", "count"), [("head", 1), ("channel", 5)])
+def test_devices_send_states_and_products_of_decays_whatever_the_length(found, decays, count):
+  short, long = found[f"linear attention by {decays}"]["sent"]
+  assert short == long
+  # [B, H, 1 or K, 1] of the decays and [B, H, K, V] of the state; a later product is of two.
+  assert short.count(f"tensor<2x2x{count}x1xf32>") == 2 * 3
   assert short.count("tensor<2x2x5x3xf32>") == 2 * 4
   assert len(short) == 2 * (2 * 4 - 1)
