@@ -37,7 +37,8 @@ def description(experiment: Experiment) -> str:
     )
     for parameter in counted.parameters
   ]
-  costs = [*_vocabulary(experiment.model), *_costs(counted)]
+  size = [] if experiment.chosen_size is None else [("size", experiment.chosen_size)]
+  costs = [*_vocabulary(experiment.model), *size, *_costs(counted)]
   if experiment.options.step.keeps_states:
     carried = device_bytes(abstract_state(experiment).carried)
     costs.append((f"states carried by {plural(batch_size, 'row')}", show_bytes(carried)))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from base.file_paths import FilePath
-from base.ranges import Count, Seed
+from base.ranges import Count, Positive, Seed
 from base.wording import plural
 from config import config
 from config import source as gin_source
@@ -26,6 +26,7 @@ from data.mixture import MixedRows
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer, TokenizerError
 from experiment import file_kinds, step_memory
+from models import sizing
 from models.accounting import abstract_parameters, list_parameters
 from models.language_model import LanguageModel
 from parallel.mesh import Device
@@ -69,6 +70,9 @@ class Experiment:
     samples: prompts that the trained model continues; '' starts a document.
     mesh: the devices and the sharding; None trains on one device.
     init_from: a run directory to take initial parameters from; None initialises them randomly.
+    parameters: number of parameters that the model shall have, by the width of its MLPs (by its
+      depth, if it has none); None leaves the model as it is. See `models.sizing`.
+    chosen_size: what was chosen for that, in words; None without `parameters`.
   """
 
   model: LanguageModel
@@ -82,8 +86,14 @@ class Experiment:
   samples: Sequence[str] = ("",)
   mesh: Parallelism | None = None
   init_from: FilePath | None = None
+  parameters: Positive | None = None
+  chosen_size: str | None = dataclasses.field(init=False, default=None)
 
   def __post_init__(self):
+    if self.parameters is not None:
+      model, chosen = sizing.sized(self.model, self.parameters)
+      object.__setattr__(self, "model", model)
+      object.__setattr__(self, "chosen_size", chosen)
     if not 0 <= self.seed < 2**32:
       raise ValueError(f"seed={self.seed} must be in [0, 2**32).")
     if self.batch_size < 1:
@@ -268,6 +278,9 @@ def load(
     source += path if isinstance(path, gin_source.Source) else gin_source.read_file(path)
   file_kinds.require(source, file_kinds.RUN, name or str(paths[0]))
   given = gin_source.read_arguments(arguments, shared=shared)
+  if any(item.selector == "PARAMETERS" for item in (source + given).statements):
+    # Not in experiment.gin: a run without it has no such value, as those of earlier versions.
+    source += gin_source.read_file("parameters.gin")
   return config.resolve(source + given, Experiment, name or str(paths[0]))
 
 

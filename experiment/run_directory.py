@@ -242,18 +242,22 @@ class RunDirectory:
       if old.get(name) != data.get(name)
     ]
 
-  def write_config(self, config: Config, command: str, *, made_here: bool = True) -> None:
+  def write_config(
+    self, config: Config, command: str, *, made_here: bool = True, note: str | None = None
+  ) -> None:
     """Writes the configuration and the values in force.
 
     Args:
       config: the configuration.
       command: the command line, for the file's first line.
       made_here: whether the user made it, so that it is trusted from now on.
+      note: a further line on what was chosen.
     """
     self.path.mkdir(parents=True, exist_ok=True)
     run_record.write(self.path, config.text(), config.operative_text())
     first = one_line(command)
-    text = f"# {first}\n{config.text()}"
+    noted = "" if note is None else f"# {one_line(note)}\n"
+    text = f"# {first}\n{noted}{config.text()}"
     small_files.replace(self.config_file, text)
     small_files.replace(self.path / OPERATIVE_FILE, config.operative_text())
     if made_here:

@@ -162,7 +162,8 @@ def _train(
       print(f"warning: {jump}", file=sys.stderr)
     _keep_metrics(run)
     if different or not run.holds_run() or not run.holds_text_of(config):
-      run.write_config(config, asked_by, made_here=made_here)
+      note = experiment.chosen_size
+      run.write_config(config, asked_by, made_here=made_here, note=note)
     run.write_data(data, experiment.tokenizer)
     # So that the run directory is complete, also for runs that start from it.
     kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)

@@ -295,6 +295,8 @@ def _introduce(
     f"{devices}{jax.default_backend()}",
     file=sys.stderr,
   )
+  if experiment.chosen_size is not None:
+    print(experiment.chosen_size, file=sys.stderr)
   if not has_mfu:
     kind = sharding_plan.mesh.devices.flat[0].device_kind
     print(f"metrics have no MFU: the peak FLOP/s of {kind} is not known", file=sys.stderr)

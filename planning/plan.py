@@ -61,6 +61,8 @@ def plan(
       experiment, options=dataclasses.replace(experiment.options, step=options)
     )
   began = time.monotonic()
+  if experiment.chosen_size is not None:
+    tell(f"{model}: {experiment.chosen_size}")
   with platform.targeting(hardware.platform, hardware.devices[0].device_kind):
     sharding_plan = experiment.sharding_plan(hardware.devices)
     try:

@@ -183,6 +183,12 @@ CASES = {
         prints=r"block_2/mixer/z/kernel(.*\n)+.*block_3/mixer/query/kernel",
       ),
     ],
+    "Sizes": [
+      Case(
+        "python -m launch.train gin/runs/griffin_quickstart.gin gin/models/xlstm.gin",
+        prints=r"MLPs of width [\d,]+, a multiple of \d+; [\d,]+ parameters",
+      ),
+    ],
     "Use it as a library": [Case("import jax")],
   },
   "docs/your_own_text.md": {

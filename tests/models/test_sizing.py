@@ -1,0 +1,92 @@
+"""Models of an asked number of parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from config.place import ConfigError
+from experiment import describe, experiment, model_zoo
+from models.accounting import ModelError, list_parameters
+from models.backbone import Backbone
+from models.hawk import hawk
+from models.mamba2 import mamba2
+from models.sizing import sized
+
+SIZES = ["--gin.WIDTH=64", "--gin.RNN_WIDTH=64", "--gin.HEADS=4", "--gin.DEPTH=4"]
+
+
+def count(model):
+  return sum(parameter.count for parameter in list_parameters(model))
+
+
+@pytest.mark.parametrize("name", sorted(set(model_zoo.names()) - {"mamba2"}))
+def test_every_model_of_the_zoo_with_mlps_has_the_asked_size(name):
+  model, _ = model_zoo.build([model_zoo.file_of(name)])
+  asked = 3 * count(model)
+  found, chosen = sized(model, asked)
+  assert abs(count(found) / asked - 1) <= 0.01
+  assert f"{count(found):,} parameters" in chosen
+  assert f"MLPs of width {found.mlp(parent=None).hidden:,}," in chosen
+  assert found.clone(mlp=model.mlp) == model
+
+
+def test_the_largest_multiple_that_is_near_enough_is_chosen():
+  model = hawk(Backbone(vocab_size=256, width=1024, depth=2), rnn_width=1024)
+  found, chosen = sized(model, 60e6)
+  assert found.mlp(parent=None).hidden % 256 == 0
+  assert "a multiple of 256" in chosen
+
+
+def test_models_without_mlps_get_more_blocks_of_the_scale_that_the_depth_asks_for():
+  backbone = Backbone(vocab_size=256, width=64, depth=4)
+  model = mamba2(backbone, heads=4)
+  found, chosen = sized(model, 2e6)
+  one = count(model) / model.depth
+  assert abs(count(found) - 2e6) <= one
+  assert f"{found.depth:,} blocks" in chosen
+  assert found == mamba2(backbone, heads=4, layers=found.depth)
+
+
+@pytest.mark.parametrize(
+  ("build", "parameters", "message"),
+  [
+    (lambda b: hawk(b, rnn_width=64), 1e3, r"PARAMETERS=1000: without MLPs the model has [\d,]+"),
+    (lambda b: hawk(b, rnn_width=64), 1e12, "would need MLPs of width .* more than 64 times"),
+    (lambda b: mamba2(b, heads=4), 1e3, "without blocks the model has"),
+    (lambda b: mamba2(b, heads=4), 1e12, "would need .* blocks, more than 64 times"),
+  ],
+)
+def test_sizes_that_no_width_gives_are_refused(build, parameters, message):
+  model = build(Backbone(vocab_size=256, width=64, depth=4))
+  with pytest.raises(ModelError, match=message) as refused:
+    sized(model, parameters)
+  assert "\n" not in str(refused.value)
+
+
+RUN = "gin/runs/griffin_quickstart.gin"
+
+
+def test_a_macro_asks_for_the_size_of_a_run():
+  built = experiment.build(experiment.load(RUN, ["--gin.PARAMETERS=3e6", *SIZES]))
+  assert abs(count(built.model) / 3e6 - 1) <= 0.01
+  assert built.chosen_size is not None
+  assert built.chosen_size in describe.description(built)
+  # As a plan or a trained run changes parts of it.
+  again = dataclasses.replace(built, seed=1)
+  assert (again.model, again.chosen_size) == (built.model, built.chosen_size)
+
+
+@pytest.mark.parametrize(
+  ("value", "message"),
+  [
+    ("-1", "above 0"),
+    ("'400M'", "PARAMETERS"),
+    ("100", r"PARAMETERS=100: without MLPs the model has [\d,]+ already"),
+  ],
+)
+def test_bad_values_of_the_macro_are_one_line(value, message):
+  with pytest.raises(ConfigError, match=message) as refused:
+    experiment.build(experiment.load(RUN, [f"--gin.PARAMETERS={value}", *SIZES]))
+  assert "\n" not in str(refused.value)
