@@ -94,7 +94,8 @@ class MLSTM(nn.Module):
     dtype: Dtypes = {"dtype": FLOAT32["dtype"], "param_dtype": self.param_dtype}
     z = Linear(self.heads, ("embed", "heads"), 0.0, name=name, **dtype)(x)
     z += parameter(self, f"{name}_bias", bias, ("heads",), z.shape[-1:], **FLOAT32)
-    return self.gate_cap * jnp.tanh(z / self.gate_cap)
+    cap = float(self.gate_cap)  # JAX takes a whole number of more than 32 bits for no float.
+    return cap * jnp.tanh(z / cap)
 
   def _recur(self, q, k, v, log_f, log_i, reset, state, last):
     h0, m0 = state if state is not None else (None, None)
