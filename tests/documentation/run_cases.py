@@ -18,10 +18,14 @@ SMALL = (
   "--gin.WARMUP_STEPS=2 --gin.experiment.experiment.Experiment.eval_batches=2"
 )
 HEADS = f"--gin.HEADS=4 {GRIFFIN}"
-SHORT = f"{SMALL} {HEADS} --gin.STEPS=6"
+# `make train`, whose model is as small, shows samples.
+SILENT = "--gin.experiment.experiment.Experiment.samples='()'"
+WITH_SAMPLES = f"{SMALL} {HEADS} --gin.STEPS=6"
+SHORT = f"{WITH_SAMPLES} {SILENT}"
 ON_A_MESH = (
   f"--gin.WIDTH=64 --gin.RNN_WIDTH=128 --gin.DEPTH=2 {GRIFFIN} --gin.SEQUENCE_LENGTH=64 "
-  "--gin.STEPS=2 --gin.WARMUP_STEPS=1 --gin.experiment.experiment.Experiment.eval_batches=1"
+  "--gin.STEPS=2 --gin.WARMUP_STEPS=1 --gin.experiment.experiment.Experiment.eval_batches=1 "
+  f"{SILENT}"
 )
 # A checkpoint every few steps, so that a test can stop the run after one.
 MANY = f"{SMALL} {HEADS} --gin.STEPS=100 --gin.training.loop.LoopOptions.checkpoint_every=10"
@@ -123,7 +127,9 @@ CASES = {
       Case("source .venv/bin/activate", repeats="README.md"),
       Case("python -m launch.train gin/runs/griffin_quickstart.gin", SHORT, TRAINED),
       Case(
-        "python -m launch.train gin/runs/hawk_quickstart.gin", f"{SMALL} --gin.STEPS=6", TRAINED
+        "python -m launch.train gin/runs/hawk_quickstart.gin",
+        f"{SMALL} --gin.STEPS=6 {SILENT}",
+        TRAINED,
       ),
     ],
     "The run directory": [
@@ -279,7 +285,7 @@ CASES = {
     "Trackers": [
       Case(
         "python -m launch.train gin/runs/griffin_quickstart.gin gin/trackers/wandb.gin",
-        f"{SHORT} --gin.training.trackers.WandB.mode=offline",
+        f"{WITH_SAMPLES} --gin.training.trackers.WandB.mode=offline",
         TRAINED,
         leaves=("runs/tracked/wandb/offline-run-*/*.wandb", "runs/tracked/tensorboard/*"),
       ),
@@ -332,7 +338,7 @@ CASES = {
     "Recall": [
       Case(
         "python -m launch.train gin/runs/griffin_induction_heads.gin",
-        "--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=4 "
+        f"--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=4 --gin.DEPTH=2 {GRIFFIN} "
         "--gin.data.recall.InductionHeads.examples=2000",
         TRAINED,
       ),

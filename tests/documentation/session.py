@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from launch import quick_compilation
 from tests import preparations
 from tests.documentation import pages
 from tests.documentation.pages import ROOT, Step
@@ -23,6 +24,8 @@ from tests.documentation.pages import ROOT, Step
 SECONDS = 900
 # Commands with these beginnings change the shell: they are repeated before each later command.
 REMEMBERED = ("source ", "export ", "unset ")
+# Pages set XLA_FLAGS and take it back: without these a training compiles for half a minute.
+QUICK = f'export XLA_FLAGS="${{XLA_FLAGS:-}} {" ".join(quick_compilation.FLAGS)}"'
 # The page's own path, and behind it that of the tests.
 HOOKED = f'export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{preparations.HOOK}"'
 
@@ -97,7 +100,7 @@ class Session:
   def start(self, command: str) -> subprocess.Popen:
     """Starts a command, in a process group of its own."""
     return subprocess.Popen(
-      ["bash", "-c", "\n".join(["set -e", *self._remembered, HOOKED, command])],
+      ["bash", "-c", "\n".join(["set -e", *self._remembered, QUICK, HOOKED, command])],
       cwd=self.folder,
       env=self.environment(),
       stdin=subprocess.DEVNULL,

@@ -21,21 +21,14 @@ from tests.launch import hosts
 from training.metrics import read_metrics
 
 STEPS = 40
-RUN = (
-  hosts.RUN.replace(
-    "from parallel import rules", "from models import griffin\nfrom parallel import rules"
-  )
-  .replace("models/hawk.gin", "models/griffin.gin")
-  .replace("DEPTH = 1", "DEPTH = 2\ngriffin.griffin.pattern = ('recurrent', 'attention')")
-  # Each host has the states of its rows, or of their channels.
-  + "\ninclude 'train/carried_state.gin'\n"
-)
+# Each host has the states of its rows, or of their channels.
+RUN = hosts.RUN + "\ninclude 'train/carried_state.gin'\n"
 COMPARISON = """
 include 'compare/comparison.gin'
 include 'compare/parts/long_context.gin'
 
 TITLE = 'Several hosts'
-MODELS = {{'Griffin': ['models/griffin.gin']}}
+MODELS = {{'Hawk': ['models/hawk.gin']}}
 SIZES = {{'tiny': ['STEPS = 3']}}
 SHARED = ['{folder}/run.gin']
 SEEDS = (0,)
