@@ -66,14 +66,14 @@ def test_killed_at_random_moments_equals_never_killed(tmp_path, uninterrupted):
   kills = 0
   # Each life is killed a random moment after it made progress of its own: between steps, in the
   # middle of a save, or while an older checkpoint is being removed.
-  for least in (7, 28, 56, 84):
+  for least in (7, 40, 80):
     process = start(run_dir, cache)
     wait_for_steps(run_dir, process, least)
     time.sleep(moments.uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kills += process.returncode == -signal.SIGKILL
-  assert kills >= 3
+  assert kills >= 2
   assert finish(start(run_dir, cache)) == output
   assert told(run_dir) == records
   lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if "goodput" in line]
