@@ -36,6 +36,7 @@ from jax.sharding import PartitionSpec as P
 from comparison.speed.recurrences import with_gradient
 from kernels.attention import splash
 from kernels.delta_rule import chunked as delta_rule_chunked
+from kernels.delta_rule import pallas_tpu as delta_rule_tpu
 from kernels.linear_scan import pallas_tpu as linear_scan_tpu
 from kernels.rg_lru import pallas_tpu as rg_lru_tpu
 from kernels.scan_tpu import blocks
@@ -214,12 +215,37 @@ def delta_rules(generation: str, which: str):
     )
 
 
+def delta_rule_kernels(generation: str, which: str):
+  """(name, thunk that compiles) of the Pallas kernels; but for 'all', one on two generations."""
+  decays, dtypes = ("head", "channel"), (jnp.bfloat16, jnp.float32)
+  sample = {"v5e": "head", "tpu7x": "channel"}
+  cases = itertools.product(decays, (64, 128, 256), LENGTHS, dtypes)
+  if which != "all":
+    cases = [(sample[generation], 128, 2000, jnp.bfloat16)] if generation in sample else []
+  for decay, head_dim, steps, dtype in cases if generation != "v3" else ():
+    shape = (1, steps, 2, head_dim)
+    yield (
+      f"delta_rule_kernel {list(shape)} decay per {decay} {jnp.dtype(dtype).name}",
+      functools.partial(
+        _compile, generation, _delta_kernel_gradient, *delta_arguments(shape, decay, dtype)
+      ),
+    )
+
+
 def _delta_rule(q, k, v, beta, log_a, h0, reset):
   return delta_rule_chunked.delta_rule(q, k, v, beta, log_a, h0, reset, True, 64)
 
 
 _delta_gradient = with_gradient(_delta_rule)
-OPS = {"recurrences": recurrences, "attention": attentions, "delta_rule": delta_rules}
+_delta_kernel_gradient = with_gradient(
+  functools.partial(delta_rule_tpu.delta_rule, last=True, chunk=64)
+)
+OPS = {
+  "recurrences": recurrences,
+  "attention": attentions,
+  "delta_rule": delta_rules,
+  "delta_rule_kernel": delta_rule_kernels,
+}
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from kernels.platform import PLATFORMS, Implementation, resolve
 
 IMPLEMENTATIONS = {
+  "pallas_tpu": Implementation("kernels.delta_rule.pallas_tpu", ("tpu",), ("tpu",)),
   "chunked": Implementation("kernels.delta_rule.chunked", default_on=PLATFORMS),
   "reference": Implementation("kernels.delta_rule.reference"),
 }

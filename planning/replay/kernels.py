@@ -44,6 +44,15 @@ SPLASH_BUNDLES = {
     "dkv": (1456, 1496, 1682, 1744),
   },
 }
+# The delta rule in chunks of 64: bundles per 1024 elements of q, forward and backward, with a decay
+# per head and per channel, for heads of 128 channels: `python -m benchmarks.tpu_bundles`.
+DELTA_RULE_BUNDLES = {
+  "v4": {"head": (117.22, 101.62), "channel": (174.97, 309.53)},
+  "v5e": {"head": (93.88, 70.03), "channel": (119.09, 166.25)},
+  "v5p": {"head": (94.09, 70.06), "channel": (119.06, 165.09)},
+  "v6e": {"head": (75.84, 66.62), "channel": (98.75, 135.0)},
+}
+_DELTA_RULE = re.compile(r"delta_rule_(head|channel)_(forward|backward)")
 # Bundles of a step of the grid, visited or not: what the compiler's static profile of the forward
 # kernel on v6e adds from 4 to 16 steps of the grid.
 _STEP = 175
@@ -67,14 +76,16 @@ def seconds(
     hardware: what it runs on.
   """
   found, pace = _SPLASH.search(call.name), hardware.pace
-  if not found or pace.clock is None or pace.generation not in SPLASH_BUNDLES:
-    return None
   arrays = [
     array
     for name in call.operands
     if name in operations
     for array in text.arrays(operations[name].result)
   ]
+  if delta := _DELTA_RULE.search(call.name):
+    return _delta_rule_seconds(delta[1], delta[2], arrays, hardware)
+  if not found or pace.clock is None or pace.generation not in SPLASH_BUNDLES:
+    return None
   attention = attention_of(arrays, found[1])
   if attention is None or (attention.dtype == "f32") != (pace.generation == "v3"):
     return None
@@ -86,6 +97,20 @@ def seconds(
   shared = attention.rows * (attention.heads if found[1] == "fwd" else 1)
   share = math.ceil(shared / pace.cores) / shared
   return attention.rows * attention.heads * per_head * share / pace.clock
+
+
+def _delta_rule_seconds(
+  decay: str, direction: str, arrays: list[text.Array], hardware: Hardware
+) -> float | None:
+  """The time of the delta rule's instructions; the first array is q, [B, H, T, K]."""
+  pace = hardware.pace
+  if pace.clock is None or pace.generation not in DELTA_RULE_BUNDLES:
+    return None
+  bundles = DELTA_RULE_BUNDLES[pace.generation][decay][direction == "backward"]
+  (_, (rows, heads, length, channels)), *_ = arrays
+  # A chunk's work grows with the channels, but for the triangular matrix of each head.
+  elements = rows * heads * length * max(channels, 128)
+  return elements / 1024 * bundles / pace.cores / pace.clock
 
 
 class Attention(NamedTuple):

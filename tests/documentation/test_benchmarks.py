@@ -39,6 +39,7 @@ def run(missing, *command, program=WITHOUT):
     ("libtpu", ["benchmarks.tpu_bundles", "v5e"], "EXTRAS=tpu"),
     ("libtpu", ["benchmarks.compile_tpu", "v5e"], "EXTRAS=tpu"),
     ("libtpu", ["benchmarks.recurrent_block_traffic"], "EXTRAS=tpu"),
+    ("libtpu", ["benchmarks.delta_rule_traffic"], "EXTRAS=tpu"),
     ("libtpu", ["benchmarks.sharding", "depths"], "EXTRAS=tpu"),
     ("jax_plugins.xla_cuda13", ["benchmarks.compile_gpu"], "EXTRAS=gpu"),
     ("recurrentgemma", ["benchmarks.peers", "train"], "EXTRAS=test"),

@@ -55,7 +55,7 @@ def compiled(lines: list[str], *ops: str) -> list[str]:
 @pytest.fixture(scope="module")
 def bundles() -> dict[str, dict[str, float]]:
   """Bundle counts, from a separate process: libtpu keeps its flags, and these write listings."""
-  done = run_module("benchmarks.tpu_bundles", "--json", *MEASURED)
+  done = run_module("benchmarks.tpu_bundles", "--json", *MEASURED, "--op", "rg_lru", "linear_scan")
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout)
 
@@ -81,15 +81,42 @@ def test_the_delta_rule_and_its_gradient_compile(compilations):
   assert decays == ["head", "head", "channel", "head", "channel", "channel"]
 
 
-@pytest.mark.parametrize("generation", MEASURED)
-def test_inner_loops_stay_within_a_tenth_of_their_length(bundles, generation):
+def test_the_kernels_of_the_delta_rule_compile(compilations):
+  """Two generations and decays; `python -m benchmarks.compile_tpu` compiles all."""
+  for generation, decay in (("v5e", "head"), ("tpu7x", "channel")):
+    (line,) = compiled(compilations[generation], "delta_rule_kernel")
+    assert f"[1, 2000, 2, 128] decay per {decay} bfloat16" in line
+
+
+def check_bundles(generation: str, measured: dict[str, float]):
   # The way Pallas lowers arithmetic changes with JAX: an unknown version is held to the longest.
   version = ".".join(jax.__version__.split(".")[:2])
   known = [BASELINE[version]] if version in BASELINE else list(BASELINE.values())
-  assert len(bundles[generation]) == 4
-  for kernel, value in bundles[generation].items():
+  for kernel, value in measured.items():
     allowed = 1.1 * max(figures[generation][kernel] for figures in known)
     assert value <= allowed, f"{kernel} on {generation}: {value} bundles per 1024 elements"
+
+
+@pytest.mark.parametrize("generation", MEASURED)
+def test_inner_loops_stay_within_a_tenth_of_their_length(bundles, generation):
+  assert len(bundles[generation]) == 4
+  check_bundles(generation, bundles[generation])
+
+
+def test_loops_of_the_delta_rule_stay_within_a_tenth_of_their_length():
+  """On one generation, with decays per head: the other loops have the same parts."""
+  done = run_module("benchmarks.tpu_bundles", "--json", "v5e", "--op", "delta_rule_head")
+  assert done.returncode == 0, done.stderr[-3000:]
+  measured = json.loads(done.stdout)["v5e"]
+  assert len(measured) == 2
+  check_bundles("v5e", measured)
+
+
+def test_the_kernels_of_the_delta_rule_move_less_than_half_of_its_chunks_in_xla():
+  done = run_module("benchmarks.delta_rule_traffic", "--implementation=pallas_tpu", "--json")
+  assert done.returncode == 0, done.stderr[-3000:]
+  # The chunked form moves 3.67 GB.
+  assert json.loads(done.stdout)["pallas_tpu"] <= 3.67e9 / 2
 
 
 def test_a_recurrent_block_moves_no_more_through_memory():

@@ -32,13 +32,16 @@ import optax
 from data.loader import batch_of_rows
 from models.accounting import list_parameters
 from models.backbone import Backbone
+from models.gated_deltanet import gated_deltanet
 from models.griffin import griffin
 from models.hawk import hawk
+from models.kimi_linear import kimi_linear
 from models.lora import adapted
 from models.transformer import transformer
 from parallel.mesh import MeshSpec
 from parallel.rules import Rules
 from parallel.sharding_plan import Parallelism
+from tests.kernels import interpreted_delta_rule
 from training import adafactor, lion, muon
 from training import optimizer as optimizer_lib
 from training import step as step_lib
@@ -60,6 +63,12 @@ MODELS = {
   "hawk": functools.partial(hawk, rnn_width=64, gate_blocks=8),
   "transformer": functools.partial(transformer, heads=8),
 }
+# On a mesh with the TPU kernels, on one device with chunks in XLA.
+DELTA_MODELS = {"gated_deltanet": gated_deltanet, "kimi_linear": kimi_linear}
+MODELS |= {
+  name: functools.partial(model, heads=4, chunk=16) for name, model in DELTA_MODELS.items()
+}
+interpreted_delta_rule.install()
 MODELS["adapted_griffin"] = lambda backbone: adapted(MODELS["griffin"](backbone), rank=4)
 # Adam divides by the gradient's own size: with a small epsilon the rounding of a gradient near zero
 # would become a step of full size.
@@ -104,7 +113,10 @@ def train(
   """(losses, state) after a few steps, and the state before them."""
   kind = "float32" if keep == "float32" else "bfloat16"
   backbone = dataclasses.replace(BACKBONE, param_dtype=kind, time_chunk=time_chunk)
-  model = MODELS[name](backbone)
+  kernels = {}
+  if name in DELTA_MODELS:
+    kernels["delta_rule"] = "chunked" if parallelism is None else "pallas_tpu"
+  model = MODELS[name](backbone, **kernels)
   chosen = dataclasses.replace(OPTIMIZERS[rule], master_copy=keep == "master")
   optimizer = chosen.transformation()
   options = step_lib.StepOptions(

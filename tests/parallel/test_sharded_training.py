@@ -23,6 +23,9 @@ CASES = (
   "adapted_griffin:data=2,seq=2,model=2,zero=3,time_chunk=16",
   # Of each chunk a device has fewer tokens than the convolution and the window look back to.
   "griffin:data=2,seq=4,zero=1,time_chunk=8",
+  # TPU kernels with heads and time split, against chunks in XLA. `kimi_linear` takes twice as long
+  # to compile and differs only in its decays.
+  "gated_deltanet:data=2,seq=2,model=2",
 )
 # States that are carried from batch to batch: the arrays are the same on any mesh, so that a run
 # can go on with them on another.
