@@ -30,6 +30,18 @@ def refuse_mixture() -> NoReturn:
   )
 
 
+def token_before(rows: RowFiles, row: int) -> int:
+  """Returns the last token of the row before, if its document goes on in this one; else -1.
+
+  Every document ends with an EOS, or with padding behind it.
+  """
+  if row == 0:
+    return -1
+  token = int(rows.tokens[row - 1][-1])
+  goes_on = token != rows.tokenizer.eos_id and rows.segment_ids[row - 1][-1] > 0
+  return token if goes_on and rows.segment_ids[row][0] > 0 else -1
+
+
 class Lanes:
   """A random-access source of rows, in an order that depends only on seed, batch and lane.
 
@@ -61,7 +73,6 @@ class Lanes:
     self._length = len(rows) // lanes
     self._sizes = np.array([shard.rows for shard in rows.manifest.shards])
     self._firsts = np.cumsum(self._sizes) - self._sizes
-    self._eos_id = rows.tokenizer.eos_id
     order = [rows.fingerprint, lanes, seed]
     self.order = hashlib.sha256(repr(order).encode()).hexdigest()[:16]
     self.fresh_at: int | None = None
@@ -86,15 +97,10 @@ class Lanes:
     return int(self._firsts[shard] + place - (ends[number] - self._sizes[shard]))
 
   def _before(self, step: int, lane: int, row: int) -> int:
-    """Returns the last token of the row before, if its document goes on in this one; else -1.
-
-    Every document ends with an EOS, or with padding behind it.
-    """
+    """Returns `token_before` a row, if the lane read the row before it in the batch before."""
     if step % self._length == 0 or step == self.fresh_at or self.row(step - 1, lane) != row - 1:
       return -1
-    token = int(self._rows.tokens[row - 1][-1])
-    goes_on = token != self._eos_id and self._rows.segment_ids[row - 1][-1] > 0
-    return token if goes_on and self._rows.segment_ids[row][0] > 0 else -1
+    return token_before(self._rows, row)
 
   def __getitem__(self, index: int) -> tuple[Any, ...]:
     """Returns tokens, segment ids, loss mask, bytes and `before` of `data.loader.batch_of_rows`.

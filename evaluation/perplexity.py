@@ -12,9 +12,11 @@ from typing import Any, cast
 import jax
 import numpy as np
 
+from data.document_streams import DocumentStreams
 from models.accounting import list_parameters
 from models.language_model import LanguageModel
 from parallel.sharding_plan import ShardingPlan, on_one_device
+from training import carried_state
 from training.losses import token_losses
 
 
@@ -89,6 +91,23 @@ def _losses(model: LanguageModel, sharding_plan: ShardingPlan) -> jax.stages.Wra
   return jax.jit(sharding_plan.losses(losses), out_shardings=sharding_plan.everywhere)
 
 
+@functools.lru_cache(maxsize=4)
+def _streamed(model: Any, sharding_plan: ShardingPlan, rows: int) -> jax.stages.Wrapped:
+  """Returns (parameters, batch, state) -> loss of every token [B, T], and the state behind it."""
+
+  def losses(params, batch, state):
+    (nll, _), state = carried_state.losses_from(state, model, params, batch)
+    return nll, state
+
+  specs = carried_state.specs(model, sharding_plan, rows)
+  where = carried_state.shardings(model, sharding_plan, rows)
+  return jax.jit(
+    sharding_plan.losses(losses, carried=specs),
+    out_shardings=(sharding_plan.everywhere, where),
+    donate_argnums=2,
+  )
+
+
 class Scorer:
   """Scores text with a model; compiled once per batch shape."""
 
@@ -96,6 +115,7 @@ class Scorer:
     """Sets the model and its sharding plan; None is one device."""
     self._sharding_plan = sharding_plan or on_one_device(list_parameters(model))
     # flax modules are hashable by their fields, which their type does not say.
+    self._model = model
     self._losses = _losses(cast(Hashable, model), self._sharding_plan)
 
   def __call__(
@@ -119,9 +139,42 @@ class Scorer:
       result += self._one(params, batch)
       if report:
         report(done, result)
-    if not result.bytes:
-      raise ValueError("there is no text to score: the held-out rows are empty or all padding.")
-    return result
+    return _with_text(result)
+
+  def stream(
+    self,
+    params: Any,
+    batches: DocumentStreams,
+    report: Callable[[int, Score], None] | None = None,
+  ) -> Score:
+    """Scores each document to its end, by a state that goes from batch to batch.
+
+    Memory does not depend on the length of the documents.
+
+    Args:
+      params: the model's parameters.
+      batches: the documents; devices share their rows as those of any batch.
+      report: as of a call.
+
+    Raises:
+      training.carried_state.CarryError: the model's state grows with the tokens.
+      ValueError: the batches have no text.
+    """
+    rows = batches.batch_size
+    run = _streamed(cast(Hashable, self._model), self._sharding_plan, rows)
+    state = jax.jit(
+      functools.partial(carried_state.initial_state, self._model, rows),
+      out_shardings=carried_state.shardings(self._model, self._sharding_plan, rows),
+    )()
+    result = Score(np.zeros(0), np.zeros(0, np.int64), 0)
+    for done, batch in enumerate(batches, start=1):
+      placed = dict(batch)
+      row_bytes, places = placed.pop("row_bytes"), placed.pop("places")
+      losses, state = run(params, self._sharding_plan.place(placed, rows), state)
+      result += _score(np.asarray(losses), batch["loss_weights"] > 0, places, row_bytes)
+      if report:
+        report(done, result)
+    return _with_text(result)
 
   def lower(self, params: Any, batch: Mapping[str, Any]) -> jax.stages.Lowered:
     """Lowers the program of a batch, also for devices that are not attached.
@@ -137,11 +190,24 @@ class Scorer:
     placed = dict(batch)
     row_bytes = placed.pop("row_bytes")
     placed = self._sharding_plan.place(placed, len(batch["inputs"]))
-    losses = np.asarray(self._losses(params, placed), np.float64)
-    counted = batch["loss_weights"] > 0
-    positions, length = batch["positions"][counted], counted.shape[1]
-    return Score(
-      losses=np.bincount(positions, losses[counted], minlength=length),
-      counts=np.bincount(positions, minlength=length),
-      bytes=int(row_bytes.sum()),
-    )
+    losses = np.asarray(self._losses(params, placed))
+    return _score(losses, batch["loss_weights"] > 0, batch["positions"], row_bytes)
+
+
+def _score(
+  losses: np.ndarray, counted: np.ndarray, places: np.ndarray, row_bytes: np.ndarray
+) -> Score:
+  """The score of the counted tokens of a batch, [B, T], at their places in their documents."""
+  places, length = places[counted], counted.shape[1]
+  return Score(
+    losses=np.bincount(places, losses[counted].astype(np.float64), minlength=length),
+    counts=np.bincount(places, minlength=length),
+    bytes=int(row_bytes.sum()),
+  )
+
+
+def _with_text(score: Score) -> Score:
+  """Returns the score, if it is of some text."""
+  if not score.bytes:
+    raise ValueError("there is no text to score: the held-out rows are empty or all padding.")
+  return score

@@ -116,7 +116,7 @@ class Experiment:
       if isinstance(self.train_data, Mixture | RegisteredMixture):
         refuse_mixture()
     if self.options.step.initial_state == "passed":
-      carried_state.check_model(self.model, f"{passed_state.OPTION}=zero")
+      carried_state.check_model(self.model, f"Set {passed_state.OPTION}=zero")
     lengths = (
       first_part(self.train_data).sequence_length,
       first_part(self.eval_data).sequence_length,

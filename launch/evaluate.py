@@ -36,7 +36,7 @@ A recall task, such as gin/data/phonebook.gin, is scored by its share of right a
 
 
 # Options without effect on a recall task.
-_OF_TEXT = ("length", "batches", "by_position")
+_OF_TEXT = ("length", "batches", "by_position", "stream")
 
 
 def parser() -> command.Parser:
@@ -54,6 +54,12 @@ def parser() -> command.Parser:
   result.add_argument("--batches", type=int, help="number of batches to read (default: all)")
   result.add_argument(
     "--by_position", action="store_true", help="also print and plot the loss by position"
+  )
+  result.add_argument(
+    "--stream",
+    action="store_true",
+    help="score each document to its end, with a state that goes from row to row, and print the "
+    "loss by position",
   )
   result.add_argument(
     "--contexts", help="recall tasks: context sizes to test, such as 256,512,1024"
@@ -83,6 +89,8 @@ def main(arguments: Sequence[str]) -> int:
     options.error(f"--contexts={args.contexts} must be numbers, such as 256,512")
 
   from data import loader
+  from data.document_streams import DocumentStreams
+  from data.mixture import MixedRows
   from data.recall import RecallTask
   from evaluation.perplexity import Scorer
   from experiment import experiment as experiment_lib
@@ -91,6 +99,7 @@ def main(arguments: Sequence[str]) -> int:
   from experiment.run_directory import RunDirectory
   from inference import decode_sharding
   from launch import evaluate_recall
+  from training import carried_state
   from training.metrics import ProgressLine
 
   run = RunDirectory(args.run_dir)
@@ -120,6 +129,8 @@ def main(arguments: Sequence[str]) -> int:
       f"--contexts={args.contexts} is only for recall tasks, and "
       f"{getattr(data, 'what', 'this text')} is not one. Name one: --data=gin/data/phonebook.gin"
     )
+  if args.stream:
+    carried_state.check_model(trained.experiment.model, "Leave out --stream")
   with experiment_lib.naming_flags():
     rows = data.rows()
   batch_size = args.batch_size or max(
@@ -132,7 +143,13 @@ def main(arguments: Sequence[str]) -> int:
     trained.sharding_plan.check_batch(batch_size, length)
   except ValueError as error:
     raise UserError(f"{error} Give another --length or --mesh.") from None
-  batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
+  scorer = Scorer(trained.experiment.model, trained.sharding_plan)
+  if not args.stream:
+    batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
+  elif isinstance(rows, MixedRows):
+    options.error("--stream reads one text, and this is a mixture. Name one of its parts by --data")
+  else:
+    batches = DocumentStreams(rows, batch_size)
   count = min(args.batches or len(batches), len(batches))
   progress = ProgressLine(count)
 
@@ -140,9 +157,11 @@ def main(arguments: Sequence[str]) -> int:
     if progress.is_due(done):
       progress.show(done, {"bits/byte": score.bits_per_byte})
 
-  scorer = Scorer(trained.experiment.model, trained.sharding_plan)
-  score = scorer(trained.params, (next(batches) for _ in range(count)), report)
-  batches.close()
+  if isinstance(batches, DocumentStreams):
+    score = scorer.stream(trained.params, batches, report)
+  else:
+    score = scorer(trained.params, (next(batches) for _ in range(count)), report)
+    batches.close()
   result = {
     "run_dir": str(run.path),
     "step": trained.step,
@@ -153,7 +172,9 @@ def main(arguments: Sequence[str]) -> int:
     "loss": score.loss,
     "bits_per_byte": score.bits_per_byte,
   }
-  _tell(result, score, run, args.by_position)
+  if args.stream:
+    result["stream"] = True
+  _tell(result, score, run, args.by_position or args.stream)
   run_dir = f"--run_dir={paths.shown(run.path)}"
   command.tell_next(*commands.words("generate"), run_dir, *trust.words(args.trust))
   return 0
@@ -165,11 +186,13 @@ def _check_together(
   """Refuses options that have no effect with the others."""
   if args.harness is None:
     command.refuse(options, args, evaluate_harness.OPTIONS, "without --harness")
+    if args.stream:
+      command.refuse(options, args, ("batches",), "with --stream, which reads all documents")
     return
   command.refuse(
     options,
     args,
-    ("data", "batches", "by_position", "contexts"),
+    ("data", "batches", "by_position", "stream", "contexts"),
     "with --harness",
   )
   if bindings and not args.mesh:
@@ -199,7 +222,9 @@ def _text(
 
 def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: bool) -> None:
   """Prints the figures and stores them in the run directory."""
-  print(f"step {result['step']} on {result['data']}, rows of {result['length']} tokens")
+  streamed = result.get("stream", False)
+  read = "documents to their ends, in " if streamed else ""
+  print(f"step {result['step']} on {result['data']}, {read}rows of {result['length']} tokens")
   print(f"loss           {result['loss']:.4f} nats per token ({plural(result['tokens'], 'token')})")
   print(f"bits per byte  {result['bits_per_byte']:.4f} ({result['bytes']:,} bytes)")
   buckets = score.by_position()
@@ -212,6 +237,7 @@ def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: 
       )
       print(f"{place:>15}  {bucket.tokens:>10,}  {bucket.loss:>7.4f}")
   name = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{result['step']}-{result['data']}-{result['length']}")
+  name += "-stream" if streamed else ""
   file = evaluation_files.keep(run, name, result)
   if by_position and file:
     _draw(buckets, file.with_suffix(".png"), f"{run.path.name}, {result['data']}")

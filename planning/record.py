@@ -33,7 +33,7 @@ class Memory:
   Attributes:
     parameter_bytes: the parameters; in decoding both copies, if there are two.
     optimizer_bytes, state_bytes, batch_bytes: the program's other arguments: optimizer state,
-      decode state, tokens.
+      decode state or the states that training carries, tokens.
     result_bytes: results that are not aliased to an argument.
     twice_bytes: donated bytes that XLA did not alias, so that old and new are both in memory.
     temporary_bytes: temporary memory of the compiled program at its peak.

@@ -168,7 +168,7 @@ def _memory(found: Plan) -> list[tuple[str, str]]:
   held = [
     ("parameters", memory.parameter_bytes),
     ("optimizer state", memory.optimizer_bytes),
-    ("decode state", memory.state_bytes),
+    ("carried states" if found.step == "train" else "decode state", memory.state_bytes),
     ("batch", memory.batch_bytes),
     ("results", memory.result_bytes),
   ]

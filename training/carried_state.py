@@ -39,14 +39,19 @@ class CarryError(UserError, ValueError):
   """States cannot be carried from row to row as configured; the message says what to change."""
 
 
-def check_model(model: LanguageModel, remedy: str = f"{OPTION}=False") -> None:
-  """Raises CarryError if the state of one of a model's mixers grows with the tokens."""
+def check_model(model: LanguageModel, remedy: str = f"Set {OPTION}=False") -> None:
+  """Raises CarryError if the state of one of a model's mixers grows with the tokens.
+
+  Args:
+    model: a language model of the zoo.
+    remedy: what to do to carry no state.
+  """
   for mixer in model.mixers():
     if not getattr(mixer, "constant_state", False):
       kind = type(mixer)
       raise CarryError(
         f"no state can be carried from row to row in a model with {kind.__module__}."
-        f"{kind.__qualname__}, whose state grows with every token. Set {remedy}"
+        f"{kind.__qualname__}, whose state grows with every token. {remedy}"
         f"{', or train a model with local attention' if hasattr(mixer, 'window') else ''}."
       )
 

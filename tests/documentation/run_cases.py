@@ -265,6 +265,14 @@ CASES = {
         leaves=("runs/carried/loss.png",),
       ),
     ],
+    "Score documents to their ends": [
+      Case(
+        "python -m launch.evaluate --run_dir=runs/carried --stream",
+        "--batch_size=16 --length=2048",
+        r"4096-8191 ",
+        leaves=("runs/carried/evaluations/*-stream.json",),
+      ),
+    ],
     "Begin rows with the states of others": [
       Case(
         "python -m launch.train gin/runs/griffin_quickstart.gin gin/train/passed_state.gin",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from base.errors import UserError
 from config.config import ConfigError
 from data import packing, rows, tokenizers
 from experiment import describe, experiment, running
-from launch import train
+from launch import evaluate, train
 from tests import small_run
 from training.checkpoint import FOLDER, orbax
 
@@ -96,6 +97,26 @@ def load(folder, *more):
   files = [name for name in more if name.endswith(".gin")]
   arguments = [name for name in more if name not in files]
   return experiment.build(experiment.load([folder / "run.gin", CARRY, *files], arguments))
+
+
+def test_evaluate_streams_documents_to_their_ends(folder, monkeypatch, capsys):
+  """Documents of 100 tokens, in rows of 32 and all in one row."""
+  monkeypatch.chdir(folder)
+  assert evaluate.main(["--run_dir=whole", "--stream"]) == 0
+  told = capsys.readouterr().out
+  assert "documents to their ends, in rows of 32 tokens" in told
+  assert "64-99" in told
+  (file,) = Path("whole/evaluations").glob("6-*-32-stream.json")
+  streamed = json.loads(file.read_text())
+  assert evaluate.main(["--run_dir=whole", "--length=20000"]) == 0
+  (file,) = Path("whole/evaluations").glob("6-*-20000.json")
+  whole = json.loads(file.read_text())
+  assert (streamed["tokens"], streamed["bytes"]) == (whole["tokens"], whole["bytes"])
+  assert streamed["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+  mine = [(bucket["start"], bucket["tokens"]) for bucket in streamed["by_position"]]
+  assert mine == [(bucket["start"], bucket["tokens"]) for bucket in whole["by_position"]]
+  for found, expected in zip(streamed["by_position"], whole["by_position"], strict=True):
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
 def test_models_and_texts_without_a_lane_are_refused(folder):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from base.errors import UserError
-from experiment import experiment
+from experiment import describe, experiment
 from launch import plan
 from models.accounting import account
 from planning import plan as planning
@@ -122,6 +122,17 @@ def test_a_plan_agrees_with_arithmetic_and_with_xla(run_file, tmp_path, capsys):
   assert " 0.0000 s" not in shown
   assert shown.count(" us") >= 4
   assert "1 microbatch\n" in shown
+
+
+@needs_libtpu
+def test_a_plan_counts_the_states_that_rows_carry(run_file, capsys):
+  """Compiled for devices that share rows and channels."""
+  run_file.write_text(f"{RUN}\ninclude 'train/carried_state.gin'\n")
+  assert plan.main([str(run_file), "--hardware=v5e-8"]) == 0
+  # Of 4 rows a device: a window of the one head, a convolution's inputs, a quarter of the channels.
+  row = 4 * (2 * 128 * 128 + 128 + (3 + 1) * 512 // 4 + 2)
+  line = f"carried states {describe.show_bytes(4 * row + 4)}"
+  assert line in " ".join(capsys.readouterr().out.split())
 
 
 @needs_libtpu
