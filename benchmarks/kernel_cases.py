@@ -10,16 +10,16 @@ SHARDS = (1, 2, 4, 8, 16)
 LENGTHS = (1, 100, 2048, 32768)
 # Bytes per element in bfloat16 at the floor: every array once, nothing of size [B, T, R] beside
 # them. Of the delta rule with heads of 128 channels also the inverses of chunks of 64 tokens (1),
-# the states of every 512 tokens (1) and float32 decays per channel (4 each way).
+# the states of every 256 tokens (2) and float32 decays per channel (4 each way).
 BYTES_PER_ELEMENT = {
   "rg_lru_forward": 8,
   "rg_lru_backward": 16,
   "linear_scan_forward": 6,
   "linear_scan_backward": 10,
-  "delta_rule_head_forward": 10,
-  "delta_rule_head_backward": 16,
-  "delta_rule_channel_forward": 14,
-  "delta_rule_channel_backward": 24,
+  "delta_rule_head_forward": 11,
+  "delta_rule_head_backward": 17,
+  "delta_rule_channel_forward": 15,
+  "delta_rule_channel_backward": 25,
 }
 
 
