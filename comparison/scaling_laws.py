@@ -158,16 +158,16 @@ def _law(x: np.ndarray) -> ScalingLaw:
 
 def _objective(x: np.ndarray, runs: Trained) -> tuple[np.ndarray, np.ndarray]:
   """The mean Huber loss of log losses at x [..., 5], and its gradient."""
-  x = x[..., None, :]
+  x = np.expand_dims(x, -2)
   n, d = np.log(runs.parameters), np.log(runs.tokens)
   terms = np.stack(
     [x[..., 0] - x[..., 1] * n, x[..., 2] - x[..., 3] * d, x[..., 4] + 0.0 * n], axis=-1
   )
-  predicted = special.logsumexp(terms, axis=-1)
+  predicted = np.asarray(special.logsumexp(terms, axis=-1))
   off = predicted - np.log(runs.losses)
   slope = np.clip(off / _DELTA, -1, 1)
   value = np.where(np.abs(off) <= _DELTA, 0.5 * off**2 / _DELTA, np.abs(off) - 0.5 * _DELTA)
-  share = np.exp(terms - predicted[..., None]) * slope[..., None]
+  share = np.exp(terms - np.expand_dims(predicted, -1)) * slope[..., None]
   gradient = np.stack(
     [share[..., 0], -n * share[..., 0], share[..., 1], -d * share[..., 1], share[..., 2]], axis=-1
   )
