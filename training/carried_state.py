@@ -127,19 +127,21 @@ def continued(state: DecodeState, batch: Batch) -> Batch:
   }
 
 
-def restarted(model: LanguageModel, state: DecodeState) -> DecodeState:
-  """Returns a state in which rows that are not finite start afresh, within their documents.
+def restarted(model: LanguageModel, state: DecodeState, batch: Batch) -> DecodeState:
+  """Returns the state behind a batch, with rows that nothing can follow started afresh.
 
-  So text that makes a step fail spoils no later step.
+  Those are rows that are not finite, so that text that makes a step fail spoils no later step, and
+  rows that end in padding: recurrences have read it, and keys of the window are at positions of the
+  document before it.
   """
-  axes, rows = batch_axes(model), len(state.position)
-  finite = jnp.ones(rows, bool)
+  axes = batch_axes(model)
+  kept = batch["segment_ids"][:, -1] > 0
   for leaf, axis in zip(jax.tree.leaves(state), jax.tree.leaves(axes), strict=True):
     if axis >= 0 and jnp.issubdtype(leaf.dtype, jnp.inexact):
       others = tuple(i for i in range(leaf.ndim) if i != axis)
-      finite &= jnp.all(jnp.isfinite(leaf), axis=others)
+      kept &= jnp.all(jnp.isfinite(leaf), axis=others)
 
-  return chosen(model, finite, state)
+  return chosen(model, kept, state)
 
 
 def chosen(model: LanguageModel, kept: jax.Array, state: DecodeState) -> DecodeState:

@@ -219,7 +219,8 @@ def make_train_step(
 
   A step with a loss or gradient that is not finite, or with a spike of the gradient norm, changes
   only the spike detector and the number of the step, not the optimizer's count and the schedule.
-  Carried states follow the data in every step; those that are not finite start afresh.
+  Carried states follow the data in every step; those that are not finite, or behind padding, start
+  afresh.
   Metrics are scalars: loss (nats per target), grad_norm, targets, skipped (total),
   skipped_in_a_row.
   """
@@ -242,7 +243,7 @@ def make_train_step(
       carried=specs,
     )
     scalars, gradient, *after = run(state.params, batch, *others)
-    return scalars, gradient, carried_state.restarted(model, after[0]) if after else None
+    return scalars, gradient, carried_state.restarted(model, after[0], batch) if after else None
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)

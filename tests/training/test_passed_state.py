@@ -18,9 +18,11 @@ ROWS, LENGTH, SHARE = 4, 24, 0.75
 
 
 def batches(count: int) -> list[dict[str, np.ndarray]]:
+  """Rows of one document or two; the last ends in padding."""
   random = np.random.default_rng(0)
   tokens = random.integers(0, VOCAB_SIZE, (count, ROWS, LENGTH))
   ids = np.where(np.arange(LENGTH) < random.integers(8, 40, (count, ROWS, 1)), 1, 2)
+  ids[:, -1, -4:] = 0
   return [batch_of_rows(*pair, bos_id=0) for pair in zip(tokens, ids, strict=True)]
 
 
@@ -96,6 +98,17 @@ def test_the_loss_is_that_of_rows_that_go_on_from_the_drawn_states():
 
   assert losses[1] == pytest.approx(float(expected(states[1])), rel=1e-6)
   assert abs(losses[1] - plain()[1]) > 1e-4
+
+
+def test_no_state_behind_padding_is_passed():
+  _, (_, *states) = passed()
+  model = build("hawk", depth=1)
+  trees = carried_state.initial_state(model, ROWS), carried_state.batch_axes(model)
+  for state in states:
+    assert (np.asarray(state.carried.position) > 0).tolist() == [True] * (ROWS - 1) + [False]
+    for leaf, first, axis in zip(*map(jax.tree.leaves, (state.carried, *trees)), strict=True):
+      leaf, first = (np.asarray(each).take(-1, axis) for each in (leaf, first))
+      np.testing.assert_array_equal(leaf, first)
 
 
 def test_until_states_are_passed_a_run_is_one_without():
