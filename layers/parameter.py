@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import errors
+from jax import lax
 
+from base.custom_gradient import custom_vjp
 from layers.dtypes import HasDtypes, dtypes_of
 from parallel import shards
 
@@ -47,8 +49,31 @@ def parameter(
       param_dtype or types["param_dtype"],
     )
   stored = cast(jax.Array, stored)  # out of the initializer's box
+  return shards.gather_parameter(_cast(stored, jnp.dtype(dtype or types["dtype"])), axes, shape)
+
+
+def _cast(stored: jax.Array, dtype: jnp.dtype) -> jax.Array:
   # Not `astype`: libraries that quantize (Qwix) replace `jnp.asarray`, and take their arrays there.
-  return shards.gather_parameter(jnp.asarray(stored, dtype or types["dtype"]), axes, shape)
+  if not isinstance(stored, jax.Array) or stored.dtype == dtype:
+    return jnp.asarray(stored, dtype)
+  return _cast_with_barrier(stored, dtype, stored.dtype)
+
+
+@custom_vjp(nondiff_argnums=(1, 2))
+def _cast_with_barrier(stored, dtype, stored_dtype):
+  """Casts; the gradient is cast back behind a barrier.
+
+  The TPU compiler fails (libtpu 0.0.52) when it tries to move the sum over devices of a bfloat16
+  gradient out of a loop that adds gradients up, behind the conversion.
+  """
+  del stored_dtype
+  return jnp.asarray(stored, dtype)
+
+
+_cast_with_barrier.defvjp(
+  lambda stored, dtype, stored_dtype: (jnp.asarray(stored, dtype), None),
+  lambda dtype, stored_dtype, _, g: (lax.optimization_barrier(g).astype(stored_dtype),),
+)
 
 
 def _given(module: nn.Module, name: str, shape: tuple[int, ...]) -> jax.Array:
