@@ -160,7 +160,7 @@ class Comparison:
       if not _is_read(choice, folder)
     )
     source += _sum(_macro(f"{name} = {value}", "this run") for name, value in changes.items())
-    return config.resolve(source, Experiment, f"{model} of the comparison", folder)
+    return experiment.resolve(source, f"{model} of the comparison", folder)
 
 
 def load(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import flax.linen as nn
@@ -277,11 +278,16 @@ def load(
   for path in paths:
     source += path if isinstance(path, gin_source.Source) else gin_source.read_file(path)
   file_kinds.require(source, file_kinds.RUN, name or str(paths[0]))
-  given = gin_source.read_arguments(arguments, shared=shared)
-  if any(item.selector == "PARAMETERS" for item in (source + given).statements):
+  source += gin_source.read_arguments(arguments, shared=shared)
+  return resolve(source, name or str(paths[0]))
+
+
+def resolve(source: gin_source.Source, name: str, folder: Path | None = None) -> Config:
+  """Checks the configuration of an experiment; see `config.config.resolve`."""
+  if any(item.selector == "PARAMETERS" for item in source.statements):
     # Not in experiment.gin: a run without it has no such value, as those of earlier versions.
-    source += gin_source.read_file("parameters.gin")
-  return config.resolve(source + given, Experiment, name or str(paths[0]))
+    source = gin_source.read_file("parameters.gin") + source
+  return config.resolve(source, Experiment, name, folder)
 
 
 def build(configuration: Config) -> Experiment:

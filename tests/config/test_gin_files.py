@@ -50,6 +50,8 @@ LARGEST_RATIO = {
   "compare/state_carry.gin": 1.02,
   "compare/state_carry_texts.gin": 1.02,
   "compare/paper.gin": 1.21,
+  "compare/rivals.gin": 1.02,
+  "compare/rivals_quick.gin": 1.02,
 }
 # Included by others, and nothing alone.
 FRAGMENTS = {
