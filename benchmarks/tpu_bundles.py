@@ -112,6 +112,7 @@ def _compile(absent_tpu, generation: str, op: str) -> dict[str, int]:
     plan = delta_blocks.choose_plan(
       heads, channels, channels, length, 2, chunk=64, by_channel=decay == "channel"
     )
+    assert plan is not None  # Heads of 128 channels have room.
     elements = plan.group * plan.chunk * channels
     return {f"{op}_{direction}": elements for direction in ("forward", "backward")}
   arguments, forward_arrays, backward_arrays = {

@@ -39,7 +39,8 @@ def parameter(
   """
   types = dtypes_of(cast(HasDtypes, module))
   expected = shards.stored_shape(axes, shape)
-  if module.has_variable("params", name):
+  # While parameters are made, `param` refuses a name that the module has already.
+  if module.has_variable("params", name) and not module.is_initializing():
     stored = _given(module, name, expected)
   else:
     stored = module.param(

@@ -14,13 +14,16 @@ Memory traffic in bfloat16, per token and head with K = V: 8 K bytes forward (q,
 
 from __future__ import annotations
 
+import functools
+import logging
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
 from base.custom_gradient import custom_vjp
 from kernels import checkpoint_names, manual_axes, platform
-from kernels.delta_rule import matmul_flops, reference
+from kernels.delta_rule import chunked, matmul_flops, reference
 from kernels.delta_tpu.blocks import Plan, Specs, block_specs, choose_plan
 from kernels.delta_tpu.kernels import (
   RESET_LOG,
@@ -58,7 +61,29 @@ def delta_rule(
   if q.shape[1] == 1:
     # One decoding step has no recurrence in time: XLA fuses it with its neighbours.
     return reference.delta_rule(q, k, v, beta, log_a, h0, reset, last, chunk)
-  return fused(q, k, v, beta, log_a, h0, reset, last, chunk)
+  plan = _plan(q, k, v, log_a, chunk)
+  if plan is None:
+    _say_too_wide(q.shape[3], v.shape[3])
+    return chunked.delta_rule(q, k, v, beta, log_a, h0, reset, last, chunk)
+  return fused(q, k, v, beta, log_a, h0, reset, last, chunk, plan=plan)
+
+
+def _plan(q, k, v, log_a, chunk) -> Plan | None:
+  """The blocks for the arguments of `delta_rule`; None if VMEM has no room for a head."""
+  return choose_plan(
+    *(q.shape[2], q.shape[3], v.shape[3], k.shape[1], q.dtype.itemsize),
+    chunk=chunk,
+    by_channel=log_a is not None and log_a.ndim == 4,
+  )
+
+
+@functools.cache
+def _say_too_wide(key_dim: int, value_dim: int) -> None:
+  logging.getLogger(__name__).warning(
+    "delta_rule on tpu: chunked; VMEM has no room in 'pallas_tpu' for heads of %d x %d channels",
+    key_dim,
+    value_dim,
+  )
 
 
 def fused(q, k, v, beta, log_a, h0, reset, last, chunk, *, plan=None, interpret=False):
@@ -68,18 +93,24 @@ def fused(q, k, v, beta, log_a, h0, reset, last, chunk, *, plan=None, interpret=
     q, k, v, beta, log_a, h0, reset, last, chunk: see `kernels.delta_rule.delta_rule`.
     plan: the blocks (`kernels.delta_tpu.blocks.Plan`); None picks them.
     interpret: run as plain XLA operations.
+
+  Raises:
+    ValueError: VMEM has no room for a head.
   """
+  plan = _plan(q, k, v, log_a, chunk) if plan is None else plan
+  if plan is None:
+    raise ValueError(
+      f"delta_rule: the kernels have no room for heads of {q.shape[3]} x {v.shape[3]} channels; "
+      "choose the implementation 'chunked', or narrower heads."
+    )
   corrections = k.shape[1] // q.shape[1]
   if corrections > 1:
     # A token of its own for each correction: the first decays the state, the last is read.
     q = _spread(q, corrections, -1)
     log_a = None if log_a is None else _spread(log_a, corrections, 0)
     reset = None if reset is None else _spread(reset, corrections, 0)
-  batch, length, heads, channels = q.shape
+  batch, _, heads, channels = q.shape
   channel_log_a = log_a if log_a is not None and log_a.ndim == 4 else None
-  if plan is None:
-    sizes = heads, channels, v.shape[3], length
-    plan = choose_plan(*sizes, q.dtype.itemsize, chunk=chunk, by_channel=channel_log_a is not None)
   if h0 is None:
     h0 = jnp.zeros((batch, heads, channels, v.shape[3]), F32)
   # Heads before time: an array with heads before channels would have to be copied.

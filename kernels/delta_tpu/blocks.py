@@ -82,10 +82,10 @@ def choose_plan(
   *,
   chunk: int,
   by_channel: bool,
-) -> Plan:
-  """Picks the blocks.
+) -> Plan | None:
+  """Picks the blocks; None where VMEM has no room for a chunk and a state of a single head.
 
-  Up to four heads run side by side where VMEM has room.
+  Up to four heads run side by side where it has.
 
   Args:
     heads, key_dim, value_dim, length: H, K, V and T.
@@ -105,7 +105,7 @@ def choose_plan(
     plan = Plan(heads, key_dim, value_dim, length, chunk, min(chunks, needed), group, by_channel)
     if vmem_bytes(plan, itemsize) <= VMEM_BYTES:
       return plan
-  return Plan(heads, key_dim, value_dim, length, chunk, 1, 1, by_channel)
+  return None
 
 
 def vmem_bytes(plan: Plan, itemsize: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import kernel_cases
 from kernels.delta_rule import IMPLEMENTATIONS, delta_rule, pallas_tpu, reference
 from kernels.delta_tpu import blocks as delta_blocks
 from kernels.delta_tpu.blocks import Plan, choose_plan
@@ -125,7 +126,21 @@ def test_blocks_tile_the_problem_and_fit_in_vmem(itemsize):
           found = choose_plan(
             heads, channels, channels, steps, itemsize, chunk=64, by_channel=by_channel
           )
+          assert found is not None
           assert heads % found.group == 0
           assert found.time * (found.blocks - 1) < steps <= found.time * found.blocks
           assert found.chunk * found.chunks <= 2 * max(steps, 16)
           assert delta_blocks.vmem_bytes(found, itemsize) <= delta_blocks.VMEM_BYTES
+
+
+@pytest.mark.parametrize(
+  ("channels", "dtype", "decay"), [(512, jnp.float32, "channel"), (1024, jnp.bfloat16, "head")]
+)
+def test_heads_that_vmem_has_no_room_for_take_chunks_in_xla(channels, dtype, decay, caplog):
+  """By tracing: the TPU compiler refuses the kernels for them."""
+  pallas_tpu._say_too_wide.cache_clear()
+  given = kernel_cases.delta_arguments((1, 128, 2, channels), decay, dtype)[:5]
+  with targeting("tpu", "TPU v5 lite"):
+    jaxpr = jax.make_jaxpr(lambda *arguments: delta_rule(*arguments))(*given)
+  assert "pallas_call" not in str(jaxpr)
+  assert f"for heads of {channels} x {channels} channels" in caplog.text

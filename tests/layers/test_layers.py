@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 
 from layers.conv1d import CausalConv1D
 from layers.norm import RMSNorm
+from layers.parameter import parameter
 from layers.rg_lru import RGLRU, BlockDiagonal, uniform_decay
 from layers.rotary import rotate
 from layers.segments import Segments, positions_in_segments
@@ -153,3 +155,20 @@ def test_rg_lru_equals_equations_1_to_4_in_float64():
     expected.append(state)
   np.testing.assert_allclose(h, np.stack(expected, 1), atol=2e-6)
   np.testing.assert_allclose(h_last, expected[-1], atol=2e-6)
+
+
+def test_two_parameters_of_one_name_are_refused():
+  """Else they would be one array."""
+
+  class Twice(nn.Module):
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+      for _ in range(2):
+        x *= parameter(self, "scale", nn.initializers.ones, ("embed",), x.shape[-1:])
+      return x
+
+  with pytest.raises(errors.NameInUseError, match="scale"):
+    jax.eval_shape(Twice().init, jax.random.key(0), jnp.ones((1, 3)))
