@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from base.equal_partial import EqualPartial
 from models.accounting import ModelError, list_parameters
 from models.language_model import LanguageModel
+from models.lora import AdaptedModel
 
 TOLERANCE = 0.01
 # Of an MLP's width: the largest with which the number is met. Meshes and tiles like large ones.
@@ -29,13 +30,20 @@ def sized(model: LanguageModel, parameters: float) -> Sized:
 
   Args:
     model: any model of the zoo.
-    parameters: the asked number.
+    parameters: the asked number, without that of adapters.
 
   Raises:
-    ModelError: the rest of the model has more parameters, or nearly as few that no width is meant.
+    ModelError: the rest of the model has more parameters, or nearly as few that no width is meant;
+      or its MLPs have no argument `hidden`.
   """
-  hidden = getattr(model.mlp, "keywords", {}).get("hidden")
-  return _by_depth(model, parameters) if hidden is None else _by_mlp(model, parameters)
+  if model.mlp is None:
+    return _by_depth(model, parameters)
+  if "hidden" not in getattr(model.mlp, "keywords", {}):
+    raise ModelError(
+      f"PARAMETERS={parameters:g}: the model's MLPs are built without an argument `hidden`, so no "
+      "width can be chosen. Build them with one, or leave PARAMETERS out."
+    )
+  return _by_mlp(model, parameters)
 
 
 def _by_mlp(model: LanguageModel, parameters: float) -> Sized:
@@ -105,4 +113,8 @@ def _result(count: int, parameters: float) -> str:
 
 
 def _count(model: LanguageModel) -> int:
-  return sum(parameter.count for parameter in list_parameters(model))
+  """The parameters without adapters, so that these fit the model that they are for."""
+  found = list_parameters(model)
+  if isinstance(model, AdaptedModel):
+    found = [parameter for parameter in found if not model.trains(parameter.path)]
+  return sum(parameter.count for parameter in found)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import flax.linen as nn
 import pytest
 
+from base.equal_partial import EqualPartial
 from config.place import ConfigError
 from experiment import describe, experiment, model_zoo
 from models.accounting import ModelError, list_parameters
 from models.backbone import Backbone
 from models.hawk import hawk
+from models.lora import adapted
 from models.mamba2 import mamba2
 from models.sizing import sized
 
@@ -63,6 +66,20 @@ def test_sizes_that_no_width_gives_are_refused(build, parameters, message):
   with pytest.raises(ModelError, match=message) as refused:
     sized(model, parameters)
   assert "\n" not in str(refused.value)
+
+
+def test_adapters_do_not_count():
+  """A run of adapters asks for the size of the run whose parameters they adapt."""
+  model = hawk(Backbone(vocab_size=256, width=64, depth=4), rnn_width=64)
+  found, chosen = sized(adapted(model, rank=8), 1e6)
+  assert (found.mlp, chosen) == (sized(model, 1e6).model.mlp, sized(model, 1e6).chosen)
+
+
+def test_mlps_whose_width_has_another_name_are_refused():
+  model = hawk(Backbone(vocab_size=256, width=64, depth=4), rnn_width=64)
+  other = model.clone(mlp=EqualPartial(nn.Dense, features=64))
+  with pytest.raises(ModelError, match="MLPs are built without an argument `hidden`"):
+    sized(other, 2e6)
 
 
 RUN = "gin/runs/griffin_quickstart.gin"
