@@ -11,6 +11,8 @@ from pathlib import Path
 from base import paths
 from base.errors import UserError
 from comparison.runs import bound
+from config import file_choices
+from config import source as gin_source
 from config.config import Config
 from experiment import experiment as experiment_lib
 from experiment import run_config
@@ -24,6 +26,8 @@ SIZE = "as trained"
 _SEED = "experiment.Experiment.seed"
 # Beyond this a name of a folder is cut.
 _LONGEST = 80
+# What separates the words of a name.
+_BETWEEN = "-_., =/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +43,44 @@ class _Run:
     """What the configuration sets, without the seed and the places of files."""
     return frozenset((name, text) for name, text in bound(self.config, "").items() if name != _SEED)
 
+  @property
+  def recorded_on(self) -> str:
+    """Names the rows that the run's held-out losses are of."""
+    own = self.experiment
+    rows = own.eval_batches and own.eval_batches * own.batch_size
+    return repr((experiment_lib.text_alone(own.eval_data), own.sequence_length, rows))
 
-def gin_text(directories: Sequence[Path], files: Sequence[str], trust: Trust) -> str:
+
+def split_bindings(files: Sequence[str], bindings: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Splits arguments into macros of gin files, such as those that name their text, and the others.
+
+  Args:
+    files: the gin files that are named with run directories.
+    bindings: bindings of the command line.
+
+  Returns:
+    the macros as choices of a comparison, and the other bindings.
+
+  Raises:
+    ConfigError: a file or a binding cannot be read.
+  """
+  named = {
+    item.selector
+    for file in files
+    for item in gin_source.read_file(file_choices.file_of(file, Path.cwd())).statements
+    if not item.parameter
+  }
+  macros, others = [], []
+  for binding in bindings:
+    (item,) = gin_source.read_arguments([binding]).statements
+    if item.parameter or item.selector not in named:
+      others.append(binding)
+    else:
+      macros.append(f"{item.selector} = {item.value!r}")
+  return macros, others
+
+
+def gin_text(directories: Sequence[Path], choices: Sequence[str], trust: Trust) -> str:
   """Returns the gin file of a comparison of finished runs.
 
   Runs whose configurations differ in the seed alone are the seeds of one model, if every model has
@@ -48,7 +88,8 @@ def gin_text(directories: Sequence[Path], files: Sequence[str], trust: Trust) ->
 
   Args:
     directories: run directories.
-    files: gin files with text to score the models on; empty takes the runs' held-out text.
+    choices: gin files with text to score the models on, and their macros; empty takes the runs'
+      held-out text.
     trust: other modules than this project's that the runs' configurations may name.
 
   Raises:
@@ -60,7 +101,7 @@ def gin_text(directories: Sequence[Path], files: Sequence[str], trust: Trust) ->
   if len(directories) < 2:
     raise UserError(f"{paths.shown(directories[0])} is one run. Name two or more to compare.")
   runs = [_read(path, trust) for path in directories]
-  _require_one_text(runs, has_other=bool(files))
+  _require_one_text(runs, has_other=bool(choices))
   for run in runs:
     _require_checkpoint(run)
   models = _models(runs)
@@ -76,7 +117,8 @@ def gin_text(directories: Sequence[Path], files: Sequence[str], trust: Trust) ->
       for name, group in models.items()
       for seed, run in zip(seeds, group, strict=True)
     },
-    "SHARED": list(files),
+    "SHARED": list(choices),
+    "RECORDED": len({run.recorded_on for run in runs}) == 1,
     "BASELINE": next(iter(models)),
     "SCORED_LENGTH": length,
     "STEP_LENGTHS": (length, 4 * length),
@@ -106,7 +148,7 @@ def _require_checkpoint(run: _Run) -> None:
   if not steps:
     raise UserError(f"{shown} has no checkpoint yet. Train it, or leave it out.")
   last, whole = max(steps), run.experiment.options.steps
-  if last < whole:
+  if last < whole and not checkpoint.is_parameters_alone(run.path):
     print(f"{shown} is compared as it is at step {last:,} of {whole:,}", file=sys.stderr)
 
 
@@ -124,7 +166,7 @@ def _require_one_text(runs: Sequence[_Run], *, has_other: bool) -> None:
     if not has_other and texts[0] != texts[1]:
       raise UserError(
         f"{names} have different held-out texts. Name a gin file of the text to score both on, "
-        "such as gin/data/text_files_bytes.gin with --gin.TEXT_FILES=FILES."
+        "such as gin/data/heldout_files_bytes.gin with --gin.EVAL_FILES=FILES."
       )
 
 
@@ -139,7 +181,11 @@ def _models(runs: Sequence[_Run]) -> dict[str, list[_Run]]:
     found = [sorted(group, key=lambda run: run.experiment.seed) for group in groups.values()]
   else:
     found = [[run] for run in runs]
-  return {_name([names[run.path] for run in group]): group for group in found}
+  named = [_name([names[run.path] for run in group]) for group in found]
+  return {
+    name if named.count(name) == 1 else names[group[0].path]: group
+    for name, group in zip(named, found, strict=True)
+  }
 
 
 def _names(directories: Sequence[Path]) -> dict[Path, str]:
@@ -159,8 +205,10 @@ def _name(names: Sequence[str]) -> str:
   if len(names) == 1:
     return names[0]
   same = itertools.takewhile(lambda letters: len({*letters}) == 1, zip(*names, strict=False))
-  common = "".join(letters[0] for letters in same).rstrip("-_., =/")
-  return common.removesuffix("seed").rstrip("-_., =/") or names[0]
+  common = "".join(letters[0] for letters in same).rstrip(_BETWEEN)
+  if common.lower().endswith("seed"):
+    common = common[: -len("seed")].rstrip(_BETWEEN)
+  return common or names[0]
 
 
 def source_name(directories: Sequence[Path]) -> str:

@@ -22,6 +22,7 @@ from config.config import Config
 from config.moved_names import first_form
 from data import loader
 from data.recall import RecallTask
+from evaluation import perplexity
 from evaluation.perplexity import Score, Scorer
 from evaluation.recall import Recalled, RecallScorer
 from experiment import experiment as experiment_lib
@@ -33,7 +34,7 @@ from inference import decode_sharding
 from inference.decode_sharding import OverMesh
 from models.accounting import Account, account
 from parallel.sharding_plan import ShardingPlan
-from training import checkpoint, json_files, loop
+from training import checkpoint, checkpoint_reader, json_files, loop
 from training.metrics import read_metrics
 
 
@@ -101,8 +102,8 @@ class OpenedRun:
 
   def score(self, *, length: int, tokens: int) -> Score:
     """Scores held-out text in rows of another length."""
-    scores = self.scores(length=length, tokens=tokens, batch_tokens=self.cost.tokens_per_step)
-    return functools.reduce(Score.__add__, scores)
+    step = self.cost.tokens_per_step
+    return perplexity.total(self.scores(length=length, tokens=tokens, batch_tokens=step))
 
   def scores(self, *, length: int, tokens: int, batch_tokens: int) -> list[Score]:
     """Scores held-out text batch by batch; see `comparison.measurement.TrainedRun`."""
@@ -113,7 +114,7 @@ class OpenedRun:
     batches = loader.batches(data.rows(), batch_size, shuffle=False, repeat=False)
     count = min(len(batches), math.ceil(tokens / (batch_size * length)))
     scorer = Scorer(self.experiment.model, self.sharding_plan)
-    scores = [scorer(self.params, [next(batches)]) for _ in range(count)]
+    scores = list(scorer.each(self.params, (next(batches) for _ in range(count))))
     batches.close()
     return scores
 
@@ -176,13 +177,15 @@ class TrainedRuns:
     )
 
   def identity(self, spec: RunSpec) -> str:
-    """Returns an id of the run: equal if and only if all bindings are, and a loaded run's step."""
+    """Returns an id of the run: equal if all bindings are, and the weights of a loaded run."""
     own = identity(self._config(spec), self._comparison.folder)
     loaded = self._loaded(spec)
     if loaded is None:
       return own
     step = max(checkpoint.available_steps(loaded.path), default=0)
-    return results.digest([own, loaded.config_text(loaded.judge()), step])
+    contents = checkpoint_reader.sealed_contents(loaded.path / checkpoint.FOLDER / str(step)) or {}
+    weights = contents.get(checkpoint_reader.CHECKSUMS)
+    return results.digest([own, loaded.config_text(loaded.judge()), step, weights])
 
   def directory(self, spec: RunSpec) -> Path:
     """The run's folder."""
@@ -257,7 +260,9 @@ class TrainedRuns:
     experiment = dataclasses.replace(own, model=found.experiment.model)
     recorded = _curve(directory, batch_size * length)
     result = OpenedRun(experiment, found.sharding_plan, found.params, cost, {}, recorded)
-    batches = own.eval_batches or loader.steps_per_pass(experiment.rows()[1], own.batch_size)
+    # The training text need not be here.
+    rows = own.eval_data.rows()
+    batches = own.eval_batches or loader.steps_per_pass(rows, own.batch_size)
     score = result.score(length=own.sequence_length, tokens=batches * cost.tokens_per_step)
     return dataclasses.replace(result, curve={tokens: score.loss})
 
@@ -280,10 +285,11 @@ class TrainedRuns:
 
 
 def _curve(directory: RunDirectory, tokens_per_step: int) -> dict[int, float]:
-  """Returns the held-out loss of a run's metrics by tokens trained on."""
+  """Returns the held-out loss of a run's metrics by tokens trained on; imported runs have none."""
+  file = directory.path / loop.METRICS_FILE
   return {
     record["step"] * tokens_per_step: json_files.number(record["heldout_loss"])
-    for record in read_metrics(directory.path / loop.METRICS_FILE)
+    for record in (read_metrics(file) if file.exists() else ())
     if "heldout_loss" in record
   }
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -134,12 +134,17 @@ class Scorer:
     Raises:
       ValueError: the batches have no text.
     """
-    result = Score(np.zeros(0), np.zeros(0, np.int64), 0)
-    for done, batch in enumerate(batches, start=1):
-      result += self._one(params, batch)
+    result = _nothing()
+    for done, score in enumerate(self.each(params, batches), start=1):
+      result += score
       if report:
         report(done, result)
     return _with_text(result)
+
+  def each(self, params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Score]:
+    """Yields the score of each batch, also of one without text; arguments are those of a call."""
+    for batch in batches:
+      yield self._one(params, batch)
 
   def stream(
     self,
@@ -166,7 +171,7 @@ class Scorer:
       functools.partial(carried_state.initial_state, self._model, rows),
       out_shardings=carried_state.shardings(self._model, self._sharding_plan, rows),
     )()
-    result = Score(np.zeros(0), np.zeros(0, np.int64), 0)
+    result = _nothing()
     for done, batch in enumerate(batches, start=1):
       placed = dict(batch)
       row_bytes, places = placed.pop("row_bytes"), placed.pop("places")
@@ -204,6 +209,19 @@ def _score(
     counts=np.bincount(places, minlength=length),
     bytes=int(row_bytes.sum()),
   )
+
+
+def total(scores: Iterable[Score]) -> Score:
+  """Returns the score of all texts together.
+
+  Raises:
+    ValueError: they have no text.
+  """
+  return _with_text(functools.reduce(Score.__add__, scores, _nothing()))
+
+
+def _nothing() -> Score:
+  return Score(np.zeros(0), np.zeros(0, np.int64), 0)
 
 
 def _with_text(score: Score) -> Score:

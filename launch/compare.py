@@ -111,7 +111,9 @@ def main(arguments: Sequence[str]) -> int:
     trust_check.check(directory.config_file, trusted, text=kept, makes_rows=True, comparison=True)
     directory.require_made_from(file_kinds.COMPARISON, kept)
   if runs:
-    text = of_runs.gin_text(runs, [file for file in args.config if file.endswith(".gin")], trusted)
+    files = [file for file in args.config if file.endswith(".gin")]
+    macros, bindings = of_runs.split_bindings(files, bindings)
+    text = of_runs.gin_text(runs, [*files, *macros], trusted)
     source = of_runs.source_name(runs)
   else:
     text, source = kept, args.config[0] if args.config else cast(Any, directory).config_file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from comparison.statistics import (
   series,
   spread_text,
 )
+from evaluation import perplexity
 from evaluation.perplexity import Score
 
 Results = Mapping[RunSpec, Mapping[str, Any]]
@@ -42,6 +42,7 @@ class HeldOutLoss:
     tokens: tokens to score.
     batch_tokens: tokens per scored batch.
     parts: parts of the text to compare pair by pair.
+    recorded: draws the held-out losses that the runs recorded. Only those of the same rows compare.
   """
 
   baseline: str
@@ -50,6 +51,7 @@ class HeldOutLoss:
   tokens: Count = 2**19
   batch_tokens: Count = 8192
   parts: Count = 16
+  recorded: bool = True
 
   def results(self, runs: Runs) -> dict[str, RunSpec]:
     """Returns a result for each run."""
@@ -68,17 +70,18 @@ class HeldOutLoss:
     )
     drawn = _Drawn(self, runs, found)
     figures = drawn.differences(), drawn.by_flops(), drawn.by_position()
-    recorded = drawn.recorded()
-    return figures if recorded is None else (*figures, recorded)
+    if self.recorded:
+      figures = *figures, drawn.recorded()
+    return tuple(figure for figure in figures if figure is not None)
 
   def _measure(self, runs: Runs, spec: RunSpec) -> dict[str, Any]:
     run = runs.train(spec)
     scored = {"tokens": self.tokens, "batch_tokens": self.batch_tokens}
-    scores = run.scores(length=self.length, **scored)
+    scores = _with_bytes(run.scores(length=self.length, **scored))
     groups = np.array_split(np.arange(len(scores)), min(self.parts, len(scores)))
-    parts = [_total([scores[n] for n in group]) for group in groups]
+    parts = [perplexity.total([scores[n] for n in group]) for group in groups]
     further = run.scores(length=self.factor * self.length, **scored)
-    by_position = _total(further).by_position()
+    by_position = perplexity.total(further).by_position()
     return {
       "parameters": run.parameters,
       "flops": run.flops,
@@ -90,8 +93,19 @@ class HeldOutLoss:
     }
 
 
-def _total(scores: Sequence[Score]) -> Score:
-  return functools.reduce(Score.__add__, scores)
+def _with_bytes(scores: Sequence[Score]) -> list[Score]:
+  """Joins a score without bytes, such as of a document's end alone, to the one before.
+
+  Raises:
+    ValueError: there is no text.
+  """
+  found: list[Score] = []
+  for score in scores:
+    if found and not (found[-1].bytes and score.bytes):
+      found[-1] += score
+    else:
+      found.append(score)
+  return [perplexity.total([score]) for score in found]
 
 
 def _part(score: Score) -> list[float]:
@@ -138,16 +152,24 @@ class _Drawn:
     told = []
     for model in self.runs.models:
       one = self.of(model)[0]
+      training = (
+        f"{one['tokens']:,} training tokens in rows of {one['length']:,}, {one['flops']:.3g} FLOPs"
+      )
       told.append(
         (
           f"{model}:",
-          f"{one['parameters']:,} parameters, {one['tokens']:,} training tokens in rows of "
-          f"{one['length']:,}, {one['flops']:.3g} FLOPs",
+          f"{one['parameters']:,} parameters, {training if one['tokens'] else 'imported weights'}",
         )
       )
+    return tuple(told)
+
+  @property
+  def scored(self) -> tuple[tuple[str, str], ...]:
+    """What the models are scored on, and the seeds that they have in common."""
     scored = sum(part[1] for part in self.of(self.part.baseline)[0]["parts"])
     rows = f"{scored:,.0f} tokens in rows of {self.part.length:,}"
-    return (*told, ("scored", rows), ("seeds", ", ".join(map(str, self.runs.seeds))))
+    seeds = self.runs.seeds
+    return ("scored", rows), *([("seeds", ", ".join(map(str, seeds)))] if len(seeds) > 1 else [])
 
   @property
   def spread(self) -> str:
@@ -177,22 +199,24 @@ class _Drawn:
       y=Axis(label=f"bits per byte minus those of {base}"),
       series=tuple(series(model, [model], [one]) for model, one in found.items()),
       spread=self.spread,
-      conditions=self.conditions,
+      conditions=(*self.conditions, *self.scored),
       asks=(
         Question(text=f"held-out loss minus that of {base}", better="lower", unit="bits per byte"),
       ),
     )
 
-  def by_flops(self) -> Figure:
-    """Draws bits per byte against the FLOPs of training."""
-    bits = {model: interval(self.bits(model)) for model in self.runs.models}
+  def by_flops(self) -> Figure | None:
+    """Draws bits per byte against the FLOPs of training; None if all weights are imported."""
     flops = {model: self.of(model)[0]["flops"] for model in self.runs.models}
+    models = [model for model in self.runs.models if flops[model]]
+    if not models:
+      return None
+    bits = {model: interval(self.bits(model)) for model in models}
     best = [
       model
-      for model in self.runs.models
+      for model in models
       if not any(
-        flops[other] <= flops[model] and bits[other].mean < bits[model].mean
-        for other in self.runs.models
+        flops[other] <= flops[model] and bits[other].mean < bits[model].mean for other in models
       )
     ]
     return Figure(
@@ -201,9 +225,9 @@ class _Drawn:
       finding=f"No other has a lower loss with as few FLOPs: {', '.join(best)}.",
       x=Axis(label="FLOPs of the training", log=True),
       y=Axis(label="held-out loss, bits per byte"),
-      series=tuple(series(model, [flops[model]], [bits[model]]) for model in self.runs.models),
+      series=tuple(series(model, [flops[model]], [bits[model]]) for model in models),
       spread=spread_text(len(self.runs.seeds)),
-      conditions=self.conditions,
+      conditions=(*self.conditions, *self.scored),
       asks=(Question(text="held-out loss", better="lower", unit="bits per byte"),),
     )
 
@@ -226,7 +250,7 @@ class _Drawn:
       y=Axis(label="held-out loss, nats per token"),
       series=tuple(drawn),
       spread=spread_text(len(self.runs.seeds)),
-      conditions=(*self.conditions[:-2], ("scored rows", f"of {length:,} tokens")),
+      conditions=(*self.conditions, ("scored rows", f"of {length:,} tokens")),
       asks=(Question(text=f"loss near position {last:,}", better="lower", unit="nats"),),
     )
 
@@ -255,7 +279,7 @@ class _Drawn:
       y=Axis(label="held-out loss as the run recorded it, nats per token"),
       series=tuple(drawn),
       spread=spread_text(len(self.runs.seeds)),
-      conditions=self.conditions[:-2],
+      conditions=self.conditions,
     )
 
 

@@ -19,8 +19,13 @@ from comparison.measurement import RunSpec
 from comparison.progress import ComparisonProgress
 from comparison.runs import TrainedRuns
 from config.place import ConfigError
-from experiment.trust import NOBODY
+from data import tokenizers
+from experiment import trained as trained_lib
+from experiment.run_directory import RunDirectory
+from experiment.trust import NOBODY, Trust
 from launch import compare
+from parallel.tree_paths import by_path
+from training import streamed_checkpoint
 
 ROOT = Path(compare.__file__).parents[1]
 COMPARISON = """
@@ -353,6 +358,51 @@ def test_differences_of_single_runs_have_an_interval_over_the_text(output, tmp_p
   bits = [series["y"][0] for series in by_flops["series"]]
   # Parts of equal tokens have nearly as many bytes.
   assert series["y"][0] == pytest.approx(bits[1] - bits[0], abs=0.02)
+
+
+def imported(run, target):
+  """Makes a directory of a run's weights alone, as launch.convert does."""
+  trained = trained_lib.load(RunDirectory(run), "latest", trust=Trust.of(["all"]))
+  for name in ("config.gin", "operative_config.gin"):
+    target.mkdir(exist_ok=True)
+    shutil.copy(run / name, target)
+  tokenizers.save(trained.tokenizer, target)
+  arrays = by_path(trained.params)
+  streamed_checkpoint.write_parameters(target, 0, list(arrays), iter(arrays.items()), {})
+
+
+def test_imported_weights_are_compared_on_a_text_of_ones_own(output, tmp_path, monkeypatch, capsys):
+  """They have no training to draw."""
+  monkeypatch.chdir(tmp_path)
+  one, _, two, _ = sorted((output / "runs").iterdir())
+  imported(two, tmp_path / "theirs")
+  for number in range(20):
+    Path(f"{number}.txt").write_text(f"Text {number} is nobody's.\n" * 20)
+  words = [str(one), "theirs", "gin/data/heldout_files_bytes.gin", "--gin.EVAL_FILES=*.txt"]
+  words += ["--only=held_out_loss", "--output=out", "--trust=all"]
+  words += ["--gin.held_out_loss.HeldOutLoss.batch_tokens=256"]
+  assert compare.main(words) == 0
+  difference, by_flops, by_position, recorded = figures(Path("out"))
+  assert [series["name"] for series in by_flops["series"]] == [one.name]
+  conditions = dict(difference["conditions"])
+  assert conditions["theirs:"].endswith("parameters, imported weights")
+  assert "seeds" not in conditions
+  text = sum(len(path.read_text()) for path in tmp_path.glob("*.txt"))
+  assert int(conditions["scored"].split()[0].replace(",", "")) == text + 20  # and their ends
+  assert len(by_position["series"]) == 2
+  assert [series["name"] for series in recorded["series"]] == [one.name]
+  assert "at step 0" not in capsys.readouterr().err
+
+
+def test_models_of_several_seeds_are_told_apart_whatever_their_names(output, tmp_path):
+  folders = []
+  for run, name in zip(sorted((output / "runs").iterdir()), "abcd", strict=True):
+    seed, model = divmod("acbd".index(name), 2)
+    folders.append(tmp_path / f"SEED={seed},MODEL={model}")
+    shutil.copytree(run, folders[-1])
+  made = comparison.load("runs", [], text=of_runs.gin_text(folders, [], Trust.of(["all"]))).build()
+  assert list(made.models) == ["SEED=0,MODEL=0", "SEED=0,MODEL=1"]
+  assert len(made.loaded) == 4
 
 
 def test_a_run_that_went_on_is_measured_again(output, tmp_path):
