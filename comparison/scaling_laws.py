@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import optimize, special
 
+from base.wording import plural
 from comparison.statistics import CONFIDENCE, Interval
 
 # Of the Huber loss of logarithms (Hoffmann et al. 2022, appendix D.3).
@@ -135,7 +136,9 @@ def fit(runs: Trained, *, resamples: int = 200, seed: int = 0) -> FittedLaw:
   """
   count = len(runs.losses)
   if count < LEAST_RUNS:
-    raise TooFewRuns(f"{count} runs do not determine a law of five numbers; {LEAST_RUNS} may.")
+    raise TooFewRuns(
+      f"{plural(count, 'run')} cannot determine a law of five numbers; {LEAST_RUNS} may."
+    )
   logs = np.stack([np.log(runs.parameters), np.log(runs.tokens)])
   if min(np.ptp(logs, axis=1)) < 1e-6:
     raise TooFewRuns("all runs have the same parameters, or the same tokens. Vary both.")

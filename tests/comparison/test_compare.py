@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
-from comparison import comparison, of_runs
+from comparison import comparison, of_runs, scaling_law_runs
 from comparison.measurement import RunSpec
 from comparison.progress import ComparisonProgress
 from comparison.runs import TrainedRuns
-from config.place import ConfigError
 from data import tokenizers
+from experiment import run_record
 from experiment import trained as trained_lib
 from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
@@ -28,65 +28,6 @@ from parallel.tree_paths import by_path
 from training import streamed_checkpoint
 
 ROOT = Path(compare.__file__).parents[1]
-COMPARISON = """
-include 'compare/comparison.gin'
-include 'compare/zoo.gin'
-include 'compare/parts/scaling.gin'
-include 'compare/parts/long_context.gin'
-include 'compare/parts/text_recall.gin'
-
-TITLE = 'Tiny & quick'
-MODELS = {{
-  'Griffin': ['models/griffin.gin', '{folder}/pattern.gin'],
-  'MQA Transformer': ['models/transformer.gin'],
-}}
-SIZES = {{'tiny': ['{folder}/size.gin', 'STEPS = 4']}}
-SHARED = ['mesh/single.gin', 'kernels/auto.gin', '{folder}/text.gin']
-SEEDS = (0, 1)
-CONTEXT_SIZE = 'tiny'
-CONTEXT_LENGTHS = (32,)
-RECALL_SIZE = 'tiny'
-HAYSTACKS = (64, 128)
-PARTS = {{'scaling': %SCALING, 'long_context': %LONG_CONTEXT, 'needle': %NEEDLE}}
-"""
-TEXT = """
-from __gin__ import dynamic_registration
-from data import corpora
-from data import dataset
-from training import loop
-
-include 'data/text_files_bytes.gin'
-include 'train/steps.gin'
-
-SEQUENCE_LENGTH = 32
-BATCH_SIZE = 4
-WARMUP_STEPS = 2
-TEXT_FILES = '{folder}/*.txt'
-corpora.TextFiles.heldout_fraction = 0.3
-dataset.TextDataset.cache_dir = '{folder}/cache'
-loop.LoopOptions.evaluate_every = 1
-"""
-SIZE = "WIDTH = 16\nRNN_WIDTH = 16\nHEADS = 2\nDEPTH = 2\n"
-# Each kind of block once: a second recurrent block only takes longer to compile.
-PATTERN = """
-from __gin__ import dynamic_registration
-from models import griffin
-
-griffin.griffin.pattern = ('recurrent', 'attention')
-"""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """Text to learn from, and the files of a comparison."""
-  folder = tmp_path_factory.mktemp("compare")
-  for number in range(60):
-    (folder / f"{number}.txt").write_text(f"Document {number}: é says hello.\n" * 30)
-  (folder / "tiny.gin").write_text(COMPARISON.format(folder=folder))
-  (folder / "text.gin").write_text(TEXT.format(folder=folder))
-  (folder / "size.gin").write_text(SIZE)
-  (folder / "pattern.gin").write_text(PATTERN)
-  return folder
 
 
 @pytest.fixture(scope="module")
@@ -191,37 +132,6 @@ def test_trained_models_are_asked_for_a_pass_key(output):
   assert "position of the source in the context" in by_depth["finding"]
 
 
-@pytest.mark.parametrize(
-  ("arguments", "told"),
-  [
-    (["--only=scalling"], "unknown part: 'scalling'; did you mean scaling?"),
-    (["--only=,"], "--only names no part. Choose from scaling, long_context, needle"),
-    (
-      ["--gin.BASELINE=MQA"],
-      "part scaling: unknown model: 'MQA'. Models of this comparison: Griffin,",
-    ),
-    (
-      ["--gin.CONTEXT_SIZE=big"],
-      r"part long_context: unknown size: 'big'. Sizes of this comparison: tiny\. Set",
-    ),
-    (["--gin.SEEDS=()"], "seeds is empty"),
-    (
-      ["--gin.LOADED={'Griffin, tiny, seed 7': 'x'}"],
-      "seed 7', not a run of this comparison; did you mean",
-    ),
-    (["--gin.LOADED={'Griffin, tiny, seed 1': 'nothing'}"], "nothing is not a run directory"),
-    (["--gin.SHARED=['LENGTH']"], r"the shared choices.*LENGTH"),
-    (["--gin.SHARED=['meshes/single.gin']"], r"no gin file 'meshes/single.gin'"),
-    (["--gin.CONTEXT_LENGTHS=(48,)"], "rows of 48 tokens do not divide a step of 128"),
-  ],
-)
-def test_mistakes_are_told_before_anything_is_trained(folder, tmp_path, arguments, told):
-  output = tmp_path / "none"
-  with pytest.raises((UserError, ConfigError), match=told):
-    compare.main([str(folder / "tiny.gin"), f"--output={output}", *arguments])
-  assert not output.exists()
-
-
 def test_a_finished_run_is_loaded_in_place_of_a_training(output, folder, tmp_path):
   (run,) = (output / "runs").glob("griffin*seed-1-*")
   arguments = [
@@ -246,76 +156,6 @@ def test_an_output_of_another_comparison_needs_force(output, folder):
   assert compare.main([*arguments, "--resume=force", "--only=scaling"]) == 0
   assert len(list((output / "runs").iterdir())) == 4
   assert "one seed" in figures(output)[0]["spread"]
-
-
-INTERRUPTED = """
-import dataclasses
-import os
-import shutil
-import signal
-import time
-
-
-@dataclasses.dataclass(frozen=True)
-class Interrupted:
-  \"\"\"A part during which Ctrl-C is pressed.\"\"\"
-
-  def results(self, models):
-    return {"one": 1.0}
-
-  def __call__(self, models, cached):
-    cached("one", press)
-
-
-def press():
-  os.kill(os.getpid(), signal.SIGINT)
-  time.sleep(60)
-"""
-INTERRUPTED_PART = """
-from __gin__ import dynamic_registration
-from comparison import comparison
-import interrupted_part
-
-include 'tiny.gin'
-
-PARTS = {'stop': @stop/comparison.OnUntrainedModels()}
-stop/comparison.OnUntrainedModels:
-  part = @interrupted_part.Interrupted()
-  choices = ['size.gin']
-"""
-
-
-def test_ctrl_c_in_a_measurement_says_how_to_continue(folder, tmp_path):
-  (folder / "interrupted_part.py").write_text(INTERRUPTED)
-  (folder / "interrupted.gin").write_text(INTERRUPTED_PART)
-  done = subprocess.run(
-    [sys.executable, "-m", "launch.compare", "interrupted.gin", f"--output={tmp_path / 'out'}"],
-    cwd=folder,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 130, done.stderr
-  assert "interrupted in stop; the same command continues" in done.stderr
-
-
-def test_an_output_without_a_comparison_is_told(tmp_path):
-  with pytest.raises(UserError, match=r"nothing holds no comparison: .*name a gin file too"):
-    compare.main([f"--output={tmp_path / 'nothing'}"])
-
-
-def test_a_description_of_recall_names_no_training_of_its_sizes(capsys):
-  assert compare.main(["gin/compare/recall.gin", "--describe"]) == 0
-  first, *_ = capsys.readouterr().out.splitlines()
-  assert first.split() == ["size", "model", "parameters"]
-
-
-def test_description_allocates_nothing(folder, capsys, tmp_path):
-  assert compare.main([str(folder / "tiny.gin"), "--describe"]) == 0
-  shown = capsys.readouterr().out
-  assert "512" in shown  # tokens
-  assert "scaling" in shown
 
 
 def test_runs_are_compared_by_their_directories_alone(output, tmp_path, monkeypatch, capsys):
@@ -403,6 +243,29 @@ def test_models_of_several_seeds_are_told_apart_whatever_their_names(output, tmp
   made = comparison.load("runs", [], text=of_runs.gin_text(folders, [], Trust.of(["all"]))).build()
   assert list(made.models) == ["SEED=0,MODEL=0", "SEED=0,MODEL=1"]
   assert len(made.loaded) == 4
+
+
+def test_laws_are_of_finished_runs_scored_on_one_text(output, tmp_path, capsys):
+  folder = tmp_path / "runs"
+  shutil.copytree(output / "runs", folder)
+  one, two, *_ = sorted(folder.iterdir())
+  metrics = (two / "metrics.jsonl").read_text().splitlines()
+  (two / "metrics.jsonl").write_text("\n".join(metrics[:-1]) + "\n")
+  found = scaling_law_runs.read_runs(folder, Trust.of(["all"]))
+  assert {model: len(runs.losses) for model, runs in found.items()} == {
+    "griffin": 1,
+    "transformer": 2,
+  }
+  assert found["griffin"].tokens.tolist() == [512]
+  assert f"{two.name} is left out: it has no held-out loss at its end" in capsys.readouterr().err
+  for name in ("config.gin", "operative_config.gin"):
+    text = (one / name).read_text()
+    (one / name).write_text(text.replace("heldout_fraction = 0.3", "heldout_fraction = 0.2"))
+  # They keep the configuration as it was.
+  shutil.rmtree(one / "checkpoints")
+  (one / run_record.RECORD_FILE).unlink()
+  with pytest.raises(UserError, match="have different tokenizers or held-out texts"):
+    scaling_law_runs.read_runs(folder, Trust.of(["all"]))
 
 
 def test_a_run_that_went_on_is_measured_again(output, tmp_path):

@@ -84,7 +84,7 @@ def test_runs_of_one_narrow_range_do_not_tell_the_constant():
 @pytest.mark.parametrize(
   ("change", "told"),
   [
-    (lambda n, d: (n[:5], d[:5]), "5 runs do not determine"),
+    (lambda n, d: (n[:5], d[:5]), "5 runs cannot determine"),
     (lambda n, d: (n, 0 * d + 1e9), "the same tokens"),
     (lambda n, d: (n, 20 * n), "proportional to parameters"),
   ],
@@ -124,7 +124,7 @@ def test_the_command_prints_laws_by_model_and_writes_a_page(tmp_path, capsys):
     ([[1e6]], [], "tokens is None, not a positive number"),
     ([[1e6, 1e7, 3]], ["--columns=parameters=params"], "no column 'params'"),
     ([[1e6, 1e7, 3]], ["--columns=parameter=N"], "did you mean parameters"),
-    ([[1e6, 1e7, 3]], [], "runs: 1 runs do not determine"),
+    ([[1e6, 1e7, 3]], [], "runs: 1 run cannot determine"),
   ],
 )
 def test_a_table_without_laws_is_told(tmp_path, rows, options, told):

@@ -11,7 +11,7 @@ from base import buckets, paths
 from base.errors import UserError
 from launch import compare, runs, sweep, vocabulary
 from tests import bucket_servers, small_run
-from tests.comparison import test_compare
+from tests.comparison import small_comparison
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,11 @@ def folder(tmp_path_factory):
   small_run.write(folder / "run.gin", text=small_run.shared_text())
   for number in range(60):
     (folder / f"{number}.txt").write_text(f"Document {number}: é says hello.\n" * 30)
-  text = test_compare.COMPARISON.replace("(0, 1)", "(0,)")
+  text = small_comparison.COMPARISON.replace("(0, 1)", "(0,)")
   (folder / "tiny.gin").write_text(text.format(folder=folder))
-  (folder / "text.gin").write_text(test_compare.TEXT.format(folder=folder))
-  (folder / "size.gin").write_text(test_compare.SIZE)
-  (folder / "pattern.gin").write_text(test_compare.PATTERN)
+  (folder / "text.gin").write_text(small_comparison.TEXT.format(folder=folder))
+  (folder / "size.gin").write_text(small_comparison.SIZE)
+  (folder / "pattern.gin").write_text(small_comparison.PATTERN)
   with pytest.MonkeyPatch.context() as patch:
     bucket_servers.use(patch)
     patch.chdir(folder)
