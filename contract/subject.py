@@ -14,6 +14,7 @@ import numpy as np
 from contract.finding import ROUNDING
 from data.loader import batch_of_rows
 from layers.stack import DEPTH_TABLE
+from models.accounting import abstract_parameters
 from models.language_model import LanguageModel
 from training.losses import Batch, token_losses
 
@@ -57,11 +58,15 @@ class Subject:
     """The model without the remainder block, and its parameters: quicker to compile."""
     whole = self.model.depth - self.model.depth % len(self.model.pattern)
     stack = {name: group for name, group in self.params["stack"].items() if name != "remainder"}
-    repeats = whole // len(self.model.pattern)
+    shorter = self.model.clone(depth=whole)
     for name in stack:
       if name.startswith(DEPTH_TABLE):
-        stack[name] = jax.tree.map(lambda table: table[:repeats], stack[name])
-    return self.model.clone(depth=whole), {**self.params, "stack": stack}
+        # Only what has a row per block is cut: a table may also be made of other parameters.
+        wanted = nn.unbox(abstract_parameters(shorter))["stack"][name]
+        stack[name] = jax.tree.map(
+          lambda x, like: x[tuple(map(slice, like.shape))], stack[name], wanted
+        )
+    return shorter, {**self.params, "stack": stack}
 
   def tokens(self, seed: int) -> np.ndarray:
     """Random rows [2, length] int32, of NumPy: JAX would compile every slice of them."""

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from base.wording import plural
 from kernels.delta_rule import delta_rule, matmul_flops, state_map
 from layers.conv1d import CausalConv1D
 from layers.decay_rates import log_rate, step_bias
@@ -18,8 +17,8 @@ from layers.linear import Linear
 from layers.norm import GatedHeadNorm, unit_norm
 from layers.parameter import parameter
 from layers.segments import Segments
+from layers.whole_heads import check_split
 from parallel import sequence, shards
-from parallel.mesh import FLAGS
 
 
 def output_epsilon(key_dim: int) -> float:
@@ -115,12 +114,7 @@ class GatedDeltaNet(nn.Module):
     capacity: int | None = None,
   ) -> tuple[jax.Array, DeltaNetState | None]:
     """Mixes [B, T, D] over time; see `layers.mixer` for the contract of a mixer."""
-    if self.heads % shards.count("heads"):
-      raise ValueError(
-        f"{plural(self.heads, 'head')} of the delta rule cannot be split over "
-        f"{shards.count('heads')} devices: a head stays whole. Set {FLAGS['model']} to a divisor "
-        f"of {self.heads}, or train with --gin.HEADS a multiple of {shards.count('heads')}."
-      )
+    check_split(self.heads, "the delta rule")
     dtypes = dtypes_of(self)
     history, h0 = state if state is not None else (None, None)
     x, log_a, gate = self._inputs(x)

@@ -23,6 +23,7 @@ from kernels.delta_rule import chunk_of, reference
 from kernels.delta_rule.triangular import unit_lower_inverse
 from kernels.log_decays import running_sums
 from kernels.manual_axes import vary_together
+from kernels.wide_product import wide_product
 
 
 class _Decayed(NamedTuple):
@@ -167,29 +168,23 @@ def _chunk(h, q, k, v, beta, log_a, reset):
     A decay per row scales the product, which rounds less than the keys would.
     """
     if decay.shape[-1] == 1:
-      return decay * _product("bhrk,bhkv->bhrv", x, h.astype(dtype), wide)
-    return _product("bhrk,bhkv->bhrv", (x * decay).astype(dtype), h.astype(dtype), wide)
+      return decay * wide_product("bhrk,bhkv->bhrv", x, h.astype(dtype), wide)
+    return wide_product("bhrk,bhkv->bhrv", (x * decay).astype(dtype), h.astype(dtype), wide)
 
   wanted = beta[..., None] * (v.astype(wide) - read(k, rows(entering, 2)))
   solved = unit_lower_inverse(jnp.where(before, beta[..., None] * decayed.keys, 0))
-  u = _product("bhrs,bhsv->bhrv", solved.astype(dtype), wanted.astype(dtype), wide)
+  u = wide_product("bhrs,bhsv->bhrv", solved.astype(dtype), wanted.astype(dtype), wide)
   y = read(q, entering)
   queries = jnp.where(seen, decayed.queries, 0).astype(dtype)
-  y += _product("bhqr,bhrv->bhqv", queries, u.astype(dtype), wide)
+  y += wide_product("bhqr,bhrv->bhqv", queries, u.astype(dtype), wide)
   kept = jnp.where(entered[:, :, -1:], decayed.kept, 0)
   leaving = rows(leaving, 2)
   if leaving.shape[-1] == 1:
     u = leaving * u
   else:
     k = k * leaving
-  h = kept * h + _product("bhrk,bhrv->bhkv", k.astype(dtype), u.astype(dtype), wide)
+  h = kept * h + wide_product("bhrk,bhrv->bhkv", k.astype(dtype), u.astype(dtype), wide)
   return h, jnp.moveaxis(y, 1, 2).astype(dtype)
-
-
-def _product(subscripts, left, right, wide):
-  """A product of matrices with sums in float32; of float32 matrices, with all their digits."""
-  precision = jax.lax.Precision.HIGHEST if left.dtype == wide else None
-  return jnp.einsum(subscripts, left, right, preferred_element_type=wide, precision=precision)
 
 
 def _by_head(q, k, log_a):
@@ -204,10 +199,10 @@ def _by_head(q, k, log_a):
   within = decay([jnp.tril(u[..., :, None] - u[..., None, :]) for u in until])
   if corrections > 1:
     within = jnp.repeat(within, corrections, axis=3)
-  queries = _product("bhqk,bhrk->bhqr", q, k, wide) * within
+  queries = wide_product("bhqk,bhrk->bhqr", q, k, wide) * within
   if corrections > 1:
     within = jnp.repeat(within, corrections, axis=2)
-  keys = _product("bhtk,bhsk->bhts", k, k, wide) * within
+  keys = wide_product("bhtk,bhsk->bhts", k, k, wide) * within
   return _Decayed(
     queries,
     keys,
@@ -232,7 +227,7 @@ def _by_channel(q, k, log_a):
   # Blocks of one token: its own decay is before its corrections and after nothing.
   until, after = log_a[..., None, :], jnp.zeros_like(log_a)[..., None, :]
   both = jnp.concatenate([q[..., None, :], k], axis=3)
-  found = _product("bhtik,bhtsk->bhtis", both, k, wide)
+  found = wide_product("bhtik,bhtsk->bhtis", both, k, wide)
   queries, keys = found[..., :1, :], found[..., 1:, :]
   size = 1
   while size < tokens:
@@ -254,7 +249,9 @@ def _by_channel(q, k, log_a):
     late_k, early_k = (
       x.reshape(*lead, -1, size * corrections, channels) for x in (late_k, early_k)
     )
-    found = _product("bhptk,bhpsk->bhpts", jnp.concatenate([late_q, late_k], axis=3), early_k, wide)
+    found = wide_product(
+      "bhptk,bhpsk->bhpts", jnp.concatenate([late_q, late_k], axis=3), early_k, wide
+    )
     queries = _joined(*halves(queries), found[..., :size, :])
     keys = _joined(*halves(keys), found[..., size:, :])
     until = jnp.concatenate([early_until, late_until + early_until[..., -1:, :]], axis=3)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kernels import checkpoint_names
 from kernels.gated_linear_attention import chunk_of
 from kernels.manual_axes import vary_together
+from kernels.wide_product import wide_product
 
 
 def chunked(
@@ -115,16 +116,10 @@ def _chunk(h, q, k, v, log_a, reset):
     entering = jnp.where(entered, entering, 0)
     leaving = jnp.where((segment == segment[:, -1:])[:, None, :, None], leaving, 0)
   weights = jnp.where(seen, scores, 0).astype(dtype)
-  y = _product("bhts,bhsv->bhtv", weights, v, wide)
-  y += _product("bhtk,bhkv->bhtv", (q * entering).astype(dtype), h.astype(dtype), wide)
-  h = kept * h + _product("bhsk,bhsv->bhkv", (k * leaving).astype(dtype), v, wide)
+  y = wide_product("bhts,bhsv->bhtv", weights, v, wide)
+  y += wide_product("bhtk,bhkv->bhtv", (q * entering).astype(dtype), h.astype(dtype), wide)
+  h = kept * h + wide_product("bhsk,bhsv->bhkv", (k * leaving).astype(dtype), v, wide)
   return h, jnp.moveaxis(y, 1, 2).astype(dtype)
-
-
-def _product(subscripts, left, right, wide):
-  """A product of matrices with sums in float32; of float32 matrices, with all their digits."""
-  precision = jax.lax.Precision.HIGHEST if left.dtype == wide else None
-  return jnp.einsum(subscripts, left, right, preferred_element_type=wide, precision=precision)
 
 
 def _decayed(q, k, log_a):
@@ -161,7 +156,7 @@ def _decayed(q, k, log_a):
     blocks = (*lead, -1, size, channels)
     late_q = (halves(q.reshape(blocks))[1] * jnp.exp(late_until)).astype(dtype)
     early_k = (halves(k.reshape(blocks))[0] * jnp.exp(early_after)).astype(dtype)
-    below = _product("bhptk,bhpsk->bhpts", late_q, early_k, wide)
+    below = wide_product("bhptk,bhpsk->bhpts", late_q, early_k, wide)
     early, late = halves(scores)
     above = jnp.zeros_like(below)
     rows = [jnp.concatenate(row, axis=-1) for row in ((early, above), (below, late))]
