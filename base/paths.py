@@ -69,13 +69,36 @@ def output_argument(text: str) -> Path:
   path = argument(text)
   if buckets.in_bucket(path):
     return path
-  if path.is_dir():
+  try:
+    is_folder = path.is_dir()
+  except OSError as error:  # a name that is too long
+    raise argparse.ArgumentTypeError(f"{shown(path)}: {error.strerror}") from None
+  if is_folder:
     raise argparse.ArgumentTypeError(f"{shown(path)} is a folder; name a file in it")
   above = next(parent for parent in path.parents if parent.exists())
   if not above.is_dir():
     raise argparse.ArgumentTypeError(f"{shown(above)} is a file; name a folder for {path.name}")
   if not os.access(above, os.W_OK):
     raise argparse.ArgumentTypeError(f"{shown(above)} cannot be written to; name another folder")
+  return path
+
+
+def page_argument(text: str) -> Path:
+  """Type of command-line arguments that are pages to write: replaces pages alone.
+
+  A page is put in its file's place whole, so that a device would be lost; and `--page=runs.csv` is
+  a slip.
+  """
+  path = output_argument(text)
+  if buckets.in_bucket(path) or not os.path.lexists(path):
+    return path
+  if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
+    raise argparse.ArgumentTypeError(f"{shown(path)} is no regular file; name another")
+  if path.exists():
+    with path.open("rb") as file:
+      start = file.read(64).lstrip().lower()
+    if start and not start.startswith((b"<!doctype html", b"<html")):
+      raise argparse.ArgumentTypeError(f"{shown(path)} exists and is no page; name another file")
   return path
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from base import paths
 from base.errors import UserError
-from base.wording import near
+from base.wording import near, one_line
 from comparison.scaling_laws import FLOPS_PER_PARAMETER, Trained
 from config.names import Reference
 from experiment import experiment as experiment_lib
@@ -24,6 +26,12 @@ from models.accounting import account
 
 NUMBERS = ("parameters", "tokens", "loss")
 COLUMNS = (*NUMBERS, "flops", "model")
+# From and to which a number is taken. Counts in billions would give wrong FLOPs without a word, and
+# far larger numbers no number at all.
+_RANGES = {
+  "parameters": (1.0, 1e30), "tokens": (1.0, 1e30), "loss": (1e-6, 1e6), "flops": (1.0, 1e60),
+}  # fmt: skip
+_MOST_CHARACTERS = 2**26
 
 
 def read_table(file: Path, named: Mapping[str, str]) -> dict[str, Trained]:
@@ -34,32 +42,35 @@ def read_table(file: Path, named: Mapping[str, str]) -> dict[str, Trained]:
     named: the file's names of `COLUMNS`, where they differ.
 
   Raises:
-    UserError: the file cannot be read, a column is missing, or a value is no positive number.
+    UserError: the file cannot be read, a column is missing or there twice, a line has too many
+      values, or a value is not a number in its range.
   """
   shown = paths.shown(file)
   try:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-      reader = csv.DictReader(lines, strict=True)
-      rows = list(reader)
-      columns = list(reader.fieldnames or ())
+      text = lines.read(_MOST_CHARACTERS + 1)
+      if len(text) > _MOST_CHARACTERS:
+        raise UserError(f"{shown} has more than {_MOST_CHARACTERS:,} characters: no table of runs.")
+      table = csv.reader(io.StringIO(text, newline=""), strict=True)
+      columns = [name.strip() for name in next(filter(None, table), [])]
+      rows = [(table.line_num, cells) for cells in table if cells]
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise UserError(f"{shown} cannot be read as CSV: {error}.") from None
   names = {column: named.get(column, column) for column in COLUMNS}
-  for column in (*NUMBERS, *named):
-    if names[column] not in columns:
-      raise UserError(
-        f"{shown} has no column {names[column]!r}{near(names[column], columns)}. Name it: "
-        f"--columns={column}=NAME."
-      )
+  _require_columns(shown, columns, names, (*NUMBERS, *named))
   found: dict[str, list[list[float]]] = {}
-  for number, row in enumerate(rows, start=2):
-    n, d, loss = (_number(row[names[column]], shown, number, column) for column in NUMBERS)
+  for number, cells in rows:
+    if len(cells) > len(columns):
+      raise UserError(
+        f"{shown}:{number} has {len(cells)} values for {len(columns)} columns. Write numbers "
+        "without commas."
+      )
+    row = dict(zip(columns, cells, strict=False))
+    n, d, loss = (_number(row.get(names[column]), shown, number, column) for column in NUMBERS)
     has_flops = names["flops"] in columns
-    flops = _number(row[names["flops"]], shown, number, "flops") if has_flops else 0.0
-    model = row[names["model"]] if names["model"] in columns else file.stem
-    found.setdefault(model or file.stem, []).append(
-      [n, d, loss, flops or FLOPS_PER_PARAMETER * n * d]
-    )
+    flops = _number(row.get(names["flops"]), shown, number, "flops") if has_flops else 0.0
+    model = one_line((row.get(names["model"]) or "").strip() or file.stem)
+    found.setdefault(model, []).append([n, d, loss, flops or FLOPS_PER_PARAMETER * n * d])
   if not found:
     raise UserError(f"{shown} has no runs: no line after the names of the columns.")
   return {model: Trained(*np.array(values).T) for model, values in found.items()}
@@ -117,11 +128,43 @@ def _left_out(run: run_list.Run) -> str:
   return "" if steps[-1:] == [run.step] else "has no held-out loss at its end"
 
 
+def _require_columns(
+  file: str, columns: Sequence[str], names: Mapping[str, str], needed: Sequence[str]
+) -> None:
+  """Raises UserError if a column is missing, is there twice, or is meant twice."""
+  for column in needed:
+    if names[column] in columns:
+      continue
+    if len(columns) == 1 and (marks := [mark for mark in ";\t|" if mark in columns[0]]):
+      raise UserError(f"{file}: columns are separated by {marks[0]!r}. Separate them by commas.")
+    hint = near(names[column], columns)
+    raise UserError(
+      f"{file} has no column {names[column]!r}{hint}{'' if hint.endswith('?') else '.'} Name it: "
+      f"--columns={column}=NAME."
+    )
+  used = [name for name in names.values() if name in columns]
+  for name in used:
+    if columns.count(name) > 1:
+      raise UserError(f"{file} has {columns.count(name)} columns {name!r}. Leave one.")
+  name, times = Counter(used).most_common(1)[0]
+  if times > 1:
+    meant = " and ".join(column for column in COLUMNS if names[column] == name)
+    raise UserError(f"--columns: {meant} cannot both be column {name!r}.")
+
+
 def _number(text: str | None, file: str, line: int, column: str) -> float:
+  if text is None:
+    raise UserError(f"{file}:{line} ends before the column of {column}.")
   try:
-    value = float(text or "")
+    value = float(text)
   except ValueError:
     value = math.nan
+  low, high = _RANGES[column]
   if not (math.isfinite(value) and value > 0):
     raise UserError(f"{file}:{line}: {column} is {text!r}, not a positive number.")
+  if not low <= value <= high:
+    unit = ", in ones" if column in ("parameters", "tokens") else ""
+    raise UserError(
+      f"{file}:{line}: {column} is {text!r}, not a number from {low:g} to {high:g}{unit}."
+    )
   return value

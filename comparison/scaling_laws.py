@@ -82,11 +82,13 @@ class ScalingLaw:
   def optimum(self, flops: float, per_token: float = FLOPS_PER_PARAMETER) -> tuple[float, float]:
     """Returns the N and D of lowest loss whose training takes `flops` = per_token N D.
 
-    Hoffmann et al. 2022, equation 4.
+    Hoffmann et al. 2022, equation 4. Neither is below one, where the FLOPs allow it: a fit whose
+    exponents are near zero has its optimum anywhere, beyond what a number can be.
     """
     product, total = math.log(flops / per_token), self.alpha + self.beta
     ratio = (self.log_a - self.log_b + math.log(self.alpha / self.beta)) / total
     parameters = ratio + self.beta / total * product
+    parameters = min(max(parameters, min(0.0, product)), max(0.0, product))
     return math.exp(parameters), math.exp(product - parameters)
 
   @property

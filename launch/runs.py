@@ -33,7 +33,7 @@ def parser() -> command.Parser:
   )
   result.add_argument(
     "--page",
-    type=paths.output_argument,
+    type=paths.page_argument,
     help="also write a page, one self-contained HTML file, with the runs' curves",
   )
   return result

@@ -50,7 +50,7 @@ def parser() -> command.Parser:
     help="fits to resampled runs, for intervals (default: %(default)s)",
   )
   result.add_argument(
-    "--page", type=paths.output_argument, help="also write a page, one self-contained HTML file"
+    "--page", type=paths.page_argument, help="also write a page, one self-contained HTML file"
   )
   trust.add_arguments(result)
   return result
@@ -76,7 +76,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
       laws[model] = fit(runs, resamples=args.resamples)
     except TooFewRuns as error:
-      raise UserError(f"{model}: {error}") from None
+      if len(models) == 1:
+        raise UserError(f"{model}: {error}") from None
+      print(f"{model} is left out: {error}", file=sys.stderr)
+      del found[model]
+  if not laws:
+    raise UserError(f"{paths.shown(args.runs)} has no model with enough runs for a law.")
+  models = {model: models[model] for model in laws}
   per_token = {model: runs.flops_per_parameter for model, runs in models.items()}
   every = [flops for runs in models.values() for flops in runs.flops.tolist()]
   budgets = args.budgets or [max(every) * times for times in (1, 10, 100)]
@@ -137,8 +143,12 @@ def _columns(text: str) -> dict[str, str]:
   found = {}
   for word in filter(None, text.split(",")):
     name, equals, column = (part.strip() for part in word.partition("="))
-    if name not in COLUMNS or not equals or not column:
-      raise UserError(f"--columns: {word!r} is not NAME=COLUMN{near(name, COLUMNS)}.")
+    if name not in COLUMNS:
+      raise UserError(f"--columns: {word!r} is not NAME=COLUMN{near(name, COLUMNS)}")
+    if not equals or not column:
+      raise UserError(f"--columns: {word!r} is not {name}=COLUMN.")
+    if name in found:
+      raise UserError(f"--columns names {name} twice.")
     found[name] = column
   return found
 

@@ -121,9 +121,15 @@ def test_the_command_prints_laws_by_model_and_writes_a_page(tmp_path, capsys):
   [
     ([], [], "has no runs"),
     ([[1e6, 1e7, "nan"]], [], r"runs.csv:2: loss is 'nan', not a positive number"),
-    ([[1e6]], [], "tokens is None, not a positive number"),
+    ([[1e6]], [], "runs.csv:2 ends before the column of tokens"),
     ([[1e6, 1e7, 3]], ["--columns=parameters=params"], "no column 'params'"),
     ([[1e6, 1e7, 3]], ["--columns=parameter=N"], "did you mean parameters"),
+    ([[1e6, 1e7, 3]], ["--columns=loss=tokens"], "tokens and loss cannot both be column 'tokens'"),
+    ([[1e6, 1e7, 3]], ["--columns=loss=loss,loss=tokens"], "names loss twice"),
+    ([[0.07, 1e9, 3]], [], "parameters is '0.07', not a number from 1 to 1e.30, in ones"),
+    ([[1e300, 1e300, 3]], [], "parameters is '1e.300', not a number from 1"),
+    ([[1e7, 1e9, 1e-320]], [], "loss is '1e-320', not a number from"),
+    ([[1e6, 1e7, 3, 5]], [], "runs.csv:2 has 4 values for 3 columns"),
     ([[1e6, 1e7, 3]], [], "runs: 1 run cannot determine"),
   ],
 )
@@ -131,3 +137,36 @@ def test_a_table_without_laws_is_told(tmp_path, rows, options, told):
   file = write(tmp_path / "runs.csv", rows, ("parameters", "tokens", "loss"))
   with pytest.raises(UserError, match=told):
     command.main([str(file), *options])
+
+
+@pytest.mark.parametrize(
+  ("text", "told"),
+  [
+    ("parameters,tokens,loss,loss\n1e6,1e7,3,4\n", "has 2 columns 'loss'"),
+    ("parameters;tokens;loss\n1e6;1e7;3\n", "columns are separated by ';'"),
+    ("", "has no column 'parameters'. Name it"),
+  ],
+)
+def test_a_file_that_is_read_wrongly_by_guessing_is_told(tmp_path, text, told):
+  file = tmp_path / "runs.csv"
+  file.write_text(text)
+  with pytest.raises(UserError, match=told):
+    command.main([str(file)])
+
+
+def test_a_model_with_few_runs_leaves_the_others_their_laws(tmp_path, capsys):
+  runs = trained(0.002)
+  rows = [[*row, " a"] for row in zip(runs.parameters, runs.tokens, runs.losses, strict=True)]
+  text = "".join(",".join(map(str, row)) + "\n" for row in [*rows, [1e7, 1e9, 3, "b\x1b[1m"]])
+  file = tmp_path / "runs.csv"
+  file.write_text(f"\ufeffparameters, tokens, loss, model\n{text}")
+  assert command.main([str(file), "--resamples=20", "--budgets=1e22"]) == 0
+  printed = capsys.readouterr()
+  assert "b\\x1b[1m is left out: 1 run cannot" in printed.err
+  assert printed.out.count("1e+22") == 1
+
+
+def test_a_law_without_an_optimum_has_numbers():
+  flat = scaling_laws.ScalingLaw(3.0, 700.0, 1e-3, -5.0, 1e-3)
+  assert flat.optimum(6e18) == (pytest.approx(1e18), pytest.approx(1))
+  assert flat.optimum(6e-3) == (pytest.approx(1), pytest.approx(1e-3))
