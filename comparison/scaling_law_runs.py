@@ -104,7 +104,7 @@ def read_runs(folder: Path, trust: Trust) -> dict[str, Trained]:
         f"{first[0]} and {run.name} have different tokenizers or held-out texts, so that one law "
         "cannot hold for both losses. Move one of them to another folder."
       )
-    loss = run.last("heldout_loss")
+    _, loss = run.curve("heldout_loss")[-1]
     counted = account(built.model, batch_size=built.batch_size, length=built.sequence_length)
     tokens = run.step * built.batch_size * built.sequence_length
     made_by = next(
