@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from base import paths
 from base.errors import UserError
+from base.wording import one_line
+from comparison.comparison import Comparison
+from comparison.measurement import RunSpec
 from comparison.runs import bound
 from config import file_choices
 from config import source as gin_source
@@ -24,7 +28,7 @@ from training import checkpoint
 FILE = "compare/parts/of_runs.gin"
 SIZE = "as trained"
 _SEED = "experiment.Experiment.seed"
-# Beyond this a name of a folder is cut.
+# Beyond so many bytes a name of a folder is cut.
 _LONGEST = 80
 # What separates the words of a name.
 _BETWEEN = "-_., =/"
@@ -96,8 +100,9 @@ def gin_text(directories: Sequence[Path], choices: Sequence[str], trust: Trust) 
     UserError: there are fewer than two runs, one is no run or has no checkpoint, their tokenizers
       differ, or their held-out texts differ and no other is given.
   """
-  if len(set(directories)) < len(directories):
-    raise UserError("a run directory is named twice. Name each once.")
+  # Also by a link: two losses of one run are no seeds, and their difference is no difference.
+  if len({path.resolve() for path in directories}) < len(directories):
+    raise UserError("a run directory is named twice, or by a link too. Name each once.")
   if len(directories) < 2:
     raise UserError(f"{paths.shown(directories[0])} is one run. Name two or more to compare.")
   runs = [_read(path, trust) for path in directories]
@@ -130,9 +135,31 @@ def gin_text(directories: Sequence[Path], choices: Sequence[str], trust: Trust) 
   return "\n".join([f"include '{FILE}'", "", *lines, ""])
 
 
+def require_models(comparison: Comparison, trust: Trust) -> None:
+  """Raises UserError if the files of another text change the models: speed would be of others."""
+  if not comparison.shared:
+    return
+  for name, choices in comparison.models.items():
+    (size,) = comparison.sizes
+    spec = RunSpec(model=name, size=size, seed=comparison.seeds[0])
+    own = _read(Path(choices[0]), trust).experiment.model
+    here = experiment_lib.build(comparison.run_config(spec)).model
+    changed = [
+      field.name
+      for field in dataclasses.fields(own)
+      if getattr(here, field.name, None) != getattr(own, field.name)
+    ]
+    if type(here) is not type(own) or changed:
+      raise UserError(
+        f"{', '.join(comparison.shared)} changes the model of {name} ({', '.join(changed)}). Name "
+        "a gin file that sets the text alone, such as gin/data/heldout_files_bytes.gin."
+      )
+
+
 def default_output(directories: Sequence[Path]) -> Path:
   """Returns the folder of a comparison of these runs: comparisons/A_B_C."""
-  return Path("comparisons", "_".join(path.name for path in directories)[:_LONGEST])
+  name = one_line("_".join(path.name for path in directories)).replace("\\", "")
+  return Path("comparisons", os.fsencode(name)[:_LONGEST].decode(errors="ignore"))
 
 
 def _read(path: Path, trust: Trust) -> _Run:
@@ -150,6 +177,11 @@ def _require_checkpoint(run: _Run) -> None:
   last, whole = max(steps), run.experiment.options.steps
   if last < whole and not checkpoint.is_parameters_alone(run.path):
     print(f"{shown} is compared as it is at step {last:,} of {whole:,}", file=sys.stderr)
+  if run.experiment.init_from is not None:
+    print(
+      f"{shown} began with another run's weights: its tokens and FLOPs are those after it",
+      file=sys.stderr,
+    )
 
 
 def _require_one_text(runs: Sequence[_Run], *, has_other: bool) -> None:
@@ -193,7 +225,7 @@ def _names(directories: Sequence[Path]) -> dict[Path, str]:
   found = {}
   for path in directories:
     for count in range(1, len(path.parts) + 1):
-      name = "/".join(path.parts[-count:])
+      name = one_line("/".join(path.parts[-count:]))
       if sum(other.parts[-count:] == path.parts[-count:] for other in directories) == 1:
         break
     found[path] = name

@@ -119,6 +119,8 @@ def main(arguments: Sequence[str]) -> int:
     text, source = kept, args.config[0] if args.config else cast(Any, directory).config_file
   config = comparison_lib.load(source, bindings, text=text)
   comparison = config.build()
+  if runs:
+    of_runs.require_models(comparison, trusted)
   for run in comparison.run_directories():
     text = run.config_text(run.judge())
     trust_check.check(run.config_file, trusted, text=text, makes_rows=True)
@@ -143,6 +145,8 @@ def _runs(options: command.Parser, given: Sequence[str]) -> list[Path]:
     return []
   runs = [Path(os.path.abspath(word)) for word in given if not word.endswith(".gin")]
   for word in given:
+    if not word or "\0" in word:
+      options.error(f"{word!r} is not a path")
     if buckets.is_address(word):
       options.error(f"{word} is in a bucket: copy the run directory to this machine first")
   if not runs:

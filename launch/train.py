@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -351,7 +352,8 @@ def _tell_end(
   from training.loop import LOSS_PICTURE
 
   _tell_heldout(summary)
-  print(f"{summary.tokens_per_second:,.0f} tokens/s")
+  if not math.isnan(summary.tokens_per_second):  # one step alone compiles, and tells no rate
+    print(f"{summary.tokens_per_second:,.0f} tokens/s")
   print(f"configuration, metrics, checkpoints and {LOSS_PICTURE} are in {run}")
   if experiment.samples:
     prompts = [f"--prompt={sample}" for sample in experiment.samples[:1] if sample]

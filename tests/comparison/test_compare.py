@@ -307,3 +307,18 @@ def test_runs_that_cannot_be_compared_are_told(output, tmp_path, monkeypatch, ca
   assert "one comparison at a time: a.gin or b.gin" in told
   assert "gs://a/b is in a bucket: copy the run directory" in told
   assert not Path("out").exists()
+
+
+def test_what_would_compare_other_things_than_the_named_runs_is_told(output, tmp_path):
+  one, two = sorted((output / "runs").iterdir())[::2]
+  (tmp_path / "link").symlink_to(one)
+  with pytest.raises(UserError, match="named twice, or by a link too"):
+    of_runs.gin_text([one, tmp_path / "link"], [], NOBODY)
+  (tmp_path / "text.gin").write_text("WIDTH = 32\n")
+  trusted = Trust.of(["all"])
+  text = of_runs.gin_text([one, two], [str(tmp_path / "text.gin")], trusted)
+  with pytest.raises(UserError, match=r"text.gin changes the model of .* \(.*width.*\)"):
+    of_runs.require_models(comparison.load("runs", [], text=text).build(), trusted)
+  folders = [tmp_path / ("é" * 100), tmp_path / "two\nlines"]
+  assert len(os.fsencode(of_runs.default_output(folders).name)) <= 80
+  assert "\n" not in of_runs.default_output(folders[1:]).name
