@@ -166,7 +166,7 @@ class TrainedRuns:
     self._account = functools.cache(self._account_of)
 
   def cost(self, spec: RunSpec) -> Cost:
-    """Returns a run's cost from shapes; a loaded run has no more FLOPs to spend."""
+    """Returns the cost of a run's whole training from shapes, also of a run that is loaded."""
     counted, steps, tokens = self._account(dataclasses.replace(spec, seed=self.seeds[0]))
     return Cost(
       parameters=counted.parameter_count,
