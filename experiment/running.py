@@ -143,6 +143,8 @@ def _train(
     _require_same(run.data_differences(data), run)
   if resume != "force":
     _require_checkpoints(experiment, run)
+  elif run.holds_run():
+    _require_lanes(experiment, run, different, data)
   # Before the run's configuration is replaced.
   abstract_params = programs.require_same_arrays(
     run.path,
@@ -215,8 +217,34 @@ def _train(
     batches.close()
 
 
+def _require_lanes(
+  experiment: Experiment, run: RunDirectory, different: list[Difference], data: dict[str, Any]
+) -> None:
+  """Raises UserError if the states of a run would be carried into other documents than theirs."""
+  if not experiment.options.step.carry_state or not checkpoint.available_steps(run.path):
+    return
+  # What cannot be read is taken for the run's, as --resume=force says.
+  with contextlib.suppress(UserError):
+    different = [*different, *run.data_differences(data)]
+  of_lanes = ("training rows", "experiment.Experiment.seed", "step.StepOptions.initial_state")
+  if changed := [one for one in different if one.name.endswith(of_lanes)]:
+    lines = "\n".join(map(str, changed))
+    raise UserError(
+      f"{run} carries states in the middle of documents, and would go on in others:\n{lines}\n"
+      f"Leave this as it is, or start another run from it: --init_from={shlex.quote(str(run))}"
+    )
+
+
 def _tell_of_lanes(experiment: Experiment, rows: Any) -> None:
-  """Says that no state is carried, where each document lies in one row."""
+  """Says that no state is carried or passed, where each document lies in one row or no row may."""
+  options, steps = experiment.options.step, experiment.options.steps
+  passes = options.passed_share > 0 and options.passed_after < steps
+  if options.initial_state == "passed" and not passes:
+    print(
+      f"warning: none of {plural(steps, 'step')} passes states: passed_share is "
+      f"{options.passed_share:g}, and passed_after {options.passed_after:,}",
+      file=sys.stderr,
+    )
   if experiment.options.step.carry_state and not rows.counts.cut_documents:
     print(
       f"warning: no document goes on in a second row of {rows.sequence_length} tokens: carry_state "

@@ -210,9 +210,15 @@ def _text(
   tokenizer: Tokenizer,
 ) -> Dataset:
   """Opens the held-out text with the model's tokenizer, in rows of `length` tokens."""
+  from config import source as gin_source
   from experiment import experiment as experiment_lib
   from experiment import run_config
 
+  if args.data and not gin_source.read_file(args.data).statements:
+    raise UserError(
+      f"{args.data} sets nothing. Name a gin file that sets EVAL_DATA, such as "
+      "gin/data/phonebook.gin."
+    )
   files = [file for file in (args.mesh, args.data) if file]
   trusted = trust.Trust.of(args.trust)
   config = run_config.load(run, files, bindings, trust=trusted, makes_rows=True)

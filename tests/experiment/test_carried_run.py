@@ -88,6 +88,11 @@ def test_what_cannot_go_on_is_refused_in_a_sentence(folder, monkeypatch):
       f"{OPTION}=False",
       rf"carries the states of 4 rows. Set {OPTION}=True or .*initial_state=passed, as",
     ),
+    (
+      "--gin.SEQUENCE_LENGTH=16",
+      r"(?s)in the middle of documents.*training rows: .*start another.*--init_from=whole",
+    ),
+    ("--gin.SEED=5", r"(?s)would go on in others:\n  experiment.Experiment.seed: 0 -> 5"),
   ):
     with pytest.raises(UserError, match=message):
       start("whole", argument, "--gin.STEPS=8")
@@ -145,6 +150,28 @@ def test_a_text_of_short_documents_is_told_once_to_carry_nothing(folder, tmp_pat
       "warning: no document goes on in a second row of 32 tokens: carry_state carries nothing"
     )
     assert capsys.readouterr().err == ("" if length > 32 else f"{warning}\n")
+
+
+def test_a_run_that_passes_no_states_is_told(folder, capsys):
+  for after, told in (
+    ("500", "none of 6 steps passes states: passed_share is 0.5, and"),
+    ("0", ""),
+  ):
+    passed = experiment.load(
+      [folder / "run.gin", str(GIN / "train/passed_state.gin")],
+      [f"--gin.PASSED_AFTER={after}", "--gin.STEPS=6"],
+    )
+    running._tell_of_lanes(experiment.build(passed), None)
+    said = capsys.readouterr().err
+    assert told in said
+    assert bool(told) == bool(said)
+
+
+def test_evaluate_refuses_a_file_that_sets_nothing(folder, monkeypatch):
+  monkeypatch.chdir(folder)
+  Path("nothing.gin").write_text("# my text\n")
+  with pytest.raises(UserError, match=r"nothing.gin sets nothing. Name a gin file"):
+    evaluate.main(["--run_dir=whole", "--data=nothing.gin"])
 
 
 def test_descriptions_count_the_states(folder):
