@@ -131,6 +131,9 @@ def main(arguments: Sequence[str]) -> int:
 
   run = RunDirectory(args.run_dir) if args.run_dir else None
   if run is not None:
+    starts = args.config or args.init_from is not None
+    if not starts and run.path.is_dir() and not run.config_file.exists():
+      run.require_run()
     run.require_place()
   trusted = trust.Trust.of(args.trust)
   made_here = True

@@ -231,12 +231,12 @@ def test_job_sets_start_each_run_under_a_name_of_its_own(folder, tmp_path):
 
 
 def test_a_job_set_s_own_file_stays_and_its_options_may_be_two_words(folder):
-  template = folder / "own" / "jobs" / "mine.yaml"
+  template = folder / "jobs" / "jobs" / "mine.yaml"
   template.parent.mkdir(parents=True)
   text = (CLUSTER / "gke_jobset.yaml").read_text()
   pieces = "--run_dir\n                    - /runs/griffin"
   template.write_text(re.sub(r"--run_dir=\S+", pieces, text))
-  assert sweep.main(command(folder, "--over", "SEED=1", f"--jobs={template}", output="own")) == 0
+  assert sweep.main(command(folder, "--over", "SEED=1", f"--jobs={template}", output="jobs")) == 0
   assert sorted(file.name for file in template.parent.iterdir()) == ["000.yaml", "mine.yaml"]
   assert "/runs/griffin" not in (template.parent / "000.yaml").read_text()
 
