@@ -75,7 +75,10 @@ def differences():
 @pytest.mark.parametrize("case", [*CASES, *CARRIED])
 def test_losses_and_parameters_equal_those_of_one_device(differences, case):
   assert differences[case]["losses"] < 1e-5
-  assert differences[case]["parameters"] < 1e-5, differences[case]["worst"]
+  # The delta rule's TPU kernels invert a chunk's matrix in another way than chunks in XLA: without
+  # a split of heads or time too, the biases, which begin at zero, are 0.95e-5 apart.
+  most = 3e-5 if "deltanet" in case else 1e-5
+  assert differences[case]["parameters"] < most, differences[case]["worst"]
   assert differences[case]["states"] < 1e-5
 
 
