@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -222,7 +222,9 @@ class _Drawn:
     return Figure(
       name="held_out_by_flops",
       title="Held-out loss against training compute",
-      finding=f"No other has a lower loss with as few FLOPs: {', '.join(best)}.",
+      finding=" ".join(
+        [f"No other has a lower loss with as few FLOPs: {', '.join(best)}.", *self._unknown(flops)]
+      ),
       x=Axis(label="FLOPs of the training", log=True),
       y=Axis(label="held-out loss, bits per byte"),
       series=tuple(series(model, [flops[model]], [bits[model]]) for model in models),
@@ -230,6 +232,13 @@ class _Drawn:
       conditions=(*self.conditions, *self.scored),
       asks=(Question(text="held-out loss", better="lower", unit="bits per byte"),),
     )
+
+  def _unknown(self, flops: Mapping[str, float]) -> list[str]:
+    """Names the models without a training to count."""
+    left_out = [model for model, count in flops.items() if not count]
+    if not left_out:
+      return []
+    return [f"Left out, because the FLOPs of imported weights are unknown: {', '.join(left_out)}."]
 
   def by_position(self) -> Figure:
     """Draws the loss by position, beyond the training length too."""
@@ -261,26 +270,65 @@ class _Drawn:
 
   def recorded(self) -> Figure | None:
     """Draws the held-out loss during training as the runs recorded it; None if none did."""
-    drawn = []
-    for model in self.runs.models:
-      curves = [dict(map(tuple, one["recorded"])) for one in self.of(model)]
-      places = sorted(set(curves[0]).intersection(*curves[1:]))
-      if len(places) > 1:
-        values = [interval([curve[place] for curve in curves]) for place in places]
-        drawn.append(series(model, places, values))
-    if not drawn:
+    curves = {model: self._recorded_of(model) for model in self.runs.models}
+    curves = {model: curve for model, curve in curves.items() if curve}
+    if not curves:
       return None
-    lowest = min(drawn, key=lambda one: one.y[-1])
     return Figure(
       name="recorded_loss",
       title="Held-out loss during training",
-      finding=f"The lowest loss at the end is that of {lowest.name}: {lowest.y[-1]:.4f}.",
+      finding=" ".join([*self._says_recorded(curves), *self._says_left_out(curves)]),
       x=Axis(label="tokens trained on"),
       y=Axis(label="held-out loss as the run recorded it, nats per token"),
-      series=tuple(drawn),
+      series=tuple(
+        series(model, list(curve), list(curve.values())) for model, curve in curves.items()
+      ),
       spread=spread_text(len(self.runs.seeds)),
       conditions=self.conditions,
     )
+
+  def _recorded_of(self, model: str) -> dict[int, Interval]:
+    """Returns the recorded loss at the tokens at which every seed recorded one."""
+    curves = [dict(map(tuple, one["recorded"])) for one in self.of(model)]
+    places = sorted(set(curves[0]).intersection(*curves[1:]))
+    return {place: interval([curve[place] for curve in curves]) for place in places}
+
+  def _says_recorded(self, curves: Mapping[str, Mapping[int, Interval]]) -> list[str]:
+    """Compares the curves at the last tokens that all recorded, for losses fall with tokens."""
+    common = set.intersection(*(set(curve) for curve in curves.values()))
+    ends = {model: max(curve) for model, curve in curves.items()}
+    if len(curves) == 1 or not common:
+      found = [
+        f"{model} {curve[ends[model]].mean:.4f} after {ends[model]:,} tokens"
+        for model, curve in curves.items()
+      ]
+      told = [f"The last recorded: {', '.join(found)}."]
+      if len(curves) > 1:
+        told.append("They recorded none after the same number of tokens, so none is lowest.")
+      return told
+    place = max(common)
+    order = sorted(curves, key=lambda model: curves[model][place].mean)
+    values = ", ".join(f"{model} {curves[model][place].mean:.4f}" for model in order)
+    told = [f"After {place:,} tokens, from the lowest: {values}."]
+    if any(end != place for end in ends.values()):
+      each = ", ".join(f"{model} after {end:,}" for model, end in ends.items())
+      told.append(f"The last were recorded at unequal tokens: {each}.")
+    return told
+
+  def _says_left_out(self, drawn: Collection[str]) -> list[str]:
+    """Names the models without a curve, and why."""
+    left_out = [
+      f"{model} ({self._without_curve(model)})" for model in self.runs.models if model not in drawn
+    ]
+    return [f"Left out: {', '.join(left_out)}."] if left_out else []
+
+  def _without_curve(self, model: str) -> str:
+    results = self.of(model)
+    if not all(one["tokens"] for one in results):
+      return "imported weights: there is no record of their training"
+    if not all(one["recorded"] for one in results):
+      return "a run recorded no finite held-out loss"
+    return "its seeds recorded none after the same number of tokens"
 
 
 def _bits(part: Sequence[float]) -> float:

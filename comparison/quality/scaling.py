@@ -167,25 +167,29 @@ class Scaling:
       tokens = [place for place, _ in curves[0]]
       at = [interval([dict(map(tuple, curve))[place] for curve in curves]) for place in tokens]
       drawn.append(series(model, tokens, at))
-    halfway = len(drawn[0].x) // 2
-    place = drawn[0].x[halfway]
-    differences = [
-      says_difference(
-        model,
-        self.baseline,
-        paired_difference(
-          ladder.curve_at(model, size, halfway), ladder.curve_at(self.baseline, size, halfway)
-        ),
-        lower="is below",
-        higher="is above",
-      )
-      for model in ladder.models
-      if model != self.baseline
-    ]
+    # Models of another batch size are evaluated at other tokens, where losses do not compare.
+    common = sorted(set.intersection(*(set(one.x) for one in drawn)))
+    if not common:
+      finding = "The models were evaluated after other numbers of tokens each: no loss compares"
+    else:
+      place = common[len(common) // 2]
+      base = ladder.curve_at(self.baseline, size, place)
+      differences = [
+        says_difference(
+          model,
+          self.baseline,
+          paired_difference(ladder.curve_at(model, size, place), base),
+          lower="is below",
+          higher="is above",
+        )
+        for model in ladder.models
+        if model != self.baseline
+      ]
+      finding = f"After {place:,.0f} tokens, in nats per token: {'; '.join(differences)}"
     return Figure(
       name="training_curves",
       title=f"Held-out loss during training, at {size}",
-      finding=_sentence(f"After {place:,.0f} tokens, in nats per token: {'; '.join(differences)}"),
+      finding=_sentence(finding),
       x=Axis(label="tokens trained on"),
       y=Axis(label=_LOSS),
       series=tuple(drawn),
@@ -229,9 +233,9 @@ class _Ladder:
     """Returns the finished models' losses, one per seed."""
     return [curve[-1][1] for curve in self.of(model, size, "curve")]
 
-  def curve_at(self, model: str, size: str, index: int) -> list[float]:
-    """Returns the losses at one evaluation, one per seed."""
-    return [curve[index][1] for curve in self.of(model, size, "curve")]
+  def curve_at(self, model: str, size: str, tokens: float) -> list[float]:
+    """Returns the losses after so many tokens, one per seed."""
+    return [dict(map(tuple, curve))[tokens] for curve in self.of(model, size, "curve")]
 
   def tokens(self, size: str) -> dict[str, list[int]]:
     """Returns the training tokens of each model; those of a loaded run may differ by seed."""

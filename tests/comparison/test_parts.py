@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from comparison.page.figure import FITTED, Figure
+from comparison.quality.held_out_loss import HeldOutLoss
 from comparison.quality.long_context import LongContext
 from comparison.quality.recall_of_runs import RecallOfRuns
 from comparison.quality.scaling import Scaling
@@ -220,6 +221,97 @@ def test_recall_of_trained_models_tells_who_recalls_and_at_which_depth_they_fail
   assert by_depth.series[0].y[-3:] == (1, 1, 1)
   assert by_depth.series[1].y[-3:] == (0, pytest.approx(2 / 3), 1)
   assert "Griffin is worst (0%) at 0" in by_depth.finding
+
+
+def test_curves_of_models_are_compared_where_all_were_evaluated():
+  """Whatever the batch sizes: the first model's evaluation is at other tokens than the second's."""
+
+  class Unequal(KnownRuns):
+    places = ((100, 200, 300, 600), (150, 300, 450, 600, 750))
+
+    def train(self, spec):
+      places = self.places[self.models.index(spec.model)]
+      # A loss of the tokens alone: at equal tokens there is no difference.
+      curve = {tokens: 5 - tokens / 1000 + NOISE[spec.seed] for tokens in places}
+      return dataclasses.replace(super().train(spec), tokens=places[-1], curve=curve)
+
+  figure = measure(Scaling(baseline=BASE), Unequal(sizes=("1k",)))["training_curves"]
+  assert "After 600 tokens" in figure.finding
+  assert "no difference seen between Griffin and MQA Transformer (+0.000" in figure.finding
+  apart = Unequal(sizes=("1k",))
+  apart.places = ((100, 200, 300), (101, 201, 301))
+  figure = measure(Scaling(baseline=BASE), apart)["training_curves"]
+  assert figure.finding.endswith("no loss compares.")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedRun(KnownRun):
+  """A run with the losses that it recorded."""
+
+  recorded: dict[int, float] = dataclasses.field(default_factory=dict)
+
+  def scores(self, *, length, tokens, batch_tokens):
+    return [self.score(length=length, tokens=tokens)]
+
+
+@dataclasses.dataclass
+class RecordedRuns(KnownRuns):
+  """Runs with given records, by model and seed."""
+
+  records: dict = dataclasses.field(default_factory=dict)
+
+  def train(self, spec):
+    record = self.records[spec.model]
+    record = record[spec.seed] if isinstance(record, list) else record
+    tokens = max(record or (), default=0) if record is not None else 0
+    known = super().train(spec)
+    fields = dataclasses.asdict(known) | {"tokens": tokens, "flops": 10.0 * tokens}
+    return RecordedRun(**fields, recorded=record or {})
+
+
+@pytest.mark.parametrize(
+  ("records", "finding"),
+  [
+    # At the ends B is lower, after three times the tokens.
+    (
+      {"A": {100: 3.0, 200: 2.5}, "B": {100: 3.5, 200: 3.25, 600: 2.0}},
+      "After 200 tokens, from the lowest: A 2.5000, B 3.2500. "
+      "The last were recorded at unequal tokens: A after 200, B after 600.",
+    ),
+    (
+      {"A": {100: 3.0, 200: 2.5}, "B": {200: 2.0}},
+      "After 200 tokens, from the lowest: B 2.0000, A 2.5000.",
+    ),
+    (
+      {"A": {100: 3.0, 200: 2.5}, "B": {150: 2.0}},
+      "The last recorded: A 2.5000 after 200 tokens, B 2.0000 after 150 tokens. "
+      "They recorded none after the same number of tokens, so none is lowest.",
+    ),
+    (
+      {"A": {100: 3.0, 200: 2.5}, "B": None},
+      "The last recorded: A 2.5000 after 200 tokens. "
+      "Left out: B (imported weights: there is no record of their training).",
+    ),
+    (
+      {"A": {100: 3.0}, "B": {100: float("nan")}},
+      "The last recorded: A 3.0000 after 100 tokens. "
+      "Left out: B (a run recorded no finite held-out loss).",
+    ),
+    (
+      {"A": [{100: 3.0}, {100: 4.0}], "B": [{100: 3.0}, {200: 2.0}]},
+      "The last recorded: A 3.5000 after 100 tokens. "
+      "Left out: B (its seeds recorded none after the same number of tokens).",
+    ),
+  ],
+)
+def test_recorded_losses_are_compared_at_equal_tokens_and_who_is_left_out_is_told(records, finding):
+  seeds = (0, 1) if isinstance(records["A"], list) else (0,)
+  runs = RecordedRuns(models=("A", "B"), sizes=("1k",), seeds=seeds, records=records)
+  figures = measure(HeldOutLoss(baseline="A", length=16), runs)
+  assert figures["recorded_loss"].finding == finding
+  is_imported = records["B"] is None
+  by_flops = figures["held_out_by_flops"].finding
+  assert by_flops.endswith("the FLOPs of imported weights are unknown: B.") == is_imported
 
 
 @pytest.mark.parametrize(
