@@ -145,10 +145,14 @@ def resolve(source: Source, root: Any, name: str, folder: Path | None = None) ->
   names = Names(source.imports)
   statements = source.statements
   macros: dict[str, Setting] = {}
+  defaults: dict[str, Setting] = {}
   parameters: dict[Key, Setting] = {}
   texts: dict[Key, str] = {}
   for item in statements:
     setting = Setting(names.references(item.value, item), item.place)
+    if item.is_default:
+      defaults[item.selector] = setting
+      continue
     if not item.parameter:
       macros["/".join(filter(None, (item.scope, item.selector)))] = setting
       continue
@@ -158,6 +162,7 @@ def resolve(source: Source, root: Any, name: str, folder: Path | None = None) ->
     texts.pop(key, None)
     if item.text is not None:
       texts[key] = item.text
+  macros = defaults | macros
   mentioned = {
     leaf.name for item in statements for leaf in leaves(item.value) if isinstance(leaf, Macro)
   }

@@ -28,7 +28,7 @@ def file_of(choice: str, folder: Path) -> Path:
 
 def files_that_set(macro: str, root: Path = GIN_ROOT) -> list[str]:
   """Lists the files of the gin folder that set a macro; not those of runs and comparisons."""
-  setting = re.compile(rf"^{re.escape(macro)} *=", re.MULTILINE)
+  setting = re.compile(rf"^(default/)?{re.escape(macro)} *=", re.MULTILINE)
   return [
     str(path.relative_to(root))
     for path in sorted(root.rglob("*.gin"))

@@ -22,6 +22,9 @@ from config.place import GIN_ROOT, ConfigError, Includes, Place
 from gin import config_parser
 
 OVERRIDE_PREFIX = "--gin."
+# Scope of a macro that a file offers to other files: a later choice of a model must not overturn
+# what the run file sets.
+DEFAULT = "default"
 # No hand-written configuration is deeper, and Python's stack is limited.
 _MOST_INCLUDES, _DEEPEST_VALUE = 100, 50
 
@@ -76,6 +79,11 @@ class Statement:
   place: Place
   imports: dict[str, Import] | None = None
   text: str | None = None
+
+  @property
+  def is_default(self) -> bool:
+    """Whether it is `default/MACRO = value`, which holds if no file or argument sets the macro."""
+    return self.scope == DEFAULT and not self.parameter and not self.place.is_argument
 
 
 @dataclasses.dataclass

@@ -164,6 +164,21 @@ def test_includes_are_found_from_the_including_file_and_later_bindings_win(parts
   assert load(parts, "include 'deep/all.gin'\n").build().model.width == 6
 
 
+def test_a_default_of_a_macro_loses_to_any_file_that_sets_it(parts, tmp_path):
+  (tmp_path / "wide.gin").write_text("default/WIDTH = 6\ndefault/STEPS = 7\n")
+  # The run sets WIDTH = 4 and STEPS before.
+  loaded = load(parts, "include 'wide.gin'\n")
+  assert loaded.build().model.width == 4
+  assert "default/" not in loaded.text()
+  # Of two defaults the later one holds.
+  base = BASE.replace("WIDTH = 4", "default/WIDTH = 5\ninclude 'wide.gin'")
+  loaded = load(parts, base=base)
+  assert loaded.build().model.width == 6
+  assert "WIDTH = 6  # wide.gin:1" in loaded.text()
+  with pytest.raises(ConfigError, match="no binding uses the macro default/WIDTH"):
+    load(parts, "", "--gin.default/WIDTH=9")
+
+
 def test_the_text_of_a_configuration_builds_the_same_and_tells_where_values_came_from(parts):
   loaded = load(parts, "parts.Run.tag = 'it\\'s'\n", "--gin.STEPS=8")
   text = loaded.text()

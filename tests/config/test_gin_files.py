@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh
 from comparison import comparison, of_runs
 from comparison.progress import ComparisonProgress
 from comparison.runs import TrainedRuns
-from config import config
+from config import config, source
 from config.place import GIN_ROOT
 from experiment import describe, experiment
 from models import accounting
@@ -26,6 +26,9 @@ def read(file):
   return (GIN_ROOT / file).read_text(encoding="utf-8")
 
 
+# Options of models, which no choice of a model may overturn.
+SET = {"WINDOW": 96, "CHUNK": 32, "KV_HEADS": 1, "DELTA_HEAD_DIM": 16, "VOCAB_MULTIPLE": 3}
+MODELS = sorted(str(path.relative_to(GIN_ROOT)) for path in (GIN_ROOT / "models").glob("*.gin"))
 FILES = sorted(str(path.relative_to(GIN_ROOT)) for path in GIN_ROOT.rglob("*.gin"))
 RUNS = [file for file in FILES if file.startswith("runs/")]
 COMPARISONS = [
@@ -247,3 +250,21 @@ def test_every_optimizer_keeps_a_master_copy_whichever_file_comes_first(rule, la
   files = [f"optimizer/{rule}.gin", "precision/bfloat16_master.gin"]
   built = experiment.build(experiment.load([RUNS[0], *(files if last else reversed(files))]))
   assert built.optimizer.master_copy
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_file_after_a_run_keeps_the_options_that_the_run_sets(model, tmp_path):
+  file = tmp_path / "run.gin"
+  lines = [f"{name} = {value}" for name, value in SET.items()]
+  file.write_text("\n".join(["include 'runs/griffin_quickstart.gin'", *lines, ""]))
+  found = experiment.load([file, model])
+  assert {name: found.macros[name].value for name in SET} == SET
+  defaults = [item for item in source.read_file(model).statements if item.is_default]
+  assert {item.selector for item in defaults} <= {*SET, "PATTERN", "MIXERS"}
+
+
+def test_of_two_models_the_later_ones_defaults_hold():
+  files = ["runs/hawk_quickstart.gin", "models/recurrent_gemma.gin"]
+  assert experiment.load(files).macros["WINDOW"].value == 2048
+  window = experiment.load(["runs/griffin_quickstart.gin", "models/cg_griffin.gin"])
+  assert window.macros["WINDOW"].value == 128

@@ -67,7 +67,9 @@ def test_the_table_of_macros_has_every_macro_and_no_other():
   defined = {
     name
     for file in (ROOT / "gin").rglob("*.gin")
-    for name in re.findall(r"^([A-Z][A-Z0-9_]*) *=", file.read_text("utf-8"), re.MULTILINE)
+    for name in re.findall(
+      r"^(?:default/)?([A-Z][A-Z0-9_]*) *=", file.read_text("utf-8"), re.MULTILINE
+    )
   }
   assert set(listed) == defined
 
@@ -102,7 +104,8 @@ def test_the_table_of_macros_has_the_values_that_files_set():
     for file in sorted((ROOT / "gin" / folder).glob("*.gin")):
       if file.stem in ELSEWHERE:
         continue
-      lines = re.findall(r"^([A-Z][A-Z0-9_]*) *= *(\S.*)$", file.read_text("utf-8"), re.MULTILINE)
+      setting = r"^(?:default/)?([A-Z][A-Z0-9_]*) *= *(\S.*)$"
+      lines = re.findall(setting, file.read_text("utf-8"), re.MULTILINE)
       for name, value in lines:
         if value[0] in "@[" or any(words in cells[name] for words in IN_OTHER_WORDS):
           continue
