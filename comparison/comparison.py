@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from base import paths
 from base.file_paths import FilePath, KeptPath
@@ -22,6 +22,9 @@ from config.source import Source
 from experiment import experiment, file_kinds
 from experiment.experiment import Experiment
 from experiment.run_directory import RunDirectory
+
+# The name of the search of settings among the parts.
+TUNING = "tuning"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +69,8 @@ class Comparison:
     parts: maps each name, as in `--only`, to a measurement.
     title: title of the page.
     folder: base of relative paths in the choices: where the comparison was first launched.
+    tuning: a `comparison.quality.tuning.Tuning`, which chooses settings of every model and size
+      before its seeds are trained; None leaves the configuration's.
     loaded: runs to load instead of training: maps 'Griffin, 158k, seed 0' to a run directory. Its
       model may have another configuration, but must have the tokenizer of the comparison's text.
   """
@@ -78,6 +83,7 @@ class Comparison:
   title: str
   folder: KeptPath = "."
   loaded: Mapping[str, FilePath] = dataclasses.field(default_factory=dict)
+  tuning: Any = None
 
   def __post_init__(self):
     for name in ("models", "sizes", "seeds", "parts"):
@@ -92,6 +98,10 @@ class Comparison:
     for name in self.loaded:
       if name not in specs:
         raise ValueError(f"loaded has {name!r}, not a run of this comparison{near(name, specs)}")
+    if self.tuning is not None and self.loaded:
+      raise ValueError("runs that are loaded are not tuned: take them out, or set TUNING = None.")
+    if TUNING in self.parts:
+      raise ValueError(f"part {TUNING!r} is the name of the search: give the part another.")
     for name, part in self.parts.items():
       if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"part {name!r}: use only lowercase letters, digits and _ in names.")
@@ -110,19 +120,27 @@ class Comparison:
     """
     if spec.size not in self.sizes:
       raise ConfigError(f"unknown size: {spec.size!r}{near(spec.size, self.sizes)}")
-    choices = [*self.sizes[spec.size], *spec.choices]
-    plain = self._config(spec.model, choices, {"SEED": spec.seed})
-    if spec.length is None and spec.window is None:
-      return plain
+    choices = self.sizes[spec.size]
     changes: dict[str, int] = {"SEED": spec.seed}
+    plain = self._config(spec.model, choices, changes, spec.choices)
+    if spec.trial is not None:
+      changes |= _shortened(plain, spec)
+    elif spec.length is None and spec.window is None:
+      return plain
     if spec.length is not None:
       changes |= _rows_of(experiment.build(plain), spec.length)
     if spec.window is not None:
       changes["WINDOW"] = spec.window
-    changed = self._config(spec.model, choices, changes)
+    changed = self._config(spec.model, choices, changes, spec.choices)
     if spec.window is not None and any("WINDOW has no effect" in w for w in changed.warnings):
       raise ConfigError(f"{spec.model} has no window. Leave it out of comparisons of windows.")
     return changed
+
+  @property
+  def all_parts(self) -> Mapping[str, OnUntrainedModels | OnTrainedModels]:
+    """The parts in order, the search of settings first."""
+    searched = {} if self.tuning is None else {TUNING: OnTrainedModels(part=self.tuning)}
+    return searched | dict(self.parts)
 
   def run_directories(self) -> list[RunDirectory]:
     """Returns the runs whose configurations are read: those that are loaded, and choices."""
@@ -139,23 +157,30 @@ class Comparison:
     """Returns the configuration of an experiment with an untrained model to measure."""
     return self._config(model, choices, {})
 
-  def _config(self, model: str, choices: Sequence[str], changes: Mapping[str, int]) -> Config:
+  def _config(
+    self,
+    model: str,
+    choices: Sequence[str],
+    changes: Mapping[str, int],
+    of_run: Sequence[str] = (),
+  ) -> Config:
     if model not in self.models:
       raise ConfigError(f"unknown model: {model!r}{near(model, self.models)}")
     own = f"the choices of model {model!r}", self.models[model]
     shared = "the shared choices", self.shared
     over = f"the choices added to model {model!r}", choices
+    last = "the choices of this run", of_run
     source = gin_source.read_file(gin_source.GIN_ROOT / "experiment.gin")
     folder = Path(self.folder).absolute()
     source += _sum(
       _read(choice, folder)
-      for _, choices in (own, shared, over)
+      for _, choices in (own, shared, over, last)
       for choice in choices
       if _is_read(choice, folder)
     )
     source += _sum(
       _macro(choice, place)
-      for place, choices in (shared, over, own)
+      for place, choices in (shared, over, own, last)
       for choice in choices
       if not _is_read(choice, folder)
     )
@@ -188,6 +213,26 @@ def _rows_of(built: Experiment, length: int) -> dict[str, int]:
       f"rows of {length} tokens do not divide a step of {tokens}. Choose a length that does."
     )
   return {"SEQUENCE_LENGTH": length, "BATCH_SIZE": tokens // length}
+
+
+def _shortened(config: Config, spec: RunSpec) -> dict[str, int]:
+  """Returns bindings for a training of a share of the steps, and of the warm-up.
+
+  Raises:
+    ConfigError: the configuration does not follow the macros.
+  """
+  share = cast(float, spec.trial)
+  if any("LEARNING_RATE has no effect" in warning for warning in config.warnings):
+    raise ConfigError(
+      f"{spec.model}, {spec.size}: LEARNING_RATE has no effect, so that no rate can be chosen. "
+      "Take gin/train/ and gin/schedule/ files that use it, or set TUNING = None."
+    )
+  steps = experiment.build(config).options.steps
+  changes = {"STEPS": max(2, round(steps * share))}
+  warmup = config.macros.get("WARMUP_STEPS")
+  if warmup is not None and isinstance(warmup.value, int):
+    changes["WARMUP_STEPS"] = round(warmup.value * share)
+  return changes
 
 
 def _is_read(choice: str, folder: Path) -> bool:

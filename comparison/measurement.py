@@ -63,7 +63,10 @@ class RunSpec:
     seed: seed of parameters and data order; equal seeds read equal rows for all models.
     length: tokens per row, with the same tokens per step; None is the configuration's.
     window: window of local attention in tokens; None is the configuration's.
-    choices: more of the comparison's choices, gin files and macros, for this run alone.
+    choices: more of the comparison's choices, gin files and macros, for this run alone; they
+      override all others.
+    trial: of a training in a search of settings (see `comparison.quality.tuning`) the share of the
+      configuration's steps, warm-up included; None for all other runs.
   """
 
   model: str
@@ -72,13 +75,14 @@ class RunSpec:
   length: int | None = None
   window: int | None = None
   choices: tuple[str, ...] = ()
+  trial: float | None = None
 
   def __str__(self) -> str:
     options = [f"{name} {value}" for name in _OPTIONS if (value := getattr(self, name)) is not None]
     return ", ".join([self.model, self.size, *options, *self.choices, f"seed {self.seed}"])
 
 
-_OPTIONS = ("length", "window")
+_OPTIONS = ("length", "window", "trial")
 
 
 class TrainedRun(Protocol):

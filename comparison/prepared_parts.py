@@ -11,7 +11,7 @@ from typing import Any, cast
 from base.errors import UserError
 from comparison import machine
 from comparison import runs as comparison_runs
-from comparison.comparison import Comparison, OnTrainedModels
+from comparison.comparison import TUNING, Comparison, OnTrainedModels
 from comparison.page.figure import Figure
 from comparison.results import NotMeasured, ResultCache
 from comparison.runs import TrainedRuns
@@ -67,7 +67,7 @@ def prepare(
   """
   parts = []
   trained: set[str] = set()
-  for name, wrapped in comparison.parts.items():
+  for name, wrapped in comparison.all_parts.items():
     try:
       if isinstance(wrapped, OnTrainedModels):
         given, depends, costs = _on_runs(wrapped, runs, trained)
@@ -76,6 +76,8 @@ def prepare(
     except ValueError as error:
       raise UserError(f"part {name}: {error}") from error
     cache = folder and _cache(folder, name, wrapped.part, depends, on_result)
+    if cache and name == TUNING:
+      runs.tune_by(cache.cached)
     parts.append(PreparedPart(name, costs, cache, functools.partial(wrapped.part, given)))
   return parts
 
@@ -89,7 +91,9 @@ def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, A
     # Another part's result has trained it already.
     costs[key] = ("training", 0.0 if run in trained else runs.cost(spec).flops)
     trained.add(run)
-  return runs, lambda key: {"run": runs.identity(specs[key])}, costs
+  possible = getattr(wrapped.part, "possible", None)
+  known = specs if possible is None else possible(runs)
+  return runs, lambda key: {"run": runs.identity(known[key])}, costs
 
 
 def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, Any, Any]:

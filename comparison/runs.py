@@ -15,8 +15,9 @@ from base import paths
 from base.errors import UserError
 from comparison import results
 from comparison.comparison import Comparison
-from comparison.measurement import RunSpec
+from comparison.measurement import Cached, RunSpec
 from comparison.progress import ComparisonProgress
+from comparison.quality.tuning import written
 from config import path_values
 from config.config import Config
 from config.moved_names import first_form
@@ -161,12 +162,22 @@ class TrainedRuns:
     self._progress = progress
     self._asked_by = asked_by
     self._trust, self._made_here = trust, made_here
-    self._config = functools.cache(comparison.run_config)
+    self._run_config = functools.cache(comparison.run_config)
+    self._trials: Cached | None = None
+    self._tuned = functools.cache(self._search)
     self._built = functools.cache(lambda spec: experiment_lib.build(self._config(spec)))
     self._account = functools.cache(self._account_of)
 
+  def tune_by(self, trials: Cached) -> None:
+    """Sets where the results of the comparison's search of settings are stored."""
+    self._trials = trials
+
   def cost(self, spec: RunSpec) -> Cost:
     """Returns the cost of a run's whole training from shapes, also of a run that is loaded."""
+    if spec.trial is not None:
+      whole = self.cost(dataclasses.replace(spec, trial=None, choices=()))
+      tokens, flops = int(whole.tokens * spec.trial), whole.flops * spec.trial
+      return dataclasses.replace(whole, tokens=tokens, flops=flops)
     counted, steps, tokens = self._account(dataclasses.replace(spec, seed=self.seeds[0]))
     return Cost(
       parameters=counted.parameter_count,
@@ -179,6 +190,10 @@ class TrainedRuns:
   def identity(self, spec: RunSpec) -> str:
     """Returns an id of the run: equal if all bindings are, and the weights of a loaded run."""
     own = identity(self._config(spec), self._comparison.folder)
+    tuning = self._comparison.tuning
+    if tuning is not None and spec.trial is None:
+      # The search follows from this. What it finds need not be known.
+      own = results.digest([own, repr(tuning)])
     loaded = self._loaded(spec)
     if loaded is None:
       return own
@@ -203,10 +218,11 @@ class TrainedRuns:
     loaded = self._loaded(spec)
     if loaded is not None:
       return self._open(spec, loaded)
+    directory = RunDirectory(self.directory(spec))
+    spec = self._with_setting(spec)
     config = self._config(spec)
     built = self._experiment(spec)
     sharding_plan = built.sharding_plan()
-    directory = RunDirectory(self.directory(spec))
     self._progress.expect_steps(built.options.steps)
     summary = running.train(
       built,
@@ -224,6 +240,23 @@ class TrainedRuns:
     cost = self.cost(spec)
     curve = _curve(directory, cost.tokens_per_step)
     return OpenedRun(built, sharding_plan, summary.state.params, cost, curve, curve)
+
+  def _config(self, spec: RunSpec) -> Config:
+    """Returns a run's configuration; where settings are searched, on the text of the figures."""
+    tuning = self._comparison.tuning
+    if tuning is not None and spec.trial is None:
+      spec = dataclasses.replace(spec, choices=(*tuning.test, *spec.choices))
+    return self._run_config(spec)
+
+  def _with_setting(self, spec: RunSpec) -> RunSpec:
+    """Adds the setting that was found for the run's model and size, after a search if need be."""
+    if self._comparison.tuning is None or spec.trial is not None:
+      return spec
+    return dataclasses.replace(spec, choices=(*self._tuned(spec.model, spec.size), *spec.choices))
+
+  def _search(self, model: str, size: str) -> tuple[str, ...]:
+    cached = self._trials or (lambda key, measure: measure())
+    return written(self._comparison.tuning.tuned(model, size, self, cached).best)
 
   def _loaded(self, spec: RunSpec) -> RunDirectory | None:
     """Returns the directory of a loaded run.

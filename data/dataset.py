@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from base import paths, small_files
 from base.file_paths import KeptPath
@@ -21,6 +21,7 @@ from data.file_corpora import FileCorpus
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
 from data.mixture import MixedRows, weights_of_sizes
 from data.progress import PreparationProgress, ProgressBar
+from data.row_halves import RowHalf
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer
 
@@ -39,6 +40,8 @@ class TextDataset:
     split: 'train', 'heldout' or 'all' (registered tasks and TFDS data sets: one of their splits).
     cache_dir: contains one directory per distinct content; relative to the working directory. It
       may lie in a bucket: the rows are then read in blocks, as they are needed.
+    half: of held-out rows only those to choose by, 'validation', or those that figures are of,
+      'test' (see `data.row_halves`); None is all.
     block_cache_gb: at most so many GB of these blocks stay in cache/blocks.
     whole_documents: do not split documents that fit into a row, at the cost of padding.
     shard_bytes: about how many bytes of text make a shard of rows, which one process packs. None: a
@@ -53,6 +56,7 @@ class TextDataset:
   whole_documents: bool = False
   shard_bytes: Count | None = None
   block_cache_gb: Annotated[Positive, Immaterial()] = 20.0
+  half: Literal["validation", "test"] | None = None
 
   def __post_init__(self):
     # Any string: registered tasks and TFDS data sets name their own splits.
@@ -141,7 +145,8 @@ class TextDataset:
     rows = RowFiles(directory, block_cache_bytes=int(self.block_cache_gb * 1e9)).check(
       self.vocabulary, self.sequence_length
     )
-    return verification.verify(rows)
+    verified = verification.verify(rows)
+    return RowHalf(verified, self.half) if self.half else verified
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,16 +181,19 @@ def _chosen(only: str | None, comparison: Comparison) -> tuple[str, ...]:
     UserError: a part is unknown.
   """
   from base.wording import near
+  from comparison.comparison import TUNING, OnTrainedModels
 
   if only is None:
-    return tuple(comparison.parts)
+    return tuple(comparison.all_parts)
   names = [name.strip() for name in only.split(",") if name.strip()]
   for name in names:
-    if name not in comparison.parts:
-      raise UserError(f"unknown part: {name!r}{near(name, comparison.parts)}")
+    if name not in comparison.all_parts:
+      raise UserError(f"unknown part: {name!r}{near(name, comparison.all_parts)}")
   if not names:
-    raise UserError(f"--only names no part. Choose from {', '.join(comparison.parts)}.")
-  return tuple(name for name in comparison.parts if name in names)
+    raise UserError(f"--only names no part. Choose from {', '.join(comparison.all_parts)}.")
+  if any(isinstance(comparison.all_parts[name], OnTrainedModels) for name in names):
+    names.append(TUNING)  # Which their trainings need.
+  return tuple(name for name in comparison.all_parts if name in names)
 
 
 def _open(
@@ -328,7 +331,7 @@ class _Comparing:
     return Report(
       title=self._comparison.title,
       sections=tuple(
-        Section(name=name, figures=found.get(name, ())) for name in self._comparison.parts
+        Section(name=name, figures=found.get(name, ())) for name in self._comparison.all_parts
       ),
       models=tuple(self._comparison.models),
       seeds=tuple(self._comparison.seeds),

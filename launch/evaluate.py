@@ -92,6 +92,7 @@ def main(arguments: Sequence[str]) -> int:
   from data.document_streams import DocumentStreams
   from data.mixture import MixedRows
   from data.recall import RecallTask
+  from data.row_halves import RowHalf
   from evaluation.perplexity import Scorer
   from experiment import experiment as experiment_lib
   from experiment import run_config, step_memory
@@ -148,6 +149,11 @@ def main(arguments: Sequence[str]) -> int:
     batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
   elif isinstance(rows, MixedRows):
     options.error("--stream reads one text, and this is a mixture. Name one of its parts by --data")
+  elif isinstance(rows, RowHalf):
+    options.error(
+      "--stream reads documents to their ends, and the run is scored on half of the rows. Add "
+      "--gin.heldout/dataset.TextDataset.half=None for the whole text"
+    )
   else:
     batches = DocumentStreams(rows, batch_size)
   count = min(args.batches or len(batches), len(batches))
@@ -165,7 +171,7 @@ def main(arguments: Sequence[str]) -> int:
   result = {
     "run_dir": str(run.path),
     "step": trained.step,
-    "data": getattr(data, "what", args.data or "the run's"),
+    "data": _named(data, args.data or "the run's"),
     "length": length,
     "tokens": score.tokens,
     "bytes": score.bytes,
@@ -224,6 +230,12 @@ def _text(
   config = run_config.load(run, files, bindings, trust=trusted, makes_rows=True)
   experiment = experiment_lib.build(config)
   return experiment_lib.read_as(experiment.eval_data, sequence_length=length, vocabulary=tokenizer)
+
+
+def _named(data: Dataset, otherwise: str) -> str:
+  """Names a text, and which half of its rows is scored."""
+  half = getattr(data, "half", None)
+  return getattr(data, "what", otherwise) + (f", {half} half" if half else "")
 
 
 def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: bool) -> None:

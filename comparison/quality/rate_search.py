@@ -69,8 +69,7 @@ class RateSearch:
   seed: Seed = 100
 
   def __post_init__(self):
-    if len(self.rates) < 2 or list(self.rates) != sorted(set(self.rates)):
-      raise ValueError(f"rates={tuple(self.rates)} must be ascending, and at least two.")
+    require_grid(self.rates)
 
   def keys(self, name: str) -> list[str]:
     """Returns the keys of the results of a model's search, without that behind an edge."""
@@ -92,19 +91,25 @@ class RateSearch:
     def best() -> float:
       return max(found, key=lambda rate: (found[rate]["right"], found[rate]["mean"]))
 
-    further = self._behind(best())
+    further = behind_edge(self.rates, best())
     if further is not None:
       found[further] = cached(_key(name, further), lambda: train(further))
     return Searched({rate: found[rate]["right"] for rate in sorted(found)}, best())
 
-  def _behind(self, rate: float) -> float | None:
-    """Returns the rate behind an edge of the grid; None for a rate inside."""
-    rates = self.rates
-    if rate == rates[0]:
-      return rates[0] * rates[0] / rates[1]
-    if rate == rates[-1]:
-      return rates[-1] * rates[-1] / rates[-2]
-    return None
+
+def require_grid(rates: Sequence[float]) -> None:
+  """Raises ValueError unless there are at least two rates, ascending."""
+  if len(rates) < 2 or list(rates) != sorted(set(rates)):
+    raise ValueError(f"rates={tuple(rates)} must be ascending, and at least two.")
+
+
+def behind_edge(rates: Sequence[float], rate: float) -> float | None:
+  """Returns the rate behind an edge of a grid, at the edge's ratio; None for a rate inside."""
+  if rate == rates[0]:
+    return rates[0] * rates[0] / rates[1]
+  if rate == rates[-1]:
+    return rates[-1] * rates[-1] / rates[-2]
+  return None
 
 
 def _key(name: str, rate: float) -> str:

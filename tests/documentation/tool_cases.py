@@ -20,6 +20,7 @@ MACROS = {
     "MQA Transformer": ["models/transformer.gin"],
   },
   "SEEDS": (0,),
+  "TUNING": None,
   "SIZES": {size: [*TINY, f"STEPS = {steps}"] for size, steps in STEPS.items()},
   "ROUNDS": 1,
   "SAMPLES": 1,

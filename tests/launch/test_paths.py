@@ -171,6 +171,7 @@ def test_a_comparison_is_opened_from_elsewhere(home, monkeypatch):
     "--gin.LOADED={'Griffin, one, seed 0': 'runs/first'}",
     "--gin.PARTS={'scaling': %SCALING}",
     "--gin.BASELINE=Griffin",
+    "--gin.TUNING=None",
   ]
   Path("compare.gin").write_text(comparison.load("compare/quick.gin", arguments).text())
   monkeypatch.chdir("/")
