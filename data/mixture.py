@@ -206,6 +206,12 @@ class MixedRows:
     means = (part.bytes_per_token for part in self.parts)
     return sum(w * mean for w, mean in zip(self.weights, means, strict=True))
 
+  @property
+  def tokens_per_target(self) -> float:
+    """Mean tokens per target in the loss, weighted."""
+    means = (part.tokens_per_target for part in self.parts)
+    return sum(w * mean for w, mean in zip(self.weights, means, strict=True))
+
   def text_bytes(self, rows: int | None = None) -> int:
     """Returns the bytes of text in the first `rows` rows, the parts one after another."""
     total = 0

@@ -163,6 +163,11 @@ class RowFiles:
     counts = self.counts
     return (counts.text_bytes - counts.unscored_bytes) / (counts.tokens - counts.unscored_tokens)
 
+  @property
+  def tokens_per_target(self) -> float:
+    """Mean tokens per target in the loss: above 1 where only answers are in it."""
+    return self.counts.tokens / (self.counts.tokens - self.counts.unscored_tokens)
+
   def text_bytes(self, rows: int | None = None) -> int:
     """Returns the bytes of text in the loss in the first `rows` rows (all by default)."""
     left = len(self) if rows is None else max(0, min(rows, len(self)))

@@ -15,6 +15,7 @@ from base.errors import UserError
 from base.wording import plural
 from config.config import Config
 from data import loader
+from data.tokenizers import Symbols
 from evaluation.perplexity import Scorer
 from experiment import directory_owner, kept_files, run_directory, trained
 from experiment.experiment import Experiment
@@ -129,8 +130,19 @@ def _train(
     )
   _require_steps_left(experiment, run)
   different = run.differences(config, trust) if run.holds_run() else []
+  require_arrays = functools.partial(
+    programs.require_same_arrays,
+    run.path,
+    experiment.model,
+    experiment.optimizer.transformation(),
+    experiment.options.step,
+    sharding_plan,
+    experiment.batch_size,
+  )
   if resume != "force":
-    _require_same(different, run)
+    _require_same(
+      different, run, require_arrays, lambda: _require_lanes(experiment, run, different)
+    )
   # Missing rows are made before anything is written into the run directory.
   if not processes.is_first():
     processes.wait_for_all("the first process's rows")  # It makes and checks them for all.
@@ -140,20 +152,18 @@ def _train(
   data = {"training rows": train_rows.fingerprint, "held-out rows": eval_rows.fingerprint}
   _agree(processes.require_same, json.dumps(data, indent=0), "the rows")
   if run.holds_run() and resume != "force":
-    _require_same(run.data_differences(data), run)
+    changed = run.data_differences(data)
+    _require_same(changed, run, lambda: _require_lanes(experiment, run, changed))
   if resume != "force":
     _require_checkpoints(experiment, run)
   elif run.holds_run():
-    _require_lanes(experiment, run, different, data)
+    changed = []
+    # What cannot be read is taken for the run's, as --resume=force says.
+    with contextlib.suppress(UserError):
+      changed = run.data_differences(data)
+    _require_lanes(experiment, run, [*different, *changed])
   # Before the run's configuration is replaced.
-  abstract_params = programs.require_same_arrays(
-    run.path,
-    experiment.model,
-    experiment.optimizer.transformation(),
-    experiment.options.step,
-    sharding_plan,
-    experiment.batch_size,
-  )
+  abstract_params = require_arrays()
   processes.wait_for_all("compared with the run")
   connections.connect(sharding_plan.mesh)
   start = _start(experiment, run, abstract_params)
@@ -170,6 +180,8 @@ def _train(
     # So that the run directory is complete, also for runs that start from it.
     kept_files.keep(kept_files.folder(run.path, experiment), run.path / kept_files.FOLDER)
 
+  # A symbol of a task is no text: its bits would be called those of a byte.
+  spells_text = not isinstance(experiment.tokenizer, Symbols)
   scorer = Scorer(experiment.model, sharding_plan)
 
   def evaluate(params: Any) -> dict[str, float]:
@@ -177,7 +189,8 @@ def _train(
     count = min(experiment.eval_batches or len(batches), len(batches))
     score = scorer(params, (next(batches) for _ in range(count)))
     batches.close()
-    return {"heldout_loss": score.loss, "heldout_bits_per_byte": score.bits_per_byte}
+    bits = {"heldout_bits_per_byte": score.bits_per_byte} if spells_text else {}
+    return {"heldout_loss": score.loss, **bits}
 
   batches = loader.batches(
     train_rows,
@@ -200,7 +213,8 @@ def _train(
       options=experiment.options,
       run_dir=run.path,
       seed=experiment.seed,
-      bytes_per_token=train_rows.bytes_per_token,
+      bytes_per_token=train_rows.bytes_per_token if spells_text else None,
+      tokens_per_target=train_rows.tokens_per_target,
       evaluate=evaluate,
       start=start,
       identity={"config": config.text(), "data": data},
@@ -217,15 +231,10 @@ def _train(
     batches.close()
 
 
-def _require_lanes(
-  experiment: Experiment, run: RunDirectory, different: list[Difference], data: dict[str, Any]
-) -> None:
+def _require_lanes(experiment: Experiment, run: RunDirectory, different: list[Difference]) -> None:
   """Raises UserError if the states of a run would be carried into other documents than theirs."""
   if not experiment.options.step.carry_state or not checkpoint.available_steps(run.path):
     return
-  # What cannot be read is taken for the run's, as --resume=force says.
-  with contextlib.suppress(UserError):
-    different = [*different, *run.data_differences(data)]
   of_lanes = ("training rows", "experiment.Experiment.seed", "step.StepOptions.initial_state")
   if changed := [one for one in different if one.name.endswith(of_lanes)]:
     lines = "\n".join(map(str, changed))
@@ -352,10 +361,23 @@ def _agree(check: Callable[..., None], *args: Any) -> None:
     raise UserError(str(error)) from None
 
 
-def _require_same(different: list[Difference], run: RunDirectory) -> None:
-  if different:
-    lines = "\n".join(map(str, different))
-    raise UserError(
-      f"{run} contains a run with another configuration:\n{lines}\n"
-      "Give --resume=force to continue with the new values, or another --run_dir."
-    )
+def _require_same(
+  different: list[Difference], run: RunDirectory, *requirements: Callable[[], Any]
+) -> None:
+  """Raises UserError if there are differences.
+
+  Args:
+    different: the differences.
+    run: the run.
+    requirements: what --resume=force requires too: if one raises an error, that is not advised.
+  """
+  if not different:
+    return
+  lines = "\n".join(map(str, different))
+  advice = "Give --resume=force to continue with the new values, or another --run_dir."
+  try:
+    for require in requirements:
+      require()
+  except checkpoint.CheckpointError as error:
+    advice = f"It cannot continue with the new values: {error} Or name another --run_dir."
+  raise UserError(f"{run} contains a run with another configuration:\n{lines}\n{advice}")

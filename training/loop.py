@@ -147,7 +147,8 @@ def train(
   options: LoopOptions,
   run_dir: Path,
   seed: int,
-  bytes_per_token: float,
+  bytes_per_token: float | None,
+  tokens_per_target: float = 1.0,
   evaluate: Callable[[Any], dict[str, float]] | None = None,
   start: Callable[[Any], Any] | None = None,
   identity: dict[str, Any] | None = None,
@@ -170,7 +171,8 @@ def train(
     options: see `LoopOptions`.
     run_dir: directory for metrics, checkpoints and the loss plot.
     seed: seed of the parameters.
-    bytes_per_token: mean bytes of text per target, for bits per byte.
+    bytes_per_token: mean bytes of text per target, for bits per byte; None leaves these out.
+    tokens_per_target: mean tokens per target, for the speed.
     evaluate: maps parameters to held-out figures; 'heldout_loss' chooses the best checkpoint.
     start: maps abstract parameters to initial ones; missing ones are initialised randomly.
     identity: JSON values to save in each checkpoint (the configuration).
@@ -233,6 +235,7 @@ def train(
     options=options,
     learning_rate=learning_rate,
     bytes_per_token=bytes_per_token,
+    tokens_per_target=tokens_per_target,
     metrics=MetricsFile(
       run_dir / METRICS_FILE,
       metadata.get("metrics") or 0,

@@ -185,22 +185,27 @@ def show_duration(seconds: float) -> str:
   return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+_LABELS = {"bits_per_byte": "bits per byte", "loss": "nats per token"}
+
+
 def plot_losses(records: list[dict[str, Any]], path: Path, title: str) -> None:
-  """Plots training and held-out bits per byte against the step."""
+  """Plots training and held-out bits per byte against the step; without these, the losses."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 4), layout="constrained")
   axes = figure.subplots()
+  in_bits = any("bits_per_byte" in r or "heldout_bits_per_byte" in r for r in records)
+  quantity = "bits_per_byte" if in_bits or not records else "loss"
   curves: list[tuple[str, str, dict[str, Any]]] = [
-    ("bits_per_byte", "training", {"linewidth": 1}),
-    ("heldout_bits_per_byte", "held out", {"marker": "o", "linewidth": 1.5}),
+    (quantity, "training", {"linewidth": 1}),
+    (f"heldout_{quantity}", "held out", {"marker": "o", "linewidth": 1.5}),
   ]
   for name, label, style in curves:
     points = [(r["step"], json_files.number(r[name])) for r in records if name in r]
     if points:
       steps, values = zip(*points, strict=True)
       axes.plot(steps, values, label=label, **style)
-  axes.set(title=title, xlabel="step", ylabel="bits per byte")
+  axes.set(title=title, xlabel="step", ylabel=_LABELS[quantity])
   axes.grid(alpha=0.3)
   if axes.lines:  # A run that stopped before its first line has no curve.
     axes.legend()

@@ -48,18 +48,19 @@ class TrainingLog:
     *,
     options: LoopOptions,
     learning_rate: optax.Schedule,
-    bytes_per_token: float,
+    bytes_per_token: float | None,
     metrics: MetricsFile,
     progress: ProgressLine,
     pending: list[list[float | None]],
     heldout: dict[str, float | None],
     costs: StepCosts | None = None,
     tracking: Tracking | None = None,
+    tokens_per_target: float = 1.0,
   ):
     """Continues a log.
 
     Args:
-      options, learning_rate, bytes_per_token: as of `training.loop.train`.
+      options, learning_rate, bytes_per_token, tokens_per_target: as of `training.loop.train`.
       metrics: the file of metrics.
       progress: shows the steps.
       pending: loss, gradient norm and targets of the steps that are not yet written.
@@ -69,7 +70,7 @@ class TrainingLog:
     """
     self.options = options
     self.learning_rate = learning_rate
-    self.bytes_per_token = bytes_per_token
+    self.bytes_per_token, self.tokens_per_target = bytes_per_token, tokens_per_target
     self.metrics = metrics
     self.progress = progress
     # Steps not yet written: saved in checkpoints, so that a resumed run writes the same lines.
@@ -110,7 +111,7 @@ class TrainingLog:
     self.pending.append([values["loss"], values["grad_norm"], values["targets"]])
     # As in the next line of the file: the mean since the last one.
     loss = sum(step[0] for step in self.pending) / len(self.pending)
-    shown = {"loss": loss, "bits/byte": self._bits_per_byte(loss)}
+    shown = {"loss": loss, **self._bits("bits/byte", loss)}
     if step % self.options.log_every == 0 or step == self.options.steps:
       self._write_line(step, values)
     if self.rates:
@@ -135,13 +136,14 @@ class TrainingLog:
     loss = sum(losses) / len(losses)
     seconds = time.monotonic() - self._clock
     timed = seconds > 0 and self._timed_targets > 0
-    rate = self._timed_targets / seconds if timed else math.nan
+    # The model reads the tokens outside of the loss too.
+    rate = self._timed_targets * self.tokens_per_target / seconds if timed else math.nan
     costs = self._costs.line()
     self._write(
       {
         "step": step,
         "loss": loss,
-        "bits_per_byte": self._bits_per_byte(loss),
+        **self._bits("bits_per_byte", loss),
         "grad_norm": sum(norms) / len(norms),
         # The last applied rate: the schedule counts the steps taken.
         "learning_rate": rate_at(self.learning_rate, max(0, step - values["skipped"] - 1)),
@@ -173,5 +175,8 @@ class TrainingLog:
     numbers = {name: value for name, value in record.items() if name != "step"}
     self._tracking.write(record["step"], json_files.without_nan(numbers))
 
-  def _bits_per_byte(self, loss: float) -> float:
-    return loss / math.log(2) / self.bytes_per_token
+  def _bits(self, name: str, loss: float) -> dict[str, float]:
+    """Returns the bits per byte of a loss under this name; nothing for data that spell no text."""
+    if self.bytes_per_token is None:
+      return {}
+    return {name: loss / math.log(2) / self.bytes_per_token}

@@ -19,11 +19,15 @@ _MOST_POINTS = 200
 _CURVES = (
   ("heldout_bits_per_byte", "Held-out loss", "bits per byte"),
   ("bits_per_byte", "Training loss", "bits per byte"),
+  ("heldout_loss", "Held-out loss of tasks without text", "nats per token"),
+  ("loss", "Training loss of tasks without text", "nats per token"),
   ("tokens_per_second", "Speed", "tokens per second"),
   ("step_seconds", "Step time", "seconds, median of a line"),
   ("mfu", "MFU", "share of the peak FLOP/s"),
   ("goodput", "Goodput", "share of the wall time"),
 )
+# Drawn only for runs without these.
+_WITHOUT_TEXT = {"heldout_loss": "heldout_bits_per_byte", "loss": "bits_per_byte"}
 
 
 def page(
@@ -54,10 +58,11 @@ def page(
 
 def _figure(runs: Sequence[Run], name: str, title: str, label: str) -> Figure | None:
   """Makes the figure of one curve of each run that has it; None if none has."""
-  curves = {run.name: _thinned(curve) for run in runs if (curve := run.curve(name))}
+  of = [run for run in runs if name not in _WITHOUT_TEXT or not run.curve(_WITHOUT_TEXT[name])]
+  curves = {run.name: _thinned(curve) for run in of if (curve := run.curve(name))}
   if not curves:
     return None
-  last = {run.name: value for run in runs if (value := run.last(name)) is not None}
+  last = {run.name: value for run in of if (value := run.last(name)) is not None}
   low, high = (pick(last, key=lambda run: last[run]) for pick in (min, max))
   finding = f"Last: {show(last[low])} ({low})"
   if low != high:

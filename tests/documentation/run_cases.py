@@ -348,7 +348,7 @@ CASES = {
         "python -m launch.train gin/runs/griffin_induction_heads.gin",
         f"--gin.STEPS=4 --gin.WARMUP_STEPS=2 --gin.BATCH_SIZE=4 --gin.DEPTH=2 {GRIFFIN} "
         "--gin.data.recall.InductionHeads.examples=2000",
-        TRAINED,
+        r"held-out loss: \d+\.\d+",
       ),
       Case("python -m launch.evaluate --run_dir=runs/recall", prints=r"0\.9-1 +\d+\.\d%"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from base.errors import UserError
 from launch import train
 from tests import small_run
 from training.checkpoint import CheckpointError
@@ -25,9 +26,14 @@ def run(tmp_path, monkeypatch):
   ],
 )
 def test_what_it_cannot_go_on_with_changes_nothing(run, change, says):
-  before = {file: file.read_bytes() for file in run.iterdir() if file.is_file()}
+  before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
   arguments = ["run.gin", change, "--run_dir=run", "--gin.STEPS=3", "--gin.WARMUP_STEPS=1"]
+  # The refusal without it does not advise what would be refused.
+  with pytest.raises(UserError, match=says) as caught:
+    train.main(arguments)
+  assert "Or name another --run_dir." in str(caught.value)
+  assert "--resume=force" not in str(caught.value)
   with pytest.raises(CheckpointError, match=says):
     train.main([*arguments, "--resume=force"])
-  assert {file: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
+  assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
   assert train.main(["--run_dir=run", "--gin.STEPS=3", "--resume=force"]) == 0

@@ -53,6 +53,19 @@ def test_the_screen_and_the_file_tell_one_loss(tmp_path, live):
   assert float(shown[1]) == pytest.approx(line["bits_per_byte"], rel=1e-3)
 
 
+def test_speed_counts_all_tokens_and_symbols_have_no_bits_per_byte(tmp_path):
+  record = record_of(tmp_path / "metrics.jsonl", stream := io.StringIO(), log_every=1)
+  record.bytes_per_token, record.tokens_per_target = None, 16.0
+  record._clock -= 1000.0
+  # 8 targets in 1000 s, with the 15 tokens before each.
+  record.record(1, step_metrics(2.0))
+  (line,) = metrics.read_metrics(tmp_path / "metrics.jsonl")
+  assert line["tokens_per_second"] == pytest.approx(0.128, rel=1e-2)
+  assert "bits_per_byte" not in line
+  assert "bits/byte" not in stream.getvalue()
+  metrics.plot_losses([line], tmp_path / "loss.png", "a task")
+
+
 def test_a_screen_that_is_gone_ends_no_run(tmp_path):
   record = record_of(tmp_path / "metrics.jsonl", Full(), log_every=1)
   record.record(1, step_metrics(2.0))
