@@ -167,6 +167,7 @@ class TrainedRuns:
     self._tuned = functools.cache(self._search)
     self._built = functools.cache(lambda spec: experiment_lib.build(self._config(spec)))
     self._account = functools.cache(self._account_of)
+    self._files = functools.cache(lambda spec: experiment_lib.files_of(self._built(spec).eval_data))
 
   def tune_by(self, trials: Cached) -> None:
     """Sets where the results of the comparison's search of settings are stored."""
@@ -200,7 +201,9 @@ class TrainedRuns:
     step = max(checkpoint.available_steps(loaded.path), default=0)
     contents = checkpoint_reader.sealed_contents(loaded.path / checkpoint.FOLDER / str(step)) or {}
     weights = contents.get(checkpoint_reader.CHECKSUMS)
-    return results.digest([own, loaded.config_text(loaded.judge()), step, weights])
+    # The text that it is scored on may be edited, and keeps its name.
+    files = self._files(dataclasses.replace(spec, seed=self.seeds[0]))
+    return results.digest([own, loaded.config_text(loaded.judge()), step, weights, *files])
 
   def directory(self, spec: RunSpec) -> Path:
     """The run's folder."""

@@ -87,7 +87,7 @@ def read_runs(folder: Path, trust: Trust) -> dict[str, Trained]:
       different texts.
   """
   found: dict[str, list[list[float]]] = {}
-  first: tuple[str, Any] | None = None
+  texts: list[tuple[Any, list[str]]] = []
   for run in run_list.runs_in(folder):
     if why := _left_out(run):
       print(f"{run.name} is left out: it {why}", file=sys.stderr)
@@ -97,13 +97,11 @@ def read_runs(folder: Path, trust: Trust) -> dict[str, Trained]:
     if built.init_from is not None:
       print(f"{run.name} is left out: it began with another run's weights", file=sys.stderr)
       continue
-    scored = run.name, (built.tokenizer.describe(), experiment_lib.text_alone(built.eval_data))
-    first = first or scored
-    if scored[1] != first[1]:
-      raise UserError(
-        f"{first[0]} and {run.name} have different tokenizers or held-out texts, so that one law "
-        "cannot hold for both losses. Move one of them to another folder."
-      )
+    text = built.tokenizer.describe(), experiment_lib.text_alone(built.eval_data)
+    same = next((names for other, names in texts if other == text), None)
+    if same is None:
+      texts.append((text, same := []))
+    same.append(run.name)
     _, loss = run.curve("heldout_loss")[-1]
     counted = account(built.model, batch_size=built.batch_size, length=built.sequence_length)
     tokens = run.step * built.batch_size * built.sequence_length
@@ -115,9 +113,29 @@ def read_runs(folder: Path, trust: Trust) -> dict[str, Trained]:
     found.setdefault(model, []).append(
       [counted.parameter_count, tokens, loss, counted.training_flops * tokens]
     )
+  if len(texts) > 1:
+    groups = "\n".join(
+      f"  {_name_of(tokenizer)} on {_what(data)}: {', '.join(names)}"
+      for (tokenizer, data), names in texts
+    )
+    raise UserError(
+      f"the runs in {paths.shown(folder)} have different tokenizers or held-out texts, so that one "
+      f"law cannot hold for all losses:\n{groups}\nMove each kind to a folder of its own."
+    )
   if not found:
     raise UserError(f"{paths.shown(folder)} has no finished run with a held-out loss.")
   return {model: Trained(*np.array(values, np.float64).T) for model, values in found.items()}
+
+
+def _name_of(tokenizer: Mapping[str, Any]) -> str:
+  """Names a tokenizer by its kind, its size and the first digits of its contents."""
+  contents = str(tokenizer.get("sha256", ""))[:8]
+  return " ".join(filter(None, (str(tokenizer["kind"]), f"of {tokenizer['size']:,} ids", contents)))
+
+
+def _what(data: Any) -> str:
+  """Names a text; those of one name differ in their files or options."""
+  return getattr(data, "what", "a mixture")
 
 
 def _left_out(run: run_list.Run) -> str:

@@ -14,6 +14,7 @@ from base import bucket_copies, buckets, small_files
 from base.errors import UserError
 from base.paths import shown
 from experiment import directory_owner
+from experiment.run_directory import RunDirectory
 from training import checkpoint
 
 # Written last into a bucket: they make a checkpoint, a run and Hugging Face's folder whole.
@@ -59,6 +60,7 @@ def appearing(target: Path) -> Iterator[Path]:
     return
   _require_empty(target)
   target = target.resolve()
+  RunDirectory(target).require_outside_of_runs("the target")
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)

@@ -37,6 +37,8 @@ from training.losses import token_losses
 from training.optimizer import Optimizer
 from training.step import abstract_batch
 
+_PARAMETERS = "experiment.experiment.Experiment.parameters"
+
 
 class Dataset(Protocol):
   """A data set with rows that are made on first use; see `data.dataset`."""
@@ -248,6 +250,21 @@ def read_as(data: Dataset, **changes: Any) -> Dataset:
   return dataclasses.replace(cast(TextDataset, data), **changes)
 
 
+def files_of(data: Dataset) -> list[str]:
+  """Returns a digest of the user's files of each text: names, sizes and times.
+
+  Text without files has none, nor has Python's own, which changes with each of its releases, nor
+  text whose files are gone or cannot be read.
+  """
+  found = []
+  for text in _texts(data):
+    with contextlib.suppress(CorpusError):
+      described = text.corpus.describe()
+      if "files" in described and "python" not in described:
+        found.append(described["files"])
+  return found
+
+
 def text_alone(data: Dataset) -> Dataset:
   """Returns what names the text alone: two of equal row lengths make the same rows if equal."""
   return read_as(data, sequence_length=1, cache_dir="cache")
@@ -284,10 +301,27 @@ def load(
 
 def resolve(source: gin_source.Source, name: str, folder: Path | None = None) -> Config:
   """Checks the configuration of an experiment; see `config.config.resolve`."""
-  if any(item.selector == "PARAMETERS" for item in source.statements):
+  asks_for_size = any(item.selector == "PARAMETERS" for item in source.statements)
+  if asks_for_size:
     # Not in experiment.gin: a run without it has no such value, as those of earlier versions.
     source = gin_source.read_file("parameters.gin") + source
-  return config.resolve(source, Experiment, name, folder)
+  found = config.resolve(source, Experiment, name, folder)
+  if asks_for_size:
+    _refuse_width(found)
+  return found
+
+
+def _refuse_width(found: Config) -> None:
+  """Raises ConfigError for an MLP width beside PARAMETERS, which would replace it."""
+  asked = [item for key, item in found.operative.items() if key.full_name == _PARAMETERS]
+  if not any(item.value is not None for item in asked):
+    return
+  for key, item in found.operative.items():
+    if key.parameter == "mlp_width" and item.place is not None and item.value is not None:
+      raise item.place.error(
+        f"{key.name} = {item.value} has no effect beside PARAMETERS, which chooses the width of "
+        "the MLPs. Leave one of them out."
+      )
 
 
 def build(configuration: Config) -> Experiment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import json
@@ -102,6 +103,7 @@ class RunDirectory:
       if self.path.is_file():
         raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
       return
+    self.require_outside_of_runs("--run_dir")
     if self.path in (Path(self.path.anchor), gin_source.GIN_ROOT.parent):
       raise UserError(f"{self} cannot be a run directory. Name a new one: --run_dir=runs/first.")
     if self.path.is_dir():
@@ -120,6 +122,26 @@ class RunDirectory:
       raise UserError(f"{self} is a broken link. Remove it, or name another --run_dir.")
     elif self.path.exists():
       raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
+
+  def require_outside_of_runs(self, option: str) -> None:
+    """Raises UserError for a new folder in the directory of a run, which would mix their files.
+
+    The runs in the folder of a comparison are its own. What was started earlier can continue.
+
+    Args:
+      option: the option or argument that named the folder.
+    """
+    if buckets.in_bucket(self.path) or self.holds_run():
+      return
+    for parent in self.path.parents:
+      above = RunDirectory(parent)
+      with contextlib.suppress(OSError):
+        is_run = (parent / OPERATIVE_FILE).is_file() and above.holds_run()
+        if is_run and above.was_made_from(file_kinds.RUN):
+          raise UserError(
+            f"{self} lies in the run directory {above}, among its files. Name a folder outside of "
+            f"it for {option}."
+          )
 
   def require_no_foreign_files(self, option: str, own: Sequence[str] = ()) -> None:
     """Raises UserError if the folder holds files, and no run or comparison was started in it.

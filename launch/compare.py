@@ -133,6 +133,7 @@ def main(arguments: Sequence[str]) -> int:
   # Raises errors before the output is claimed.
   made_here = kept is None or trust_check.is_recorded(directory.config_file, kept)
   comparing = _Comparing(comparison, config, output, asked_by, trusted, made_here)
+  directory.require_outside_of_runs("--output")
   directory.require_no_foreign_files("--output", ("runs", "cells", "report"))
   with directory_owner.owned_by_job(output) as require_mine:
     _open(directory, config, args.resume, asked_by, trusted, made_here)
@@ -157,7 +158,9 @@ def _runs(options: command.Parser, given: Sequence[str]) -> list[Path]:
 def _export(args: Any) -> int:
   """Writes the figures of a page as files."""
   from comparison.page import export, report
+  from experiment.run_directory import RunDirectory
 
+  RunDirectory(args.export).require_outside_of_runs("--export")
   file = args.output / "report" / report.DATA_FILE
   try:
     models, figures = report.read(file)
@@ -231,8 +234,9 @@ def _description(comparison: Comparison) -> str:
   """Describes models, sizes and parts from shapes alone."""
   import tempfile
 
-  from comparison import prepared_parts
+  from comparison import loaded_runs, prepared_parts
   from comparison.measurement import RunSpec
+  from comparison.page import report
   from comparison.progress import ComparisonProgress
   from comparison.runs import TrainedRuns
   from experiment.describe import table
@@ -249,7 +253,7 @@ def _description(comparison: Comparison) -> str:
   # The recall comparison trains none of the sizes: its parts train on their tasks.
   if not any(group == "training" for work in works for group, _ in work.costs.values()):
     rows = [row[:3] for row in rows]
-  seeds = ", ".join(map(str, comparison.seeds))
+  seeds = report.seeds_text(comparison.seeds, loaded_runs.seeds_apart(comparison))
   return "\n\n".join([table(rows, right=(2, 3, 4)), f"seeds {seeds}", table(parts, right=(1,))])
 
 
@@ -325,7 +329,7 @@ class _Comparing:
     return report, report.write(folder) if processes.is_first() else folder
 
   def _report(self, found: Mapping[str, tuple[Figure, ...]]) -> Report:
-    from comparison import machine
+    from comparison import loaded_runs, machine
     from comparison.page.report import Report, Section
 
     return Report(
@@ -340,6 +344,8 @@ class _Comparing:
       config=self._config.text(),
       command=self._asked_by,
       made=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+      seeds_of=loaded_runs.seeds_apart(self._comparison),
+      notes=loaded_runs.notes(self._comparison),
     )
 
 

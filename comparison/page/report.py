@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from base import small_files
+from base.wording import plural
 from comparison.page import chart, verdict
 from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
 from comparison.page.scale import show
@@ -48,6 +49,8 @@ class Report:
     sections: sections in order, including parts that are not measured.
     models: names of the models in order: they have the first colours.
     seeds: seeds of the training runs.
+    seeds_of: seeds of each model, if they differ.
+    notes: sentences on the runs.
     hardware, versions: see `comparison.machine`.
     config: the comparison's configuration, as text.
     command: the command that continues or repeats it.
@@ -63,6 +66,8 @@ class Report:
   config: str
   command: str
   made: str
+  seeds_of: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+  notes: tuple[str, ...] = ()
 
   def __post_init__(self):
     names = [figure.name for figure in self.figures]
@@ -88,6 +93,8 @@ class Report:
       "versions": dict(self.versions),
       "models": list(self.models),
       "seeds": list(self.seeds),
+      "seeds_of": {model: list(seeds) for model, seeds in self.seeds_of.items()},
+      "notes": list(self.notes),
       "parts": {
         section.name: [figure.name for figure in section.figures] or None
         for section in self.sections
@@ -110,11 +117,16 @@ class Report:
     sections = "".join(self._section(section) for section in self.sections)
     return document(self.title, self._lead(), self._findings(), sections, self._provenance())
 
+  def seeds_text(self) -> str:
+    """Lists the seeds, by model where they differ."""
+    return seeds_text(self.seeds, self.seeds_of)
+
   def _lead(self) -> str:
-    seeds = len(self.seeds)
+    count = len(next(iter(self.seeds_of.values()), self.seeds))
+    seeds = plural(count, "seed") + (" each" if self.seeds_of else "")
     names = ", ".join(self.models)
     where = ", ".join(self.hardware.values())
-    return f"{names}. {seeds} seed{'s' if seeds != 1 else ''}; {where}; {self.made[:10]}."
+    return " ".join([f"{names}. {seeds}; {where}; {self.made[:10]}.", *self.notes])
 
   def _findings(self) -> str:
     """The table of verdicts, and all findings, folded where there is a table."""
@@ -155,7 +167,7 @@ class Report:
     facts = {
       **self.hardware,
       "versions": ", ".join(f"{name} {version}" for name, version in self.versions.items()),
-      "seeds": ", ".join(map(str, self.seeds)),
+      "seeds": self.seeds_text(),
       "made": self.made,
     }
     rows = "".join(
@@ -167,6 +179,13 @@ class Report:
       f"<dt>numbers</dt><dd>{DATA_FILE}, in the folder of this page</dd></dl>"
       f"<details><summary>Configuration</summary><pre>{escape(self.config)}</pre></details>"
     )
+
+
+def seeds_text(seeds: Sequence[int], seeds_of: Mapping[str, Sequence[int]]) -> str:
+  """Lists seeds: by model, if `seeds_of` has them."""
+  if not seeds_of:
+    return ", ".join(map(str, seeds))
+  return "; ".join(f"{model} {', '.join(map(str, own))}" for model, own in seeds_of.items())
 
 
 def document(title: str, lead: str, summary: str, body: str, footer: str = "") -> str:

@@ -47,7 +47,7 @@ def write(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
       in YAML whose container starts launch.train.
     jobs: a job for each run.
     output: the sweep's folder; where it is in a bucket, the jobs are written into the working
-      directory.
+      directory, under the name and a digest of that folder.
 
   Returns:
     The command, in words, that queues the jobs.
@@ -73,7 +73,7 @@ def _script(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
   for job in jobs:
     first, *more = job.arguments
     lines.append(shlex.join(["sbatch", str(template), first, str(job.run_dir), *more]))
-  file = buckets.beside(output) / _SCRIPT
+  file = _place(output, _SCRIPT)
   file.parent.mkdir(parents=True, exist_ok=True)
   small_files.replace(file, "".join(line + "\n" for line in lines))
   return ["sh", paths.shown(file)]
@@ -81,7 +81,7 @@ def _script(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
 
 def _job_sets(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
   job_set = _job_set(template)
-  folder = buckets.beside(output) / FOLDER
+  folder = _place(output, FOLDER)
   folder.mkdir(parents=True, exist_ok=True)
   for old in folder.glob("*.yaml"):
     if re.fullmatch(r"\d{3,}", old.stem):  # the user's own files stay
@@ -97,10 +97,21 @@ def _job_sets(template: Path, jobs: Sequence[Job], output: Path) -> list[str]:
   return ["kubectl", "apply", "-f", paths.shown(folder)]
 
 
+def _place(output: Path, name: str) -> Path:
+  """Where jobs are written: for a bucket in the working directory, under the sweep's own name."""
+  if not buckets.in_bucket(output):
+    return output / name
+  return Path.cwd() / f"{output.name}-{_digest(output)}-{name}"
+
+
+def _digest(path: Path) -> str:
+  return f"{zlib.crc32(os.fsencode(str(path))):08x}"
+
+
 def _name(metadata: dict[str, Any], job: Job) -> str:
   """A name that no other run has: JobSets of one name, also of another sweep, would be one."""
   base = str(metadata.get("name", "sweep"))[:_LONGEST_NAME].rstrip("-.")
-  return f"{base}-{zlib.crc32(os.fsencode(str(job.run_dir))):08x}"
+  return f"{base}-{_digest(job.run_dir)}"
 
 
 def _kept(words: Sequence[Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from comparison.sweep.cells import FILE, Cell, SweptAxis
 from comparison.sweep.outcome import Outcome
 from config.config import Config
 from experiment import experiment as experiment_lib
-from experiment import foreign_files, mesh_advice, run_list, running
+from experiment import foreign_files, mesh_advice, run_list, running, trust
 from experiment.experiment import Experiment
 from experiment.run_directory import RunDirectory
 from experiment.trust import Trust
@@ -77,7 +77,8 @@ class Sweep:
 
   def arguments(self, cell: Cell) -> tuple[str, ...]:
     """What launch.train needs for a run besides its directory, the gin files first."""
-    return (*self.files, *cell.files, *self.bindings_of(cell), *cell.bindings)
+    trusted = trust.words(self.trust.modules)
+    return (*self.files, *cell.files, *self.bindings_of(cell), *cell.bindings, *trusted)
 
   def _load(self, cell: Cell, bindings: Sequence[str], shared: bool = False) -> Config:
     files, arguments = [*self.files, *cell.files], [*bindings, *cell.bindings]
@@ -125,6 +126,7 @@ class Sweep:
         path.is_dir() and all(inner.name.startswith(".") for inner in path.iterdir())
       )
 
+    RunDirectory(self.output).require_outside_of_runs("--output")
     own = [_FAILURES, PAGE, jobs.FOLDER, *(cell.folder for cell in self.cells)]
     foreign_files.require_none(self.output, "--output", own, is_run)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from base.errors import UserError
-from comparison import comparison, of_runs, scaling_law_runs
+from comparison import comparison, loaded_runs, of_runs, scaling_law_runs
 from comparison.measurement import RunSpec
 from comparison.progress import ComparisonProgress
 from comparison.runs import TrainedRuns
@@ -23,7 +23,7 @@ from experiment import run_record
 from experiment import trained as trained_lib
 from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
-from launch import compare
+from launch import compare, convert
 from parallel.tree_paths import by_path
 from training import streamed_checkpoint
 
@@ -183,7 +183,7 @@ def test_runs_are_compared_by_their_directories_alone(output, tmp_path, monkeypa
 
 def test_differences_of_single_runs_have_an_interval_over_the_text(output, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  one, _, two, _ = sorted((output / "runs").iterdir())
+  one, _, _, two = sorted((output / "runs").iterdir())
   for run, name in ((one, "mine"), (two, "other, 'quoted' run")):
     shutil.copytree(run, name)
   arguments = ["mine", "other, 'quoted' run", "--only=held_out_loss", "--gin.SCORED_TOKENS=2048"]
@@ -191,6 +191,11 @@ def test_differences_of_single_runs_have_an_interval_over_the_text(output, tmp_p
   assert compare.main(arguments) == 0
   data = json.loads(Path("comparisons/mine_other, 'quoted' run/report/data.json").read_text())
   assert data["models"] == ["mine", "other, 'quoted' run"]
+  # Not the first one's alone: the runs differ in it.
+  assert data["seeds_of"] == {"mine": [0], "other, 'quoted' run": [1]}
+  page = Path("comparisons/mine_other, 'quoted' run/report/index.html").read_text()
+  assert "1 seed each; " in page
+  assert "<dd>mine 0; other, &#x27;quoted&#x27; run 1</dd>" in page
   difference, by_flops, *_ = data["figures"]
   (series,) = difference["series"]
   assert "over 8 parts of the text" in difference["spread"]
@@ -264,8 +269,13 @@ def test_laws_are_of_finished_runs_scored_on_one_text(output, tmp_path, capsys):
   # They keep the configuration as it was.
   shutil.rmtree(one / "checkpoints")
   (one / run_record.RECORD_FILE).unlink()
-  with pytest.raises(UserError, match="have different tokenizers or held-out texts"):
+  with pytest.raises(UserError, match="have different tokenizers or held-out texts") as caught:
     scaling_law_runs.read_runs(folder, Trust.of(["all"]))
+  # All of both kinds, not the first two that differ.
+  _, *kinds, _ = str(caught.value).splitlines()
+  others = [run.name for run in sorted(folder.iterdir()) if run not in (one, two)]
+  assert kinds[0] == f"  bytes of 259 ids on text-files (heldout): {one.name}"
+  assert kinds[1] == f"  bytes of 259 ids on text-files (heldout): {', '.join(others)}"
 
 
 def test_a_run_that_went_on_is_measured_again(output, tmp_path):
@@ -281,6 +291,59 @@ def test_a_run_that_went_on_is_measured_again(output, tmp_path):
     identities.add(runs.identity(spec))
   (directories[0] / "checkpoints" / "9999").rmdir()
   assert len(identities) == 2
+
+
+def test_a_text_that_was_edited_is_scored_again(output, folder, tmp_path):
+  text = of_runs.gin_text(sorted((output / "runs").iterdir())[::2], [], NOBODY)
+  made = comparison.load("runs", [], text=text).build()
+  spec = RunSpec(model=next(iter(made.models)), size=of_runs.SIZE, seed=0)
+
+  def identity():
+    return TrainedRuns(made, tmp_path, ComparisonProgress(), "").identity(spec)
+
+  first, file = identity(), folder / "1.txt"
+  before = file.stat()
+  try:
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    edited = identity()
+  finally:
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert edited != first
+  assert identity() == first
+
+
+def test_a_page_says_which_run_began_with_anothers_weights(output, tmp_path):
+  folders = [tmp_path / "alone", tmp_path / "tuned"]
+  for run, copy in zip(sorted((output / "runs").iterdir())[::2], folders, strict=True):
+    shutil.copytree(run, copy)
+  text = of_runs.gin_text(folders, [], Trust.of(["all"]))
+  operative = folders[1] / "operative_config.gin"
+  line = "experiment.Experiment.init_from = "
+  assert f"{line}None" in operative.read_text()
+  operative.write_text(operative.read_text().replace(f"{line}None", f"{line}'/base'"))
+  made = comparison.load("runs", [], text=text).build()
+  told = "tuned began with the weights of /base: its tokens are those after it."
+  assert loaded_runs.notes(made) == (told,)
+  operative.unlink()
+  assert loaded_runs.notes(made) == ()
+
+
+def test_nothing_is_written_among_the_files_of_a_run(output, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  one, two = sorted((output / "runs").iterdir())[::2]
+  shutil.copytree(one, "mine")
+  told = "lies in the run directory mine, among its files"
+  with pytest.raises(UserError, match=f"mine/deep/er {told}"):
+    compare.main(["mine", str(two), "--output=mine/deep/er", "--trust=all"])
+  with pytest.raises(UserError, match=f"mine/figures {told}.* for --export"):
+    compare.main([f"--output={output}", "--export=mine/figures"])
+  with pytest.raises(UserError, match=f"mine/exported {told}.* for the target"):
+    convert.main([str(two), "mine/exported"])
+  with pytest.raises(UserError, match=f"mine/run {told}.* for --run_dir"):
+    RunDirectory(Path("mine/run").absolute()).require_place()
+  assert not {"deep", "figures", "exported", "run"} & {path.name for path in Path("mine").iterdir()}
+  # A comparison's own runs lie in its folder.
+  RunDirectory(output / "runs" / "new").require_place()
 
 
 def test_runs_that_cannot_be_compared_are_told(output, tmp_path, monkeypatch, capsys):

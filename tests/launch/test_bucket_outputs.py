@@ -73,7 +73,12 @@ def test_a_sweep_is_written_and_extended_in_a_bucket(folder, capsys):
   sbatch.write_text("#!/bin/sh\n#SBATCH --nodes=1\n")
   more = [*command, "LEARNING_RATE=8e-3", f"--jobs={sbatch}"]
   assert sweep.main(more) == 0
-  assert f"{output}/LEARNING_RATE=8e-3" in (folder / "jobs.sh").read_text()
+  (script,) = folder.glob("rates-*-jobs.sh")
+  assert f"{output}/LEARNING_RATE=8e-3" in script.read_text()
+  # Another sweep of this name has jobs of its own.
+  more[1] = f"--output={address('s3', 'others/rates')}"
+  assert sweep.main(more) == 0
+  assert len(list(folder.glob("rates-*-jobs.sh"))) == 2
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "text.model"])

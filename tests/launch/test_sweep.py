@@ -139,6 +139,7 @@ def test_a_file_is_no_folder_of_a_sweep(folder):
 def test_a_value_may_be_without_effect_in_some_runs_but_not_in_all(folder):
   files = "file=gin/models/griffin.gin,gin/models/hawk.gin"
   more = ["--over", files, "--gin.HEADS=2", "--gin.DEPTH=3", "--jobs=launch/cluster/slurm.sbatch"]
+  more.append("--trust=mine,theirs")
   assert sweep.main(command(folder, *more, output="models")) == 0
   lines = (folder / "models" / "jobs.sh").read_text().splitlines()
   assert [("HEADS" in line, "DEPTH" in line) for line in lines[-2:]] == [
@@ -147,6 +148,7 @@ def test_a_value_may_be_without_effect_in_some_runs_but_not_in_all(folder):
   ]
   # Each is a command that training takes.
   _, _, file, _, *rest = shlex.split(lines[-1])
+  assert rest[-2:] == ["--trust=mine", "--trust=theirs"]
   assert train.main([file, *rest, "--describe"]) == 0
   with pytest.raises(UserError, match=r"--gin.DATA_SHARDS=2: no effect in any run"):
     sweep.main(command(folder, *more, "--gin.DATA_SHARDS=2", output="models"))
