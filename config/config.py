@@ -180,9 +180,9 @@ def resolve(source: Source, root: Any, name: str, folder: Path | None = None) ->
   _make_paths_absolute(macros, parameters, folder)
   start = Configurable(root, root.__module__, root.__qualname__)
   operative = checks.reach(start, name)
-  if defaults := _default_paths(operative, folder):
+  if bound_paths := _default_paths(operative, folder):
     # Absolute paths are bound, so that the configuration means the same files wherever it is read.
-    parameters |= {key: Setting(path, Place("default")) for key, path in defaults.items()}
+    parameters |= {key: Setting(path, Place("default")) for key, path in bound_paths.items()}
     operative = checks.reach(start, name)
   warnings = tuple(checks.without_effect(operative))
   _tell_moved(source)

@@ -37,12 +37,13 @@ def description(experiment: Experiment) -> str:
     )
     for parameter in counted.parameters
   ]
-  size = [] if experiment.chosen_size is None else [("size", experiment.chosen_size)]
-  costs = [*_vocabulary(experiment.model), *size, *_costs(counted)]
+  # A sentence: in the table it would push all values to the right.
+  size = [] if experiment.chosen_size is None else [experiment.chosen_size]
+  costs = [*_vocabulary(experiment.model), *_costs(counted)]
   if experiment.options.step.keeps_states:
     carried = device_bytes(abstract_state(experiment).carried)
     costs.append((f"states carried by {plural(batch_size, 'row')}", show_bytes(carried)))
-  return "\n".join([table(rows, right=(5,)), "", table(costs, right=(1,))])
+  return "\n".join([table(rows, right=(5,)), "", *size, table(costs, right=(1,))])
 
 
 def _treatment(experiment: Experiment, path: str) -> str:

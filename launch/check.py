@@ -34,6 +34,10 @@ It is built at the size of gin/contract.gin; --gin. arguments change its size an
 Everything runs on eight simulated CPU devices."""
 
 
+# Letters of the longest name of a check.
+_CHECK_WIDTH = 13
+
+
 def parser() -> command.Parser:
   """Builds the argument parser of the command."""
   result = command.parser("check", DESCRIPTION)
@@ -97,8 +101,9 @@ def line(check: str, finding: Finding) -> str:
     sizes = f"{finding.difference:.1e} of {finding.allowed:.1e}"
   why = finding.says if finding.outcome != "passed" else ""
   notes = "; ".join(filter(None, (finding.where, why)))
-  row = f"{finding.outcome:8}  {check:12}  {finding.case:56}  {sizes:18}  {notes}"
-  return row.rstrip()
+  # Sizes before the case: only the last columns may have any length.
+  row = f"{finding.outcome:8}  {check:{_CHECK_WIDTH}}  {sizes:18}  {finding.case}"
+  return f"{row}  ({notes})" if notes else row
 
 
 def _play_devices() -> None:

@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from jax.errors import JaxRuntimeError
 
 import contract
 from base.errors import UserError
+from contract.finding import Finding, Outcome
 from experiment import model_zoo
 from launch import (
   check,
@@ -345,6 +347,16 @@ def test_a_module_that_holds_a_name_is_meant(tmp_path):
   file, option = "gin/runs/griffin_quickstart.gin", "--gin.Experiment.samples=[]"
   with pytest.raises(UserError, match=r"did you mean experiment\.Experiment\?"):
     train.main([file, f"--run_dir={tmp_path / 'run'}", option])
+
+
+def test_columns_of_checks_stand_below_each_other_whatever_their_names():
+  found = [
+    Finding(case="a case " * 12, outcome=outcome, difference=difference, allowed=1e-3)
+    for outcome in get_args(Outcome)
+    for difference in (None, 2e-5)
+  ]
+  lines = [check.line(name, finding) for name in contract.CHECKS for finding in found]
+  assert {line.index("a case") for line in lines} == {45}
 
 
 def test_a_checked_run_file_is_what_the_next_command_names(capsys):

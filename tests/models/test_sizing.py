@@ -89,7 +89,11 @@ def test_a_macro_asks_for_the_size_of_a_run():
   built = experiment.build(experiment.load(RUN, ["--gin.PARAMETERS=3e6", *SIZES]))
   assert abs(count(built.model) / 3e6 - 1) <= 0.01
   assert built.chosen_size is not None
-  assert built.chosen_size in describe.description(built)
+  lines = describe.description(built).splitlines()
+  assert built.chosen_size in lines
+  # It is longer than the table, and does not push its values away.
+  costs = lines[lines.index(built.chosen_size) + 1 :]
+  assert max(map(len, costs)) < 80
   # As a plan or a trained run changes parts of it.
   again = dataclasses.replace(built, seed=1)
   assert (again.model, again.chosen_size) == (built.model, built.chosen_size)
@@ -107,3 +111,17 @@ def test_bad_values_of_the_macro_are_one_line(value, message):
   with pytest.raises(ConfigError, match=message) as refused:
     experiment.build(experiment.load(RUN, [f"--gin.PARAMETERS={value}", *SIZES]))
   assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+  "width", ["models.backbone.Backbone.mlp_width", "backbone.Backbone.mlp_width"]
+)
+def test_a_width_beside_the_macro_is_refused(width):
+  arguments = ["--gin.PARAMETERS=3e6", *SIZES, f"--gin.{width}=128"]
+  with pytest.raises(
+    ConfigError, match=r"mlp_width=128: .* has no effect beside PARAMETERS, .* out"
+  ):
+    experiment.load(RUN, arguments)
+  # A run whose model has none, or a macro that asks for nothing.
+  assert experiment.load(RUN, [f"--gin.{width}=128"])
+  assert experiment.load(RUN, ["--gin.PARAMETERS=None", f"--gin.{width}=128"])
