@@ -18,6 +18,12 @@ from base.errors import UserError
 # For each scheme: the extra of pyproject.toml, which is also the name in `make`, and its library.
 SCHEMES = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
 _PREFIXES = tuple(f"{scheme}://" for scheme in SCHEMES)
+# Modules whose errors are answers of a service.
+_SERVICES = {"botocore", "aiobotocore", "google", "gcsfs", "aiohttp", "requests"}
+_SERVICES |= {"huggingface_hub", "httpx", "httpcore"}
+_NO_ACCESS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
+_NO_ACCESS |= {"RefreshError", "GatedRepoError"}
+_NO_ACCESS_WORDS = ("Forbidden", "Unauthorized", "Anonymous caller")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 # Both services' rules, and names of test servers.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
@@ -138,11 +144,10 @@ def _kind(error: Exception, place: str) -> OSError | None:
 
   name, text = type(error).__name__, " ".join(str(error).split())[:200]
   module = type(error).__module__.partition(".")[0]
-  service = module in ("botocore", "aiobotocore", "google", "gcsfs", "aiohttp", "requests")
+  service = module in _SERVICES
   code = str(getattr(error, "code", ""))
-  if isinstance(error, PermissionError) or name in (
-    "NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError",
-  ) or "Forbidden" in text or "Anonymous caller" in text or code in ("401", "403"):  # fmt: skip
+  refused = name in _NO_ACCESS or any(words in text for words in _NO_ACCESS_WORDS)
+  if isinstance(error, PermissionError) or refused or code in ("401", "403"):
     return PermissionError(errno.EACCES, f"no permission ({text})", place)
   if isinstance(error, TimeoutError | ConnectionError) or "Connect" in name or "Timeout" in name:
     return ConnectionError(errno.ETIMEDOUT, f"no answer ({text or name})", place)

@@ -11,7 +11,7 @@ import os
 from pathlib import Path, PurePath
 from typing import cast
 
-from base import buckets
+from base import buckets, remote_files
 from base.errors import UserError
 
 
@@ -40,6 +40,18 @@ def of(text: str | os.PathLike) -> Path:
     return cast(Path, text)
   given = os.fspath(text)
   return buckets.path(given) if buckets.is_address(given) else Path(given)
+
+
+def readable(text: str | os.PathLike) -> Path:
+  """Makes a path of a text that may be any address that can be read; see `base.remote_files`.
+
+  Raises:
+    UserError: its scheme is unknown or not installed.
+  """
+  given = os.fspath(text)
+  if given.startswith(("http://", "https://", "hf://")):
+    return remote_files.of(given)
+  return of(text)
 
 
 def argument(text: str) -> Path:
@@ -103,8 +115,14 @@ def page_argument(text: str) -> Path:
 
 
 def text_argument(text: str) -> str:
-  """Type of command-line arguments that are text to read: 'python', or a path or pattern."""
-  return text if text == "python" else str(local_argument(text))
+  """Type of command-line arguments that are text to read: 'python', a path, address or pattern."""
+  if buckets.is_address(text):
+    try:
+      remote_files.require(text)
+    except UserError as error:
+      raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+    return text
+  return text if text == "python" else str(argument(text))
 
 
 def free(path: Path) -> Path:
@@ -115,7 +133,7 @@ def free(path: Path) -> Path:
 
 def shown(path: str | os.PathLike) -> str:
   """Formats a path as a user would type it: relative if it is in the working directory."""
-  if buckets.in_bucket(path):
+  if buckets.is_address(os.fspath(path)):
     return os.fspath(path)
   try:
     relative = os.path.relpath(path)

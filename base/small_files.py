@@ -92,7 +92,7 @@ def named(error: OSError, path: Path) -> OSError:
 
 def require_regular(path: Path) -> None:
   """Raises NotReadable for an existing path that is not a regular file: opening it might block."""
-  if buckets.in_bucket(path):
+  if buckets.is_address(os.fspath(path)):
     return  # Buckets have no pipes, and reading a folder raises the error.
   try:
     mode = os.stat(path).st_mode
@@ -112,7 +112,7 @@ def require_regular_below(folder: Path) -> None:
 
 
 def _read(path: Path, most: int) -> bytes:
-  if buckets.in_bucket(path):
+  if buckets.is_address(os.fspath(path)):
     return _read_object(path, most)
   require_regular(path)
   # It may have become a pipe in between, which would block without O_NONBLOCK.
@@ -129,7 +129,7 @@ def _read(path: Path, most: int) -> bytes:
 
 def _read_object(path: Path, most: int) -> bytes:
   status: Any = path.stat()
-  if status.is_directory:
+  if path.is_dir():
     raise NotReadable(f"{path} is not a regular file but a folder")
   if status.st_size > most:
     raise NotReadable(f"{path} is larger than {most:,} bytes")

@@ -20,7 +20,8 @@ from conversion import (
   weight_stream,
 )
 from conversion.target_folder import appearing, told
-from data import tokenizer_json, tokenizers
+from data import tiktoken_files, tokenizer_json, tokenizers
+from data.tiktoken_files import Tiktoken
 from data.tokenizer_json import TokenizerJson
 from data.tokenizers import Tokenizer
 from experiment import kept_files
@@ -154,7 +155,7 @@ def _copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:
   if isinstance(tokenizer, tokenizers.SentencePiece):
     # Compared with its description: a run on bytes may have another run's tokenizer file.
     (folder / TOKENIZER_FILE).write_bytes(of(tokenizer.path).read_bytes())
-  if isinstance(tokenizer, TokenizerJson):
+  if isinstance(tokenizer, TokenizerJson | Tiktoken):
     tokenizer.write(folder)
   return any((folder / name).is_file() for name in (TOKENIZER_FILE, tokenizer_json.FILE))
 
@@ -162,6 +163,8 @@ def _copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> bool:
 def _without_tokenizer(tokenizer: Tokenizer) -> str:
   if isinstance(tokenizer, tokenizers.Symbols):
     meaning = f"symbol k is id k + {tokenizers.Symbols.SPECIAL}"
+  elif isinstance(tokenizer, Tiktoken):
+    meaning = f"those of the ranks in {tiktoken_files.FILE}"
   else:
     meaning = f"byte b of the text's UTF-8 is id b + {tokenizers.Bytes().encode(chr(0))[0]}"
   return (

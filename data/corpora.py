@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import mmap
 import os
 import platform
 import sysconfig
@@ -27,14 +26,13 @@ from data.files import (
   CorpusError,
   NoFiles,
   compression,
-  json_lines,
-  json_lines_in,
-  keys_of,
-  opened_text,
+  mapped,
   read_text,
+  source,
   to_bytes,
 )
 from data.heldout import SPLITS, check_fraction, in_split
+from data.json_lines import json_lines, json_lines_in, keys_of
 from data.parts import Part
 
 __all__ = [
@@ -200,7 +198,7 @@ class TextFiles(DocumentFiles):
 
   def texts(self, part: Part) -> Iterator[Text]:
     """Yields the documents, or the piece of one, of a part."""
-    path = Path(part.file)
+    path = source(part.file)
     if part.pieces > 1:
       yield parts.piece(part)
     elif self.separator is None:
@@ -218,12 +216,9 @@ class TextFiles(DocumentFiles):
       text = read_text(path)
       yield from text.removesuffix(separator).split(separator) if text else ()
       return
-    # Memory-mapped: such a file is often a whole corpus.
-    with (
-      opened_text(path) as file,
-      mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
-    ):
-      start, last = file.tell(), len(text) if stop is None else stop
+    # Not read at once: such a file is often a whole corpus.
+    with mapped(path) as (text, start):
+      last = len(text) if stop is None else stop
       if first > start:
         start = parts.document_at(text, separator, start, first)
       while start < last and (end := text.find(separator, start)) >= 0:
@@ -289,7 +284,7 @@ class JsonLines(DocumentFiles):
 
   def texts(self, part: Part) -> Iterator[Text]:
     """Yields the texts of the lines that begin in a part."""
-    for values, place in json_lines_in(Path(part.file), part.start, part.stop):
+    for values, place in json_lines_in(source(part.file), part.start, part.stop):
       yield Text(self._text(values, place))
 
   def _text(self, values: dict[str, Any], place: object) -> bytes:

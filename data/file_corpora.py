@@ -11,12 +11,12 @@ from data import heldout
 from data.files import (
   CorpusError,
   describe_files,
-  looks_like_json_lines,
   matching_files,
   opened_text,
   text_bytes,
 )
 from data.heldout import in_split
+from data.json_lines import looks_like_json_lines
 
 # Number of files, or lines, that are checked before a process is started that reads all.
 LOOKED_AT = 8

@@ -8,8 +8,8 @@ import glob
 import gzip
 import hashlib
 import io
-import json
 import lzma
+import mmap
 import os
 import re
 import stat
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+from base import file_ranges, remote_files
 from base.errors import UserError
 from base.wording import percent_above
 
@@ -73,13 +74,14 @@ _COMPRESSED = {"gzip", "Zstandard", "xz", "bzip2", "LZ4", "a ZIP archive", "a 7z
 # How compressed texts are opened, and about how much longer than the file they are.
 _OPENERS = {"gzip": gzip.open, "xz": lzma.open, "Zstandard": None}
 _COMPRESSION = 4
-_PACKED = (".gz", ".xz", ".zst")
+_ENDINGS = {".gz": "gzip", ".xz": "xz", ".zst": "Zstandard"}
+_PACKED = tuple(_ENDINGS)
 _BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _BOM = b"\xef\xbb\xbf"
 
 # How much of a file is checked, and how much of that may be invalid: Latin-1 text soon exceeds it,
 # text with a few damaged characters does not.
-_SAMPLE = 2**20
+SAMPLE = 2**20
 _INVALID_SHARE = 0.02
 _INVALID_BYTES = 8
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b"))
@@ -96,10 +98,11 @@ def matching_files(
 ) -> list[Path]:
   """Returns the files that match, by path, each once.
 
-  A file with exactly the pattern's name is preferred to matches.
+  A file with exactly the pattern's name is preferred to matches. Files at addresses are listed
+  once in a process (see `base.remote_files`).
 
   Args:
-    patterns: a path or glob pattern, or several.
+    patterns: a path or glob pattern, or several, each of which may be an address.
     option: the option's name in messages: corpora.TextFiles.files.
 
   Raises:
@@ -112,6 +115,9 @@ def matching_files(
   for pattern in (os.fspath(pattern) for pattern in patterns):
     if not pattern or "\0" in pattern:
       raise CorpusError(f"{option}={shortened(pattern)} is not a path. Correct it.")
+    if remote_files.is_remote(pattern):
+      found.update(_remote(pattern, option))
+      continue
     if os.path.lexists(pattern):
       found.add(_file(pattern))
       continue
@@ -123,7 +129,51 @@ def matching_files(
         pattern,
       )
     found.update(map(_file, _once(paths) if "**" in pattern else paths))
-  return [Path(p) for p in sorted(found)]
+  return [remote_files.of(p) for p in sorted(found, key=str)]
+
+
+def _remote(pattern: str, option: str) -> Sequence[Any]:
+  """Returns the files at an address or that match a pattern there."""
+  try:
+    found = remote_files.matching(pattern)
+  except remote_files.RemoteError as error:
+    raise (NoFiles(str(error), pattern) if error.may_pass else CorpusError(str(error))) from None
+  if not found:
+    raise NoFiles(
+      f"No file matches {pattern!r} ({option}). Correct the address.",
+      pattern,
+    )
+  return found
+
+
+def source(file: str | os.PathLike[str]) -> Path:
+  """Returns the path of a file of a corpus, which may be an address.
+
+  Raises:
+    CorpusError: its scheme is unknown or not installed.
+  """
+  try:
+    return remote_files.of(file)
+  except remote_files.RemoteError as error:
+    raise CorpusError(str(error)) from None
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[tuple[Any, int]]:
+  """Yields a file's bytes without reading them all, and where its text begins.
+
+  The bytes have a length, and are indexed, cut, and searched by `find` and `rfind`.
+
+  Raises:
+    CorpusError: it cannot be read, or is not UTF-8 text.
+  """
+  with opened_text(path) as file:
+    start = file.tell()
+    if isinstance(path, remote_files.RemoteFile):
+      yield file_ranges.RangedText(path), start
+      return
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+      yield text, start
 
 
 def _once(paths: Sequence[str]) -> list[str]:
@@ -155,9 +205,18 @@ def _file(path: str) -> str:
 
 
 def describe_files(paths: Sequence[Path]) -> str:
-  """Returns a digest of names, sizes and times, so that an edited file has another cache."""
-  stats = [(p.as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+  """Returns a digest of names, sizes and times, so that an edited file has another cache.
+
+  In place of a time, a remote file has the checksum or tag that its server tells.
+  """
+  stats = [(p.as_posix(), p.stat().st_size, _version(p)) for p in paths]
   return hashlib.sha256(repr(stats).encode("utf-8", errors="surrogateescape")).hexdigest()
+
+
+def _version(path: Path) -> Any:
+  if isinstance(path, remote_files.RemoteFile):
+    return path.version
+  return path.stat().st_mtime_ns
 
 
 @contextlib.contextmanager
@@ -168,10 +227,10 @@ def opened_text(path: Path) -> Iterator[IO[bytes]]:
     CorpusError: it cannot be read, or is not UTF-8 text.
   """
   try:
-    with _unpacked(path) as file:
-      start = file.read(_SAMPLE)
+    with unpacked(path) as file:
+      start = file.read(SAMPLE)
       check_is_text(start, str(path))
-    with _unpacked(path) as file:
+    with unpacked(path) as file:
       if start.startswith(_BOM):
         file.read(len(_BOM))
       yield file
@@ -184,7 +243,12 @@ def opened_text(path: Path) -> Iterator[IO[bytes]]:
 
 
 def compression(path: Path) -> str | None:
-  """Returns the kind of a compressed file that `opened_text` unpacks; None for others."""
+  """Returns the kind of a compressed file that `opened_text` unpacks; None for others.
+
+  Of a remote file its name's ending tells: a request for each of thousands would take minutes.
+  """
+  if remote_files.is_remote(path):
+    return _ENDINGS.get(path.suffix)
   with path.open("rb") as file:
     kind = _kind(file.read(16))
   return kind if kind in _OPENERS else None
@@ -202,19 +266,21 @@ def without_packing(name: str) -> str:
   return stem if ending in _PACKED else name
 
 
-def _unpacked(path: Path) -> IO[bytes]:
+def unpacked(path: Path) -> IO[bytes]:
+  """Opens a file, or what a compressed one contains; see `opened_text`."""
   kind = compression(path)
   if kind is None:
     return path.open("rb")
+  file: Any = path.open("rb") if remote_files.is_remote(path) else path
   if opener := _OPENERS[kind]:
-    return cast(IO[bytes], opener(path, "rb"))
+    return cast(IO[bytes], opener(file, "rb"))
   try:
     import pyarrow
   except ImportError:
     raise CorpusError(
       f"{path} is Zstandard: install pyarrow to read it (the extra 'tables'), or unpack it."
     ) from None
-  return io.BufferedReader(_Stream(pyarrow.input_stream(str(path), compression="zstd")))
+  return io.BufferedReader(_Stream(pyarrow.input_stream(file, compression="zstd")))
 
 
 class _Stream(io.RawIOBase):
@@ -279,88 +345,6 @@ def read_text(path: Path) -> bytes:
   """Reads a text file without its byte order mark; see `opened_text`."""
   with opened_text(path) as file:
     return file.read()
-
-
-def json_lines(files: str | Sequence[str | Path]) -> Iterator[tuple[dict[str, Any], Any]]:
-  """Yields the objects of files with one JSON object per line, and their places ('file:line').
-
-  Raises:
-    CorpusError: a line is neither blank nor a JSON object.
-  """
-  for path in matching_files(files):
-    yield from json_lines_in(path)
-
-
-class LinePlace:
-  """A line of a file, shown as 'file:number'; counted only when it is shown."""
-
-  def __init__(self, path: Path, offset: int):
-    """Takes the byte at which the line starts."""
-    self._path = path
-    self._offset = offset
-
-  def __str__(self) -> str:
-    number, left = 1, self._offset
-    with _unpacked(self._path) as file:
-      while left and (block := file.read(min(left, _SAMPLE))):
-        number += block.count(b"\n")
-        left -= len(block)
-    return f"{self._path}:{number}"
-
-  def __repr__(self) -> str:
-    return str(self)
-
-
-def json_lines_in(
-  path: Path, start: int = 0, stop: int | None = None
-) -> Iterator[tuple[dict[str, Any], Any]]:
-  """Yields the objects of the lines that begin in a range of a file's bytes, and their places.
-
-  Raises:
-    CorpusError: a line is neither blank nor a JSON object.
-  """
-  with opened_text(path) as file:
-    if start > file.tell():
-      # The line that contains the byte before belongs to the range before.
-      file.seek(start - 1)
-      file.readline()
-    offset = file.tell()  # Of an unpacked text, too.
-    while (stop is None or offset < stop) and (line := file.readline()):
-      if not line.isspace():
-        place = LinePlace(path, offset)
-        yield _json_object(line, place), place
-      offset += len(line)
-
-
-def looks_like_json_lines(path: Path) -> bool:
-  """Whether a file has an ending of JSON lines, and its first line is a JSON object."""
-  if not without_packing(path.name).endswith((".jsonl", ".ndjson")):
-    return False
-  with contextlib.suppress(CorpusError), opened_text(path) as file:
-    _json_object(file.readline(_SAMPLE), str(path))
-    return True
-  return False
-
-
-def _json_object(line: bytes, place: object) -> dict[str, Any]:
-  try:
-    # Bytes that are not UTF-8 pass as surrogates, to be replaced and counted later.
-    value = json.loads(line.decode("utf-8", errors="surrogateescape"))
-  except RecursionError:
-    raise CorpusError(f"{place}: nested too deep to be read. Correct or remove the line.") from None
-  except ValueError as error:
-    raise CorpusError(
-      f"{place}: not a JSON object ({error}). Correct or remove the line."
-    ) from None
-  if not isinstance(value, dict):
-    raise CorpusError(f"{place}: a {type(value).__name__}, not a JSON object. Correct the line.")
-  return value
-
-
-def keys_of(values: dict[str, Any]) -> str:
-  """Formats the keys of a line for a message."""
-  keys = [shortened(key, 30) for key in values]
-  return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
 
 
 def to_bytes(text: str) -> bytes:

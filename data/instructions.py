@@ -13,8 +13,9 @@ from base.file_paths import FilePath
 from base.ranges import Share
 from data import heldout
 from data.file_corpora import LOOKED_AT, files_of
-from data.files import CorpusError, describe_files, json_lines, keys_of, shortened
+from data.files import CorpusError, describe_files, shortened
 from data.heldout import check_fraction, in_split
+from data.json_lines import json_lines, keys_of
 
 
 class Piece(NamedTuple):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from data.encoding import Text
-from data.files import compression, opened_text, text_bytes
+from data.files import compression, mapped, opened_text, source, text_bytes
 
 # How far from its place a cut looks for the end of a line.
 _NEAR = 2**20
@@ -80,10 +79,7 @@ def pieces_between(path: Path, start: int, stop: int, size: int) -> list[Part]:
   """Cuts a range of a file after ends of lines; its text is one document."""
   count = max(1, round((stop - start) / size))
   cuts = [start]
-  with (
-    path.open("rb") as file,
-    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
-  ):
+  with mapped(path) as (text, _):
     for number in range(1, count):
       near = start + (stop - start) * number // count
       cut = text.find(b"\n", near, min(near + _NEAR, stop)) + 1
@@ -101,12 +97,12 @@ def pieces_between(path: Path, start: int, stop: int, size: int) -> list[Part]:
 
 def piece(part: Part) -> Text:
   """Reads a piece of a document."""
-  with Path(part.file).open("rb") as file:
+  with source(part.file).open("rb") as file:
     file.seek(part.start)
     return Text(file.read(part.stop - part.start), part.last)
 
 
-def document_at(text: mmap.mmap, separator: bytes, start: int, first: int) -> int:
+def document_at(text: Any, separator: bytes, start: int, first: int) -> int:
   """Returns where the first document begins that begins at byte `first` or later.
 
   Separators are counted from the left, also where they overlap, as line ends in a row do: so it

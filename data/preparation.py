@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from base import buckets, commands
+from base import buckets, commands, remote_files
 from base.errors import UserError
 from base.wording import plural
 from data import heldout, packing, shard_plan
@@ -239,7 +239,7 @@ def _remove_uploaded(made: Path) -> None:
 
 
 # Megabytes of text that a core packs in a second, by the kind of tokenizer: docs/benchmarks.md.
-_RATES = {"bytes": 20.0, "sentencepiece": 4.0, "tokenizer.json": 2.5}
+_RATES = {"bytes": 20.0, "sentencepiece": 4.0, "tokenizer.json": 2.5, "tiktoken": 2.5}
 _TOLD_SECONDS = 60.0
 
 
@@ -282,6 +282,7 @@ def prepare(
     own_command: whether the user asked for just this, and need not be told how to.
   """
   missing = []
+  remote_files.forget()
   for dataset in datasets:
     if not dataset.is_prepared():
       missing.append(dataset)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from base import bucket_copies, buckets
+from base import bucket_copies, buckets, remote_files
 from base.wording import plural
 from data import corpora, recall, shard_packing, shard_plan, shard_workers, tasks, verification
 from data.dataset import TextDataset
@@ -213,6 +213,7 @@ def _pack_shards(
 
 
 def _require_unchanged(dataset: TextDataset, source: dict[str, Any]) -> None:
+  remote_files.forget()
   if dataset.source() != source:
     raise corpora.CorpusError(
       f"{dataset.what}: a file changed while it was read. Start again once nothing writes to it."
@@ -343,7 +344,7 @@ def main() -> int:
   except Exception as error:
     traceback.print_exc()
     kind = type(error).__name__
-    if isinstance(error, corpora.CorpusError | TokenizerError):
+    if isinstance(error, corpora.CorpusError | TokenizerError | remote_files.RemoteError):
       kind = "CorpusError"  # Subclasses too: the corpus or its tokenizer is at fault.
     report({"error": str(error), "kind": kind})
     return 1

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from base import remote_files
 from base.file_paths import FilePath
 from base.ranges import Share
 from data.encoding import Text
 from data.file_corpora import DocumentFiles, files_of
-from data.files import CorpusError
+from data.files import CorpusError, source
 from data.heldout import check_fraction
 from data.parts import Part
 
@@ -71,6 +72,11 @@ class Records(DocumentFiles):
     found = []
     for path in files_of(self):
       total = path.stat().st_size
+      if _is_array_record(path) and remote_files.is_remote(path):
+        raise CorpusError(
+          f"{path}: the library for ArrayRecord reads files of this machine alone. Copy them to a"
+          " disk, or write TFRecord or Parquet."
+        )
       if not _is_array_record(path):
         found.append(Part(str(path), 0, total, total))
         continue
@@ -82,7 +88,7 @@ class Records(DocumentFiles):
 
   def texts(self, part: Part) -> Iterator[Text]:
     """Yields the texts of a part's examples."""
-    path, field = Path(part.file), self.field.encode()
+    path, field = source(part.file), self.field.encode()
     if _is_array_record(path):
       records = _array_records(path, part.start, part.stop)
     else:
@@ -136,7 +142,10 @@ def _tf_records(path: Path) -> Iterator[bytes]:
   """Yields the records of a TFRecord file; their checksums are not compared."""
   damaged = CorpusError(f"{path} is not a TFRecord file, or cut off. Replace it.")
   try:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with (
+      path.open("rb") as plain,
+      gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain as file,
+    ):
       while head := file.read(12):
         if len(head) < 12:
           raise damaged

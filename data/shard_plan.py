@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 from data import file_corpora, heldout
 from data.encoding import Text
-from data.files import compression, opened_text
+from data.files import compression, mapped, opened_text, source
 from data.heldout import in_split
 from data.parts import Part, Parted, pieces_between
 
@@ -83,11 +81,8 @@ def _of_tail(corpus: Any, split: str, size: int) -> list[Part] | None:
   (path,) = (p for p in file_corpora.files_of(corpus) if p.stat().st_size)
   if compression(path):
     return None
-  with (
-    opened_text(path) as file,
-    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
-  ):
-    first, stop = file.tell(), len(text)
+  with mapped(path) as (text, first):
+    stop = len(text)
     tail = heldout.tail_of([stop - first], corpus.heldout_fraction, corpus=corpus)
     cut = heldout.boundary(text, first + tail.start)
   start, stop = (cut, stop) if split == "heldout" else (first, cut)
@@ -101,7 +96,7 @@ def _in_split(parts: list[Part], split: str, fraction: float) -> list[Part]:
   for part in parts:
     if part.pieces > 1:
       if part.file not in wanted:
-        with opened_text(Path(part.file)) as file:
+        with opened_text(source(part.file)) as file:
           digest = hashlib.file_digest(cast(Any, file), "sha256").digest()
         wanted[part.file] = heldout.digest_in_split(digest, split, fraction)
       if not wanted[part.file]:

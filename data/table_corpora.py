@@ -9,13 +9,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from base import remote_files
 from base.file_paths import FilePath
 from base.ranges import Share
 from data.encoding import Text
 from data.file_corpora import DocumentFiles, files_of
-from data.files import CorpusError, to_bytes
+from data.files import CorpusError, describe_files, source, to_bytes
 from data.heldout import check_fraction
 from data.parts import Part
 
@@ -114,7 +115,10 @@ class Parquet(_Table):
   def _opened(self, path: Path) -> Any:
     arrow = _pyarrow()
     try:
-      file = arrow.parquet.ParquetFile(path)
+      # Of a remote file, just the column's ranges of each row group.
+      remote = isinstance(path, remote_files.RemoteFile)
+      opened = cast(Any, path).open(read_ahead=False) if remote else path
+      file = arrow.parquet.ParquetFile(opened)
     except (arrow.ArrowException, OSError) as error:
       said = " ".join(str(error).split())[:150]
       raise CorpusError(f"{path} is not a readable Parquet file ({said}). Replace it.") from None
@@ -125,16 +129,14 @@ class Parquet(_Table):
     """Returns a part per row group."""
     found = []
     for path in files_of(self):
-      status = path.stat()
-      sizes = _group_sizes(
-        dataclasses.replace(self, files=str(path)), path, status.st_size, status.st_mtime_ns
-      )
+      one = dataclasses.replace(self, files=str(path))
+      sizes = _group_sizes(one, path, describe_files([path]))
       found += [Part(str(path), n, n + 1, total) for n, total in enumerate(sizes)]
     return found
 
   def texts(self, part: Part) -> Iterator[Text]:
     """Yields the texts of a part's row groups."""
-    path = Path(part.file)
+    path = source(part.file)
     arrow, file = _pyarrow(), self._opened(path)
     groups = range(part.start, part.stop)
     row = sum(file.metadata.row_group(n).num_rows for n in range(part.start))
@@ -149,8 +151,8 @@ class Parquet(_Table):
 
 # The footers of thousands of files are read once in a process.
 @functools.lru_cache(2**16)
-def _group_sizes(corpus: Parquet, path: Path, size: int, mtime_ns: int) -> tuple[int, ...]:
-  """Returns the bytes of the column in each row group of a file of this size and time."""
+def _group_sizes(corpus: Parquet, path: Path, version: str) -> tuple[int, ...]:
+  """Returns the bytes of the column in each row group of a file of this version."""
   metadata = corpus._opened(path).metadata
   found = []
   for number in range(metadata.num_row_groups):
@@ -187,7 +189,7 @@ class SavedDataset(_Table):
     Raises:
       CorpusError: the folder is not one of `save_to_disk`.
     """
-    folder = Path(self.folder)
+    folder = source(self.folder)
     try:
       state = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
       names = [os.fspath(file["filename"]) for file in state["_data_files"]]
@@ -219,14 +221,16 @@ class SavedDataset(_Table):
 
   def parts(self, size: int) -> list[Part]:
     """Returns a part per file: `save_to_disk` writes files of at most 500 MB."""
-    sizes = [(path, os.stat(path).st_size) for path in map(str, files_of(self))]
+    sizes = [(str(path), path.stat().st_size) for path in files_of(self)]
     return [Part(path, 0, total, total) for path, total in sizes]
 
   def texts(self, part: Part) -> Iterator[Text]:
     """Yields the texts of a file."""
-    arrow, path, row = _pyarrow(), Path(part.file), 0
+    arrow, path, row = _pyarrow(), source(part.file), 0
+    remote = isinstance(path, remote_files.RemoteFile)
     try:
-      with arrow.memory_map(part.file) as source, arrow.ipc.open_stream(source) as batches:
+      opened = arrow.PythonFile(path.open()) if remote else arrow.memory_map(part.file)
+      with opened as stream, arrow.ipc.open_stream(stream) as batches:
         _require_field(batches.schema.names, self.field, path)
         for batch in batches:
           for start in range(0, batch.num_rows, _ROWS_AT_ONCE):

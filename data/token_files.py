@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from base import remote_files
 from base.file_paths import FilePath
 from data.encoding import Example
 from data.file_corpora import files_of
@@ -85,8 +87,7 @@ class TokenFiles:
     index = path.with_suffix(".idx")
     if path.suffix == ".npy":
       try:
-        # Not np.load, which also opens archives and pickles.
-        array = np.lib.format.open_memmap(path, mode="r")
+        array = _array(path)
       except (ValueError, OSError, EOFError) as error:
         raise CorpusError(f"{path} is not an array of ids ({str(error)[:100]}).") from None
       if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
@@ -103,14 +104,56 @@ class TokenFiles:
       yield from _cut(_mapped(path, np.dtype(self.dtype).newbyteorder("<")), eos_id)
 
 
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+class _RemoteArray:
+  """An array of a remote file, read by ranges of its first dimension."""
+
+  def __init__(self, file: remote_files.RemoteFile, dtype: np.dtype, shape: Any, first: int = 0):
+    """Takes the shape, and the byte at which the array begins."""
+    self._file, self._first = file, first
+    self.dtype, self.shape, self.ndim = dtype, tuple(shape), len(shape)
+    self._item = dtype.itemsize * math.prod(self.shape[1:])
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, key: slice) -> np.ndarray:
+    start, stop, _ = key.indices(len(self))
+    with self._file.open(read_ahead=False) as file:
+      file.seek(self._first + start * self._item)
+      found = file.read((stop - start) * self._item)
+    return np.frombuffer(found, self.dtype).reshape(-1, *self.shape[1:])
+
+  def __iter__(self) -> Iterator[np.ndarray]:
+    at_once = max(1, _BLOCK // max(1, self._item))
+    for start in range(0, len(self), at_once):
+      yield from self[start : start + at_once]
+
+
+def _array(path: Path) -> Any:
+  """Opens a .npy file; not by np.load, which also opens archives and pickles."""
+  if not isinstance(path, remote_files.RemoteFile):
+    return np.lib.format.open_memmap(path, mode="r")
+  with path.open() as file:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+      read = np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read(file)
+    if by_columns and len(shape) > 1:
+      raise ValueError("it lies in columns: save np.ascontiguousarray(ids)")
+    return _RemoteArray(path, dtype, shape, file.tell())
+
+
+def _mapped(path: Path, dtype: np.dtype) -> Any:
   size = path.stat().st_size
   if size % dtype.itemsize:
     raise CorpusError(f"{path} has {size} bytes, no multiple of the {dtype.itemsize} of {dtype}.")
+  if isinstance(path, remote_files.RemoteFile):
+    return _RemoteArray(path, dtype, (size // dtype.itemsize,))
   return np.memmap(path, dtype, "r") if size else np.zeros(0, dtype)
 
 
-def _cut(ids: np.ndarray, eos_id: int) -> Iterator[tuple[np.ndarray, bool]]:
+def _cut(ids: Any, eos_id: int) -> Iterator[tuple[np.ndarray, bool]]:
   """Cuts ids after each EOS; a document longer than a block comes in pieces."""
   for first in range(0, len(ids), _BLOCK):
     block = np.asarray(ids[first : first + _BLOCK]).astype(np.int64)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from base import commands, paths, small_files
+from base import buckets, commands, paths, small_files
 from base.file_paths import FilePath
 from data.tokenizers import TokenizerError
 
@@ -44,7 +44,17 @@ class _Loaded(NamedTuple):
 
 def file_of(path: str | os.PathLike) -> Path:
   """Returns the `tokenizer.json` that a path names: itself, or the one in a folder."""
-  place = paths.of(path)
+  return _file_at(path) if buckets.is_address(os.fspath(path)) else _file_of(path)
+
+
+@functools.cache
+def _file_at(address: str | os.PathLike) -> Path:
+  """As `file_of`; asks for each address once."""
+  return _file_of(address)
+
+
+def _file_of(path: str | os.PathLike) -> Path:
+  place = paths.readable(path)
   return place / FILE if place.is_dir() else place
 
 

@@ -178,7 +178,7 @@ _MOST_MODEL_BYTES = 2**29
 @functools.cache
 def _model_bytes(path: str) -> bytes:
   try:
-    contents = small_files.read(paths.of(path), _MOST_MODEL_BYTES)
+    contents = small_files.read(paths.readable(path), _MOST_MODEL_BYTES)
   except small_files.NotReadable as error:
     raise TokenizerError(f"SentencePiece model {error}. Correct the path.") from None
   except OSError as error:
@@ -334,8 +334,7 @@ def load(directory: str | Path) -> Tokenizer:
   """Loads a tokenizer written by `save`.
 
   Raises:
-    TokenizerError: the directory has no tokenizer, its description is damaged or of an unknown
-      kind, or the model file does not match it.
+    TokenizerError: it has none, or one that is damaged, or of an unknown kind.
   """
   directory = paths.of(directory)
   file = directory / DESCRIPTION_FILE
@@ -348,14 +347,15 @@ def load(directory: str | Path) -> Tokenizer:
       tokenizer = Symbols(_count(described, "size") - Symbols.SPECIAL)
     elif kind == "sentencepiece":
       tokenizer = SentencePiece(str(directory / MODEL_FILE), _count(described, "extra_ids"))
-    elif kind == "tokenizer.json":
-      from data import tokenizer_json
+    elif kind in ("tokenizer.json", "tiktoken"):
+      from data import tiktoken_files, tokenizer_json
 
-      tokenizer = tokenizer_json.described_in(directory, described)
+      of_kind = tokenizer_json if kind == "tokenizer.json" else tiktoken_files
+      tokenizer = of_kind.described_in(directory, described)
     else:
       raise TokenizerError(
         f"{file} describes a tokenizer of kind {shortened(kind)};"
-        " this version reads 'bytes', 'symbols', 'sentencepiece' and 'tokenizer.json'."
+        " this version reads 'bytes', 'symbols', 'sentencepiece', 'tokenizer.json' and 'tiktoken'."
       )
   except (KeyError, TypeError):
     raise TokenizerError(f"{file} is incomplete or damaged. Restore it.") from None
@@ -364,7 +364,7 @@ def load(directory: str | Path) -> Tokenizer:
     different = sorted(
       n for n in found.keys() | described.keys() if found.get(n) != described.get(n)
     )
-    copies = {"sentencepiece": MODEL_FILE, "tokenizer.json": "tokenizer.json"}
+    copies = {"sentencepiece": MODEL_FILE, "tokenizer.json": kind, "tiktoken": f"tokenizer.{kind}"}
     where = directory / copies[kind] if kind in copies else "this version's tokenizer"
     raise TokenizerError(
       f"{where} does not match {file} (other {', '.join(map(str, different))[:80]})."

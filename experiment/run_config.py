@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 
 from base import paths
 from base.errors import UserError
+from base.remote_files import RemoteError
 from config import source
 from config.config import Config
 from config.place import ConfigError
 from config.source import Macro
-from data import tokenizer_json, tokenizers
+from data import tiktoken_files, tokenizer_json, tokenizers
 from experiment import experiment as experiment_lib
 from experiment import file_kinds, run_record, trust_check
 from experiment.run_directory import RunDirectory
@@ -23,6 +24,7 @@ from parallel import processes
 _COPIES = {
   tokenizers.SentencePiece: tokenizers.MODEL_FILE,
   tokenizer_json.TokenizerJson: tokenizer_json.FILE,
+  tiktoken_files.Tiktoken: tiktoken_files.FILE,
 }
 
 
@@ -94,11 +96,18 @@ def _agreed_text(run: RunDirectory) -> str:
   return text
 
 
+def _exists(path: str) -> bool:
+  try:
+    return paths.readable(path).exists()
+  except RemoteError:  # no answer
+    return False
+
+
 def _missing_model(config: Config, kind: type) -> str | None:
   """Returns the macro or parameter that names a missing file of a tokenizer of this kind."""
   for key, item in config.operative.items():
     of_model = key.configurable.target is kind and key.parameter == "path"
-    if of_model and isinstance(item.value, str) and not paths.of(item.value).exists():
+    if of_model and isinstance(item.value, str) and not _exists(item.value):
       bound = config.parameters[key].value
       return bound.name if isinstance(bound, Macro) else key.full_name
   return None

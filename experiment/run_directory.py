@@ -18,7 +18,7 @@ from base.wording import one_line
 from config import config as config_lib
 from config import source as gin_source
 from config.config import Config, ConfigError
-from data import tokenizer_json, tokenizers
+from data import tiktoken_files, tokenizer_json, tokenizers
 from data.tokenizers import Tokenizer, TokenizerError
 from experiment import file_kinds, foreign_files, run_record, trust_check
 from experiment.trust import NOBODY, Trust
@@ -33,7 +33,7 @@ DATA_FILE = "data.json"
 _WRITTEN = (
   CONFIG_FILE, OPERATIVE_FILE, DATA_FILE, run_record.RECORD_FILE, METRICS_FILE, LOSS_PICTURE,
   tokenizers.DESCRIPTION_FILE, tokenizers.MODEL_FILE, tokenizer_json.FILE,
-  tokenizer_json.CONFIG_FILE,
+  tokenizer_json.CONFIG_FILE, tiktoken_files.FILE,
 )  # fmt: skip
 
 

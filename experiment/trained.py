@@ -12,7 +12,7 @@ import jax
 
 from base import paths
 from base.errors import UserError
-from data import tokenizer_json, tokenizers
+from data import tiktoken_files, tokenizer_json, tokenizers
 from data.tokenizers import Tokenizer
 from experiment import experiment as experiment_lib
 from experiment import mesh_advice, run_config
@@ -149,6 +149,9 @@ def _data_for(kind: str, run: RunDirectory) -> str:
   if kind == "tokenizer.json":
     file = f"--gin.VOCABULARY_MODEL={run}/{tokenizer_json.FILE}"
     return f"gin/data/text_files_tokenizer.gin or another file of gin/data/ for it, and {file}"
+  if kind == "tiktoken":
+    file = f"--gin.VOCABULARY_MODEL={run}/{tiktoken_files.FILE}"
+    return f"gin/data/text_files_tiktoken.gin or json_lines_tiktoken.gin, and {file}"
   if kind == "bytes":
     return "gin/data/text_files_bytes.gin or another file of gin/data/ for bytes"
   return "the file of gin/data/ that the run was trained with"

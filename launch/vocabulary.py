@@ -90,7 +90,7 @@ def _require_plain(corpus: corpora.Documents) -> None:
   """Raises CorpusError if JSON lines are among plain text: they would be learnt as they stand."""
   from data import corpora
   from data.file_corpora import files_of
-  from data.files import looks_like_json_lines
+  from data.json_lines import looks_like_json_lines
 
   if isinstance(corpus, corpora.TextFiles):
     found = next(filter(looks_like_json_lines, files_of(corpus)), None)

@@ -68,8 +68,10 @@ FRAGMENTS = {
   "data/symbols.gin": "data/induction_heads.gin",
   "data/sentencepiece.gin": "data/text_files_sentencepiece.gin",
   "data/tokenizer.gin": "data/text_files_tokenizer.gin",
+  "data/tiktoken.gin": "data/text_files_tiktoken.gin",
   "data/tokenizer_file.gin": "data/text_files_tokenizer.gin",
   "data/train_and_heldout.gin": "data/python_bytes.gin",
+  "data/hub_dataset.gin": "data/hub_dataset_bytes.gin",
   "data/parquet.gin": "data/parquet_bytes.gin",
   "data/records.gin": "data/records_bytes.gin",
   "data/saved_dataset.gin": "data/saved_dataset_bytes.gin",
@@ -89,7 +91,7 @@ def load(file):
   others = {folder: FRAGMENTS.get(file, file)} if "/" in file else {}
   parts = PARTS | others
   # Of a tokenizer that is yet to be trained, the size cannot be known.
-  own = parts["data"].endswith(("s_sentencepiece.gin", "_tokenizer.gin"))
+  own = parts["data"].endswith(("s_sentencepiece.gin", "_tokenizer.gin", "_tiktoken.gin"))
   own = ["--gin.VOCAB_SIZE=300"] if own else []
   return experiment.load(["experiment.gin", *parts.values()], own)
 

@@ -18,6 +18,8 @@ FRAGMENTS = {
   "symbols.gin",
   "sentencepiece.gin",
   "tokenizer.gin",
+  "tiktoken.gin",
+  "hub_dataset.gin",
   "tokenizer_file.gin",
   "train_and_heldout.gin",
   "parquet.gin",
@@ -29,7 +31,7 @@ FRAGMENTS = {
   "instructions_gemma_turns.gin",
 }
 FILES = sorted({p.name for p in (FOLDER / "data").glob("*.gin")} - FRAGMENTS)
-OWN_TOKENIZER = ("s_sentencepiece.gin", "_tokenizer.gin")
+OWN_TOKENIZER = ("s_sentencepiece.gin", "_tokenizer.gin", "_tiktoken.gin")
 RECALL = (
   "selective_copying.gin",
   "induction_heads.gin",

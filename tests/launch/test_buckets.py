@@ -53,9 +53,17 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=SCHEMES)
 def resumed(request, home):
-  """The address of a run that was killed after its first checkpoint, and then continued."""
+  """The address of a run that was killed after its first checkpoint, and then continued.
+
+  Its text and its rows lie in the bucket too.
+  """
   run = f"{request.param}://{bucket_servers.BUCKET}/runs/first"
-  command = [sys.executable, "-m", "launch.train", "run.gin", f"--run_dir={run}"]
+  text = f"{request.param}://{bucket_servers.BUCKET}/text"
+  for file in small_run.shared_text().glob("*.txt"):
+    (paths.absolute(text) / file.name).write_bytes(file.read_bytes())
+  arguments = ["run.gin", f"--run_dir={run}", f"--gin.TEXT_FILES={text}/*.txt"]
+  arguments += [f"--gin.dataset.TextDataset.cache_dir={text}-rows"]
+  command = [sys.executable, "-m", "launch.train", *arguments]
   environment = os.environ | {"PYTHONPATH": str(ROOT)}
   process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
   end = time.monotonic() + 120
@@ -66,7 +74,8 @@ def resumed(request, home):
   process.send_signal(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL
   assert checkpoint.available_steps(paths.absolute(run))[-1] < STEPS
-  assert train.main(["run.gin", f"--run_dir={run}"]) == 0
+  assert train.main(arguments) == 0
+  assert list(paths.absolute(f"{text}-rows").glob(f"*/{MANIFEST_FILE}"))
   return run
 
 

@@ -1,0 +1,63 @@
+"""A web server on this machine, for tests: files of a folder, with ranges or without."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class _Plain(http.server.SimpleHTTPRequestHandler):
+  """Sends whole files, whatever range is asked for."""
+
+  requests: list[tuple[str, str]]
+
+  def log_message(self, *arguments: Any) -> None:
+    """Prints nothing."""
+
+  def send_head(self) -> Any:
+    """Refuses what lies in a folder `secret`."""
+    self.requests.append((self.path, self.headers.get("Range", "")))
+    if "/secret/" in self.path:
+      self.send_error(403)
+      return None
+    return super().send_head()
+
+
+class _WithRanges(_Plain):
+  """Sends ranges, and tags by content."""
+
+  def do_GET(self) -> None:
+    """Answers with status 206 where a range is asked for."""
+    path, found = Path(self.translate_path(self.path)), self.headers.get("Range")
+    if not found or not path.is_file() or "/secret/" in self.path:
+      super().do_GET()
+      return
+    self.requests.append((self.path, found))
+    first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", found).groups())
+    content = path.read_bytes()
+    part = content[first : last + 1]
+    self.send_response(206)
+    self.send_header("Content-Length", str(len(part)))
+    self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(content)}")
+    self.end_headers()
+    self.wfile.write(part)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *, ranges: bool) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+  """Yields the address of the folder, and a list to which paths and ranges are appended."""
+  kind = type("Handler", (_WithRanges if ranges else _Plain,), {"requests": []})
+  handler = functools.partial(kind, directory=str(folder))
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+      yield f"http://127.0.0.1:{server.server_port}", kind.requests
+    finally:
+      server.shutdown()
