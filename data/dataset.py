@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -155,16 +156,22 @@ class Mixture:
 
   Attributes:
     components: datasets with the same tokenizer and sequence_length.
-    weights: relative share of each among the rows of a training run; None: `temperature` decides.
+    weights: relative share of each among the rows of a training run, such as [3, 1], or tokens of
+      each, such as [3e9, 1e9]; None: `temperature` decides.
     temperature: without weights, the shares are as tokens ** (1 / temperature). 1 is by size; a
       higher one gives more to small components.
     schedule: pairs of a step and the weights from then on: `[(9000, [1, 4])]`.
+    most_tokens: at most so many tokens of each are read in a run, None without a limit; then the
+      others share its rows. A part counts with no more tokens where its size decides.
+    names: a name for each, for held-out figures; by default those of the corpora.
   """
 
   components: Sequence[TextDataset]
   weights: Sequence[Positive] | None = None
   temperature: Positive = 1.0
   schedule: Sequence[tuple[Count, Sequence[float]]] = ()
+  most_tokens: Sequence[float | None] = ()
+  names: Annotated[Sequence[str], Immaterial()] = ()
 
   def __post_init__(self):
     if self.weights is not None and self.temperature != 1:
@@ -172,7 +179,7 @@ class Mixture:
         f"temperature={self.temperature} has no effect beside weights={list(self.weights)}. Remove"
         " one of them."
       )
-    mixture.check(len(self.components), self.weights, self.schedule)
+    mixture.check(len(self.components), self.weights, self.schedule, self.most_tokens, self.names)
 
   def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
     """Opens the rows of every component; makes missing ones."""
@@ -180,8 +187,11 @@ class Mixture:
     parts = [part.rows() for part in self.components]
     weights = self.weights
     if weights is None:
-      weights = weights_of_sizes([part.counts.tokens for part in parts], self.temperature)
-    return MixedRows(parts, weights, self.schedule)
+      sizes: list[float] = [part.counts.tokens for part in parts]
+      for number, most in enumerate(self.most_tokens):
+        sizes[number] = min(sizes[number], math.inf if most is None else most)
+      weights = weights_of_sizes(sizes, self.temperature)
+    return MixedRows(parts, weights, self.schedule, self.most_tokens, self.names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,12 +138,13 @@ class _Rows:
 
 
 class Scheduled:
-  """A random-access source of the rows of a mixture whose weights change at given steps."""
+  """A random-access source of the rows of a mixture whose weights change in a run."""
 
   def __init__(self, parts: Sequence[grain.MapDataset], rows: MixedRows, batch_size: int):
     """Starts at step 0; the arguments are those of `batches`, with the parts' rows."""
     self._parts, self._batch_size = parts, batch_size
     self._steps = [0, *(step for step, _ in rows.schedule)]
+    self._most_rows = rows.most_rows
     self._weights = [rows.weights, *(weights for _, weights in rows.schedule)]
     self.restore(0, 0)
 
@@ -165,7 +166,7 @@ class Scheduled:
       else:  # a step that was not in the schedule then is placed between those that were
         found = known.get(first, row * first // max(1, self._step))
       self._first_rows.append(max([found, *self._first_rows[-1:]]))
-    self._stages = Stages(self._weights, self._first_rows)
+    self._stages = Stages(self._weights, self._first_rows, self._most_rows)
 
   def state(self, read: int) -> dict[str, Any]:
     """Returns the arguments of `restore` after `read` more batches."""
@@ -195,7 +196,7 @@ def _training_rows(
       cast(grain.MapDataset, _training_rows(part, seed + i, shuffle, batch_size))
       for i, part in enumerate(rows.parts)
     ]
-    if rows.schedule:
+    if rows.schedule or rows.most_rows:
       return Scheduled(parts, rows, batch_size)
     return grain.MapDataset.mix(parts, weights=rows.weights)
   dataset = grain.MapDataset.source(_Rows(rows)).seed(seed)

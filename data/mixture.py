@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -12,6 +14,9 @@ from base.errors import UserError
 from data.manifest import RowFileError
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer
+
+# No run has so many rows.
+_ENDLESS = 2**48
 
 
 class MixtureError(UserError, ValueError):
@@ -29,6 +34,8 @@ def check(
   components: int,
   weights: Sequence[float] | None,
   schedule: Sequence[tuple[int, Sequence[float]]],
+  most_tokens: Sequence[float | None] = (),
+  names: Sequence[str] = (),
 ) -> None:
   """Checks the weights of a mixture.
 
@@ -36,10 +43,23 @@ def check(
     components: number of components.
     weights: relative share of each from step 0 on; None if they are not known yet.
     schedule: pairs of a step and the weights from then on.
+    most_tokens: the most tokens of each, None without a limit; empty limits none.
+    names: a name for each; empty for none.
 
   Raises:
     MixtureError: they are not one number per component, or too different, or out of order.
   """
+  for option, values in (("most_tokens", most_tokens), ("names", names)):
+    if values and len(values) != components:
+      raise MixtureError(
+        f"{option}={list(values)} must be one for each of {components} components. Correct it."
+      )
+  if len(set(names)) < len(names):
+    raise MixtureError(f"names={list(names)} must differ. Correct them.")
+  if any(most is not None and most <= 0 for most in most_tokens):
+    raise MixtureError(
+      f"most_tokens={list(most_tokens)} must be above 0, or None for a component without a limit."
+    )
   if not components or (
     weights is not None and (len(weights) != components or any(w <= 0 for w in weights))
   ):
@@ -60,6 +80,13 @@ def check(
         f" for each of {components} components, and not all 0. Correct them."
       )
     before = step
+  if most_tokens:
+    for step, stage in ((0, weights or [1] * components), *schedule):
+      if not any(w for w, most in zip(stage, most_tokens, strict=True) if most is None):
+        raise MixtureError(
+          f"most_tokens={list(most_tokens)}: from step {step} on, no component without a limit"
+          " has a weight, and the others end. Give one None."
+        )
   for stage in (*([weights] if weights else []), *(later for _, later in schedule)):
     lost = [w for w, share in zip(stage, _shares(stage), strict=True) if w and not share]
     if lost:
@@ -69,7 +96,7 @@ def check(
       )
 
 
-def weights_of_sizes(tokens: Sequence[int], temperature: float) -> list[float]:
+def weights_of_sizes(tokens: Sequence[float], temperature: float) -> list[float]:
   """Returns weights proportional to tokens ** (1 / temperature), as in mT5 (section 3.1).
 
   At 1, parts are mixed by their size; at higher temperatures, small parts get more.
@@ -86,23 +113,44 @@ class Stages:
   Row r of the mixture is a row of part i whose index is the number of earlier rows of that part, so
   that each part is read in its own order through all stages, and a run can start at any row. Within
   a stage, the first part takes every row at which floor(n * weight) grows, and the others share the
-  remaining rows likewise; so its count is never a whole row away from its share.
+  remaining rows likewise; so its count is never a whole row away from its share. Where a part has
+  had its most rows, another stage begins, without it.
   """
 
-  def __init__(self, weights: Sequence[Sequence[float]], first_rows: Sequence[int]):
+  def __init__(
+    self,
+    weights: Sequence[Sequence[float]],
+    first_rows: Sequence[int],
+    most_rows: Sequence[int | None] = (),
+  ):
     """Sets the stages.
 
     Args:
       weights: the weights of each stage.
       first_rows: the first row of each stage, from 0 on.
+      most_rows: the most rows of each part, None without a limit; empty limits none. A part without
+        a limit must have a weight in each stage.
     """
-    self._first_rows = list(first_rows)
-    self._splits = [_splits(stage) for stage in weights]
-    self._before = [[0] * len(weights[0])]
-    for number in range(1, len(first_rows)):
-      rows = first_rows[number] - first_rows[number - 1]
-      counts = _counts(rows, self._splits[number - 1])
-      self._before.append([a + b for a, b in zip(self._before[-1], counts, strict=True)])
+    most = list(most_rows) or [None] * len(weights[0])
+    self._first_rows, self._splits, self._before = [], [], []
+    counts = [0] * len(weights[0])
+    for number, stage in enumerate(weights):
+      row = first_rows[number]
+      end = first_rows[number + 1] if number + 1 < len(first_rows) else None
+      while True:
+        left = [None if m is None else m - c for m, c in zip(most, counts, strict=True)]
+        splits = _splits([0 if x == 0 else w for w, x in zip(stage, left, strict=True)])
+        self._first_rows.append(row)
+        self._splits.append(splits)
+        self._before.append(counts)
+        limited = [(part, x) for part, x in enumerate(left) if x and stage[part]]
+        rows = min((_rows_until(part, x, splits) for part, x in limited), default=None)
+        if rows is None or (end is not None and row + rows >= end):
+          break
+        counts = [a + b for a, b in zip(counts, _counts(rows, splits), strict=True)]
+        row += rows
+      if end is not None:
+        counts = [a + b for a, b in zip(counts, _counts(end - row, splits), strict=True)]
 
   def place(self, row: int) -> tuple[int, int]:
     """Returns the part of a row, and the row's index among those of the part."""
@@ -133,6 +181,16 @@ def _splits(weights: Sequence[float]) -> list[tuple[int, int]]:
   return found
 
 
+def _rows_until(part: int, count: int, splits: list[tuple[int, int]]) -> int:
+  """Returns after how many rows of a stage a part has had so many."""
+  most = count
+  while _counts(most, splits)[part] < count:
+    most *= 2
+    if most > _ENDLESS:
+      return most
+  return bisect.bisect_left(range(most), count, key=lambda rows: _counts(rows, splits)[part])
+
+
 def _counts(rows: int, splits: Sequence[tuple[int, int]]) -> list[int]:
   """Returns how many of the first rows of a stage each part has."""
   found = []
@@ -140,6 +198,18 @@ def _counts(rows: int, splits: Sequence[tuple[int, int]]) -> list[int]:
     found.append(rows * share // whole)
     rows -= found[-1]
   return found
+
+
+def _names(parts: Sequence[RowFiles]) -> tuple[str, ...]:
+  """Names parts by their corpora; a second one of a name is NAME_2."""
+  found: list[str] = []
+  for part in parts:
+    source = part.manifest.source
+    said = source.get("task") or source.get("dataset") or source.get("corpus") or "text"
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(said))
+    numbers = (f"{name}_{number}" for number in itertools.count(2))
+    found.append(next(n for n in itertools.chain([name], numbers) if n not in found))
+  return tuple(found)
 
 
 class MixedRows:
@@ -150,6 +220,8 @@ class MixedRows:
     weights: share of each part among the rows of a training run; they sum to 1.
     schedule: first step and weights, which sum to 1, of the later stages of training; empty if the
       weights stay.
+    most_rows: the most rows of each part in a run, None without a limit; empty limits none.
+    names: a name for each part, for figures.
   """
 
   def __init__(
@@ -157,6 +229,8 @@ class MixedRows:
     parts: Sequence[RowFiles],
     weights: Sequence[float],
     schedule: Sequence[tuple[int, Sequence[float]]] = (),
+    most_tokens: Sequence[float | None] = (),
+    names: Sequence[str] = (),
   ):
     """Mixes `parts`.
 
@@ -164,12 +238,15 @@ class MixedRows:
       parts: the row files.
       weights: relative share of each part, from step 0 on.
       schedule: pairs of a step and the weights from then on; a weight of 0 leaves a part out.
+      most_tokens: at most so many tokens of each part are read in a run, None without a limit;
+        empty limits none. The others then share its rows.
+      names: a name for each part; empty takes those of the corpora.
 
     Raises:
       MixtureError: see `check`.
       RowFileError: the parts have different tokenizers or lengths.
     """
-    check(len(parts), weights, schedule)
+    check(len(parts), weights, schedule, most_tokens, names)
     for part in parts[1:]:
       if part.manifest.vocabulary != parts[0].manifest.vocabulary:
         raise RowFileError(
@@ -186,6 +263,11 @@ class MixedRows:
     self.parts = tuple(parts)
     self.weights = _shares(weights)
     self.schedule = tuple((step, _shares(later)) for step, later in schedule)
+    self.most_rows = tuple(
+      None if most is None else max(1, int(most * len(part) / part.counts.tokens))
+      for part, most in zip(parts, most_tokens, strict=bool(most_tokens))
+    )
+    self.names = tuple(names) or _names(self.parts)
 
   @property
   def tokenizer(self) -> Tokenizer:
@@ -229,4 +311,6 @@ class MixedRows:
     ]
     if self.schedule:
       identity.append(self.schedule)
+    if self.most_rows:
+      identity.append(("most rows", self.most_rows))
     return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from base.wording import plural
 from config.config import Config
 from data import loader
 from data.tokenizers import Symbols
+from evaluation import held_out
 from evaluation.perplexity import Scorer
 from experiment import directory_owner, kept_files, run_directory, trained
 from experiment.experiment import Experiment
@@ -185,12 +186,18 @@ def _train(
   scorer = Scorer(experiment.model, sharding_plan)
 
   def evaluate(params: Any) -> dict[str, float]:
-    batches = loader.batches(eval_rows, experiment.batch_size, shuffle=False, repeat=False)
-    count = min(experiment.eval_batches or len(batches), len(batches))
-    score = scorer(params, (next(batches) for _ in range(count)))
-    batches.close()
-    bits = {"heldout_bits_per_byte": score.bits_per_byte} if spells_text else {}
-    return {"heldout_loss": score.loss, **bits}
+    whole, components = held_out.score(
+      scorer, params, eval_rows, experiment.batch_size, most_batches=experiment.eval_batches
+    )
+    found = {}
+    for suffix, score in {
+      "": whole,
+      **{f"/{name}": one for name, one in components.items()},
+    }.items():
+      found[f"heldout_loss{suffix}"] = score.loss
+      if spells_text:
+        found[f"heldout_bits_per_byte{suffix}"] = score.bits_per_byte
+    return found
 
   batches = loader.batches(
     train_rows,

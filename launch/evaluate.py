@@ -88,11 +88,11 @@ def main(arguments: Sequence[str]) -> int:
   except ValueError:
     options.error(f"--contexts={args.contexts} must be numbers, such as 256,512")
 
-  from data import loader
   from data.document_streams import DocumentStreams
   from data.mixture import MixedRows
   from data.recall import RecallTask
   from data.row_halves import RowHalf
+  from evaluation import held_out
   from evaluation.perplexity import Scorer
   from experiment import experiment as experiment_lib
   from experiment import run_config, step_memory
@@ -145,29 +145,33 @@ def main(arguments: Sequence[str]) -> int:
   except ValueError as error:
     raise UserError(f"{error} Give another --length or --mesh.") from None
   scorer = Scorer(trained.experiment.model, trained.sharding_plan)
-  if not args.stream:
-    batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
-  elif isinstance(rows, MixedRows):
-    options.error("--stream reads one text, and this is a mixture. Name one of its parts by --data")
-  elif isinstance(rows, RowHalf):
-    options.error(
-      "--stream reads documents to their ends, and the run is scored on half of the rows. Add "
-      "--gin.heldout/dataset.TextDataset.half=None for the whole text"
-    )
-  else:
-    batches = DocumentStreams(rows, batch_size)
-  count = min(args.batches or len(batches), len(batches))
-  progress = ProgressLine(count)
+  streams = None
+  if args.stream:
+    if isinstance(rows, MixedRows):
+      options.error(
+        "--stream reads one text, and this is a mixture. Name one of its parts by --data"
+      )
+    if isinstance(rows, RowHalf):
+      options.error(
+        "--stream reads documents to their ends, and the run is scored on half of the rows. Add "
+        "--gin.heldout/dataset.TextDataset.half=None for the whole text"
+      )
+    streams = DocumentStreams(rows, batch_size)
+  progress = ProgressLine(
+    len(streams) if streams else sum(held_out.batches_of(rows, batch_size, args.batches))
+  )
 
   def report(done: int, score: Score) -> None:
     if progress.is_due(done):
       progress.show(done, {"bits/byte": score.bits_per_byte})
 
-  if isinstance(batches, DocumentStreams):
-    score = scorer.stream(trained.params, batches, report)
+  components: dict[str, Score] = {}
+  if streams:
+    score = scorer.stream(trained.params, streams, report)
   else:
-    score = scorer(trained.params, (next(batches) for _ in range(count)), report)
-    batches.close()
+    score, components = held_out.score(
+      scorer, trained.params, rows, batch_size, most_batches=args.batches, report=report
+    )
   result = {
     "run_dir": str(run.path),
     "step": trained.step,
@@ -180,6 +184,11 @@ def main(arguments: Sequence[str]) -> int:
   }
   if args.stream:
     result["stream"] = True
+  if components:
+    result["components"] = {
+      name: {"loss": one.loss, "bits_per_byte": one.bits_per_byte, "tokens": one.tokens}
+      for name, one in components.items()
+    }
   _tell(result, score, run, args.by_position or args.stream)
   run_dir = f"--run_dir={paths.shown(run.path)}"
   command.tell_next(*commands.words("generate"), run_dir, *trust.words(args.trust))
@@ -245,6 +254,8 @@ def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: 
   print(f"step {result['step']} on {result['data']}, {read}rows of {result['length']} tokens")
   print(f"loss           {result['loss']:.4f} nats per token ({plural(result['tokens'], 'token')})")
   print(f"bits per byte  {result['bits_per_byte']:.4f} ({result['bytes']:,} bytes)")
+  for name, one in result.get("components", {}).items():
+    print(f"  {name}: loss {one['loss']:.4f}, bits per byte {one['bits_per_byte']:.4f}")
   buckets = score.by_position()
   result["by_position"] = [vars(bucket) for bucket in buckets]
   if by_position:

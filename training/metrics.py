@@ -146,7 +146,9 @@ class ProgressLine:
 
   def show_heldout(self, step: int, heldout: dict[str, float]) -> None:
     """Shows the held-out figures after a step."""
-    figures = "  ".join(f"{name.removeprefix('heldout_')} {v:.4f}" for name, v in heldout.items())
+    # Of a mixture's components only the loss: the line has to stay readable.
+    shown = {n: v for n, v in heldout.items() if not n.startswith("heldout_bits_per_byte/")}
+    figures = "  ".join(f"{n.removeprefix('heldout_')} {v:.4f}" for n, v in shown.items())
     self.say(f"held-out at step {step}: {figures}")
 
   def say(self, text: str) -> None:

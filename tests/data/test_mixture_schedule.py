@@ -142,3 +142,46 @@ def test_without_weights_the_sizes_decide(tmp_path):
   assert warmer.weights == pytest.approx((1 / 11, 10 / 11))
   with pytest.raises(ValueError, match=r"temperature=2.0 has no effect beside weights=\[1, 2\]"):
     dataset.Mixture(components, [1, 2], temperature=2.0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+  st.lists(st.integers(1, 25), min_size=2, max_size=2),
+  st.integers(1, 40),
+  st.lists(st.sampled_from([0.5, 1, 3]), min_size=6, max_size=6),
+)
+def test_a_part_ends_at_its_most_rows_and_the_others_share_the_rest(limits, first, weights):
+  most = [limits[0], None, limits[1]]
+  stages = mixture.Stages([weights[:3], weights[3:]], [0, first], most)
+  places = [stages.place(row) for row in range(400)]
+  counts = np.bincount([part for part, _ in places], minlength=3)
+  assert counts[[0, 2]].tolist() == limits
+  for part in range(3):
+    assert [index for i, index in places if i == part] == list(range(counts[part]))
+  # Until the first part ends, the shares are those of the weights.
+  free = mixture.Stages([weights[:3], weights[3:]], [0, first])
+  ends = next(row for row, _ in enumerate(places) if places[row] != free.place(row))
+  assert min(limits) <= ends
+
+
+def test_at_most_so_many_tokens_of_a_part_are_read_in_a_run(parts):
+  tokens = parts[0].counts.tokens / len(parts[0])
+  mixed = mixture.MixedRows(parts, [1, 1, 2], most_tokens=[3.5 * tokens, None, None])
+  found = read(mixed, 12)
+  letters = found[:, 0] - 3
+  assert np.count_nonzero(letters == ord("a")) == 3
+  for start in (4, 12, 20):
+    np.testing.assert_array_equal(read(mixed, 2, start=start), found[start : start + 8])
+  assert mixed.fingerprint != mixture.MixedRows(parts, [1, 1, 2]).fingerprint
+  for most, told in [
+    ([1.0], "must be one for each of 3 components"),
+    ([1.0, None, 0], "must be above 0"),
+    ([1.0, 1.0, 1.0], "from step 0 on, no component without a limit has a weight"),
+  ]:
+    with pytest.raises(UserError, match=told):
+      mixture.MixedRows(parts, [1, 1, 1], most_tokens=most)
+  with pytest.raises(UserError, match="from step 5 on, no component without a limit"):
+    mixture.MixedRows(parts, [1, 1, 1], [(5, [1, 0, 0])], most_tokens=[1.0, None, None])
+  with pytest.raises(UserError, match="must differ"):
+    mixture.MixedRows(parts, [1, 1, 1], names=["a", "b", "a"])
+  assert len(set(mixed.names)) == 3

@@ -394,7 +394,7 @@ def test_a_held_out_loss_of_nan_is_told_again(run_dir, tmp_path, capsys, monkeyp
   copied = tmp_path / "run"
   shutil.copytree(run_dir, copied)
   nan = types.SimpleNamespace(loss=math.nan, bits_per_byte=math.nan)
-  monkeypatch.setattr("experiment.running.Scorer", lambda *_: lambda *_: nan)
+  monkeypatch.setattr("evaluation.held_out.score", lambda *_, **options: (nan, {}))
   assert train.main([f"--run_dir={copied}", "--resume=force", "--gin.STEPS=7"]) == 0
   assert train.main([f"--run_dir={copied}"]) == 0
   assert capsys.readouterr().out.count("held-out loss: nan\n") == 2
