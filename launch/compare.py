@@ -331,12 +331,17 @@ class _Comparing:
   def _report(self, found: Mapping[str, tuple[Figure, ...]]) -> Report:
     from comparison import loaded_runs, machine
     from comparison.page.report import Report, Section
+    from comparison.page.trade_offs import trade_offs
 
+    sections = [
+      Section(name=name, figures=found.get(name, ())) for name in self._comparison.all_parts
+    ]
+    figures = [figure for section in sections for figure in section.figures]
+    if traded := trade_offs(figures, tuple(self._comparison.models)):
+      sections.append(Section(name="trade_offs", figures=traded))
     return Report(
       title=self._comparison.title,
-      sections=tuple(
-        Section(name=name, figures=found.get(name, ())) for name in self._comparison.all_parts
-      ),
+      sections=tuple(sections),
       models=tuple(self._comparison.models),
       seeds=tuple(self._comparison.seeds),
       hardware=machine.hardware(),

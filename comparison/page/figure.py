@@ -74,12 +74,14 @@ class Question:
     better: 'lower' or 'higher'.
     at: the x of the answers; None is the last of each series.
     unit: unit of the numbers; 'B' are bytes.
+    role: 'loss' or 'cost' if `comparison.page.trade_offs` sets the answers against each other.
   """
 
   text: str
   better: str
   at: float | str | None = None
   unit: str = ""
+  role: str = ""
 
   def __post_init__(self):
     if self.better not in ("lower", "higher"):

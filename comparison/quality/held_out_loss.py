@@ -230,7 +230,7 @@ class _Drawn:
       series=tuple(series(model, [flops[model]], [bits[model]]) for model in models),
       spread=spread_text(len(self.runs.seeds)),
       conditions=(*self.conditions, *self.scored),
-      asks=(Question(text="held-out loss", better="lower", unit="bits per byte"),),
+      asks=(Question(text="held-out loss", better="lower", unit="bits per byte", role="loss"),),
     )
 
   def _unknown(self, flops: Mapping[str, float]) -> list[str]:

@@ -197,7 +197,12 @@ class Scaling:
       conditions=ladder.conditions(self.baseline, [size]),
       source="section 3.1",
       asks=(
-        Question(text=f"held-out loss at {size}, {ladder.budget()}", better="lower", unit="nats"),
+        Question(
+          text=f"held-out loss at {size}, {ladder.budget()}",
+          better="lower",
+          unit="nats",
+          role="loss",
+        ),
       ),
     )
 

@@ -182,6 +182,7 @@ class DecodeSpeed:
           better="lower",
           at=self.after[-1],
           unit="ms",
+          role="cost",
         ),
       ),
     )

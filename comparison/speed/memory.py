@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from base.ranges import Count
 from comparison.measurement import Cached
 from comparison.page.figure import Axis, Figure, Question, Series
+from comparison.page.verdict import shown
 from comparison.speed.description import check_baseline, conditions, listed
 from models.accounting import list_parameters, state_bytes
 from models.language_model import LanguageModel
@@ -61,7 +62,7 @@ class CacheSize:
     )
     held = counts[self.baseline][-1]
     parts = [
-      f"{values[-1]:,} bytes for {name}"
+      f"{shown(values[-1], 'B')} for {name}"
       + ("" if name == self.baseline else f" (1/{_short(held / values[-1])} of {self.baseline}'s)")
       for name, values in counts.items()
     ]
@@ -80,7 +81,10 @@ class CacheSize:
         source="section 5.1",
         asks=(
           Question(
-            text=f"cache of a sequence of {self.lengths[-1]:,} tokens", better="lower", unit="B"
+            text=f"cache of a sequence of {self.lengths[-1]:,} tokens",
+            better="lower",
+            unit="B",
+            role="cost",
           ),
         ),
       ),
