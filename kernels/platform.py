@@ -62,7 +62,8 @@ class Implementation(NamedTuple):
 
   Attributes:
     module: name of the module; it has a function with the op's name, and may have
-      `unavailable_reason() -> str | None`.
+      `unavailable_reason() -> str | None`, and `refusal(*arguments) -> str | None` for arguments
+      that it cannot take.
     platforms: the platforms on which it runs.
     default_on: the platforms on which it is the default, if it is available.
   """
@@ -114,7 +115,10 @@ def targeting(platform: str, kind: str = "") -> Iterator[None]:
 
 
 def resolve(
-  op: str, implementation: str | None, table: Mapping[str, Implementation]
+  op: str,
+  implementation: str | None,
+  table: Mapping[str, Implementation],
+  arguments: tuple[Any, ...] = (),
 ) -> Callable[..., Any]:
   """Finds the function that implements an op on the target platform.
 
@@ -123,13 +127,14 @@ def resolve(
     implementation: a name in the table; None or 'auto' takes the platform's default, or the next
       available implementation if the default is not available.
     table: the op's implementations, best first.
+    arguments: those of the op that an implementation may refuse (their types and shapes).
 
   Raises:
-    ValueError: the name is unknown, or not available on the target platform; the message lists
-      the available ones.
+    ValueError: the name is unknown, or not available on the target platform or for these
+      arguments; the message lists the available ones.
   """
   platform = target()
-  reasons = availability(table)
+  reasons = availability(table, arguments)
   available = [name for name, reason in reasons.items() if reason is None]
   if implementation in (None, "auto"):
     preferred = [name for name, entry in table.items() if platform in entry.default_on]
@@ -149,13 +154,39 @@ def resolve(
   return getattr(importlib.import_module(table[implementation].module), op)
 
 
-def availability(table: Mapping[str, Implementation]) -> dict[str, str | None]:
+def availability(
+  table: Mapping[str, Implementation], arguments: tuple[Any, ...] = ()
+) -> dict[str, str | None]:
   """Returns why each implementation cannot run on the target platform; None if it can."""
   platform = target()
-  return {name: _reason(entry, platform) for name, entry in table.items()}
+  return {name: _reason(entry, platform, arguments) for name, entry in table.items()}
 
 
-def _reason(entry: Implementation, platform: str) -> str | None:
+def cuda_refusal(least: int, family: str, most: int | None = None) -> str | None:
+  """Returns why a kernel for NVIDIA GPUs cannot run on the GPUs of this process.
+
+  None if it can, or if there are no GPUs: then a program is compiled for the caller's target.
+
+  Args:
+    least: the first major compute capability that can run it.
+    family: name of the GPUs of that capability.
+    most: the last one; None if all later ones can.
+  """
+  try:
+    device = jax.devices("gpu")[0]
+  except RuntimeError:
+    return None
+  capability = str(getattr(device, "compute_capability", ""))
+  major = capability.split(".")[0]
+  which = f"{least}.x" if most == least else f"{least}.0 or later"
+  if not major.isdigit():
+    return f"needs an NVIDIA GPU of compute capability {which}, this is {device.device_kind}"
+  if int(major) < least or (most is not None and int(major) > most):
+    return f"needs compute capability {which} ({family}), {device.device_kind} has {capability}"
+  return None
+
+
+def _reason(entry: Implementation, platform: str, arguments: tuple[Any, ...]) -> str | None:
   """Returns why an implementation cannot run on the platform; None if it can."""
   if platform not in entry.platforms:
     return f"runs on {' and '.join(entry.platforms)}, and this program is built for {platform}"
@@ -165,7 +196,10 @@ def _reason(entry: Implementation, platform: str) -> str | None:
     module = importlib.import_module(entry.module)
   except ImportError as error:
     return f"cannot be imported ({error})"
-  return getattr(module, "unavailable_reason", lambda: None)()
+  reason = getattr(module, "unavailable_reason", lambda: None)()
+  if reason is None and arguments and hasattr(module, "refusal"):
+    reason = module.refusal(*arguments)
+  return reason
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from kernels.platform import Implementation, resolve
 
 IMPLEMENTATIONS = {
   "splash": Implementation("kernels.attention.splash", ("tpu",), ("tpu",)),
+  "mosaic_gpu": Implementation("kernels.attention.mosaic_gpu", ("gpu",), ("gpu",)),
   "xla_blockwise": Implementation("kernels.attention.xla_blockwise", default_on=("cpu", "gpu")),
   "cudnn": Implementation("kernels.attention.cudnn", ("gpu",)),
   "reference": Implementation("kernels.attention.reference"),
@@ -38,7 +39,8 @@ def attention(
     kv_segment_ids: [B, S] int32; None exactly if q_segment_ids is None.
     window: number of positions that a query sees, including its own; None for all.
     scale: factor on the scores; K^-0.5 if None.
-    implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
+    implementation: a name from IMPLEMENTATIONS; None takes the platform's best for these types and
+      shapes.
 
   Returns:
     [B, T, H, K] in q's dtype; zeros for a query that sees nothing. The softmax is float32.
@@ -47,7 +49,7 @@ def attention(
     ValueError: shapes or types disagree, or the implementation cannot run this here.
   """
   _check(q, k, v, q_segment_ids, kv_segment_ids, window)
-  run = resolve("attention", implementation, IMPLEMENTATIONS)
+  run = resolve("attention", implementation, IMPLEMENTATIONS, (q, k, v))
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   return run(q, k, v, q_segment_ids, kv_segment_ids, window, scale)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-INSTEAD = "Use implementation='xla_blockwise'."
+from kernels import platform
+
+INSTEAD = "Use implementation='mosaic_gpu' or 'xla_blockwise'."
 
 
 def unavailable_reason() -> str | None:
@@ -17,19 +19,7 @@ def unavailable_reason() -> str | None:
 
   None if it can, or if there are no GPUs.
   """
-  try:
-    devices = jax.devices("gpu")
-  except RuntimeError:
-    return None  # ahead-of-time compilation for the caller's target
-  capability = str(getattr(devices[0], "compute_capability", ""))
-  major = capability.split(".")[0]
-  if not major.isdigit():
-    return f"needs an NVIDIA GPU, this is {devices[0].device_kind}"
-  if int(major) < 8:
-    return (
-      f"needs compute capability 8.0 or later (Ampere), {devices[0].device_kind} has {capability}"
-    )
-  return None
+  return platform.cuda_refusal(8, "Ampere")
 
 
 def attention(

@@ -21,7 +21,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels import manual_axes
+from kernels import manual_axes, platform
 
 F32 = jnp.float32
 TILE_STEPS = 32  # a tile of the reset mask then has 128 bytes, Mosaic's minimum for TMA
@@ -36,21 +36,7 @@ def unavailable_reason() -> str | None:
 
   None if they can, or if there are no GPUs.
   """
-  try:
-    devices = jax.devices("gpu")
-  except RuntimeError:
-    return None  # ahead-of-time compilation for the caller's target
-  capability = str(getattr(devices[0], "compute_capability", ""))
-  major = capability.split(".")[0]
-  if not major.isdigit():
-    return (
-      f"needs an NVIDIA GPU of compute capability 9.0 or later, this is {devices[0].device_kind}"
-    )
-  if int(major) < 9:
-    return (
-      f"needs compute capability 9.0 or later (Hopper), {devices[0].device_kind} has {capability}"
-    )
-  return None
+  return platform.cuda_refusal(9, "Hopper")
 
 
 def check_width(name: str, width: int) -> None:
