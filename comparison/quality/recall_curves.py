@@ -69,8 +69,7 @@ class RecallCurves:
       ("training length", task.sizes),
       (
         "training",
-        f"{schedule.steps:,} steps, {schedule.steps * schedule.batch_size:,} examples, each seen "
-        f"once, {rate}",
+        f"{schedule.describe()}, {rate}",
       ),
     )
 

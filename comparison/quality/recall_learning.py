@@ -32,6 +32,8 @@ class Schedule:
     warmup_steps: steps of linear warm-up.
     weight_decay: weight decay of matrices.
     look_every: steps between evaluations.
+    examples: number of training examples, which are read in passes; None draws new ones in each
+      step.
   """
 
   steps: Count = 1000
@@ -40,8 +42,13 @@ class Schedule:
   warmup_steps: CountFromZero = 50
   weight_decay: NotNegative = 0.1
   look_every: Count = 100
+  examples: Count | None = None
 
   def __post_init__(self):
+    if self.examples is not None and self.examples % self.batch_size:
+      raise ValueError(
+        f"examples={self.examples} must be a multiple of batch_size={self.batch_size}."
+      )
     self.optimizer()  # Raises the errors of the warm-up before anything is measured.
 
   def optimizer(self) -> AdamW:
@@ -49,17 +56,28 @@ class Schedule:
     rate = warmup_cosine(peak=self.learning_rate, steps=self.steps, warmup_steps=self.warmup_steps)
     return AdamW(learning_rate=rate, weight_decay=self.weight_decay)
 
+  def place_in_pass(self, step: int) -> int:
+    """Returns the batch that a step reads: equal numbers are equal batches."""
+    return step if self.examples is None else step % (self.examples // self.batch_size)
+
+  def describe(self) -> str:
+    """Tells steps and examples in words."""
+    seen = self.steps * self.batch_size
+    if self.examples is None or seen <= self.examples:
+      return f"{self.steps:,} steps, {seen:,} examples, each seen once"
+    return f"{self.steps:,} steps, {seen / self.examples:.3g} passes of {self.examples:,} examples"
+
 
 def batches(
-  task: RecallTask, tokenizer: Tokenizer, batch_size: int, seed: int
+  task: RecallTask, tokenizer: Tokenizer, schedule: Schedule, seed: int
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields endless batches of new examples, one per row; the same for equal seeds.
+  """Yields endless batches of the schedule's examples, one per row; the same for equal seeds.
 
   No batch is shorter than one before: a step is compiled for every length anew.
   """
-  step, length = 0, 0
+  step, length, batch_size = 0, 0, schedule.batch_size
   while True:
-    rng = np.random.default_rng([task.seed, _STREAM + seed, step])
+    rng = np.random.default_rng([task.seed, _STREAM + seed, schedule.place_in_pass(step)])
     examples = task.draw(tokenizer, rng, batch_size)
     length = max(length, *(len(example.tokens) for example in examples))
     tokens, segment_ids = np.zeros((2, batch_size, length), np.int32)
@@ -91,7 +109,7 @@ class Learner:
       seed: seed of parameters and examples; equal seeds read equal examples for all models.
     """
     schedule, state = self._schedule, self._start(np.uint32(seed % 2**32))
-    data = batches(self._task, self._tokenizer, schedule.batch_size, seed)
+    data = batches(self._task, self._tokenizer, schedule, seed)
     for step in range(1, schedule.steps + 1):
       state, _ = self._step(state, next(data))
       if step % schedule.look_every == 0 or step == schedule.steps:

@@ -89,7 +89,7 @@ def test_slower_learning_is_told_and_equal_learning_is_not():
 def test_examples_of_several_sizes_make_few_shapes_and_are_told():
   """Each shape is compiled: at random lengths there would be about ten here."""
   task = StateTracking(length=40)
-  drawn = itertools.islice(batches(task, tokenizers.Symbols(3), batch_size=8, seed=0), 60)
+  drawn = itertools.islice(batches(task, tokenizers.Symbols(3), Schedule(batch_size=8), seed=0), 60)
   lengths = [batch["inputs"].shape[1] for batch in drawn]
   assert lengths == sorted(lengths)
   assert lengths[-1] == 43  # The asking symbol, the answer and the end of the document follow.

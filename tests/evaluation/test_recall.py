@@ -90,7 +90,8 @@ def test_scores_of_two_lengths_join():
 
 def test_fresh_batches_put_the_loss_on_the_answers_and_depend_on_the_seed():
   first, again, other = (
-    next(recall_learning.batches(COPYING, SYMBOLS, 5, seed)) for seed in (0, 0, 1)
+    next(recall_learning.batches(COPYING, SYMBOLS, recall_learning.Schedule(batch_size=5), seed))
+    for seed in (0, 0, 1)
   )
   jax.tree.map(np.testing.assert_array_equal, first, again)
   assert (first["targets"] != other["targets"]).any()
