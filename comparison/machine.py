@@ -65,6 +65,8 @@ def change(name: str, was: Any, now: Any) -> str:
   if name == "on" and isinstance(was, dict):
     other = [what for what in sorted(was | now) if was.get(what) != now.get(what)]
     return "; ".join(f"{what} were {was.get(what)} and are {now.get(what)}" for what in other)
+  if name == "text":
+    return "the files of the held-out text changed"
   return "its options changed" if name == "part" else "a model's configuration changed"
 
 

@@ -13,7 +13,7 @@ from comparison import machine
 from comparison import runs as comparison_runs
 from comparison.comparison import TUNING, Comparison, OnTrainedModels
 from comparison.page.figure import Figure
-from comparison.results import NotMeasured, ResultCache
+from comparison.results import TEXT, NotMeasured, ResultCache
 from comparison.runs import TrainedRuns
 from experiment import experiment
 from parallel import processes
@@ -93,7 +93,12 @@ def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, A
     trained.add(run)
   possible = getattr(wrapped.part, "possible", None)
   known = specs if possible is None else possible(runs)
-  return runs, lambda key: {"run": runs.identity(known[key])}, costs
+
+  def depends(key: str) -> dict[str, Any]:
+    text = runs.text(known[key])
+    return {"run": runs.identity(known[key])} | ({TEXT: text} if text else {})
+
+  return runs, depends, costs
 
 
 def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, Any, Any]:

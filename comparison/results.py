@@ -12,6 +12,8 @@ from typing import Any
 
 from base import small_files
 
+# What a result depends on, if it is scored on files of the user.
+TEXT = "text"
 _FIELDS = {"key", "depends", "value", "seconds"}
 
 
@@ -105,7 +107,7 @@ class ResultCache:
   def _find(self, key: str) -> dict[str, Any] | None:
     if key not in self._values:
       now = _plain(self._comparable(self._depends(key)))
-      found = (r for r in self._records(key) if self._comparable(r["depends"]) == now)
+      found = (r for r in self._records(key) if _equal(self._comparable(r["depends"]), now))
       if record := next(found, None):
         self._values[key] = record
     return self._values.get(key)
@@ -143,6 +145,17 @@ class ResultCache:
   def _name(self, key: str) -> str:
     words = re.sub(r"[^A-Za-z0-9.]+", "_", key).strip("_")[:60]
     return f"{words}-{digest([self._comparable(self._depends(key)), key])}.json"
+
+
+def _equal(was: Any, now: Any) -> bool:
+  """Compares what results depend on.
+
+  A text that either does not name is left out: results of earlier versions name none, and a page
+  must not need the files of its text.
+  """
+  if isinstance(was, dict) and isinstance(now, dict) and not (was.get(TEXT) and now.get(TEXT)):
+    was, now = ({name: one[name] for name in one if name != TEXT} for one in (was, now))
+  return was == now
 
 
 def _plain(value: Any) -> Any:

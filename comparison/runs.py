@@ -201,9 +201,16 @@ class TrainedRuns:
     step = max(checkpoint.available_steps(loaded.path), default=0)
     contents = checkpoint_reader.sealed_contents(loaded.path / checkpoint.FOLDER / str(step)) or {}
     weights = contents.get(checkpoint_reader.CHECKSUMS)
-    # The text that it is scored on may be edited, and keeps its name.
-    files = self._files(dataclasses.replace(spec, seed=self.seeds[0]))
-    return results.digest([own, loaded.config_text(loaded.judge()), step, weights, *files])
+    return results.digest([own, loaded.config_text(loaded.judge()), step, weights])
+
+  def text(self, spec: RunSpec) -> list[str]:
+    """Returns digests of the files that a loaded run is scored on, which may be edited.
+
+    Empty for a run of the comparison: it is refused when its text has changed.
+    """
+    if self._loaded(spec) is None:
+      return []
+    return self._files(dataclasses.replace(spec, seed=self.seeds[0]))
 
   def directory(self, spec: RunSpec) -> Path:
     """The run's folder."""

@@ -124,7 +124,7 @@ class RunDirectory:
       raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
 
   def require_outside_of_runs(self, option: str) -> None:
-    """Raises UserError for a new folder in the directory of a run, which would mix their files.
+    """Raises UserError for a new folder or file in the directory of a run, among its files.
 
     The runs in the folder of a comparison are its own. What was started earlier can continue.
 
@@ -139,7 +139,7 @@ class RunDirectory:
         is_run = (parent / OPERATIVE_FILE).is_file() and above.holds_run()
         if is_run and above.was_made_from(file_kinds.RUN):
           raise UserError(
-            f"{self} lies in the run directory {above}, among its files. Name a folder outside of "
+            f"{self} lies in the run directory {above}, among its files. Name a place outside of "
             f"it for {option}."
           )
 

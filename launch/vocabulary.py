@@ -154,7 +154,10 @@ def main(arguments: Sequence[str]) -> int:
   from data.files import NoFiles
   from data.heldout import TooLittleText
   from data.tokenizer_training import train_sentencepiece, train_tokenizer_json
+  from experiment.run_directory import RunDirectory
 
+  # A run keeps its tokenizer under such names.
+  RunDirectory(args.output).require_outside_of_runs("--output")
   corpus = corpus_of(args.input, args.field)
   try:
     _require_plain(corpus)

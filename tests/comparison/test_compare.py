@@ -23,7 +23,7 @@ from experiment import run_record
 from experiment import trained as trained_lib
 from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
-from launch import compare, convert
+from launch import compare, convert, vocabulary
 from parallel.tree_paths import by_path
 from training import streamed_checkpoint
 
@@ -298,18 +298,19 @@ def test_a_text_that_was_edited_is_scored_again(output, folder, tmp_path):
   made = comparison.load("runs", [], text=text).build()
   spec = RunSpec(model=next(iter(made.models)), size=of_runs.SIZE, seed=0)
 
-  def identity():
-    return TrainedRuns(made, tmp_path, ComparisonProgress(), "").identity(spec)
+  def files():
+    return TrainedRuns(made, tmp_path, ComparisonProgress(), "").text(spec)
 
-  first, file = identity(), folder / "1.txt"
+  first, file = files(), folder / "1.txt"
   before = file.stat()
   try:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
-    edited = identity()
+    edited = files()
   finally:
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert len(first) == len(edited) == 1
   assert edited != first
-  assert identity() == first
+  assert files() == first
 
 
 def test_a_page_says_which_run_began_with_anothers_weights(output, tmp_path):
@@ -339,6 +340,8 @@ def test_nothing_is_written_among_the_files_of_a_run(output, tmp_path, monkeypat
     compare.main([f"--output={output}", "--export=mine/figures"])
   with pytest.raises(UserError, match=f"mine/exported {told}.* for the target"):
     convert.main([str(two), "mine/exported"])
+  with pytest.raises(UserError, match=f"mine/tokenizer.json {told}"):
+    vocabulary.main(["--input=*.txt", "--size=300", "--output=mine/tokenizer.json"])
   with pytest.raises(UserError, match=f"mine/run {told}.* for --run_dir"):
     RunDirectory(Path("mine/run").absolute()).require_place()
   assert not {"deep", "figures", "exported", "run"} & {path.name for path in Path("mine").iterdir()}

@@ -44,6 +44,22 @@ def test_what_changed_is_measured_anew_and_the_old_is_kept(tmp_path, change):
   assert results(tmp_path).cached("x", forbidden) == 1
 
 
+def test_an_edited_text_is_measured_anew_but_a_missing_one_is_not(tmp_path):
+  def of(*text):
+    depends = {"run": "a", **({"text": list(text)} if text else {})}
+    return ResultCache(tmp_path, "loss", lambda key: depends)
+
+  # As earlier versions stored it.
+  of().cached("x", lambda: 1)
+  assert of("first").cached("x", forbidden) == 1
+  of("first").cached("y", lambda: 1)
+  assert of("edited").changed({"y": 0}) == ("text", ["first"], ["edited"])
+  assert of("edited").cached("y", lambda: 2) == 2
+  assert of("first").cached("y", forbidden) == 1
+  # The files are gone: the page needs none.
+  assert of().kept("y", forbidden) in (1, 2)
+
+
 def test_recall_never_measures(tmp_path):
   with pytest.raises(NotMeasured):
     results(tmp_path).kept("x", forbidden)
