@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -100,9 +100,11 @@ class CompressionLearner:
       }
       return params, optimizer.init(params)
 
-    def logits(params, tokens):
-      hidden, _ = model.apply({"params": params["model"]}, tokens, method="hidden")
-      return decoder.apply({"params": params["decoder"]}, hidden[:, -1], task.length)
+    def logits(params, tokens) -> jax.Array:
+      found = model.apply({"params": params["model"]}, tokens, method="hidden")
+      hidden, _ = cast(tuple[jax.Array, None], found)
+      last = hidden[:, -1]
+      return cast(jax.Array, decoder.apply({"params": params["decoder"]}, last, task.length))
 
     def step(params, state, tokens):
       def loss(params):
