@@ -379,7 +379,7 @@ MISTAKES = [
     "python -m launch.train my_run.gin --run_dir=runs/x --gin.TEXT_FILES='no/*.txt'",
     r"no/\*\.txt",
   ),
-  ("python -m launch.train my_run.gin --run_dir=runs/first", "Or name another --run_dir"),
+  ("python -m launch.train my_run.gin --run_dir=runs/first", "another --run_dir"),
   ("python -m launch.train --run_dir=runs/nowhere", "runs/nowhere"),
   ("python -m launch.evaluate --run_dir=runs/nowhere", "runs/nowhere"),
   ("python -m launch.evaluate --run_dir=runs/first --contexts=8", "recall"),
