@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,9 +82,10 @@ def _ids(strings: list[str], raw: list[bytes], tokenizer: Tokenizer) -> list[np.
     return [np.frombuffer(text, np.uint8).astype(np.int32) + first for text in raw]
   pieces = [list(_pieces(string)) for string in strings]
   flat = [piece for parts in pieces for piece in parts]
-  batch = getattr(tokenizer, "encode_batch", None)
-  found = batch(flat) if batch else [tokenizer.encode(piece) for piece in flat]
-  arrays = iter([np.array(ids, np.int32) for ids in found])
+  of_arrays = getattr(tokenizer, "encode_arrays", None)
+  batch = of_arrays or getattr(tokenizer, "encode_batch", None)
+  found: Any = batch(flat) if batch else [tokenizer.encode(piece) for piece in flat]
+  arrays = iter(found if of_arrays else [np.array(ids, np.int32) for ids in found])
   return [
     next(arrays) if len(parts) == 1 else np.concatenate([next(arrays) for _ in parts])
     for parts in pieces

@@ -17,6 +17,7 @@ import numpy as np
 
 from base import buckets, commands, paths, small_files
 from base.file_paths import FilePath
+from data import piece_cache
 from data.tokenizers import TokenizerError
 
 FILE = "tokenizer.json"
@@ -232,6 +233,14 @@ class TokenizerJson:
     with _encoding(self.path):
       return [found.ids for found in encode(list(texts), add_special_tokens=False)]
 
+  def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Returns the ids of several texts, int32: those of `encode_batch`, by the pieces it knows."""
+    cache = _piece_cache(self.path)
+    if cache is None:
+      return [np.array(ids, np.int32) for ids in self.encode_batch(texts)]
+    with _encoding(self.path):
+      return cache.encode(texts)
+
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of `ids` up to the first EOS, without special tokens."""
     ids, eos = [int(i) for i in ids], self.eos_id
@@ -272,6 +281,11 @@ def described_in(directory: Path, described: dict[str, Any]) -> TokenizerJson:
   if not isinstance(bos, str) or not isinstance(eos, str):
     raise TypeError(f"bos={bos!r}, eos={eos!r}")
   return TokenizerJson(str(directory / FILE), bos, eos)
+
+
+@functools.cache
+def _piece_cache(path: str) -> piece_cache.PieceCache | None:
+  return piece_cache.of(_loaded(path).tokenizer)
 
 
 @functools.cache
