@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import jax
 
 from config.place import ConfigError
 from experiment.experiment import Experiment
 from parallel.mesh import FLAGS, Device, MeshSpec
-from parallel.sharding_plan import Parallelism, ShardingPlan
+from parallel.sharding_plan import ShardingPlan
 
 # How many suggestions are shown, and how many tried: each costs a trace of the model.
 _TOLD, _TRIED = 2, 6
@@ -45,7 +44,9 @@ def _fits(experiment: Experiment, devices: Sequence[Device] | None) -> bool:
 
 def _ways_out(experiment: Experiment, count: int) -> Iterator[tuple[str, Experiment]]:
   """Yields flags and the changed experiments, the smallest changes first; most do not fit."""
-  laid = cast(Parallelism, experiment.mesh)  # Without a mesh, everything fits.
+  laid = experiment.mesh
+  if laid is None:  # What fails without a mesh is no matter of its sizes.
+    return
   asked = laid.mesh
   for seq, model in _other_sizes(asked):
     data, rest = divmod(count, seq * model)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from config.place import ConfigError
-from experiment import experiment
+from experiment import experiment, mesh_advice
 
 ROOT = Path(__file__).parents[2]
 RUN = "gin/runs/griffin_quickstart.gin"
@@ -79,3 +79,10 @@ def test_microbatches_that_do_not_divide_the_batch_are_refused():
     ConfigError, match=r"4 rows cannot be split into 3 microbatches.*MICROBATCHES"
   ):
     experiment.build(loaded)
+
+
+def test_a_fault_that_is_not_the_mesh_s_is_told_as_it_is():
+  """Without a mesh there are no sizes to suggest."""
+  built = experiment.build(experiment.load([RUN], ["--gin.ATTENTION_KERNEL='fast'"]))
+  with pytest.raises(ConfigError, match="attention: implementation 'fast' is unknown; available"):
+    mesh_advice.sharding_plan(built)
