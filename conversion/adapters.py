@@ -7,6 +7,7 @@ from typing import Any
 
 from conversion import config_fields, griffin_package, llama, mamba2, recurrent_gemma
 from conversion.adapter import Adapter
+from layers import initial_state
 from models.language_model import LanguageModel
 
 # In the order in which exports try them.
@@ -50,6 +51,11 @@ def of_model(model: LanguageModel, *, own_code: bool = False) -> Adapter:
   Raises:
     ValueError: there is none; it says what each would need.
   """
+  if model.learned_states:
+    raise ValueError(
+      "the model's learned initial states have no place in Hugging Face's form: documents would "
+      f"begin with nothing there. Export a run that was trained with {initial_state.OPTION}=False."
+    )
   # Another library would compute something else with the same parameters.
   if type(model) is not LanguageModel:
     raise ValueError(

@@ -19,11 +19,13 @@ from experiment import mesh_advice, run_config
 from experiment.experiment import Experiment
 from experiment.run_directory import RunDirectory
 from experiment.trust import NOBODY, Trust
+from layers import initial_state
 from models.accounting import abstract_parameters, list_parameters
 from parallel.sharding_plan import ShardingPlan, on_one_device
+from parallel.tree_paths import joined
 from training import checkpoint, stored_parameters
 from training.padded_vocabulary import VocabularyRows
-from training.step import split
+from training.step import join, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,16 +167,23 @@ def start(experiment: Experiment, abstract: Any) -> Any:
     abstract: shapes, dtypes and shardings of its model's parameters.
 
   Returns:
-    the tree of parameters, without adapters that only the new model has.
+    the tree of parameters, without adapters and learned initial states that only the new model has.
 
   Raises:
     CheckpointError: the run's parameters are those of another model.
   """
   wanted, frozen = split(experiment.model, abstract)
-  if jax.tree.leaves(frozen):
-    wanted = frozen
-  rows = VocabularyRows.of(experiment.model)
   source = paths.of(cast(str, experiment.init_from))
+  adapted = bool(jax.tree.leaves(frozen))
+  if adapted or experiment.model.learned_states:
+    saved = checkpoint.parameter_paths(source)
+
+    def kept(path: Any, leaf: Any) -> Any:
+      is_state = initial_state.is_initial_state(joined(path))
+      return leaf if (joined(path) in saved if is_state else not adapted) else None
+
+    wanted = join(jax.tree_util.tree_map_with_path(kept, wanted), frozen)
+  rows = VocabularyRows.of(experiment.model)
   return checkpoint.load_parameters(source, _without_none(wanted), rows=rows)[0]
 
 

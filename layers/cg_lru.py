@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.rg_lru.gates import input_scale
+from layers import initial_state
 from layers.dtypes import FLOAT32, dtypes_of
 from layers.linear_recurrence import linear_recurrence
 from layers.parameter import parameter
@@ -29,10 +30,12 @@ class CGLRU(nn.Module):
 
   Attributes:
     blocks: number of diagonal blocks of each gate's weight; R is a multiple of twice that.
+    learned_state: whether documents begin with a state that is learned.
     implementation: a recurrence kernel's name; None picks by backend.
   """
 
   blocks: int
+  learned_state: bool = False
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
@@ -67,12 +70,15 @@ class CGLRU(nn.Module):
     gate_a = BlockDiagonal(self.blocks, reduction=2, name="gate_a", **dtypes)(x)
     gate_x = BlockDiagonal(self.blocks, reduction=2, name="gate_x", **dtypes)(x)
     decay = -DECAY_EXPONENT * jax.nn.softplus(a_param), phase_param
-    starts = segments.starts[..., None]
-    inputs, log_a, phase = _gated(_parts_first(x, blocks), gate_a, gate_x, *decay, starts)
+    starts, state = segments.starts[..., None], None
+    if self.learned_state:
+      # Real and imaginary parts; a shard has both of its numbers.
+      state = initial_state.learned(("state", "rnn"), (2, width // 2))
+    inputs, log_a, phase = _gated(_parts_first(x, blocks), gate_a, gate_x, *decay, starts, state)
     h, h_last = linear_recurrence(
       inputs, log_a, segments, h0, phase=phase, implementation=self.implementation
     )
-    return _blocks_first(h, blocks), h_last
+    return _blocks_first(h, blocks).astype(x.dtype), h_last
 
   def matmul_flops(self, rnn_width: int) -> int:
     """Floating-point operations of the two gates' products per token, forward."""
@@ -80,16 +86,23 @@ class CGLRU(nn.Module):
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _gated(x, gate_a, gate_x, log_decay, turn, reset):
+def _gated(x, gate_a, gate_x, log_decay, turn, reset, state):
   """The scaled input, log |a_t| and the phase of a_t.
 
-  The backward pass keeps the arguments alone.
+  A state, [2, R / 2], joins the input where a document begins, times a_t; the input is then
+  float32. The backward pass keeps the arguments alone.
   """
   wide = log_decay.dtype
   r = jax.nn.sigmoid(gate_a.astype(wide))
   log_a = r * log_decay
   gain = jnp.where(reset, 1, input_scale(log_a)) * jax.nn.sigmoid(gate_x.astype(wide))
-  return (jnp.concatenate([gain, gain], axis=-1) * x).astype(x.dtype), log_a, r * turn
+  inputs, phase = jnp.concatenate([gain, gain], axis=-1) * x, r * turn
+  if state is None:
+    return inputs.astype(x.dtype), log_a, phase
+  (real, imaginary), (cos, sin) = state, (jnp.cos(phase), jnp.sin(phase))
+  turned = [cos * real - sin * imaginary, sin * real + cos * imaginary]
+  begun = jnp.concatenate([jnp.exp(log_a) * part for part in turned], axis=-1)
+  return inputs + jnp.where(reset, begun, 0), log_a, phase
 
 
 def _parts_first(x: jax.Array, blocks: int) -> jax.Array:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from kernels.delta_rule import delta_rule, matmul_flops, state_map
+from layers import initial_state
 from layers.conv1d import CausalConv1D
 from layers.decay_rates import log_rate, step_bias
 from layers.dtypes import FLOAT32, Dtypes, dtypes_of
@@ -74,6 +75,8 @@ class GatedDeltaNet(nn.Module):
     chunk: tokens that are multiplied as one matrix.
     norm_epsilon: added to the mean square of a head's result.
     output_scale: initialisation scale of the output map.
+    learned_state: whether documents begin with a state h that is learned; the convolution begins
+      with nothing.
     implementation: a name of `kernels.delta_rule.IMPLEMENTATIONS`; None picks by backend.
   """
 
@@ -87,6 +90,7 @@ class GatedDeltaNet(nn.Module):
   chunk: int = 64
   norm_epsilon: float = 1e-5
   output_scale: float = 1.0
+  learned_state: bool = False
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
@@ -128,7 +132,7 @@ class GatedDeltaNet(nn.Module):
     if self.negative_eigenvalues:
       beta = 2 * beta
     last = state is not None or capacity is not None
-    y, h = self._recur(jax.nn.silu(qkv), beta, log_a, segments.starts, h0, last)
+    y, h = self._recur(jax.nn.silu(qkv), beta, log_a, segments, h0, last)
     norm = GatedHeadNorm(self.activation, epsilon=self.norm_epsilon, name="norm", **dtypes)
     y = norm(y, gate.reshape(y.shape))
     out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **dtypes)
@@ -154,7 +158,7 @@ class GatedDeltaNet(nn.Module):
       return -rate * step
     return -rate[:, None] * step.reshape(*step.shape[:2], *heads, -1)
 
-  def _recur(self, qkv, beta, log_a, reset, h0, last) -> tuple[jax.Array, jax.Array | None]:
+  def _recur(self, qkv, beta, log_a, segments, h0, last) -> tuple[jax.Array, jax.Array | None]:
     """y [B, T, H, V] and the last state, from qkv [B, T, H (K + J (K + V))]."""
     batch, length, _ = qkv.shape
     qkv = qkv.reshape(batch, length, -1, self._channels)
@@ -172,8 +176,18 @@ class GatedDeltaNet(nn.Module):
     # Shards of time need the last state, a training step otherwise does not.
     run = functools.partial(delta_rule, last=last or sequence.is_split(), **options)
     find = functools.partial(state_map, **options)
-    arrays = *(x.astype(self.dtype) for x in (q, k, v)), beta, log_a
-    return sequence.recur_by_matrices(run, find, arrays, reset, h0)
+    first = left = None
+    if self.learned_state:
+      shape = q.shape[2], self.key_dim, self.value_dim
+      first = initial_state.learned(("heads", "state", "state"), shape)
+      decay = jnp.zeros(q.shape[:3], beta.dtype) if log_a is None else log_a
+      left = initial_state.left_of_start(decay, segments)
+      v = v - initial_state.read(jnp.repeat(left, self.corrections, axis=1), k, first)
+    arrays: Any = *(x.astype(self.dtype) for x in (q, k, v)), beta, log_a
+    y, h = sequence.recur_by_matrices(run, find, arrays, segments.starts, h0)
+    if first is None or left is None:
+      return y, h
+    return initial_state.joined(y, left, arrays[0], first), initial_state.with_rest(h, left, first)
 
   def initial_state(self, batch_size: int, capacity: int) -> DeltaNetState:
     """The state before the first token; `capacity` does not matter here."""
@@ -189,6 +203,8 @@ class GatedDeltaNet(nn.Module):
     recurrence = matmul_flops(
       **sizes, chunk=self.chunk, length=length, decay_per_channel=self.decay_per_channel
     )
+    if self.learned_state:
+      recurrence += 2 * (1 + self.corrections) * self.heads * self.key_dim * self.value_dim
     return 2 * width * self.heads * maps + self._gate_flops(width) + recurrence
 
   def _gate_flops(self, width: int) -> int:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.gated_linear_attention import gated_linear_attention, log_of_product, matmul_flops
+from layers import initial_state
 from layers.dtypes import FLOAT32, dtypes_of
 from layers.linear import Linear
 from layers.mixer import ModuleFactory
@@ -53,6 +54,7 @@ class HGRN2(nn.Module):
     chunk: tokens that are multiplied as one matrix.
     epsilon: of the norm.
     output_scale: initialisation scale of the output map.
+    learned_state: whether documents begin with a state that is learned.
     implementation: a name of `kernels.gated_linear_attention.IMPLEMENTATIONS`; None picks by
       backend.
   """
@@ -63,6 +65,7 @@ class HGRN2(nn.Module):
   chunk: int = 64
   epsilon: float = 1e-6
   output_scale: float = 1.0
+  learned_state: bool = False
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
@@ -96,7 +99,7 @@ class HGRN2(nn.Module):
     step = Linear(keys, axes, name="f", **dtypes)(x)
     v = Linear(values, axes, name="i", **dtypes)(x)
     k, log_f = _gates(step, jnp.zeros((), jnp.float32) if lower_bound is None else lower_bound)
-    arrays = (
+    arrays = tuple(
       x.reshape(*x.shape[:2], -1, size)
       for x, size in (
         (q, self.key_dim),
@@ -109,7 +112,13 @@ class HGRN2(nn.Module):
     # Shards of time need the last state, a training step otherwise does not.
     options = {"chunk": self.chunk, "implementation": self.implementation}
     run = functools.partial(gated_linear_attention, last=last or sequence.is_split(), **options)
-    y, h = sequence.recur(run, log_of_product, tuple(arrays), segments.starts, state)
+    y, h = sequence.recur(run, log_of_product, arrays, segments.starts, state)
+    if self.learned_state:
+      shape = y.shape[2], self.key_dim, self.value_dim
+      first = initial_state.learned(("heads", "state", "state"), shape)
+      left = initial_state.left_of_start(arrays[-1], segments)
+      y = initial_state.joined(y, left, arrays[0], first)
+      h = initial_state.with_rest(h, left, first)
     norm = GatedRMSNorm(values, "heads", epsilon=self.epsilon, name="norm", **dtypes)
     out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **dtypes)
     return out(norm(y.reshape(v.shape))), h
@@ -123,6 +132,8 @@ class HGRN2(nn.Module):
     """Floating-point operations of the matrix products per token of a row, forward."""
     sizes = {name: getattr(self, name) for name in ("heads", "key_dim", "value_dim", "chunk")}
     maps = 2 * width * self.heads * (2 * self.key_dim + 2 * self.value_dim)
+    if self.learned_state:
+      maps += 2 * self.heads * self.key_dim * self.value_dim
     return maps + matmul_flops(**sizes, length=length, decay_per_channel=True)
 
 

@@ -14,6 +14,7 @@ from kernels.gated_linear_attention import (
   log_of_product,
   matmul_flops,
 )
+from layers import initial_state
 from layers.conv1d import CausalConv1D
 from layers.decay_rates import log_rate, step_bias
 from layers.dtypes import FLOAT32, dtypes_of
@@ -49,6 +50,8 @@ class Mamba2Mixer(nn.Module):
     epsilon: of the gated norm.
     chunk: steps that are multiplied as one matrix.
     output_scale: initialisation scale of the output map.
+    learned_state: whether documents begin with a state h that is learned; the convolutions begin
+      with nothing.
     implementation: a name of `kernels.gated_linear_attention.IMPLEMENTATIONS`; None picks by
       backend.
   """
@@ -62,6 +65,7 @@ class Mamba2Mixer(nn.Module):
   epsilon: float = 1e-6
   chunk: int = 128
   output_scale: float = 1.0
+  learned_state: bool = False
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
@@ -110,14 +114,14 @@ class Mamba2Mixer(nn.Module):
     u, x_history = convolved(x, "x", channels, x_history)
     z, dt = project(x, "z", channels), project(x, "dt", self.heads)
     kept = state is not None or capacity is not None
-    y, h = self._recur(u, dt, bc, segments.starts, h0, kept)
+    y, h = self._recur(u, dt, bc, segments, h0, kept)
     y = GatedRMSNorm(channels, "heads", self.groups, self.epsilon, name="norm", **dtypes)(y, z)
     out = Linear(
       x.shape[-1], ("heads", "embed"), self.output_scale, self.use_bias, name="out", **dtypes
     )
     return out(y), Mamba2State(x_history, bc_history, h)
 
-  def _recur(self, u, dt, bc, reset, h0, last) -> tuple[jax.Array, jax.Array | None]:
+  def _recur(self, u, dt, bc, segments, h0, last) -> tuple[jax.Array, jax.Array | None]:
     """y [B, T, H P] and the last state, from u like y, dt [B, T, H] and bc [B, T, 2 G N]."""
     # Float32 always, as every parameter that makes a decay.
     per_head = {"axes": ("heads",), "shape": dt.shape[-1:]}
@@ -132,7 +136,13 @@ class Mamba2Mixer(nn.Module):
     last = last or sequence.is_split()
     options = {"chunk": self.chunk, "implementation": self.implementation, "last": last}
     run = functools.partial(gated_linear_attention, **options)
-    y, h = sequence.recur(run, log_of_product, arrays, reset, h0)
+    y, h = sequence.recur(run, log_of_product, arrays, segments.starts, h0)
+    if self.learned_state:
+      shape = dt.shape[-1], self.state_size, self.head_dim
+      first = initial_state.learned(("heads", "state", "state"), shape)
+      left = initial_state.left_of_start(arrays[-1], segments)
+      y = initial_state.joined(y, left, c, first)
+      h = initial_state.with_rest(h, left, first)
     return (y + (skip[:, None] * x).astype(x.dtype)).reshape(u.shape), h
 
   def initial_state(self, batch_size: int, capacity: int) -> Mamba2State:
@@ -146,13 +156,18 @@ class Mamba2Mixer(nn.Module):
   def matmul_flops(self, width: int, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
     linear = (3 * self.head_dim + 1) * self.heads + 2 * self.groups * self.state_size
-    return 2 * width * linear + matmul_flops(
-      heads=self.heads,
-      groups=self.groups,
-      key_dim=self.state_size,
-      value_dim=self.head_dim,
-      chunk=self.chunk,
-      length=length,
+    read = 2 * self.heads * self.state_size * self.head_dim if self.learned_state else 0
+    return (
+      2 * width * linear
+      + read
+      + matmul_flops(
+        heads=self.heads,
+        groups=self.groups,
+        key_dim=self.state_size,
+        value_dim=self.head_dim,
+        chunk=self.chunk,
+        length=length,
+      )
     )
 
 

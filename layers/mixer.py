@@ -27,11 +27,13 @@ class Mixer(Protocol):
 
   A mixer is a flax module with the first three methods below and fields `dtype` and `param_dtype`.
   It must be causal, keep segments apart, and continue from a state exactly as if the tokens before
-  had been part of the call. `contract` tests all of that, and what five optional attributes claim:
+  had been part of the call. `contract` tests all of that, and what these optional attributes claim:
 
     constant_state: bool, whether the state's size does not depend on its capacity; False without.
     differentiable_state: bool, whether gradients pass from a state to the call that made it; True
       without. Training in chunks of time needs that and a constant state.
+    learned_state: bool, a field. With True the state at a document's start is a parameter, as
+      `layers.initial_state` has it; `initial_state` stays what it is, and position 0 starts there.
     input_axis: the logical axis of its first maps' results, such as 'rnn'. Where a mesh splits that
       axis, every device reads all of x, and the block around the mixer sums the gradient of x over
       them. None, the default: the mixer does so itself.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from kernels.gated_linear_attention import gated_linear_attention, log_of_product, matmul_flops
 from kernels.gated_linear_attention import mlstm as kernel
+from layers import initial_state
 from layers.dtypes import FLOAT32, Dtypes, dtypes_of
 from layers.linear import Linear
 from layers.norm import GatedHeadLayerNorm
@@ -40,6 +41,7 @@ class MLSTM(nn.Module):
     chunk: tokens that are multiplied as one matrix.
     epsilon: of the norm.
     output_scale: initialisation scale of the output map.
+    learned_state: whether documents begin with a state C beside n that is learned.
     implementation: a name of `kernels.gated_linear_attention.IMPLEMENTATIONS`; None picks by
       backend.
   """
@@ -51,6 +53,7 @@ class MLSTM(nn.Module):
   chunk: int = 64
   epsilon: float = 1e-6
   output_scale: float = 1.0
+  learned_state: bool = False
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
@@ -80,7 +83,7 @@ class MLSTM(nn.Module):
     log_i = self._gate(x, "i", nn.initializers.constant(-10.0))
     log_f = jax.nn.log_sigmoid(self._gate(x, "f", _forget_biases))
     last = state is not None or capacity is not None
-    y, after = self._recur(q, k, v, log_f, log_i, segments.starts, state, last)
+    y, after = self._recur(q, k, v, log_f, log_i, segments, state, last)
     y = GatedHeadLayerNorm(epsilon=self.epsilon, name="norm", **dtypes)(y, gate)
     out = Linear(x.shape[-1], ("heads", "embed"), self.output_scale, name="out", **dtypes)
     return out(y), after
@@ -97,9 +100,13 @@ class MLSTM(nn.Module):
     cap = float(self.gate_cap)  # JAX takes a whole number of more than 32 bits for no float.
     return cap * jnp.tanh(z / cap)
 
-  def _recur(self, q, k, v, log_f, log_i, reset, state, last):
+  def _recur(self, q, k, v, log_f, log_i, segments, state, last):
     h0, m0 = state if state is not None else (None, None)
-    decay, value = kernel.maxima(log_f, log_i, reset)
+    reset, largest = segments.starts, log_i
+    if self.learned_state:
+      # What a learned state leaves after the first token has the exponent log_f.
+      largest = jnp.where(reset[..., None], jnp.maximum(log_i, log_f), log_i)
+    decay, value = kernel.maxima(log_f, largest, reset)
     m0 = sequence.largest_before(decay[:, -1], value[:, -1], m0)
     m = jnp.maximum(decay + m0[:, None], value)
     arrays = kernel.stabilized(q, k, v, log_f, log_i, m, m0, reset)
@@ -107,6 +114,14 @@ class MLSTM(nn.Module):
     # Shards of time need the last state, a training step otherwise does not.
     run = functools.partial(gated_linear_attention, last=last or sequence.is_split(), **options)
     y, h = sequence.recur(run, log_of_product, arrays, reset, h0)
+    if self.learned_state:
+      shape = y.shape[2], self.key_dim, self.value_dim + 1
+      first = initial_state.learned(("heads", "state", "state"), shape)
+      # In units of exp(m), as the kernel's decays are.
+      scale = jnp.exp(jnp.where(reset[..., None], log_f - m, 0))
+      left = initial_state.left_of_start(arrays[-1], segments, scale)
+      y = initial_state.joined(y, left, q, first)
+      h = initial_state.with_rest(h, left, first)
     m_last = m[:, -1] if state is None else sequence.of_last(m[:, -1])
     return kernel.normalized(y, m), MLSTMState(h, m_last)
 
@@ -119,6 +134,8 @@ class MLSTM(nn.Module):
   def matmul_flops(self, width: int, length: int) -> float:
     """Floating-point operations of the matrix products per token of a row, forward."""
     maps = 2 * width * self.heads * (2 * self.key_dim + 3 * self.value_dim + 2)
+    if self.learned_state:
+      maps += 2 * self.heads * self.key_dim * (self.value_dim + 1)
     return maps + matmul_flops(
       heads=self.heads,
       key_dim=self.key_dim,

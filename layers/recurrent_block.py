@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from layers import initial_state
 from layers.activations import gated
 from layers.conv1d import CausalConv1D
 from layers.dtypes import dtypes_of
@@ -41,6 +42,8 @@ class RecurrentBlock(nn.Module):
     output_scale: initialisation scale of the output map.
     activation: of the branch y; a name from `layers.activations.ACTIVATIONS`.
     recurrence: factory of the recurrence, a module like `RGLRU`.
+    learned_state: whether the recurrence begins documents with a state that is learned; the
+      convolution begins with nothing.
     implementation: a recurrence kernel's name; None picks by backend.
   """
 
@@ -51,6 +54,7 @@ class RecurrentBlock(nn.Module):
   output_scale: float = 1.0
   activation: str = "gelu_tanh"
   recurrence: ModuleFactory = partial(RGLRU, name="rg_lru")
+  learned_state: bool = False
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
@@ -76,7 +80,13 @@ class RecurrentBlock(nn.Module):
     u, history = CausalConv1D(self.conv_width, name="conv1d", **dtypes)(
       u, segments.positions, history
     )
-    recurrence = self.recurrence(self.gate_blocks, implementation=self.implementation, **dtypes)
+    options = {}
+    if self.learned_state:
+      initial_state.check_field(self.recurrence(self.gate_blocks, parent=None))
+      options["learned_state"] = True
+    recurrence = self.recurrence(
+      self.gate_blocks, implementation=self.implementation, **options, **dtypes
+    )
     h, h_last = recurrence(u, segments, h0)
     out = Linear(x.shape[-1], ("rnn", "embed"), self.output_scale, name="linear_out", **linear)
     return out(gated(self.activation)(y, h)), RecurrentState(history, h_last)

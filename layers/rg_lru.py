@@ -10,8 +10,11 @@ import jax.numpy as jnp
 
 from kernels.matmul import block_diagonal_linear
 from kernels.rg_lru import rg_lru
+from kernels.rg_lru.gates import gated
+from layers import initial_state
 from layers.dtypes import FLOAT32, dtypes_of
 from layers.linear import scaled_normal
+from layers.linear_recurrence import linear_recurrence
 from layers.parameter import parameter
 from layers.segments import Segments
 from parallel import sequence, shards
@@ -27,10 +30,13 @@ class RGLRU(nn.Module):
 
   Attributes:
     blocks: number of diagonal blocks of each gate's weight; divides the width R.
+    learned_state: whether documents begin with a learned state. Times a_1, it joins what the
+      first token writes; the gates then run outside of the recurrence's kernel.
     implementation: a recurrence kernel's name; None picks by backend.
   """
 
   blocks: int
+  learned_state: bool = False
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   implementation: str | None = None
@@ -58,13 +64,29 @@ class RGLRU(nn.Module):
     log_decay = -DECAY_EXPONENT * jax.nn.softplus(a_param)
     gate_a = BlockDiagonal(self.blocks, name="gate_a", **dtypes)(x)
     gate_x = BlockDiagonal(self.blocks, name="gate_x", **dtypes)(x)
-    run = functools.partial(rg_lru, implementation=self.implementation)
     arrays = x, gate_a, gate_x, log_decay
+    if self.learned_state:
+      state = initial_state.learned(("rnn",), (width,))
+      inputs, log_a = _begun(*arrays, state, segments.starts)
+      h, last = linear_recurrence(inputs, log_a, segments, h0, implementation=self.implementation)
+      return h.astype(x.dtype), last
+    run = functools.partial(rg_lru, implementation=self.implementation)
     return sequence.recur(run, _log_of_product, arrays, segments.starts, h0)
 
   def matmul_flops(self, rnn_width: int) -> int:
     """Floating-point operations of the two gates' products per token, forward."""
     return 2 * 2 * rnn_width * rnn_width // self.blocks
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _begun(x, gate_a, gate_x, log_decay, state, reset):
+  """The recurrence's float32 inputs, with what each document begins with, and log a_t.
+
+  The backward pass keeps the arguments alone.
+  """
+  _, inputs = gated(x, gate_a, gate_x, log_decay, reset)
+  log_a = jax.nn.sigmoid(gate_a.astype(log_decay.dtype)) * log_decay
+  return inputs + jnp.where(reset[..., None], jnp.exp(log_a) * state, 0), log_a
 
 
 def _log_of_product(x, gate_a, gate_x, log_decay):

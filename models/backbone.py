@@ -44,6 +44,8 @@ class Backbone:
     remat: what the backward pass recomputes; a name from `layers.remat.POLICIES`.
     time_chunk: tokens of a row that training runs at a time, with the exact gradient of the row;
       None runs whole rows. See `training.time_chunks`.
+    learned_states: whether recurrences begin each document with a state that is learned, instead of
+      zero; see `layers.initial_state`. Convolutions and windows of attention begin with nothing.
     unroll: repetitions of the pattern per scan iteration.
   """
 
@@ -63,6 +65,7 @@ class Backbone:
   param_dtype: FloatName = "float32"
   remat: str = "none"
   time_chunk: Count | None = None
+  learned_states: bool = False
   unroll: Count = 1
 
   def recurrent(
@@ -173,6 +176,14 @@ class Backbone:
     depth: int,
     tied: bool,
   ) -> LanguageModel:
+    if self.learned_states:
+      # The others are refused when the model is used: a hybrid takes one mixer of a model.
+      pattern = tuple(
+        EqualPartial(mixer, learned_state=True)
+        if hasattr(mixer(parent=None), "learned_state")
+        else mixer
+        for mixer in pattern
+      )
     scale = float(jnp.sqrt(self.width).astype(jnp.bfloat16)) if self.scale_embedding else 1.0
     return LanguageModel(
       vocab_size=self.vocab_size,
@@ -192,6 +203,7 @@ class Backbone:
       logit_cap=self.logit_cap,
       remat=self.remat,
       time_chunk=self.time_chunk,
+      learned_states=self.learned_states,
       unroll=self.unroll,
       **self.dtypes,
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from base.equal_partial import EqualPartial
+from layers import initial_state
 from layers.dtypes import Dtypes, dtypes_of
 from layers.embedding import Embedding, OutputHead
 from layers.mixer import Mixer, MixerFactory, ModuleFactory, State
@@ -47,6 +48,7 @@ class LanguageModel(nn.Module):
     remat: what the backward pass recomputes; a name from `layers.remat.POLICIES`.
     time_chunk: tokens of a row that training runs at a time, with the exact gradient of the row;
       None runs whole rows. See `training.time_chunks`.
+    learned_states: whether the mixers' initial states are learned; see `Backbone`.
     unroll: repetitions of the pattern per scan iteration.
     scan: whether the repetitions are scanned; see `unstacked`.
     dtype: type of the activations.
@@ -65,12 +67,15 @@ class LanguageModel(nn.Module):
   logit_cap: float | None = None
   remat: str = "none"
   time_chunk: int | None = None
+  learned_states: bool = False
   unroll: int = 1
   scan: bool = True
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
   def setup(self):
+    if self.learned_states:
+      initial_state.check_mixers(self.mixers())
     dtypes = dtypes_of(self)
     self.embedding = Embedding(
       self.vocab_size, self.width, self.vocab_multiple, self.embedding_scale, **dtypes

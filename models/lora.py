@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from base.ranges import Count, Positive
 from kernels.matmul import matmul
+from layers import initial_state
 from layers.linear import Linear, scaled_normal
 from layers.parameter import parameter
 from models.language_model import LanguageModel
@@ -53,8 +54,8 @@ class AdaptedModel(LanguageModel):
       return super().hidden(*args, **kwargs)
 
   def trains(self, path: str) -> bool:
-    """Whether training changes the parameter at this path: adapters alone."""
-    return path.rpartition("/")[2] in (A, B)
+    """Whether training changes the parameter at this path: adapters, and learned initial states."""
+    return path.rpartition("/")[2] in (A, B) or initial_state.is_initial_state(path)
 
   @nn.nowrap
   def _adapt(self, call, args, kwargs, context):
@@ -84,7 +85,7 @@ class AdaptedModel(LanguageModel):
 def adapted(
   model: LanguageModel, *, rank: Count = 8, alpha: Positive = 16.0, targets: Sequence[str] = ("*",)
 ) -> LanguageModel:
-  """A model with adapters, of which training changes nothing else.
+  """A model with adapters; training changes these, and initial states that are learned.
 
   Args:
     model: the model.

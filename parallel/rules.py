@@ -35,6 +35,7 @@ MEGATRON: Mapping[str, MeshAxes] = {
   "block_in": None,
   "block_out": None,
   "lora": None,
+  "state": None,
 }
 # The options that set an axis's size, for errors.
 _FLAGS = {

@@ -107,6 +107,20 @@ def load(
   return parts, contents[METADATA]
 
 
+def parameter_paths(folder: Path) -> set[str]:
+  """Reads the paths of a checkpoint's parameters, joined by slashes; reads no arrays.
+
+  Raises:
+    Damage: its description cannot be read.
+    CheckpointError: the storage failed.
+  """
+  try:
+    metadata, _ = attempt(lambda: _described(folder.absolute(), [PARAMS]))
+  except Refusal as error:
+    raise CheckpointError(f"{folder} could not be read ({error}). Start again.") from None
+  return set(by_path(metadata.metadata.get(PARAMS)))
+
+
 def check(
   folder: Path, abstract: dict[str, Any], where: str, rows: VocabularyRows = NO_ROWS
 ) -> None:

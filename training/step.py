@@ -14,6 +14,7 @@ import optax
 
 from base.ranges import Count, CountFromZero, Factor, NotNegative, Share
 from kernels import platform
+from layers.initial_state import OPTION as LEARNED
 from models.accounting import list_parameters
 from models.language_model import DecodeState, LanguageModel
 from parallel import shards
@@ -45,8 +46,9 @@ class StepOptions:
       recomputed in the backward pass.
     carry_state: documents that are longer than a row go on in the next batch, from the state that
       the row left; see `training.carried_state` and `data.lanes`.
-    initial_state: what rows begin with: 'zero' is nothing, 'passed' the states that rows of the
-      step before left; see `training.passed_state`.
+    initial_state: what rows begin with: 'zero' is what documents do, nothing or a learned state
+      (`Backbone.learned_states`); 'passed' is the states that rows of the step before left; see
+      `training.passed_state`.
     passed_share: with 'passed', the share of the rows that do; the others begin with nothing.
     passed_after: steps before the first with passed states.
   """
@@ -65,6 +67,11 @@ class StepOptions:
 
   def __post_init__(self):
     rounding.check(self.rounding)
+    if self.initial_state == "learned":
+      raise ValueError(
+        "learned initial states are parameters, and so an option of the model: add "
+        f"gin/train/learned_state.gin, or set {LEARNED}=True."
+      )
     if self.initial_state not in INITIAL_STATES:
       raise ValueError(
         f"initial_state={self.initial_state!r} must be one of {', '.join(INITIAL_STATES)}."

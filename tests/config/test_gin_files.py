@@ -81,7 +81,12 @@ FRAGMENTS = {
 }
 
 # Set a few values of what a file of the same folder sets whole.
-ADDED = ("train/carried_state.gin", "train/passed_state.gin", "train/time_chunks.gin")
+ADDED = (
+  "train/carried_state.gin",
+  "train/learned_state.gin",
+  "train/passed_state.gin",
+  "train/time_chunks.gin",
+)
 
 
 def load(file):

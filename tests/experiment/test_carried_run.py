@@ -11,10 +11,12 @@ import pytest
 from base.errors import UserError
 from config.config import ConfigError
 from data import packing, rows, tokenizers
-from experiment import describe, experiment, running
+from experiment import describe, experiment, running, trained
 from launch import evaluate, train
+from layers import initial_state
+from parallel.tree_paths import by_path
 from tests import small_run
-from training.checkpoint import FOLDER, orbax
+from training.checkpoint import FOLDER, CheckpointError, orbax
 
 GIN = Path(__file__).parents[2] / "gin"
 CARRY = str(GIN / "train/carried_state.gin")
@@ -113,6 +115,10 @@ def test_evaluate_streams_documents_to_their_ends(folder, monkeypatch, capsys):
   assert "64-99" in told
   (file,) = Path("whole/evaluations").glob("6-*-32-stream.json")
   streamed = json.loads(file.read_text())
+  # The run's own figure is of the same documents to the same ends.
+  lines = map(json.loads, Path("whole/metrics.jsonl").read_text().splitlines())
+  heldout = [line["heldout_loss"] for line in lines if "heldout_loss" in line]
+  assert streamed["loss"] == pytest.approx(heldout[-1], rel=1e-6)
   assert evaluate.main(["--run_dir=whole", "--length=20000"]) == 0
   (file,) = Path("whole/evaluations").glob("6-*-20000.json")
   whole = json.loads(file.read_text())
@@ -184,3 +190,33 @@ def test_descriptions_count_the_states(folder):
   assert carried == 4 * per_row + length
   line = f"states carried by 4 rows {describe.show_bytes(carried)}"
   assert line in " ".join(describe.description(built).split())
+
+
+def test_trained_models_go_on_with_learned_states(folder, monkeypatch):
+  """States that the first run lacks are left at zero, also beside adapters; others are loaded."""
+  monkeypatch.chdir(folder)
+  more = [str(GIN / "train/learned_state.gin")]
+  assert start("learned", "--gin.STEPS=1", files=("run.gin", *more)) == 0
+  adapters = str(GIN / "train/lora.gin")
+
+  def taken(run: str, *files: str) -> tuple[set[str], set[str]]:
+    """Paths of the parameters that a run starts with, and of those that it has."""
+    built = experiment.build(
+      experiment.load(
+        [folder / "run.gin", *files],
+        [f"--gin.experiment.experiment.Experiment.init_from='{run}'"],
+      )
+    )
+    abstract = describe.abstract_state(built).params
+    return set(by_path(trained.start(built, abstract))), set(by_path(abstract))
+
+  states = {path for path in taken("learned", *more)[1] if initial_state.is_initial_state(path)}
+  (state,) = states
+  plain, _ = taken("whole")
+  for files in (more, [*more, adapters]):
+    found, wanted = taken("whole", *files)
+    assert found == plain
+    assert states < wanted
+    assert taken("learned", *files)[0] == plain | states
+  with pytest.raises(CheckpointError, match=f"has a parameter {state} that the model lacks"):
+    taken("learned")

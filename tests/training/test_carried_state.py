@@ -10,6 +10,7 @@ import pytest
 
 from contract.finding import compare_trees
 from data.loader import batch_of_rows
+from models.lora import adapted
 from tests.small_models import VOCAB_SIZE, build, initialize
 from training import carried_state, losses, time_chunks
 from training import step as step_lib
@@ -192,3 +193,28 @@ def test_in_a_skipped_step_states_follow_the_data_and_what_is_not_finite_starts_
       )
   _, metrics = step(state, third)
   assert metrics["skipped_in_a_row"] == 0
+
+
+def test_adapters_are_trained_from_carried_states():
+  """Each step's loss is that of rows that go on; weights stay, and adapters change."""
+  model, sgd = adapted(build("griffin", depth=2), rank=2), optax.sgd(1e-1)
+  options = step_lib.StepOptions(carry_state=True)
+  state = step_lib.initial_state(model, sgd, options, 0, rows=ROWS)
+  step = jax.jit(step_lib.make_train_step(model, sgd, options))
+  run = jax.jit(functools.partial(carried_state.losses_from, model=model))
+  behind, frozen = state.carried, step_lib.split(model, state.params)[1]
+  for batch in in_rows():
+    (nll, _), behind = run(behind, params=state.params, batch=batch)
+    state, metrics = step(state, batch)
+    expected = float(jnp.sum(nll) / batch["loss_weights"].sum())
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-6)
+    assert int(state.carried.position.max()) == int(behind.position.max())
+    jax.tree.map(np.testing.assert_array_equal, step_lib.split(model, state.params)[1], frozen)
+    behind = state.carried
+  assert any(float(jnp.abs(leaf).max()) > 0 for leaf in adapters(state.params, "lora_b"))
+
+
+def adapters(params, name):
+  """The adapters' matrices of a name."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return [leaf for path, leaf in leaves if path[-1].key == name]
