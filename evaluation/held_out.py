@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from data import loader
+from data.document_streams import DocumentStreams
 from data.mixture import MixedRows
 from data.rows import RowFiles
 from evaluation.perplexity import Score, Scorer, total
@@ -18,6 +19,7 @@ def score(
   batch_size: int,
   *,
   most_batches: int | None = None,
+  carry: bool = False,
   report: Callable[[int, Score], None] | None = None,
 ) -> tuple[Score, dict[str, Score]]:
   """Scores rows once, in order; the components of a mixture one after another.
@@ -29,6 +31,7 @@ def score(
     batch_size: rows of a batch.
     most_batches: about how many batches to read; a mixture's components share them by their sizes,
       and each has at least one.
+    carry: read each document to its end, by states that go from row to row.
     report: called after every batch with the number of batches so far and their score.
 
   Returns:
@@ -43,15 +46,27 @@ def score(
   scores: dict[str, Score] = {}
   done = 0
   for (name, part), count in zip(parts.items(), wanted, strict=True):
-    batches = loader.batches(part, batch_size, shuffle=False, repeat=False)
-    for one in scorer.each(params, (next(batches) for _ in range(count))):
+    for one in _each(scorer, params, part, batch_size, count, carry):
       scores[name] = scores[name] + one if name in scores else one
       done += 1
       if report and sum(other.bytes for other in scores.values()):
         report(done, total(scores.values()))
-    batches.close()
   whole = total(scores.values())
   return whole, {name: one for name, one in scores.items() if one.bytes} if mixed else {}
+
+
+def _each(
+  scorer: Scorer, params: Any, rows: RowFiles, batch_size: int, count: int, carry: bool
+) -> Iterator[Score]:
+  """Yields the scores of the first batches of a text."""
+  if carry:
+    # Documents that go on behind their stretch take more batches than rows read alone.
+    some = count if count < loader.steps_per_pass(rows, batch_size) else None
+    yield from scorer.each_streamed(params, DocumentStreams(rows, batch_size), some)
+    return
+  batches = loader.batches(rows, batch_size, shuffle=False, repeat=False)
+  yield from scorer.each(params, (next(batches) for _ in range(count)))
+  batches.close()
 
 
 def batches_of(

@@ -157,13 +157,32 @@ class Scorer:
     Memory does not depend on the length of the documents.
 
     Args:
-      params: the model's parameters.
-      batches: the documents; devices share their rows as those of any batch.
+      params, batches: as of `each_streamed`.
       report: as of a call.
 
     Raises:
       training.carried_state.CarryError: the model's state grows with the tokens.
       ValueError: the batches have no text.
+    """
+    result = _nothing()
+    for done, score in enumerate(self.each_streamed(params, batches), start=1):
+      result += score
+      if report:
+        report(done, result)
+    return _with_text(result)
+
+  def each_streamed(
+    self, params: Any, batches: DocumentStreams, count: int | None = None
+  ) -> Iterator[Score]:
+    """Yields the score of each batch of `stream`, also of one without text.
+
+    Args:
+      params: the model's parameters.
+      batches: the documents; devices share their rows as those of any batch.
+      count: batches to score, the first ones; None scores all.
+
+    Raises:
+      training.carried_state.CarryError: the model's state grows with the tokens.
     """
     rows = batches.batch_size
     run = _streamed(cast(Hashable, self._model), self._sharding_plan, rows)
@@ -171,15 +190,11 @@ class Scorer:
       functools.partial(carried_state.initial_state, self._model, rows),
       out_shardings=carried_state.shardings(self._model, self._sharding_plan, rows),
     )()
-    result = _nothing()
-    for done, batch in enumerate(batches, start=1):
+    for batch in itertools.islice(batches, count):
       placed = dict(batch)
       row_bytes, places = placed.pop("row_bytes"), placed.pop("places")
       losses, state = run(params, self._sharding_plan.place(placed, rows), state)
-      result += _score(np.asarray(losses), batch["loss_weights"] > 0, places, row_bytes)
-      if report:
-        report(done, result)
-    return _with_text(result)
+      yield _score(np.asarray(losses), batch["loss_weights"] > 0, places, row_bytes)
 
   def lower(self, params: Any, batch: Mapping[str, Any]) -> jax.stages.Lowered:
     """Lowers the program of a batch, also for devices that are not attached.

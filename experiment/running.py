@@ -187,7 +187,12 @@ def _train(
 
   def evaluate(params: Any) -> dict[str, float]:
     whole, components = held_out.score(
-      scorer, params, eval_rows, experiment.batch_size, most_batches=experiment.eval_batches
+      scorer,
+      params,
+      eval_rows,
+      experiment.batch_size,
+      most_batches=experiment.eval_batches,
+      carry=experiment.options.step.carry_state,
     )
     found = {}
     for suffix, score in {
