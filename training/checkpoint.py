@@ -48,6 +48,9 @@ _SAVED_FIELDS = {"spike_detector": "guard"}
 # Seconds until all hosts must see the same checkpoints in a shared folder.
 _LISTINGS = 10
 _HUSHED_FOR_GOOD: list[contextlib.ExitStack] = []
+# A part of an array that its replicas would save one each: less is not worth the slicing, which
+# compiles a program per part.
+_MIN_SLICE_BYTES = 2**20
 # Step names in Orbax's form.
 _STEP = re.compile("0|[1-9][0-9]*")
 
@@ -167,6 +170,13 @@ class Checkpoints:
         folder,
         preservation_policy=retention.Retention(self._keep, frozenset(lost)),
         cleanup_tmp_directories=True,
+        context=ocp.Context(
+          array_options=ocp.options.ArrayOptions(
+            saving=ocp.options.ArrayOptions.Saving(
+              min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
+            )
+          )
+        ),
       )
     return self._writer
 

@@ -2,8 +2,9 @@
 
 Slow because every variant is a program to trace and to compile. One process runs the checks that
 compile one program or none on all models; those that compile more on so many of them that each
-kind of block is checked with everything else of its model; and the two that only ask how layers
-are compiled on so many that each kind of mixer is checked.
+mixer is checked, and each of what stands around the mixers of a model, though not every mixer in
+each of these; and those that only ask how layers are compiled, or which arrays a state has, on so
+many that each kind of mixer is checked.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from models.language_model import LanguageModel
 ROOT = Path(__file__).parents[2]
 NAMES = model_zoo.names()
 ON_ALL = ("causality", "packing", "state size", "parameters", "FLOPs")
-ON_KINDS = ("remat", "TPU compiler")
+ON_KINDS = ("remat", "checkpoint", "TPU compiler")
 
 
 def test_files_without_a_model_are_told_what_to_add():
@@ -50,9 +51,9 @@ def checked_as(models: dict[str, LanguageModel]) -> dict[str, str]:
   return {name: first.setdefault(repr(model), name) for name, model in models.items()}
 
 
-def blocks(model: LanguageModel) -> set[str]:
-  """The kinds of blocks of a model, each with all of the model but its pattern and depth."""
-  return {repr(model.clone(pattern=(mixer,), depth=1)) for mixer in model.pattern}
+def pieces(model: LanguageModel) -> set[str]:
+  """The mixers of a model, and all of the model but its pattern and depth."""
+  return {*map(repr, model.pattern), repr(model.clone(pattern=(), depth=1))}
 
 
 def kinds(model: LanguageModel) -> set[str]:
@@ -63,14 +64,14 @@ def kinds(model: LanguageModel) -> set[str]:
 
 def parts_of(check: str) -> Callable[[LanguageModel], set[str]]:
   """What the models that are checked have to have, all together."""
-  return kinds if check in ON_KINDS else blocks
+  return kinds if check in ON_KINDS else pieces
 
 
-def covering(models: dict[str, LanguageModel], parts=blocks) -> list[str]:
+def covering(models: dict[str, LanguageModel], parts=pieces) -> list[str]:
   """Models whose parts are those of all: in each step the one with the most new parts, and of
   these the one with the fewest others.
 
-  Hawk's blocks and Griffin's attention stand in models that are the same but for the pattern.
+  Hawk's mixers and Griffin's attention stand in one hybrid.
   """
   left, chosen = set().union(*map(parts, models.values())), []
   while left:
@@ -124,7 +125,7 @@ def findings(models, tmp_path_factory) -> dict[str, tuple[int, str, dict[str, li
 @pytest.mark.parametrize("check", contract.CHECKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_model_keeps_the_contract(models, findings, name, check):
-  """In the models that have its blocks, if not in itself."""
+  """In the models that have its pieces, if not in itself."""
   for holder in holders(models, name, check):
     _, shown, by_check = findings[holder]
     assert_kept(by_check[check], shown)
