@@ -1,4 +1,7 @@
-"""One network, three libraries: this one, `recurrentgemma` (Flax) and `transformers` (PyTorch).
+"""One network, several libraries: this one, `recurrentgemma` (Flax) and `transformers` (PyTorch).
+
+There are two networks: RecurrentGemma, and Gated DeltaNet as in Qwen3-Next with the delta rule in
+every layer. transformers' delta rule is its pure PyTorch form.
 
 Each function returns a thunk that does the work and waits for it. A process imports one library
 only, so that its peak memory is that library's.
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,56 +29,96 @@ CONFIG = {
   "attention_window_size": 128,
   "logits_soft_cap": 30.0,
 }
+# The same size (5.6 M parameters): six layers of four heads of 64 channels.
+DELTA = {
+  "vocab_size": 256,
+  "hidden_size": 256,
+  "intermediate_size": 768,
+  "num_hidden_layers": 6,
+  "linear_num_key_heads": 4,
+  "linear_num_value_heads": 4,
+  "linear_key_head_dim": 64,
+  "linear_value_head_dim": 64,
+}
 OURS = "ours"
+OUR_DELTA, THEIR_DELTA = "ours (Gated DeltaNet)", "transformers (Qwen3-Next)"
 # The library's training step takes a batch in parts; half of this one is no slower, and half the
 # memory.
 MICROBATCHES = 2
-PEERS = ("recurrentgemma linear", "recurrentgemma associative", "transformers")
+SIDES = {
+  "recurrentgemma": (OURS, "recurrentgemma linear", "recurrentgemma associative", "transformers"),
+  "gated_deltanet": (OUR_DELTA, THEIR_DELTA),
+}
+LIBRARIES = {
+  "recurrentgemma": ("recurrentgemma", "transformers", "torch"),
+  "gated_deltanet": ("transformers", "torch"),
+}
 
 
 def training_step(name: str, dtype: FloatName, batch: int, length: int) -> Callable[[], None]:
   """Loss and gradient of all parameters for a batch of random tokens."""
   tokens = np.random.default_rng(0).integers(0, CONFIG["vocab_size"], (batch, length + 1))
-  if name == OURS:
-    return _our_training_step(dtype, tokens)
-  if name == "transformers":
-    return _torch_training_step(dtype, tokens)
+  if name in (OURS, OUR_DELTA):
+    return _our_training_step(name, dtype, tokens)
+  if name.startswith("transformers"):
+    return _torch_training_step(name, dtype, tokens)
   return _recurrentgemma_training_step(name.split()[1], dtype, tokens)
 
 
 def decoding(name: str, dtype: FloatName, batch: int, prompt: int) -> Callable[[int], None]:
   """Reads a prompt; the thunk continues it greedily by so many tokens, from where it left off."""
   tokens = np.random.default_rng(0).integers(0, CONFIG["vocab_size"], (batch, prompt))
-  if name == OURS:
-    return _our_decoding(dtype, tokens)
-  if name == "transformers":
-    return _torch_decoding(dtype, tokens)
+  if name in (OURS, OUR_DELTA):
+    return _our_decoding(name, dtype, tokens)
+  if name.startswith("transformers"):
+    return _torch_decoding(name, dtype, tokens)
   return _recurrentgemma_decoding(name.split()[1], dtype, tokens)
 
 
-def _ours(dtype: FloatName):
+def _ours(name: str, dtype: FloatName):
   import jax
   import jax.numpy as jnp
   from flax import linen as nn
 
-  from conversion import recurrent_gemma
+  if name == OUR_DELTA:
+    model = _our_gated_deltanet(dtype)
+  else:
+    from conversion import recurrent_gemma
 
-  model = recurrent_gemma.model_from_hugging_face(CONFIG, dtype=dtype, param_dtype=dtype)
+    model = recurrent_gemma.model_from_hugging_face(CONFIG, dtype=dtype, param_dtype=dtype)
   init = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
   return model, nn.unbox(init())
 
 
-def _our_training_step(dtype, tokens):
+def _our_gated_deltanet(dtype: FloatName):
+  from models.backbone import Backbone
+  from models.gated_deltanet import gated_deltanet
+
+  backbone = Backbone(
+    vocab_size=DELTA["vocab_size"],
+    width=DELTA["hidden_size"],
+    depth=DELTA["num_hidden_layers"],
+    mlp_width=DELTA["intermediate_size"],
+    zero_centered_norm=True,
+    dtype=dtype,
+    param_dtype=dtype,
+  )
+  return gated_deltanet(
+    backbone, heads=DELTA["linear_num_key_heads"], head_dim=DELTA["linear_key_head_dim"]
+  )
+
+
+def _our_training_step(name, dtype, tokens):
   import jax
 
   from data.loader import batch_of_rows
   from training import host_memory
   from training.step import StepOptions, loss_and_gradient
 
-  model, params = _ours(dtype)
+  model, params = _ours(name, dtype)
   model = model.clone(remat="save_mixer_outputs")  # as the quickstart trains
   batch = batch_of_rows(tokens[:, 1:], np.ones_like(tokens[:, 1:]), bos_id=0)
-  options = StepOptions(grad_accum_steps=MICROBATCHES)
+  options = StepOptions(grad_accum_steps=min(MICROBATCHES, len(tokens)))
   key = jax.random.key_data(jax.random.key(0))
   step = jax.jit(functools.partial(loss_and_gradient, model, options))
   step.lower(params, batch, key).compile()
@@ -82,11 +126,11 @@ def _our_training_step(dtype, tokens):
   return lambda: jax.block_until_ready(step(params, batch, key))
 
 
-def _our_decoding(dtype, tokens):
+def _our_decoding(name, dtype, tokens):
   from inference.decoder import Decoder
   from inference.sampling import Sampler
 
-  model, params = _ours(dtype)
+  model, params = _ours(name, dtype)
   endless = Decoder(model, Sampler(temperature=0)).generate(
     params, tokens.tolist(), max_tokens=2**20, chunk=32
   )
@@ -172,40 +216,56 @@ def _recurrentgemma_decoding(scan, dtype, tokens):
   return run
 
 
-def _torch_model(dtype: FloatName):
+def _torch_model(name: str, dtype: FloatName):
   import torch
-  from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+  import transformers
 
   torch.manual_seed(0)
-  config = RecurrentGemmaConfig(**CONFIG, pad_token_id=None)
-  return torch, config, RecurrentGemmaForCausalLM(config).to(getattr(torch, dtype))
+  if name == THEIR_DELTA:
+    sizes: dict[str, Any] = {
+      **DELTA,
+      "layer_types": DELTA["num_hidden_layers"] * ["linear_attention"],
+    }
+    config = transformers.Qwen3NextConfig(**sizes, num_experts=0, tie_word_embeddings=True)
+    model = transformers.Qwen3NextForCausalLM(config)
+  else:
+    config = transformers.RecurrentGemmaConfig(**CONFIG, pad_token_id=None)
+    model = transformers.RecurrentGemmaForCausalLM(config)
+  return torch, config, model.to(getattr(torch, dtype))
 
 
-def _torch_training_step(dtype, tokens):
-  torch, _, model = _torch_model(dtype)
+def _torch_training_step(name, dtype, tokens):
+  torch, _, model = _torch_model(name, dtype)
   tokens = torch.tensor(tokens)
 
   def step():
     model.zero_grad()
     logits = model(tokens[:, :-1], use_cache=False).logits
     loss = torch.nn.functional.cross_entropy(
-      logits.float().reshape(-1, CONFIG["vocab_size"]), tokens[:, 1:].reshape(-1)
+      logits.float().flatten(0, 1), tokens[:, 1:].reshape(-1)
     )
     loss.backward()
 
   return step
 
 
-def _torch_decoding(dtype, tokens):
+def _torch_decoding(name, dtype, tokens):
   from transformers import DynamicCache
 
-  torch, config, model = _torch_model(dtype)
+  torch, config, model = _torch_model(name, dtype)
   model.eval()
   cache = DynamicCache(config=config)
+  without_attention = name == THEIR_DELTA
 
   def read(tokens):
+    given: dict[str, Any] = {}
+    if without_attention:  # the model asks its cache for a length, which only attention has there
+      given = {
+        "position_ids": torch.arange(tokens.shape[1])[None],
+        "attention_mask": {"full_attention": None, "linear_attention": None},
+      }
     with torch.inference_mode():
-      logits = model(tokens, use_cache=True, past_key_values=cache).logits
+      logits = model(tokens, use_cache=True, past_key_values=cache, **given).logits
     return logits[:, -1:].argmax(-1)
 
   last = [read(torch.tensor(tokens))]

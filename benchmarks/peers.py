@@ -2,6 +2,7 @@
 
     python -m benchmarks.peers train     # loss and gradient: tokens/s, peak memory, first step
     python -m benchmarks.peers decode    # tokens/s after a prompt of 128 tokens; after 10,000
+    python -m benchmarks.peers train --network gated_deltanet    # and our time per token by length
 
 Each side runs in a process of its own; the processes take turns, a step each, and medians are told.
 The network is the same for all (see `benchmarks.peer_models`). All sides' glibc keeps large arrays
@@ -30,6 +31,7 @@ from training import json_files
 BATCH = 4
 PROMPT = 128
 DECODE_STEPS = 64
+LENGTHS_OF_OURS = (512, 8192)
 
 
 class Side:
@@ -118,9 +120,11 @@ def work(kind: str, name: str, dtype: FloatName, batch: int, length: int) -> Non
   print(json.dumps({"gigabytes": peak}), flush=True)
 
 
-def compare(kind: str, dtype: str, batch: int, length: int, turns: int, plain: bool) -> list[dict]:
+def compare(
+  network: str, kind: str, dtype: str, batch: int, length: int, turns: int, plain: bool
+) -> list[dict]:
   """All sides at one problem, in turns."""
-  names = (peer_models.OURS, *peer_models.PEERS)
+  names = peer_models.SIDES[network]
   if kind == "decode":  # without a prompt to scan, one of its scans is as good as the other
     names = tuple(name for name in names if name != "recurrentgemma associative")
   sides = {n: Side(kind, n, dtype, str(batch), str(length), plain=plain) for n in names}
@@ -168,15 +172,36 @@ def show(records: list[dict]) -> None:
   )
 
 
-def compare_decoding(dtype: str, turns: int, plain: bool) -> list[dict]:
+def compare_lengths(network: str, dtype: str, turns: int, plain: bool) -> dict:
+  """Our time of the same tokens in long rows, relative to short ones."""
+  name, (short, long) = peer_models.SIDES[network][0], LENGTHS_OF_OURS
+  sides = [
+    Side("train", name, dtype, str(long // length), str(length), plain=plain)
+    for length in (short, long)
+  ]
+  for _ in range(turns):
+    for side in sides:
+      side.turn()
+  wall = sides[1].median / sides[0].median
+  cpu = statistics.median(sides[1].cpu_seconds) / statistics.median(sides[0].cpu_seconds)
+  for side in sides:
+    side.end()
+  print(
+    f"  ours: a token in rows of {long} takes {wall:.2f} x one in rows of {short} ({cpu:.2f} CPU)"
+  )
+  return {"kind": "lengths", "long_over_short": wall, "long_over_short_cpu": cpu}
+
+
+def compare_decoding(network: str, dtype: str, turns: int, plain: bool) -> list[dict]:
   """Speed at two batch sizes, and ours after 100 and after 10,000 tokens."""
   records = []
   for batch in (1, 16):
-    found = compare("decode", dtype, batch, PROMPT, turns, plain)
+    found = compare(network, "decode", dtype, batch, PROMPT, turns, plain)
     show(found)
     records += found
   early, late = (
-    Side("decode", peer_models.OURS, dtype, "1", str(PROMPT), plain=plain) for _ in range(2)
+    Side("decode", peer_models.SIDES[network][0], dtype, "1", str(PROMPT), plain=plain)
+    for _ in range(2)
   )
   late.skip(9984)
   for _ in range(turns):
@@ -189,8 +214,8 @@ def compare_decoding(dtype: str, turns: int, plain: bool) -> list[dict]:
   return [*records, {"kind": "decode", "late_over_early": ratio}]
 
 
-def _require_peers() -> None:
-  for library in ("recurrentgemma", "transformers", "torch"):
+def _require_peers(network: str) -> None:
+  for library in peer_models.LIBRARIES[network]:
     if importlib.util.find_spec(library) is None:
       sys.exit(
         f"error: a peer, {library}, is not installed. "
@@ -201,22 +226,24 @@ def _require_peers() -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("what", choices=("train", "decode"))
+  parser.add_argument("--network", choices=tuple(peer_models.SIDES), default="recurrentgemma")
   parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"))
   parser.add_argument("--lengths", nargs="+", type=int, default=(512, 2048))
   parser.add_argument("--turns", type=int, default=5)
   parser.add_argument("--plain", action="store_true", help="leave glibc as it is")
   parser.add_argument("--output", type=paths.output_argument, help="write the records as JSON")
   options = parser.parse_args()
-  _require_peers()
+  _require_peers(options.network)
   records = []
   for dtype in options.dtypes:
     if options.what == "decode":
-      records += compare_decoding(dtype, options.turns, options.plain)
+      records += compare_decoding(options.network, dtype, options.turns, options.plain)
       continue
     for length in options.lengths:
-      found = compare("train", dtype, BATCH, length, options.turns, options.plain)
+      found = compare(options.network, "train", dtype, BATCH, length, options.turns, options.plain)
       show(found)
       records += found
+    records.append(compare_lengths(options.network, dtype, options.turns, options.plain))
   if options.output:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json_files.dumps(records, indent=2) + "\n")
