@@ -167,12 +167,13 @@ def repair(folder: Path, aside: Path) -> list[int]:
 def is_finite(tree: Any) -> bool:
   """Whether every float of a tree of arrays is finite; the same answer on every process."""
   floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-  return bool(_all_finite(floats))
+  return all(jax.device_get([_all_finite(leaf) for leaf in floats]))
 
 
 @jax.jit
-def _all_finite(leaves: list[jax.Array]) -> jax.Array:
-  return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+def _all_finite(x: jax.Array) -> jax.Array:
+  # A program per shape: one for all arrays took half as long to compile as a training step.
+  return jnp.all(jnp.isfinite(x))
 
 
 def _lies(path: Path) -> bool:
