@@ -13,7 +13,7 @@ import io
 import os
 import posixpath
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -104,15 +104,10 @@ class RemoteFile:
   def __str__(self) -> str:
     return self._address
 
-  def __repr__(self) -> str:
-    return f"RemoteFile({self._address!r})"
-
   def __fspath__(self) -> str:
     return self._address
 
-  def as_posix(self) -> str:
-    """The address."""
-    return self._address
+  as_posix = __repr__ = __fspath__
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, RemoteFile) and self._address == other._address
@@ -141,21 +136,21 @@ class RemoteFile:
 
   def is_dir(self) -> bool:
     """Whether files lie below it."""
-    try:
-      return self._info.get("type") == "directory"
-    except FileNotFoundError:
-      return False
+    return self._kind() == "directory"
 
   def is_file(self) -> bool:
     """Whether it exists and is a file."""
-    try:
-      return self._info.get("type") != "directory"
-    except FileNotFoundError:
-      return False
+    return self._kind() == "file"
 
   def exists(self) -> bool:
     """Whether it is a file or a folder."""
-    return self.is_file() or self.is_dir()
+    return self._kind() is not None
+
+  def _kind(self) -> str | None:
+    try:
+      return self._info.get("type", "file")
+    except FileNotFoundError:
+      return None
 
   def read_bytes(self) -> bytes:
     """Reads all."""
@@ -282,10 +277,16 @@ def matching(pattern: str) -> tuple[RemoteFile, ...]:
     exact = RemoteFile(pattern)
     return (exact,) if not scheme.startswith("http") and exact.is_file() else ()
   files = [RemoteFile(name, info if info.get("size") else None) for name, info in listed.items()]
-  with ThreadPoolExecutor(_REQUESTS) as requests:
-    # A page of links tells no sizes.
-    list(requests.map(RemoteFile.stat, files))
+  at_once(RemoteFile.stat, files)  # A page of links tells no sizes.
   return tuple(sorted(files))
+
+
+def at_once(ask: Callable[[Any], Any], files: Sequence[Any]) -> list[Any]:
+  """Calls a function with each file, with many requests at once if any of them is remote."""
+  if not any(map(is_remote, files)):
+    return list(map(ask, files))
+  with ThreadPoolExecutor(_REQUESTS) as requests:
+    return list(requests.map(ask, files))
 
 
 def forget() -> None:

@@ -77,7 +77,7 @@ class HubDataset:
     if not files or self.part not in files:
       known = ", ".join(map(str, files or ())) or "none"
       raise CorpusError(f"{self.path} has no split {self.part!r}, only {known}. Set part.")
-    return [source(str(file)) for file in files[self.part]]
+    return _found(tuple(map(str, files[self.part])))
 
   def check(self) -> None:
     """Reads the first rows.
@@ -184,6 +184,13 @@ def _builder(corpus: HubDataset) -> Any:
 def _built(options: str) -> Any:
   path, config, files, revision = json.loads(options)
   return _library().load_dataset_builder(path, config, data_files=files, revision=revision)
+
+
+@functools.cache
+def _found(files: tuple[str, ...]) -> list[Path]:
+  found = [source(file) for file in files]
+  remote_files.at_once(lambda file: file.stat(), found)  # which a remote file remembers
+  return found
 
 
 def _stream(corpus: HubDataset) -> Any:

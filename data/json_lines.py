@@ -11,7 +11,6 @@ from typing import Any
 from data.files import (
   SAMPLE,
   CorpusError,
-  matching_files,
   opened_text,
   shortened,
   unpacked,
@@ -19,13 +18,13 @@ from data.files import (
 )
 
 
-def json_lines(files: str | Sequence[str | Path]) -> Iterator[tuple[dict[str, Any], Any]]:
+def json_lines(files: Sequence[Path]) -> Iterator[tuple[dict[str, Any], Any]]:
   """Yields the objects of files with one JSON object per line, and their places ('file:line').
 
   Raises:
     CorpusError: a line is neither blank nor a JSON object.
   """
-  for path in matching_files(files):
+  for path in files:
     yield from json_lines_in(path)
 
 

@@ -127,12 +127,21 @@ class Parquet(_Table):
 
   def parts(self, size: int) -> list[Part]:
     """Returns a part per row group."""
-    found = []
+    return [
+      part for found in remote_files.at_once(self._parts_of, files_of(self)) for part in found
+    ]
+
+  def _parts_of(self, path: Path) -> list[Part]:
+    one = dataclasses.replace(self, files=str(path))
+    sizes = _group_sizes(one, path, describe_files([path]))
+    return [Part(str(path), n, n + 1, total) for n, total in enumerate(sizes)]
+
+  def undivided(self) -> Iterator[bytes]:
+    """Yields the texts of all splits; opens a file when its turn comes."""
     for path in files_of(self):
-      one = dataclasses.replace(self, files=str(path))
-      sizes = _group_sizes(one, path, describe_files([path]))
-      found += [Part(str(path), n, n + 1, total) for n, total in enumerate(sizes)]
-    return found
+      for part in self._parts_of(path):
+        for text in self.texts(part):
+          yield text.raw
 
   def texts(self, part: Part) -> Iterator[Text]:
     """Yields the texts of a part's row groups."""
