@@ -29,7 +29,7 @@ from experiment import trained as trained_lib
 from experiment.run_directory import RunDirectory
 from experiment.trained import TrainedModel
 from experiment.trust import NOBODY, Trust
-from models import lora
+from models import lora, maximal_update
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
@@ -67,6 +67,7 @@ def export(
   """
   trained = trained_lib.opened(RunDirectory(run_dir), which, trust=trust)
   model, tokenizer = lora.without_adapters(trained.experiment.model), trained.tokenizer
+  model, _ = maximal_update.folded(model)
   leaves: Mapping[str, np.ndarray] = MergedParameters(trained)
   kind = np.dtype(dtype or model.param_dtype)
   entries = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
@@ -128,17 +129,21 @@ def export_adapters(
 
 
 class MergedParameters(Mapping[str, np.ndarray]):
-  """A run's parameters by path, with adapters merged; each is read when it is looked up."""
+  """A run's parameters by path, with adapters merged and muP's factor of the logits folded in.
+
+  Each is read when it is looked up.
+  """
 
   def __init__(self, trained: TrainedModel):
     self._stored: Mapping[str, np.ndarray] = trained.params
     self._model = trained.experiment.model
+    _, self._fold = maximal_update.folded(self._model)
 
   def __getitem__(self, path: str) -> np.ndarray:
     array, (parent, _, name) = self._stored[path], path.rpartition("/")
     down, up = (f"{parent}/{adapter}" for adapter in (lora.A, lora.B))
     if name != "kernel" or down not in self._stored:
-      return array
+      return self._fold(path, array)
     assert isinstance(self._model, lora.AdaptedModel)
     merged = lora.merged_kernel(self._model, array, self._stored[down], self._stored[up])
     return np.asarray(merged)

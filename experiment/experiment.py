@@ -27,8 +27,8 @@ from data.mixture import MixedRows
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer, TokenizerError
 from experiment import file_kinds, step_memory
-from models import sizing
-from models.accounting import abstract_parameters, list_parameters
+from models import maximal_update, sizing
+from models.accounting import ModelError, abstract_parameters, list_parameters
 from models.language_model import LanguageModel
 from parallel.mesh import Device
 from parallel.sharding_plan import Parallelism, ShardingPlan, on_one_device
@@ -75,6 +75,8 @@ class Experiment:
     init_from: a run directory to take initial parameters from; None initialises them randomly.
     parameters: number of parameters that the model shall have, by the width of its MLPs (by its
       depth, if it has none); None leaves the model as it is. See `models.sizing`.
+    mup_base: macros of the widths from which muP scales initial values and learning rates; None
+      trains without muP. See `models.maximal_update`.
     chosen_size: what was chosen for that, in words; None without `parameters`.
   """
 
@@ -90,6 +92,7 @@ class Experiment:
   mesh: Parallelism | None = None
   init_from: FilePath | None = None
   parameters: Positive | None = None
+  mup_base: Sequence[str] | None = None
   chosen_size: str | None = dataclasses.field(init=False, default=None)
 
   def __post_init__(self):
@@ -330,4 +333,40 @@ def build(configuration: Config) -> Experiment:
   Raises:
     ConfigError: a part rejects its values.
   """
-  return configuration.build()
+  built = configuration.build()
+  return built if built.mup_base is None else _scaled_from_base(built, configuration)
+
+
+def _scaled_from_base(built: Experiment, configuration: Config) -> Experiment:
+  """Returns the experiment with muP's initial values and learning rates.
+
+  Raises:
+    ConfigError: the base does not fit the model, or muP the optimizer.
+  """
+  if not hasattr(built.optimizer, "rate_factors"):
+    raise ConfigError(
+      f"{type(built.optimizer).__name__} has no muP here: its updates do not have the learning "
+      "rate's size. Take gin/optimizer/adamw.gin or lion.gin, or set MUP_BASE = None."
+    )
+  source = gin_source.read_text(configuration.text(), "the run's configuration")
+  for macro in cast(Sequence[str], built.mup_base):
+    statement = gin_source.read_text(macro, "MUP_BASE")
+    if not statement.statements or any(item.parameter for item in statement.statements):
+      raise ConfigError(f"MUP_BASE: {macro!r} is no macro such as 'WIDTH = 256'.")
+    source += statement
+  # The base is as it is: no size is chosen for it, and it has no base of its own.
+  source += gin_source.read_arguments(
+    [f"experiment.Experiment.{name}=None" for name in ("parameters", "mup_base")]
+  )
+  base = resolve(source, "the base of muP").build().model
+  optimizer = cast(Any, built.optimizer)
+  try:
+    model = maximal_update.scaled(built.model, base)
+    factors = maximal_update.rate_factors(built.model, base)
+  except ModelError as error:
+    raise ConfigError(str(error)) from None
+  return dataclasses.replace(
+    built,
+    model=model,
+    optimizer=dataclasses.replace(optimizer, rate_factors=factors),
+  )

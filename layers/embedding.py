@@ -19,6 +19,8 @@ class Embedding(nn.Module):
     vocab_size, width: V and D.
     vocab_multiple: the matrix has a multiple of this many rows; those behind the last id stay zero.
     scale: factor on the embedded tokens (RecurrentGemma: sqrt(D)); the logits do not see it.
+    fan_in: entries start with variance 1 / fan_in; None is D, with which the normalised last hidden
+      state gives logits of variance 1.
     dtype: type of the embedded tokens and of the logits' matrix product.
   """
 
@@ -26,6 +28,7 @@ class Embedding(nn.Module):
   width: int
   vocab_multiple: int = 1
   scale: float = 1.0
+  fan_in: int | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -33,9 +36,10 @@ class Embedding(nn.Module):
     self.embedding = parameter(
       self,
       "embedding",
-      # Variance 1/D: the normalised last hidden state then gives logits of variance 1.
       _padded_with_zeros(
-        nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0),
+        nn.initializers.variance_scaling(
+          self.width / (self.fan_in or self.width), "fan_in", "normal", in_axis=1, out_axis=0
+        ),
         self.vocab_size,
         axis=0,
       ),
@@ -68,12 +72,14 @@ class OutputHead(nn.Module):
   Attributes:
     vocab_size, width: V and D.
     vocab_multiple: as in `Embedding`, of the matrix's columns.
+    fan_in: as in `Embedding`.
     dtype: type of the matrix product's operands.
   """
 
   vocab_size: int
   width: int
   vocab_multiple: int = 1
+  fan_in: int | None = None
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
 
@@ -82,7 +88,9 @@ class OutputHead(nn.Module):
     kernel = parameter(
       self,
       "kernel",
-      _padded_with_zeros(scaled_normal(1.0), self.vocab_size, axis=1),
+      _padded_with_zeros(
+        scaled_normal(self.width / (self.fan_in or self.width)), self.vocab_size, axis=1
+      ),
       ("embed", "vocab"),
       (self.width, shards.local(columns, "vocab")),
     )

@@ -44,6 +44,8 @@ class LanguageModel(nn.Module):
     embedding_scale: factor on the embedded tokens.
     vocab_multiple: embedding and output have a multiple of this many rows; see `padded_vocab_size`.
     tied: whether the embedding's matrix gives the logits; else one of its own does.
+    embedding_fan_in: embedding and output matrix start with variance 1 / this; None is D.
+    logit_factor: factor on the logits, before the cap. Both are for `models.maximal_update`.
     logit_cap: logits are bounded to +-cap by a tanh (RecurrentGemma: 30); None leaves them.
     remat: what the backward pass recomputes; a name from `layers.remat.POLICIES`.
     time_chunk: tokens of a row that training runs at a time, with the exact gradient of the row;
@@ -65,6 +67,8 @@ class LanguageModel(nn.Module):
   vocab_multiple: int = 1
   tied: bool = True
   logit_cap: float | None = None
+  embedding_fan_in: int | None = None
+  logit_factor: float = 1.0
   remat: str = "none"
   time_chunk: int | None = None
   learned_states: bool = False
@@ -77,11 +81,11 @@ class LanguageModel(nn.Module):
     if self.learned_states:
       initial_state.check_mixers(self.mixers())
     dtypes = dtypes_of(self)
-    self.embedding = Embedding(
-      self.vocab_size, self.width, self.vocab_multiple, self.embedding_scale, **dtypes
-    )
+    sizes = self.vocab_size, self.width, self.vocab_multiple
+    fan_in = self.embedding_fan_in
+    self.embedding = Embedding(*sizes, self.embedding_scale, fan_in, **dtypes)
     if not self.tied:
-      self.head = OutputHead(self.vocab_size, self.width, self.vocab_multiple, **dtypes)
+      self.head = OutputHead(*sizes, fan_in, **dtypes)
     self.stack = self._stack()
     self.final_norm = self.norm()
 
@@ -122,6 +126,8 @@ class LanguageModel(nn.Module):
     with -inf for padding.
     """
     logits = self.embedding.logits(x) if self.tied else self.head(x)
+    if self.logit_factor != 1.0:
+      logits = float(self.logit_factor) * logits
     if self.logit_cap is not None:
       cap = float(self.logit_cap)  # JAX takes a whole number of more than 32 bits for no float.
       logits = cap * jnp.tanh(logits / cap)

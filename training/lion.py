@@ -8,7 +8,15 @@ import functools
 import optax
 
 from base.ranges import Decay, NotNegative, Positive
-from training.optimizer import clipping, decay_mask, is_decayed, with_master_copy
+from training.optimizer import (
+  RateFactors,
+  clipping,
+  decay_mask,
+  factors_of_rate,
+  is_decayed,
+  told_factor,
+  with_master_copy,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +33,7 @@ class Lion:
     weight_decay: per unit of learning rate.
     clip_norm: largest global norm of a gradient; None for no limit.
     master_copy: keep a float32 copy of lower-precision parameters in the state.
+    rate_factors: as in `AdamW`.
   """
 
   learning_rate: optax.Schedule
@@ -33,6 +42,7 @@ class Lion:
   weight_decay: NotNegative = 0.5
   clip_norm: Positive | None = 1.0
   master_copy: bool = False
+  rate_factors: RateFactors = ()
 
   @functools.cache  # noqa: B019 - equal optimizers are one transformation
   def transformation(self) -> optax.GradientTransformation:
@@ -40,6 +50,7 @@ class Lion:
     lion = optax.chain(
       *clipping(self.clip_norm),
       optax.scale_by_lion(self.b1, self.b2),
+      *factors_of_rate(self.rate_factors),
       optax.add_decayed_weights(float(self.weight_decay), mask=decay_mask),
       optax.scale_by_learning_rate(self.learning_rate),
     )
@@ -47,4 +58,5 @@ class Lion:
 
   def treatment(self, path: tuple[str, ...]) -> str:
     """See `training.optimizer.Optimizer`."""
-    return "Lion, decayed" if self.weight_decay and is_decayed(path) else "Lion"
+    decayed = ", decayed" if self.weight_decay and is_decayed(path) else ""
+    return f"Lion{decayed}{told_factor(self.rate_factors, path)}"

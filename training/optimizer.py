@@ -87,6 +87,10 @@ def _check_warmup(steps: int, warmup_steps: int) -> None:
     )
 
 
+# Factors of the learning rate that are not 1, by the parameter's path, joined by '/'.
+RateFactors = tuple[tuple[str, float], ...]
+
+
 class Optimizer(Protocol):
   """Protocol of optimizers: a frozen dataclass with the fields and methods below.
 
@@ -129,6 +133,7 @@ class AdamW:
     weight_decay: per unit of learning rate.
     clip_norm: largest global norm of a gradient; None for no limit.
     master_copy: keep a float32 copy of lower-precision parameters in the state.
+    rate_factors: factors of the learning rate; those of `models.maximal_update`.
   """
 
   learning_rate: optax.Schedule
@@ -138,6 +143,7 @@ class AdamW:
   weight_decay: NotNegative = 0.1
   clip_norm: Positive | None = 1.0
   master_copy: bool = False
+  rate_factors: RateFactors = ()
 
   @functools.cache  # noqa: B019 - equal optimizers are one transformation, so that a step is compiled once
   def transformation(self) -> optax.GradientTransformation:
@@ -145,6 +151,7 @@ class AdamW:
     adamw = optax.chain(
       *clipping(self.clip_norm),
       optax.scale_by_adam(self.b1, self.b2, float(self.epsilon)),
+      *factors_of_rate(self.rate_factors),
       optax.add_decayed_weights(float(self.weight_decay), mask=decay_mask),
       optax.scale_by_learning_rate(self.learning_rate),
     )
@@ -152,12 +159,39 @@ class AdamW:
 
   def treatment(self, path: tuple[str, ...]) -> str:
     """See `Optimizer`."""
-    return "AdamW, decayed" if self.weight_decay and is_decayed(path) else "AdamW"
+    decayed = ", decayed" if self.weight_decay and is_decayed(path) else ""
+    return f"AdamW{decayed}{told_factor(self.rate_factors, path)}"
 
 
 def clipping(norm: float | None) -> list[optax.GradientTransformation]:
   """Returns the part of a chain that clips the gradient's global norm; empty for None."""
   return [] if norm is None else [optax.clip_by_global_norm(float(norm))]
+
+
+def factors_of_rate(factors: RateFactors) -> list[optax.GradientTransformation]:
+  """Returns the part of a chain that multiplies updates by factors, by path; empty for none.
+
+  It stands before weight decay, which stays per unit of the schedule's rate.
+  """
+  if not factors:
+    return []
+  by_path = dict(factors)
+
+  def scale(path, update):
+    factor = by_path.get("/".join(names(path)), 1.0)
+    return update if factor == 1.0 else factor * update
+
+  def update(updates, state, params=None):
+    del params
+    return jax.tree_util.tree_map_with_path(scale, updates), state
+
+  return [optax.GradientTransformation(lambda params: optax.EmptyState(), update)]
+
+
+def told_factor(factors: RateFactors, path: tuple[str, ...]) -> str:
+  """Tells the factor of a parameter's rate, for tables; '' for 1."""
+  factor = dict(factors).get("/".join(path), 1.0)
+  return "" if factor == 1.0 else f", rate x {factor:.3g}"
 
 
 class WithMasterCopy(NamedTuple):
