@@ -132,9 +132,32 @@ class Comparison:
     if spec.window is not None:
       changes["WINDOW"] = spec.window
     changed = self._config(spec.model, choices, changes, spec.choices)
+    if spec.trial is not None and experiment.build(changed).options.steps != changes["STEPS"]:
+      raise ConfigError(
+        f"{spec.model}, {spec.size}: STEPS does not set the steps of the training, so that no rate "
+        "can be tried for a share of them. Take a gin/train/ file that uses it, or set TUNING = "
+        "None."
+      )
     if spec.window is not None and any("WINDOW has no effect" in w for w in changed.warnings):
       raise ConfigError(f"{spec.model} has no window. Leave it out of comparisons of windows.")
     return changed
+
+  def require_two_texts(self, model: str, size: str) -> None:
+    """Raises ConfigError if settings would be chosen on the rows that the figures are of."""
+    if self.tuning is None:
+      return
+    spec = RunSpec(model=model, size=size, seed=self.seeds[0])
+    texts = [
+      experiment.text_alone(experiment.build(self.run_config(one)).eval_data)
+      for choices in (self.tuning.validation, self.tuning.test)
+      for one in [dataclasses.replace(spec, choices=tuple(choices))]
+    ]
+    if texts[0] == texts[1]:
+      raise ConfigError(
+        f"{model}, {size}: a learning rate would be chosen on the held-out rows of the figures, "
+        f"because {', '.join(self.tuning.validation)} does not change EVAL_DATA. Give "
+        "tuning.Tuning.validation and .test gin files that do, or set TUNING = None."
+      )
 
   @property
   def all_parts(self) -> Mapping[str, OnUntrainedModels | OnTrainedModels]:

@@ -13,10 +13,14 @@ from comparison import machine
 from comparison import runs as comparison_runs
 from comparison.comparison import TUNING, Comparison, OnTrainedModels
 from comparison.page.figure import Figure
+from comparison.quality.tuning import NoSetting
 from comparison.results import TEXT, NotMeasured, ResultCache
 from comparison.runs import TrainedRuns
 from experiment import experiment
 from parallel import processes
+
+# Options that parts got later, at the value that they had before: the results are the same.
+_ADDED_LATER = (", examples=None",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +45,10 @@ class PreparedPart:
     return cast(ResultCache, self.cache)
 
   def kept(self) -> tuple[Figure, ...] | None:
-    """Returns the figures if all results are stored."""
+    """Returns the figures if all results are stored, and can be drawn."""
     try:
       return self.figures(self.measured.kept)
-    except NotMeasured:
+    except (NotMeasured, NoSetting):  # The latter is told when it is measured.
       return None
 
 
@@ -149,4 +153,4 @@ def _told(part: Any) -> str:
     raise TypeError(
       f"{text}: a part's fields must be dataclasses or plain values, all the way down."
     )
-  return text
+  return functools.reduce(lambda told, option: told.replace(option, ""), _ADDED_LATER, text)

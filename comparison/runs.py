@@ -167,6 +167,7 @@ class TrainedRuns:
     self._tuned = functools.cache(self._search)
     self._built = functools.cache(lambda spec: experiment_lib.build(self._config(spec)))
     self._account = functools.cache(self._account_of)
+    self._require_two_texts = functools.cache(comparison.require_two_texts)
     self._files = functools.cache(lambda spec: experiment_lib.files_of(self._built(spec).eval_data))
 
   def tune_by(self, trials: Cached) -> None:
@@ -179,6 +180,10 @@ class TrainedRuns:
       whole = self.cost(dataclasses.replace(spec, trial=None, choices=()))
       tokens, flops = int(whole.tokens * spec.trial), whole.flops * spec.trial
       return dataclasses.replace(whole, tokens=tokens, flops=flops)
+    return self._cost_of(spec)
+
+  def _cost_of(self, spec: RunSpec) -> Cost:
+    """Returns the cost of a run with the setting that was found, which may change it."""
     counted, steps, tokens = self._account(dataclasses.replace(spec, seed=self.seeds[0]))
     return Cost(
       parameters=counted.parameter_count,
@@ -190,8 +195,10 @@ class TrainedRuns:
 
   def identity(self, spec: RunSpec) -> str:
     """Returns an id of the run: equal if all bindings are, and the weights of a loaded run."""
-    own = identity(self._config(spec), self._comparison.folder)
     tuning = self._comparison.tuning
+    if tuning is not None:
+      self._require_two_texts(spec.model, spec.size)
+    own = identity(self._config(spec), self._comparison.folder)
     if tuning is not None and spec.trial is None:
       # The search follows from this. What it finds need not be known.
       own = results.digest([own, repr(tuning)])
@@ -247,7 +254,7 @@ class TrainedRuns:
     )
     if summary.interrupted:
       raise Stopped(f"{spec}, at step {summary.step}", summary.interrupted)
-    cost = self.cost(spec)
+    cost = self._cost_of(spec)
     curve = _curve(directory, cost.tokens_per_step)
     return OpenedRun(built, sharding_plan, summary.state.params, cost, curve, curve)
 

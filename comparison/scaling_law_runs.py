@@ -80,7 +80,8 @@ def read_runs(folder: Path, trust: Trust) -> dict[str, Trained]:
   """Reads the finished runs in a folder; returns the runs of each model.
 
   The loss is that at the end, the FLOPs are those of `models.accounting`. Runs that began with the
-  weights of another are left out, because their tokens are not all that they were trained on.
+  weights of another are left out, because their tokens are not all that they were trained on; and
+  trials of a comparison's search of settings, whose losses are of other rows than the figures.
 
   Raises:
     UserError: there is no finished run, a configuration is not trusted, or the losses are of
@@ -96,6 +97,9 @@ def read_runs(folder: Path, trust: Trust) -> dict[str, Trained]:
     built = experiment_lib.build(config)
     if built.init_from is not None:
       print(f"{run.name} is left out: it began with another run's weights", file=sys.stderr)
+      continue
+    if getattr(experiment_lib.first_part(built.eval_data), "half", None) == "validation":
+      print(f"{run.name} is left out: it is a trial on the validation half", file=sys.stderr)
       continue
     text = built.tokenizer.describe(), experiment_lib.text_alone(built.eval_data)
     same = next((names for other, names in texts if other == text), None)
@@ -135,7 +139,8 @@ def _name_of(tokenizer: Mapping[str, Any]) -> str:
 
 def _what(data: Any) -> str:
   """Names a text; those of one name differ in their files or options."""
-  return getattr(data, "what", "a mixture")
+  half = getattr(data, "half", None)
+  return getattr(data, "what", "a mixture") + (f", {half} half" if half else "")
 
 
 def _left_out(run: run_list.Run) -> str:

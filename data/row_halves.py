@@ -92,8 +92,9 @@ class _Picked:
 def _places(count: int, half: int) -> np.ndarray:
   """Returns the rows, out of `count`, of half 0 or 1: the first of each stripe, the second, ..."""
   rows = np.arange(count)
-  # By a row's middle: rows of another length then lie in the stripe of the same text.
-  stripes = (2 * rows + 1) * _STRIPES // (2 * max(count, 1))
+  # By a row's middle: rows of another length then lie in the stripe of the same text. Rows that are
+  # longer than a stripe go to the halves in turn.
+  stripes = (2 * rows + 1) * min(_STRIPES, count) // (2 * max(count, 1))
   within = rows - np.searchsorted(stripes, stripes)
   order = np.lexsort((stripes, within))
   return order[stripes[order] % 2 == half]

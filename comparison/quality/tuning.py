@@ -25,6 +25,10 @@ Setting = tuple[tuple[str, Any], ...]
 Round = Mapping[Setting, float]
 
 
+class NoSetting(UserError):
+  """Every setting of a search diverged."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Tuned:
   """What was found for a model of a size.
@@ -126,7 +130,7 @@ class Tuning:
     """Searches the setting of a model of a size.
 
     Raises:
-      UserError: every setting diverged.
+      NoSetting: every setting diverged.
     """
     rounds: list[Round] = []
     flops = 0.0
@@ -147,6 +151,8 @@ class Tuning:
     left: Sequence[Setting] = tuple(self._settings(self.rates))
     for share in self.shares:
       losses = tried(left, share)
+      # Rounded up. The rate behind an edge adds no training to the next round.
+      stay = (len(left) + 1) // 2
       if not rounds:
         best = min(losses, key=losses.__getitem__)
         further = behind_edge(self.rates, dict(best)[RATE])
@@ -154,11 +160,11 @@ class Tuning:
           losses |= tried([tuple((dict(best) | {RATE: further}).items())], share)
       rounds.append(losses)
       ranked = sorted(losses, key=losses.__getitem__)
-      left = ranked[: max(1, len(ranked) // 2)]
+      left = ranked[:stay]
       if len(left) == 1:
         break
     if not math.isfinite(rounds[-1][left[0]]):
-      raise UserError(
+      raise NoSetting(
         f"{model}, {size}: every learning rate of {', '.join(f'{rate:g}' for rate in self.rates)} "
         "ended in values that are not finite. Give smaller ones: --gin.RATES='(1e-4, 1e-3)'."
       )

@@ -1,9 +1,12 @@
 """What a stored result of a part depends on."""
 
+import dataclasses
 import shlex
 
 from comparison import comparison, prepared_parts
 from comparison.progress import ComparisonProgress
+from comparison.quality.tuning import NoSetting
+from comparison.results import ResultCache
 from comparison.runs import TrainedRuns
 
 TWO = "{'Griffin': ['models/griffin.gin'], 'MQA Transformer': ['models/transformer.gin']}"
@@ -40,3 +43,19 @@ def test_another_model_repeats_what_is_timed_in_turns_with_it(tmp_path):
   assert prepared(*place, two).measured.cached("tokens after 128", lambda: 1) == 1
   assert prepared(*place, two).measured.cached("tokens after 128", lambda: 2) == 1
   assert prepared(*place, three).measured.cached("tokens after 128", lambda: 3) == 3
+
+
+def test_results_of_versions_without_an_option_are_found_at_its_default():
+  part = comparison.load("gin/compare/recall.gin").build().parts["induction_heads"].part
+  told = prepared_parts._told(part)
+  assert "look_every=50)" in told
+  schedule = dataclasses.replace(part.schedule, examples=6400)
+  assert "examples=6400" in prepared_parts._told(dataclasses.replace(part, schedule=schedule))
+
+
+def test_a_search_without_a_good_rate_leaves_the_other_parts_their_page(tmp_path):
+  def failed(cached):
+    raise NoSetting("every learning rate")
+
+  cache = ResultCache(tmp_path, "tuning", lambda key: {})
+  assert prepared_parts.PreparedPart("tuning", {}, cache, failed).kept() is None

@@ -7,11 +7,13 @@ import math
 import pytest
 
 from base.errors import UserError
+from comparison import scaling_law_runs
 from comparison.comparison import Comparison, load
 from comparison.page.figure import Figure
 from comparison.progress import ComparisonProgress
 from comparison.quality.tuning import Tuning
 from comparison.runs import TrainedRuns
+from experiment.trust import NOBODY
 from launch import compare
 from tests.comparison.test_parts import BASE, KnownRuns
 from training.record import TrainingError
@@ -82,6 +84,13 @@ def test_a_rate_at_the_edge_is_looked_behind_once_and_told():
   assert figure.finding.count("the edge of the grid") == 2
 
 
+@pytest.mark.parametrize("best", [2e-3, 5e-4], ids=["inside", "behind the edge"])
+def test_the_better_half_of_three_rates_is_two_wherever_the_best_is(best):
+  chosen, *_ = search(Tuning(**TEXTS, rates=RATES[:3]), TrialRuns(best=(best, 2e-3)))
+  assert [len(found) for found in chosen["Griffin"].rounds] == [3 + (best < RATES[0]), 2]
+  assert dict(chosen["Griffin"].best)["LEARNING_RATE"] == best
+
+
 def test_rates_that_diverge_are_not_chosen_and_not_drawn():
   runs = TrialRuns(best=(8e-3, 2e-3), too_high=3e-3)
   chosen, (figure,), _ = search(Tuning(**TEXTS, rates=RATES), runs)
@@ -149,6 +158,10 @@ def test_seeds_are_trained_at_the_chosen_rate_and_scored_on_the_other_half(folde
   best = min(rates, key=rates.__getitem__)
   assert f"LEARNING_RATE = {best!r}" in final
   assert f"Griffin {best:g}" in shown
+  # A scaling law is fitted to the runs of the figures.
+  (law,) = scaling_law_runs.read_runs(output / "runs", NOBODY).values()
+  assert len(law.losses) == 1
+  assert capsys.readouterr().err.count("is left out: it is a trial") == len(trials)
   # Nothing is trained again.
   before = {file: file.stat().st_mtime_ns for file in output.glob("cells/*/*")}
   assert compare.main([f"--output={output}"]) == 0
@@ -168,3 +181,39 @@ def test_a_rate_that_no_macro_sets_is_refused(folder, tuned):
   (spec, *_) = changed.tuning.results(runs).values()
   with pytest.raises(UserError, match="LEARNING_RATE has no effect, so that no rate can be chosen"):
     runs.identity(spec)
+
+
+def changed_by(folder, tuned, choice, text):
+  """The runs of the comparison with another shared file, and their first trial."""
+  comparison = load(tuned).build()
+  (folder / choice).write_text("from __gin__ import dynamic_registration\n" + text)
+  changed = dataclasses.replace(comparison, shared=[*comparison.shared, str(folder / choice)])
+  runs = TrainedRuns(changed, folder / "none", ComparisonProgress(), "")
+  return runs, next(iter(changed.tuning.results(runs).values()))
+
+
+def test_steps_that_no_macro_sets_are_refused(folder, tuned):
+  text = "from training import loop\nloop.LoopOptions.steps = 8\n"
+  runs, spec = changed_by(folder, tuned, "steps.gin", text)
+  with pytest.raises(UserError, match="STEPS does not set the steps of the training"):
+    runs.identity(spec)
+
+
+def test_a_search_on_the_rows_of_the_figures_is_refused(folder, tuned):
+  text = "from data import dataset\nEVAL_DATA = @mixed/dataset.Mixture()\n"
+  text += "mixed/dataset.Mixture.components = [@own/dataset.TextDataset()]\n"
+  text += "own/dataset.TextDataset.split = 'heldout'\n"
+  runs, spec = changed_by(folder, tuned, "mixed.gin", text)
+  with pytest.raises(UserError, match="would be chosen on the held-out rows of the figures"):
+    runs.identity(spec)
+
+
+def test_a_setting_that_changes_the_tokens_of_a_step_is_counted(folder, tuned):
+  comparison = load(tuned).build()
+  assert isinstance(comparison, Comparison)
+  search = dataclasses.replace(comparison.tuning, others={"BATCH_SIZE": (8,)}, shares=(0.5,))
+  changed = dataclasses.replace(comparison, tuning=search)
+  runs = TrainedRuns(changed, folder / "batches", ComparisonProgress(), "")
+  (spec, *_) = search.results(runs).values()
+  run = runs.train(spec)
+  assert run.tokens == max(run.curve) == 4 * 8 * 32

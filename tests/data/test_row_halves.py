@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data import corpora, dataset, loader, tokenizers
+from data import corpora, dataset, loader, row_halves, tokenizers
 from data.row_halves import HALVES, RowHalf
 from data.rows import RowFileError, RowFiles
 from tests.data.test_rows import write, write_masked
@@ -70,6 +70,13 @@ def test_too_few_rows_for_two_halves_are_an_error(tmp_path):
   assert len(whole) == 1
   with pytest.raises(RowFileError, match=r"has 1 held-out rows? of 16 tokens: too few"):
     halves(whole)
+
+
+@pytest.mark.parametrize("count", range(2, 70))
+def test_halves_of_few_rows_are_about_equal(count):
+  first, second = (row_halves._places(count, half) for half in (0, 1))
+  assert sorted([*first, *second]) == list(range(count))
+  assert abs(len(first) - len(second)) <= max(1, count / 3)
 
 
 def test_a_dataset_opens_a_half_of_the_same_files(tmp_path):
