@@ -176,7 +176,7 @@ def start(experiment: Experiment, abstract: Any) -> Any:
   source = paths.of(cast(str, experiment.init_from))
   adapted = bool(jax.tree.leaves(frozen))
   if adapted or experiment.model.learned_states:
-    saved = checkpoint.parameter_paths(source)
+    saved = stored_parameters.parameter_paths(source)
 
     def kept(path: Any, leaf: Any) -> Any:
       is_state = initial_state.is_initial_state(joined(path))

@@ -19,7 +19,7 @@ import numpy as np
 from base import buckets, paths, small_files
 from parallel import coordination, processes
 from parallel.tree_paths import by_path, joined
-from training import checkpoint_reader, chosen_checkpoint, json_files, reading, retention
+from training import chosen_checkpoint, json_files, reading, retention
 from training.checkpoint_reader import (
   CHECKSUMS,
   COMMIT_FILE,
@@ -354,22 +354,6 @@ def load_parameters(
     return load(folder, {PARAMS: abstract_params}, where, rows)[0][PARAMS]
 
   return chosen_checkpoint.read(run_dir / FOLDER, available_steps(run_dir), which, read)
-
-
-def parameter_paths(run_dir: Path, which: str | int = "latest") -> set[str]:
-  """Returns the paths of the parameters of a run's checkpoint, joined by slashes.
-
-  Args:
-    run_dir, which: as in `load_parameters`.
-
-  Raises:
-    CheckpointError: the checkpoint is missing or damaged.
-  """
-
-  def read(folder: Path, _: str) -> set[str]:
-    return checkpoint_reader.parameter_paths(folder)
-
-  return chosen_checkpoint.read(run_dir / FOLDER, available_steps(run_dir), which, read)[0]
 
 
 def _train_state(state: TrainState) -> dict[str, Any]:

@@ -109,3 +109,21 @@ def open_parameters(
 
   steps = checkpoint.available_steps(run_dir)
   return chosen_checkpoint.read(run_dir / checkpoint.FOLDER, steps, which, read)
+
+
+def parameter_paths(run_dir: Path, which: str | int = "latest") -> set[str]:
+  """Returns the paths of the parameters of a run's checkpoint, joined by slashes.
+
+  Args:
+    run_dir, which: as in `open_parameters`.
+
+  Raises:
+    CheckpointError: the checkpoint is missing or damaged.
+  """
+
+  def read(folder: Path, _: str) -> set[str]:
+    return checkpoint_reader.parameter_paths(folder)
+
+  return chosen_checkpoint.read(
+    run_dir / checkpoint.FOLDER, checkpoint.available_steps(run_dir), which, read
+  )[0]

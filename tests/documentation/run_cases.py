@@ -285,14 +285,6 @@ CASES = {
         leaves=("runs/passed/loss.png",),
       ),
     ],
-    "Learn what documents begin with": [
-      Case(
-        "python -m launch.train gin/runs/griffin_quickstart.gin gin/train/learned_state.gin",
-        SHORT,
-        TRAINED,
-        leaves=("runs/learned/loss.png",),
-      ),
-    ],
   },
   "docs/watching.md": {
     "The runs of a folder": [

@@ -88,6 +88,14 @@ CASES = {
         "tokens per second",
       ),
     ],
+    "Learn what documents begin with": [
+      Case(
+        "python -m launch.train gin/runs/griffin_quickstart.gin gin/train/learned_state.gin",
+        RATES,
+        TRAINED,
+        leaves=("runs/learned/loss.png",),
+      ),
+    ],
     "What it brings": [
       Case(
         "python -m launch.compare gin/compare/state_carry.gin",
