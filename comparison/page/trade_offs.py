@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from comparison.page import verdict
 from comparison.page.figure import ESTIMATED, MEASURED, Axis, Figure, Series
 from comparison.page.verdict import Answer, Verdict, shown
 
+# Of each figure, by its name.
+Conditions = Mapping[str, tuple[tuple[str, str], ...]]
 # Both answers of each model, the cost first.
 Points = dict[str, tuple[Answer, Answer]]
 
@@ -26,7 +28,8 @@ def trade_offs(figures: Sequence[Figure], models: Sequence[str]) -> tuple[Figure
     return ()
   costs = [one for one in found if one.question.role == "cost"]
   drawn = ((cost, _points(cost, loss, models)) for cost in costs)
-  return tuple(_figure(cost, loss, points) for cost, points in drawn if len(points) > 1)
+  conditions = {figure.name: figure.conditions for figure in figures}
+  return tuple(_figure(cost, loss, points, conditions) for cost, points in drawn if len(points) > 1)
 
 
 def _points(cost: Verdict, loss: Verdict, models: Sequence[str]) -> Points:
@@ -34,7 +37,8 @@ def _points(cost: Verdict, loss: Verdict, models: Sequence[str]) -> Points:
   return {model: (x, y) for model, x, y in pairs if x is not None and y is not None and x.value > 0}
 
 
-def _figure(cost: Verdict, loss: Verdict, points: Points) -> Figure:
+def _figure(cost: Verdict, loss: Verdict, points: Points, conditions: Conditions) -> Figure:
+  """Draws a pair of questions; the page tells if they are of models of different sizes."""
   spread = all(y.ends is not None for _, y in points.values())
   return Figure(
     name="trade_off_" + re.sub(r"[^A-Za-z0-9]+", "_", cost.question.text).strip("_"),
@@ -56,7 +60,9 @@ def _figure(cost: Verdict, loss: Verdict, points: Points) -> Figure:
     spread="that of the loss" if spread else "",
     conditions=(
       ("loss", f"{loss.question.text}: figure {loss.figure}"),
+      *((f"loss, {name}", value) for name, value in conditions[loss.figure]),
       ("cost", f"{cost.question.text}: figure {cost.figure}"),
+      *((f"cost, {name}", value) for name, value in conditions[cost.figure]),
     ),
   )
 
