@@ -170,7 +170,7 @@ class Mixture:
   weights: Sequence[Positive] | None = None
   temperature: Positive = 1.0
   schedule: Sequence[tuple[Count, Sequence[float]]] = ()
-  most_tokens: Sequence[float | None] = ()
+  most_tokens: Sequence[Positive | None] = ()
   names: Annotated[Sequence[str], Immaterial()] = ()
 
   def __post_init__(self):

@@ -26,7 +26,7 @@ from data.lanes import refuse_mixture
 from data.mixture import MixedRows
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer, TokenizerError
-from experiment import file_kinds, step_memory
+from experiment import budget, file_kinds, step_memory
 from models import maximal_update, sizing
 from models.accounting import ModelError, abstract_parameters, list_parameters
 from models.language_model import LanguageModel
@@ -303,7 +303,25 @@ def load(
 
 
 def resolve(source: gin_source.Source, name: str, folder: Path | None = None) -> Config:
-  """Checks the configuration of an experiment; see `config.config.resolve`."""
+  """Checks the configuration of an experiment; see `config.config.resolve`.
+
+  The macro FLOPS sets the steps in place of STEPS; see `experiment.budget`.
+  """
+  wanted, source = budget.asked(source), budget.without(source)
+  found = _resolved(source, name, folder)
+  if wanted is None:
+    return found
+  steps = budget.steps(wanted, build(found))
+  found = _resolved(source + budget.chosen(wanted, steps), name, folder)
+  if build(found).options.steps != steps:
+    raise wanted.place.error(
+      "FLOPS has no effect, because the run's steps do not follow the macro STEPS. Take a file of "
+      "gin/train/ whose do."
+    )
+  return found
+
+
+def _resolved(source: gin_source.Source, name: str, folder: Path | None) -> Config:
   asks_for_size = any(item.selector == "PARAMETERS" for item in source.statements)
   if asks_for_size:
     # Not in experiment.gin: a run without it has no such value, as those of earlier versions.

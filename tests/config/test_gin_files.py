@@ -55,6 +55,7 @@ LARGEST_RATIO = {
   "compare/paper.gin": 1.21,
   "compare/rivals.gin": 1.02,
   "compare/rivals_quick.gin": 1.02,
+  "compare/mup_quick.gin": 1.21,
 }
 # Included by others, and nothing alone.
 FRAGMENTS = {
@@ -84,6 +85,7 @@ FRAGMENTS = {
 ADDED = (
   "train/carried_state.gin",
   "train/learned_state.gin",
+  "train/mup.gin",
   "train/passed_state.gin",
   "train/time_chunks.gin",
 )

@@ -185,22 +185,6 @@ CASES = {
       Case("python -m launch.train my_run.gin --dry_run", repeats="README.md"),
     ],
   },
-  "docs/models.md": {
-    "Hybrids": [
-      Case("my_hybrid.gin"),
-      Case(
-        "python -m launch.train my_run.gin my_hybrid.gin",
-        prints=r"block_2/mixer/z/kernel(.*\n)+.*block_3/mixer/query/kernel",
-      ),
-    ],
-    "Sizes": [
-      Case(
-        "python -m launch.train gin/runs/griffin_quickstart.gin gin/models/xlstm.gin",
-        prints=r"MLPs of width [\d,]+, a multiple of \d+; [\d,]+ parameters",
-      ),
-    ],
-    "Use it as a library": [Case("import jax")],
-  },
   "docs/your_own_text.md": {
     "A tokenizer": [
       Case("cat docs/*.md", leaves=("input.txt",)),

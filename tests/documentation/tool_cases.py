@@ -69,6 +69,29 @@ CASES = {
       Case("python -m launch.check --model=griffin", "--only=causality,packing", r"\d+ passed in"),
     ],
   },
+  "docs/models.md": {
+    "Hybrids": [
+      Case("my_hybrid.gin"),
+      Case(
+        "python -m launch.train my_run.gin my_hybrid.gin",
+        prints=r"block_2/mixer/z/kernel(.*\n)+.*block_3/mixer/query/kernel",
+      ),
+    ],
+    "Sizes": [
+      Case(
+        "python -m launch.train gin/runs/griffin_quickstart.gin gin/models/xlstm.gin",
+        prints=r"MLPs of width [\d,]+, a multiple of \d+; [\d,]+ parameters",
+      ),
+    ],
+    "One learning rate for all widths": [
+      Case("my_wide_run.gin"),
+      Case(
+        "python -m launch.train my_wide_run.gin --describe",
+        prints=r"linear_x/kernel .* AdamW, decayed, rate x 0\.5 ",
+      ),
+    ],
+    "Use it as a library": [Case("import jax")],
+  },
   "docs/planning.md": {
     "Plan before you rent": [
       Case(
