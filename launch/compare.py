@@ -17,7 +17,7 @@ from base import buckets, commands, paths
 from base.errors import UserError
 from base.wording import plural
 from experiment import directory_owner, trust
-from launch import command, hosts
+from launch import chip_hours, command, hosts, planned_hardware
 
 if TYPE_CHECKING:
   from comparison.comparison import Comparison
@@ -62,6 +62,11 @@ def parser() -> command.Parser:
     "--describe", action="store_true", help="print models, runs and parts, and stop"
   )
   result.add_argument(
+    "--hardware",
+    help="with --describe: also plan the chip hours of all trainings on hardware that need not be "
+    f"attached: {planned_hardware.HELP}",
+  )
+  result.add_argument(
     "--export",
     type=paths.local_argument,
     metavar="FOLDER",
@@ -84,6 +89,9 @@ def main(arguments: Sequence[str]) -> int:
 
   if args.describe:
     command.refuse(options, args, ("only", "resume", "export"), "with --describe")
+  else:
+    command.refuse(options, args, ("hardware",), "without --describe")
+  hardware = planned_hardware.choose(args.hardware) if args.hardware else None
   if args.export:
     if args.config or bindings:
       options.error("--export takes the page of --output as it is: leave gin files and values out")
@@ -127,6 +135,8 @@ def main(arguments: Sequence[str]) -> int:
   only = _chosen(args.only, comparison)
   if args.describe:
     print(_description(comparison))
+    if hardware:
+      print("\n" + chip_hours.table(comparison, hardware))
     return 0
   output, directory = cast(Path, args.output), cast(RunDirectory, directory)  # --output is given
   asked_by = shlex.join([*commands.words("compare"), *arguments])

@@ -16,7 +16,7 @@ if not __package__:  # started by its path
 
 from base import commands, paths
 from base.errors import UserError
-from launch import command
+from launch import command, planned_hardware
 from training import json_files
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def parser() -> command.Parser:
   result.add_argument(
     "--hardware",
     required=True,
-    help="a TPU slice or GPUs: v3-32, v4-64, v5e-256, v5p-128, v6e-64, v5p:4x4x8, h100-64, h200-8",
+    help=planned_hardware.HELP,
   )
   result.add_argument(
     "--step",
@@ -94,22 +94,7 @@ def main(arguments: Sequence[str]) -> int:
   if args.search and args.step != "train":
     options.error("--search needs --step=train: other steps have no ZeRO stage or remat policy")
 
-  from planning.hardware import catalogue
-
-  try:
-    hardware = catalogue.hardware(args.hardware)
-  except ValueError as error:
-    raise UserError(str(error)) from None
-  # This process runs on the CPU; the compiler is loaded by name.
-  os.environ["JAX_PLATFORMS"] = "cpu"
-  # The cache cannot load programs for devices that are not attached.
-  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-  flags = [os.environ.get("XLA_FLAGS", ""), hardware.environment.get("XLA_FLAGS", "")]
-  os.environ.update({**hardware.environment, **os.environ, "XLA_FLAGS": " ".join(flags).strip()})
-  try:
-    hardware.devices  # noqa: B018 - what the compiler does not know is refused here
-  except ValueError as error:
-    raise UserError(str(error)) from None
+  hardware = planned_hardware.choose(args.hardware)
 
   from experiment import experiment as experiment_lib
   from planning import search, tables

