@@ -56,6 +56,7 @@ LARGEST_RATIO = {
   "compare/rivals.gin": 1.02,
   "compare/rivals_quick.gin": 1.02,
   "compare/mup_quick.gin": 1.21,
+  "compare/isoflop.gin": 1.02,
 }
 # Included by others, and nothing alone.
 FRAGMENTS = {
@@ -166,8 +167,10 @@ def test_every_run_and_every_model_of_a_comparison_is_built_and_shaped(file):
     cost = runs.cost(spec)
     sizes.setdefault((spec.size, cost.tokens), []).append(cost.parameters)
   assert bool(sizes) == bool(specs)
-  # What is compared at one size has equally many tokens, and about as many parameters.
-  assert len({size for size, _ in sizes}) == len(sizes)
+  # What is compared at one size has equally many tokens, but where the FLOPs are equal, and about
+  # as many parameters.
+  if file != "compare/isoflop.gin":
+    assert len({size for size, _ in sizes}) == len(sizes)
   assert all(max(counts) < LARGEST_RATIO[file] * min(counts) for counts in sizes.values())
 
 

@@ -47,7 +47,6 @@ def test_equal_steps_are_compiled_once_and_counted_by_their_number():
         [
           "--gin.WIDTH=128",
           "--gin.RNN_WIDTH=128",
-          "--gin.HEADS=1",
           "--gin.DEPTH=1",
           "--gin.BATCH_SIZE=8",
           "--gin.RECURRENCE_KERNEL=reference",
