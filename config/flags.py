@@ -65,5 +65,10 @@ def _flag(
     name = value.name
     value, place = macros[name].value, macros[name].place
   flag = f"{OVERRIDE_PREFIX}{name}"
-  where = " by default" if place is None else "" if place.is_argument else f", {place}"
+  if place is None:
+    where = " by default"
+  elif place.is_argument and ("." in name or place.source.startswith(f"{flag}=")):
+    where = ""
+  else:
+    where = f", {place}"
   return flag, value, f"{flag}=... (now {value!r}{where})"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Protocol
 
-from config import source as gin_source
 from config.source import Source, Statement
 from models.accounting import account
 from models.language_model import LanguageModel
 
 _FLOPS, _STEPS = "FLOPS", "STEPS"
+
+# Steps of a run that is built only to count the FLOPs of a step: more than any warm-up has.
+COUNTING_STEPS = 10**9
 
 
 class Sized(Protocol):
@@ -67,8 +70,8 @@ def steps(wanted: Statement, built: Sized) -> int:
 
 
 def chosen(wanted: Statement, number: int) -> Source:
-  """Returns the statement of STEPS that stands for FLOPS."""
-  return gin_source.read_text(f"{_STEPS} = {number}", f"FLOPS = {wanted.value:g}")
+  """Returns the statement of STEPS that stands for FLOPS, at the place of FLOPS."""
+  return Source([dataclasses.replace(wanted, selector=_STEPS, value=number, text=None)])
 
 
 def _is_macro(item: Statement, name: str) -> bool:

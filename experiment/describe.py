@@ -39,7 +39,7 @@ def description(experiment: Experiment) -> str:
   ]
   # A sentence: in the table it would push all values to the right.
   size = [] if experiment.chosen_size is None else [experiment.chosen_size]
-  costs = [*_vocabulary(experiment.model), *_costs(counted)]
+  costs = [*_vocabulary(experiment.model), *_costs(counted, experiment.options.steps)]
   if experiment.options.step.keeps_states:
     carried = device_bytes(abstract_state(experiment).carried)
     costs.append((f"states carried by {plural(batch_size, 'row')}", show_bytes(carried)))
@@ -96,7 +96,7 @@ def _vocabulary(model: LanguageModel) -> list[tuple[str, str]]:
   return [("vocabulary", f"{ids:,} ids in {rows:,} rows: {rows - ids:,} are padding")]
 
 
-def _costs(counted: Account) -> list[tuple[str, str]]:
+def _costs(counted: Account, steps: int) -> list[tuple[str, str]]:
   tokens = counted.batch_size * counted.length
   return [
     ("parameters", f"{counted.parameter_count:,} ({show_bytes(counted.parameter_bytes)})"),
@@ -104,6 +104,7 @@ def _costs(counted: Account) -> list[tuple[str, str]]:
     ("FLOPs per token, forward", _si(counted.forward_flops)),
     ("FLOPs per token, forward and backward", _si(counted.training_flops)),
     ("FLOPs per step", _si(counted.training_flops * tokens)),
+    ("steps, FLOPs of all", f"{steps:,}, {_si(counted.training_flops * tokens * steps)}"),
     ("least bytes per token, forward", show_bytes(counted.forward_bytes)),
     (f"decode state per sequence of {counted.length:,} tokens", show_bytes(counted.state_bytes)),
   ]

@@ -308,10 +308,11 @@ def resolve(source: gin_source.Source, name: str, folder: Path | None = None) ->
   The macro FLOPS sets the steps in place of STEPS; see `experiment.budget`.
   """
   wanted, source = budget.asked(source), budget.without(source)
-  found = _resolved(source, name, folder)
   if wanted is None:
-    return found
-  steps = budget.steps(wanted, build(found))
+    return _resolved(source, name, folder)
+  # Not with the steps that FLOPS replaces: they may be too few for the warm-up.
+  counting = _resolved(source + budget.chosen(wanted, budget.COUNTING_STEPS), name, folder)
+  steps = budget.steps(wanted, build(counting))
   found = _resolved(source + budget.chosen(wanted, steps), name, folder)
   if build(found).options.steps != steps:
     raise wanted.place.error(

@@ -4,7 +4,7 @@ import pytest
 
 from config.config import ConfigError
 from config.source import read_text
-from experiment import experiment
+from experiment import describe, experiment
 from models.accounting import account
 
 RUN = "runs/griffin_quickstart.gin"
@@ -31,6 +31,8 @@ def test_as_many_steps_as_take_the_flops(wanted, other):
 def test_what_is_set_later_holds():
   assert built("--gin.FLOPS=1e15", "--gin.STEPS=77").options.steps == 77
   assert built("--gin.STEPS=77", "--gin.FLOPS=1e15").options.steps > 1000
+  # Fewer than the warm-up has: they are replaced, so that nothing is wrong with them.
+  assert built("--gin.STEPS=10", "--gin.FLOPS=1e15").options.steps > 1000
 
 
 def test_the_saved_configuration_has_the_steps():
@@ -56,6 +58,18 @@ def test_the_saved_configuration_has_the_steps():
 def test_impossible_budgets_are_one_clear_error(value, told):
   with pytest.raises(ConfigError, match=told):
     built(f"--gin.FLOPS={value}")
+
+
+def test_too_few_steps_for_the_warm_up_name_the_flops():
+  with pytest.raises(ConfigError, match=r"--gin.STEPS=... \(now 17, --gin.FLOPS=1e12\)"):
+    built("--gin.FLOPS=1e12")
+
+
+def test_a_description_tells_the_steps_and_their_flops():
+  lines = describe.description(built("--gin.FLOPS=1e14")).splitlines()
+  assert [line.split()[-3:] for line in lines if line.startswith("steps, FLOPs of all")] == [
+    ["1,671,", "100", "T"]
+  ]
 
 
 def test_fixed_steps_are_told():
