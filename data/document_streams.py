@@ -58,8 +58,10 @@ class DocumentStreams:
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     """Yields `data.loader.batch_of_rows` of lanes, with two more arrays.
 
-    `row_bytes` [B] int64: bytes of text, of each row once. `places` [B, T] int64: the position of
-    each token in its document, where `positions` count from the row's start.
+    `row_bytes` [B] int64: bytes of the text that the lane scores; where two lanes score parts of a
+    row, each has the share of its tokens, so that the first batches alone have the bytes of their
+    tokens. `places` [B, T] int64: the position of each token in its document, where `positions`
+    count from the row's start.
 
     Raises:
       RowFileError: a row has an id outside its vocabulary, or invalid segments.
@@ -78,15 +80,19 @@ class DocumentStreams:
         written = self._rows.loss_mask
         mask[lane] = ids[lane] > 0 if written is None else written[row] > 0
         entering = token_before(self._rows, row)
+        text = int(self._rows.row_bytes[row])
+        # Rows that are all of one document are left out by their own lane.
+        is_whole = row < self._spans[row // self._stretch][0]
+        counted, first_document = mask[lane].sum(), mask[lane] & (ids[lane] == 1)
+        going_on = text if is_whole else text * int(first_document.sum()) // max(int(counted), 1)
+        row_bytes[lane] = text
         if row >= stop:  # only what goes on from the stretch
-          mask[lane] &= ids[lane] == 1
+          mask[lane], row_bytes[lane] = first_document, going_on
         if step:
           before[lane] = entering
         elif entering >= 0:  # the lane before has it
           mask[lane] &= ids[lane] != 1
-        # Rows that are all of one document are left out by their own lane.
-        if row < stop or row < self._spans[row // self._stretch][0]:
-          row_bytes[lane] = self._rows.row_bytes[row]
+          row_bytes[lane] = text - going_on
       if wrong_ids(tokens, ids, self._rows.tokenizer.size):
         self._rows.check_rows()  # Raises with the row.
       batch = batch_of_rows(tokens, ids, mask, bos_id=self._rows.tokenizer.bos_id, before=before)

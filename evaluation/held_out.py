@@ -8,6 +8,7 @@ from typing import Any
 from data import loader
 from data.document_streams import DocumentStreams
 from data.mixture import MixedRows
+from data.row_halves import RowHalf
 from data.rows import RowFiles
 from evaluation.perplexity import Score, Scorer, total
 
@@ -31,7 +32,8 @@ def score(
     batch_size: rows of a batch.
     most_batches: about how many batches to read; a mixture's components share them by their sizes,
       and each has at least one.
-    carry: read each document to its end, by states that go from row to row.
+    carry: read each document to its end, by states that go from row to row. Rows of a half are read
+      alone: the rows between them are of the other half.
     report: called after every batch with the number of batches so far and their score.
 
   Returns:
@@ -59,7 +61,7 @@ def _each(
   scorer: Scorer, params: Any, rows: RowFiles, batch_size: int, count: int, carry: bool
 ) -> Iterator[Score]:
   """Yields the scores of the first batches of a text."""
-  if carry:
+  if carry and not isinstance(rows, RowHalf):
     # Documents that go on behind their stretch take more batches than rows read alone.
     some = count if count < loader.steps_per_pass(rows, batch_size) else None
     yield from scorer.each_streamed(params, DocumentStreams(rows, batch_size), some)

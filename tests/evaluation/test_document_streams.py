@@ -7,6 +7,8 @@ import pytest
 from data import packing, rows, tokenizers
 from data.document_streams import DocumentStreams
 from data.loader import batch_of_rows
+from data.row_halves import RowHalf
+from evaluation import held_out
 from evaluation.perplexity import Score, Scorer
 from models.backbone import Backbone
 from models.griffin import griffin
@@ -70,6 +72,17 @@ def test_each_document_is_read_once_from_its_start_to_its_end(text, documents, l
   assert sum(batch["row_bytes"].sum() for batch in batches) == text.text_bytes()
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 3, 5])
+def test_bytes_are_those_of_the_scored_tokens(text, lanes):
+  """Of each batch by itself, so that some of the batches have right bits per byte too."""
+  for batch in DocumentStreams(text, lanes):
+    scored = batch["loss_weights"] > 0
+    spelled = np.sum(scored & (batch["targets"] != TOKENIZER.eos_id), axis=1)
+    # A row's bytes are shared by its tokens, of which its ends of documents have none.
+    ends = np.sum(batch["targets"] == TOKENIZER.eos_id, axis=1)
+    assert np.all(np.abs(batch["row_bytes"] - spelled) <= ends)
+
+
 def test_the_score_is_that_of_documents_alone(text, documents, model):
   params = small_models.initialize(model)
   found = Scorer(model).stream(params, DocumentStreams(text, 3))
@@ -82,6 +95,16 @@ def test_the_score_is_that_of_documents_alone(text, documents, model):
   np.testing.assert_array_equal(found.counts, expected.counts)
   np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5, atol=1e-5)
   assert found.bytes == expected.bytes
+
+
+def test_rows_of_a_half_are_read_alone(text, model):
+  """The rows before them are of the other half, or of another place of the text."""
+  params, scorer = small_models.initialize(model), Scorer(model)
+  for carried_rows, is_same in ((RowHalf(text, "test"), True), (text, False)):
+    alone, carried = (
+      held_out.score(scorer, params, carried_rows, 3, carry=carry)[0] for carry in (False, True)
+    )
+    assert (alone.losses.sum() == carried.losses.sum()) == is_same
 
 
 def test_memory_does_not_depend_on_the_documents(text, model):
