@@ -26,7 +26,7 @@ from data.lanes import refuse_mixture
 from data.mixture import MixedRows
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer, TokenizerError
-from experiment import budget, file_kinds, step_memory
+from experiment import budget, file_kinds, mup_base, step_memory
 from models import maximal_update, sizing
 from models.accounting import ModelError, abstract_parameters, list_parameters
 from models.language_model import LanguageModel
@@ -367,17 +367,15 @@ def _scaled_from_base(built: Experiment, configuration: Config) -> Experiment:
       f"{type(built.optimizer).__name__} has no muP here: its updates do not have the learning "
       "rate's size. Take gin/optimizer/adamw.gin or lion.gin, or set MUP_BASE = None."
     )
-  source = gin_source.read_text(configuration.text(), "the run's configuration")
-  for macro in cast(Sequence[str], built.mup_base):
-    statement = gin_source.read_text(macro, "MUP_BASE")
-    if not statement.statements or any(item.parameter for item in statement.statements):
-      raise ConfigError(f"MUP_BASE: {macro!r} is no macro such as 'WIDTH = 256'.")
-    source += statement
-  # The base is as it is: no size is chosen for it, and it has no base of its own.
-  source += gin_source.read_arguments(
-    [f"experiment.Experiment.{name}=None" for name in ("parameters", "mup_base")]
-  )
-  base = resolve(source, "the base of muP").build().model
+  macros = cast(Sequence[str], built.mup_base)
+  found = resolve(mup_base.source(configuration, macros), "the base of muP")
+  mup_base.require_effect(found, macros)
+  base = found.build().model
+  if built.parameters is not None and built.model.mlp is None:
+    # PARAMETERS chose the depth, which is no width.
+    base = sizing.of_depth(base, built.model.depth)
+  # gin reads the bindings of the last build when functions that were passed uncalled are called.
+  configuration.build()
   optimizer = cast(Any, built.optimizer)
   try:
     model = maximal_update.scaled(built.model, base)

@@ -12,12 +12,13 @@ import jax
 
 from base import paths
 from base.errors import UserError
+from config.place import ConfigError
 from data import tiktoken_files, tokenizer_json, tokenizers
 from data.tokenizers import Tokenizer
 from experiment import experiment as experiment_lib
 from experiment import mesh_advice, run_config
 from experiment.experiment import Experiment
-from experiment.run_directory import RunDirectory
+from experiment.run_directory import OPERATIVE_FILE, RunDirectory, stored_values
 from experiment.trust import NOBODY, Trust
 from layers import initial_state
 from models.accounting import abstract_parameters, list_parameters
@@ -124,10 +125,10 @@ def _sharding_plan(experiment: Experiment) -> ShardingPlan:
 
 
 def check_start(experiment: Experiment) -> None:
-  """Checks the tokenizer of the run in `init_from`, if it is set.
+  """Checks the tokenizer of the run in `init_from`, if it is set, and its muP.
 
   Raises:
-    UserError: the run does not exist, or has another tokenizer.
+    UserError: the run does not exist, or has another tokenizer, or another base of muP.
   """
   if experiment.init_from is None:
     return
@@ -139,6 +140,30 @@ def check_start(experiment: Experiment) -> None:
       f"{run.path} was trained with another tokenizer: {theirs['size']} ids ({theirs['kind']}), "
       f"not the {ours['size']} of this text ({ours['kind']}). Add "
       f"{_data_for(theirs['kind'], run)}."
+    )
+  _check_mup(experiment, run)
+
+
+def _check_mup(experiment: Experiment, run: RunDirectory) -> None:
+  """Raises UserError if the run's parameters belong to another factor of the logits."""
+  try:
+    stored = stored_values(run.path / OPERATIVE_FILE)
+  except ConfigError:  # lost
+    return
+  theirs = next((v for name, v in stored.items() if name.endswith("Experiment.mup_base")), None)
+  own = experiment.mup_base
+  has_effect = experiment.model.logit_factor != 1 or getattr(
+    experiment.optimizer, "rate_factors", ()
+  )
+  if theirs is None and not has_effect:
+    return
+  if (own is None) != (theirs is None) or set(own or ()) != set(theirs or ()):
+    remedy = "Set --gin.MUP_BASE=None"
+    if theirs is not None:
+      remedy = f'Add gin/train/mup.gin and --gin.MUP_BASE="{list(theirs)}"'
+    raise UserError(
+      f"{run.path} was trained with MUP_BASE = {theirs and list(theirs)}, not "
+      f"{own and list(own)}: its logits would get another factor. {remedy}."
     )
 
 

@@ -7,7 +7,8 @@ With m = width / base width:
 
 - A map whose fan-in grows m-fold starts with m times smaller variance, as everywhere here, and
   learns at 1/m of the rate: its update meets m times as many inputs that it is aligned with.
-- The embedding starts with the base's variance and learns at the full rate. As output matrix it
+- The embedding starts with the base's variance and learns at the full rate. Its tokens have the
+  base's factor, where they have one that grows with the width (RecurrentGemma). As output matrix it
   has m times as many inputs too, and gives logits that are multiplied by 1/m instead.
 - Vectors (norms, biases, taps of convolutions) have a fan-in of their own, and stay as they are.
 
@@ -25,14 +26,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from models import lora
 from models.accounting import ModelError, list_parameters
 from models.language_model import LanguageModel
 
-_HEAD_WIDTHS = ("head_dim", "key_dim", "value_dim", "qk_dim", "v_dim", "state_dim")
+_HEAD_WIDTHS = ("head_dim", "key_dim", "value_dim", "qk_dim", "v_dim", "state_dim", "state_size")
 
 
 def scaled(model: LanguageModel, base: LanguageModel) -> LanguageModel:
-  """Returns the model with the initial embedding and the logits of muP.
+  """Returns the model with the embedding and the logits of muP.
 
   Args:
     model: the model.
@@ -42,7 +44,11 @@ def scaled(model: LanguageModel, base: LanguageModel) -> LanguageModel:
     ModelError: the models differ in more than widths.
   """
   _require_alike(model, base)
-  return model.clone(logit_factor=base.width / model.width, embedding_fan_in=base.width)
+  return model.clone(
+    logit_factor=base.width / model.width,
+    embedding_fan_in=base.width,
+    embedding_scale=base.embedding_scale,
+  )
 
 
 def rate_factors(model: LanguageModel, base: LanguageModel) -> tuple[tuple[str, float], ...]:
@@ -60,7 +66,8 @@ def rate_factors(model: LanguageModel, base: LanguageModel) -> tuple[tuple[str, 
   for parameter in list_parameters(model):
     *_, module, name = parameter.path.split("/")
     # Every kernel is [..., inputs, outputs]; the taps of a convolution are as many at any width.
-    if name == "kernel" and module != "head":
+    # Of an adapter A B, A has the inputs of the map, and B as many as the rank at any width.
+    if name in ("kernel", lora.A) and module != "head":
       factor = shapes[parameter.path][-2] / parameter.shape[-2]
       if factor != 1:
         found.append((parameter.path, factor))
@@ -81,19 +88,25 @@ def folded(model: LanguageModel) -> tuple[LanguageModel, Callable[[str, Any], An
   def fold(path: str, array: Any) -> Any:
     if factor == 1.0 or path != "final_norm/scale":
       return array
-    return ((array + stored) * factor - stored).astype(array.dtype)
+    # In float32: a number near -1 has few digits of its difference from -1 in bfloat16.
+    return ((array.astype("float32") + stored) * factor - stored).astype(array.dtype)
 
   return model.clone(logit_factor=1.0, embedding_fan_in=None), fold
 
 
 def _require_alike(model: LanguageModel, base: LanguageModel) -> None:
   """Raises ModelError if the models have other parameters, or heads of other widths."""
+  only = "MUP_BASE may set widths and numbers of heads, no depth and no pattern."
+  # Blocks in a scan are one parameter at any depth.
+  if model.depth != base.depth:
+    raise ModelError(
+      f"the model has {model.depth} blocks, and the base of muP has {base.depth}. {only}"
+    )
   own, other = ({p.path: len(p.shape) for p in list_parameters(m)} for m in (model, base))
   if own != other:
     differ = sorted(own.items() ^ other.items())[0][0]
     raise ModelError(
-      f"the base of muP has other parameters than the model, such as {differ}. MUP_BASE may set "
-      "widths and numbers of heads, no depth and no pattern."
+      f"the base of muP has other parameters than the model, such as {differ}. {only}"
     )
   for mixer, small in zip(model.mixers(), base.mixers(), strict=True):
     for name in _HEAD_WIDTHS:

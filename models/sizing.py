@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from base.equal_partial import EqualPartial
+from models import lora
 from models.accounting import ModelError, list_parameters
 from models.language_model import LanguageModel
-from models.lora import AdaptedModel
 
 TOLERANCE = 0.01
 # Of an MLP's width: the largest with which the number is met. Meshes and tiles like large ones.
@@ -79,14 +80,18 @@ def _by_mlp(model: LanguageModel, parameters: float) -> Sized:
   )
 
 
-def _by_depth(model: LanguageModel, parameters: float) -> Sized:
-  def of(depth: int) -> LanguageModel:
-    return model.clone(depth=depth, pattern=tuple(scaled(mixer, depth) for mixer in model.pattern))
+def of_depth(model: LanguageModel, depth: int) -> LanguageModel:
+  """Changes the number of a model's blocks, and the initial scale of their outputs with it."""
 
-  def scaled(mixer: Any, depth: int) -> Any:
+  def scaled(mixer: Any) -> Any:
     scale = getattr(mixer, "keywords", {}).get("output_scale")
     return mixer if scale is None else EqualPartial(mixer, output_scale=scale * model.depth / depth)
 
+  return model.clone(depth=depth, pattern=tuple(map(scaled, model.pattern)))
+
+
+def _by_depth(model: LanguageModel, parameters: float) -> Sized:
+  of = functools.partial(of_depth, model)
   repeat = len(model.pattern)
   first, second = _count(of(repeat)), _count(of(2 * repeat))
   depth = round(repeat * (1 + (parameters - first) / (second - first)))
@@ -114,7 +119,9 @@ def _result(count: int, parameters: float) -> str:
 
 def _count(model: LanguageModel) -> int:
   """The parameters without adapters, so that these fit the model that they are for."""
-  found = list_parameters(model)
-  if isinstance(model, AdaptedModel):
-    found = [parameter for parameter in found if not model.trains(parameter.path)]
-  return sum(parameter.count for parameter in found)
+  adapters = (lora.A, lora.B) if isinstance(model, lora.AdaptedModel) else ()
+  return sum(
+    parameter.count
+    for parameter in list_parameters(model)
+    if parameter.path.rpartition("/")[2] not in adapters
+  )

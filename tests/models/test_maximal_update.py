@@ -7,9 +7,13 @@ import numpy as np
 import optax
 import pytest
 
+import gin
+from base.errors import UserError
 from config.config import ConfigError
+from data import tokenizers
 from data.loader import batch_of_rows
-from experiment import experiment
+from experiment import experiment, trained
+from experiment.run_directory import RunDirectory
 from models import maximal_update
 from parallel.tree_paths import joined
 from training.lion import Lion
@@ -20,7 +24,7 @@ MODELS = ("griffin", "transformer", "gated_deltanet")
 RATE = 1e-2
 
 
-def built(model, width, *arguments, base=32):
+def built(model, width, *arguments, base=32, more=()):
   """An experiment of two blocks, with as many heads per channel at every width."""
   sizes = {"WIDTH": width, "RNN_WIDTH": width, "HEADS": width // 16, "DEPTH": 2, "WINDOW": 16}
   given = [f"--gin.{name}={value}" for name, value in sizes.items()]
@@ -31,6 +35,7 @@ def built(model, width, *arguments, base=32):
     "runs/griffin_quickstart.gin",
     f"models/{model}.gin",
     *(["train/mup.gin"] if base else []),
+    *more,
   ]
   given += [f"--gin.LEARNING_RATE={RATE}", "--gin.WARMUP_STEPS=0", *arguments]
   if model == "griffin":
@@ -101,6 +106,36 @@ def test_rates_follow_the_fan_in_of_maps_and_leave_vectors_and_the_embedding():
   assert not [path for path in fixed if "gate_a" in path]
 
 
+def test_adapters_rates_follow_their_fan_in_too():
+  """Of x A B, A has as many inputs as the map; B as many as the rank."""
+  factors = dict(built("hawk", 128, more=["train/lora.gin"]).optimizer.rate_factors)
+  adapters = {path: factor for path, factor in factors.items() if "lora" in path}
+  assert {path.rpartition("/")[2] for path in adapters} == {"lora_a"}
+  assert adapters["stack/repeats/block_0/mlp/up/lora_a"] == 1 / 4
+
+
+def test_embedded_tokens_have_the_factor_of_the_base():
+  """RecurrentGemma's sqrt(width) would let them grow, and their rate."""
+  base, wide = (built("recurrent_gemma", width).model for width in (32, 128))
+  assert wide.embedding_scale == base.embedding_scale > 1
+
+
+@pytest.mark.parametrize(("model", "is_deeper"), [("mamba2", True), ("hawk", False)])
+def test_models_of_an_asked_size_have_a_base_of_their_depth(model, is_deeper):
+  """PARAMETERS makes models without MLPs deeper: depth is no width."""
+  found = built(model, 64, "--gin.PARAMETERS=1e6")
+  assert (found.model.depth > 4) == is_deeper
+  assert found.chosen_size
+  assert found.model.logit_factor == 1 / 2
+  maps = {path: factor for path, factor in found.optimizer.rate_factors if "mixer" in path}
+  assert set(maps.values()) == {1 / 2}
+
+
+def test_functions_that_are_called_later_read_the_bindings_of_the_run():
+  built("griffin", 64)
+  assert gin.query_parameter("WIDTH/gin.macro.value") == 64
+
+
 def test_factors_change_the_rate_and_not_the_decay():
   rate = optax.constant_schedule(1.0)
   params = {"a": {"kernel": jnp.full((2, 2), 3.0)}, "b": {"kernel": jnp.full((2, 2), 3.0)}}
@@ -128,10 +163,21 @@ def test_the_factor_of_the_logits_folds_into_the_last_norm(zero_centered):
   np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
 
 
+def test_the_factor_is_folded_with_the_digits_of_float32():
+  norm = "--gin.backbone.Backbone.zero_centered_norm=True"
+  _, fold = maximal_update.folded(built("hawk", 64, norm).model)
+  stored = jnp.full(4, 0.003, jnp.bfloat16)
+  folded = fold("final_norm/scale", stored)
+  assert folded.dtype == jnp.bfloat16
+  # Within half of the last digit: 1.003 is 1 in bfloat16.
+  np.testing.assert_allclose(folded.astype(jnp.float32), 1.003 / 2 - 1, atol=2**-10)
+
+
 @pytest.mark.parametrize(
   ("arguments", "told"),
   [
     (["--gin.MUP_BASE=['WIDTH = 32', 'RNN_WIDTH = 32', 'HEADS = 4', 'DEPTH = 1']"], "no depth"),
+    (["--gin.MUP_BASE=['WIDTH = 32', 'RNN_WIDTH = 32', 'HEADS = 2', 'DEPTH = 4']"], "no depth"),
     (["--gin.MUP_BASE=['WIDTH = 32', 'RNN_WIDTH = 32']"], "head_dim=16, and 8 in the base"),
     (["--gin.MUP_BASE=['griffin.griffin.window = 32']"], "is no macro such as"),
     (["--gin.MUP_BASE=['WIDTH = oops']"], "MUP_BASE"),
@@ -140,6 +186,34 @@ def test_the_factor_of_the_logits_folds_into_the_last_norm(zero_centered):
 def test_bases_that_do_not_fit_are_refused(arguments, told):
   with pytest.raises(ConfigError, match=told):
     built("griffin", 64, *arguments)
+
+
+def test_bases_without_effect_are_refused():
+  message = r"MUP_BASE = \['RNN_WIDTH = 32'\] has no effect: nothing in this configuration uses"
+  with pytest.raises(ConfigError, match=message):
+    built("transformer", 64, "--gin.MUP_BASE=['RNN_WIDTH = 32']")
+
+
+def test_runs_start_from_runs_of_the_same_base(tmp_path):
+  """Their logits would have another factor, and all else would look right."""
+  files = ["runs/griffin_quickstart.gin", "train/mup.gin"]
+  wide = [f"--gin.{name}" for name in ("WIDTH=512", "RNN_WIDTH=512", "HEADS=8")]
+  for name, given in (("scaled", files), ("plain", files[:1])):
+    run = RunDirectory(tmp_path / name)
+    run.write_config(experiment.load(given, wide), "made for a test")
+    tokenizers.save(tokenizers.Bytes(), run.path)
+
+  def start(run, files, *arguments):
+    init = f"--gin.experiment.experiment.Experiment.init_from='{tmp_path / run}'"
+    trained.check_start(experiment.build(experiment.load(files, [*arguments, init])))
+
+  for run, given in (("scaled", files), ("plain", files[:1])):
+    start(run, given, *wide)
+  start("plain", files)  # at the base's widths, where muP changes nothing
+  with pytest.raises(UserError, match=r"was trained with MUP_BASE = \['WIDTH = 256', .*Add gin/tr"):
+    start("scaled", files[:1], *wide)
+  with pytest.raises(UserError, match=r"MUP_BASE = None, not \['WIDTH.*Set --gin.MUP_BASE=None"):
+    start("plain", files, *wide)
 
 
 def test_optimizers_without_it_are_refused():

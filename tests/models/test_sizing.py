@@ -13,6 +13,7 @@ from experiment import describe, experiment, model_zoo
 from models.accounting import ModelError, list_parameters
 from models.backbone import Backbone
 from models.hawk import hawk
+from models.hgrn2 import hgrn2
 from models.lora import adapted
 from models.mamba2 import mamba2
 from models.sizing import sized
@@ -73,6 +74,13 @@ def test_adapters_do_not_count():
   model = hawk(Backbone(vocab_size=256, width=64, depth=4), rnn_width=64)
   found, chosen = sized(adapted(model, rank=8), 1e6)
   assert (found.mlp, chosen) == (sized(model, 1e6).model.mlp, sized(model, 1e6).chosen)
+
+
+def test_learned_states_count_beside_adapters_too():
+  """Both are trained, but the states are of the adapted run's model."""
+  model = hgrn2(Backbone(vocab_size=256, width=64, depth=4, learned_states=True), heads=4)
+  found, expected = sized(adapted(model, rank=8), 1e6), sized(model, 1e6)
+  assert (found.model.mlp, found.chosen) == (expected.model.mlp, expected.chosen)
 
 
 def test_mlps_whose_width_has_another_name_are_refused():
