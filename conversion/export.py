@@ -71,6 +71,9 @@ def export(
   leaves: Mapping[str, np.ndarray] = MergedParameters(trained)
   kind = np.dtype(dtype or model.param_dtype)
   entries = {f"{name}_token_id": getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+  if tokenizer.pad_id == tokenizer.bos_id:
+    # transformers' generate would take the first token of a prompt for padding, and hide it.
+    entries["pad_token_id"] = None
   kept = kept_files.folder(trained.run_dir, trained.experiment)
   length = trained.experiment.sequence_length
   entries["max_position_embeddings"] = max(length, kept_files.longest_text(kept) or 0)

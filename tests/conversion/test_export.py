@@ -68,6 +68,18 @@ def their_logits(model):
     return model.eval()(torch.tensor(TOKENS), use_cache=False).logits.float().numpy()
 
 
+def check_first_token_is_read(model):
+  """Bytes have one id for the start and for padding; generate must not hide it as padding."""
+  tokens = torch.tensor(np.concatenate([[0], TOKENS[0, :6] + 2]))[None] % VOCAB_SIZE
+  found = [
+    model.eval().generate(tokens, max_new_tokens=8, do_sample=False, eos_token_id=None, **more)
+    for more in ({}, {"attention_mask": torch.ones_like(tokens)})
+  ]
+  assert model.config.bos_token_id == 0
+  assert model.config.pad_token_id is None
+  assert torch.equal(*found)
+
+
 def test_a_llama_is_imported_generates_and_is_exported(llama, tmp_path, capsys):
   (run, theirs), target = llama, tmp_path / "target"
   trained = trained_lib.load(RunDirectory(run), "best")
@@ -81,6 +93,7 @@ def test_a_llama_is_imported_generates_and_is_exported(llama, tmp_path, capsys):
   assert again.config.max_position_embeddings == theirs.config.max_position_embeddings == 2048
   expected = theirs.state_dict()
   assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+  check_first_token_is_read(again)
 
 
 class Words:
