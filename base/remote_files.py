@@ -6,36 +6,26 @@ ranges of a file. Nothing here imports a library before the first address.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib.util
 import io
 import os
 import posixpath
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
-from base import buckets, file_ranges, temporary_copies
+from base import buckets, file_ranges, remote_systems, temporary_copies
 from base.errors import UserError
+from base.remote_systems import RemoteError, require, told
 
-# For each scheme: the extra of pyproject.toml, and the library that it needs.
-SCHEMES = {
-  "gs": ("gcs", "gcsfs"),
-  "s3": ("s3", "s3fs"),
-  "hf": ("hub", "huggingface_hub"),
-  "https": ("http", "aiohttp"),
-  "http": ("http", "aiohttp"),
-}
 _TRIES = 4
 _PAUSE_SECONDS = 0.5
 _REQUESTS = 16
 
-
-class RemoteError(UserError, ValueError):
-  """A file elsewhere that cannot be read now, or not by this account."""
+_Answer = TypeVar("_Answer")
+_kept: list[Callable[[], None]] = []  # clears what is kept until `forget`
 
 
 class Status(NamedTuple):
@@ -67,7 +57,7 @@ class RemoteFile:
   def _info(self) -> dict[str, Any]:
     if self._found is None:
       with told(self._address):
-        self._found = _info(self._scheme, self._address)
+        self._found = remote_systems.info(self._scheme, self._address)
     return self._found
 
   @property
@@ -126,12 +116,15 @@ class RemoteFile:
     return next((f"{name} {self._info[name]}" for name in names if self._info.get(name)), "")
 
   def stat(self) -> Status:
-    """Returns the size; 0 where the server does not tell it.
+    """Returns the size; where the server does not tell it, that of a copy.
 
     Raises:
       FileNotFoundError: there is no such file.
       RemoteError: see `told`.
     """
+    if self._info.get("size") is None and (copy := _copy_of(self)):
+      with copy:
+        self._found = self._info | {"size": copy.seek(0, os.SEEK_END)}
     return Status(int(self._info.get("size") or 0))
 
   def is_dir(self) -> bool:
@@ -171,7 +164,7 @@ class RemoteFile:
     """
     assert mode == "rb", mode
     if copy := _copy_of(self):
-      return copy.open("rb")
+      return copy
     raw = file_ranges.Ranges(self, read_ahead)
     return io.BufferedReader(raw, file_ranges.FIRST_RANGE) if read_ahead else raw
 
@@ -181,17 +174,12 @@ class RemoteFile:
     Raises:
       RemoteError: they cannot be read.
     """
-    for number in range(1, _TRIES + 1):
-      try:
-        with told(self._address):
-          found = _range(self, start, stop)
-        break
-      except RemoteError as error:
-        if number == _TRIES or not error.may_pass:
-          raise
-        time.sleep(_PAUSE_SECONDS * 2**number)
-      except FileNotFoundError:
-        raise RemoteError(f"{self._address} is gone. Start again without it.") from None
+    if copy := _copy_of(self):
+      with copy:
+        copy.seek(start)
+        found = copy.read(stop - start)
+    else:
+      found = _asked_again(self, start, stop)
     if len(found) != stop - start:
       raise RemoteError(
         f"{self._address} has {len(found)} bytes from byte {start} on, not {stop - start}: it"
@@ -200,22 +188,19 @@ class RemoteFile:
     return found
 
 
-def require(address: str) -> None:
-  """Checks that an address can be read here.
-
-  Raises:
-    RemoteError: its scheme is unknown, or its library is not installed.
-  """
-  scheme = address.partition("://")[0]
-  if scheme not in SCHEMES:
-    known = ", ".join(f"{name}://" for name in SCHEMES)
-    raise RemoteError(f"{address!r}: {scheme}:// cannot be read. Give a path, or one of {known}.")
-  extra, library = SCHEMES[scheme]
-  if importlib.util.find_spec(library) is None:
-    raise RemoteError(
-      f"{address}: {scheme}:// needs the extra {extra!r}: make install EXTRAS={extra} (or pip"
-      f" install {library})."
-    )
+def _asked_again(file: RemoteFile, start: int, stop: int) -> bytes:
+  """Reads a range from the server; tries again if there is no answer."""
+  for number in range(1, _TRIES + 1):
+    try:
+      with told(str(file)):
+        return _range(file, start, stop)
+    except RemoteError as error:
+      if number == _TRIES or not error.may_pass:
+        raise
+      time.sleep(_PAUSE_SECONDS * 2**number)
+    except FileNotFoundError:
+      raise RemoteError(f"{file} is gone. Start again without it.") from None
+  raise AssertionError
 
 
 def of(text: str | os.PathLike) -> Path:
@@ -237,7 +222,14 @@ def is_remote(path: str | os.PathLike) -> bool:
   return isinstance(path, RemoteFile) or buckets.is_address(os.fspath(path))
 
 
-@functools.cache
+def until_forgotten(function: Callable[..., _Answer]) -> Callable[..., _Answer]:
+  """Keeps a function's answers about files elsewhere until `forget` is called."""
+  cached = functools.cache(function)
+  _kept.append(cached.cache_clear)
+  return cached
+
+
+@until_forgotten
 def matching(pattern: str) -> tuple[RemoteFile, ...]:
   """Returns the files at an address, or that match a pattern there; listed once in a process.
 
@@ -264,11 +256,11 @@ def matching(pattern: str) -> tuple[RemoteFile, ...]:
     return (file,)
   try:
     with told(pattern):
-      found: dict[str, Any] = _system(scheme).glob(pattern, detail=True)
+      found: dict[str, Any] = remote_systems.system(scheme).glob(pattern, detail=True)
   except FileNotFoundError:
     found = {}
   listed = {
-    name if "://" in name else f"{scheme}://{name}": info
+    name if scheme.startswith("http") else f"{scheme}://{name}": info
     for name, info in found.items()
     if info.get("type") != "directory" and not name.endswith("/")
   }
@@ -291,7 +283,8 @@ def at_once(ask: Callable[[Any], Any], files: Sequence[Any]) -> list[Any]:
 
 def forget() -> None:
   """Lists and asks anew from now on."""
-  matching.cache_clear()
+  for clear in _kept:
+    clear()
 
 
 def _require_bucket(address: str) -> None:
@@ -304,63 +297,8 @@ def _require_bucket(address: str) -> None:
       raise RemoteError(str(error), may_pass=error.may_pass) from None
 
 
-@contextlib.contextmanager
-def told(address: str) -> Iterator[None]:
-  """Turns errors of the services' libraries into one line.
-
-  Raises:
-    FileNotFoundError: there is nothing.
-    RemoteError: no permission or no answer.
-  """
-  try:
-    with buckets.told(address):
-      yield
-  except FileNotFoundError:
-    raise
-  except PermissionError as error:
-    raise RemoteError(
-      f"{address}: {error.strerror}. Log in with an account that may read it."
-    ) from None
-  except OSError as error:
-    raise RemoteError(
-      f"{address} cannot be read: {error.strerror or error}. Check the network and the address.",
-      may_pass=True,
-    ) from None
-
-
-@functools.cache
-def _system(scheme: str) -> Any:
-  buckets._prepare()
-  import fsspec
-
-  options: dict[str, Any] = {"use_listings_cache": False}
-  if scheme.startswith("http"):
-    import aiohttp
-
-    # The bytes of the file itself; and a copy of a large file may take long, but not stop.
-    options["client_kwargs"] = {
-      "auto_decompress": False,
-      "headers": {"Accept-Encoding": "identity"},
-      "timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60),
-    }
-  return fsspec.filesystem(scheme, **options)
-
-
-def _info(scheme: str, address: str) -> dict[str, Any]:
-  try:
-    return dict(_system(scheme).info(address))
-  except FileNotFoundError as error:
-    # fsspec's file system of web addresses raises it for every fault.
-    cause = error.__cause__
-    if cause is not None and getattr(cause, "status", 404) not in (404, 410):
-      raise cause from None
-    if cause is not None and not hasattr(cause, "status"):
-      raise cause from None
-    raise
-
-
 def _range(file: RemoteFile, start: int, stop: int) -> bytes:
-  system = _system(file._scheme)
+  system = remote_systems.system(file._scheme)
   if not file._scheme.startswith("http"):
     return system.cat_file(str(file), start=start, end=stop)
   # It compares what it gets with what it asked for, as its cat_file does not.
@@ -375,25 +313,24 @@ def _range(file: RemoteFile, start: int, stop: int) -> bytes:
     return opened.read(stop - start)
 
 
-def _copy_of(file: RemoteFile) -> Path | None:
-  """Returns a copy on this machine of a file whose server sends no ranges; None of others."""
+def _copy_of(file: RemoteFile) -> IO[bytes] | None:
+  """Opens a copy on this machine of a file whose server sends no ranges; None for others."""
   if not file._scheme.startswith("http"):
     return None
 
   def fetch(target: Path) -> None:
     with told(str(file)):
-      _system(file._scheme).get_file(str(file), str(target))
+      remote_systems.system(file._scheme).get_file(str(file), str(target))
 
   key = f"{file} {file.version}"
-  return temporary_copies.of(key, file.name, fetch, wanted=lambda: not _sends_ranges(file))
+  return temporary_copies.opened(key, file.name, fetch, wanted=lambda: not _sends_ranges(file))
 
 
 def _sends_ranges(file: RemoteFile) -> bool:
-  if file.stat().st_size < 2:
+  if (file._info.get("size") or 0) < 2:
     return False
   try:
-    with told(str(file)):
-      return len(_range(file, 1, 2)) == 1
+    return len(_asked_again(file, 1, 2)) == 1
   except RemoteError:
     raise
   except (ValueError, NotImplementedError):

@@ -94,6 +94,8 @@ def is_one_document(corpus: FileCorpus) -> bool:
 
 
 def _holds_out_tail(corpus: FileCorpus) -> bool:
+  if not hasattr(corpus, "files"):  # A stream: its documents are chosen by the hash alone.
+    return False
   if is_one_document(corpus):
     return 0 < corpus.heldout_fraction < 1
   identity = repr(corpus) + describe_files(files_of(corpus))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -180,13 +179,13 @@ def _builder(corpus: HubDataset) -> Any:
     return _built(json.dumps([options[n] for n in ("path", "config", "data_files", "revision")]))
 
 
-@functools.cache
+@remote_files.until_forgotten
 def _built(options: str) -> Any:
   path, config, files, revision = json.loads(options)
   return _library().load_dataset_builder(path, config, data_files=files, revision=revision)
 
 
-@functools.cache
+@remote_files.until_forgotten
 def _found(files: tuple[str, ...]) -> list[Path]:
   found = [source(file) for file in files]
   remote_files.at_once(lambda file: file.stat(), found)  # which a remote file remembers

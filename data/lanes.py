@@ -35,7 +35,7 @@ def token_before(rows: RowFiles, row: int) -> int:
 
   Every document ends with an EOS, or with padding behind it.
   """
-  if row == 0:
+  if not rows.follows(row):
     return -1
   token = int(rows.tokens[row - 1][-1])
   goes_on = token != rows.tokenizer.eos_id and rows.segment_ids[row - 1][-1] > 0

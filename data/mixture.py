@@ -145,7 +145,7 @@ class Stages:
         self._before.append(counts)
         limited = [(part, x) for part, x in enumerate(left) if x and stage[part]]
         rows = min((_rows_until(part, x, splits) for part, x in limited), default=None)
-        if rows is None or (end is not None and row + rows >= end):
+        if rows is None or row + rows > _ENDLESS or (end is not None and row + rows >= end):
           break
         counts = [a + b for a, b in zip(counts, _counts(rows, splits), strict=True)]
         row += rows

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-# Pieces in the table; some 100 bytes each. Longer ones hardly come twice.
+# Pieces in the table of a process; some 150 bytes each. Longer ones hardly come twice.
 _MOST_PIECES = 2**19
 _LONGEST = 64
 
@@ -83,7 +83,20 @@ def of(library: Any) -> PieceCache | None:
   pattern = _pattern(described.get("pre_tokenizer"))
   if pattern is None or described.get("normalizer") is not None:
     return None
+  if not _is_taken_once(described.get("post_processor")):
+    return None
   return PieceCache(library, pattern, [token["content"] for token in described["added_tokens"]])
+
+
+def _is_taken_once(described: Any) -> bool:
+  """Whether a post-processor leaves the ids of a text as they are, but for special tokens."""
+  if described is None:
+    return True
+  if described["type"] == "Sequence":
+    return all(map(_is_taken_once, described["processors"]))
+  if described["type"] == "TemplateProcessing":
+    return sum("Sequence" in item for item in described["single"]) == 1
+  return True
 
 
 def _pattern(described: Any) -> str | None:
@@ -91,6 +104,8 @@ def _pattern(described: Any) -> str | None:
   if not isinstance(described, dict):
     return None
   steps = described["pretokenizers"] if described["type"] == "Sequence" else [described]
+  if not steps:
+    return None
   *first, last = steps
   if last["type"] != "ByteLevel" or last["add_prefix_space"] or len(first) > 1:
     return None

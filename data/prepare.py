@@ -199,7 +199,8 @@ def _pack_shards(
     report(dict(latest))
 
   shard_workers.pack_all(dataset, shards, folder, show, workers=workers, numbers=numbers)
-  _require_unchanged(dataset, source)
+  ours = range(len(shards)) if numbers is None else numbers
+  _require_unchanged(dataset, source, [folder / shard_packing.folder_name(n) for n in ours])
   if numbers is not None:
     report(latest | {"finished": True})
     return
@@ -212,9 +213,18 @@ def _pack_shards(
   report(_event(dataset, counts, total) | {"finished": True})
 
 
-def _require_unchanged(dataset: TextDataset, source: dict[str, Any]) -> None:
+def _require_unchanged(
+  dataset: TextDataset, source: dict[str, Any], made: Sequence[Path] = ()
+) -> None:
+  """Raises CorpusError if the text is another than when `source` was told.
+
+  Then it removes the shards that were made, which are perhaps of both: they would be taken for
+  finished ones once the text is again what it was.
+  """
   remote_files.forget()
   if dataset.source() != source:
+    for folder in made:
+      shutil.rmtree(folder, ignore_errors=True)
     raise corpora.CorpusError(
       f"{dataset.what}: a file changed while it was read. Start again once nothing writes to it."
     )

@@ -50,6 +50,10 @@ class RowHalf(RowFiles):
   def __len__(self) -> int:
     return len(self._rows)
 
+  def follows(self, row: int) -> bool:
+    """Whether the text of a row comes right behind that of the row before."""
+    return row > 0 and bool(self._rows[row] == self._rows[row - 1] + 1)
+
   def text_bytes(self, rows: int | None = None) -> int:
     """Returns the bytes of text in the loss in the first `rows` rows (all by default)."""
     return int(self.row_bytes[:rows].sum(dtype=np.int64))

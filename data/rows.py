@@ -154,6 +154,10 @@ class RowFiles:
   def __len__(self) -> int:
     return self.manifest.rows
 
+  def follows(self, row: int) -> bool:
+    """Whether the text of a row comes right behind that of the row before."""
+    return row > 0
+
   def __repr__(self) -> str:
     return f"RowFiles({str(self.directory)!r}, rows={len(self)}, length={self.sequence_length})"
 

@@ -141,7 +141,10 @@ def _array(path: Path) -> Any:
     shape, by_columns, dtype = read(file)
     if by_columns and len(shape) > 1:
       raise ValueError("it lies in columns: save np.ascontiguousarray(ids)")
-    return _RemoteArray(path, dtype, shape, file.tell())
+    start = file.tell()
+  if path.stat().st_size < start + dtype.itemsize * math.prod(shape):
+    raise ValueError(f"it is cut off: {shape} ids do not fit into it")
+  return _RemoteArray(path, dtype, shape, start)
 
 
 def _mapped(path: Path, dtype: np.dtype) -> Any:

@@ -49,10 +49,22 @@ class _WithRanges(_Plain):
     self.wfile.write(part)
 
 
+class _WithoutSizes(_Plain):
+  """Tells no sizes: a file ends where the connection does."""
+
+  def send_header(self, keyword: str, value: str) -> None:
+    """Sends others than the size."""
+    if keyword != "Content-Length":
+      super().send_header(keyword, value)
+
+
 @contextlib.contextmanager
-def serving(folder: Path, *, ranges: bool) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def serving(
+  folder: Path, *, ranges: bool, sizes: bool = True
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
   """Yields the address of the folder, and a list to which paths and ranges are appended."""
-  kind = type("Handler", (_WithRanges if ranges else _Plain,), {"requests": []})
+  base = _WithRanges if ranges else _Plain if sizes else _WithoutSizes
+  kind = type("Handler", (base,), {"requests": []})
   handler = functools.partial(kind, directory=str(folder))
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -7,6 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from base import remote_files
 from data import dataset, files, prepare, rows, shard_plan
 from data.hub_corpora import HubDataset
 from data.tokenizers import Bytes
@@ -46,6 +47,28 @@ def test_a_stream_has_the_rows_of_its_files(folder):
   packed = rows.RowFiles(data.cache_path)
   assert packed.counts.documents == len(TEXTS) - 2
   assert packed.counts.empty_documents == 2
+
+
+def test_splits_of_a_stream_are_packed_in_shards(folder):
+  corpus = HubDataset("parquet", data_files="data/train-*.parquet")
+  found = []
+  for split in ("train", "heldout"):
+    data = dataset.TextDataset(corpus, Bytes(), 32, split, shard_bytes=1000)
+    assert len(shard_plan.tasks(data) or ()) == 2
+    found += [text.raw for task in shard_plan.tasks(data) for text in shard_plan.texts(data, task)]
+  assert sorted(found) == sorted(EXPECTED)
+
+
+def test_a_stream_is_listed_anew_before_rows_are_made(folder):
+  corpus = HubDataset("parquet", data_files="data/train-*.parquet")
+  before = corpus.describe()
+  assert len(corpus.parts(1)) == 2
+  table = pyarrow.parquet.read_table(folder / "data/train-1.parquet")
+  pyarrow.parquet.write_table(table, folder / "data/train-2.parquet")
+  assert corpus.describe() == before  # listed once, until rows are made
+  remote_files.forget()
+  assert corpus.describe() != before
+  assert len(corpus.parts(1)) == 3
 
 
 def test_faults_are_told_in_a_line(folder, monkeypatch):

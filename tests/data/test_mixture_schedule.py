@@ -38,6 +38,11 @@ def test_each_stage_has_its_shares_and_each_part_is_read_in_order(weights, lengt
       assert not counts[np.array(stage) == 0].any()
 
 
+def test_a_part_of_hardly_any_weight_need_not_come_to_its_end():
+  stages = mixture.Stages([[1e-20, 1]], [0], [5, None])
+  assert [stages.place(row) for row in (0, 10**9)] == [(1, 0), (1, 10**9)]
+
+
 @pytest.fixture
 def parts(tmp_path):
   """Rows of 'a', of 'b' and of 'c', each with a number of its own."""

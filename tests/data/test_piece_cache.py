@@ -150,12 +150,17 @@ def test_other_rules_and_normalizers_are_left_to_the_library():
     sequence(RULES["llama3"]["pretokenizers"][0], BYTE_LEVEL),
     sequence({"type": "Whitespace"}, BYTE_LEVEL),
     {"type": "Whitespace"},
+    sequence(),
     None,
   ):
     assert piece_cache._pattern(rule) is None
   library = trained(BYTE_LEVEL)
   library.normalizer = tokenizers.normalizers.Lowercase()
   assert piece_cache.of(library) is None
+  for template, known in (("$A", True), ("$A $A", False)):
+    library = trained(BYTE_LEVEL)
+    library.post_processor = tokenizers.processors.TemplateProcessing(template)
+    assert (piece_cache.of(library) is not None) == known
 
 
 def test_the_table_is_bounded(monkeypatch):

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data import corpora, dataset, loader, row_halves, tokenizers
+from data import corpora, dataset, lanes, loader, row_halves, tokenizers
+from data.document_streams import DocumentStreams
 from data.row_halves import HALVES, RowHalf
 from data.rows import RowFileError, RowFiles
 from tests.data.test_rows import write, write_masked
@@ -50,6 +51,22 @@ def test_rows_of_another_length_have_the_same_text_in_a_half(tmp_path):
   found = [[{word for word in texts if word in text} for text in half] for half in by_length]
   (short, _), (_, long) = found
   assert len(short & long) < 0.04 * len(texts)
+
+
+def test_no_row_of_a_half_goes_on_from_another(tmp_path):
+  """A document of which a row is in the other half does not go on from rows before it."""
+  whole = RowFiles(write(tmp_path, ["x" * 2000, *TEXTS, "y" * 2000]))
+  assert any(lanes.token_before(whole, row) >= 0 for row in range(len(whole)))
+  for half in halves(whole):
+    streamed = list(DocumentStreams(half, 4))
+    alone = list(loader.batches(half, 4, shuffle=False, repeat=False))
+    for name in ("inputs", "targets", "loss_weights"):
+      found, expected = (
+        {row.tobytes() for batch in batches for row in batch[name] if row.any()}
+        for batches in (streamed, alone)
+      )
+      assert found == expected
+    assert sum(batch["row_bytes"].sum() for batch in streamed) == half.text_bytes()
 
 
 def test_batches_of_a_half_are_its_rows(tmp_path):

@@ -104,6 +104,34 @@ def packed(text):
   return rows.RowFiles(folder, verify=True)
 
 
+def test_shards_of_a_text_that_changed_are_made_anew(tmp_path, monkeypatch):
+  (tmp_path / "text").mkdir()
+  text = spec(json_lines(tmp_path / "text"), tmp_path / "cache", "all")
+  expected = [text.decode() for text in text.corpus.undivided() if text]
+  file = tmp_path / "text/a.jsonl"
+  content, time_ns = file.read_bytes(), file.stat().st_mtime_ns
+
+  def packs(found):
+    """Returns `pack_all` in this process, of a file that has other contents meanwhile."""
+
+    def pack_all(dataset, tasks, folder, show, **options):
+      file.write_bytes(found)
+      for number, task in enumerate(tasks):
+        shard_packing.pack(dataset, task, number, folder)
+
+    return pack_all
+
+  with monkeypatch.context() as patch:
+    patch.setattr(shard_workers, "pack_all", packs(content.replace(b"document", b"DOCUMENT")))
+    with pytest.raises(corpora.CorpusError, match="a file changed while it was read"):
+      prepare.prepare(text, lambda event: None)
+  # The text of the rows' name is there again.
+  file.write_bytes(content)
+  os.utime(file, ns=(time_ns, time_ns))
+  prepare.prepare(text, lambda event: None, workers=1)
+  assert documents(rows.RowFiles(text.cache_path)) == expected
+
+
 @pytest.mark.parametrize("make", [json_lines, separated, files])
 def test_shards_have_the_documents_of_one_process(tmp_path, make):
   (tmp_path / "text").mkdir()
