@@ -27,7 +27,7 @@ from data.rows import RowFiles
 from data.tokenizers import Tokenizer
 
 # Entries of a description that `options` lacks: they depend on the files, or on packing.
-_OF_THE_FILES = ("files", "heldout", "empty_answers")
+_OF_THE_FILES = ("files", "indexes", "heldout", "empty_answers")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -271,13 +271,27 @@ class Tiktoken:
     return self.eos_id
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of `text`, without BOS and EOS."""
-    return _loaded(self).encoding.encode_ordinary(text)
+    """Returns the ids of `text`, without BOS and EOS.
+
+    Raises:
+      TokenizerError: tiktoken cannot encode it.
+    """
+    encode = _loaded(self).encoding.encode_ordinary
+    try:
+      return encode(text)
+    except BaseException as error:
+      # A BaseException: the regular expression has no room for more than a million blanks.
+      if type(error).__name__ != "PanicException":
+        raise
+      said = " ".join(str(error).split())[:150]
+      raise TokenizerError(
+        f"{self.path}: tiktoken cannot encode a text of {len(text):,} characters ({said}), such as"
+        " a million blanks in a row. Shorten the blanks, or use another tokenizer."
+      ) from None
 
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of several texts."""
-    encode = _loaded(self).encoding.encode_ordinary
-    return [encode(text) for text in texts]
+    return [self.encode(text) for text in texts]
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of `ids` up to the first EOS, without special ids and invalid UTF-8."""

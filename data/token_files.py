@@ -16,7 +16,7 @@ from base import remote_files
 from base.file_paths import FilePath
 from data.encoding import Example
 from data.file_corpora import files_of
-from data.files import CorpusError, describe_files
+from data.files import CorpusError, describe_files, source
 from data.tokenizers import Tokenizer
 
 # Of Megatron-LM's index files (megatron/core/datasets/indexed_dataset.py).
@@ -52,14 +52,26 @@ class TokenFiles:
     if self.dtype not in ("uint16", "uint32"):
       raise CorpusError(f"dtype={self.dtype!r} must be 'uint16' or 'uint32'.")
 
-  def describe(self) -> dict[str, Any]:
-    """Returns the patterns, the type, and a digest of the files' names, sizes and times."""
+  def options(self) -> dict[str, Any]:
+    """Returns what `describe` says without a look at the files."""
     return {
       "corpus": self.name,
       "patterns": self.files if isinstance(self.files, str) else list(self.files),
       "dtype": self.dtype,
-      "files": describe_files(files_of(self)),
     }
+
+  def describe(self) -> dict[str, Any]:
+    """Returns the options and a digest of the files' names, sizes and times.
+
+    And one of the indexes beside them, which decide what the ids are.
+    """
+    files = files_of(self)
+    found = _indexes(files)
+    return (
+      self.options()
+      | {"files": describe_files(files)}
+      | ({"indexes": describe_files(found)} if found else {})
+    )
 
   def total_bytes(self) -> int:
     """Returns the size of the files."""
@@ -102,6 +114,21 @@ class TokenFiles:
       yield from _of_megatron(path, index)
     else:
       yield from _cut(_mapped(path, np.dtype(self.dtype).newbyteorder("<")), eos_id)
+
+
+def _indexes(files: Sequence[Path]) -> list[Path]:
+  """Returns the indexes that lie beside files."""
+  beside = [path.with_suffix(".idx") for path in files if path.suffix == ".bin"]
+  elsewhere = tuple(str(index) for index in beside if remote_files.is_remote(index))
+  here = [index for index in beside if not remote_files.is_remote(index) and index.is_file()]
+  return [*here, *_remote_indexes(elsewhere)]
+
+
+@remote_files.until_forgotten
+def _remote_indexes(addresses: tuple[str, ...]) -> list[Path]:
+  found = [source(address) for address in addresses]
+  exist = remote_files.at_once(lambda index: index.is_file(), found)
+  return [index for index, exists in zip(found, exist, strict=True) if exists]
 
 
 class _RemoteArray:

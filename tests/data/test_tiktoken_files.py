@@ -64,6 +64,15 @@ def test_ids_are_those_of_tiktoken_on_hostile_text(tmp_path, name):
   assert known.special[known.eos] == ours.eos_id
 
 
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_more_blanks_than_tiktoken_can_read_are_told(tmp_path, name):
+  ours = Tiktoken(write(tmp_path), name)
+  with pytest.raises(
+    TokenizerError, match=r"cannot encode a text of 1,500,001 characters \(called"
+  ):
+    ours.encode_batch([" " * 1500000 + "b"])
+
+
 @pytest.mark.parametrize(
   ("name", "theirs"),
   [

@@ -73,6 +73,22 @@ def test_what_are_no_ids_is_one_line(tmp_path, name, content, told):
     prepare.prepare(text, lambda event: None)
 
 
+def test_rows_are_named_by_the_index_too_and_read_where_the_files_are_gone(tmp_path):
+  corpus = TokenFiles(str(tmp_path / megatron(tmp_path)))
+  text = dataset.TextDataset(corpus, Bytes(), 16, "all", str(tmp_path / "cache"))
+  with_index = text.cache_path
+  (tmp_path / "a.idx").rename(tmp_path / "b.idx")
+  assert text.cache_path != with_index
+  (tmp_path / "b.idx").rename(tmp_path / "a.idx")
+  assert text.cache_path == with_index
+  prepare.prepare(text, lambda event: None)
+  (tmp_path / "a.bin").unlink()
+  assert text.cache_path == with_index
+  other = dataset.TextDataset(corpus, Bytes(), 32, "all", str(tmp_path / "cache"))
+  with pytest.raises(corpora.NoFiles, match=r"No file matches .*a\.bin"):
+    prepare.prepare(other, lambda event: None)
+
+
 def test_an_index_of_other_tokens_is_refused(tmp_path):
   corpus = TokenFiles(str(tmp_path / megatron(tmp_path)))
   index = (tmp_path / "a.idx").read_bytes()
