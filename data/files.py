@@ -98,8 +98,9 @@ def matching_files(
 ) -> list[Path]:
   """Returns the files that match, by path, each once.
 
-  A file with exactly the pattern's name is preferred to matches. Files at addresses are listed
-  once in a process (see `base.remote_files`).
+  A file, or a folder on the way, with exactly the pattern's name is preferred to matches: in a
+  folder `a [b]`, `*.txt` has its files. Files at addresses are listed once in a process (see
+  `base.remote_files`).
 
   Args:
     patterns: a path or glob pattern, or several, each of which may be an address.
@@ -121,7 +122,8 @@ def matching_files(
     if os.path.lexists(pattern):
       found.add(_file(pattern))
       continue
-    paths = [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]
+    found_here = glob.iglob(with_literal_folders(pattern), recursive=True)
+    paths = [path for path in found_here if not os.path.isdir(path)]
     if not paths:
       raise NoFiles(
         f"No file matches {pattern!r} ({option}). Correct the path; give several as a list:"
@@ -130,6 +132,14 @@ def matching_files(
       )
     found.update(map(_file, _once(paths) if "**" in pattern else paths))
   return [remote_files.of(p) for p in sorted(found, key=str)]
+
+
+def with_literal_folders(pattern: str) -> str:
+  """Escapes the leading folders of a pattern that exist under exactly these names."""
+  end = 0
+  while (next_end := pattern.find("/", end)) >= 0 and os.path.isdir(pattern[: next_end + 1]):
+    end = next_end + 1
+  return glob.escape(pattern[:end]) + pattern[end:]
 
 
 def _remote(pattern: str, option: str) -> Sequence[Any]:
@@ -322,12 +332,25 @@ def check_is_text(start: bytes, name: str) -> None:
   invalid -= start.count("\ufffd".encode())
   invalid += len(start) - len(start.translate(None, _CONTROL))
   if invalid >= _INVALID_BYTES and invalid > _INVALID_SHARE * len(start):
+    if wide := _without_mark(start):
+      raise CorpusError(
+        f"{name} is {wide} without a mark, not UTF-8. Convert it: iconv -f {wide} -t UTF-8 OLD >"
+        " NEW."
+      )
     share = percent_above(invalid / len(start), _INVALID_SHARE)
     raise CorpusError(
       f"{name} is not UTF-8 text: {share} of its first {len(start)} bytes are "
       f"invalid or control characters (at most {_INVALID_SHARE:.0%} may be). Convert it, such as "
       "with iconv -f ISO-8859-1 -t UTF-8 OLD > NEW, or leave it out."
     )
+
+
+def _without_mark(start: bytes) -> str | None:
+  """Tells UTF-16 without a byte order mark: the upper bytes of most characters are 0."""
+  zeros = [2 * start[first::2].count(0) / len(start) for first in (0, 1)]
+  if max(zeros) < 0.5 or min(zeros) > 0.01:
+    return None
+  return "UTF-16BE" if zeros[0] > zeros[1] else "UTF-16LE"
 
 
 def _kind(start: bytes) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ from base import remote_files
 from base.file_paths import FilePath
 from base.ranges import Share
 from data.encoding import Text
-from data.files import CorpusError, NoFiles, describe_files, source, to_bytes
+from data.files import (
+  CorpusError,
+  NoFiles,
+  describe_files,
+  source,
+  to_bytes,
+  with_literal_folders,
+)
 from data.heldout import check_fraction, in_split
 from data.parts import Part
 
@@ -182,6 +190,11 @@ def _builder(corpus: HubDataset) -> Any:
 @remote_files.until_forgotten
 def _built(options: str) -> Any:
   path, config, files, revision = json.loads(options)
+  if os.path.isdir(path):  # the library finds no name in "." or ".."
+    path = os.path.abspath(path)
+  if files is not None:
+    named = [files] if isinstance(files, str) else files
+    files = [file if remote_files.is_remote(file) else with_literal_folders(file) for file in named]
   return _library().load_dataset_builder(path, config, data_files=files, revision=revision)
 
 

@@ -135,6 +135,19 @@ def test_several_patterns_give_each_file_once(tmp_path):
   assert list(corpora.TextFiles(patterns).documents("all")) == [b"a", b"b"]
 
 
+def test_folders_with_the_exact_names_of_a_pattern_are_read(tmp_path, monkeypatch):
+  folder = tmp_path / "my [text] *" / "in"
+  other = tmp_path / "my t b" / "in"  # what the brackets and the star would match
+  for place, text in ((folder, "a"), (other, "b")):
+    place.mkdir(parents=True)
+    (place / "a[1].txt").write_text(text)
+  for pattern in (folder / "*.txt", folder.parent / "**" / "*", folder / "a[1].txt"):
+    assert list(corpora.TextFiles(str(pattern)).documents("all")) == [b"a"], pattern
+  assert list(corpora.TextFiles(str(tmp_path / "my [t] [b]/*/*")).documents("all")) == [b"b"]
+  monkeypatch.chdir(folder)
+  assert list(corpora.TextFiles("../in/*.txt").documents("all")) == [b"a"]
+
+
 def test_a_separator_parts_the_documents_of_a_file(tmp_path):
   (tmp_path / "a.txt").write_bytes(b"one<|e|>two<|e|><|e|>three\n<|e|>")
   (tmp_path / "b.txt").write_bytes(b"four <|e>")

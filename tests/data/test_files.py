@@ -58,7 +58,12 @@ NO_TEXT = {
   "npy": (_npy(), "is a NumPy array"),
   "utf-16": (TEXT.encode("utf-16"), r"is UTF-16, not UTF-8\. Convert it: iconv -f UTF-16"),
   "utf-32": (TEXT.encode("utf-32"), "is UTF-32"),
-  "utf-16 without a mark": (TEXT.encode("utf-16-le"), r"not UTF-8 text: 50% of its first"),
+  "utf-16 without a mark": (
+    TEXT.encode("utf-16-le"),
+    "is UTF-16LE without a mark, .*iconv -f UTF-16LE",
+  ),
+  "big-endian utf-16": (TEXT.encode("utf-16-be"), "is UTF-16BE without a mark"),
+  "a hole": (bytes(5000), "not UTF-8 text: 100% of its first"),
   "latin-1": (
     "déjà vu à côté, été\n".encode("latin-1") * 20,
     r"not UTF-8 text.*\(at most 2% may be\)",

@@ -71,6 +71,14 @@ def test_a_stream_is_listed_anew_before_rows_are_made(folder):
   assert len(corpus.parts(1)) == 3
 
 
+def test_files_are_found_from_within_their_folder(folder, monkeypatch):
+  monkeypatch.chdir(folder / "data")
+  assert list(HubDataset(".").undivided()) == EXPECTED
+  (folder / "my [text]").mkdir()
+  (folder / "lines.jsonl").rename(folder / "my [text]" / "lines.jsonl")
+  assert list(HubDataset("json", data_files=f"{folder}/my [text]/*.jsonl").undivided()) == EXPECTED
+
+
 def test_faults_are_told_in_a_line(folder, monkeypatch):
   (folder / "numbers.jsonl").write_text('{"text": 5}\n')
   for corpus, told in [
