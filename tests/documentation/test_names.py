@@ -85,7 +85,9 @@ def test_the_gin_files_of_all_pages_load(tmp_path):
         file.write_text(step.text, encoding="utf-8")
         # What is no whole run changes one.
         whole = run_config.is_whole([file])
-        experiment.load([file] if whole else ["runs/griffin_quickstart.gin", file])
+        run = experiment.load([file] if whole else ["runs/griffin_quickstart.gin", file])
+        if step.name == "my_mixture.gin":  # which no command of the page reads
+          assert len(experiment.build(run).train_data.components) == 2
         found.add(step.name)
   assert {"my_run.gin", "my_text.gin", "my_mixture.gin"} <= found
 
