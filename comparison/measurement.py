@@ -175,12 +175,12 @@ def require_model(name: str, models: Collection[str]) -> None:
     raise ValueError(f"unknown model: {name!r}. Models of this comparison: {', '.join(models)}.")
 
 
-def require_size(name: str, sizes: Collection[str]) -> None:
-  """Raises ValueError if a part's option names an unknown size."""
+def require_size(name: str, sizes: Collection[str], macro: str) -> None:
+  """Raises ValueError if a part's option, which `macro` sets, names an unknown size."""
   if name not in sizes:
     raise ValueError(
-      f"unknown size: {name!r}. Sizes of this comparison: {', '.join(sizes)}. Set a part's size "
-      "with --gin.CONTEXT_SIZE, --gin.WINDOW_SIZE_SIZE or --gin.RECALL_SIZE."
+      f"unknown size: {name!r}. Sizes of this comparison: {', '.join(sizes)}. Name one "
+      f"of them with --gin.{macro}."
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from base import heartbeat
-from training.metrics import ProgressLine, show_duration
+from training.metrics import ProgressLine, show_duration, show_number
 
 
 @dataclasses.dataclass
@@ -59,6 +59,9 @@ class ComparisonProgress(ProgressLine):
       self.started(0)
       if self.live:
         self._tell("")
+      elif all(item.seconds is None for item in self._results.values()):
+        # Nothing else is said until its first step is compiled.
+        self.say(f"[1/{len(self._results)}] {part}: {key}")
       return
     result.seconds, self._running = seconds, None
     if (pace := self._seconds_per_step()) is not None:
@@ -75,7 +78,7 @@ class ComparisonProgress(ProgressLine):
     self._last = now, step
     if now - self._shown >= (0.1 if self.live else heartbeat.SECONDS_BETWEEN_LINES):
       self._shown = now
-      self._tell("  ".join(f"{name} {value:.4g}" for name, value in values.items()), step)
+      self._tell("  ".join(f"{name} {show_number(value)}" for name, value in values.items()), step)
 
   def show_heldout(self, step: int, heldout: dict[str, float]) -> None:
     """Shows nothing: the page has the held-out loss."""

@@ -25,6 +25,10 @@ _DEEPEST = 6
 # A comparison has a configuration too, and no data.
 _OF_A_RUN = {run_directory.CONFIG_FILE, run_directory.DATA_FILE}
 _STEPS = "loop.LoopOptions.steps"
+# What tells runs apart at a glance comes first.
+_MODEL = "experiment.Experiment.model"
+# Where rows are kept changes no run.
+_IMMATERIAL = ".cache_dir"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +151,14 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
   """Returns the values that differ between runs: of each run, in order, by a short name.
 
   Values that only one run has, or none but it lacks, are left out: they follow from another one, as
-  the window from the model. The text is '' where a run does not have the value.
+  the window from the model; so are places where rows are kept. The model is first. The text is ''
+  where a run does not have the value.
   """
   having = Counter(name for run in runs for name in run.values)
   shown: dict[str, list[str]] = {}
-  for name in sorted(having):
+  for name in sorted(having, key=lambda name: (name != _MODEL, name)):
+    if name.endswith(_IMMATERIAL):
+      continue
     texts = [_text(run.values[name]) if name in run.values else "" for run in runs]
     if having[name] > 1 and len({text for text in texts if text}) > 1:
       shown[name] = texts

@@ -139,7 +139,7 @@ class ProgressLine:
     if step > first:
       left = (now - start) / (step - first) * (self._steps - step)
     parts = [f"step {step}/{self._steps}"]
-    parts += [f"{name} {_short(value)}" for name, value in values.items()]
+    parts += [f"{name} {show_number(value)}" for name, value in values.items()]
     if not math.isnan(left):
       parts.append(f"ETA {show_duration(left)}")
     self._print("  ".join(parts))
@@ -176,7 +176,8 @@ class ProgressLine:
       self._stream.flush()
 
 
-def _short(value: float) -> str:
+def show_number(value: float) -> str:
+  """Formats a number with four digits, or from 1,000 on as a whole one with commas."""
   return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

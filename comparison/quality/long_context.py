@@ -47,7 +47,7 @@ class LongContext:
 
   def results(self, runs: Runs) -> dict[str, RunSpec]:
     """Returns a result for each run."""
-    measurement.require_size(self.size, runs.sizes)
+    measurement.require_size(self.size, runs.sizes, "CONTEXT_SIZE")
     specs = [
       RunSpec(model=model, size=self.size, seed=seed, length=length)
       for length in self.lengths

@@ -46,7 +46,7 @@ class RecallOfRuns:
   def results(self, runs: Runs) -> dict[str, RunSpec]:
     """Returns a result for each run."""
     measurement.require_model(self.baseline, runs.models)
-    measurement.require_size(self.size, runs.sizes)
+    measurement.require_size(self.size, runs.sizes, "RECALL_SIZE")
     specs = [
       RunSpec(model=model, size=self.size, seed=seed)
       for model in runs.models

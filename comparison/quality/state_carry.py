@@ -48,7 +48,7 @@ class StateCarry:
 
   def results(self, runs: Runs) -> dict[str, RunSpec]:
     """Returns a result for each run."""
-    measurement.require_size(self.size, runs.sizes)
+    measurement.require_size(self.size, runs.sizes, "CARRY_SIZE")
     specs = [
       self._spec(model, way, seed)
       for model in runs.models

@@ -45,7 +45,7 @@ class WindowSize:
     """Returns a result for each run."""
     for name in (self.model, self.baseline):
       measurement.require_model(name, runs.models)
-    measurement.require_size(self.size, runs.sizes)
+    measurement.require_size(self.size, runs.sizes, "WINDOW_SIZE_SIZE")
     specs = [self._spec(seed, window) for window in (None, *self.windows) for seed in runs.seeds]
     return {str(spec): spec for spec in specs}
 

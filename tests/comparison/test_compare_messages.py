@@ -62,7 +62,7 @@ stop/comparison.OnUntrainedModels:
     ),
     (
       ["--gin.CONTEXT_SIZE=big"],
-      r"part long_context: unknown size: 'big'. Sizes of this comparison: tiny\. Set",
+      r"part long_context: unknown size: 'big'.* comparison: tiny\. .* with --gin\.CONTEXT_SIZE\.",
     ),
     (["--gin.SEEDS=()"], "seeds is empty"),
     (

@@ -51,7 +51,9 @@ def test_time_left_follows_from_costs_and_from_what_results_took(clock):
   told.on_result("scaling", "small", 6.0)
   # Ten times the operations: a minute. The third result's run is the second's.
   assert told.eta() == "ETA 1:00 + 1 not yet timed"
-  assert stream.getvalue() == "[1/4] scaling: small  6.0 s  ETA 1:00 + 1 not yet timed\n"
+  assert stream.getvalue().splitlines() == [
+    "[1/4] scaling: small", "[1/4] scaling: small  6.0 s  ETA 1:00 + 1 not yet timed"
+  ]  # fmt: skip
   told.on_result("speed", "a", 2.0)
   told.on_result("scaling", "large", 60.0)
   told.on_result("context", "large", 1.0)
@@ -123,8 +125,10 @@ def test_a_log_has_a_line_of_a_long_training_now_and_then(clock):
   told.expect_steps(100)
   for step in range(1, 41):
     clock(1.0)
-    told.show(step, {"loss": 2.5})
-  lines = stream.getvalue().splitlines()
+    told.show(step, {"loss": 2.5, "tokens/s": 24730.25})
+  first, *lines = stream.getvalue().splitlines()
+  assert first == "[1/1] scaling: large"
+  assert all("  tokens/s 24,730  " in line for line in lines)
   assert [line.partition("  loss")[0] for line in lines] == [
     "[1/1] scaling: large  step 15/100", "[1/1] scaling: large  step 30/100"
   ]  # fmt: skip

@@ -86,6 +86,23 @@ def test_what_differs_is_what_two_runs_have(folder):
   }
 
 
+def test_the_model_is_first_and_places_of_rows_are_left_out(tmp_path):
+  for name in ("griffin", "hawk"):
+    values = {
+      "dataset.TextDataset.cache_dir": f"{name}/cache",
+      "backbone.Backbone.width": len(name),
+    }
+    path = make(tmp_path / "two" / name, 4, [line(4, 2.5)], values)
+    model = f"experiment.Experiment.model = @{name}.{name}()\n"
+    imports = f"from experiment import experiment\nfrom models import {name}\n"
+    imports += "from data import dataset\nfrom models import backbone\n"
+    text = (path / "operative_config.gin").read_text()
+    (path / "operative_config.gin").write_text(imports + text + model)
+  assert list(run_list.differences(run_list.runs_in(tmp_path / "two"))) == [
+    "Experiment.model", "Backbone.width"
+  ]  # fmt: skip
+
+
 def test_one_run_lists_itself(folder):
   assert list(listed(folder / "done")) == ["done"]
 
