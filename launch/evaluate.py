@@ -175,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
   result = {
     "run_dir": str(run.path),
     "step": trained.step,
-    "data": _named(data, args.data or "the run's"),
+    "data": _named(data, args.data or "the run's held-out data"),
     "length": length,
     "tokens": score.tokens,
     "bytes": score.bytes,

@@ -30,6 +30,7 @@ def test_each_component_has_its_loss_and_the_whole_is_their_mean(tmp_path, monke
   assert f"loss/seen {told['heldout_loss/seen']:.4f}" in line
   assert evaluate.main(["--run_dir=run"]) == 0
   printed = capsys.readouterr().out
+  assert "step 6 on the run's held-out data, rows of 32 tokens" in printed
   (file,) = (tmp_path / "run/evaluations").glob("6-*.json")
   result = json.loads(file.read_text())
   components = result["components"]
