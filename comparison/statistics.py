@@ -127,7 +127,14 @@ def power_law(x: Sequence[float], y: Sequence[Sequence[float]] | np.ndarray) -> 
 
 
 def says_difference(
-  name: str, other: str, difference: Interval, *, lower: str, higher: str, digits: int = 3
+  name: str,
+  other: str,
+  difference: Interval,
+  *,
+  lower: str,
+  higher: str,
+  digits: int = 3,
+  few: str = "seeds",
 ) -> str:
   """Describes the difference of `name` and `other` in a clause without a full stop.
 
@@ -136,10 +143,11 @@ def says_difference(
     difference: the interval of name - other.
     lower, higher: wording if the difference is below or above zero, such as 'is lower'.
     digits: digits after the point.
+    few: what there are too few of, if there are too few to claim anything.
   """
   if not difference.supports_claim:
     mean = signed(difference.mean, digits)
-    return f"too few seeds to claim a difference between {name} and {other} ({mean})"
+    return f"too few {few} to claim a difference between {name} and {other} ({mean})"
   values = f"{signed(difference.low, digits)} to {signed(difference.high, digits)}"
   if not difference.excludes_zero:
     return f"no difference seen between {name} and {other} ({values})"

@@ -187,8 +187,11 @@ class _Drawn:
   def differences(self) -> Figure:
     """Draws bits per byte minus the baseline's."""
     base, found = self.part.baseline, {model: self.difference(model) for model in self.others}
+    few = "seeds" if len(self.runs.seeds) > 1 else "parts of text"
     told = [
-      says_difference(model, base, one, lower="is better than", higher="is worse than", digits=4)
+      says_difference(
+        model, base, one, lower="is better than", higher="is worse than", digits=4, few=few
+      )
       for model, one in found.items()
     ]
     return Figure(

@@ -309,6 +309,10 @@ def test_recorded_losses_are_compared_at_equal_tokens_and_who_is_left_out_is_tol
   runs = RecordedRuns(models=("A", "B"), sizes=("1k",), seeds=seeds, records=records)
   figures = measure(HeldOutLoss(baseline="A", length=16), runs)
   assert figures["recorded_loss"].finding == finding
+  # The text is too short for two parts.
+  few = "seeds" if len(seeds) > 1 else "parts of text"
+  told = figures["held_out_difference"].finding
+  assert told.startswith(f"In bits per byte: too few {few} to claim a difference between B and A")
   is_imported = records["B"] is None
   by_flops = figures["held_out_by_flops"].finding
   assert by_flops.endswith("the FLOPs of imported weights are unknown: B.") == is_imported
