@@ -151,10 +151,12 @@ class Checkpoints:
     except Exception as error:  # Orbax, TensorStore and the file system each have their own
       # Until the process ends: Orbax's threads continue to fail.
       _HUSHED_FOR_GOOD.append(self._hushed.pop_all())
+      kept = "There is no earlier one: fix the cause, and the same command starts again."
+      if available_steps(self._run_dir):
+        kept = "Earlier ones are complete: fix the cause, and the same command continues there."
       raise CheckpointError(
         f"a checkpoint could not be saved in {paths.shown(self._run_dir / FOLDER)}: "
-        f"{reading.reason(error)}. "
-        "Earlier ones are complete: fix the cause, and the same command continues from the last.",
+        f"{reading.reason(error)}. {kept}",
         may_pass=not reading.is_full(error),
       ) from error
 
