@@ -4,7 +4,7 @@
 #   make train RUN=hawk_quickstart      another file of gin/runs/
 #   make train ARGS='--gin.STEPS=200'   arguments for the command behind the target
 #   make test PYTHON=python3.12         another interpreter, in an environment of its own
-#   make install EXTRAS=gpu             extras of pyproject.toml: gpu, tpu, tables, http, hub, datasets, tiktoken,
+#   make install EXTRAS=gpu             extras of pyproject.toml: gpu, tpu, tables, http, hub, datasets, tiktoken, ray,
 #                                       harness, wandb, mlflow, gcs, s3, tunix, notebook, test
 
 PYTHON ?= python3

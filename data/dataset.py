@@ -18,6 +18,7 @@ from base.file_paths import KeptPath
 from base.ranges import Count, Immaterial, Positive
 from data import heldout, mixture, preparation, verification
 from data.corpora import Corpus, NoFiles, RegisteredTask
+from data.executors import Executor, Local
 from data.file_corpora import FileCorpus
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
 from data.mixture import MixedRows, weights_of_sizes
@@ -28,6 +29,7 @@ from data.tokenizers import Tokenizer
 
 # Entries of a description that `options` lacks: they depend on the files, or on packing.
 _OF_THE_FILES = ("files", "indexes", "heldout", "empty_answers")
+_LOCAL = Local()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class TextDataset:
     whole_documents: do not split documents that fit into a row, at the cost of padding.
     shard_bytes: about how many bytes of text make a shard of rows, which one process packs. None: a
       1,024th of the corpus, from 16 MB to 1 GB. The rows depend on it, not on the processes.
+    executor: where the shards are packed: `executors.Local()`, `Ray()` or `Slurm()`.
   """
 
   corpus: Corpus
@@ -58,6 +61,7 @@ class TextDataset:
   shard_bytes: Count | None = None
   block_cache_gb: Annotated[Positive, Immaterial()] = 20.0
   half: Literal["validation", "test"] | None = None
+  executor: Annotated[Executor, Immaterial()] = _LOCAL
 
   def __post_init__(self):
     # Any string: registered tasks and TFDS data sets name their own splits.

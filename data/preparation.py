@@ -22,7 +22,7 @@ from typing import IO, Any
 from base import buckets, commands, remote_files
 from base.errors import UserError
 from base.wording import plural
-from data import heldout, packing, shard_plan
+from data import executors, heldout, packing, shard_plan
 from data.files import CorpusError
 from data.progress import PreparationProgress, ProgressBar
 
@@ -248,6 +248,8 @@ def _tell_how_long(datasets: Sequence[Any], workers: int | None, own_command: bo
   """Prints a line if the preparation will take minutes."""
   seconds, cores = 0.0, workers or len(os.sched_getaffinity(0))
   for dataset in datasets:
+    if not isinstance(dataset.executor, executors.Local):
+      continue  # Nobody knows how many cores it will get.
     rate = _RATES.get(dataset.vocabulary.describe()["kind"], 3.0) * 1e6
     shards = shard_plan.expected_shards(dataset)
     seconds += shard_plan.expected_bytes(dataset) / rate / min(cores, shards)

@@ -1,4 +1,4 @@
-"""Packs the shards of a dataset in processes of this machine, and joins them."""
+"""Packs the shards of a dataset, in processes of this machine or elsewhere, and joins them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from data import rows, shard_packing, verification
+from data import executors, ray_tasks, rows, shard_packing, slurm_jobs, verification
 from data.files import CorpusError
 from data.manifest import Counts, total
 from data.preparation import PreparationError
@@ -25,6 +25,8 @@ from data.tokenizers import TokenizerError
 # How often a task is tried that fails for another reason than the corpus, or whose process dies.
 _TRIES = 3
 _SECONDS_BETWEEN_LOOKS = 0.3
+# Network file systems show another machine's folder after up to a minute.
+_SECONDS_TO_SEE = 90.0
 
 Report = Callable[[Counts], None]
 
@@ -56,15 +58,15 @@ def pack_all(
   workers: int | None = None,
   numbers: Sequence[int] | None = None,
 ) -> None:
-  """Packs the shards that `directory` lacks; each by one process, as many at a time as cores.
+  """Packs the shards that `directory` lacks, each by one process, where `dataset.executor` says.
 
   Args:
     dataset: the TextDataset.
     tasks: the parts of each shard.
     directory: an existing folder; what others packed there is kept.
     report: called a few times a second with the counts so far.
-    workers: number of processes; None is one per core.
-    numbers: the shards to pack; None is all.
+    workers: number of processes; None is one per core (with SLURM: of each job).
+    numbers: the shards to pack, in processes of this machine; None is all.
 
   Raises:
     CorpusError: a document cannot be read.
@@ -74,9 +76,57 @@ def pack_all(
   waiting = [n for n in wanted if shard_packing.finished(directory, n) is None]
   progress = _Progress(directory, len(tasks), report)
   tries: Counter[int] = Counter()
+  if waiting and numbers is None and not isinstance(dataset.executor, executors.Local):
+    _pack_elsewhere(dataset, tasks, directory, waiting, progress, workers)
+    _require_here(directory, waiting)
+    waiting = []
   while waiting:
     waiting = _pack_some(dataset, tasks, directory, waiting, tries, progress, workers)
   progress.show()
+
+
+def _pack_elsewhere(
+  dataset: Any,
+  tasks: Sequence[Task],
+  directory: Path,
+  waiting: Sequence[int],
+  progress: _Progress,
+  workers: int | None,
+) -> None:
+  """Packs shards by another executor than the processes of this machine."""
+  if isinstance(dataset.executor, executors.Slurm):
+    slurm_jobs.pack_all(dataset, directory, len(tasks), workers=workers, show=progress.show)
+  else:
+    failed = ray_tasks.pack_all(
+      dataset,
+      tasks,
+      directory,
+      waiting,
+      workers=workers or workers_here(),
+      most=workers,
+      tries=_TRIES,
+      show=progress.show,
+    )
+    if failed:
+      number, error = failed
+      _count_failure(error, number, tasks, Counter({number: _TRIES - 1}))
+
+
+def _require_here(directory: Path, numbers: Sequence[int]) -> None:
+  """Waits until shards that other machines packed are seen here.
+
+  Raises:
+    PreparationError: one is not.
+  """
+  deadline = time.monotonic() + _SECONDS_TO_SEE
+  for number in numbers:
+    while shard_packing.finished(directory, number) is None:
+      if time.monotonic() > deadline:
+        raise PreparationError(
+          f"shard {number} was packed on another machine, and is not in {directory}. Use a cache"
+          " that all machines see: --gin.dataset.TextDataset.cache_dir=FOLDER."
+        )
+      time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _pack_some(
@@ -140,7 +190,7 @@ def _count_failure(
   tries[number] += 1
   if tries[number] < _TRIES:
     return
-  if isinstance(error, BrokenProcessPool):
+  if isinstance(error, BrokenProcessPool) or type(error).__module__.startswith("ray."):
     said = "its process was ended, perhaps for lack of memory"
   else:
     said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -38,6 +38,7 @@ BUCKET = "needs a bucket: tests/launch/test_buckets.py types it with servers on 
 INSTALLS = "installs packages from a network"
 ENGINE = "needs a container engine: tests/launch/test_container_images.py runs the instructions"
 CLUSTER = "needs a cluster: tests/launch/test_cluster_files.py reads the file"
+EXECUTOR = "needs Ray or a cluster: tests/data/test_executors.py packs rows so"
 
 
 def losses(run: Path) -> list[dict]:
@@ -209,6 +210,10 @@ CASES = {
     "Prepare ahead of time": [
       Case("python -m launch.prepare my_run.gin", SHORT, prints=r"train: [\d,]+ rows"),
       Case("python -m launch.prepare my_run.gin --show=2", SHORT, prints=r"--- row 1"),
+    ],
+    "Ray and SLURM": [
+      Case("python -m launch.prepare my_run.gin gin/executor/ray.gin", skipped=EXECUTOR),
+      Case("python -m launch.prepare my_run.gin gin/executor/slurm.gin", skipped=EXECUTOR),
       Case("python -m launch.prepare my_run.gin --part=1/8", SHORT),
       Case("sbatch launch/cluster/prepare.sbatch", skipped=CLUSTER),
     ],
