@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
-from comparison.page.figure import MEASURED, Places, Series
+from comparison.page.figure import MEASURED, Difference, Places, Series
 
 CONFIDENCE = 0.95
 # With fewer seeds a difference is shown but not claimed.
@@ -25,12 +25,14 @@ class Interval:
     mean: the mean.
     low, high: ends of the interval; both are the mean if there is only one value.
     count: number of values.
+    p: two-sided p value of Student's t test of a mean of zero; None if it is unknown.
   """
 
   mean: float
   low: float
   high: float
   count: int
+  p: float | None = None
 
   @property
   def supports_claim(self) -> bool:
@@ -56,8 +58,9 @@ def interval(values: Sequence[float] | np.ndarray, confidence: float = CONFIDENC
   mean = float(array.mean())
   if len(array) == 1:
     return Interval(mean, mean, mean, 1)
-  half = _t(confidence, len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
-  return Interval(mean, mean - half, mean + half, len(array))
+  error, degrees = float(array.std(ddof=1)) / math.sqrt(len(array)), len(array) - 1
+  half = _t(confidence, degrees) * error
+  return Interval(mean, mean - half, mean + half, len(array), _p_value(mean, error, degrees))
 
 
 def paired_difference(
@@ -92,10 +95,14 @@ class PowerLaw:
     """The exponent over seeds, with its interval."""
     return interval(self.exponents)
 
+  def each_at(self, x: float) -> list[float]:
+    """Returns the fitted y of each seed at x."""
+    pairs = zip(self.log_coefficients, self.exponents, strict=True)
+    return [math.exp(a + b * math.log(x)) for a, b in pairs]
+
   def at(self, x: float) -> Interval:
     """Returns the fitted y at x: the geometric mean over seeds, with its interval."""
-    logs = [a + b * math.log(x) for a, b in zip(self.log_coefficients, self.exponents, strict=True)]
-    found = interval(logs)
+    found = interval([math.log(y) for y in self.each_at(x)])
     return Interval(
       math.exp(found.mean), math.exp(found.low), math.exp(found.high), len(self.exponents)
     )
@@ -156,6 +163,38 @@ def says_difference(
   return f"{name} {verb} {other} by {size} ({values})"
 
 
+class Claims:
+  """Says the differences of a figure, and notes them for the correction of the whole page.
+
+  Attributes:
+    noted: the differences of enough values for a claim, in the order in which they were said.
+  """
+
+  def __init__(self):
+    """Begins with none."""
+    self.noted: tuple[Difference, ...] = ()
+
+  def says_difference(
+    self, name: str, other: str, difference: Interval, *, of: str = "", **wording: Any
+  ) -> str:
+    """Notes a difference, and describes it as the function `says_difference` does.
+
+    Args:
+      name, other, difference, wording: as there.
+      of: what the names are compared by, where one figure does so in several ways.
+    """
+    self.note(f"{name} minus {other}" + (f", {of}" if of else ""), difference)
+    return says_difference(name, other, difference, **wording)
+
+  def note(self, text: str, difference: Interval) -> None:
+    """Notes a difference; one of too few values is none."""
+    if difference.supports_claim and difference.p is not None:
+      found = Difference(
+        text=text, value=difference.mean, low=difference.low, high=difference.high, p=difference.p
+      )
+      self.noted = (*self.noted, found)
+
+
 def series(
   name: str, x: Sequence[float] | Sequence[str], values: Sequence[Interval], kind: str = MEASURED
 ) -> Series:
@@ -185,6 +224,12 @@ def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
   if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
     raise ValueError(f"needs at least one finite value, not {array.tolist()}.")
   return array
+
+
+def _p_value(mean: float, error: float, degrees: int) -> float:
+  if error == 0:
+    return 1.0 if mean == 0 else 0.0
+  return 2 * float(stdtr(degrees, -abs(mean) / error))
 
 
 def _t(confidence: float, degrees: int) -> float:

@@ -89,6 +89,24 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+  """A difference that a figure tests, for the correction of all of a page together.
+
+  Attributes:
+    text: what is compared, such as 'Griffin minus MQA Transformer'.
+    value: the mean difference.
+    low, high: its interval, not corrected.
+    p: two-sided p value of Student's t test that there is no difference.
+  """
+
+  text: str
+  value: float
+  low: float
+  high: float
+  p: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
   """A figure of a comparison.
 
@@ -104,6 +122,7 @@ class Figure:
       the hardware and versions.
     source: the repeated part of the paper, such as 'section 4.3'.
     asks: questions that the series named by a model answer.
+    differences: the differences that are tested, of at least three seeds.
   """
 
   name: str
@@ -116,6 +135,7 @@ class Figure:
   conditions: tuple[tuple[str, str], ...] = ()
   source: str = ""
   asks: tuple[Question, ...] = ()
+  differences: tuple[Difference, ...] = ()
 
   def __post_init__(self):
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", self.name):
@@ -151,6 +171,8 @@ class Figure:
     fields["conditions"] = tuple((name, value) for name, value in record["conditions"])
     # Earlier pages have none.
     fields["asks"] = tuple(Question(**entry) for entry in record.get("asks", ()))
+    noted = record.get("differences", ())
+    fields["differences"] = tuple(Difference(**entry) for entry in noted)
     return cls(**fields)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from base import small_files
 from base.wording import plural
-from comparison.page import chart, verdict
+from comparison.page import chart, corrections, verdict
 from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
 from comparison.page.scale import show
 
@@ -129,14 +129,14 @@ class Report:
     return " ".join([f"{names}. {seeds}; {where}; {self.made[:10]}.", *self.notes])
 
   def _findings(self) -> str:
-    """The table of verdicts, and all findings, folded where there is a table."""
+    """The table of verdicts; folded, the differences and all findings."""
     lines = [
       f'<li><a href="#{figure.name}">{escape(figure.title)}</a>'
       f"<span>{escape(figure.finding)}</span></li>"
       for figure in self.figures
     ]
     listed = f'<ul class="findings">{"".join(lines)}</ul>' if lines else ""
-    table = verdict.table(self.figures, self.models)
+    table = verdict.table(self.figures, self.models) + corrections.table(self.figures)
     if not table:
       return listed
     return f"{table}<details><summary>Every finding in a sentence</summary>{listed}</details>"

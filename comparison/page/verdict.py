@@ -78,7 +78,9 @@ def verdicts(figures: Sequence[Figure], models: Sequence[str]) -> list[Verdict]:
 
 def _answer(figure: Figure, model: str, at: float | str | None) -> Answer | None:
   """The value of the model's series at a place."""
-  own = next((s for s in figure.series if s.name == model and s.kind != FITTED), None)
+  named = [series for series in figure.series if series.name == model]
+  # A value of a fit answers only where nothing is measured.
+  own = min(named, key=lambda series: series.kind == FITTED, default=None)
   if own is None or not own.x or (at is not None and at not in own.x):
     return None
   return _point(own, len(own.x) - 1 if at is None else list[Any](own.x).index(at))
@@ -101,7 +103,7 @@ def table(figures: Sequence[Figure], models: Sequence[str]) -> str:
     '<div class="scroll verdicts"><table><thead><tr><th>question</th>'
     f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     '<p class="conditions">Bold: the interval is better than those of all others. Intervals are '
-    "those of the figures, not corrected for the number of cells.</p>"
+    "those of the figures, each for itself: not corrected for the number of cells.</p>"
   )
 
 

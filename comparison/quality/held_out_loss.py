@@ -15,10 +15,10 @@ from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import Axis, Figure, Question
 from comparison.statistics import (
   CONFIDENCE,
+  Claims,
   Interval,
   interval,
   paired_difference,
-  says_difference,
   series,
   spread_text,
 )
@@ -188,8 +188,9 @@ class _Drawn:
     """Draws bits per byte minus the baseline's."""
     base, found = self.part.baseline, {model: self.difference(model) for model in self.others}
     few = "seeds" if len(self.runs.seeds) > 1 else "parts of text"
+    claims = Claims()
     told = [
-      says_difference(
+      claims.says_difference(
         model, base, one, lower="is better than", higher="is worse than", digits=4, few=few
       )
       for model, one in found.items()
@@ -203,6 +204,7 @@ class _Drawn:
       series=tuple(series(model, [model], [one]) for model, one in found.items()),
       spread=self.spread,
       conditions=(*self.conditions, *self.scored),
+      differences=claims.noted,
       asks=(
         Question(text=f"held-out loss minus that of {base}", better="lower", unit="bits per byte"),
       ),

@@ -11,7 +11,7 @@ from comparison import measurement
 from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import Axis, Figure, Question
 from comparison.quality import positions
-from comparison.statistics import interval, series, spread_text
+from comparison.statistics import Claims, interval, series, spread_text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class LongContext:
     }
 
   def _figure(self, runs: Runs, found: Mapping[RunSpec, Mapping[str, Any]], length: int) -> Figure:
-    drawn, told = [], []
+    drawn, told, claims = [], [], Claims()
     for model in runs.models:
       buckets = [
         found[RunSpec(model=model, size=self.size, seed=seed, length=length)]["buckets"]
@@ -83,7 +83,7 @@ class LongContext:
       places = [(start + stop) / 2 for start, stop, _, _ in buckets[0]]
       losses = [interval([one[n][3] for one in buckets]) for n in range(len(places))]
       drawn.append(series(model, places, losses))
-      told.append(f"{model} {positions.says_beyond(buckets, length)}")
+      told.append(f"{model} {positions.says_beyond(model, buckets, length, claims)}")
     one = found[RunSpec(model=runs.models[0], size=self.size, seed=runs.seeds[0], length=length)]
     last = one["buckets"][-1][1]
     return Figure(
@@ -103,6 +103,7 @@ class LongContext:
         ("seeds", ", ".join(map(str, runs.seeds))),
       ),
       source="section 6.1",
+      differences=claims.noted,
       asks=(
         Question(
           text=f"loss near position {last:,}, trained on rows of {length:,}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comparison.statistics import Interval, paired_difference, signed
+from comparison.statistics import Claims, Interval, paired_difference, signed
 
 
 def edges(scored: int, lengths: Sequence[int]) -> list[int]:
@@ -13,16 +13,22 @@ def edges(scored: int, lengths: Sequence[int]) -> list[int]:
   return sorted({0, *powers, *lengths, scored})
 
 
-def says_beyond(buckets: Sequence[Sequence[Sequence[float]]], length: int) -> str:
+def says_beyond(
+  name: str, buckets: Sequence[Sequence[Sequence[float]]], length: int, claims: Claims
+) -> str:
   """Describes the change of the loss beyond the training length, seed by seed.
 
   Args:
+    name: name of what changes, for `claims`.
     buckets: of each seed, its (start, stop, tokens, loss) by position.
     length: the training length.
+    claims: notes the change.
   """
   within = [next(b[3] for b in reversed(one) if b[1] <= length) for one in buckets]
   beyond = [one[-1][3] for one in buckets]
-  return _says_change(paired_difference(beyond, within))
+  change = paired_difference(beyond, within)
+  claims.note(f"{name}: near the last position minus within the training length", change)
+  return _says_change(change)
 
 
 def _says_change(change: Interval) -> str:

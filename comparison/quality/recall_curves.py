@@ -14,7 +14,7 @@ from comparison.measurement import Cached
 from comparison.page.figure import Axis, Figure
 from comparison.quality.recall_figures import Found, Questions, share
 from comparison.quality.recall_learning import Learner, Schedule
-from comparison.statistics import series
+from comparison.statistics import Claims, series
 from data.recall import RecallTask
 from data.tokenizers import Tokenizer
 from evaluation.recall import RecallScorer
@@ -129,8 +129,9 @@ class RecallCurves:
     def mean_share(name: str) -> list[float]:
       return [float(np.mean([right for _, right in run["curve"]])) for run in found[name]]
 
-    questions = self._questions
+    questions, claims = self._questions, Claims()
     differences = questions.differences(
+      claims,
       {name: mean_share(name) for name in found},
       lower="learns more slowly than",
       higher="learns faster than",
@@ -149,6 +150,7 @@ class RecallCurves:
         )
         for name, runs in found.items()
       ),
+      differences=claims.noted,
     )
 
 

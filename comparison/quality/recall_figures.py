@@ -10,10 +10,10 @@ import numpy as np
 
 from comparison.page.figure import Axis, Figure, Question
 from comparison.statistics import (
+  Claims,
   Interval,
   interval,
   paired_difference,
-  says_difference,
   series,
   spread_text,
 )
@@ -117,7 +117,8 @@ class Questions:
       return f"{shares} at {self.lengths[place]:,} {unit}"
 
     shares = {name: at(name, last) for name in found}
-    differences = self.differences(shares, lower="is below", higher="is above")
+    claims = Claims()
+    differences = self.differences(claims, shares, lower="is below", higher="is above")
     places = sorted({first, min(first + 1, last), last})
     return self.figure(
       "by_length",
@@ -138,6 +139,7 @@ class Questions:
         )
         for place in sorted({first, last})
       ),
+      differences=claims.noted,
     )
 
   def by_kind(self, found: Found) -> Figure:
@@ -166,10 +168,12 @@ class Questions:
       series=tuple(series(name, *values(name)) for name in found),
     )
 
-  def differences(self, shares: Mapping[str, list[float]], *, lower: str, higher: str) -> str:
+  def differences(
+    self, claims: Claims, shares: Mapping[str, list[float]], *, lower: str, higher: str
+  ) -> str:
     """Describes the difference of each model's shares, one per seed, from the baseline's."""
     return "; ".join(
-      says_difference(
+      claims.says_difference(
         name,
         self.baseline,
         paired_difference(values, shares[self.baseline]),

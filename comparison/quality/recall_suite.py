@@ -16,7 +16,7 @@ from comparison.quality.compression import Compression, CompressionLearner
 from comparison.quality.rate_search import RateSearch, Searched
 from comparison.quality.recall_figures import share
 from comparison.quality.recall_learning import Learner, Schedule
-from comparison.statistics import paired_difference, says_difference, series, spread_text
+from comparison.statistics import Claims, paired_difference, series, spread_text
 from data.recall import RecallTask
 from data.tokenizers import Tokenizer
 from evaluation.recall import RecallScorer
@@ -128,8 +128,9 @@ class RecallSuite:
     places = [*self.tasks, _MEAN]
     means = {name: of_model[_MEAN] for name, of_model in scores.items()}
     told = ", ".join(f"{name} {np.mean(values):.0%}" for name, values in means.items())
+    claims = Claims()
     differences = "; ".join(
-      says_difference(
+      claims.says_difference(
         name,
         self.baseline,
         paired_difference(values, means[self.baseline]),
@@ -167,6 +168,7 @@ class RecallSuite:
         ("seeds", ", ".join(map(str, self.seeds))),
       ),
       source="arXiv 2403.17844",
+      differences=claims.noted,
       asks=(
         Question(
           text=f"{self.label}: right answers, mean of {len(self.tasks)} tasks",

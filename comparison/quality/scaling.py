@@ -12,13 +12,14 @@ import numpy as np
 from comparison import measurement
 from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import FITTED, Axis, Figure, Question
+from comparison.page.scale import show
 from comparison.statistics import (
+  Claims,
   Interval,
   PowerLaw,
   interval,
   paired_difference,
   power_law,
-  says_difference,
   series,
   signed,
   spread_text,
@@ -64,6 +65,7 @@ class Scaling:
     figures = [self._differences(ladder)]
     if len(runs.sizes) > 1:
       figures.append(self._fits(ladder, "flops", "Loss against training compute", "training FLOPs"))
+      figures.append(self._at_equal_flops(ladder))
       if len({ladder.value(self.baseline, size, "tokens") for size in runs.sizes}) > 1:
         figures.append(
           self._fits(ladder, "tokens", "Loss against training tokens", "training tokens")
@@ -85,6 +87,9 @@ class Scaling:
       self._says_by_size(model, {size: differences[model, size] for size in ladder.sizes})
       for model in others
     ]
+    claims = Claims()
+    for (model, size), difference in differences.items():
+      claims.note(f"{model} minus {self.baseline} at {size}", difference)
     return Figure(
       name="scaling_difference",
       title=f"Held-out loss relative to {self.baseline} {ladder.budget()}",
@@ -98,6 +103,7 @@ class Scaling:
       spread=f"{spread_text(len(ladder.seeds))}, paired by seed",
       conditions=ladder.conditions(self.baseline),
       source="section 3.1",
+      differences=claims.noted,
     )
 
   def _says_by_size(self, model: str, differences: Mapping[str, Interval]) -> str:
@@ -130,29 +136,70 @@ class Scaling:
       places = np.geomspace(min(x), max(x), _FIT_POINTS).tolist()
       fitted = [laws[model].at(place) for place in places]
       drawn.append(series(f"{model}, power law", places, fitted, FITTED))
+    claims = Claims()
     return Figure(
       name=f"scaling_{what}",
       title=title,
-      finding=self._says_exponents(laws, label),
+      finding=self._says_exponents(laws, label, claims),
       x=Axis(label=label, log=True),
       y=Axis(label=_LOSS, log=True),
       series=tuple(drawn),
       spread=spread_text(len(ladder.seeds)),
       conditions=ladder.conditions(self.baseline),
       source="section 3.1",
+      differences=claims.noted,
     )
 
-  def _says_exponents(self, laws: Mapping[str, PowerLaw], label: str) -> str:
+  def _at_equal_flops(self, ladder: _Ladder) -> Figure:
+    """Reads the power laws of all models at the most FLOPs that each of them was trained with."""
+    last = ladder.sizes[-1]
+    flops = min(ladder.value(model, last, "flops") for model in ladder.models)
+    losses = {}
+    for model in ladder.models:
+      x = [ladder.value(model, size, "flops") for size in ladder.sizes]
+      law = power_law(x, np.transpose([ladder.losses(model, size) for size in ladder.sizes]))
+      losses[model] = law.each_at(flops)
+    claims = Claims()
+    told = [
+      claims.says_difference(
+        model,
+        self.baseline,
+        paired_difference(values, losses[self.baseline]),
+        lower="is below",
+        higher="is above",
+      )
+      for model, values in losses.items()
+      if model != self.baseline
+    ]
+    place = f"{show(flops, 3)} FLOPs"
+    return Figure(
+      name="scaling_equal_flops",
+      title="Held-out loss at equal training FLOPs",
+      finding=f"By the power laws at {place}, in nats per token: {'; '.join(told)}.",
+      x=Axis(label="training FLOPs"),
+      y=Axis(label=_LOSS),
+      series=tuple(
+        series(model, [place], [interval(values)], FITTED) for model, values in losses.items()
+      ),
+      spread=spread_text(len(ladder.seeds)),
+      conditions=ladder.conditions(self.baseline),
+      source="section 3.1",
+      asks=(Question(text=f"held-out loss at {place}", better="lower", at=place, unit="nats"),),
+      differences=claims.noted,
+    )
+
+  def _says_exponents(self, laws: Mapping[str, PowerLaw], label: str, claims: Claims) -> str:
     exponents = ", ".join(f"{model} {_exponent(law.exponent)}" for model, law in laws.items())
     base = laws[self.baseline].exponents
     steeper = [
-      says_difference(
+      claims.says_difference(
         model,
         self.baseline,
         paired_difference(law.exponents, base),
         lower="falls more steeply than",
         higher="falls less steeply than",
         digits=4,
+        of="exponents",
       )
       for model, law in laws.items()
       if model != self.baseline
@@ -161,7 +208,7 @@ class Scaling:
 
   def _curves(self, ladder: _Ladder) -> Figure:
     size = ladder.sizes[-1]
-    drawn = []
+    drawn, claims = [], Claims()
     for model in ladder.models:
       curves = ladder.of(model, size, "curve")
       tokens = [place for place, _ in curves[0]]
@@ -175,7 +222,7 @@ class Scaling:
       place = common[len(common) // 2]
       base = ladder.curve_at(self.baseline, size, place)
       differences = [
-        says_difference(
+        claims.says_difference(
           model,
           self.baseline,
           paired_difference(ladder.curve_at(model, size, place), base),
@@ -196,6 +243,7 @@ class Scaling:
       spread=spread_text(len(ladder.seeds)),
       conditions=ladder.conditions(self.baseline, [size]),
       source="section 3.1",
+      differences=claims.noted,
       asks=(
         Question(
           text=f"held-out loss at {size}, {ladder.budget()}",

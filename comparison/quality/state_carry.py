@@ -12,9 +12,9 @@ from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import Axis, Figure, Question
 from comparison.quality import positions
 from comparison.statistics import (
+  Claims,
   interval,
   paired_difference,
-  says_difference,
   series,
   spread_text,
 )
@@ -92,8 +92,9 @@ class StateCarry:
     one = found[self._spec(model, first, runs.seeds[0])]
     places = [(start + stop) / 2 for start, stop, _, _ in one["buckets"]]
     last = {way: [seed[-1][3] for seed in buckets[way]] for way in self.ways}
+    claims = Claims()
     told = [
-      says_difference(
+      claims.says_difference(
         way,
         first,
         paired_difference(last[way], last[first]),
@@ -102,7 +103,10 @@ class StateCarry:
       )
       for way in others
     ]
-    beyond = [f"{way} {positions.says_beyond(buckets[way], one['length'])}" for way in self.ways]
+    beyond = [
+      f"{way} {positions.says_beyond(way, buckets[way], one['length'], claims)}"
+      for way in self.ways
+    ]
     return Figure(
       name=f"state_carry_{model.lower().replace(' ', '_')}",
       title=f"{model}: loss by position after training on rows of {one['length']:,}",
@@ -126,6 +130,7 @@ class StateCarry:
         ("seeds", ", ".join(map(str, runs.seeds))),
       ),
       source="arXiv 2507.02782",
+      differences=claims.noted,
       asks=(
         Question(
           text=f"{model}: loss near position {one['buckets'][-1][1]:,}",

@@ -11,7 +11,7 @@ from typing import Any
 from base.errors import UserError
 from base.ranges import Positive, Seed, Share
 from comparison.measurement import Cached, Runs, RunSpec
-from comparison.page.figure import Axis, Figure, Series
+from comparison.page.figure import Axis, Figure, Question, Series
 from comparison.quality.rate_search import behind_edge, require_grid
 from training.record import TrainingError
 
@@ -50,6 +50,21 @@ class Tuned:
       rate = dict(setting)[RATE]
       found[rate] = min(loss, found.get(rate, math.inf))
     return {rate: found[rate] for rate in sorted(found) if math.isfinite(found[rate])}
+
+  def rise_beside(self) -> float | None:
+    """Returns how much higher the loss is at the worse of the rates beside the first round's best.
+
+    None if a rate beside it diverged, or none was tried.
+    """
+    best_at: dict[float, float] = {}
+    for setting, loss in self.rounds[0].items():
+      rate = dict(setting)[RATE]
+      best_at[rate] = min(loss, best_at.get(rate, math.inf))
+    losses = [best_at[rate] for rate in sorted(best_at)]
+    place = losses.index(min(losses))
+    beside = losses[max(0, place - 1) : place] + losses[place + 1 : place + 2]
+    rise = max(beside, default=math.inf) - losses[place]
+    return rise if math.isfinite(rise) else None
 
   @property
   def is_at_edge(self) -> bool:
@@ -171,11 +186,13 @@ class Tuning:
     return Tuned(tuple(rounds), left[0], flops)
 
   def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
-    """Searches the settings of all models; returns a figure for each size."""
-    return tuple(
-      self._figure(size, {model: self.tuned(model, size, runs, cached) for model in runs.models})
+    """Searches the settings of all models; returns a figure for each size, and one of all."""
+    found = {
+      size: {model: self.tuned(model, size, runs, cached) for model in runs.models}
       for size in runs.sizes
-    )
+    }
+    figures = [self._figure(size, of_size) for size, of_size in found.items()]
+    return (*figures, *self._sensitivity(found))
 
   def _settings(self, rates: Sequence[float]) -> Iterator[Setting]:
     for values in itertools.product(rates, *self.others.values()):
@@ -184,6 +201,47 @@ class Tuning:
   def _spec(self, model: str, size: str, setting: Setting, share: float) -> RunSpec:
     choices = (*self.validation, *written(setting))
     return RunSpec(model=model, size=size, seed=self.seed, choices=choices, trial=share)
+
+  def _sensitivity(self, found: Mapping[str, Mapping[str, Tuned]]) -> list[Figure]:
+    """Draws what the rate beside the best one costs; none where all of those diverged."""
+    rises: dict[str, dict[str, float]] = {}
+    for size, of_size in found.items():
+      for model, tuned in of_size.items():
+        rise = tuned.rise_beside()
+        if rise is not None:
+          rises.setdefault(model, {})[size] = rise
+    if not rises:
+      return []
+    last = list(found)[-1]
+    told = [f"{model} {one[last]:.3f}" for model, one in rises.items() if last in one]
+    left_out = [model for model in found[last] if last not in rises.get(model, {})]
+    finding = f"At {last} the loss rises by, in nats per token: {', '.join(told)}." if told else ""
+    if left_out:
+      finding += f" A rate beside the best one diverges, or none was tried: {', '.join(left_out)}."
+    return [
+      Figure(
+        name="rate_sensitivity",
+        title="Rise of the loss at the worse of the two rates beside the best",
+        finding=finding.strip(),
+        x=Axis(label="size"),
+        y=Axis(label=f"rise of the loss after {self.shares[0]:.0%} of the steps, nats per token"),
+        series=tuple(
+          Series(name=model, x=tuple(one), y=tuple(one.values())) for model, one in rises.items()
+        ),
+        conditions=(
+          ("rates", ", ".join(f"{rate:g}" for rate in self.rates)),
+          ("search", f"seed {self.seed}, one training each: its spread is unknown"),
+        ),
+        asks=(
+          Question(
+            text=f"rate sensitivity: rise of the loss at the next learning rate, at {last}",
+            better="lower",
+            at=last,
+            unit="nats",
+          ),
+        ),
+      )
+    ]
 
   def _figure(self, size: str, found: Mapping[str, Tuned]) -> Figure:
     told = "; ".join(tuned.says(name) for name, tuned in found.items())

@@ -11,9 +11,9 @@ from comparison import measurement
 from comparison.measurement import Cached, Runs, RunSpec
 from comparison.page.figure import Axis, Figure
 from comparison.statistics import (
+  Claims,
   interval,
   paired_difference,
-  says_difference,
   series,
   spread_text,
 )
@@ -60,15 +60,16 @@ class WindowSize:
     best = min(self.windows, key=lambda window: sum(losses(window)))
     small, large = self.windows[0], self.windows[-1]
     tokens = found[self._spec(runs.seeds[0], None)]["tokens"]
+    claims = Claims()
     told = [
-      says_difference(
+      claims.says_difference(
         f"a window of {large:,}",
         f"one of {small:,}",
         paired_difference(losses(large), losses(small)),
         lower="has a lower loss than",
         higher="has a higher loss than",
       ),
-      says_difference(
+      claims.says_difference(
         f"{self.model} with its best window ({best:,})",
         self.baseline,
         paired_difference(losses(best), baseline),
@@ -98,6 +99,7 @@ class WindowSize:
           ("seeds", ", ".join(map(str, runs.seeds))),
         ),
         source="appendix E",
+        differences=claims.noted,
       ),
     )
 

@@ -10,6 +10,7 @@ from base.ranges import Count, CountFromZero, Positive
 from base.wording import plural
 from comparison.measurement import Cached
 from comparison.page.figure import ESTIMATED, Axis, Figure, Question, Series
+from comparison.page.verdict import shown
 from comparison.speed import bandwidth as bandwidth_lib
 from comparison.speed import memory, timing
 from comparison.speed.description import change, check_baseline, conditions, listed, series, times
@@ -109,7 +110,7 @@ class DecodeSpeed:
     prompt = f"a prompt of {prefill:,} tokens" if prefill else "an empty prompt"
     longest = {name: values[-1] for name, values in found.items()}
     parts = [
-      f"{name} {longest[name].median:.3g} s"
+      f"{name} {_seconds(longest[name].median)}"
       + (
         ""
         if name == self.baseline
@@ -189,6 +190,10 @@ class DecodeSpeed:
 
   def _conditions(self) -> tuple[tuple[str, str], ...]:
     return (("batch", str(self.batch_size)), ("sampler", _describe(self.sampler)))
+
+
+def _seconds(value: float) -> str:
+  return shown(value, "s") if value >= 1 else shown(1e3 * value, "ms")
 
 
 def _tokens_finding(

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from comparison.page import verdict
 from comparison.page.figure import FITTED, Figure
 from comparison.quality.held_out_loss import HeldOutLoss
 from comparison.quality.long_context import LongContext
@@ -133,6 +134,7 @@ def test_scaling_finds_the_gain_and_the_exponents():
   assert set(figures) == {
     "scaling_difference",
     "scaling_flops",
+    "scaling_equal_flops",
     "scaling_tokens",
     "training_curves",
   }
@@ -142,6 +144,39 @@ def test_scaling_finds_the_gain_and_the_exponents():
   np.testing.assert_allclose(fitted.y[0], measured.y[0], rtol=2e-3)
   assert "MQA Transformer \N{MINUS SIGN}0.100 (" in fit.finding
   assert "no difference seen" in figures["scaling_difference"].finding
+
+
+def test_losses_are_compared_at_equal_flops_where_the_models_have_others():
+  class Cheaper(KnownRuns):
+    def train(self, spec):
+      run = super().train(spec)
+      return dataclasses.replace(run, flops=run.flops / (4 if spec.model == "Griffin" else 1))
+
+  figure = measure(Scaling(baseline=BASE), Cheaper(gain=0.0))["scaling_equal_flops"]
+  (found,) = verdict.verdicts([figure], KnownRuns.models)
+  assert found.question.text == "held-out loss at 2.5·10¹⁰ FLOPs"
+  griffin, baseline = found.answers
+  # The noise moves both alike: the loss is 20 FLOPs^-0.1, and Griffin needs a quarter of the FLOPs.
+  assert griffin.value == pytest.approx(20 * 1e11**-0.1, rel=0.003)
+  assert baseline.value == pytest.approx(20 * 2.5e10**-0.1, rel=0.003)
+  assert griffin.kind == FITTED
+  assert f"Griffin is below {BASE} by" in figure.finding
+  assert [one.text for one in figure.differences] == [f"Griffin minus {BASE}"]
+
+
+def test_differences_of_all_parts_are_noted():
+  figures = measure(Scaling(baseline=BASE), KnownRuns(gain=0.05))
+  noted = {name: len(figure.differences) for name, figure in figures.items()}
+  # Three sizes; the exponents; the last size.
+  assert noted == {
+    "scaling_difference": 3,
+    "scaling_flops": 1,
+    "scaling_equal_flops": 1,
+    "scaling_tokens": 1,
+    "training_curves": 1,
+  }
+  few = measure(Scaling(baseline=BASE), KnownRuns(seeds=(0, 1)))
+  assert not any(figure.differences for figure in few.values())
 
 
 def test_a_gain_is_claimed_only_where_the_seeds_show_it():

@@ -9,6 +9,7 @@ import pytest
 from base.errors import UserError
 from comparison import scaling_law_runs
 from comparison.comparison import Comparison, load
+from comparison.page import verdict
 from comparison.page.figure import Figure
 from comparison.progress import ComparisonProgress
 from comparison.quality.tuning import Tuning
@@ -62,7 +63,7 @@ def search(part, runs):
 
 def test_each_model_gets_its_best_rate_by_halving():
   runs = TrialRuns()
-  chosen, (figure,), keys = search(Tuning(**TEXTS, rates=RATES), runs)
+  chosen, (figure, *_), keys = search(Tuning(**TEXTS, rates=RATES), runs)
   assert [dict(chosen[model].best)["LEARNING_RATE"] for model in runs.models] == [2e-3, 4e-3]
   # Four rates for a quarter of the steps, two for half of them.
   assert [len(found) for found in chosen[BASE].rounds] == [4, 2]
@@ -76,7 +77,7 @@ def test_each_model_gets_its_best_rate_by_halving():
 
 
 def test_a_rate_at_the_edge_is_looked_behind_once_and_told():
-  chosen, (figure,), keys = search(Tuning(**TEXTS, rates=RATES), TrialRuns(best=(5e-4, 1.0)))
+  chosen, (figure, *_), keys = search(Tuning(**TEXTS, rates=RATES), TrialRuns(best=(5e-4, 1.0)))
   assert [len(found) for found in chosen["Griffin"].rounds] == [5, 2]
   assert dict(chosen["Griffin"].best)["LEARNING_RATE"] == 5e-4
   assert dict(chosen[BASE].best)["LEARNING_RATE"] == 16e-3
@@ -93,16 +94,31 @@ def test_the_better_half_of_three_rates_is_two_wherever_the_best_is(best):
 
 def test_rates_that_diverge_are_not_chosen_and_not_drawn():
   runs = TrialRuns(best=(8e-3, 2e-3), too_high=3e-3)
-  chosen, (figure,), _ = search(Tuning(**TEXTS, rates=RATES), runs)
+  chosen, (figure, *_), _ = search(Tuning(**TEXTS, rates=RATES), runs)
   assert dict(chosen["Griffin"].best)["LEARNING_RATE"] == 2e-3
   assert figure.series[0].x == (1e-3, 2e-3)
   with pytest.raises(UserError, match=r"Griffin, 1k: every learning rate of 0.001, .* smaller"):
     search(Tuning(**TEXTS, rates=RATES), TrialRuns(too_high=1e-4))
 
 
+def test_how_much_the_next_rate_costs_is_a_row_of_the_table():
+  models = TrialRuns.models
+  _, (*_, figure), _ = search(Tuning(**TEXTS, rates=RATES), TrialRuns())
+  # The loss grows by 0.1 for the square of factors of two.
+  assert [series.y for series in figure.series] == [pytest.approx((0.1,))] * 2
+  (found,) = verdict.verdicts([figure], models)
+  assert [answer.value for answer in found.answers] == pytest.approx([0.1, 0.1])
+  assert found.best is None
+  assert "At 1k the loss rises by, in nats per token: Griffin 0.100, " in figure.finding
+  runs = TrialRuns(best=(2e-3, 1e-3), too_high=3e-3)
+  _, (*_, figure), _ = search(Tuning(**TEXTS, rates=RATES), runs)
+  assert [series.name for series in figure.series] == [BASE]
+  assert figure.finding.endswith("A rate beside the best one diverges, or none was tried: Griffin.")
+
+
 def test_other_macros_are_combined_with_the_rates():
   part = Tuning(**TEXTS, rates=RATES, others={"WEIGHT_DECAY": (0.1, 0.0)})
-  chosen, (figure,), _ = search(part, TrialRuns())
+  chosen, (figure, *_), _ = search(part, TrialRuns())
   assert dict(chosen[BASE].best) == {"LEARNING_RATE": 4e-3, "WEIGHT_DECAY": 0.0}
   assert [len(found) for found in chosen[BASE].rounds] == [8, 4]
   assert "MQA Transformer 0.004, WEIGHT_DECAY 0.0" in figure.finding

@@ -66,7 +66,12 @@ def test_answers_are_those_of_the_place_and_of_the_model():
   assert not verdict.verdicts([figure([(1, 2)], at=7.0)], MODELS)
   fitted = figure([(1, 2)])
   law = dataclasses.replace(fitted.series[0], kind=FITTED)
-  assert not verdict.verdicts([dataclasses.replace(fitted, series=(law,))], MODELS)
+  # A fit of a model's name answers, marked as such; a fit of another name is drawn only.
+  alone = dataclasses.replace(fitted, series=(law,))
+  assert verdict.verdicts([alone], MODELS)[0].answers[0].kind == FITTED
+  assert "fitted" in verdict.table([alone], MODELS)
+  drawn = dataclasses.replace(law, name="Griffin, power law")
+  assert not verdict.verdicts([dataclasses.replace(fitted, series=(drawn,))], MODELS)
 
 
 def test_the_table_escapes_names_links_figures_and_tells_estimates():
