@@ -317,13 +317,29 @@ def _copy_of(file: RemoteFile) -> IO[bytes] | None:
   """Opens a copy on this machine of a file whose server sends no ranges; None for others."""
   if not file._scheme.startswith("http"):
     return None
+  return _copy(file, wanted=lambda: not _sends_ranges(file))
 
+
+def copied(file: RemoteFile) -> IO[bytes]:
+  """Opens a copy on this machine, for a library that reads paths alone; `name` is its path.
+
+  At most two copies stay in the temporary folder.
+
+  Raises:
+    RemoteError: the file cannot be read.
+  """
+  copy = _copy(file, wanted=lambda: True)
+  assert copy is not None
+  return copy
+
+
+def _copy(file: RemoteFile, wanted: Callable[[], bool]) -> IO[bytes] | None:
   def fetch(target: Path) -> None:
     with told(str(file)):
       remote_systems.system(file._scheme).get_file(str(file), str(target))
 
   key = f"{file} {file.version}"
-  return temporary_copies.opened(key, file.name, fetch, wanted=lambda: not _sends_ranges(file))
+  return temporary_copies.opened(key, file.name, fetch, wanted)
 
 
 def _sends_ranges(file: RemoteFile) -> bool:

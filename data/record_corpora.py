@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from base import remote_files
 from base.file_paths import FilePath
@@ -68,16 +68,11 @@ class Records(DocumentFiles):
     return None
 
   def parts(self, size: int) -> list[Part]:
-    """Cuts ArrayRecord files at any record; a TFRecord file is one part."""
+    """Cuts ArrayRecord files of this machine at any record; other files are one part each."""
     found = []
     for path in files_of(self):
       total = path.stat().st_size
-      if _is_array_record(path) and remote_files.is_remote(path):
-        raise CorpusError(
-          f"{path}: the library for ArrayRecord reads files of this machine alone. Copy them to a"
-          " disk, or write TFRecord or Parquet."
-        )
-      if not _is_array_record(path):
+      if not _is_array_record(path) or remote_files.is_remote(path):
         found.append(Part(str(path), 0, total, total))
         continue
       records = _count(path, total, path.stat().st_mtime_ns)
@@ -89,8 +84,10 @@ class Records(DocumentFiles):
   def texts(self, part: Part) -> Iterator[Text]:
     """Yields the texts of a part's examples."""
     path, field = source(part.file), self.field.encode()
-    if _is_array_record(path):
-      records = _array_records(path, part.start, part.stop)
+    if isinstance(path, remote_files.RemoteFile) and _is_array_record(path):
+      records = _copied_array_records(path)
+    elif _is_array_record(path):
+      records = _array_records(path, path, part.start, part.stop)
     else:
       records = _tf_records(path)
     for number, record in enumerate(records, start=part.start):
@@ -108,12 +105,17 @@ def _is_array_record(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-  """Opens an ArrayRecord file, whose faults may be found only when it is closed."""
+def _opened(file: Path | str, path: Path) -> Iterator[Any]:
+  """Opens an ArrayRecord file, whose faults may be found only when it is closed.
+
+  Args:
+    file: what is opened.
+    path: its name in errors.
+  """
   from array_record.python.array_record_module import ArrayRecordReader
 
   try:
-    reader = ArrayRecordReader(str(path))
+    reader = ArrayRecordReader(str(file))
     try:
       yield reader
     finally:
@@ -126,14 +128,22 @@ def _opened(path: Path) -> Iterator[Any]:
 @functools.lru_cache(2**16)
 def _count(path: Path, size: int, mtime_ns: int) -> int:
   """Returns the number of records of a file of this size and time."""
-  with _opened(path) as reader:
+  with _opened(path, path) as reader:
     return reader.num_records()
 
 
-def _array_records(path: Path, start: int, stop: int) -> Iterator[bytes]:
+def _copied_array_records(path: remote_files.RemoteFile) -> Iterator[bytes]:
+  """Yields the records of a file elsewhere, from a copy: the library reads paths of disks alone."""
+  with remote_files.copied(path) as copy:
+    with _opened(copy.name, cast(Path, path)) as reader:
+      records = reader.num_records()
+    yield from _array_records(copy.name, cast(Path, path), 0, records)
+
+
+def _array_records(file: Path | str, path: Path, start: int, stop: int) -> Iterator[bytes]:
   for first in range(start, stop, _RECORDS_AT_ONCE):
     # Not open while the caller works: its errors are none of the file's.
-    with _opened(path) as reader:
+    with _opened(file, path) as reader:
       records = reader.read(first, min(first + _RECORDS_AT_ONCE, stop))
     yield from records
 

@@ -18,6 +18,7 @@ from data.tokenizers import Bytes
 from tests import bucket_servers, web_server
 from tests.data.test_record_corpora import TEXTS as RECORDED
 from tests.data.test_record_corpora import example, tf_record
+from tests.data.test_record_corpora import write as write_records
 from tests.data.test_sources import zstandard
 
 TEXTS = ["first é", "second\r\nline", "", *(f"text {n} " * 40 for n in range(300))]
@@ -36,6 +37,7 @@ def write(folder):
   (folder / "document.txt").write_text("\n".join(TEXTS))
   table = pyarrow.table({"n": range(303), "text": TEXTS})
   pyarrow.parquet.write_table(table, folder / "a.parquet", row_group_size=100)
+  write_records(folder, "array_record")
   (folder / "a.tfrecord").write_bytes(tf_record(map(example, RECORDED)))
   (folder / "a.tfrecord.gz").write_bytes(gzip.compress(tf_record(map(example, RECORDED))))
   ids = np.arange(5000) % 250 + 1
@@ -100,7 +102,7 @@ def test_documents_are_those_of_local_files(local, place):
   assert [part.size for part in there.parts(1)] == [part.size for part in here.parts(1)]
   assert texts(there, 1) == [text.encode() for text in TEXTS]
   assert texts(SavedDataset(f"{place}/saved"), 1) == [text.encode() for text in TEXTS]
-  for name in ("a.tfrecord", "a.tfrecord.gz"):
+  for name in ("a.tfrecord", "a.tfrecord.gz", "a.array_record"):
     assert texts(Records(f"{place}/{name}"), 1) == [text.encode() for text in RECORDED]
   for name in ("a.bin", "a.npy"):
     found = [
@@ -233,9 +235,9 @@ def test_a_web_server_that_refuses_or_lacks_a_file_is_told(local):
       list(corpora.JsonLines(f"{address}/none.jsonl").undivided())
     with pytest.raises(files.CorpusError, match=r"a\.jsonl:1: no 'prose', only 'text'"):
       list(corpora.JsonLines(f"{address}/lines/a.jsonl", field="prose").undivided())
-    (local / "a.array_record").write_bytes(b"x")
-    with pytest.raises(files.CorpusError, match="files of this machine alone"):
-      Records(f"{address}/a.array_record").parts(1)
+    (local / "bad.array_record").write_bytes(b"x")
+    with pytest.raises(files.CorpusError, match=r"http.*bad\.array_record is not a readable Array"):
+      list(Records(f"{address}/bad.array_record").undivided())
 
 
 def test_a_missing_library_names_its_extra(monkeypatch):
