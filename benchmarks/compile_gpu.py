@@ -1,7 +1,8 @@
-"""Compiles recurrences and attention, values and gradients, for an H200 that need not be attached.
+"""Compiles the kernels, values and gradients, for an H200 that need not be attached.
 
     python -m benchmarks.compile_gpu
     python -m benchmarks.compile_gpu --op attention
+    python -m benchmarks.compile_gpu --op delta_rule
 
 Needs the `gpu` extra (`make install EXTRAS=gpu`), but neither a GPU nor its driver. One line per
 compiled program; the exit status counts the failures. CI does not run it: the CUDA libraries take 3
@@ -29,16 +30,26 @@ from benchmarks.kernel_cases import (
   attention_arguments,
   attention_with_gradient,
   cotangents,
+  delta_arguments,
+  linear_attention_arguments,
   linear_scan_arguments,
   rg_lru_arguments,
 )
 from comparison.speed.recurrences import with_gradient
 from kernels import platform
 from kernels.attention import attention
+from kernels.delta_rule import delta_rule
+from kernels.gated_linear_attention import gated_linear_attention
 from kernels.linear_scan import linear_scan
 from kernels.rg_lru import rg_lru
 
 OPS = {"rg_lru": (rg_lru, rg_lru_arguments), "linear_scan": (linear_scan, linear_scan_arguments)}
+# Their form for GPUs is chunks in XLA.
+MATRIX_OPS = {
+  "delta_rule": (delta_rule, delta_arguments),
+  "linear_attention": (gated_linear_attention, linear_attention_arguments),
+}
+MATRIX_SHAPES = ((8, 4096, 16, 128), (8, 2048, 16, 64))
 SHAPES = ((8, 2048, 4096), (2, 32768, 2560), (8, 2048, 640), (3, 100, 128))
 # ([B, T, H, K], key/value heads, window): the paper's local attention, whole rows, wide heads.
 ATTENTION_SHAPES = (
@@ -52,7 +63,7 @@ ATTENTION_SHAPES = (
 def main() -> None:
   form = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-  parser.add_argument("--op", choices=(*OPS, "attention"), help="this operation alone")
+  parser.add_argument("--op", choices=(*OPS, "attention", *MATRIX_OPS), help="this operation alone")
   only = parser.parse_args().op
   device = absent_gpu.device()
   whole = NamedSharding(Mesh(np.array([device]), ("device",)), P())
@@ -81,6 +92,13 @@ def _cases():
       arguments = attention_arguments(shape, kv_heads, jnp.bfloat16)
       title = f"{implementation:13} {'attention':12} {list(shape)!s:20} window {window!s:5}"
       yield title, run, arguments
+
+  for (name, (op, arguments_of)), decay, shape in itertools.product(
+    MATRIX_OPS.items(), ("head", "channel"), MATRIX_SHAPES
+  ):
+    run = with_gradient(functools.partial(_run, op, "chunked"))
+    title = f"{'chunked':13} {name:16} {list(shape)!s:20} decay per {decay:7}"
+    yield title, run, arguments_of(shape, decay, jnp.bfloat16)
 
 
 def _attend(implementation, window, q, k, v, ids):

@@ -200,10 +200,10 @@ def _compile_sharded_attention(generation: str, attend, head_dim: int, kv_heads:
 
 
 def delta_rules(generation: str, which: str):
-  """(name, thunk that compiles) for one generation; distinct is one, of decays by turns."""
+  """(name, thunk that compiles) for one generation; distinct are two, of decays by turns."""
   decays, dtypes = ("head", "channel"), (jnp.bfloat16, jnp.float32)
   turn = list(absent_tpu.GENERATIONS).index(generation) % 2
-  sample = [(decays[turn], 128, 2048, jnp.bfloat16)]
+  sample = [(decays[turn], 128, 2048, jnp.bfloat16), (decays[1 - turn], 128, 1, jnp.bfloat16)]
   for decay, head_dim, steps, dtype in (
     itertools.product(decays, (64, 128, 256), LENGTHS, dtypes) if which == "all" else sample
   ):
@@ -216,12 +216,16 @@ def delta_rules(generation: str, which: str):
 
 
 def delta_rule_kernels(generation: str, which: str):
-  """(name, thunk that compiles) of the Pallas kernels; but for 'all', one on two generations."""
+  """(name, thunk that compiles) of the Pallas kernels; but for 'all', one on two generations.
+
+  A row of one token and a step of decoding, 16 rows, are what they become there: plain XLA.
+  """
   decays, dtypes = ("head", "channel"), (jnp.bfloat16, jnp.float32)
   sample = {"v5e": "head", "tpu7x": "channel"}
   cases = itertools.product(decays, (64, 128, 256), LENGTHS, dtypes)
   if which != "all":
     cases = [(sample[generation], 128, 2000, jnp.bfloat16)] if generation in sample else []
+    cases.append((decays[list(absent_tpu.GENERATIONS).index(generation) % 2], 128, 1, jnp.bfloat16))
   for decay, head_dim, steps, dtype in cases if generation != "v3" else ():
     shape = (1, steps, 2, head_dim)
     yield (
@@ -230,6 +234,12 @@ def delta_rule_kernels(generation: str, which: str):
         _compile, generation, _delta_kernel_gradient, *delta_arguments(shape, decay, dtype)
       ),
     )
+  for decay in decays if generation != "v3" else ():
+    *arguments, _, _ = delta_arguments((16, 1, 4, 128), decay, jnp.bfloat16)
+    yield (
+      f"delta_rule_step [16, 1, 4, 128] decay per {decay} bfloat16",
+      functools.partial(_compile, generation, _delta_step, *arguments),
+    )
 
 
 def _delta_rule(q, k, v, beta, log_a, h0, reset):
@@ -237,9 +247,8 @@ def _delta_rule(q, k, v, beta, log_a, h0, reset):
 
 
 _delta_gradient = with_gradient(_delta_rule)
-_delta_kernel_gradient = with_gradient(
-  functools.partial(delta_rule_tpu.delta_rule, last=True, chunk=64)
-)
+_delta_step = functools.partial(delta_rule_tpu.delta_rule, last=True, chunk=64)
+_delta_kernel_gradient = with_gradient(_delta_step)
 OPS = {
   "recurrences": recurrences,
   "attention": attentions,

@@ -78,6 +78,14 @@ def delta_arguments(
   return tile, tile, tile, per_head, log_a, state, reset, tile, state
 
 
+def linear_attention_arguments(
+  shape: tuple[int, int, int, int], decay: str, dtype
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """(q, k, v, log_a, h0, reset) and cotangents of gated linear attention, as `delta_arguments`."""
+  q, k, v, _, *rest = delta_arguments(shape, decay, dtype)
+  return q, k, v, *rest
+
+
 def attention_arguments(shape: tuple[int, int, int, int], kv_heads: int, dtype):
   """(q, k, v, segment ids, cotangent) for queries [B, T, H, K] and as many keys."""
   batch, steps, _, head_dim = shape

@@ -77,15 +77,27 @@ def test_attention_and_its_gradient_compile(compilations, generation):
 def test_the_delta_rule_and_its_gradient_compile(compilations):
   """Decays per head and per channel by turns, to compile half as much."""
   lines = [compiled(compilations[generation], "delta_rule") for generation in GENERATIONS]
-  decays = [line.split("per ")[1].split()[0] for (line,) in lines]
-  assert decays == ["head", "head", "channel", "head", "channel", "channel"]
+  decays = [[line.split("per ")[1].split()[0] for line in two] for two in lines]
+  turns = ["head", "head", "channel", "head", "channel", "channel"]
+  others = {"head": "channel", "channel": "head"}
+  assert decays == [[decay, others[decay]] for decay in turns]
+  assert all("[1, 2048, 2, 128]" in long and "[1, 1, 2, 128]" in one for long, one in lines)
 
 
 def test_the_kernels_of_the_delta_rule_compile(compilations):
   """Two generations and decays; `python -m benchmarks.compile_tpu` compiles all."""
   for generation, decay in (("v5e", "head"), ("tpu7x", "channel")):
-    (line,) = compiled(compilations[generation], "delta_rule_kernel")
+    line, _ = compiled(compilations[generation], "delta_rule_kernel")
     assert f"[1, 2000, 2, 128] decay per {decay} bfloat16" in line
+
+
+def test_one_token_and_a_step_of_decoding_of_the_delta_rule_compile(compilations):
+  """For every generation that has the kernels."""
+  for generation in set(GENERATIONS) - {"v3"}:
+    *_, one = compiled(compilations[generation], "delta_rule_kernel")
+    assert "[1, 1, 2, 128]" in one
+    steps = compiled(compilations[generation], "delta_rule_step")
+    assert [line.split("per ")[1].split()[0] for line in steps] == ["head", "channel"]
 
 
 def check_bundles(generation: str, measured: dict[str, float]):
