@@ -5,9 +5,9 @@
     python -m benchmarks.tpu_bundles v5e --op delta_rule_head
 
 A TPU core issues one bundle per cycle, so bundles per 1024 elements, beside the bundles that fit in
-the time HBM needs for those elements, say whether a kernel can run at memory speed. No TPU is
-needed. The listing knows nothing of waiting for memory: it ranks versions of a kernel and is no
-timing.
+the time HBM needs for those elements, say whether a kernel can run at memory speed. The table also
+has the bytes that a kernel moves per element and per token. No TPU is needed. The listing knows
+nothing of waiting for memory: it ranks versions of a kernel and is no timing.
 """
 
 from __future__ import annotations
@@ -157,18 +157,27 @@ def measure_apart(generations: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def table(measured: dict[str, dict[str, float]]) -> str:
-  """Bundles per 1024 elements / bundles in the time of the HBM traffic, a row per kernel."""
+  """Bundles per 1024 elements / bundles in the time of the HBM traffic, a row per kernel.
+
+  Before them are the HBM bytes per element, and per token of a whole layer at `SHAPE`'s width, or
+  of one head at `DELTA_SHAPE`'s.
+  """
   from benchmarks import absent_tpu
   from benchmarks.kernel_cases import BYTES_PER_ELEMENT
 
-  lines = [f"{'bundles / HBM budget':30}" + "".join(f"{g:>14}" for g in measured)]
+  widths = {"delta_rule": (DELTA_SHAPE[3], "head"), "": (SHAPE[2], "layer")}
+  head = f"{'bundles / HBM budget':30}{'HBM bytes per element, token':>30}"
+  lines = [head + "".join(f"{g:>14}" for g in measured)]
   kernels = list(dict.fromkeys(kernel for values in measured.values() for kernel in values))
   for kernel in kernels:
     cells = []
     for generation, values in measured.items():
       budget = absent_tpu.GENERATIONS[generation].bundles_at_floor(BYTES_PER_ELEMENT[kernel])
       cells.append(f"{values[kernel]:6.1f} /{budget:5.1f}" if kernel in values else "-")
-    lines.append(f"{kernel:30}" + "".join(f"{c:>14}" for c in cells))
+    width, of = next(found for name, found in widths.items() if kernel.startswith(name))
+    per_element = BYTES_PER_ELEMENT[kernel]
+    moved = f"{per_element}, {per_element * width:,} a {of}"
+    lines.append(f"{kernel:30}{moved:>30}" + "".join(f"{c:>14}" for c in cells))
   return "\n".join(lines)
 
 

@@ -11,6 +11,8 @@ import sys
 import jax
 import pytest
 
+from benchmarks import tpu_bundles
+
 # Every kernel for the oldest, whose kernels multiply no bfloat16, and for one whose kernels have
 # sigmoid and rsqrt as instructions; of each op the kernel with the most code for the others, which
 # compile the same code as one of them.
@@ -98,6 +100,15 @@ def test_one_token_and_a_step_of_decoding_of_the_delta_rule_compile(compilations
     assert "[1, 1, 2, 128]" in one
     steps = compiled(compilations[generation], "delta_rule_step")
     assert [line.split("per ")[1].split()[0] for line in steps] == ["head", "channel"]
+
+
+def test_the_table_shows_bundles_beside_budgets_and_bytes():
+  head, *lines = tpu_bundles.table({"v5e": BASELINE["0.10"]["v5e"]}).splitlines()
+  assert head.split()[-1] == "v5e"
+  found = {line.split()[0]: line.split()[1:] for line in lines}
+  # 1,024 elements of 11 bytes take 13.7 ns at 820 GB/s: 20.6 bundles of 1.5 GHz.
+  assert found["delta_rule_head_forward"] == ["11,", "1,408", "a", "head", "93.9", "/", "20.6"]
+  assert found["rg_lru_forward"] == ["8,", "32,768", "a", "layer", "7.7", "/", "15.0"]
 
 
 def check_bundles(generation: str, measured: dict[str, float]):
