@@ -6,17 +6,23 @@ JSON lines under a tokenizer.json of 32,000 tokens, with two processes each, in 
 - `datasets.map(num_proc=2)`: tokenize in batches, append EOS, group into rows, save;
 - as Megatron-LM's `preprocess_data`: a pool of two processes tokenizes documents, and the first
   process appends EOS and writes `.bin` and `.idx`.
+
+Of our rows it also prints how busy the processes were between the first and the last documents: the
+share of two cores that they used, and that they used or waited for while other jobs had them (both
+from /proc), and the largest memory of a process.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import statistics
@@ -32,6 +38,7 @@ import numpy as np
 from data import preparation, rows, tokenizer_training
 from data.corpora import JsonLines, PythonLibrary
 from data.dataset import TextDataset
+from data.progress import PreparationProgress
 from data.tokenizer_json import TokenizerJson
 from data.tokenizers import Bytes, SentencePiece, Tokenizer
 
@@ -52,11 +59,59 @@ def write_text(path: Path, megabytes: float) -> None:
       size += file.write(json.dumps({"text": document}) + "\n")
 
 
+class Busy:
+  """Samples what the processes below this one use while documents are tokenized."""
+
+  def __init__(self):
+    self._samples: list[tuple[float, float, float]] = []  # the clock, seconds used, seconds waited
+    self._used: dict[str, tuple[float, float]] = {}
+    self.peak_mb = 0.0
+
+  def look(self, state: PreparationProgress) -> None:
+    """Samples, if documents have been read and not all."""
+    if not state.documents or state.finished:
+      return
+    for process in descendants(os.getpid()):
+      with contextlib.suppress(OSError, TypeError):
+        run = wait = 0.0
+        for thread in Path("/proc", process, "task").iterdir():
+          ran, waited, _ = (thread / "schedstat").read_text().split()
+          run, wait = run + int(ran) / 1e9, wait + int(waited) / 1e9
+        # Of a process that has ended, the last sample counts.
+        self._used[process] = run, wait
+        peak: Any = re.search(r"VmHWM:\s+(\d+)", Path("/proc", process, "status").read_text())
+        self.peak_mb = max(self.peak_mb, int(peak[1]) / 1e3)
+    run = sum(used for used, _ in self._used.values())
+    wait = sum(waited for _, waited in self._used.values())
+    self._samples.append((time.perf_counter(), run, wait))
+
+  def __str__(self) -> str:
+    if len(self._samples) < 2:
+      return "too little text to say how busy two cores were"
+    first, last = self._samples[0], self._samples[-1]
+    wall, run, wait = (b - a for a, b in zip(first, last, strict=True))
+    return (
+      f"in {wall:.1f} s of tokenizing {run / wall / 2:.0%} of two cores used,"
+      f" {(run + wait) / wall / 2:.0%} used or waited for; largest process {self.peak_mb:.0f} MB"
+    )
+
+
+def descendants(process: int | str) -> Iterator[str]:
+  """Yields the processes below a process."""
+  for children in Path(f"/proc/{process}/task").glob("*/children"):
+    with contextlib.suppress(OSError):
+      for child in children.read_text().split():
+        yield child
+        yield from descendants(child)
+
+
 def ours(files: str, tokenizer: Tokenizer, folder: Path) -> int:
   """Packs rows with two workers; returns the number of tokens."""
   corpus = JsonLines(files, heldout_fraction=0.0)
   text = TextDataset(corpus, tokenizer, LENGTH, "train", str(folder / "cache"))
-  preparation.prepare([text], lambda state: None, workers=2, own_command=True)
+  busy = Busy()
+  preparation.prepare([text], busy.look, workers=2, own_command=True)
+  print(f"  {busy}")
   return rows.RowFiles(text.cache_path).counts.tokens
 
 
