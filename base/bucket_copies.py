@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from base import buckets
+from base import buckets, temporary_folders
 from base.errors import UserError
 
 
@@ -73,13 +71,11 @@ def local_copy(source: Path) -> Iterator[Path]:
   if not buckets.in_bucket(source):
     yield source
     return
-  above = Path(tempfile.mkdtemp(prefix="from-bucket-"))
-  try:
-    download(source, above / source.name)
-    yield above / source.name
-  except UserError as error:
-    named = (part.replace(str(above / source.name), str(source)) for part in map(str, error.args))
-    error.args = tuple(named)
-    raise
-  finally:
-    shutil.rmtree(above, ignore_errors=True)
+  with temporary_folders.made("from-bucket-") as above:
+    try:
+      download(source, above / source.name)
+      yield above / source.name
+    except UserError as error:
+      named = (part.replace(str(above / source.name), str(source)) for part in map(str, error.args))
+      error.args = tuple(named)
+      raise

@@ -5,13 +5,13 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
-import shutil
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from base import temporary_folders
 
 _MOST = 2
 _LONGEST_NAME = 80
@@ -53,6 +53,6 @@ def opened(
 
 @functools.cache
 def _folder() -> Path:
-  folder = Path(tempfile.mkdtemp(prefix="sources-"))
-  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  folder = temporary_folders.make("sources-")
+  atexit.register(temporary_folders.remove, folder)
   return folder

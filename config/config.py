@@ -112,9 +112,16 @@ class Config:
 _built: Config | None = None
 
 
-def explained(message: str) -> str:
-  """Adds the arguments to change to a message about the last built configuration."""
-  return message if _built is None else message + _built._where(message)
+def explained(message: str, parameters: Sequence[str] = ()) -> str:
+  """Adds the arguments to change to a message about the last built configuration.
+
+  Args:
+    message: an error; the arguments of the parameters that it names are added.
+    parameters: further parameters that the error is about.
+  """
+  if _built is None:
+    return message
+  return message + _built._where(" ".join([message, *(f"{name}=" for name in parameters)]))
 
 
 def load(path: str | os.PathLike, root: Any, arguments: Iterable[str] = ()) -> Config:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from base import bucket_copies, buckets, small_files
+from base import bucket_copies, buckets, small_files, temporary_folders
 from base.errors import UserError
 from base.paths import shown
 from experiment import directory_owner
@@ -45,14 +45,14 @@ def appearing(target: Path) -> Iterator[Path]:
     _require_empty(target)
     with (
       directory_owner.owned(target),
-      tempfile.TemporaryDirectory(prefix="to-bucket-") as made,
+      temporary_folders.made("to-bucket-") as made,
     ):
       _require_empty(target)  # another process may have been faster
       for left in _objects(target):
         left.unlink(missing_ok=True)
-      yield Path(made)
+      yield made
       try:
-        bucket_copies.upload(Path(made), target, last=_LAST)
+        bucket_copies.upload(made, target, last=_LAST)
       except BaseException:
         for left in _objects(target):
           left.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from base import buckets, commands, remote_files
+from base import buckets, commands, remote_files, temporary_folders
 from base.errors import UserError
 from base.wording import plural
 from data import executors, heldout, packing, shard_plan
@@ -85,14 +85,14 @@ def run(request: dict[str, Any], what: str, show: Show) -> Any:
     tempfile.TemporaryFile() as log,
     # TensorFlow removes its files at an ordinary exit, which data/prepare.py does not make. A
     # worker may write for a moment longer than the process lives.
-    tempfile.TemporaryDirectory(prefix="preparation-", ignore_cleanup_errors=True) as temporary,
+    temporary_folders.made("preparation-") as temporary,
   ):
     process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=log,
-      env=_environment(temporary),
+      env=_environment(str(temporary)),
     )
     try:
       assert process.stdin is not None  # Both are pipes.

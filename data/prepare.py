@@ -112,6 +112,8 @@ def prepare(
     CorpusError: the corpus cannot be read, changes meanwhile, or the split has no text.
     PreparationError: the files cannot be written.
   """
+  if not dataset.is_prepared():
+    report({"what": dataset.what, "reading": True})
   try:
     if part is not None:
       _prepare_part(dataset, report, workers, part)

@@ -27,6 +27,7 @@ class PreparationProgress:
     total_bytes: approximate bytes of the corpus; 0 if unknown.
     seconds: seconds since the start.
     waiting: whether another process is preparing the same dataset.
+    reading: whether the process that prepares has begun to read the text.
     finished: whether this is the last event.
   """
 
@@ -38,6 +39,7 @@ class PreparationProgress:
   total_bytes: int = 0
   seconds: float = 0.0
   waiting: bool = False
+  reading: bool = False
   finished: bool = False
 
   def line(self) -> str:
@@ -45,9 +47,8 @@ class PreparationProgress:
     if self.waiting:
       return f"preparing {self.what}: waiting for the process that does, {self.seconds:.0f} s"
     if not self.documents and not self.finished:
-      return (
-        f"preparing {self.what}: starting the process that reads the text, {self.seconds:.0f} s"
-      )
+      doing = "reading the text" if self.reading else "starting the process that reads the text"
+      return f"preparing {self.what}: {doing}, {self.seconds:.0f} s"
     share = 1.0 if self.finished else min(self.text_bytes / (self.total_bytes or 1), 1.0)
     bar = ""
     if self.total_bytes or self.finished:

@@ -26,7 +26,7 @@ from data.lanes import refuse_mixture
 from data.mixture import MixedRows
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer, TokenizerError
-from experiment import budget, file_kinds, mup_base, step_memory
+from experiment import budget, file_kinds, layer_errors, mup_base, step_memory
 from models import maximal_update, sizing
 from models.accounting import ModelError, abstract_parameters, list_parameters
 from models.language_model import LanguageModel
@@ -164,7 +164,7 @@ class Experiment:
         abstract_batch(rows, self.sequence_length),
       )
     except ValueError as error:
-      raise ConfigError(config.explained(str(error))) from None
+      raise ConfigError(layer_errors.explained(error)) from None
     return sharding_plan
 
   def check_step(self, sharding_plan: ShardingPlan) -> None:
@@ -186,7 +186,7 @@ class Experiment:
         length=self.sequence_length,
       )
     except ValueError as error:
-      raise ConfigError(str(error).partition("\n----")[0]) from None
+      raise ConfigError(layer_errors.explained(error)) from None
 
   def rows(self) -> tuple[RowFiles | MixedRows, RowFiles | MixedRows]:
     """Opens the training rows and the held-out rows; makes missing ones together."""

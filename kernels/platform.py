@@ -66,11 +66,14 @@ class Implementation(NamedTuple):
       that it cannot take.
     platforms: the platforms on which it runs.
     default_on: the platforms on which it is the default, if it is available.
+    dtypes: names of the dtypes that it is made for; empty for all. That it does not take others is
+      no reason for a warning: a model in float32 is meant to be in float32.
   """
 
   module: str
   platforms: tuple[str, ...] = PLATFORMS
   default_on: tuple[str, ...] = ()
+  dtypes: tuple[str, ...] = ()
 
 
 def target() -> str:
@@ -139,7 +142,9 @@ def resolve(
   if implementation in (None, "auto"):
     preferred = [name for name, entry in table.items() if platform in entry.default_on]
     usable = [name for name in preferred if reasons[name] is None] or available
-    _say_once(op, platform, usable[0], tuple((n, reasons[n]) for n in preferred if reasons[n]))
+    refused = [name for name in preferred if reasons[name]]
+    warn = not all(_is_for_other_dtypes(table[name], arguments) for name in refused)
+    _say_once(op, platform, usable[0], tuple((name, reasons[name]) for name in refused), warn)
     implementation = usable[0]
   elif implementation not in table:
     raise ValueError(
@@ -202,8 +207,14 @@ def _reason(entry: Implementation, platform: str, arguments: tuple[Any, ...]) ->
   return reason
 
 
+def _is_for_other_dtypes(entry: Implementation, arguments: tuple[Any, ...]) -> bool:
+  return bool(entry.dtypes) and all(a.dtype.name not in entry.dtypes for a in arguments)
+
+
 @functools.cache
-def _say_once(op: str, platform: str, chosen: str, refused: tuple[tuple[str, str], ...]) -> None:
+def _say_once(
+  op: str, platform: str, chosen: str, refused: tuple[tuple[str, str], ...], warn: bool
+) -> None:
   why = "".join(f"; {name!r} {reason}" for name, reason in refused)
-  level = logging.WARNING if refused else logging.INFO
+  level = logging.WARNING if warn else logging.INFO
   logging.getLogger(__name__).log(level, "%s on %s: %s%s", op, platform, chosen, why)

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -39,9 +39,16 @@ def parser() -> command.Parser:
   result.add_argument(
     "--verify", action="store_true", help="read all rows and compare their checksums"
   )
-  result.add_argument("--show", type=int, default=0, help="print so many packed rows as text")
   result.add_argument(
-    "--stats", action="store_true", help="print statistics of the rows as JSON on stdout"
+    "--show",
+    type=int,
+    default=0,
+    help="print so many packed rows as text (with --stats: on stderr)",
+  )
+  result.add_argument(
+    "--stats",
+    action="store_true",
+    help="print statistics of the rows as JSON on stdout; with --verify, it says so",
   )
   return result
 
@@ -89,12 +96,16 @@ def _look(experiment: Experiment, args: Any) -> None:
       if args.verify:
         verification.verify(part, completely=True)
     if args.stats:
-      found[name] = look.statistics(rows)
-    elif args.show:
-      colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+      # A wrong checksum ends the command, so there is no other value.
+      found[name] = look.statistics(rows) | ({"checksums": "right"} if args.verify else {})
+    if args.show:
+      out = sys.stderr if args.stats else sys.stdout  # A program reads the JSON.
+      colour = out.isatty() and "NO_COLOR" not in os.environ
       for part in parts:
-        _show(part, args.show, colour)
-    else:
+        _show(part, args.show, colour, out)
+      if args.verify:
+        print(f"{name}: all checksums are right", file=out)
+    elif not args.stats:
       total = sum(part.counts.tokens for part in parts)
       verified = "; all checksums are right" if args.verify else ""
       print(f"{name}: {plural(len(rows), 'row')}, {plural(total, 'token')}{verified}")
@@ -102,14 +113,14 @@ def _look(experiment: Experiment, args: Any) -> None:
     print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
-def _show(rows: Any, count: int, colour: bool) -> None:
+def _show(rows: Any, count: int, colour: bool, out: TextIO) -> None:
   from data import look
 
-  print(f"=== {rows.directory}")
+  print(f"=== {rows.directory}", file=out)
   for number in range(min(count, len(rows))):
-    print(f"--- row {number}")
-    print(look.shown_row(rows, number, colour=colour))
-  print(look.described(look.statistics(rows)))
+    print(f"--- row {number}", file=out)
+    print(look.shown_row(rows, number, colour=colour), file=out)
+  print(look.described(look.statistics(rows)), file=out)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import jax
 
 from base import heartbeat
 from config.config import ConfigError
+from experiment import layer_errors
 from experiment.describe import device_bytes
 from experiment.experiment import Experiment
 from kernels import platform
@@ -68,7 +69,7 @@ def plan(
     try:
       program = PROGRAMS[step](experiment, sharding_plan, hardware.chip.memory)
     except ValueError as error:
-      raise ConfigError(str(error)) from None
+      raise ConfigError(layer_errors.explained(error)) from None
     tell(f"{model}: compiling for {hardware.name}; a large model takes minutes")
     try:
       with heartbeat.telling(f"{model}: compiling", tell):

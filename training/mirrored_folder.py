@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from base import temporary_folders
 
 # Between two copies, and the largest share of the time that copying may take.
 _SECONDS = 30.0
@@ -23,7 +23,7 @@ class MirroredFolder:
 
   def __init__(self, target: Path):
     """Makes an empty folder for a target in a bucket."""
-    self.path = Path(tempfile.mkdtemp(prefix="mirrored-"))
+    self.path = temporary_folders.make("mirrored-")
     self._target = target
     self._copied: dict[Path, tuple[int, int]] = {}
     self._next = time.monotonic() + _SECONDS
@@ -38,7 +38,7 @@ class MirroredFolder:
   def close(self) -> None:
     """Copies the rest and removes the folder."""
     self._copy()
-    shutil.rmtree(self.path, ignore_errors=True)
+    temporary_folders.remove(self.path)
 
   def _copy(self) -> None:
     began = time.monotonic()

@@ -9,7 +9,9 @@ from kernels.platform import Implementation, resolve
 
 IMPLEMENTATIONS = {
   "splash": Implementation("kernels.attention.splash", ("tpu",), ("tpu",)),
-  "mosaic_gpu": Implementation("kernels.attention.mosaic_gpu", ("gpu",), ("gpu",)),
+  "mosaic_gpu": Implementation(
+    "kernels.attention.mosaic_gpu", ("gpu",), ("gpu",), dtypes=("bfloat16",)
+  ),
   "xla_blockwise": Implementation("kernels.attention.xla_blockwise", default_on=("cpu", "gpu")),
   "cudnn": Implementation("kernels.attention.cudnn", ("gpu",)),
   "reference": Implementation("kernels.attention.reference"),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kernels import platform
 
-INSTEAD = "Use implementation='mosaic_gpu' or 'xla_blockwise'."
+INSTEAD = "Choose the implementation 'mosaic_gpu' or 'xla_blockwise'."
 
 
 def unavailable_reason() -> str | None:

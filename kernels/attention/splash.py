@@ -62,12 +62,13 @@ def attend(
   if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float32, jnp.bfloat16):
     raise ValueError(
       "attention: splash needs q, k and v all in float32 or all in bfloat16, got "
-      f"{q.dtype}, {k.dtype} and {v.dtype}. Cast them, or use implementation='xla_blockwise'."
+      f"{q.dtype}, {k.dtype} and {v.dtype}. Cast them, or choose the implementation "
+      "'xla_blockwise'."
     )
   if any(jax.typeof(x).manual_axis_type.varying for x in (q, k, v)):
     raise ValueError(
       "attention: splash attention cannot run inside shard_map(check_vma=True). Pass "
-      "check_vma=False there, or use implementation='xla_blockwise'."
+      "check_vma=False there, or choose the implementation 'xla_blockwise'."
     )
   dtype, length, heads = q.dtype, q.shape[1], q.shape[2]
   keys, kv_heads = k.shape[1:3]

@@ -40,7 +40,7 @@ def linear_scan(
     phase: [B, T, R / 2] float32, radians; None for a real recurrence.
     reset: [B, T] bool; True where a segment starts: the state before that step is zero.
     reverse: run from the last step to the first.
-    implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
+    implementation: a name from IMPLEMENTATIONS; None takes the platform's best for this width.
 
   Returns:
     h: [B, T, R] in x's dtype, and the state after the last executed step: [B, R] float32.
@@ -52,7 +52,7 @@ def linear_scan(
   check_scan_arguments("linear_scan", x, {} if phase is not None else {"log_a": log_a}, h0, reset)
   if phase is not None:
     _check_complex(x, log_a, phase)
-  run = resolve("linear_scan", implementation, IMPLEMENTATIONS)
+  run = resolve("linear_scan", implementation, IMPLEMENTATIONS, (x,))
   if phase is not None:
     return complex_scan(run, x, log_a, phase, h0, reset, reverse)
   return run(x, log_a, h0, reset, reverse)

@@ -16,7 +16,7 @@ from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
 from kernels.scan_gpu import chunks as mosaic_gpu_chunks
 from kernels.scan_gpu import scan as mosaic_gpu_scan
-from kernels.scan_gpu.scan import unavailable_reason  # noqa: F401 - used by kernels.platform
+from kernels.scan_gpu.scan import refusal, unavailable_reason  # noqa: F401 - for platform
 
 
 def linear_scan(
@@ -46,7 +46,7 @@ def scan(x, log_a, h0, reset, reverse=False, *, chunks=None, interpret=None):
       (`kernels.scan_gpu.chunks.choose`).
     interpret: `plgpu.InterpretGPUParams()` to run without a GPU.
   """
-  mosaic_gpu_scan.check_width("linear_scan", x.shape[2])
+  mosaic_gpu_scan.check_width("linear_scan", x)
   if reverse:
     # A flip copies the array (4 bytes per element), but no layer here runs backward in time.
     x, log_a, reset = (None if v is None else jnp.flip(v, 1) for v in (x, log_a, reset))

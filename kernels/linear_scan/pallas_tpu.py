@@ -15,6 +15,7 @@ from kernels.linear_scan import reference
 from kernels.linear_scan.tile_math import coefficients, decay, gradients
 from kernels.scan_tpu import blocks as tpu_blocks
 from kernels.scan_tpu import scan as pallas_tpu_scan
+from kernels.scan_tpu.blocks import refusal  # noqa: F401 - used by kernels.platform
 
 
 def linear_scan(
@@ -44,7 +45,7 @@ def scan(x, log_a, h0, reset, reverse=False, *, plan=None, interpret=False):
     interpret: run as plain XLA operations.
   """
   batch, _, width = x.shape
-  tpu_blocks.check_width("linear_scan", width)
+  tpu_blocks.check_width("linear_scan", x)
   if reverse:
     # A flip copies the array (4 bytes per element), but no layer here runs backward in time.
     flipped = [None if v is None else jnp.flip(v, 1) for v in (x, log_a, reset)]

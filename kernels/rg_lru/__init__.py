@@ -39,7 +39,7 @@ def rg_lru(
     log_decay: [R] float32 <= 0, the logarithm of the decay at a fully open gate.
     h0: [B, R] float32 state before the first step; zeros if None.
     reset: [B, T] bool, True where a segment starts.
-    implementation: a name from IMPLEMENTATIONS; None takes the platform's default.
+    implementation: a name from IMPLEMENTATIONS; None takes the platform's best for this width.
 
   Returns:
     h: [B, T, R] in x's dtype, and the state after the last step: [B, R] float32. All arithmetic is
@@ -53,5 +53,5 @@ def rg_lru(
     raise ValueError(
       f"rg_lru: log_decay must be float32 {x.shape[2:]}, got {log_decay.dtype} {log_decay.shape}."
     )
-  run = resolve("rg_lru", implementation, IMPLEMENTATIONS)
+  run = resolve("rg_lru", implementation, IMPLEMENTATIONS, (x,))
   return run(x, gate_a, gate_x, log_decay, h0, reset)

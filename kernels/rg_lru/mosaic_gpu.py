@@ -18,7 +18,7 @@ from kernels import checkpoint_names, manual_axes
 from kernels.rg_lru import reference, tile_math
 from kernels.scan_gpu import chunks as mosaic_gpu_chunks
 from kernels.scan_gpu import scan
-from kernels.scan_gpu.scan import unavailable_reason  # noqa: F401 - used by kernels.platform
+from kernels.scan_gpu.scan import refusal, unavailable_reason  # noqa: F401 - for platform
 
 
 def rg_lru(
@@ -49,7 +49,7 @@ def fused(x, gate_a, gate_x, log_decay, h0, reset, *, chunks=None, interpret=Non
       (`kernels.scan_gpu.chunks.choose`).
     interpret: `plgpu.InterpretGPUParams()` to run without a GPU.
   """
-  scan.check_width("rg_lru", x.shape[2])
+  scan.check_width("rg_lru", x)
   if h0 is None:
     h0 = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
   if chunks is None:

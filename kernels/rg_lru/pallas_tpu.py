@@ -17,6 +17,7 @@ from kernels import checkpoint_names, manual_axes
 from kernels.rg_lru import reference, tile_math
 from kernels.scan_tpu import blocks as tpu_blocks
 from kernels.scan_tpu import scan
+from kernels.scan_tpu.blocks import refusal  # noqa: F401 - used by kernels.platform
 
 
 def rg_lru(
@@ -48,7 +49,7 @@ def fused(x, gate_a, gate_x, log_decay, h0, reset, *, plan=None, native_math=Non
     interpret: run as plain XLA operations.
   """
   batch, _, width = x.shape
-  tpu_blocks.check_width("rg_lru", width)
+  tpu_blocks.check_width("rg_lru", x)
   if h0 is None:
     h0 = jnp.zeros((batch, width), jnp.float32)
   if native_math is None:

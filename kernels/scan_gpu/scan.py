@@ -14,6 +14,7 @@ end of a tile is that barrier, once per `TILE_STEPS` steps.
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +40,17 @@ def unavailable_reason() -> str | None:
   return platform.cuda_refusal(9, "Hopper")
 
 
-def check_width(name: str, width: int) -> None:
-  """Raises ValueError unless the kernel of operation `name` supports this width."""
-  if width % 128:
-    raise ValueError(
-      f"{name}: the Mosaic GPU kernel needs a width (per shard) that is a multiple of 128, got "
-      f"{width}. Change the width or its sharding, or use implementation='associative'."
-    )
+def refusal(x: jax.Array, *_: Any) -> str | None:
+  """Returns why these kernels cannot run on x [B, T, R]; None if they can."""
+  if x.shape[1] == 1 or x.shape[2] % 128 == 0:
+    return None  # a single step is plain XLA
+  return f"needs a width (per shard) that is a multiple of 128, got {x.shape[2]}"
+
+
+def check_width(name: str, x: jax.Array) -> None:
+  """Raises ValueError unless the kernel of operation `name` supports the width of x [B, T, R]."""
+  if reason := refusal(x):
+    raise ValueError(f"{name}: the Mosaic GPU kernel {reason}. Change the width or its sharding.")
 
 
 def reset_log(reset: jax.Array) -> jax.Array:

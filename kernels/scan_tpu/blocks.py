@@ -24,7 +24,7 @@ In the backward direction, the chunk that contains the end is masked, outside th
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,13 +74,17 @@ class Blocks:
     return [slabs[i : i + SUBLANES] for i in range(0, len(slabs), SUBLANES)]
 
 
-def check_width(name: str, width: int) -> None:
-  """Raises ValueError unless the kernel of operation `name` supports this width."""
-  if width % LANES:
-    raise ValueError(
-      f"{name}: the Pallas TPU kernel needs a width (per shard) that is a multiple of {LANES}, got "
-      f"{width}. Change the width or its sharding, or use implementation='associative'."
-    )
+def refusal(x: jax.Array, *_: Any) -> str | None:
+  """Returns why these kernels cannot run on x [B, T, R]; None if they can."""
+  if x.shape[1] == 1 or x.shape[2] % LANES == 0:
+    return None  # a single step is plain XLA
+  return f"needs a width (per shard) that is a multiple of {LANES}, got {x.shape[2]}"
+
+
+def check_width(name: str, x: jax.Array) -> None:
+  """Raises ValueError unless the kernel of operation `name` supports the width of x [B, T, R]."""
+  if reason := refusal(x):
+    raise ValueError(f"{name}: the Pallas TPU kernel {reason}. Change the width or its sharding.")
 
 
 class BlockPlan(NamedTuple):

@@ -228,6 +228,7 @@ def test_a_terminal_shows_one_line_that_moves():
   stream = Terminal()
   bar = progress.ProgressBar(stream)
   bar(progress.PreparationProgress("corpus (train)", seconds=3.2))
+  bar(progress.PreparationProgress("corpus (train)", seconds=3.5, reading=True))
   half = {"documents": 5, "text_bytes": 500_000, "total_bytes": 1_000_000, "seconds": 4.0}
   bar(progress.PreparationProgress("corpus (train)", **half))
   bar(progress.PreparationProgress("corpus (train)", documents=1, text_bytes=1_733))
@@ -240,6 +241,7 @@ def test_a_terminal_shows_one_line_that_moves():
   lines = stream.getvalue().split("\r")[1:]
   assert [line.strip() for line in lines] == [
     "preparing corpus (train): starting the process that reads the text, 3 s",
+    "preparing corpus (train): reading the text, 4 s",
     "preparing corpus (train): [############............]  50%  5 documents, 0.5 MB, 4 s",
     "preparing corpus (train): 1 document, 1.7 kB, 0 s",
     "preparing corpus (train): [########################] 100%  9 documents, 1.0 MB, 5 s"

@@ -149,7 +149,7 @@ def test_what_cudnn_cannot_do_is_refused_with_what_can():
     ({"head_dim": 512}, "at most 256 channels .* got 512"),
   ):
     with pytest.raises(
-      ValueError, match=f"{message}.* Use implementation='mosaic_gpu' or 'xla_blockwise'"
+      ValueError, match=f"{message}.* Choose the implementation 'mosaic_gpu' or 'xla_blockwise'"
     ):
       attend(**arguments)
 

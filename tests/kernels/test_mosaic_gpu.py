@@ -137,6 +137,26 @@ def test_a_width_that_is_no_multiple_of_128_is_refused(op):
     OPS[op][0](*arguments, reset)
 
 
+@pytest.mark.parametrize("platform_name", ["gpu", "tpu"])
+@pytest.mark.parametrize(("op", "table"), [("rg_lru", RG_LRUS), ("linear_scan", LINEAR_SCANS)])
+def test_a_width_that_is_no_multiple_of_128_takes_the_associative_scan_by_default(
+  caplog, platform_name, op, table
+):
+  named = {"gpu": "mosaic_gpu", "tpu": "pallas_tpu"}[platform_name]
+  said = r"needs a width \(per shard\) that is a multiple of 128, got 192"
+  platform._say_once.cache_clear()
+  with platform.targeting(platform_name), caplog.at_level("INFO"):
+    chosen = platform.resolve(op, None, table, (jnp.zeros((1, 4, 192)),))
+    with pytest.raises(ValueError, match=rf"'{named}' {said}; available on .*associative"):
+      platform.resolve(op, named, table, (jnp.zeros((1, 4, 192)),))
+    # A single step is plain XLA at any width, and a width that fits is the kernel's.
+    for shape in ((1, 1, 192), (1, 4, 256)):
+      kernel = platform.resolve(op, None, table, (jnp.zeros(shape),))
+      assert kernel.__module__ == f"kernels.{op}.{named}"
+  assert chosen.__module__ == f"kernels.{op}.associative"
+  assert [r.levelname for r in caplog.records] == ["WARNING", "INFO"]
+
+
 @pytest.mark.parametrize(
   ("device", "reason"),
   [

@@ -51,6 +51,16 @@ def test_rows_are_made_shown_and_found_by_training(arguments, capsys, monkeypatc
   text = rows.tokenizer.decode(rows.tokens[0][rows.segment_ids[0] == 1])
   assert f"--- row 0\n{text}" in shown
   assert "\033" not in shown
+  # All three together: a program reads stdout, and rows are for people.
+  assert train.get("checksums") == "right"
+  assert prepare.main([*arguments, "--show=1", "--stats", "--verify"]) == 0
+  printed = capsys.readouterr()
+  assert json.loads(printed.out)["train"] == train
+  assert f"--- row 0\n{text}" in printed.err
+  assert prepare.main([*arguments, "--show=1", "--verify"]) == 0
+  assert "train: all checksums are right" in capsys.readouterr().out
+  assert prepare.main([*arguments, "--stats"]) == 0
+  assert "checksums" not in json.loads(capsys.readouterr().out)["train"]
 
 
 @pytest.mark.parametrize(
