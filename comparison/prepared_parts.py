@@ -13,6 +13,7 @@ from comparison import machine
 from comparison import runs as comparison_runs
 from comparison.comparison import TUNING, Comparison, OnTrainedModels
 from comparison.page.figure import Figure
+from comparison.progress import PlannedResult
 from comparison.quality.tuning import NoSetting
 from comparison.results import TEXT, NotMeasured, ResultCache
 from comparison.runs import TrainedRuns
@@ -32,17 +33,28 @@ class PreparedPart:
     costs: group and cost of every result, by key.
     cache: its stored results; None if nothing will be measured.
     figures: measures the part and returns its figures; takes a `Cached`.
+    further: group and cost of results that may become necessary, such as a search's later rounds.
   """
 
   name: str
   costs: Mapping[str, tuple[str, float]]
   cache: ResultCache | None
   figures: Callable[[Any], tuple[Figure, ...]]
+  further: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
 
   @property
   def measured(self) -> ResultCache:
     """The stored results of a part that is measured."""
     return cast(ResultCache, self.cache)
+
+  def planned(self) -> list[PlannedResult]:
+    """Lists all results, with the seconds of stored ones; of further ones only those stored."""
+    seconds = self.measured.seconds({**self.costs, **self.further})
+    further = {key: of for key, of in self.further.items() if key in seconds}
+    return [
+      PlannedResult(self.name, key, group, cost, seconds.get(key))
+      for key, (group, cost) in {**self.costs, **further}.items()
+    ]
 
   def kept(self) -> tuple[Figure, ...] | None:
     """Returns the figures if all results are stored, and can be drawn."""
@@ -74,20 +86,24 @@ def prepare(
   for name, wrapped in comparison.all_parts.items():
     try:
       if isinstance(wrapped, OnTrainedModels):
-        given, depends, costs = _on_runs(wrapped, runs, trained)
+        given, depends, costs, further = _on_runs(wrapped, runs, trained)
       else:
         given, depends, costs = _on_models(wrapped, comparison, name)
+        further = {}
     except ValueError as error:
       raise UserError(f"part {name}: {error}") from error
     cache = folder and _cache(folder, name, wrapped.part, depends, on_result)
     if cache and name == TUNING:
       runs.tune_by(cache.cached)
-    parts.append(PreparedPart(name, costs, cache, functools.partial(wrapped.part, given)))
+    parts.append(PreparedPart(name, costs, cache, functools.partial(wrapped.part, given), further))
   return parts
 
 
-def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, Any, Any]:
-  """Returns the input, dependencies and costs of the results of a part on trained models."""
+def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, Any, Any, Any]:
+  """Returns the input of a part on trained models, and its results: see `PreparedPart`.
+
+  Those are the dependencies, the costs, and the costs of further results.
+  """
   specs = wrapped.part.results(runs)
   costs = {}
   for key, spec in specs.items():
@@ -102,7 +118,10 @@ def _on_runs(wrapped: Any, runs: TrainedRuns, trained: set[str]) -> tuple[Any, A
     text = runs.text(known[key])
     return {"run": runs.identity(known[key])} | ({TEXT: text} if text else {})
 
-  return runs, depends, costs
+  further = {
+    key: ("training", runs.cost(spec).flops) for key, spec in known.items() if key not in costs
+  }
+  return runs, depends, costs, further
 
 
 def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, Any, Any]:

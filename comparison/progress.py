@@ -47,6 +47,11 @@ class ComparisonProgress(ProgressLine):
     # Time and step of the current training's last shown step.
     self._last: tuple[float, int] | None = None
 
+  @property
+  def running_key(self) -> str | None:
+    """The key of the result that is being measured, as the line shows it."""
+    return self._running and self._running.key
+
   def plan(self, results: Iterable[PlannedResult]) -> None:
     """Adds results to measure, and stored ones with their seconds."""
     self._results |= {(result.part, result.key): result for result in results}

@@ -253,7 +253,9 @@ class TrainedRuns:
       peak_flops=self._peak_flops(sharding_plan.mesh.devices.flat[0].device_kind),
     )
     if summary.interrupted:
-      raise Stopped(f"{spec}, at step {summary.step}", summary.interrupted)
+      # A trial has a name in the search, which its line of progress showed.
+      name = (spec.trial is not None and self._progress.running_key) or spec
+      raise Stopped(f"{name}, at step {summary.step}", summary.interrupted)
     cost = self._cost_of(spec)
     curve = _curve(directory, cost.tokens_per_step)
     return OpenedRun(built, sharding_plan, summary.state.params, cost, curve, curve)

@@ -124,6 +124,11 @@ def explained(message: str, parameters: Sequence[str] = ()) -> str:
   return message + _built._where(" ".join([message, *(f"{name}=" for name in parameters)]))
 
 
+def names_argument(message: str) -> bool:
+  """Whether a message already says which argument to give."""
+  return gin_source.OVERRIDE_PREFIX in message
+
+
 def load(path: str | os.PathLike, root: Any, arguments: Iterable[str] = ()) -> Config:
   """Reads a gin file and command-line bindings, and checks them without building anything.
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from config import path_values
 from config.checks import Key, Operative, Setting
 from config.names import Reference, leaves
 from config.source import OVERRIDE_PREFIX, Macro
@@ -50,7 +51,24 @@ def flags(
       # References to functions are not typed as arguments.
       if flag not in message and not any(isinstance(leaf, Reference) for leaf in leaves(value)):
         found.setdefault(flag, shown)
+  if not found and OVERRIDE_PREFIX not in message:
+    found = _of_named_paths(message, parameters, macros)
   return "; ".join(list(found.values())[:_MOST])
+
+
+def _of_named_paths(
+  message: str, parameters: Mapping[Key, Setting], macros: Mapping[str, Setting]
+) -> dict[str, str]:
+  """Returns the macros of paths that a message names, such as that of a missing tokenizer."""
+  found: dict[str, str] = {}
+  for key, setting in parameters.items():
+    if isinstance(setting.value, Macro) and path_values.holds_paths(key.marked):
+      flag, value, shown = _flag(key, setting, macros)
+      if isinstance(value, str) and re.search(
+        rf"(?<![\w/.-]){re.escape(value)}(?![\w/-])", message
+      ):
+        found.setdefault(flag, shown)
+  return found
 
 
 def _flag(

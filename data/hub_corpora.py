@@ -26,6 +26,7 @@ from data.heldout import check_fraction, in_split
 from data.parts import Part
 
 _LOOKED_AT = 8
+_SECONDS_TO_ANSWER = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,28 @@ def _built(options: str) -> Any:
   if files is not None:
     named = [files] if isinstance(files, str) else files
     files = [file if remote_files.is_remote(file) else with_literal_folders(file) for file in named]
+  elif not os.path.isdir(path):
+    _require_answer(path)
   return _library().load_dataset_builder(path, config, data_files=files, revision=revision)
+
+
+def _require_answer(path: str) -> None:
+  """Asks the hub once: `datasets` repeats a request that nobody answers for half a minute.
+
+  Raises:
+    ConnectionError: there is no answer. Any answer, a refusal too, is left to `datasets`.
+  """
+  library = _library()
+  if library.config.HF_HUB_OFFLINE:
+    return
+  import huggingface_hub
+
+  try:
+    huggingface_hub.HfApi().dataset_info(path, timeout=_SECONDS_TO_ANSWER)
+  except Exception as error:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"TransportError", "ConnectionError", "Timeout"}:  # of httpx, and of requests
+      raise ConnectionError(str(error)) from None
 
 
 @remote_files.until_forgotten

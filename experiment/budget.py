@@ -6,7 +6,8 @@ import dataclasses
 import math
 from typing import Protocol
 
-from config.source import Source, Statement
+from config.config import Config
+from config.source import OVERRIDE_PREFIX, Source, Statement
 from models.accounting import account
 from models.language_model import LanguageModel
 
@@ -72,6 +73,13 @@ def steps(wanted: Statement, built: Sized) -> int:
 def chosen(wanted: Statement, number: int) -> Source:
   """Returns the statement of STEPS that stands for FLOPS, at the place of FLOPS."""
   return Source([dataclasses.replace(wanted, selector=_STEPS, value=number, text=None)])
+
+
+def argument(config: Config) -> str | None:
+  """Returns the argument of FLOPS that set a configuration's steps; None if none did."""
+  steps = config.macros.get(_STEPS)
+  told = str(steps.place) if steps is not None else ""
+  return told if told.startswith(f"{OVERRIDE_PREFIX}{_FLOPS}=") else None
 
 
 def _is_macro(item: Statement, name: str) -> bool:

@@ -210,7 +210,7 @@ class Experiment:
       held_out = first_part(self.eval_data).vocabulary
       different = held_out.describe() != tokenizer.describe()
     except TokenizerError as error:
-      raise ConfigError(str(error)) from None
+      raise ConfigError(config.explained(str(error))) from None
     if self.model.vocab_size < tokenizer.size:
       raise ConfigError(
         f"the tokenizer has {tokenizer.size} ids, the model's embedding {self.model.vocab_size}. "
@@ -227,7 +227,9 @@ def naming_flags() -> Iterator[None]:
   """Adds the arguments to change to errors about text."""
   try:
     yield
-  except CorpusError as error:
+  except (CorpusError, TokenizerError) as error:
+    if config.names_argument(str(error)):
+      raise  # Names of the user's columns may be those of parameters.
     raise type(error)(config.explained(str(error))) from error
 
 

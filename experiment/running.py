@@ -18,7 +18,7 @@ from data import loader
 from data.tokenizers import Symbols
 from evaluation import held_out
 from evaluation.perplexity import Scorer
-from experiment import directory_owner, kept_files, run_directory, trained
+from experiment import budget, directory_owner, kept_files, run_directory, trained
 from experiment.experiment import Experiment
 from experiment.run_directory import Difference, RunDirectory
 from experiment.trust import NOBODY, Trust
@@ -129,7 +129,7 @@ def _train(
       f"{processes.count()} processes train, but the configuration is for one device "
       "(gin/mesh/single.gin). Add another mesh to the command, such as gin/mesh/zero3.gin."
     )
-  _require_steps_left(experiment, run)
+  _require_steps_left(experiment, config, run)
   different = run.differences(config, trust) if run.holds_run() else []
   require_arrays = functools.partial(
     programs.require_same_arrays,
@@ -292,13 +292,16 @@ def _slots(experiment: Experiment, sharding_plan: ShardingPlan) -> list[int] | N
   return sharding_plan.rows_here(experiment.batch_size, experiment.sequence_length).tolist()
 
 
-def _require_steps_left(experiment: Experiment, run: RunDirectory) -> None:
+def _require_steps_left(experiment: Experiment, config: Config, run: RunDirectory) -> None:
   """Raises UserError if the run has done more steps than configured."""
   done = max(checkpoint.available_steps(run.path), default=0)
-  if experiment.options.steps < done:
+  steps = experiment.options.steps
+  if steps < done:
+    flops = budget.argument(config)
+    asked = f"the {plural(steps, 'step')} of {flops}" if flops else f"STEPS={steps}"
     raise UserError(
-      f"{run} has done {plural(done, 'step')}, more than STEPS={experiment.options.steps}. Give at "
-      f"least --gin.STEPS={done}, or another --run_dir."
+      f"{run} has done {plural(done, 'step')}, more than {asked}. Give at least "
+      f"--gin.STEPS={done}, or another --run_dir."
     )
 
 

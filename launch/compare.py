@@ -83,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
   args, bindings = command.parse(options, arguments)
   runs = _runs(options, args.config)
   if args.output is None and not args.describe and not runs:
+    if args.config:
+      _require_comparison(args.config[0])
     options.error("--output is needed, such as --output=comparisons/quick")
   if not args.config and args.output is None:
     options.error("no comparison is given. Name a gin file, or an --output that holds a comparison")
@@ -148,6 +150,14 @@ def main(arguments: Sequence[str]) -> int:
   with directory_owner.owned_by_job(output) as require_mine:
     _open(directory, config, args.resume, asked_by, trusted, made_here)
     return comparing.run(only, require_mine)
+
+
+def _require_comparison(file: str) -> None:
+  """Raises ConfigError if a gin file describes no comparison: then --output is not what lacks."""
+  from config import source
+  from experiment import file_kinds
+
+  file_kinds.require(source.read_file(file), file_kinds.COMPARISON, file)
 
 
 def _runs(options: command.Parser, given: Sequence[str]) -> list[Path]:
@@ -297,17 +307,12 @@ class _Comparing:
     """Measures the parts of `only`, and writes a page of all measured parts."""
     from comparison import machine
     from comparison.page import report as report_lib
-    from comparison.progress import PlannedResult
     from comparison.runs import Stopped
     from parallel import processes
 
     for work in self._works:
       if work.name in only:
-        seconds = work.measured.seconds(work.costs)
-        self._progress.plan(
-          PlannedResult(work.name, key, group, cost, seconds.get(key))
-          for key, (group, cost) in work.costs.items()
-        )
+        self._progress.plan(work.planned())
         if processes.is_first() and (change := work.measured.changed(work.costs)):
           self._progress.say(f"{work.name} is measured again: {machine.change(*change)}")
     # Stored results of other parts are shown too.

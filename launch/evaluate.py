@@ -158,7 +158,8 @@ def main(arguments: Sequence[str]) -> int:
       )
     streams = DocumentStreams(rows, batch_size)
   progress = ProgressLine(
-    len(streams) if streams else sum(held_out.batches_of(rows, batch_size, args.batches))
+    len(streams) if streams else sum(held_out.batches_of(rows, batch_size, args.batches)),
+    unit="batch",
   )
 
   def report(done: int, score: Score) -> None:

@@ -99,7 +99,7 @@ def run(
   progress: dict[str, ProgressLine] = {}
 
   def report(what: str, done: int, total: int) -> None:
-    bar = progress.setdefault(what, ProgressLine(total))
+    bar = progress.setdefault(what, ProgressLine(total, unit=what))
     if bar.is_due(done):
       bar.show(done, {})
 

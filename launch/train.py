@@ -283,6 +283,7 @@ def _introduce(
   import jax
 
   from models.accounting import list_parameters
+  from training.checkpoint import available_steps
 
   devices = (
     "" if sharding_plan.mesh.size == 1 else f"{plural(sharding_plan.mesh.size, 'device')} of "
@@ -292,9 +293,12 @@ def _introduce(
   trained = sum(p.count for p in parameters if experiment.model.trains(p.path))
   of_which = "" if trained == count else f" ({trained / 1e6:.3g} M trained)"
   tokens = experiment.batch_size * experiment.sequence_length
+  weights = ""
+  if experiment.init_from is not None and not available_steps(run.path):
+    weights = f" from {paths.shown(paths.of(experiment.init_from))}"
+  steps = plural(experiment.options.steps, "step")
   print(
-    f"{run}: {count / 1e6:.2f} M parameters{of_which}, {plural(experiment.options.steps, 'step')} "
-    "of "
+    f"{run}: {count / 1e6:.2f} M parameters{weights}{of_which}, {steps} of "
     f"{plural(tokens, 'token')}, {plural(rows, 'row')} of {experiment.sequence_length}, on "
     f"{devices}{jax.default_backend()}",
     file=sys.stderr,

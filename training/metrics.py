@@ -108,11 +108,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class ProgressLine:
   """Shows progress on one live line of a terminal, or as plain lines elsewhere."""
 
-  def __init__(self, steps: int, stream: TextIO | None = None):
-    """Sets the number of steps and the output stream."""
+  def __init__(self, steps: int, stream: TextIO | None = None, unit: str = "step"):
+    """Sets the number of steps, the output stream, and what a step is called."""
     self._stream = sys.stderr if stream is None else stream
     self.live = self._stream.isatty()
-    self._steps = steps
+    self._steps, self._unit = steps, unit
     self._shown = time.monotonic()
     # Time and step from which steps are timed: by default those of the first line.
     self._first: tuple[float, int] | None = None
@@ -138,7 +138,7 @@ class ProgressLine:
     left = 0.0 if step >= self._steps else math.nan
     if step > first:
       left = (now - start) / (step - first) * (self._steps - step)
-    parts = [f"step {step}/{self._steps}"]
+    parts = [f"{self._unit} {step}/{self._steps}"]
     parts += [f"{name} {show_number(value)}" for name, value in values.items()]
     if not math.isnan(left):
       parts.append(f"ETA {show_duration(left)}")

@@ -281,7 +281,7 @@ def _key(model: str, size: str, setting: Setting, share: float) -> str:
     f"{f'{value:g}' if isinstance(value, float) else value}"
     for macro, value in setting
   )
-  return f"{model}, {size}, {told}, {share:.0%} of the steps"
+  return f"{model}, {size}, {told}, {100 * share:.6g}% of the steps"
 
 
 def _measured(runs: Runs, spec: RunSpec) -> dict[str, Any]:
@@ -289,6 +289,7 @@ def _measured(runs: Runs, spec: RunSpec) -> dict[str, Any]:
   try:
     trained = runs.train(spec)
   except TrainingError:
-    return {"loss": None, "flops": 0.0}
+    # It took computation too, and its share of the steps was its budget.
+    return {"loss": None, "flops": runs.cost(spec).flops}
   *_, loss = trained.curve.values()
   return {"loss": loss if math.isfinite(loss) else None, "flops": trained.flops}

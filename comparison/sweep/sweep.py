@@ -12,6 +12,7 @@ from base.errors import UserError
 from comparison.sweep import jobs, outcome
 from comparison.sweep.cells import FILE, Cell, SweptAxis
 from comparison.sweep.outcome import Outcome
+from config import source
 from config.config import Config
 from experiment import experiment as experiment_lib
 from experiment import foreign_files, mesh_advice, run_list, running, trust
@@ -59,7 +60,7 @@ class Sweep:
     try:
       return self._load(cell, self.bindings_of(cell))
     except UserError as error:
-      raise UserError(f"{cell}: {error}") from None
+      raise _of_cell(cell, error) from None
 
   def bindings_of(self, cell: Cell) -> list[str]:
     """The arguments of all runs that have an effect in this one, for `jobs` too.
@@ -93,7 +94,7 @@ class Sweep:
     try:
       return experiment_lib.build(config)
     except UserError as error:
-      raise UserError(f"{cell}: {error}") from None
+      raise _of_cell(cell, error) from None
 
   def require_all(self) -> None:
     """Checks every run before the first is trained.
@@ -203,3 +204,11 @@ class Sweep:
         failures = {**self.failures(), cell.folder: str(error)}
         small_files.replace(self.output / _FAILURES, json.dumps(failures, indent=1) + "\n")
       return None
+
+
+def _of_cell(cell: Cell, error: UserError) -> UserError:
+  """Returns the error with the cell, or with the value of the axis that it is about."""
+  message = str(error)
+  if any(message.startswith(f"{binding}: ") for binding in cell.bindings):
+    return UserError(f"--over {message.removeprefix(source.OVERRIDE_PREFIX)}")
+  return UserError(f"{cell}: {message}")

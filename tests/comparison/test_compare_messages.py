@@ -102,6 +102,13 @@ def test_an_output_without_a_comparison_is_told(tmp_path):
     compare.main([f"--output={tmp_path / 'nothing'}"])
 
 
+def test_the_file_of_a_run_is_told_also_without_an_output():
+  with pytest.raises(ConfigError, match=r"griffin_quickstart\.gin describes a run, not a"):
+    compare.main(["gin/runs/griffin_quickstart.gin"])
+  with pytest.raises(SystemExit):
+    compare.main(["gin/compare/quick.gin"])  # only --output lacks
+
+
 def test_a_description_of_recall_names_no_training_of_its_sizes(capsys):
   assert compare.main(["gin/compare/recall.gin", "--describe"]) == 0
   first, *_ = capsys.readouterr().out.splitlines()

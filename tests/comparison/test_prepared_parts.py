@@ -45,6 +45,18 @@ def test_another_model_repeats_what_is_timed_in_turns_with_it(tmp_path):
   assert prepared(*place, three).measured.cached("tokens after 128", lambda: 3) == 3
 
 
+def test_a_search_that_continues_plans_what_it_has_done_already(tmp_path):
+  work = prepared(tmp_path, "gin/compare/quick.gin", "tuning", TWO)
+  first, later = len(work.costs), list(work.further)
+  assert len(work.planned()) == first
+  for key in [next(iter(work.costs)), later[0], later[-1]]:
+    work.measured.cached(key, lambda: 1)
+  again = prepared(tmp_path, "gin/compare/quick.gin", "tuning", TWO).planned()
+  assert len(again) == first + 2
+  assert [result.key for result in again if result.seconds is not None][1:] == [later[0], later[-1]]
+  assert all(result.cost > 0 for result in again[1:])
+
+
 def test_results_of_versions_without_an_option_are_found_at_its_default():
   part = comparison.load("gin/compare/recall.gin").build().parts["induction_heads"].part
   told = prepared_parts._told(part)

@@ -97,6 +97,9 @@ def test_rates_that_diverge_are_not_chosen_and_not_drawn():
   chosen, (figure, *_), _ = search(Tuning(**TEXTS, rates=RATES), runs)
   assert dict(chosen["Griffin"].best)["LEARNING_RATE"] == 2e-3
   assert figure.series[0].x == (1e-3, 2e-3)
+  # Four trials of a quarter of the steps, of which two diverged, and two of half of them.
+  one = runs.cost(runs.trained[0]).flops
+  assert chosen["Griffin"].flops == pytest.approx(2 * 0.25e9 + 2 * one + 2 * 0.5e9)
   with pytest.raises(UserError, match=r"Griffin, 1k: every learning rate of 0.001, .* smaller"):
     search(Tuning(**TEXTS, rates=RATES), TrialRuns(too_high=1e-4))
 
@@ -114,6 +117,13 @@ def test_how_much_the_next_rate_costs_is_a_row_of_the_table():
   _, (*_, figure), _ = search(Tuning(**TEXTS, rates=RATES), runs)
   assert [series.name for series in figure.series] == [BASE]
   assert figure.finding.endswith("A rate beside the best one diverges, or none was tried: Griffin.")
+
+
+def test_shares_of_almost_the_same_percent_are_two_rounds():
+  chosen, _, keys = search(Tuning(**TEXTS, rates=RATES, shares=(0.251, 0.254)), TrialRuns())
+  assert [len(found) for found in chosen[BASE].rounds] == [4, 2]
+  assert chosen[BASE].flops == pytest.approx(4 * 0.251e9 + 2 * 0.254e9)
+  assert "Griffin, 1k, learning rate 0.001, 25.1% of the steps" in keys
 
 
 def test_other_macros_are_combined_with_the_rates():

@@ -1,8 +1,10 @@
 """Streams of Hugging Face's `datasets` from files have their rows."""
 
 import json
+import time
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -94,3 +96,19 @@ def test_faults_are_told_in_a_line(folder, monkeypatch):
   with pytest.raises(files.NoFiles, match=r"nobody/nothing") as error:
     HubDataset("nobody/nothing").describe()
   assert "\n" not in str(error.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch, caplog):
+  # Nobody listens at port 1; the library would repeat each request for half a minute.
+  for module in (datasets.config, huggingface_hub.constants, huggingface_hub.hf_api):
+    for name in ("HF_ENDPOINT", "ENDPOINT"):
+      if hasattr(module, name):
+        monkeypatch.setattr(module, name, "http://127.0.0.1:1")
+  remote_files.forget()
+  began = time.monotonic()
+  with pytest.raises(
+    files.NoFiles, match=r"the hub does not answer for no/such .*Check the network"
+  ):
+    HubDataset("no/such").describe()
+  assert time.monotonic() - began < 5
+  assert not caplog.records

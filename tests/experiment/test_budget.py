@@ -2,9 +2,11 @@
 
 import pytest
 
+from base.errors import UserError
 from config.config import ConfigError
 from config.source import read_text
-from experiment import describe, experiment
+from experiment import budget, describe, experiment, running
+from experiment.run_directory import RunDirectory
 from models.accounting import account
 
 RUN = "runs/griffin_quickstart.gin"
@@ -40,6 +42,8 @@ def test_the_saved_configuration_has_the_steps():
   steps = experiment.build(config).options.steps
   assert f"STEPS = {steps}" in config.text()
   assert "FLOPS" not in config.macros
+  assert budget.argument(config) == "--gin.FLOPS=1e15"
+  assert budget.argument(experiment.load([RUN], ["--gin.STEPS=50"])) is None
   again = experiment.resolve(read_text(config.text()), "again")
   assert experiment.build(again).options.steps == steps
 
@@ -75,3 +79,14 @@ def test_a_description_tells_the_steps_and_their_flops():
 def test_fixed_steps_are_told():
   with pytest.raises(ConfigError, match="FLOPS has no effect"):
     built("--gin.FLOPS=1e15", "--gin.loop.LoopOptions.steps=9")
+
+
+def test_fewer_steps_than_are_done_are_told_by_what_asked_for_them(tmp_path):
+  (tmp_path / "checkpoints/9000").mkdir(parents=True)
+  for argument, told in (
+    ("--gin.FLOPS=1e13", r"more than the \d+ steps of --gin.FLOPS=1e13\."),
+    ("--gin.STEPS=77", r"more than STEPS=77\."),
+  ):
+    config = experiment.load([RUN], [argument])
+    with pytest.raises(UserError, match=rf"has done 9,?000 steps, {told} Give at least"):
+      running._require_steps_left(experiment.build(config), config, RunDirectory(tmp_path))

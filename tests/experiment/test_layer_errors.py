@@ -3,6 +3,7 @@
 import pytest
 
 from config.config import ConfigError
+from data.files import CorpusError
 from experiment import experiment
 from kernels import platform
 
@@ -36,3 +37,24 @@ def test_widths_that_do_not_fit_the_kernels_train_by_default():
   made = experiment.build(experiment.load(["runs/hawk_quickstart.gin"], small))
   with platform.targeting("tpu"):
     made.check_step(made.sharding_plan())
+
+
+@pytest.mark.parametrize("kind", ["tiktoken", "sentencepiece", "tokenizer"])
+def test_a_missing_tokenizer_file_is_named_with_its_macro(kind, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  files = ["runs/hawk_quickstart.gin", f"data/text_files_{kind}.gin"]
+  for arguments in ([], ["--gin.VOCAB_SIZE=4096"]):  # found while it is built, and at the check
+    with pytest.raises(ConfigError, match=r"does not exist.*--gin\.VOCABULARY_MODEL=") as found:
+      experiment.build(experiment.load(files, arguments)).check_tokenizer()
+    assert str(tmp_path) in str(found.value)
+
+
+def test_names_of_columns_are_not_taken_for_parameters():
+  experiment.build(experiment.load(["runs/hawk_quickstart.gin"], []))
+  said = "a.parquet: no column 'text', only sequence_length, words. Set --gin.TEXT_COLUMN=..."
+  with pytest.raises(CorpusError) as found, experiment.naming_flags():
+    raise CorpusError(said)
+  assert str(found.value) == said
+  told = r"to change: --gin\.SEQUENCE_LENGTH"
+  with pytest.raises(CorpusError, match=told), experiment.naming_flags():
+    raise CorpusError("sequence_length=9 is too short")

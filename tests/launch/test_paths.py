@@ -102,12 +102,15 @@ def test_a_relative_run_directory_is_read_by_every_command(home, monkeypatch, ca
     convert.main(["runs/first", "merged", "--merge"])
 
 
-def test_paths_are_recorded_absolute(home):
+def test_paths_are_recorded_absolute(home, capsys):
   text = (home / "runs/first/config.gin").read_text()
   assert f"TEXT_FILES = '{home}/text/*.txt'" in text
   assert f"cache_dir = '{home}/cache'" in text
   options = ["--init_from=runs/first", "--run_dir=child", "--gin.STEPS=3"]
+  capsys.readouterr()
   assert train.main(options) == 0
+  introduced = r"^child: [\d.]+ M parameters from runs/first, 3 steps"
+  assert re.search(introduced, capsys.readouterr().err, re.MULTILINE)
   assert f"init_from = '{home}/runs/first'" in (home / "child/config.gin").read_text()
 
 

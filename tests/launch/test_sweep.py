@@ -120,7 +120,10 @@ def test_all_runs_are_checked_before_the_first_is_trained(folder, swept):
   for more, message in (
     (["--over", "LEARNING_RATE=1e-3,fast"], "LEARNING_RATE=fast: "),
     (["--over", "BATCH_SIZE=4,0"], "BATCH_SIZE=0: "),
-    (["--over", "LERNING_RATE=1,2"], "LEARNING_RATE"),
+    (
+      ["--over", "LERNING_RATE=1,2"],
+      "^--over LERNING_RATE=1: no binding uses the macro LERNING_RATE; did you mean LEARNING_RATE",
+    ),
     (["--over", "file=nothing.gin"], "nothing.gin"),
     (["--over", RATES, "--gin.STEPS=7"], r"another configuration than the sweep's LEARNING_RATE"),
     (["--over", RATES, f"--jobs={folder}"], "cannot be read: Is a directory"),

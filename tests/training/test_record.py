@@ -111,3 +111,10 @@ def test_work_without_lines_of_its_own_shows_its_last_step_and_long_waits(monkey
       progress.show(step, {})
       shown.append(step)
   assert shown == [4, 8, 11]
+
+
+def test_progress_counts_what_it_is_told_to_count():
+  stream = io.StringIO()
+  progress = metrics.ProgressLine(13, stream, unit="batch")
+  progress.show(13, {"bits/byte": 2.5})
+  assert stream.getvalue() == "batch 13/13  bits/byte 2.5  ETA 0:00\n"
