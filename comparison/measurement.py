@@ -156,6 +156,10 @@ class Runs(Protocol):
     """
     ...
 
+  def flops(self, spec: RunSpec) -> float:
+    """Returns the FLOPs of a run's whole training, without training it."""
+    ...
+
 
 class TrainedMeasurement(Protocol):
   """A measurement of trained models; otherwise like `Measurement`."""

@@ -182,6 +182,10 @@ class TrainedRuns:
       return dataclasses.replace(whole, tokens=tokens, flops=flops)
     return self._cost_of(spec)
 
+  def flops(self, spec: RunSpec) -> float:
+    """See `comparison.measurement.Runs`."""
+    return self.cost(spec).flops
+
   def _cost_of(self, spec: RunSpec) -> Cost:
     """Returns the cost of a run with the setting that was found, which may change it."""
     counted, steps, tokens = self._account(dataclasses.replace(spec, seed=self.seeds[0]))

@@ -290,6 +290,6 @@ def _measured(runs: Runs, spec: RunSpec) -> dict[str, Any]:
     trained = runs.train(spec)
   except TrainingError:
     # It took computation too, and its share of the steps was its budget.
-    return {"loss": None, "flops": runs.cost(spec).flops}
+    return {"loss": None, "flops": runs.flops(spec)}
   *_, loss = trained.curve.values()
   return {"loss": loss if math.isfinite(loss) else None, "flops": trained.flops}

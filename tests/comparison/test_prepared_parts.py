@@ -46,12 +46,15 @@ def test_another_model_repeats_what_is_timed_in_turns_with_it(tmp_path):
 
 
 def test_a_search_that_continues_plans_what_it_has_done_already(tmp_path):
-  work = prepared(tmp_path, "gin/compare/quick.gin", "tuning", TWO)
+  quick = (
+    "{'Griffin': ['compare/quick_griffin.gin'], 'MQA Transformer': ['models/transformer.gin']}"
+  )
+  work = prepared(tmp_path, "gin/compare/quick.gin", "tuning", quick)
   first, later = len(work.costs), list(work.further)
   assert len(work.planned()) == first
   for key in [next(iter(work.costs)), later[0], later[-1]]:
     work.measured.cached(key, lambda: 1)
-  again = prepared(tmp_path, "gin/compare/quick.gin", "tuning", TWO).planned()
+  again = prepared(tmp_path, "gin/compare/quick.gin", "tuning", quick).planned()
   assert len(again) == first + 2
   assert [result.key for result in again if result.seconds is not None][1:] == [later[0], later[-1]]
   assert all(result.cost > 0 for result in again[1:])
