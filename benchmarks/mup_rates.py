@@ -130,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options.add_argument("--only", choices=("mup", "without"))
   args = options.parse_args(arguments)
   ways = [way == "mup" for way in ([args.only] if args.only else ["mup", "without"])]
-  for mup, model in itertools.product(ways, args.models.split(",")):
+  models: list[str] = args.models.split(",")
+  for mup, model in [(mup, model) for mup in ways for model in models]:
     way, first, best, steps = "with muP" if mup else "without", None, args.start, []
     for width in map(int, args.widths.split(",")):
       began = time.process_time()

@@ -6,7 +6,7 @@ rows, decodes, resumes, and splits over devices like every other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from base.errors import UserError, is_out_of_memory
 from contract import (
@@ -22,6 +22,7 @@ from contract import (
   state_size,
   tpu,
   variants,
+  widths,
 )
 from contract.finding import Finding
 from contract.subject import Subject
@@ -42,11 +43,17 @@ CHECKS: dict[str, Callable[[Subject], Iterator[Finding]]] = {
   "parameters": counts.parameters,
   "FLOPs": counts.flops,
   "checkpoint": checkpoints.check,
+  "widths": widths.check,
   "TPU compiler": tpu.check,
 }
 
 
-def run(model: LanguageModel, names: Iterable[str] = CHECKS) -> Iterator[tuple[str, Finding]]:
+def run(
+  model: LanguageModel,
+  names: Iterable[str] = CHECKS,
+  wider: Callable[[int], LanguageModel] | None = None,
+  width_factors: Sequence[int] = (4,),
+) -> Iterator[tuple[str, Finding]]:
   """Runs checks; yields the name of each check with its findings.
 
   An exception of a model is a finding too, and ends only that check.
@@ -54,11 +61,12 @@ def run(model: LanguageModel, names: Iterable[str] = CHECKS) -> Iterator[tuple[s
   Args:
     model: any model of the zoo, small enough to compile in seconds; its depth is replaced.
     names: names in `CHECKS`.
+    wider, width_factors: see `Subject`; the check 'widths' needs them.
 
   Raises:
     UserError: memory ran out, which says nothing about the model.
   """
-  subject = Subject(model)
+  subject = Subject(model, wider, width_factors)
   for name in names:
     try:
       for finding in CHECKS[name](subject):

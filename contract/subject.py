@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -32,10 +33,18 @@ class Subject:
     window: the largest window of its mixers, at least 8 tokens.
     length: tokens of a row: more than four windows.
     params: initial parameters with noise, because parameters of zero would hide errors.
+    wider: makes the model at a multiple of its widths and heads; None if only the model is known.
+    width_factors: the multiples that the check 'widths' compares with the model.
   """
 
-  def __init__(self, model: LanguageModel):
+  def __init__(
+    self,
+    model: LanguageModel,
+    wider: Callable[[int], LanguageModel] | None = None,
+    width_factors: Sequence[int] = (4,),
+  ):
     """Sets the model, of any depth; compiles nothing yet."""
+    self.wider, self.width_factors = wider, tuple(width_factors)
     pattern = tuple(dict.fromkeys(model.pattern))
     self.model = model.clone(pattern=pattern, depth=2 * len(pattern) + 1)
     windows = [getattr(mixer, "window", None) for mixer in self.model.mixers()]

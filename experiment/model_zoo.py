@@ -15,6 +15,7 @@ from models.language_model import LanguageModel
 FOLDER = GIN_ROOT / "models"
 # Before the model's own files, and after them.
 _DEFAULTS, _SIZE = "kernels/auto.gin", "contract.gin"
+_WIDTHS = "WIDTH", "RNN_WIDTH", "HEADS"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,13 +38,14 @@ def file_of(name: str) -> str:
 
 
 def build(
-  paths: Sequence[str | os.PathLike], arguments: Iterable[str] = ()
+  paths: Sequence[str | os.PathLike], arguments: Iterable[str] = (), widened: int = 1
 ) -> tuple[LanguageModel, dict[str, str]]:
   """Builds the model of gin files at the size of `gin/contract.gin`.
 
   Args:
     paths: a model's file, or all files of a run; later ones win.
     arguments: bindings from the command line, which replace those of the small size.
+    widened: factor of the widths and of the number of heads, which stay as wide.
 
   Returns:
     the model, and the macros in force that set its size.
@@ -62,6 +64,10 @@ def build(
   size = gin_source.read_file(_SIZE)
   source = gin_source.read_file(_DEFAULTS) + own + size + given
   configuration = config.resolve(source, Listing, str(paths[0]))
+  if widened != 1:
+    scaled = (f"{name} = {configuration.macros[name].value * widened}" for name in _WIDTHS)
+    source += gin_source.read_text("\n".join(scaled), f"{widened} times as wide")
+    configuration = config.resolve(source, Listing, str(paths[0]))
   sizes = {item.selector for item in size.statements if not item.parameter}
   macros = {name: repr(configuration.macros[name].value) for name in sorted(sizes)}
   return configuration.build().model, macros

@@ -19,11 +19,13 @@ from training import json_files
 
 if TYPE_CHECKING:
   from contract.finding import Finding
+  from models.language_model import LanguageModel
 
 DEVICES = "--xla_force_host_platform_device_count=8"
 DESCRIPTION = """\
 Checks that a model meets the contract that the rest of the project relies on: causality, packing,
-decoding, recomputation, sharding, precision, costs, checkpoints, and the TPU compiler.
+decoding, recomputation, sharding, precision, costs, checkpoints, learning at other widths with muP,
+and the TPU compiler.
 
 The model is one of gin/models/, or your own, which a gin file names by its Python path:
 
@@ -44,6 +46,11 @@ def parser() -> command.Parser:
   result.add_argument("config", nargs="*", help="gin files that set MODEL; later ones win")
   result.add_argument("--model", help="a model of gin/models/, such as hawk, or a gin file")
   result.add_argument("--only", help="comma-separated checks to run, such as causality,packing")
+  result.add_argument(
+    "--widths",
+    help="comma-separated multiples of WIDTH at which the check 'widths' compares steps with muP, "
+    "such as 64,128,256 (default: 4 WIDTH)",
+  )
   result.add_argument(
     "--json", type=paths.output_argument, help="also write the findings to this file"
   )
@@ -74,9 +81,21 @@ def main(arguments: Sequence[str]) -> int:
   paths = [*args.config, *([model_zoo.file_of(args.model)] if args.model else [])]
   model, macros = model_zoo.build(paths, bindings)
   macros["DEPTH"] = str(Subject(model).model.depth)  # The contract sets it, by the pattern.
+  factors = (4,)
+  if args.widths:
+    width = int(macros["WIDTH"])
+    given = [word.strip() for word in args.widths.split(",")]
+    wrong = [w for w in given if not w.isdecimal() or int(w) <= width or int(w) % width]
+    if wrong:
+      options.error(f"--widths: {wrong[0]!r} is no multiple of WIDTH={width}, from {2 * width} on")
+    factors = tuple(int(word) // width for word in given)
+
+  def wider(factor: int) -> LanguageModel:
+    return model_zoo.build(paths, bindings, factor)[0]
+
   print(f"{', '.join(paths)} at {', '.join(f'{name}={size}' for name, size in macros.items())}")
   began, records = time.monotonic(), []
-  for name, finding in contract.run(model, only):
+  for name, finding in contract.run(model, only, wider, factors):
     print(line(name, finding), flush=True)
     records.append({"check": name, **dataclasses.asdict(finding)})
   if args.json:
