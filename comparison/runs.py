@@ -21,7 +21,7 @@ from comparison.quality.tuning import written
 from config import path_values
 from config.config import Config
 from config.moved_names import first_form
-from data import loader
+from data import haystacks, loader
 from data.recall import RecallTask
 from evaluation import perplexity
 from evaluation.perplexity import Score, Scorer
@@ -123,7 +123,7 @@ class OpenedRun:
     """Scores a recall task; see `comparison.measurement.TrainedRun`."""
     where = decode_sharding.of(self.sharding_plan)
     scorer = RecallScorer(self.experiment.model, self.experiment.tokenizer, where)
-    return scorer(self.params, task, questions)
+    return scorer(self.params, haystacks.with_text_of(task, self.experiment.eval_data), questions)
 
 
 class TrainedRuns:

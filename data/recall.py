@@ -20,10 +20,20 @@ from data.tokenizers import Tokenizer
 
 # Validation examples are for choices, such as of a learning rate.
 SPLITS = ("train", "heldout", "validation")
-# Examples per random generator, which draws them together.
-_BLOCK = 64
 # Revision of the generators; examples and cache names depend on it.
 _REVISION = 1
+
+
+class Reference(NamedTuple):
+  """A text that a generated answer must contain.
+
+  Attributes:
+    text: the text.
+    source: index of the token where it stands in the document.
+  """
+
+  text: str
+  source: int
 
 
 class RecallExample(NamedTuple):
@@ -33,11 +43,16 @@ class RecallExample(NamedTuple):
     tokens: [n] int32 ids, ending in EOS.
     answers: [A] indices of the answers' tokens, ascending.
     sources: [A] indices of the tokens that the answers repeat.
+    references: the texts that make a generated answer right, in place of its tokens; empty for
+      most tasks.
+    room: tokens to generate for the references.
   """
 
   tokens: np.ndarray
   answers: np.ndarray
   sources: np.ndarray
+  references: tuple[Reference, ...] = ()
+  room: int = 0
 
   @property
   def loss_mask(self) -> np.ndarray:
@@ -74,6 +89,8 @@ class RecallTask:
   # Whether the published score is that of generated text; else of the most likely token after the
   # true previous tokens.
   generates = False
+  # Examples per random generator, which draws them together.
+  block = 64
 
   def __post_init__(self):
     for name in ("examples", "heldout_examples"):
@@ -112,9 +129,9 @@ class RecallTask:
         f"split={split!r} does not exist in {self.name}; there are {', '.join(SPLITS)}."
       )
     left = self.examples if split == "train" else self.heldout_examples
-    for block in range(-(-left // _BLOCK)):
+    for block in range(-(-left // self.block)):
       rng = np.random.default_rng([self.seed, SPLITS.index(split), block])
-      yield from self.draw(tokenizer, rng, _BLOCK)[: left - block * _BLOCK]
+      yield from self.draw(tokenizer, rng, self.block)[: left - block * self.block]
 
 
 def symbol_ids(tokenizer: Tokenizer, count: int) -> np.ndarray:

@@ -25,6 +25,9 @@ from parallel.sharded_vocabulary import whole
 _MULTIPLE = 64
 # Tokens per batch, unless one row has more.
 _TOKENS_AT_ONCE = 2**15
+# The same for contexts of tasks with references, which are filled but for a sentence; and the least
+# number of tokens to generate for them.
+_LONG_MULTIPLE, _MOST_GENERATED = 512, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +48,14 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Recalled:
-  """The tokens of all answers.
+  """The tokens of all answers, or the texts that the answers of a task must contain.
 
   Attributes:
-    correct: [N] bool, whether the model's token is right.
+    correct: [N] bool, whether the model's token is right, or its answer contains the text.
     example: [N] int64, number of its example.
     position: [N] int64, its position in the answer, from 0.
-    distance: [N] int64, tokens between it and its source, the token that it repeats.
+    distance: [N] int64, tokens between it and its source, the token that it repeats; for a text,
+      between the beginning of the answer and the source.
     depth: [N] float64, position of its source: 0 at the start of the context, 1 at its end.
     length: [N] int64, size of the context in the task's unit.
   """
@@ -68,14 +72,14 @@ class Recalled:
     cls, examples: Sequence[RecallExample], correct: Sequence[np.ndarray], length: int
   ) -> Recalled:
     """Joins the results of examples, [A] bool each."""
-    counts = [len(example.answers) for example in examples]
+    counts = [len(right) for right in correct]
     contexts = np.array([example.answers[0] for example in examples])
-    sources = np.concatenate([example.sources for example in examples])
+    places, sources = map(np.concatenate, zip(*map(_places, examples), strict=True))
     return cls(
       correct=np.concatenate(correct).astype(bool),
       example=np.repeat(np.arange(len(examples)), counts),
       position=np.concatenate([np.arange(count) for count in counts]),
-      distance=np.concatenate([example.answers for example in examples]) - sources,
+      distance=places - sources,
       depth=sources / np.repeat(contexts, counts),
       length=np.full(sum(counts), length),
     )
@@ -125,6 +129,14 @@ class Recalled:
       return [2**n for n in range(int(values.max()).bit_length() + 1)]
     different = np.unique(values).tolist()
     return [*different, different[-1] + 1]
+
+
+def _places(example: RecallExample) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the places of an example's answers, and of their sources: of tokens, or of texts."""
+  if not example.references:
+    return example.answers, example.sources
+  sources = np.array([reference.source for reference in example.references])
+  return np.full(len(sources), example.answers[0]), sources
 
 
 class RecallScorer:
@@ -222,6 +234,9 @@ class RecallScorer:
   ) -> Iterator[np.ndarray]:
     """Yields [A] bool per example: whether the greedily generated token is right.
 
+    For an example with references it is [R] bool: whether the generated text contains the
+    reference, in capitals or not (RULER's string match).
+
     Args:
       params: the model's parameters.
       examples: at most `rows` examples that end with their answer.
@@ -229,9 +244,20 @@ class RecallScorer:
     """
     padded = [*examples, *[examples[-1]] * (rows - len(examples))]
     prompts = [[self._tokenizer.bos_id, *e.tokens[: e.answers[0]].tolist()] for e in padded]
-    most = max(len(example.answers) for example in examples)
-    given = rows_of(self._decoder.generate(params, prompts, max_tokens=most), rows)
+    most = max(example.room or len(example.answers) for example in examples)
+    pad_to = 0
+    if examples[0].references:
+      # So that tasks of one length share a program.
+      most = -(-max(most, _MOST_GENERATED) // _MULTIPLE) * _MULTIPLE
+      longest = max(len(prompt) + e.room for prompt, e in zip(prompts, padded, strict=True))
+      pad_to = -(-longest // _LONG_MULTIPLE) * _LONG_MULTIPLE
+    given = rows_of(self._decoder.generate(params, prompts, max_tokens=most, pad_to=pad_to), rows)
     for example, ids in zip(examples, given, strict=False):
+      if example.references:
+        known = [token for token in ids[: example.room] if token < self._tokenizer.size]
+        text = self._tokenizer.decode(known).lower()
+        yield np.array([reference.text.lower() in text for reference in example.references])
+        continue
       expected = example.tokens[example.answers]
       found = np.full(len(expected), -1)
       found[: len(ids)] = ids[: len(expected)]

@@ -88,7 +88,9 @@ def main(arguments: Sequence[str]) -> int:
   except ValueError:
     options.error(f"--contexts={args.contexts} must be numbers, such as 256,512")
 
+  from data import haystacks
   from data.document_streams import DocumentStreams
+  from data.long_text import Suite
   from data.mixture import MixedRows
   from data.recall import RecallTask
   from data.row_halves import RowHalf
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
   from experiment import trained as trained_lib
   from experiment.run_directory import RunDirectory
   from inference import decode_sharding
-  from launch import evaluate_recall
+  from launch import evaluate_long_text, evaluate_recall
   from training import carried_state
   from training.metrics import ProgressLine
 
@@ -124,6 +126,9 @@ def main(arguments: Sequence[str]) -> int:
   task = getattr(data, "corpus", None)
   if isinstance(task, RecallTask):
     command.refuse(options, args, _OF_TEXT, f"on {task.name}, a recall task")
+    task = haystacks.with_text_of(task, trained.experiment.eval_data)
+    if isinstance(task, Suite):
+      return evaluate_long_text.run(run, trained, task, contexts, args.batch_size, where)
     return evaluate_recall.run(run, trained, task, contexts, args.batch_size, where, arguments)
   if contexts:
     options.error(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
 
+from comparison import shares
 from comparison.statistics import (
   Interval,
   interval,
@@ -134,3 +137,18 @@ def test_exponents_cover_the_truth_as_often_as_they_say():
 def test_what_cannot_be_computed_is_refused(call, told):
   with pytest.raises(ValueError, match=told):
     call()
+
+
+def test_intervals_of_shares_are_wilson_s_and_hold_those_of_seeds():
+  # Newcombe 1998, table I: 81 of 263, and 0 of 20.
+  found = shares.wilson(81 / 263, 263)
+  assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+  none = shares.wilson(0.0, 20)
+  assert (none.low, none.high) == pytest.approx((0, 0.1611), abs=5e-5)
+  assert shares.wilson(1.0, 3).high == 1
+  # Three seeds that are wrong everywhere: the questions alone say how sure that is.
+  assert shares.of_seeds([0.0] * 3, 20) == dataclasses.replace(none, count=3)
+  seeds = shares.of_seeds([0.2, 0.5, 0.8], 10_000)
+  assert (seeds.low, seeds.high) == pytest.approx((0, 1), abs=1e-9)
+  with pytest.raises(ValueError, match=r"a share of 1\.5"):
+    shares.wilson(1.5, 3)

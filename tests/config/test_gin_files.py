@@ -57,6 +57,8 @@ LARGEST_RATIO = {
   "compare/rivals_quick.gin": 1.02,
   "compare/mup_quick.gin": 1.21,
   "compare/isoflop.gin": 1.02,
+  "compare/ruler.gin": 1.21,
+  "compare/ruler_quick.gin": 1.02,
 }
 # Included by others, and nothing alone.
 FRAGMENTS = {
@@ -65,6 +67,7 @@ FRAGMENTS = {
   "data/text_dataset.gin": "data/python_bytes.gin",
   "data/recall.gin": "data/induction_heads.gin",
   "data/bytes.gin": "data/python_bytes.gin",
+  "data/ruler_tasks.gin": "data/ruler.gin",
   "data/text_files.gin": "data/text_files_bytes.gin",
   "data/json_lines.gin": "data/json_lines_bytes.gin",
   "data/symbols.gin": "data/induction_heads.gin",

@@ -30,6 +30,7 @@ OTHERS = (
   "data/mqar.gin",
   "data/needle.gin",
   "data/phonebook.gin",
+  "data/ruler.gin",
   "train/lora.gin",
   "train/adamw_wsd.gin",
   "models/recurrent_gemma.gin",

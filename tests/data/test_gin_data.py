@@ -29,6 +29,7 @@ FRAGMENTS = {
   "json_lines.gin",
   "instructions.gin",
   "instructions_gemma_turns.gin",
+  "ruler_tasks.gin",
 }
 FILES = sorted({p.name for p in (FOLDER / "data").glob("*.gin")} - FRAGMENTS)
 OWN_TOKENIZER = ("s_sentencepiece.gin", "_tokenizer.gin", "_tiktoken.gin")

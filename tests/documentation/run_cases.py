@@ -346,6 +346,17 @@ CASES = {
       ),
       Case("python -m launch.evaluate --run_dir=runs/recall", prints=r"0\.9-1 +\d+\.\d%"),
     ],
+    "Long texts": [
+      Case(
+        "python -m launch.evaluate --run_dir=runs/first --data=gin/data/ruler.gin --contexts",
+        "--contexts=2048 --gin.long_text.Suite.heldout_examples=11",
+        r"niah_multiquery +\d",
+      ),
+      Case(
+        "python -m launch.evaluate --run_dir=runs/first --data=gin/data/ruler.gin --gin.HAYSTACK",
+        skipped="needs books",
+      ),
+    ],
     "Downstream tasks": [
       Case(
         "python -m launch.evaluate --run_dir=runs/first --harness=hellaswag",

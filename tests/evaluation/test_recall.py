@@ -8,6 +8,7 @@ import pytest
 
 from comparison.quality import recall_learning
 from data import recall, recall_text, tokenizers
+from data.ruler import Needles
 from evaluation.recall import Recalled, RecallScorer
 from models.backbone import Backbone
 from models.griffin import griffin
@@ -56,6 +57,36 @@ def test_generated_answers_are_those_of_greedy_decoding():
   scorer = RecallScorer(model, tokenizer)
   given = list(scorer.generated(params, told, rows=4))
   assert [g.tolist() for g in given] == [[True] * 3, [True] * 3, [False] * 3]
+
+
+def test_a_generated_text_is_right_where_it_contains_the_references():
+  model = byte_model()
+  params = small_models.initialize(model)
+  tokenizer = tokenizers.Bytes()
+  task = Needles(length=600, values=2, heldout_examples=2)
+  examples = list(task.drawn(tokenizer, "heldout"))
+  told = []
+  for example in examples:
+    prompt = [tokenizer.bos_id, *example.tokens[: example.answers[0]].tolist()]
+    said = tokenizer.decode(small_models.greedy(model, params, prompt, 24, length=1024))
+    assert len(said) > 3
+    # All that it says within the room, in capitals; and what it does not say.
+    first, second = example.references
+    references = first._replace(text=said.upper()), second._replace(text="#!?")
+    told.append(example._replace(references=references, room=24))
+  scorer = RecallScorer(model, tokenizer)
+  given = list(scorer.generated(params, told, rows=3))
+  assert [g.tolist() for g in given] == [[True, False]] * 2
+  # Beyond the room nothing counts.
+  given = list(scorer.generated(params, [e._replace(room=3) for e in told], rows=3))
+  assert [g.tolist() for g in given] == [[False, False]] * 2
+  found = Recalled.of(told, [np.array([True, False])] * 2, 600)
+  assert found.accuracy == 0.5
+  assert found.position.tolist() == [0, 1, 0, 1]
+  source, start = told[0].references[0].source, told[0].answers[0]
+  assert found.depth[0] == source / start
+  assert found.distance[0] == start - source
+  assert tokenizer.decode(told[0].tokens[source:])[1:8].isdigit()
 
 
 def recalled():
