@@ -74,7 +74,10 @@ def main(arguments: Sequence[str]) -> int:
   import contract
   from contract.subject import Subject
   from experiment import model_zoo, run_config
+  from experiment.run_directory import RunDirectory
 
+  if args.json:
+    RunDirectory(args.json).require_outside_of_runs("--json")
   only = [name.strip() for name in args.only.split(",")] if args.only else list(contract.CHECKS)
   if unknown := [name for name in only if name not in contract.CHECKS]:
     options.error(f"unknown check: {unknown[0]!r}{wording.near(unknown[0], contract.CHECKS)}")

@@ -97,8 +97,12 @@ def main(arguments: Sequence[str]) -> int:
   hardware = planned_hardware.choose(args.hardware)
 
   from experiment import experiment as experiment_lib
+  from experiment.run_directory import RunDirectory
   from planning import search, tables
 
+  for option in ("json", "timeline"):
+    if file := getattr(args, option):
+      RunDirectory(file).require_outside_of_runs(f"--{option}")
   plans: list[Plan] = []
   best: list[Plan | None] = []
   setup: dict[str, list[str]] = {}  # arguments of the best plan, by model
