@@ -129,7 +129,12 @@ def list_parameters(model: LanguageModel) -> tuple[Parameter, ...]:
   return _list_parameters(cast(Hashable, model))
 
 
-@functools.lru_cache(maxsize=8)
+# Shapes are small. A comparison of eleven models, each sized by three counts, asks for all of them
+# at each of its parts.
+_KEPT_MODELS = 128
+
+
+@functools.lru_cache(maxsize=_KEPT_MODELS)
 def _list_parameters(model: Any) -> tuple[Parameter, ...]:
   """Kept, as the shapes are: a start asks four times, and each trace takes a tenth of a second."""
   boxed = abstract_parameters(model)
@@ -147,7 +152,7 @@ def abstract_parameters(model: LanguageModel) -> Any:
   return jax.tree.map(lambda leaf: leaf, _abstract_parameters(cast(Hashable, model)))  # a copy
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=_KEPT_MODELS)
 def _abstract_parameters(model: Any) -> Any:
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   try:
