@@ -26,10 +26,10 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield _refusal(loss, params)
     return
   found, gradient = jax.jit(jax.value_and_grad(loss))(params)
-  whole = jax.jit(functools.partial(subject.loss, model))(params)
+  whole, expected = subject.loss_and_gradient
   case, rounding = f"in chunks of {size} tokens", subject.gradient_rounding
   yield largest(f"loss {case}", [("loss", abs(float(found / whole) - 1))], rounding)
-  yield compare_trees(f"gradient {case}", gradient, subject.gradient, rounding)
+  yield compare_trees(f"gradient {case}", gradient, expected, rounding)
 
 
 def allowed(model: LanguageModel) -> bool:

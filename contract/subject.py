@@ -116,9 +116,15 @@ class Subject:
     return jax.jit(jax.grad(functools.partial(self.loss, model)))(params)
 
   @functools.cached_property
+  def loss_and_gradient(self) -> tuple[jax.Array, Any]:
+    """The loss of the model without remainder, and its gradient."""
+    model, params = self.without_remainder()
+    return jax.jit(jax.value_and_grad(functools.partial(self.loss, model)))(params)
+
+  @property
   def gradient(self) -> Any:
     """The gradient of the model without remainder."""
-    return self.gradient_of(*self.without_remainder())
+    return self.loss_and_gradient[1]
 
   @property
   def roundings(self) -> float:

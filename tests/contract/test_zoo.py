@@ -27,7 +27,7 @@ from models.language_model import LanguageModel
 ROOT = Path(__file__).parents[2]
 NAMES = model_zoo.names()
 ON_ALL = ("causality", "packing", "state size", "parameters", "FLOPs")
-ON_KINDS = ("remat", "checkpoint", "widths", "TPU compiler")
+ON_KINDS = ("remat", "scan", "checkpoint", "widths", "TPU compiler")
 
 
 def test_files_without_a_model_are_told_what_to_add():
