@@ -31,12 +31,12 @@ sys.path.append(str(preparations.HOOK))
 
 
 def pytest_configure(config):
-  """Starts the server of preparations, once for all workers."""
+  """Starts the servers that fork processes, once for all workers."""
   if not hasattr(config, "workerinput"):
-    config.stash[preparations.SERVER] = preparations.serve()
+    config.stash[preparations.SERVERS] = preparations.serve()
 
 
 def pytest_unconfigure(config):
-  """Ends it."""
-  if server := config.stash.get(preparations.SERVER, None):
+  """Ends them."""
+  for server in config.stash.get(preparations.SERVERS, []):
     server.communicate()

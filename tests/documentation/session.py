@@ -66,6 +66,7 @@ class Session:
   def __init__(self, folder: Path):
     self.folder = folder
     self._remembered: list[str] = []
+    self._started: set[str] = set()
     folder.mkdir(parents=True, exist_ok=True)
     listed = subprocess.run(
       ["git", "ls-files", "-co", "--exclude-standard", "-z"],
@@ -90,19 +91,26 @@ class Session:
     for stamp in (".installed", ".installed-test"):
       (venv / stamp).touch()
 
-  def environment(self) -> dict[str, str]:
-    """Returns the variables of a new shell, with those that make JAX compile quickly."""
+  def environment(self, command: str) -> dict[str, str]:
+    """Returns the variables of a shell for a command, with those that make JAX compile quickly.
+
+    The first command of each name (`launch.train`) starts as users start it, all later ones are
+    forks of a process that has imported the libraries.
+    """
     kept = {
       k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "VIRTUAL"))
     }
-    return {**kept, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    names = set(re.findall(r"launch\.\w+", command))
+    forked = preparations.forked() if names <= self._started else {}
+    self._started |= names
+    return {**kept, **forked, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
   def start(self, command: str) -> subprocess.Popen:
     """Starts a command, in a process group of its own."""
     return subprocess.Popen(
       ["bash", "-c", "\n".join(["set -e", *self._remembered, QUICK, HOOKED, command])],
       cwd=self.folder,
-      env=self.environment(),
+      env=self.environment(command),
       stdin=subprocess.DEVNULL,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,

@@ -84,6 +84,7 @@ def start(
   port: int | None = None,
   only: Sequence[int] | None = None,
   folders: Sequence[Path] = (ROOT, ROOT),
+  forked: bool = True,
 ) -> list[subprocess.Popen]:
   """Starts the processes of a run, each with a device or, if there are two, two.
 
@@ -95,10 +96,12 @@ def start(
     port: the coordinator's.
     only: the processes to start.
     folders: the working directories of two processes.
+    forked: whether one server forks the processes; not where they are stopped (SIGSTOP).
   """
   command = command or ["launch.train", str(folder / "run.gin"), f"--run_dir={folder / run}"]
   environment = {
     **os.environ,
+    **(preparations.forked() if forked else {}),
     "PYTHONPATH": preparations.with_hook(ROOT),
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={4 // count}",

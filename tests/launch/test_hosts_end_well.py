@@ -39,8 +39,12 @@ def begun(folder, request):
   return name
 
 
-def under_way(folder: Path, run: str, ready: bool = True, port: int | None = None):
-  found = hosts.start(folder, run, 2, *hosts.ENDLESS, "--resume=force", port=port)
+def under_way(
+  folder: Path, run: str, ready: bool = True, port: int | None = None, forked: bool = False
+):
+  """A run of two hosts that would not end; not forked where the test stops one (SIGSTOP)."""
+  resumed = (*hosts.ENDLESS, "--resume=force")
+  found = hosts.start(folder, run, 2, *resumed, port=port, forked=forked)
   if ready:
     hosts.wait_for_step(folder, run, 10, found)
   return found
@@ -96,7 +100,7 @@ def test_host_0_that_is_stopped_is_named_and_ends_when_it_goes_on(silent):
 
 
 def test_host_0_that_is_killed_is_named(folder, begun):
-  zero, one = under_way(folder, begun)
+  zero, one = under_way(folder, begun, forked=True)
   zero.kill()
   _, output = hosts.end([zero, one])
   assert one.returncode == 1, output
@@ -133,7 +137,7 @@ def test_all_fall_back_where_one_host_cannot_read(folder, begun):
 
 def test_a_second_job_at_the_port_of_another_leaves_it_alone(folder, begun):
   port = hosts.free_port()
-  first = under_way(folder, begun, port=port)
+  first = under_way(folder, begun, port=port, forked=True)
   outputs = hosts.end(hosts.start(folder, "second", 2, "--join_seconds=20", port=port))
   assert f"cannot listen on port {port}: Address already in use" in outputs[0]
   assert f"process 0 does not answer at localhost:{port}: another program" in outputs[1]

@@ -71,35 +71,57 @@ def test_directories_that_are_not_shared_are_told_before_training(folder):
   assert not any((folder / "elsewhere").iterdir())
 
 
-def test_a_coordinator_that_never_comes_is_told(folder):
-  port = hosts.free_port()
-  (one,) = hosts.start(folder, "alone", 2, "--join_seconds=7", port=port, only=[1])
-  (output,) = hosts.end([one])
+@pytest.fixture(scope="module")
+def waiting(folder):
+  """Of four runs whose hosts wait in vain, at once: statuses, what they printed, and the port."""
+  ports = {run: hosts.free_port() for run in ("no_coordinator", "no_host", "twice")}
+  with socket.create_server(("localhost", 0)) as other:
+    ports["in_use"] = other.getsockname()[1]
+
+    def start(run: str, seconds: int, count: int, only: list[int]):
+      joining = f"--join_seconds={seconds}"
+      return hosts.start(folder, "alone", count, joining, port=ports[run], only=only)
+
+    started = {
+      "no_coordinator": start("no_coordinator", 7, 2, [1]),
+      "no_host": start("no_host", 7, 2, [0]),
+      "in_use": start("in_use", 5, 2, [0, 1]),
+      "twice": [start("twice", 20, 3, [number])[0] for number in (1, 1, 0)],
+    }
+    outputs = {run: hosts.end(processes) for run, processes in started.items()}
+  statuses = {run: [p.returncode for p in processes] for run, processes in started.items()}
+  return {run: (statuses[run], outputs[run], ports[run]) for run in started}
+
+
+def test_a_coordinator_that_never_comes_is_told(waiting):
+  statuses, (output,), port = waiting["no_coordinator"]
   assert f"waiting for process 0 of 2 at localhost:{port} (5 s)" in output
   # It may come at another start.
-  assert one.returncode == 1
+  assert statuses == [1]
   assert (
     f"error: could not join the other processes: process 0 does not answer at localhost:{port}"
     in (output)
   )
 
 
-def test_a_host_that_never_comes_is_told(folder):
-  (zero,) = hosts.start(folder, "alone", 2, "--join_seconds=7", only=[0])
-  (output,) = hosts.end([zero])
-  assert zero.returncode == 1
+def test_a_host_that_never_comes_is_told(waiting):
+  statuses, (output,), _ = waiting["no_host"]
+  assert statuses == [1]
   assert re.search(r"waiting for process 1 of 2 at localhost:\d+ \(5 s\)", output)
   assert "process 1 of 2 did not join process 0 at localhost:" in output
 
 
-def test_a_port_in_use_is_told(folder):
-  with socket.create_server(("localhost", 0)) as other:
-    port = other.getsockname()[1]
-    both = hosts.start(folder, "alone", 2, "--join_seconds=5", port=port)
-    outputs = hosts.end(both)
-  assert [process.returncode for process in both] == [1, 1], outputs
+def test_a_port_in_use_is_told(waiting):
+  statuses, outputs, port = waiting["in_use"]
+  assert statuses == [1, 1], outputs
   assert f"process 0 ({HERE}) cannot listen on port {port}: Address already in use" in outputs[0]
   assert f"process 0 does not answer at localhost:{port}: another program" in outputs[1]
+
+
+def test_two_processes_of_one_number_are_told(waiting):
+  _, outputs, _ = waiting["twice"]
+  assert any("process 1 has joined already" in output for output in outputs[:2])
+  assert "process 2 of 3 did not join process 0" in outputs[2]
 
 
 def test_host_0_that_is_killed_while_they_start_is_named(folder):
@@ -111,14 +133,3 @@ def test_host_0_that_is_killed_while_they_start_is_named(folder):
   _, output = hosts.end(both)
   assert both[1].returncode == 1, output
   assert output.count(f"error: process 0 ({HERE}) does not answer any more") == 1
-
-
-def test_two_processes_of_one_number_are_told(tmp_path):
-  port = hosts.free_port()
-  started = [
-    hosts.start(tmp_path, "twice", 3, "--join_seconds=20", port=port, only=[1])[0] for _ in "ab"
-  ]
-  started += hosts.start(tmp_path, "twice", 3, "--join_seconds=20", port=port, only=[0])
-  outputs = hosts.end(started)
-  assert any("process 1 has joined already" in output for output in outputs[:2])
-  assert "process 2 of 3 did not join process 0" in outputs[2]
