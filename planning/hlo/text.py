@@ -161,18 +161,26 @@ class Operation:
 
 
 class HloProgram:
-  """A parsed program: its computations, and how often each runs."""
+  """A parsed program: its computations, and how often each runs.
+
+  Attributes:
+    computations: by name, the operations of each computation in the order of the text.
+    entry: the computation that runs first.
+    is_scheduled: whether the order of the text is the order in which the device runs it.
+    in_place: results that are aliased to an argument, as paths into the result tuple.
+  """
 
   def __init__(self, text: str):
     self.computations: dict[str, dict[str, Operation]] = {}
     self.entry = ""
-    # Results that are aliased to an argument, as paths into the result tuple.
+    self.is_scheduled = False
     self.in_place: set[tuple[int, ...]] = set()
     current: dict[str, Operation] = {}
     # A kernel's metadata is JSON with line breaks.
     for line in re.sub(r'\n(?="|\}[,}])', "", text).splitlines():
       if line.startswith("HloModule"):
         self.in_place = _aliases(line)
+        self.is_scheduled = "is_scheduled=true" in line
       elif header := _HEADER.match(line):
         current = self.computations.setdefault(header[2], {})
         self.entry = header[2] if header[1] else self.entry

@@ -135,14 +135,17 @@ class Attention(NamedTuple):
 
 
 def attention_of(arrays: list[text.Array], kernel: str) -> Attention | None:
-  """Reads the operands of a call: tables of blocks [1 or H, i, j], then q, k, v."""
+  """Reads the operands of a call: tables of blocks [1 or H, i, j], then q, k, v.
+
+  q is [B, H, T, K], or [H, T, K] of one row: JAX drops an axis of one that a kernel is mapped over.
+  """
   table = next((shape for dtype, shape in arrays if dtype[0] == "s" and len(shape) == 3), None)
   real = [
     (dtype, shape)
     for dtype, shape in arrays
-    if dtype[0] != "s" and len(shape) >= 3 and shape[-2] % splash.LANES == 0
+    if dtype[0] != "s" and len(shape) >= 2 and shape[-2] % splash.LANES == 0
   ]
-  if table is None or len(real) < 2 or len(real[0][1]) < 4:
+  if table is None or len(real) < 2 or len(real[0][1]) < 3:
     return None
   (dtype, queries), (_, keys) = real[:2]
   *batch, length, channels = queries

@@ -37,7 +37,15 @@ def replay(program: text.HloProgram, hardware: Hardware) -> Timeline:
   Args:
     program: a compiled and scheduled program.
     hardware: what it was compiled for.
+
+  Raises:
+    ValueError: the program has no schedule: its text is from before the compiler's last passes.
   """
+  if not program.is_scheduled:
+    raise ValueError(
+      "the program is not scheduled: its text has no is_scheduled=true, so its order is not that "
+      "in which a device runs it. Take the text of the compiled program."
+    )
   walk = _Walk(program, Costs(program, hardware))
   seconds = walk.computation(program.entry, 0.0, 1)
   events = tuple(sorted(walk.events, key=lambda event: event.start))

@@ -52,6 +52,8 @@ def run(missing, *command, program=WITHOUT):
       "'v9'; choose from tpu7x, v3, v4, v5e, v5p, v6e",
     ),
     ("", ["benchmarks.recurrence_vs_c", "--output=docs"], "docs is a folder; name a file in it"),
+    ("libtpu", ["benchmarks.paper_step_times"], "EXTRAS=tpu"),
+    ("", ["benchmarks.paper_step_times", "--sizes=2b"], "'2b' is unknown; choose from 400m"),
     ("", ["benchmarks.plans", "h300", "--commands"], "no row has 'h300' in its name. Rows: "),
   ],
 )

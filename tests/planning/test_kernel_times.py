@@ -25,3 +25,27 @@ def test_the_delta_rule_takes_its_instructions_where_they_take_longer_than_its_b
   bundles = kernels.DELTA_RULE_BUNDLES["v5e"]["head"][0]
   assert found.seconds == pytest.approx(4 * 128 * bundles / V5E.pace.clock)
   assert not found.unmodelled
+
+
+@pytest.mark.parametrize(
+  ("kernel", "table", "length", "keys", "visited", "has_window"),
+  [
+    ("fwd", (1, 8, 8), 4096, 4096, 36, False),
+    ("dq", (1, 8, 3), 4096, 4096, 21, True),
+    ("dkv", (1, 3, 8), 4096, 4096, 21, True),
+    # Time split over four devices: a quarter of the queries, and all keys until theirs.
+    ("fwd", (1, 2, 8), 1024, 4096, 15, False),
+    # A halo of 128 keys: blocks of keys have 128.
+    ("fwd", (1, 2, 5), 1024, 1152, 10, True),
+  ],
+)
+def test_the_blocks_that_attention_visits(kernel, table, length, keys, visited, has_window):
+  arrays = [("s8", table), ("s8", table), ("bf16", (2, 4, length, 128)), ("bf16", (2, keys, 128))]
+  found = kernels.attention_of(arrays, kernel)
+  assert found is not None
+  assert (found.rows, found.heads, found.channels) == (2, 4, 128)
+  assert (found.visited, found.has_window) == (visited, has_window)
+  # A single row has no axis of its own, nor has a single key/value head then.
+  arrays[2:] = ("bf16", (4, length, 128)), ("bf16", (keys, 128))
+  alone = kernels.attention_of(arrays, kernel)
+  assert alone == found._replace(rows=1)
