@@ -43,6 +43,7 @@ def appearing(target: Path) -> Iterator[Path]:
   """
   if buckets.in_bucket(target):
     _require_empty(target)
+    RunDirectory(target).require_outside_of_runs("the target")
     with (
       directory_owner.owned(target),
       temporary_folders.made("to-bucket-") as made,

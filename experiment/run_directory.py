@@ -35,6 +35,8 @@ _WRITTEN = (
   tokenizers.DESCRIPTION_FILE, tokenizers.MODEL_FILE, tokenizer_json.FILE,
   tokenizer_json.CONFIG_FILE, tiktoken_files.FILE,
 )  # fmt: skip
+# Of `base.bucket_paths`: the root, the scheme and the bucket.
+_PARTS_OF_A_BUCKET = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,7 @@ class RunDirectory:
     if buckets.in_bucket(self.path):
       if self.path.is_file():
         raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
+      self.require_outside_of_runs("--run_dir")
       return
     self.require_outside_of_runs("--run_dir")
     if self.path in (Path(self.path.anchor), gin_source.GIN_ROOT.parent):
@@ -123,17 +126,18 @@ class RunDirectory:
     elif self.path.exists():
       raise UserError(f"{self} is a file. Name a folder: --run_dir=...")
 
-  def require_outside_of_runs(self, option: str) -> None:
+  def require_outside_of_runs(self, option: str, *, continues: bool = True) -> None:
     """Raises UserError for a new folder or file in the directory of a run, among its files.
 
-    The runs in the folder of a comparison are its own. What was started earlier can continue.
+    The runs in the folder of a comparison are its own.
 
     Args:
       option: the option or argument that named the folder.
+      continues: whether the folder itself may be a run that was started earlier, to continue it.
     """
-    if buckets.in_bucket(self.path) or self.holds_run():
+    if continues and self.holds_run():
       return
-    for parent in self.path.parents:
+    for parent in self._folders_above() if continues else (self.path, *self._folders_above()):
       above = RunDirectory(parent)
       with contextlib.suppress(OSError):
         is_run = (parent / OPERATIVE_FILE).is_file() and above.holds_run()
@@ -142,6 +146,14 @@ class RunDirectory:
             f"{self} lies in the run directory {above}, among its files. Name a place outside of "
             f"it for {option}."
           )
+
+  def _folders_above(self) -> list[Path]:
+    """Lists the folders above, by the path's names and by where its links lead."""
+    if buckets.in_bucket(self.path):
+      return [parent for parent in self.path.parents if len(parent.parts) >= _PARTS_OF_A_BUCKET]
+    # A circle of links has no end, and `Path.resolve` raises for it.
+    target = Path(os.path.realpath(self.path))
+    return list(dict.fromkeys((*self.path.parents, *target.parents)))
 
   def require_no_foreign_files(self, option: str, own: Sequence[str] = ()) -> None:
     """Raises UserError if the folder holds files, and no run or comparison was started in it.

@@ -180,7 +180,7 @@ def _export(args: Any) -> int:
   from comparison.page import export, report
   from experiment.run_directory import RunDirectory
 
-  RunDirectory(args.export).require_outside_of_runs("--export")
+  RunDirectory(args.export).require_outside_of_runs("--export", continues=False)
   file = args.output / "report" / report.DATA_FILE
   try:
     models, figures = report.read(file)

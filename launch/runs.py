@@ -48,7 +48,10 @@ def main(arguments: Sequence[str]) -> int:
   from base import small_files
   from comparison.page import curves
   from experiment import describe, run_list
+  from experiment.run_directory import RunDirectory
 
+  if args.page:
+    RunDirectory(args.page).require_outside_of_runs("--page")
   runs = run_list.runs_in(args.folder)
   if not runs:
     raise UserError(f"{folder} has no runs: no folder in it has a metrics.jsonl. Name another.")

@@ -63,7 +63,10 @@ def main(arguments: Sequence[str]) -> int:
   from comparison.page import scaling_laws as figures_lib
   from comparison.scaling_laws import TooFewRuns, fit, profile_exponent, profiles
   from experiment import describe
+  from experiment.run_directory import RunDirectory
 
+  if args.page:
+    RunDirectory(args.page).require_outside_of_runs("--page")
   if args.runs.is_dir():
     if args.columns:
       raise UserError("--columns has no effect for run directories. Leave it out.")

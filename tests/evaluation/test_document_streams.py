@@ -97,6 +97,17 @@ def test_the_score_is_that_of_documents_alone(text, documents, model):
   assert found.bytes == expected.bytes
 
 
+def test_a_second_evaluation_compiles_nothing(text, model, caplog):
+  """Not for another scorer of an equal model either."""
+  params = small_models.initialize(model)
+  for _ in range(2):
+    caplog.clear()
+    with jax.log_compiles():
+      Scorer(model).stream(params, DocumentStreams(text, 4))
+    compiled = [line for line in caplog.messages if line.startswith("Compiling ")]
+  assert not compiled
+
+
 def test_rows_of_a_half_are_read_alone(text, model):
   """The rows before them are of the other half, or of another place of the text."""
   params, scorer = small_models.initialize(model), Scorer(model)
