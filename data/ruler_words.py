@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
@@ -101,17 +102,15 @@ class FrequentWords(LongTextTask):
 
   @property
   def least(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-    """The fewest words at which the three come more often than the next, and each other."""
-    words = 16
-    while True:
-      first = self._counts(words, 5)[1:]
-      if first[-1] and len(set(first)) == 4:
-        return words
-      words += 1
+    """The fewest words from which on the three come more often than the next, and each other."""
+    third, next_one = self._shares(5)[3:]
+    return math.ceil(1 / (third - next_one))  # all gaps before are larger
+
+  def _shares(self, ranks: int) -> np.ndarray:
+    return np.arange(1, ranks + 1) ** -self.alpha / _zeta(self.alpha)
 
   def _counts(self, words: int, ranks: int) -> list[int]:
-    shares = np.arange(1, ranks + 1) ** -self.alpha / _zeta(self.alpha)
-    return np.floor(words * shares).astype(int).tolist()
+    return np.floor(words * self._shares(ranks)).astype(int).tolist()
 
   def write(self, rng: np.random.Generator, units: int) -> Written:
     """Writes an example of about `units` words; see `LongTextTask.write`."""

@@ -30,6 +30,8 @@ _LOSS = "held-out loss, nats per token"
 _FIT_POINTS = 25
 # Models with at most this ratio of parameters count as equally large.
 _ALIKE = 1.1
+# Sizes with less than this ratio of FLOPs count as trained with equal FLOPs.
+_APART = 1.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ class Scaling:
     figures = [self._differences(ladder)]
     if len(runs.sizes) > 1:
       figures.append(self._fits(ladder, "flops", "Loss against training compute", "training FLOPs"))
-      figures.append(self._at_equal_flops(ladder))
+      if (flops := ladder.equal_flops()) is not None:
+        figures.append(self._at_equal_flops(ladder, flops))
       if len({ladder.value(self.baseline, size, "tokens") for size in runs.sizes}) > 1:
         figures.append(
           self._fits(ladder, "tokens", "Loss against training tokens", "training tokens")
@@ -150,15 +153,12 @@ class Scaling:
       differences=claims.noted,
     )
 
-  def _at_equal_flops(self, ladder: _Ladder) -> Figure:
-    """Reads the power laws of all models at the most FLOPs that each of them was trained with."""
-    last = ladder.sizes[-1]
-    flops = min(ladder.value(model, last, "flops") for model in ladder.models)
+  def _at_equal_flops(self, ladder: _Ladder, flops: float) -> Figure:
+    """Reads the power laws of all models at FLOPs within all that they were trained with."""
     losses = {}
     for model in ladder.models:
-      x = [ladder.value(model, size, "flops") for size in ladder.sizes]
-      law = power_law(x, np.transpose([ladder.losses(model, size) for size in ladder.sizes]))
-      losses[model] = law.each_at(flops)
+      points = zip(ladder.each_flops(model), ladder.each_losses(model), strict=True)
+      losses[model] = [power_law(x, [y]).each_at(flops)[0] for x, y in points]
     claims = Claims()
     told = [
       claims.says_difference(
@@ -285,6 +285,27 @@ class _Ladder:
   def losses(self, model: str, size: str) -> list[float]:
     """Returns the finished models' losses, one per seed."""
     return [curve[-1][1] for curve in self.of(model, size, "curve")]
+
+  def each_flops(self, model: str) -> list[list[float]]:
+    """Returns [S, N]: of each seed, the FLOPs by size; those of a loaded run may differ by seed."""
+    return np.transpose([self.of(model, size, "flops") for size in self.sizes]).tolist()
+
+  def each_losses(self, model: str) -> list[list[float]]:
+    """Returns [S, N]: of each seed, the finished models' losses by size."""
+    return np.transpose([self.losses(model, size) for size in self.sizes]).tolist()
+
+  def equal_flops(self) -> float | None:
+    """Returns the most FLOPs at which the power laws of all runs can be read.
+
+    Returns:
+      None if there are none within all runs, or where sizes have equal FLOPs (IsoFLOP profiles):
+      then the loss does not follow from the FLOPs.
+    """
+    each = [sorted(flops) for model in self.models for flops in self.each_flops(model)]
+    if any(more < _APART * less for one in each for less, more in itertools.pairwise(one)):
+      return None
+    most = min(one[-1] for one in each)
+    return most if most >= max(one[0] for one in each) else None
 
   def curve_at(self, model: str, size: str, tokens: float) -> list[float]:
     """Returns the losses after so many tokens, one per seed."""

@@ -54,7 +54,8 @@ class Tuned:
   def rise_beside(self) -> float | None:
     """Returns how much higher the loss is at the worse of the rates beside the first round's best.
 
-    None if a rate beside it diverged, or none was tried.
+    None if a rate beside it diverged, or one of the two was not tried: of one side alone the rise
+    would look smaller.
     """
     best_at: dict[float, float] = {}
     for setting, loss in self.rounds[0].items():
@@ -62,8 +63,9 @@ class Tuned:
       best_at[rate] = min(loss, best_at.get(rate, math.inf))
     losses = [best_at[rate] for rate in sorted(best_at)]
     place = losses.index(min(losses))
-    beside = losses[max(0, place - 1) : place] + losses[place + 1 : place + 2]
-    rise = max(beside, default=math.inf) - losses[place]
+    if not 0 < place < len(losses) - 1:
+      return None
+    rise = max(losses[place - 1], losses[place + 1]) - losses[place]
     return rise if math.isfinite(rise) else None
 
   @property
@@ -203,7 +205,7 @@ class Tuning:
     return RunSpec(model=model, size=size, seed=self.seed, choices=choices, trial=share)
 
   def _sensitivity(self, found: Mapping[str, Mapping[str, Tuned]]) -> list[Figure]:
-    """Draws what the rate beside the best one costs; none where all of those diverged."""
+    """Draws what the rates beside the best one cost; none where none of them is known."""
     rises: dict[str, dict[str, float]] = {}
     for size, of_size in found.items():
       for model, tuned in of_size.items():
@@ -217,7 +219,7 @@ class Tuning:
     left_out = [model for model in found[last] if last not in rises.get(model, {})]
     finding = f"At {last} the loss rises by, in nats per token: {', '.join(told)}." if told else ""
     if left_out:
-      finding += f" A rate beside the best one diverges, or none was tried: {', '.join(left_out)}."
+      finding += f" A rate beside the best one diverged, or was not tried: {', '.join(left_out)}."
     return [
       Figure(
         name="rate_sensitivity",

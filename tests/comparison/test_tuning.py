@@ -118,7 +118,15 @@ def test_how_much_the_next_rate_costs_is_a_row_of_the_table():
   runs = TrialRuns(best=(2e-3, 1e-3), too_high=3e-3)
   _, (*_, figure), _ = search(Tuning(**TEXTS, rates=RATES), runs)
   assert [series.name for series in figure.series] == [BASE]
-  assert figure.finding.endswith("A rate beside the best one diverges, or none was tried: Griffin.")
+  assert figure.finding.endswith("A rate beside the best one diverged, or was not tried: Griffin.")
+
+
+def test_a_best_rate_at_the_edge_has_no_sensitivity_of_one_side():
+  # Behind the grid's last rate one more is tried, 16e-3, which is the best: nothing lies beyond.
+  runs = TrialRuns(best=(16e-3, 4e-3))
+  _, (*_, figure), _ = search(Tuning(**TEXTS, rates=RATES), runs)
+  assert [series.name for series in figure.series] == [BASE]
+  assert figure.finding.endswith("was not tried: Griffin.")
 
 
 def test_shares_of_almost_the_same_percent_are_two_rounds():

@@ -154,6 +154,13 @@ def test_words_come_as_often_as_ruler_says():
   assert [round(counts[0] / count) for count in counts[1:4]] == [4, 9, 16]
 
 
+@pytest.mark.parametrize("alpha", [1.05, 1.5, 2.0, 3.5])
+def test_the_three_frequent_words_are_apart_at_every_length(alpha):
+  task = FrequentWords(alpha=alpha)
+  for words in range(task.least, 2 * task.least):
+    assert len(set(task._counts(words, 5)[1:])) == 4
+
+
 def test_no_word_is_a_part_of_another():
   for own, ends in ((word_lists._FIRST, str.endswith), (word_lists._SECOND, str.startswith)):
     assert len(set(own)) == len(own)
