@@ -42,6 +42,8 @@ class RemoteFile:
     """Takes what a listing said about the file; None asks when it is needed."""
     self._address = address
     self._found = info
+    # Derived from a signed address, which is allowed for one file alone: a store refuses others.
+    self._beside_signed = False
 
   @property
   def _scheme(self) -> str:
@@ -56,7 +58,7 @@ class RemoteFile:
   @property
   def _info(self) -> dict[str, Any]:
     if self._found is None:
-      with told(self._address):
+      with told(self._address, refused_is_absent=self._beside_signed):
         self._found = remote_systems.info(self._scheme, self._address)
     return self._found
 
@@ -77,11 +79,17 @@ class RemoteFile:
 
   @property
   def parent(self) -> RemoteFile:
-    """The folder."""
-    return RemoteFile(f"{self._scheme}://{posixpath.dirname(self._path)}")
+    """The folder, without the query of a signed address."""
+    found = RemoteFile(f"{self._scheme}://{posixpath.dirname(self._path)}")
+    found._beside_signed = self._beside_signed or not self._address.endswith(self._path)
+    return found
 
   def with_name(self, name: str) -> RemoteFile:
-    """Returns the file beside it that has this name."""
+    """Returns the file beside it that has this name; one that a store refuses is absent.
+
+    That holds beside a signed address, such as `https://host/a.bin?signature=...`: the signature is
+    for that file, and is left out.
+    """
     return self.parent / name
 
   def with_suffix(self, suffix: str) -> RemoteFile:
@@ -89,7 +97,9 @@ class RemoteFile:
     return self.with_name(posixpath.splitext(self.name)[0] + suffix)
 
   def __truediv__(self, name: str) -> RemoteFile:
-    return RemoteFile(f"{self._address.rstrip('/')}/{name}")
+    found = RemoteFile(f"{self._address.rstrip('/')}/{name}")
+    found._beside_signed = self._beside_signed
+    return found
 
   def __str__(self) -> str:
     return self._address

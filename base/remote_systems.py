@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib.util
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,8 +46,12 @@ def require(address: str) -> None:
 
 
 @contextlib.contextmanager
-def told(address: str) -> Iterator[None]:
+def told(address: str, *, refused_is_absent: bool = False) -> Iterator[None]:
   """Turns errors of the services' libraries into one line.
+
+  Args:
+    address: of a file.
+    refused_is_absent: whether a refusal says as little as that there is nothing.
 
   Raises:
     FileNotFoundError: there is nothing.
@@ -57,6 +63,8 @@ def told(address: str) -> Iterator[None]:
   except FileNotFoundError:
     raise
   except PermissionError as error:
+    if refused_is_absent:
+      raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), address) from None
     raise RemoteError(
       f"{address}: {error.strerror}. Log in with an account that may read it."
     ) from None

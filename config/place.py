@@ -28,11 +28,13 @@ class Place:
     source: a file's path, or the command-line argument.
     line: line number from 1; 0 for an argument.
     shared: whether the statement is for several configurations, so that one need not use it.
+    note: what the file says there, if the statement was made from it and says something else.
   """
 
   source: str
   line: int = 0
   shared: bool = False
+  note: str = ""
 
   @property
   def is_argument(self) -> bool:
@@ -54,4 +56,5 @@ class Place:
   def __str__(self) -> str:
     if self.is_argument:
       return one_line(self.source)
-    return f"{one_line(paths.shown(self.source))}:{self.line}"
+    noted = f" ({self.note})" if self.note else ""
+    return f"{one_line(paths.shown(self.source))}:{self.line}{noted}"

@@ -16,7 +16,7 @@ from base import remote_files
 from base.file_paths import FilePath
 from data.encoding import Example
 from data.file_corpora import files_of
-from data.files import CorpusError, describe_files, source
+from data.files import CorpusError, describe_files
 from data.tokenizers import Tokenizer
 
 # Of Megatron-LM's index files (megatron/core/datasets/indexed_dataset.py).
@@ -119,16 +119,15 @@ class TokenFiles:
 def _indexes(files: Sequence[Path]) -> list[Path]:
   """Returns the indexes that lie beside files."""
   beside = [path.with_suffix(".idx") for path in files if path.suffix == ".bin"]
-  elsewhere = tuple(str(index) for index in beside if remote_files.is_remote(index))
+  elsewhere = tuple(index for index in beside if remote_files.is_remote(index))
   here = [index for index in beside if not remote_files.is_remote(index) and index.is_file()]
   return [*here, *_remote_indexes(elsewhere)]
 
 
 @remote_files.until_forgotten
-def _remote_indexes(addresses: tuple[str, ...]) -> list[Path]:
-  found = [source(address) for address in addresses]
-  exist = remote_files.at_once(lambda index: index.is_file(), found)
-  return [index for index, exists in zip(found, exist, strict=True) if exists]
+def _remote_indexes(beside: tuple[Path, ...]) -> list[Path]:
+  exist = remote_files.at_once(lambda index: index.is_file(), beside)
+  return [index for index, exists in zip(beside, exist, strict=True) if exists]
 
 
 class _RemoteArray:

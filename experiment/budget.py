@@ -72,14 +72,24 @@ def steps(wanted: Statement, built: Sized) -> int:
 
 def chosen(wanted: Statement, number: int) -> Source:
   """Returns the statement of STEPS that stands for FLOPS, at the place of FLOPS."""
-  return Source([dataclasses.replace(wanted, selector=_STEPS, value=number, text=None)])
+  place, value = wanted.place, wanted.value
+  if not place.is_argument:  # An argument names FLOPS itself.
+    shown = f"{value:g}" if isinstance(value, int | float) else repr(value)
+    place = dataclasses.replace(place, note=f"{_FLOPS} = {shown}")
+  return Source(
+    [dataclasses.replace(wanted, selector=_STEPS, value=number, text=None, place=place)]
+  )
 
 
-def argument(config: Config) -> str | None:
-  """Returns the argument of FLOPS that set a configuration's steps; None if none did."""
+def told(config: Config) -> str | None:
+  """Returns the argument or the line of FLOPS that set the steps; None if none did."""
   steps = config.macros.get(_STEPS)
-  told = str(steps.place) if steps is not None else ""
-  return told if told.startswith(f"{OVERRIDE_PREFIX}{_FLOPS}=") else None
+  if steps is None:
+    return None
+  place = steps.place
+  if place.is_argument:
+    return str(place) if place.source.startswith(f"{OVERRIDE_PREFIX}{_FLOPS}=") else None
+  return f"{place.note} in {dataclasses.replace(place, note='')}" if place.note else None
 
 
 def _is_macro(item: Statement, name: str) -> bool:

@@ -297,7 +297,7 @@ def _require_steps_left(experiment: Experiment, config: Config, run: RunDirector
   done = max(checkpoint.available_steps(run.path), default=0)
   steps = experiment.options.steps
   if steps < done:
-    flops = budget.argument(config)
+    flops = budget.told(config)
     asked = f"the {plural(steps, 'step')} of {flops}" if flops else f"STEPS={steps}"
     raise UserError(
       f"{run} has done {plural(done, 'step')}, more than {asked}. Give at least "

@@ -20,10 +20,15 @@ class _Plain(http.server.SimpleHTTPRequestHandler):
   def log_message(self, *arguments: Any) -> None:
     """Prints nothing."""
 
+  def is_refused(self) -> bool:
+    """Whether it lies in a folder `secret`, or is asked for unsigned in a folder `signed`."""
+    unsigned = "/signed/" in self.path and "?signature=" not in self.path
+    return unsigned or "/secret/" in self.path
+
   def send_head(self) -> Any:
-    """Refuses what lies in a folder `secret`."""
+    """Refuses some files, whether they exist or not, as object stores do."""
     self.requests.append((self.path, self.headers.get("Range", "")))
-    if "/secret/" in self.path:
+    if self.is_refused():
       self.send_error(403)
       return None
     return super().send_head()
@@ -35,7 +40,7 @@ class _WithRanges(_Plain):
   def do_GET(self) -> None:
     """Answers with status 206 where a range is asked for."""
     path, found = Path(self.translate_path(self.path)), self.headers.get("Range")
-    if not found or not path.is_file() or "/secret/" in self.path:
+    if not found or not path.is_file() or self.is_refused():
       super().do_GET()
       return
     self.requests.append((self.path, found))

@@ -14,6 +14,7 @@ from data import corpora, dataset, files, heldout, prepare, tokenizer_json
 from data.record_corpora import Records
 from data.table_corpora import Parquet, SavedDataset
 from data.token_files import TokenFiles
+from data.tokenizer_training import train_tokenizer_json
 from data.tokenizers import Bytes
 from tests import bucket_servers, web_server
 from tests.data.test_record_corpora import TEXTS as RECORDED
@@ -240,6 +241,31 @@ def test_a_web_server_that_refuses_or_lacks_a_file_is_told(local):
       list(Records(f"{address}/bad.array_record").undivided())
 
 
+def test_what_is_refused_beside_a_signed_address_is_absent(local):
+  """A store answers 403 for a file that the signature is not for, whether it exists or not."""
+  (local / "signed").mkdir(exist_ok=True)
+  (local / "signed/a.bin").write_bytes((local / "a.bin").read_bytes())
+  train_tokenizer_json(
+    corpora.TextFiles(str(local / "*.txt")), 300, local / "signed/tokenizer.json"
+  )
+  with web_server.serving(local, ranges=True) as (address, _):
+    ids = TokenFiles(f"{address}/signed/a.bin?signature=x")
+    there = tokenizer_json.TokenizerJson(f"{address}/signed/tokenizer.json?signature=x")
+    assert ids.describe()
+    assert ids_of(ids) == ids_of(TokenFiles(str(local / "a.bin")))
+    assert there.encode("text 7") == tokenizer_json.TokenizerJson(
+      str(local / "signed/tokenizer.json")
+    ).encode("text 7")
+    # The file itself is told, and one beside an address without a signature.
+    with pytest.raises(files.CorpusError, match=r"no permission \(403"):
+      ids_of(TokenFiles(f"{address}/signed/a.bin"))
+
+
+def ids_of(corpus):
+  examples = corpus.token_examples(Bytes(), "all")
+  return np.concatenate([example.tokens for example in examples]).tolist()
+
+
 def test_a_missing_library_names_its_extra(monkeypatch):
   find = remote_systems.importlib.util.find_spec
   monkeypatch.setattr(
@@ -270,8 +296,6 @@ def test_an_answer_that_fails_once_is_asked_for_again(local, monkeypatch):
 
 
 def test_a_tokenizer_is_read_from_an_address(local):
-  from data.tokenizer_training import train_tokenizer_json
-
   made = train_tokenizer_json(
     corpora.TextFiles(str(local / "*.txt")), 300, local / "tokenizer.json"
   )

@@ -42,8 +42,8 @@ def test_the_saved_configuration_has_the_steps():
   steps = experiment.build(config).options.steps
   assert f"STEPS = {steps}" in config.text()
   assert "FLOPS" not in config.macros
-  assert budget.argument(config) == "--gin.FLOPS=1e15"
-  assert budget.argument(experiment.load([RUN], ["--gin.STEPS=50"])) is None
+  assert budget.told(config) == "--gin.FLOPS=1e15"
+  assert budget.told(experiment.load([RUN], ["--gin.STEPS=50"])) is None
   again = experiment.resolve(read_text(config.text()), "again")
   assert experiment.build(again).options.steps == steps
 
@@ -83,10 +83,14 @@ def test_fixed_steps_are_told():
 
 def test_fewer_steps_than_are_done_are_told_by_what_asked_for_them(tmp_path):
   (tmp_path / "checkpoints/9000").mkdir(parents=True)
-  for argument, told in (
-    ("--gin.FLOPS=1e13", r"more than the \d+ steps of --gin.FLOPS=1e13\."),
-    ("--gin.STEPS=77", r"more than STEPS=77\."),
+  mine = tmp_path / "mine.gin"
+  mine.write_text("WIDTH = 64\nFLOPS = 1e13\n")
+  for files, arguments, told in (
+    ([RUN], ["--gin.FLOPS=1e13"], r"more than the \d+ steps of --gin.FLOPS=1e13\."),
+    ([RUN], ["--gin.STEPS=77"], r"more than STEPS=77\."),
+    ([RUN, mine], [], r"more than the [\d,]+ steps of FLOPS = 1e\+?13 in .*mine\.gin:2\."),
+    ([RUN, mine], ["--gin.STEPS=77"], r"more than STEPS=77\."),
   ):
-    config = experiment.load([RUN], [argument])
+    config = experiment.load(files, arguments)
     with pytest.raises(UserError, match=rf"has done 9,?000 steps, {told} Give at least"):
       running._require_steps_left(experiment.build(config), config, RunDirectory(tmp_path))
