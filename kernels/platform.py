@@ -17,10 +17,17 @@ import jax
 PLATFORMS = ("cpu", "gpu", "tpu")
 # JAX's caches include this context: a function traced for one platform is traced again for another.
 _target = jax.make_user_context(default_value=None)
-# Kibibytes of its own memory that a chip gives to one operation. v6e has 128 MiB, of which XLA
-# gives a quarter or less: with half of it, the compiler expects products with work fused to them to
-# take a quarter less time (docs/benchmarks.md).
-_SCOPED_VMEM = {"TPU v6 lite": 65536}
+# XLA's options for training steps, by JAX's device kind; docs/design/kernels.md has their gains.
+_OPTIONS: dict[str, dict[str, int | bool]] = {
+  "TPU v6 lite": {
+    # Kibibytes of its own memory that a chip gives to one operation: half of 128 MiB.
+    "xla_tpu_scoped_vmem_limit_kib": 65536,
+    # The SparseCores move what devices exchange, while the TensorCore works.
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+  },
+}
 
 
 class _Unkept:
@@ -89,10 +96,9 @@ def device_kind() -> str:
   return _target.value[1] if _target.value else jax.devices()[0].device_kind
 
 
-def compiler_options() -> dict[str, int]:
+def compiler_options() -> dict[str, int | bool]:
   """Returns XLA's options for training steps on the target platform."""
-  limit = _SCOPED_VMEM.get(device_kind()) if target() == "tpu" else None
-  return {"xla_tpu_scoped_vmem_limit_kib": limit} if limit else {}
+  return dict(_OPTIONS.get(device_kind(), {})) if target() == "tpu" else {}
 
 
 def cores() -> int:

@@ -75,15 +75,22 @@ def in_computation(
 ) -> list[Collective]:
   """Lists the collectives of one computation, without those of computations that it calls.
 
+  Those that its custom calls hand to a SparseCore are its own.
+
   Args:
     program: the program.
     name: the computation.
     times: how often it runs.
     mesh: see `collectives`.
   """
-  operations = program.computations[name]
-  found = (collective_of(program, name, o, times, mesh) for o in operations.values())
-  return [collective for collective in found if collective]
+  found = []
+  for operation in program.computations[name].values():
+    if collective := collective_of(program, name, operation, times, mesh):
+      found.append(collective)
+    if operation.kind == "custom-call":
+      for inner in operation.offloaded:
+        found += in_computation(program, inner, times, mesh)
+  return found
 
 
 def collective_of(

@@ -146,6 +146,12 @@ class Operation:
     called = self.attribute("to_apply" if self.kind == "call" else "calls")
     return [called] if called else []
 
+  @property
+  def offloaded(self) -> list[str]:
+    """The computations that a custom call stands for: what a TPU's SparseCore runs."""
+    found = re.search(r"called_computations=\{([^}]*)\}", self.rest)
+    return re.findall(r"%([\w.\-]+)", found[1]) if found else []
+
   @functools.cached_property
   def cycles(self) -> int | None:
     """The TPU compiler's estimate of the cycles that it takes; None where it gives none."""

@@ -3,8 +3,9 @@
 XLA's programs are scheduled (`is_scheduled=true`): a computation's operations run in the order of
 its text. The core takes one after the other. An operation that ends in `-start` occupies its own
 resource (the copy engine of the HBM, the network, the host's link) from then on, and the core waits
-for it where its `-done` stands. A collective without a start waits for the network and stops the
-core. Copies of HBM stand still while the core does what is limited by HBM.
+for it where its `-done` stands. A start without operands only makes ready: the `async-update` that
+brings them begins. A collective without a start waits for the network and stops the core. Copies of
+HBM stand still while the core does what is limited by HBM.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ class _Walk:
     core = start
     free: dict[str, float] = dict.fromkeys(RESOURCES, start)
     pending: dict[str, _Pending] = {}
+    ready: dict[str, Cost] = {}  # starts that wait for their operands
     operations = self.program.computations[name]
     for operation in operations.values():
       if operation.kind == "while":
@@ -96,9 +98,32 @@ class _Walk:
         if begun and begun.end > core:
           self._tell(operation, begun.category, CORE, core, begun.end - core, times)
           core = begun.end
+      elif operation.kind == "async-update" and operation.operands[0] in ready:
+        self._begin(operation, ready.pop(operation.operands[0]), core, times, free, pending)
       elif cost := self.costs.of(operation, name):
-        core = self._run(operation, cost, core, times, free, pending)
+        if not self.costs.begins(operation):
+          core = self._run(operation, cost, core, times, free, pending)
+        elif operation.operands:
+          self._begin(operation, cost, core, times, free, pending)
+        else:
+          ready[operation.name] = cost
     return core
+
+  def _begin(
+    self,
+    operation: text.Operation,
+    cost: Cost,
+    core: float,
+    times: int,
+    free: dict[str, float],
+    pending: dict[str, _Pending],
+  ) -> None:
+    """Begins an asynchronous operation as soon as its resource is free."""
+    self._count(operation, cost, times)
+    begin = max(core, free[cost.resource])
+    free[cost.resource] = begin + cost.seconds
+    pending[operation.name] = _Pending(begin + cost.seconds, cost.category)
+    self._tell(operation, cost.category, cost.resource, begin, cost.seconds, times)
 
   def _run(
     self,
@@ -109,18 +134,9 @@ class _Walk:
     free: dict[str, float],
     pending: dict[str, _Pending],
   ) -> float:
-    """Begins an asynchronous operation or runs another; returns the core's time afterwards."""
-    if not cost.modelled:
-      self.unmodelled[operation.kind] += cost.seconds * times
-    if cost.category == COLLECTIVES:
-      self.network += cost.seconds * times
+    """Runs an operation on the core; returns the core's time afterwards."""
+    self._count(operation, cost, times)
     begin = core
-    if self.costs.begins(operation):
-      begin = max(core, free[cost.resource])
-      free[cost.resource] = begin + cost.seconds
-      pending[operation.name] = _Pending(begin + cost.seconds, cost.category)
-      self._tell(operation, cost.category, cost.resource, begin, cost.seconds, times)
-      return core
     if cost.category == COLLECTIVES:
       begin = free[NETWORK] = max(core, free[NETWORK])
       self._tell(operation, COLLECTIVES, CORE, core, begin - core, times)
@@ -132,6 +148,12 @@ class _Walk:
         free[HBM_COPIES] += cost.seconds
     self._tell(operation, cost.category, CORE, begin, cost.seconds, times)
     return begin + cost.seconds
+
+  def _count(self, operation: text.Operation, cost: Cost, times: int) -> None:
+    if not cost.modelled:
+      self.unmodelled[operation.kind] += cost.seconds * times
+    if cost.category == COLLECTIVES:
+      self.network += cost.seconds * times
 
   def _branches(self, operation: text.Operation, core: float, times: int) -> float:
     """Replays the branches of a conditional and keeps the longest."""

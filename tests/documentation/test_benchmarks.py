@@ -54,6 +54,7 @@ def run(missing, *command, program=WITHOUT):
     ("", ["benchmarks.recurrence_vs_c", "--output=docs"], "docs is a folder; name a file in it"),
     ("libtpu", ["benchmarks.paper_step_times"], "EXTRAS=tpu"),
     ("", ["benchmarks.paper_step_times", "--sizes=2b"], "'2b' is unknown; choose from 400m"),
+    ("", ["benchmarks.published_runs", "8c"], "'8c' is not a published run; choose from 8b_v6e-8"),
     ("", ["benchmarks.plans", "h300", "--commands"], "no row has 'h300' in its name. Rows: "),
   ],
 )

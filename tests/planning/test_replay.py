@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -10,22 +9,17 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-from kernels import platform
 from kernels.attention import splash
-from planning import plan as planning
 from planning.hardware import catalogue
 from planning.hlo import text
 from planning.replay import kernels
 from planning.replay import timeline as lines
 from planning.replay.replay import replay
+from tests.planning.compiled_programs import bfloat16, compiled, needs_libtpu
 
-needs_libtpu = pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed"
-)
 V5E = catalogue.hardware("v5e-8")
 # A gibibyte moves in so many seconds.
 HBM = 2**30 / (V5E.chip.bandwidth * V5E.pace.bandwidth_share)
@@ -164,6 +158,33 @@ def test_each_end_waits_for_its_own_start():
   assert found.seconds == pytest.approx(found.network)
 
 
+def test_what_a_sparse_core_gathers_takes_the_network_once_its_operands_are_there():
+  """Its start only makes ready; a custom call stands for the collective."""
+  group = "replica_groups=[1,16]<=[16], dimensions={0}"
+  other = f"""%gather (a: bf16[1048576]) -> bf16[16777216] {{
+  %a = bf16[1048576]{{0}} parameter(0)
+  ROOT %all-gather.1 = bf16[16777216]{{0}} all-gather(%a), {group}
+}}
+%async (a: bf16[1048576]) -> bf16[16777216] {{
+  %a = bf16[1048576]{{0}} parameter(0)
+  ROOT %call.1 = bf16[16777216]{{0}} custom-call(%a), called_computations={{%gather}}
+}}
+"""
+  entry = ARGUMENT + "  %b = bf16[1048576]{0} parameter(2)\n"
+  entry += "  %start.1 = ((), (), s32[8]{0}) async-start(), calls=%async\n"
+  entry += product(15_000_000) + "\n"
+  entry += "  %update.1 = ((bf16[1048576]{0}), bf16[16777216]{0}) async-update(%start.1, %b)\n"
+  entry += "  ROOT %done.1 = bf16[16777216]{0} async-done(%update.1)"
+  direct = "  %b = bf16[1048576]{0} parameter(0)\n"
+  direct += f"  ROOT %all-gather.2 = bf16[16777216]{{0}} all-gather(%b), {group}"
+  v5e = catalogue.hardware("v5e-16")
+  carried = replay(program(entry, other), v5e)
+  alone = replay(program(direct), v5e)
+  assert carried.network == alone.network == pytest.approx(alone.seconds)
+  # The product stands before the update.
+  assert carried.seconds == pytest.approx(0.01 * v5e.pace.product_share + alone.seconds)
+
+
 def test_a_loop_of_unknown_length_is_named():
   body = """%body (t: (f32[8,8])) -> (f32[8,8]) {
   %t = (f32[8,8]{1,0:S(1)}) parameter(0)
@@ -262,28 +283,6 @@ def test_the_trace_is_what_viewers_open():
   assert timed["done.1"]["ts"] == pytest.approx(timed["dot.1"]["dur"])
 
 
-def compiled(name: str, function, *arguments, shape=None, axes=("data",), specs=None):
-  """Compiles a function for a slice and replays it."""
-  hardware = catalogue.hardware(name)
-  devices = np.array(hardware.devices if shape else hardware.devices[:1]).reshape(shape or (1,))
-  mesh = Mesh(devices, axes)
-  specs = specs or [PartitionSpec()] * len(arguments)
-  placed = [
-    jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
-    for a, spec in zip(arguments, specs, strict=True)
-  ]
-  if shape:
-    function = jax.shard_map(
-      function, mesh=mesh, in_specs=tuple(specs), out_specs=PartitionSpec(), check_vma=False
-    )
-  _, parsed = planning.compile_program(jax.jit(function).lower(*placed), "tpu")
-  return replay(parsed, hardware)
-
-
-def bfloat16(*shape):
-  return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-
-
 @needs_libtpu
 @pytest.mark.parametrize("name", ["v3-8", "v4-8", "v5e-8", "v5p-8", "v6e-8"])
 def test_large_products_come_near_the_peak_rate(name):
@@ -360,28 +359,3 @@ def test_the_bundles_of_attention_are_those_of_the_compiler():
     assert found
     # Compilers of other versions schedule a little differently.
     assert [int(n) for n in found[1].split(",")] == pytest.approx(known, rel=0.15)
-
-
-@needs_libtpu
-def test_a_v6e_gives_more_of_its_own_memory_to_products_with_work_fused_to_them():
-  def function(x, w, u):
-    return jax.nn.silu((x @ w).astype(jnp.float32)).astype(jnp.bfloat16) * u + (x @ w)
-
-  hardware = catalogue.hardware("v6e-8")
-  device = jax.sharding.SingleDeviceSharding(hardware.devices[0])
-  arguments = [
-    jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=device)
-    for shape in ((4096, 2048), (2048, 4096), (4096, 4096))
-  ]
-  assert platform.compiler_options() == {}
-  with platform.targeting("tpu", hardware.devices[0].device_kind):
-    before, after = (
-      replay(
-        planning.compile_program(
-          jax.jit(function, compiler_options=options).lower(*arguments), "tpu"
-        )[1],
-        hardware,
-      )
-      for options in (None, platform.compiler_options())
-    )
-  assert after.seconds < before.seconds
