@@ -20,6 +20,21 @@ def percent_above(share: float, most: float) -> str:
   return f"{share:.{next(enough, 6)}%}"
 
 
+def type_in_words(value: object) -> str:
+  """Names what a value of JSON or of a table is, with its article."""
+  names: list[tuple[type | tuple[type, ...], str]] = [
+    (type(None), "null"),
+    (bool, "true or false"),
+    ((int, float), "a number"),
+    (str, "a string"),
+    ((list, tuple), "a list"),
+    (dict, "an object"),
+    (bytes, "a value of bytes"),
+  ]
+  other = f"a value of type {type(value).__name__}"
+  return next((name for kind, name in names if isinstance(value, kind)), other)
+
+
 def one_line(text: str) -> str:
   """Escapes every character that may end a line, so that text stays in a comment."""
   return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -12,6 +12,7 @@ import numpy as np
 from base import small_files
 from base.errors import UserError
 from base.paths import of, shown
+from base.wording import type_in_words
 from config.config import Config
 from conversion import (
   adapters,
@@ -271,5 +272,5 @@ def _json(file: Path) -> dict[str, Any]:
   except (ValueError, TypeError, RecursionError, OSError) as error:
     raise UserError(f"{shown(file)} is not a JSON object ({str(error)[:200]}).") from None
   if not isinstance(found, dict):
-    raise UserError(f"{shown(file)} is not a JSON object but a {type(found).__name__}.")
+    raise UserError(f"{shown(file)} is not a JSON object but {type_in_words(found)}.")
   return found

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from base.file_paths import FilePath
 from base.ranges import Share
+from base.wording import type_in_words
 from data import parts
 from data.encoding import Text
 from data.file_corpora import (
@@ -294,8 +295,8 @@ class JsonLines(DocumentFiles):
         " (--gin.JSON_FIELD=...; of launch.vocabulary, --field=...)."
       )
     if not isinstance(values[self.field], str):
-      found = type(values[self.field]).__name__
-      raise CorpusError(f"{place}: {self.field!r} is a {found}, not a string. Correct the line.")
+      found = type_in_words(values[self.field])
+      raise CorpusError(f"{place}: {self.field!r} is {found}, not a string. Correct the line.")
     return to_bytes(values[self.field])
 
   def largest_document(self) -> int | None:

@@ -216,6 +216,8 @@ class RegisteredMixture:
     seed: seed of random preprocessing; seqio accepts none for a source without one.
     loss_on: the features in the loss; None is all.
     cache_dir: contains one directory per task; relative to the working directory.
+    half: of the held-out rows of each task only those to choose by, 'validation', or those that
+      figures are of, 'test' (see `data.row_halves`); None is all.
   """
 
   mixture: str
@@ -227,6 +229,7 @@ class RegisteredMixture:
   seed: int | None = None
   loss_on: Sequence[str] | None = None
   cache_dir: KeptPath = "cache"
+  half: Literal["validation", "test"] | None = None
 
   def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
     """Opens the rows of every task; makes missing ones."""
@@ -252,6 +255,7 @@ class RegisteredMixture:
         sequence_length=self.sequence_length,
         split=self.split,
         cache_dir=self.cache_dir,
+        half=self.half,
       )
       for task in rates
     ]

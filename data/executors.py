@@ -19,10 +19,11 @@ class Ray:
 
   Attributes:
     address: that of a Ray cluster whose machines see the same folders, 'host:6379' or 'auto';
-      'local' starts Ray on this machine, with one worker per core, and ends it afterwards.
+      'local' starts Ray on this machine, with one worker per core, and ends it afterwards. None is
+      that of the variable RAY_ADDRESS, as in jobs of a cluster, and 'local' without it.
   """
 
-  address: str = "local"
+  address: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

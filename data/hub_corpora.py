@@ -13,6 +13,7 @@ from typing import Any
 from base import remote_files
 from base.file_paths import FilePath
 from base.ranges import Share
+from base.wording import type_in_words
 from data.encoding import Text
 from data.files import (
   CorpusError,
@@ -144,8 +145,10 @@ class HubDataset:
       )
     text = row[self.field]
     if text is not None and not isinstance(text, str):
-      found = type(text).__name__
-      raise CorpusError(f"{place}: {self.field!r} is a {found}, not a string. Set another field.")
+      raise CorpusError(
+        f"{place}: {self.field!r} is {type_in_words(text)}, not a string. Set another column:"
+        " --gin.TEXT_COLUMN=..."
+      )
     return to_bytes(text or "")
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from base.file_paths import FilePath
 from base.ranges import Share
+from base.wording import type_in_words
 from data import heldout
 from data.file_corpora import LOOKED_AT, files_of
 from data.files import CorpusError, describe_files, shortened
@@ -136,7 +137,7 @@ class GemmaTurns:
 
   def _turns(self, messages: Any, place: str) -> list[tuple[str, str]]:
     if not isinstance(messages, list):
-      raise CorpusError(f"{place}: {self.messages!r} is a {type(messages).__name__}, not a list.")
+      raise CorpusError(f"{place}: {self.messages!r} is {type_in_words(messages)}, not a list.")
     system, turns = "", []
     for number, message in enumerate(messages, start=1):
       named = f"message {number} of {self.messages!r}"
@@ -163,9 +164,8 @@ class GemmaTurns:
 
 def _check_string(value: Any, named: str, place: str) -> None:
   if not isinstance(value, str):
-    raise CorpusError(
-      f"{place}: {named} is a {type(value).__name__}, not a string. Correct the line."
-    )
+    found = type_in_words(value)
+    raise CorpusError(f"{place}: {named} is {found}, not a string. Correct the line.")
 
 
 def _key(pieces: list[Piece]) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from base.wording import type_in_words
 from data.files import (
   SAMPLE,
   CorpusError,
@@ -90,7 +91,7 @@ def _json_object(line: bytes, place: object) -> dict[str, Any]:
       f"{place}: not a JSON object ({error}). Correct or remove the line."
     ) from None
   if not isinstance(value, dict):
-    raise CorpusError(f"{place}: a {type(value).__name__}, not a JSON object. Correct the line.")
+    raise CorpusError(f"{place}: {type_in_words(value)}, not a JSON object. Correct the line.")
   return value
 
 

@@ -28,7 +28,7 @@ from data import corpora, recall, shard_packing, shard_plan, shard_workers, task
 from data.dataset import TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
-from data.preparation import local_rows, not_kept, upload_lock
+from data.preparation import PreparationError, local_rows, not_kept, upload_lock
 from data.rows import RowWriter
 from data.tokenizers import TokenizerError
 
@@ -160,7 +160,12 @@ def _prepare(dataset: TextDataset, report: Report, workers: int | None) -> None:
       return
     source = dataset.source()
     if (shards := shard_plan.tasks(dataset)) is not None:
-      _pack_shards(dataset, source, shards, report, workers)
+      try:
+        _pack_shards(dataset, source, shards, report, workers)
+      except (PreparationError, OSError):
+        # Another machine, which has not this lock, may have been faster and joined the shards.
+        if not (target / MANIFEST_FILE).is_file():
+          raise
       return
     partial = target.parent / f".{target.name}.{shard_packing.machine()}.{os.getpid()}.partial"
     with _keeping(dataset):

@@ -6,7 +6,9 @@ import contextlib
 import importlib.util
 import logging
 import os
+import pickle
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,31 @@ _SECONDS_BETWEEN_LOOKS = 0.3
 _STORE_BYTES = 80 * 10**6
 
 
-def _pack(dataset: Any, task: Task, number: int, directory: Path, folder: str) -> Exception | None:
+def _sent() -> Callable[[list[str], str, bytes], Exception | None]:
+  """Returns the function of a task.
+
+  Ray sends its code, because it is defined in a function: the processes of a cluster that was
+  started elsewhere do not find this project until they know its path.
+  """
+
+  def run(paths: list[str], folder: str, pickled: bytes) -> Exception | None:
+    import importlib
+    import os
+    import pickle
+    import sys
+
+    os.chdir(folder)
+    # First: a folder named `data` in the working directory must not hide this project's.
+    sys.path[:] = dict.fromkeys([*paths, *sys.path])
+    # Each task has one core: the tokenizers library would start threads for all.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return importlib.import_module("data.ray_tasks").pack(*pickle.loads(pickled))
+
+  return run
+
+
+def pack(dataset: Any, task: Task, number: int, directory: Path) -> Exception | None:
   """Packs a shard in a worker; returns an error that another try would not mend."""
-  os.chdir(folder)
-  # Each task has one core: the tokenizers library would start threads for all.
-  os.environ["TOKENIZERS_PARALLELISM"] = "false"
   try:
     shard_packing.pack(dataset, task, number, directory)
   except (CorpusError, TokenizerError) as error:
@@ -38,7 +60,8 @@ def _pack(dataset: Any, task: Task, number: int, directory: Path, folder: str) -
 def _no_answer(address: str, error: Exception) -> PreparationError:
   return PreparationError(
     f"Ray does not answer at {address!r}: {' '.join(str(error).split())[:200]}. Set"
-    " executors.Ray.address to that of a cluster, or to 'local'."
+    " executors.Ray.address (or RAY_ADDRESS) to that of a cluster, or to 'local'; if the cluster"
+    " asks for a token, set RAY_AUTH_MODE=token."
   )
 
 
@@ -59,13 +82,14 @@ def _connected(executor: Ray, workers: int) -> Iterator[Any]:
     raise PreparationError(
       "executors.Ray needs the extra 'ray': make install EXTRAS=ray (or pip install ray)."
     )
-  _require_answer(executor.address)
+  address = executor.address or os.environ.get("RAY_ADDRESS") or "local"
+  _require_answer(address)
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
   import ray
 
   quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
   try:
-    if executor.address == "local":
+    if address == "local":
       ray.init(
         address="local",
         num_cpus=workers,
@@ -74,9 +98,9 @@ def _connected(executor: Ray, workers: int) -> Iterator[Any]:
         **quiet,
       )
     else:
-      ray.init(address=executor.address, **quiet)
-  except (ConnectionError, ValueError, OSError, RuntimeError) as error:
-    raise _no_answer(executor.address, error) from error
+      ray.init(address=address, **quiet)
+  except (ray.exceptions.RayError, ValueError, OSError, RuntimeError) as error:
+    raise _no_answer(address, error) from error
   try:
     yield ray
   finally:
@@ -110,12 +134,14 @@ def pack_all(
     The shard of a task that failed for good, and its error; None if all are packed.
   """
   with _connected(dataset.executor, workers) as ray:
-    remote = ray.remote(num_cpus=1, max_retries=tries - 1, retry_exceptions=True)(_pack)
+    remote = ray.remote(num_cpus=1, max_retries=tries - 1, retry_exceptions=True)(_sent())
+    paths = [path or os.getcwd() for path in sys.path]
     left, running = list(waiting), {}
     while left or running:
       while left and (most is None or len(running) < most):
         number = left.pop(0)
-        task = remote.remote(dataset, tasks[number], number, directory, os.getcwd())
+        pickled = pickle.dumps((dataset, tasks[number], number, directory))
+        task = remote.remote(paths, os.getcwd(), pickled)
         running[task] = number
       done, _ = ray.wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS)
       show()

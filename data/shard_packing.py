@@ -10,21 +10,27 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from base import small_files
 from data import encoding, shard_plan, verification
+from data.files import CorpusError
 from data.manifest import ArrayFile, Counts, Shard
 from data.packing import Packer
 from data.rows import TOKENS, RowWriter
 from data.shard_plan import Task
+from data.tokenizers import TokenizerError
 
 # In a finished shard, until the manifest is written.
 _DONE_FILE = "shard.json"
 _PROGRESS_FILE = "progress.json"
 _SECONDS_BETWEEN_REPORTS = 0.3
+
+
+class TaskError(Exception):
+  """What a task failed of, as text: a process cannot send every exception of a library."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,7 @@ def pack(dataset: Any, task: Task, number: int, directory: Path) -> None:
   """Packs the rows of a task into `directory`/shard-NNNNN, unless they are there.
 
   The folder appears completely or not at all, so that the process may be killed, and two processes
-  may do the same.
+  may do the same: the first to finish wins.
 
   Args:
     dataset: the TextDataset.
@@ -69,16 +75,28 @@ def pack(dataset: Any, task: Task, number: int, directory: Path) -> None:
     directory: an existing folder.
 
   Raises:
-    CorpusError: a document cannot be read.
-    OSError: the rows cannot be written.
+    CorpusError, TokenizerError: a document cannot be read.
+    TaskError: it failed for another reason.
   """
+  try:
+    _pack(dataset, task, number, directory)
+  except (CorpusError, TokenizerError):
+    raise
+  except Exception as error:
+    said = " ".join(str(error).split())[:200]
+    raise TaskError(f"{type(error).__name__}: {said}") from error
+
+
+def _pack(dataset: Any, task: Task, number: int, directory: Path) -> None:
   target = directory / folder_name(number)
   if (target / _DONE_FILE).is_file():
     return
   start = f".{target.name}.{machine()}"
   for leftover in directory.glob(f"{glob.escape(start)}.*.partial"):
-    shutil.rmtree(leftover, ignore_errors=True)  # Of a process of this machine that was killed.
+    if not _alive(leftover.name.split(".")[-2]):
+      shutil.rmtree(leftover, ignore_errors=True)
   partial = directory / f"{start}.{os.getpid()}.partial"
+  shutil.rmtree(partial, ignore_errors=True)  # Of an earlier process of this number.
   partial.mkdir()
   try:
     _write(dataset, task, target.name, partial)
@@ -88,6 +106,15 @@ def pack(dataset: Any, task: Task, number: int, directory: Path) -> None:
       raise
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _alive(process: str) -> bool:
+  """Whether a process of this machine still runs."""
+  try:
+    status = Path("/proc", process, "stat").read_text(encoding="ascii", errors="replace")
+  except OSError:
+    return False
+  return status.rpartition(")")[2].split()[0] not in ("Z", "X")  # not only waits to be reaped
 
 
 def _write(dataset: Any, task: Task, name: str, folder: Path) -> None:
@@ -112,6 +139,14 @@ def _write(dataset: Any, task: Task, name: str, folder: Path) -> None:
     "entries": {n: verification.entry(folder / n, array.sha256) for n, array in files.items()},
   }
   (folder / _DONE_FILE).write_text(json.dumps(done), encoding="utf-8")
+
+
+def present(directory: Path, numbers: Iterable[int]) -> list[int]:
+  """Returns which shards have a folder, by one look at a file system that may be far."""
+  with contextlib.suppress(FileNotFoundError):  # Another process has joined the shards.
+    names = set(os.listdir(directory))
+    return [number for number in numbers if folder_name(number) in names]
+  return []
 
 
 def finished(directory: Path, number: int) -> Packed | None:

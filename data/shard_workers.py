@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures as futures
 import dataclasses
+import errno
 import multiprocessing
 import os
 import shutil
@@ -190,8 +191,10 @@ def _count_failure(
   tries[number] += 1
   if tries[number] < _TRIES:
     return
-  if isinstance(error, BrokenProcessPool) or type(error).__module__.startswith("ray."):
+  if isinstance(error, BrokenProcessPool) or type(error).__name__ == "WorkerCrashedError":
     said = "its process was ended, perhaps for lack of memory"
+  elif isinstance(error, shard_packing.TaskError):
+    said = str(error)
   else:
     said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
   first, *others = tasks[number]
@@ -212,7 +215,7 @@ class _Progress:
     self._done: list[Counts] = []
 
   def show(self) -> None:
-    for number in sorted(self._missing):
+    for number in shard_packing.present(self._directory, sorted(self._missing)):
       if packed := shard_packing.finished(self._directory, number):
         self._missing.remove(number)
         self._done.append(packed.shard.counts)
@@ -228,10 +231,14 @@ def join(dataset: Any, source: dict[str, Any], count: int, directory: Path) -> C
     source: its source.
     count: number of shards, all finished.
     directory: the folder.
+
+  Raises:
+    OSError: shards are gone, or the manifest cannot be written.
   """
   packed = [shard_packing.finished(directory, number) for number in range(count)]
   shards = [one for one in packed if one is not None]
-  assert len(shards) == count
+  if len(shards) != count:
+    raise FileNotFoundError(errno.ENOENT, "another process removed shards", str(directory))
   for stray in directory.glob("shard-*"):
     if stray.name not in {one.shard.folder for one in shards}:
       shutil.rmtree(stray)

@@ -9,6 +9,7 @@ import os
 import pickle
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,8 @@ _SECONDS_BETWEEN_LOOKS = 0.3
 
 def script(executor: executors.Slurm, folder: Path, jobs: int) -> str:
   """Returns the script of an array whose job I packs what `folder`/I.request says."""
+  # sbatch replaces %a by the job's number, and %% by %.
+  output = shlex.quote(str(folder).replace("%", "%%"))
   options = [
     "--job-name=prepare",
     f"--array=1-{jobs}",
@@ -34,13 +37,20 @@ def script(executor: executors.Slurm, folder: Path, jobs: int) -> str:
     "--mem-per-cpu=2G",
     "--time=24:00:00",
     "--requeue",
-    f"--output={shlex.quote(str(folder))}/%a.log",
+    f"--output={output}/%a.log",
     *executor.options,
   ]
   lines = [f"#SBATCH {option}" for option in options]
   python = shlex.join([sys.executable, "-P", "-m", "data.prepare"])
   request = f'{shlex.quote(str(folder))}/"$SLURM_ARRAY_TASK_ID".request'
-  return "\n".join(["#!/bin/bash", *lines, "set -euo pipefail", f"exec {python} < {request}", ""])
+  commands = [
+    "set -euo pipefail",
+    f"cd {shlex.quote(os.getcwd())}",
+    # A site may let no variable of this process through.
+    f"export PYTHONPATH={shlex.quote(os.environ.get('PYTHONPATH', ''))}",
+    f"exec {python} < {request}",
+  ]
+  return "\n".join(["#!/bin/bash", *lines, *commands, ""])
 
 
 def pack_all(
@@ -103,11 +113,13 @@ def _submitted(file: Path, show: Callable[[], None]) -> int:
     stderr=subprocess.PIPE,
     text=True,
     env=environment,
+    start_new_session=True,  # Ctrl-C in a terminal is for this process, which then cancels.
   )
   assert process.stdout is not None
   assert process.stderr is not None
-  job = process.stdout.readline().strip().partition(";")[0]
+  job = ""
   try:
+    job = process.stdout.readline().strip().partition(";")[0]
     if not job:
       said = " ".join(process.stderr.read().split())[:300]
       raise PreparationError(
@@ -117,11 +129,24 @@ def _submitted(file: Path, show: Callable[[], None]) -> int:
       with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(_SECONDS_BETWEEN_LOOKS)
       show()
-  finally:
-    if process.poll() is None:
-      # Interrupted: what runs on other nodes ends too.
-      subprocess.run(["scancel", job], check=False)
-      process.kill()
+  except BaseException as error:
+    # If the calling command was killed, the jobs go on.
+    if job and not isinstance(error, BrokenPipeError):
+      _cancel(job)
+    process.kill()
+    process.wait()
+    raise
+
+
+def _cancel(job: str) -> None:
+  """Ends the jobs of an array, also those that run on other nodes."""
+  # Ctrl-C is followed by the calling command's SIGTERM: neither may end this, nor scancel.
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+  with contextlib.suppress(OSError):
+    subprocess.Popen(["scancel", job], start_new_session=True).wait()
+  for number, handler in zip(numbers, before, strict=True):
+    signal.signal(number, handler)
 
 
 def _error(log: Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 from base import remote_files
 from base.file_paths import FilePath
 from base.ranges import Share
+from base.wording import type_in_words
 from data.encoding import Text
 from data.file_corpora import DocumentFiles, files_of
 from data.files import CorpusError, describe_files, source, to_bytes
@@ -43,9 +44,10 @@ def _column(values: Any, field: str, path: Path, first: int) -> Iterator[bytes]:
     elif isinstance(text, str):
       yield to_bytes(text)
     else:
-      found = type(text).__name__
+      found = type_in_words(text)
       raise CorpusError(
-        f"{path}, row {number}: {field!r} is a {found}, not a string. Set another field."
+        f"{path}, row {number}: {field!r} is {found}, not a string. Set another column:"
+        " --gin.TEXT_COLUMN=..."
       )
 
 

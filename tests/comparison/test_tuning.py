@@ -14,6 +14,7 @@ from comparison.page.figure import Figure
 from comparison.progress import ComparisonProgress
 from comparison.quality.tuning import Tuning
 from comparison.runs import TrainedRuns
+from experiment import experiment
 from experiment.trust import NOBODY
 from launch import compare
 from tests.comparison.test_parts import BASE, KnownRuns
@@ -242,6 +243,16 @@ def test_a_search_on_the_rows_of_the_figures_is_refused(folder, tuned):
   runs, spec = changed_by(folder, tuned, "mixed.gin", text)
   with pytest.raises(UserError, match="would be chosen on the held-out rows of the figures"):
     runs.identity(spec)
+
+
+def test_a_registered_mixture_is_searched_on_half_of_its_rows(folder, tuned):
+  text = "from data import dataset\nEVAL_DATA = @heldout/dataset.RegisteredMixture()\n"
+  text += "heldout/dataset.RegisteredMixture.mixture = 'short_and_long'\n"
+  text += "dataset.RegisteredMixture:\n  vocabulary = %VOCABULARY\n"
+  text += "  sequence_length = %SEQUENCE_LENGTH\n"
+  runs, spec = changed_by(folder, tuned, "registered.gin", text)
+  runs.identity(spec)
+  assert experiment.build(runs._run_config(spec)).eval_data.half == "validation"
 
 
 def test_a_setting_that_changes_the_tokens_of_a_step_is_counted(folder, tuned):

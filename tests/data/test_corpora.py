@@ -104,7 +104,7 @@ def test_a_fraction_is_a_fraction(kind):
     (b'{"text": "unfinished', r"a\.jsonl:3: not a JSON object"),
     (b'["text"]', r"a\.jsonl:3: a list, not a JSON object"),
     (b'{"body": "x", "id": 3}', r"a\.jsonl:3: no 'text', only 'body', 'id'. Set JsonLines\.field"),
-    (b'{"text": null}', r"a\.jsonl:3: 'text' is a NoneType, not a string"),
+    (b'{"text": null}', r"a\.jsonl:3: 'text' is null, not a string"),
     (b"\xff\xfe", r"a\.jsonl:3: not a JSON object"),
   ],
 )

@@ -85,7 +85,7 @@ def test_faults_are_told_in_a_line(folder, monkeypatch):
   (folder / "numbers.jsonl").write_text('{"text": 5}\n')
   for corpus, told in [
     (HubDataset("json", data_files="lines.jsonl", field="prose"), "no column 'prose', only 'text'"),
-    (HubDataset("json", data_files="numbers.jsonl"), "'text' is a int, not a string"),
+    (HubDataset("json", data_files="numbers.jsonl"), "'text' is a number, not a string"),
     (HubDataset("json", data_files="none.jsonl"), "json is not found"),
     (HubDataset("json", data_files="lines.jsonl", part="test"), "no split 'test', only train"),
   ]:

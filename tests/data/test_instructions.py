@@ -126,9 +126,9 @@ USER = {"role": "user", "content": "x"}
   ("line", "template", "message"),
   [
     ({"a": "x"}, QUESTIONS, r"lines\.jsonl:2: no 'q', which the template 'Q: \{q\}\\nA:' names"),
-    ({"q": 5, "a": "x"}, QUESTIONS, r"lines\.jsonl:2: 'q' is a int, not a string"),
+    ({"q": 5, "a": "x"}, QUESTIONS, r"lines\.jsonl:2: 'q' is a number, not a string"),
     ({"q": "x"}, GemmaTurns("chat"), r"lines\.jsonl:2: no 'chat', only 'q'\. Set GemmaTurns"),
-    ({"messages": "x"}, GemmaTurns(), r"jsonl:2: 'messages' is a str, not a list"),
+    ({"messages": "x"}, GemmaTurns(), r"jsonl:2: 'messages' is a string, not a list"),
     ({"messages": [{"role": "user"}]}, GemmaTurns(), r"jsonl:2: message 1 .* 'role' and 'content'"),
     (
       {"messages": [USER | {"role": "bot"}]},

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 # As a training run would: datasets, batches, and a look at what was imported.
 TRAIN = """
-import json, os, sys
+import dataclasses, json, os, sys
 from data import dataset, corpora, loader, preparation, tokenizers
 texts = corpora.TextFiles('texts/*.txt', heldout_fraction=0.3)
 train, heldout = (
@@ -39,6 +39,9 @@ print(json.dumps({
   'documents': [d.rows().counts.documents for d in (train, heldout)],
   'paths': [str(d.rows().directory) for d in (train, heldout)],
   'shape': batch['targets'].shape,
+  'halves': [
+    len(dataclasses.replace(mixture, half=half).rows()) for half in ('validation', 'test', None)
+  ],
   'parts': {part.directory.name: weight for part, weight in zip(mixed.parts, mixed.weights)},
   'tokens': {part.directory.name: part.counts.tokens for part in mixed.parts},
 }))
@@ -102,6 +105,9 @@ def test_a_registered_mixture_keeps_the_tokens_shares(trained):
   # 3 documents of 2 letters and an EOS for each of 23 and one; nothing of either is left out.
   assert report["parts"][short] / report["parts"][long] == pytest.approx(3 * 3 / 24)
   assert (report["tokens"][short], report["tokens"][long]) == (300 * 3, 300 * 24)
+  validation, test, whole = report["halves"]
+  assert validation + test == whole
+  assert abs(validation - test) <= 2 * len(report["parts"])
 
 
 def wait_for(condition, seconds=300):

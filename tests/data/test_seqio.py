@@ -136,7 +136,7 @@ def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
 @pytest.mark.parametrize(
   ("case", "message"),
   [
-    ("bad_line", "bad.jsonl:2: 'text' is a int, not a string"),
+    ("bad_line", "bad.jsonl:2: 'text' is a number, not a string"),
     ("empty", "text-files (train) has no text: 1 document, all empty."),
     ("no_heldout", "text-files (heldout) has no text"),
     ("split", "unknown split='validation'. Choose from train, heldout, all."),

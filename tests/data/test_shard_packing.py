@@ -8,6 +8,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -149,17 +150,62 @@ def test_shards_have_the_documents_of_one_process(tmp_path, make):
       assert getattr(opened.counts, name) == getattr(expected.counts, name)
 
 
-def test_leftovers_of_this_machine_go_and_work_of_another_with_its_name_stays(tmp_path):
+def test_leftovers_of_this_machine_go_and_work_of_others_stays(tmp_path):
   text = spec(json_lines(tmp_path), tmp_path / "cache", "all")
+  ended = subprocess.Popen(["true"])
+  ended.wait()
   name = f".shard-00000.{socket.gethostname()}"
   other = tmp_path / f"{name}-12345678.7.partial"
-  own = tmp_path / f".shard-00000.{shard_packing.machine()}.7.partial"
-  other.mkdir()
-  own.mkdir()
+  own = tmp_path / f".shard-00000.{shard_packing.machine()}.{ended.pid}.partial"
+  at_work = own.with_name(own.name.replace(f".{ended.pid}.", f".{os.getppid()}."))
+  for folder in (other, own, at_work):
+    folder.mkdir()
   shard_packing.pack(text, shard_plan.tasks(text)[0], 0, tmp_path)
   assert (tmp_path / "shard-00000").is_dir()
   assert other.is_dir()
+  assert at_work.is_dir()  # Another job of this machine packs the same shard.
   assert not own.exists()
+
+
+class Picky(Bytes):
+  """A tokenizer with an error that can neither be sent to another process nor be read there."""
+
+  class Refusal(Exception):
+    def __init__(self, text, lock):
+      super().__init__(f"no tokens for {len(text)} letters")
+      self.lock = lock
+
+  def encode(self, text):
+    raise self.Refusal(text, threading.Lock())
+
+
+def test_an_error_that_cannot_be_pickled_is_told(tmp_path):
+  text = dataset.TextDataset(
+    json_lines(tmp_path), Picky(), 32, "all", str(tmp_path / "cache"), shard_bytes=10**4
+  )
+  with pytest.raises(
+    PreparationError, match=r"failed 3 times: Refusal: no tokens for \d+ letters\."
+  ):
+    prepare.prepare(text, lambda event: None, workers=1)
+
+
+def test_rows_that_another_machine_joined_first_are_taken(tmp_path, monkeypatch):
+  (tmp_path / "text").mkdir()
+  text = spec(json_lines(tmp_path / "text"), tmp_path / "cache", "all", 2500)
+  monkeypatch.setattr(shard_workers, "pack_all", in_this_process)
+  monkeypatch.setattr(prepare, "_lock", lambda path, wait: contextlib.nullcontext())
+  join, others = shard_workers.join, []
+
+  def late_join(*arguments):
+    if not others:
+      others.append("at work")
+      prepare.prepare(text, lambda event: None)
+      others.append(fingerprint(text))
+    return join(*arguments)
+
+  monkeypatch.setattr(shard_workers, "join", late_join)
+  prepare.prepare(text, lambda event: None)
+  assert others == ["at work", fingerprint(text)]
 
 
 def test_one_large_file_is_packed_in_pieces_and_its_end_is_held_out(tmp_path):

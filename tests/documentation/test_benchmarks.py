@@ -43,6 +43,7 @@ def run(missing, *command, program=WITHOUT):
     ("libtpu", ["benchmarks.sharding", "depths"], "EXTRAS=tpu"),
     ("jax_plugins.xla_cuda13", ["benchmarks.compile_gpu"], "EXTRAS=gpu"),
     ("recurrentgemma", ["benchmarks.peers", "train"], "EXTRAS=test"),
+    ("moto", ["benchmarks.bucket_rows"], "EXTRAS=test"),
     ("transformers", ["benchmarks.peers", "decode"], "EXTRAS=test"),
     ("torch", ["benchmarks.peers", "train", "--network=gated_deltanet"], "EXTRAS=test"),
     ("", ["benchmarks.tpu_bundles", "v5"], "unknown generation: 'v5'; did you mean"),
