@@ -173,6 +173,11 @@ def main(arguments: Sequence[str]) -> int:
   output = paths.shown(args.output)
   kind = "token" if _is_json(args.output) else "piece"
   print(f"{output}: {plural(tokenizer.size, kind)}, sha256 {tokenizer.describe()['sha256']}")
+  if tokenizer.size < args.size:
+    print(
+      f"fewer than --size={args.size}: each word of the text is a token. More text gives more.",
+      file=sys.stderr,
+    )
   texts = [text.decode("utf-8", errors="replace") for text in corpus.documents("heldout")]
   size = sum(len(text.encode("utf-8")) for text in texts)
   tokens = sum(len(tokenizer.encode(text)) for text in texts)

@@ -227,6 +227,10 @@ def test_the_command_trains_one_that_transformers_loads(tmp_path, capsys):
   assert "270 tokens" in told.out
   assert "gin/data/text_files_tokenizer.gin" in told.err
   assert "VOCAB_SIZE" not in told.err
+  assert "fewer" not in told.err
+  all_words = [f"--input={tmp_path / 'a.txt'}", f"--output={tmp_path / 'all.json'}"]
+  assert vocabulary.main([*all_words, "--size=30000"]) == 0
+  assert "fewer than --size=30000: each word of the text is a token." in capsys.readouterr().err
   ours = TokenizerJson(str(output))
   assert ours.size == 270
   for text in hostile.TEXTS:
