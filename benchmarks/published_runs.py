@@ -30,10 +30,6 @@ FILES = (
 # Widths of each model: the macros of gin/models/llama.gin, and the width of its MLP.
 SIZES = {
   "8b": ({"WIDTH": 4096, "HEADS": 32, "KV_HEADS": 8, "DEPTH": 32, "VOCAB_SIZE": 128256}, 14336),
-  "mistral-7b": (
-    {"WIDTH": 4096, "HEADS": 32, "KV_HEADS": 8, "DEPTH": 32, "VOCAB_SIZE": 32000},
-    14336,
-  ),
   "70b": ({"WIDTH": 8192, "HEADS": 64, "KV_HEADS": 8, "DEPTH": 80, "VOCAB_SIZE": 32000}, 28672),
 }
 
@@ -68,7 +64,6 @@ RUNS = (
   Run("70b", "v6e-256", 2, 4096, 9.052, "training/trillium/Llama2-70B-MaxText"),
   Run("8b", "v6e-16", 3, 8192, 3.393, "training/trillium/Llama3.1-8B-MaxText/v6e-16"),
   Run("8b", "v6e-256", 4, 8192, 4.546, "training/trillium/Llama3.1-8B-MaxText/v6e-256"),
-  Run("mistral-7b", "v6e-8", 6, 8192, 6.320, "training/trillium/Mistral-7B-MaxText"),
 )
 
 
