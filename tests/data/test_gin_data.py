@@ -28,6 +28,9 @@ FRAGMENTS = {
   "instructions.gin",
   "instructions_gemma_turns.gin",
   "ruler_tasks.gin",
+  "ruler_needles.gin",
+  "ruler_words.gin",
+  "ruler_few_words.gin",
 }
 FILES = sorted({p.name for p in (FOLDER / "data").glob("*.gin")} - FRAGMENTS)
 OWN_TOKENIZER = ("s_sentencepiece.gin", "_tokenizer.gin", "_tiktoken.gin")
