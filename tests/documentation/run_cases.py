@@ -210,8 +210,6 @@ CASES = {
     "Prepare ahead of time": [
       Case("python -m launch.prepare my_run.gin", SHORT, prints=r"train: [\d,]+ rows"),
       Case("python -m launch.prepare my_run.gin --show=2", SHORT, prints=r"--- row 1"),
-    ],
-    "Ray and SLURM": [
       Case("python -m launch.prepare my_run.gin gin/executor/ray.gin", skipped=EXECUTOR),
       Case("python -m launch.prepare my_run.gin gin/executor/slurm.gin", skipped=EXECUTOR),
       Case("python -m launch.prepare my_run.gin --part=1/8", SHORT),
