@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from config import config
 from config import source as gin_source
@@ -65,12 +66,20 @@ def build(
   source = gin_source.read_file(_DEFAULTS) + own + size + given
   configuration = config.resolve(source, Listing, str(paths[0]))
   if widened != 1:
-    scaled = (f"{name} = {configuration.macros[name].value * widened}" for name in _WIDTHS)
+    scaled = (f"{name} = {_value(configuration, name) * widened}" for name in _WIDTHS)
     source += gin_source.read_text("\n".join(scaled), f"{widened} times as wide")
     configuration = config.resolve(source, Listing, str(paths[0]))
   sizes = {item.selector for item in size.statements if not item.parameter}
-  macros = {name: repr(configuration.macros[name].value) for name in sorted(sizes)}
+  macros = {name: repr(_value(configuration, name)) for name in sorted(sizes)}
   return configuration.build().model, macros
+
+
+def _value(configuration: config.Config, name: str) -> Any:
+  """Returns the value of a macro, which may be that of another: `RNN_WIDTH = %WIDTH`."""
+  value = configuration.macros[name].value
+  while isinstance(value, gin_source.Macro):
+    value = configuration.macros[value.name].value
+  return value
 
 
 def _sets_model(source: Source) -> bool:

@@ -44,6 +44,8 @@ def test_wider_models_have_heads_as_wide():
   assert (model.width, macros["WIDTH"], macros["HEADS"]) == (64, "64", "8")
   given = model_zoo.build(["models/griffin.gin"], ["--gin.WIDTH=48", "--gin.HEADS=3"], 2)[0]
   assert given.width == 96
+  same, macros = model_zoo.build(["models/griffin.gin"], ["--gin.RNN_WIDTH=%WIDTH"], 2)
+  assert (same.width, macros["RNN_WIDTH"]) == (64, "64")
 
 
 @pytest.mark.parametrize("widths", ["32", "16", "48", "0", "wide"])
