@@ -160,6 +160,14 @@ class Runs(Protocol):
     """Returns the FLOPs of a run's whole training, without training it."""
     ...
 
+  def require_recall(self, spec: RunSpec, task: RecallTask, questions: int) -> None:
+    """Checks that a run can be asked, without training it; see `TrainedRun.recall`.
+
+    Raises:
+      CorpusError: the run's tokenizer cannot encode the task, or the task has no text or no room.
+    """
+    ...
+
 
 class TrainedMeasurement(Protocol):
   """A measurement of trained models; otherwise like `Measurement`."""

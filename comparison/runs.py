@@ -186,6 +186,12 @@ class TrainedRuns:
     """See `comparison.measurement.Runs`."""
     return self.cost(spec).flops
 
+  def require_recall(self, spec: RunSpec, task: RecallTask, questions: int) -> None:
+    """See `comparison.measurement.Runs`."""
+    built = self._built(dataclasses.replace(spec, seed=self.seeds[0]))
+    asked = dataclasses.replace(task, heldout_examples=questions)
+    haystacks.with_text_of(asked, built.eval_data).require(built.tokenizer)
+
   def _cost_of(self, spec: RunSpec) -> Cost:
     """Returns the cost of a run with the setting that was found, which may change it."""
     counted, steps, tokens = self._account(dataclasses.replace(spec, seed=self.seeds[0]))

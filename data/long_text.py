@@ -82,24 +82,16 @@ class LongTextTask(RecallTask):
     Raises:
       CorpusError: `length` has no room for the smallest one, or there is no text.
     """
-    return [self._filled(tokenizer, int(rng.integers(2**62))) for _ in range(count)]
+    return [self._filled(tokenizer, _seed(rng)) for _ in range(count)]
 
   def _filled(self, tokenizer: Tokenizer, seed: int) -> RecallExample:
     """Makes the example of a seed with as many units as fit."""
 
     def sized(units: int) -> tuple[int, _Tokens]:
-      written = self.write(np.random.default_rng(seed), units)
-      ids, answer = tokenizer.encode(written.prompt), tokenizer.encode(written.answer)
-      room = max(self.room, len(answer) + 1)  # Its EOS too.
-      return 1 + len(ids) + room, _Tokens(written, ids, answer, room)
+      return self._sized(tokenizer, seed, units)
 
     fits, over = self.least, None
-    size, found = sized(fits)
-    if size > self.length:
-      raise CorpusError(
-        f"{self.name} has {size} tokens at least, more than length={self.length}. Give a longer "
-        "one."
-      )
+    size, found = self._smallest(tokenizer, seed)
     guess, slope = fits + 16, 0.0
     for _ in range(_TRIES):
       tried, other = sized(guess)
@@ -115,6 +107,35 @@ class LongTextTask(RecallTask):
       if over is not None and guess >= over:
         guess = (fits + over) // 2
     return found.example(tokenizer)
+
+  def _sized(self, tokenizer: Tokenizer, seed: int, units: int) -> tuple[int, _Tokens]:
+    """Writes the example of a seed; returns its tokens with BOS and room too, and itself."""
+    written = self.write(np.random.default_rng(seed), units)
+    ids, answer = tokenizer.encode(written.prompt), tokenizer.encode(written.answer)
+    room = max(self.room, len(answer) + 1)  # Its EOS too.
+    return 1 + len(ids) + room, _Tokens(written, ids, answer, room)
+
+  def _smallest(self, tokenizer: Tokenizer, seed: int) -> tuple[int, _Tokens]:
+    size, found = self._sized(tokenizer, seed, self.least)
+    if size > self.length:
+      raise CorpusError(
+        f"{self.name} has {size} tokens at least, more than length={self.length}. Give a longer "
+        "one."
+      )
+    return size, found
+
+  def require(self, tokenizer: Tokenizer) -> None:
+    """Checks that each held-out example has room, without filling its context.
+
+    Raises:
+      CorpusError: see `draw`.
+    """
+    for block in range(self.heldout_examples):
+      self._smallest(tokenizer, _seed(self.generator("heldout", block)))
+
+
+def _seed(rng: np.random.Generator) -> int:
+  return int(rng.integers(2**62))
 
 
 class _Tokens(NamedTuple):
@@ -210,6 +231,11 @@ class Suite(RecallTask):
       )
       for name, task in zip(self.names, self.tasks, strict=True)
     }
+
+  def require(self, tokenizer: Tokenizer) -> None:
+    """Checks that each held-out example of each task has room; see `LongTextTask.require`."""
+    for task in self.by_name().values():
+      task.require(tokenizer)
 
   def drawn(self, tokenizer: Tokenizer, split: str) -> Iterator[RecallExample]:
     """Yields the examples of a split: the first of each task, the second of each, and so on."""

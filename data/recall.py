@@ -130,8 +130,20 @@ class RecallTask:
       )
     left = self.examples if split == "train" else self.heldout_examples
     for block in range(-(-left // self.block)):
-      rng = np.random.default_rng([self.seed, SPLITS.index(split), block])
+      rng = self.generator(split, block)
       yield from self.draw(tokenizer, rng, self.block)[: left - block * self.block]
+
+  def generator(self, split: str, block: int) -> np.random.Generator:
+    """Returns the random generator of a block of examples."""
+    return np.random.default_rng([self.seed, SPLITS.index(split), block])
+
+  def require(self, tokenizer: Tokenizer) -> None:
+    """Checks that the task can be asked, before a model is trained for it.
+
+    Raises:
+      CorpusError: see `draw`.
+    """
+    self.draw(tokenizer, self.generator("heldout", 0), 1)
 
 
 def symbol_ids(tokenizer: Tokenizer, count: int) -> np.ndarray:

@@ -40,10 +40,14 @@ def run(
   Raises:
     CorpusError: a length is too small for a task, or there is no text.
   """
+  asked = contexts or [suite.length]
+  for length in asked:
+    # Told before the first is scored, which may take hours.
+    suite.with_length(length).require(trained.tokenizer)
   scorer = RecallScorer(trained.experiment.model, trained.tokenizer, where)
   print(f"step {trained.step}: share of the answers that the generated text contains")
   lengths: list[dict[str, Any]] = []
-  for length in contexts or [suite.length]:
+  for length in asked:
     print(f"\n{length:,} tokens")
     found = {}
     for name, task in suite.with_length(length).by_name().items():

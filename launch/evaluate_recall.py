@@ -41,13 +41,16 @@ def run(
   Raises:
     CorpusError: a context size is impossible, or the run's tokenizer cannot encode the task.
   """
+  asked = contexts or [task.length]
+  for length in asked:
+    task.with_length(length).require(trained.tokenizer)
   scorer = RecallScorer(trained.experiment.model, trained.tokenizer, where)
   how = "generated" if task.generates else "most likely after the true ones"
   print(f"step {trained.step} on {task.name}: answer tokens {how}")
   print(f"\n{task.unit:>10}  {'right':>6}  {'whole answers':>13}")
   total: Recalled | None = None
   lengths = []
-  for length in contexts or [task.length]:
+  for length in asked:
     found = scorer(trained.params, task.with_length(length), batch_size=batch_size)
     print(f"{length:>10,}  {found.accuracy:>6.1%}  {found.exact:>13.1%}", flush=True)
     lengths.append({"length": length, "accuracy": found.accuracy, "exact": found.exact})

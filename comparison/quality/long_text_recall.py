@@ -67,7 +67,16 @@ class LongTextRecall:
 
   def __call__(self, runs: Runs, cached: Cached) -> tuple[Figure, ...]:
     """Trains and asks the models; returns the figures by length, by task and by depth."""
-    train = functools.lru_cache(maxsize=1)(runs.train)
+
+    @functools.lru_cache(maxsize=1)
+    def train(spec: RunSpec) -> TrainedRun:
+      if spec.seed == runs.seeds[0]:
+        # A task without room is told before the training, not after.
+        for length in self.lengths:
+          for task in self.suite.with_length(length).by_name().values():
+            runs.require_recall(spec, task, self.questions)
+      return runs.train(spec)
+
     found: dict[tuple[RunSpec, str, int], Mapping[str, Any]] = {}
     for spec in self._specs(runs):
       for length in self.lengths:

@@ -84,6 +84,8 @@ class RecallOfRuns:
     )
 
   def _measure(self, runs: Runs, spec: RunSpec) -> dict[str, Any]:
+    for length in self.lengths:
+      runs.require_recall(spec, self.task.with_length(length), self.questions)
     trained = runs.train(spec)
     asked = [
       trained.recall(self.task.with_length(length), self.questions) for length in self.lengths

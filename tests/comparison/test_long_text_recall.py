@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from comparison import shares
+from comparison import comparison, shares
+from comparison.progress import ComparisonProgress
 from comparison.quality.long_text_recall import LongTextRecall
+from comparison.quality.recall_of_runs import RecallOfRuns
+from comparison.runs import TrainedRuns
+from data.corpora import CorpusError
 from data.long_text import Suite
+from data.recall_text import Phonebook
 from data.ruler import Needles
 from data.ruler_words import FrequentWords
+from data.tokenizers import Bytes
 from tests.comparison.test_parts import BASE, KnownRuns, measure
 
 
@@ -35,3 +41,42 @@ def test_long_texts_are_told_by_length_task_and_depth():
   assert "2 tasks" in by_depth.y.label
   alone = measure(part, KnownRuns(seeds=(0,)))["ruler_by_length"]
   assert alone.spread == "95% interval (Wilson) over the questions, one seed"
+
+
+@pytest.mark.parametrize(
+  ("part", "said"),
+  [
+    (
+      LongTextRecall(
+        suite=Suite(tasks=(Needles(),), names=("niah",)),
+        size="4k",
+        lengths=(300, 1024),
+        baseline=BASE,
+      ),
+      r"more than length=300\. Give a longer",
+    ),
+    (
+      RecallOfRuns(task=Phonebook(), size="4k", lengths=(2, 4), baseline=BASE),
+      "invalid phone book: length=2",
+    ),
+  ],
+)
+def test_what_cannot_be_asked_is_told_before_a_model_is_trained(part, said):
+  class Asked(KnownRuns):
+    def require_recall(self, spec, task, questions):
+      task.require(Bytes())
+
+  runs = Asked()
+  with pytest.raises(CorpusError, match=said):
+    part(runs, lambda key, measure: measure())
+  assert not runs.trained
+
+
+def test_runs_know_before_their_training_what_they_can_be_asked(tmp_path):
+  quick = comparison.load("compare/ruler_quick.gin").build()
+  runs = TrainedRuns(quick, tmp_path, ComparisonProgress(), "")
+  part = quick.parts["ruler"].part
+  spec = next(iter(part.results(runs).values()))
+  runs.require_recall(spec, part.suite.with_length(2048), 22)
+  with pytest.raises(CorpusError, match=r"more than length=500\. Give a longer"):
+    runs.require_recall(spec, part.suite.with_length(500), 22)

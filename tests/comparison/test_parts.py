@@ -77,6 +77,9 @@ class KnownRuns:
     slope = self.slopes[self.models.index(spec.model)] - 0.01 * len(spec.choices)
     return KnownRun(100, flops, tokens, spec.length or 64, curve, slope + own)
 
+  def require_recall(self, spec, task, questions):
+    """Every task can be asked."""
+
 
 def measure(part, runs):
   """Calls the measurement as a comparison does; it measures exactly the results that it planned."""

@@ -1,6 +1,7 @@
 """Recall scores are those of the model itself, and record the place of each answer."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 
 from comparison.quality import recall_learning
 from data import recall, recall_text, tokenizers
+from data.corpora import CorpusError
+from data.long_text import Suite
 from data.ruler import Needles
 from evaluation.recall import Recalled, RecallScorer
+from launch import evaluate_long_text, evaluate_recall
 from models.backbone import Backbone
 from models.griffin import griffin
 from models.hawk import hawk
@@ -57,6 +61,26 @@ def test_generated_answers_are_those_of_greedy_decoding():
   scorer = RecallScorer(model, tokenizer)
   given = list(scorer.generated(params, told, rows=4))
   assert [g.tolist() for g in given] == [[True] * 3, [True] * 3, [False] * 3]
+
+
+@pytest.mark.parametrize(
+  ("run", "task", "contexts", "said"),
+  [
+    (
+      evaluate_long_text.run,
+      Suite(tasks=(Needles(),), names=("niah",)),
+      (1024, 300),
+      r"more than length=300\. Give a longer",
+    ),
+    (evaluate_recall.run, recall_text.Phonebook(), (16, 2), "invalid phone book: length=2"),
+  ],
+)
+def test_contexts_that_cannot_be_asked_are_told_before_any_is_scored(run, task, contexts, said):
+  # Scoring would need a model.
+  unscored = types.SimpleNamespace(tokenizer=tokenizers.Bytes())
+  options = {"arguments": []} if run is evaluate_recall.run else {}
+  with pytest.raises(CorpusError, match=said):
+    run(None, unscored, task, contexts, None, None, **options)
 
 
 def test_a_generated_text_is_right_where_it_contains_the_references():
