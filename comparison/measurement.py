@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from comparison.page.figure import Figure
 from data.recall import RecallTask
+from evaluation.harness_tasks import TaskScore
 from evaluation.perplexity import Score
 from evaluation.recall import Recalled
 from models.language_model import LanguageModel
@@ -134,6 +136,23 @@ class TrainedRun(Protocol):
     """
     ...
 
+  def downstream(
+    self, task: str, data: Path, *, fewshot: int, length: int | None, limit: int | None
+  ) -> TaskScore:
+    """Scores the finished model on a task or group of lm-eval.
+
+    Args:
+      task: its name.
+      data: the folder of a copy of its data set.
+      fewshot: examples before each question.
+      length: the most tokens that the model reads; None is the training length.
+      limit: the most questions of the task, or of each task of the group; None is all.
+
+    Raises:
+      UserError: the data cannot be read, or an answer has more tokens than `length`.
+    """
+    ...
+
 
 class Runs(Protocol):
   """The runs of a comparison, trained once on demand.
@@ -170,7 +189,11 @@ class Runs(Protocol):
 
 
 class TrainedMeasurement(Protocol):
-  """A measurement of trained models; otherwise like `Measurement`."""
+  """A measurement of trained models; otherwise like `Measurement`.
+
+  A part that needs what may be absent, such as a data set, has a method `left_out()` too. It
+  returns a sentence for the page that says what the part leaves out and why; '' if nothing.
+  """
 
   def results(self, runs: Runs) -> Mapping[str, RunSpec]:
     """Returns the keys of a call's results, in order, with the run of each."""

@@ -34,6 +34,7 @@ class PreparedPart:
     cache: its stored results; None if nothing will be measured.
     figures: measures the part and returns its figures; takes a `Cached`.
     further: group and cost of results that may become necessary, such as a search's later rounds.
+    left_out: says what the part leaves out here and why; '' if nothing.
   """
 
   name: str
@@ -41,6 +42,7 @@ class PreparedPart:
   cache: ResultCache | None
   figures: Callable[[Any], tuple[Figure, ...]]
   further: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+  left_out: str = ""
 
   @property
   def measured(self) -> ResultCache:
@@ -95,7 +97,9 @@ def prepare(
     cache = folder and _cache(folder, name, wrapped.part, depends, on_result)
     if cache and name == TUNING:
       runs.tune_by(cache.cached)
-    parts.append(PreparedPart(name, costs, cache, functools.partial(wrapped.part, given), further))
+    left_out = getattr(wrapped.part, "left_out", str)()
+    figures = functools.partial(wrapped.part, given)
+    parts.append(PreparedPart(name, costs, cache, figures, further, left_out))
   return parts
 
 

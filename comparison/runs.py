@@ -23,7 +23,8 @@ from config.config import Config
 from config.moved_names import first_form
 from data import haystacks, loader
 from data.recall import RecallTask
-from evaluation import perplexity
+from evaluation import harness_tasks, perplexity
+from evaluation.harness_tasks import TaskScore
 from evaluation.perplexity import Score, Scorer
 from evaluation.recall import Recalled, RecallScorer
 from experiment import experiment as experiment_lib
@@ -124,6 +125,17 @@ class OpenedRun:
     where = decode_sharding.of(self.sharding_plan)
     scorer = RecallScorer(self.experiment.model, self.experiment.tokenizer, where)
     return scorer(self.params, haystacks.with_text_of(task, self.experiment.eval_data), questions)
+
+  def downstream(
+    self, task: str, data: Path, *, fewshot: int, length: int | None, limit: int | None
+  ) -> TaskScore:
+    """Scores a task of lm-eval; see `comparison.measurement.TrainedRun`."""
+    from evaluation.harness import HarnessModel
+
+    own, where = self.experiment, decode_sharding.of(self.sharding_plan)
+    room = {"max_length": length or self.length, "tokens_at_once": self.cost.tokens_per_step}
+    model = HarnessModel(own.model, self.params, own.tokenizer, where=where, **room)
+    return harness_tasks.score(model, task, data, fewshot=fewshot, limit=limit)
 
 
 class TrainedRuns:

@@ -125,6 +125,12 @@ class HarnessModel(TemplateLM):
   def _loglikelihood_tokens(
     self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
   ) -> list[tuple[float, bool]]:
+    longest = max((len(continuation) for _, _, continuation in requests), default=0)
+    if longest > self.max_length:
+      raise HarnessError(
+        f"an answer has {longest} tokens, and the model reads max_length={self.max_length}. Raise "
+        "it (--length; in a comparison DOWNSTREAM_LENGTH)."
+      )
     # An empty continuation is certain.
     asked = [index for index, (_, _, continuation) in enumerate(requests) if continuation]
     found = [Likelihood(0.0, True)] * len(requests)

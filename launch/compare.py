@@ -270,11 +270,13 @@ def _description(comparison: Comparison) -> str:
         rows.append((size, model, f"{cost.parameters:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}"))
     works = prepared_parts.prepare(comparison, runs, None, lambda *_: None)
     parts = [("part", "results"), *((work.name, str(len(work.costs))) for work in works)]
+    left_out = [f"{work.name}: {work.left_out}" for work in works if work.left_out]
   # The recall comparison trains none of the sizes: its parts train on their tasks.
   if not any(group == "training" for work in works for group, _ in work.costs.values()):
     rows = [row[:3] for row in rows]
   seeds = report.seeds_text(comparison.seeds, loaded_runs.seeds_apart(comparison))
-  return "\n\n".join([table(rows, right=(2, 3, 4)), f"seeds {seeds}", table(parts, right=(1,))])
+  tables = [table(rows, right=(2, 3, 4)), f"seeds {seeds}", table(parts, right=(1,))]
+  return "\n\n".join([*tables, *left_out])
 
 
 class _Comparing:
@@ -349,7 +351,8 @@ class _Comparing:
     from comparison.page.trade_offs import trade_offs
 
     sections = [
-      Section(name=name, figures=found.get(name, ())) for name in self._comparison.all_parts
+      Section(name=work.name, figures=found.get(work.name, ()), left_out=work.left_out)
+      for work in self._works
     ]
     figures = [figure for section in sections for figure in section.figures]
     if traded := trade_offs(figures, tuple(self._comparison.models)):

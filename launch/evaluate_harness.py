@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from base import commands, heartbeat, paths
 from base.errors import UserError
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
 
 
 OPTIONS = ("include_path", "harness_data", "fewshot", "limit")
-
-# For standard errors. lm-eval's default of 100,000 takes minutes in one process.
-_RESAMPLES = 1000
 
 
 class Loaded(NamedTuple):
@@ -75,20 +69,16 @@ def run(
     UserError: the extra is not installed, a task does not exist, or its data cannot be read.
   """
   try:
-    from lm_eval import evaluator
-
     from evaluation.harness import HarnessModel
     from evaluation.harness_table import table
   except ImportError as error:
     raise UserError(
       f"--harness needs lm-eval ({error}). Install it: make install EXTRAS=harness"
     ) from None
+  from evaluation import harness_tasks
   from experiment import end_tokens
   from training.metrics import ProgressLine
 
-  logging.getLogger("lm_eval").setLevel(logging.WARNING)
-  # Else lm-eval forks to resample, and a fork of a process with threads can hang.
-  os.environ.setdefault("DISABLE_MULTIPROC", "1")
   names = [name.strip() for name in args.harness.split(",") if name.strip()]
   if not names:
     raise UserError(f"--harness={args.harness} names no task. Give some: --harness=hellaswag,piqa.")
@@ -113,19 +103,9 @@ def run(
     report=report,
     where=where,
   )
-  results = evaluator.simple_evaluate(
-    model,
-    tasks=loaded.tasks,
-    task_manager=loaded.manager,
-    num_fewshot=args.fewshot,
-    limit=args.limit,
-    log_samples=False,
-    bootstrap_iters=_RESAMPLES,
-    # Keeps lm-eval from importing torch to seed it: nothing uses torch here.
-    # None is documented, but not in the type.
-    torch_random_seed=None,  # pyright: ignore[reportArgumentType]
+  results = harness_tasks.evaluate(
+    model, loaded.tasks, loaded.manager, fewshot=args.fewshot, limit=args.limit
   )
-  results = cast(dict[str, Any], results)  # None only on hosts other than the first.
   print(f"step {trained.step}, context length {length} tokens")
   print(table(results))
   if results.get("groups"):
@@ -160,7 +140,7 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
   Raises:
     UserError: a task does not exist, or its data cannot be read.
   """
-  from lm_eval.tasks import TaskManager
+  from evaluation import harness_tasks
 
   # Without a network, it prints two lines for each try: the error says what to do.
   logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -168,11 +148,7 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
     raise UserError(
       f"--include_path={include_path} is not a folder. Name one with YAML files of tasks."
     )
-  folder = include_path and str(include_path)
-  manager = TaskManager(include_path=folder, include_defaults=False)
-  # lm-eval's own tasks are thousands of YAMLs, which take seconds to read.
-  if not set(names) <= set(manager.all_subtasks):
-    manager = TaskManager(include_path=folder)
+  manager = harness_tasks.manager_of(names, include_path)
   found: list[Any] = []
   for name in names:
     if name not in manager.all_tasks:
@@ -182,17 +158,11 @@ def _load(names: Sequence[str], include_path: Path | None, copies: dict[str, Pat
       raise UserError(
         f"--harness={name}: lm-eval has no such task.{hint} Add your own with --include_path."
       )
-    entry = manager.task_index[name]
     try:
       with heartbeat.telling(f"reading the data of {name}", _tell):
-        if name in copies:
-          loaded = _load_with(manager, cast(Path, entry.yaml_path), copies[name])
-        else:
-          loaded = cast(dict[str, Any], manager.load([name]))
+        found += harness_tasks.load(manager, name, copies.get(name))
     except Exception as error:  # A data set's code may raise anything.
-      raise UserError(_no_data(name, entry, copies.get(name), error)) from error
-    group = loaded["groups"].get(name)
-    found += [group] if group else loaded["tasks"].values()
+      raise UserError(_no_data(name, manager, copies.get(name), error)) from error
   return Loaded(manager, found)
 
 
@@ -200,23 +170,16 @@ def _tell(line: str) -> None:
   print(line, file=sys.stderr, flush=True)
 
 
-def _load_with(manager: Any, task_file: Path, data: Path) -> dict[str, Any]:
-  """Loads a task with a local copy of its data, through a YAML that includes the task's."""
-  with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "local.yaml"
-    # JSON is YAML.
-    file.write_text(json.dumps({"include": str(task_file), "dataset_path": str(data.absolute())}))
-    return manager.load([str(file)])
+def _no_data(name: str, manager: Any, copy: Path | None, error: Exception) -> str:
+  from evaluation.harness_tasks import data_sets, reason
 
-
-def _no_data(name: str, entry: Any, copy: Path | None, error: Exception) -> str:
-  reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
   if copy is not None:
-    return f"the data of {name} in {copy} cannot be read ({reason})."
-  data_set = (entry.cfg or {}).get("dataset_path", "its data set")
+    return f"the data of {name} in {copy} cannot be read ({reason(error)})."
+  # A group of several would need a copy for each of its tasks.
+  data_set = ", ".join(data_sets(manager, name)) or "its data set"
   return (
-    f"the data of {name} ({data_set}) cannot be read here ({reason}). Where there is a network: "
-    f"hf download --repo-type dataset {data_set} --local-dir FOLDER. Then give that copy:"
+    f"the data of {name} ({data_set}) cannot be read here ({reason(error)}). Where there is a "
+    f"network: hf download --repo-type dataset {data_set} --local-dir FOLDER. Then give that copy:"
     f" --harness_data={name}=FOLDER, or set HF_HOME to a cache that holds it and HF_HUB_OFFLINE=1."
   )
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import cast
 
-from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
+from comparison.page.figure import ESTIMATED, FITTED, PUBLISHED, Figure, Series
 from comparison.page.scale import Scale, scale_of, show
 
 # In user units: pixels on a screen of this width, readable on a phone too.
@@ -32,7 +32,7 @@ class Look:
 
   Attributes:
     colour, variant, kind: number of the model, number among its series, and kind of the series.
-    connected: whether a line joins the points; not if a fit does.
+    connected: whether a line joins the points; not if a fit does, and not published points.
   """
 
   colour: int
@@ -71,10 +71,11 @@ def looks(figure: Figure, models: Sequence[str]) -> list[Look]:
     used[colour, series.kind] = variant + 1
     found.append(Look(colour, variant, series.kind))
   fitted = {look.colour for look in found if look.kind == FITTED}
-  return [
-    dataclasses.replace(look, connected=look.kind == FITTED or look.colour not in fitted)
-    for look in found
-  ]
+  return [dataclasses.replace(look, connected=_is_connected(look, fitted)) for look in found]
+
+
+def _is_connected(look: Look, fitted: set[int]) -> bool:
+  return look.kind == FITTED or (look.kind != PUBLISHED and look.colour not in fitted)
 
 
 def _is_of(name: str, model: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from base import small_files
 from comparison.page import chart, report
 from comparison.page.chart import Look
-from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
+from comparison.page.figure import ESTIMATED, FITTED, MEASURED, PUBLISHED, Figure, Series
 from comparison.page.scale import scale_of, show
 
 # Of a column of a paper, in inches.
@@ -151,7 +151,7 @@ def _height(figure: Figure) -> float:
 
 def _name(series: Series) -> str:
   """Its name, and that it is not measured where it is not."""
-  return f"{series.name} ({series.kind})" if series.kind in (ESTIMATED, FITTED) else series.name
+  return f"{series.name} ({series.kind})" if series.kind != MEASURED else series.name
 
 
 def _lines(axes: Any, figure: Figure, styles: Sequence[Look]) -> None:
@@ -167,6 +167,7 @@ def _lines(axes: Any, figure: Figure, styles: Sequence[Look]) -> None:
       linestyle=dashes if style.connected else "none",
       marker=None if series.kind == FITTED else _MARKERS[style.colour % len(_MARKERS)],
       markersize=4,
+      markerfacecolor="none" if series.kind == PUBLISHED else colour,
       linewidth=1.2,
     )
     if series.low is not None and series.high is not None:

@@ -10,7 +10,8 @@ from typing import Any
 MEASURED = "measured"
 ESTIMATED = "estimated"
 FITTED = "fitted"
-KINDS = (MEASURED, ESTIMATED, FITTED)
+PUBLISHED = "published"
+KINDS = (MEASURED, ESTIMATED, FITTED, PUBLISHED)
 
 
 # The x of a series: numbers, or names of categories.
@@ -27,7 +28,7 @@ class Series:
     y: a value per x.
     low, high: ends of an interval around each value (see the figure's `spread`); None for none.
     kind: 'measured'; 'estimated' if computed for hardware that is not attached; 'fitted' for a
-      curve through measured values.
+      curve through measured values; 'published' for values that others have reported.
   """
 
   name: str

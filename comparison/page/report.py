@@ -14,7 +14,7 @@ from typing import Any
 from base import small_files
 from base.wording import plural
 from comparison.page import chart, corrections, verdict
-from comparison.page.figure import ESTIMATED, FITTED, Figure, Series
+from comparison.page.figure import MEASURED, Figure, Series
 from comparison.page.scale import show
 
 PAGE_FILE = "index.html"
@@ -29,10 +29,12 @@ class Section:
   Attributes:
     name: the part's name, as on the command line.
     figures: its figures; empty if it was not measured.
+    left_out: says what the part leaves out here and why; '' if nothing.
   """
 
   name: str
   figures: tuple[Figure, ...] = ()
+  left_out: str = ""
 
   @property
   def title(self) -> str:
@@ -99,6 +101,7 @@ class Report:
         section.name: [figure.name for figure in section.figures] or None
         for section in self.sections
       },
+      "left_out": {one.name: one.left_out for one in self.sections if one.left_out},
       "figures": [figure.record() for figure in self.figures],
       "config": self.config,
     }
@@ -142,9 +145,10 @@ class Report:
     return f"{table}<details><summary>Every finding in a sentence</summary>{listed}</details>"
 
   def _section(self, section: Section) -> str:
+    body = f'<p class="missing">{escape(section.left_out)}</p>' if section.left_out else ""
     if section.figures:
-      body = f'<div class="figures">{"".join(map(self._figure, section.figures))}</div>'
-    else:
+      body += f'<div class="figures">{"".join(map(self._figure, section.figures))}</div>'
+    elif not body:
       body = (
         '<p class="missing">Not measured yet. The same command continues; '
         f"<code>--only={section.name}</code> measures only this.</p>"
@@ -248,7 +252,7 @@ def colours() -> list[str]:
 
 
 def _remark(series: Series) -> str:
-  return f" <em>({series.kind})</em>" if series.kind in (ESTIMATED, FITTED) else ""
+  return f" <em>({series.kind})</em>" if series.kind != MEASURED else ""
 
 
 def _table(figure: Figure) -> str:
@@ -280,6 +284,8 @@ def summary(report: Report) -> str:
   lines = [report.title]
   for section in report.sections:
     lines += ["", section.title if section.figures else f"{section.title}: not measured yet"]
+    if section.left_out:
+      lines[-1] = f"{section.title}: {section.left_out}"
     lines += [f"  {figure.title}\n    {figure.finding}" for figure in section.figures]
   return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -10,8 +11,8 @@ import re
 import pytest
 
 from comparison.page.chart import looks
-from comparison.page.figure import ESTIMATED, FITTED, Axis, Figure, Series
-from comparison.page.report import Report, Section, read, summary
+from comparison.page.figure import ESTIMATED, FITTED, PUBLISHED, Axis, Figure, Series
+from comparison.page.report import Report, Section, figure_element, read, summary
 from comparison.page.scale import Scale, show
 from tests import browser
 
@@ -224,6 +225,31 @@ def test_estimates_are_marked_in_legend_and_line(page):
   assert "stroke-dasharray" in dashed[0]
   solid = re.search(r'<g class="series c0 measured"[^>]*><path class="line"[^>]*>', text)
   assert "stroke-dasharray" not in solid[0]
+
+
+def test_published_points_are_marked_and_not_joined():
+  own = Series(name="Griffin", x=(1.0, 2.0), y=(0.5, 0.6))
+  paper = Series(name="Griffin, paper", x=(1.0, 2.0), y=(0.7, 0.8), kind=PUBLISHED)
+  figure = dataclasses.replace(LINES, series=(own, paper))
+  assert [look.connected for look in looks(figure, MODELS)] == [True, False]
+  element = figure_element(figure, MODELS, "")
+  assert element.count("<em>(published)</em>") == 2  # In the legend and over the numbers.
+  (drawn,) = re.findall(r'<g class="series c0 published".*?</g></g>', element)
+  assert drawn.count('class="marker"') == 2
+  assert 'class="line"' not in drawn
+
+
+def test_what_a_part_leaves_out_is_on_the_page_and_in_the_terminal():
+  told = "Left out: PIQA & more, because there is no data."
+  for figures in ((), (LINES,)):
+    section = Section(name="downstream", figures=figures, left_out=told)
+    found = report(sections=(section, Section(name="speed")))
+    page = found.page()
+    assert page.count(told.replace("&", "&amp;")) == 1
+    assert ("<figure" in page) == bool(figures)
+    assert page.count("Not measured yet") == 1
+    assert found.data()["left_out"] == {"downstream": told}
+    assert f"Downstream: {told}" in summary(found)
 
 
 def test_the_data_file_gives_the_figures_back(page):

@@ -147,6 +147,12 @@ CASES = {
         leaves=("comparisons/first_hawk/report/index.html",),
       ),
     ],
+    "Downstream tasks": [
+      Case(
+        "python -m launch.compare runs/first runs/hawk --only=downstream",
+        skipped="needs copies of published data sets",
+      ),
+    ],
     "Scaling laws": [
       Case(
         "python -m launch.scaling_laws my_runs.csv",

@@ -13,13 +13,14 @@ from lm_eval.tasks import TaskManager
 
 from base.errors import UserError
 from data import tokenizers
-from evaluation import harness, harness_table
+from evaluation import harness, harness_table, harness_tasks
 from evaluation.harness import HarnessModel
 from inference.sampling import Sampler
 from launch import evaluate_harness
 from models.backbone import Backbone
 from models.griffin import griffin
 from tests import small_models
+from tests.evaluation import harness_data
 
 BYTES = tokenizers.Bytes()
 QUESTIONS = [
@@ -132,6 +133,37 @@ def test_task_code_of_lm_eval_scores_what_the_model_says(model, params, tasks, m
   perplexity = np.exp(-total / sum(map(len, texts)))
   assert found["local_perplexity"]["byte_perplexity,none"] == pytest.approx(perplexity, rel=1e-5)
   assert found["local_generation"]["exact_match,none"] == 0
+
+
+def test_a_copy_serves_all_tasks_of_a_group_and_of_a_tag(model, params, tmp_path, monkeypatch):
+  monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+  asked = harness_data.write(tmp_path, ["mmlu"])["mmlu"]
+  manager = harness_tasks.manager_of(["mmlu"])
+  # Of thousands of files it has read those of MMLU.
+  assert "hellaswag" not in manager.all_tasks
+  assert harness_tasks.data_sets(manager, "mmlu") == ["cais/mmlu"]
+  copy = tmp_path / "mmlu"
+  tagged = harness_tasks.load(manager, "mmlu_humanities_tasks", copy)
+  assert len(tagged) == 13
+  group = harness_tasks.load(manager, "mmlu", copy)
+  paths = {str(task.config.dataset_path) for task in [*tagged, *group[0].get_all_tasks()]}
+  assert paths == {str(copy)}
+  found = harness_tasks.evaluate(adapter(model, params, max_length=512), group, manager, fewshot=1)
+  sizes = {name: n["effective"] for name, n in found["n-samples"].items()}
+  assert len(sizes) == 57
+  assert sum(sizes.values()) == asked
+  rights = [found["results"][name]["acc,none"] * size for name, size in sizes.items()]
+  assert found["results"]["mmlu"]["acc,none"] == pytest.approx(sum(rights) / asked)
+  assert 0 < sum(rights) < asked
+
+
+def test_an_answer_that_does_not_fit_is_told_in_one_line(model, params):
+  with pytest.raises(
+    harness.HarnessError, match=r"an answer has 9 tokens.* max_length=8\. Raise it"
+  ):
+    adapter(model, params, max_length=8).loglikelihood(
+      instances("loglikelihood", ("a", " b"), ("a", " bcdefghi"))
+    )
 
 
 def test_likelihoods_are_of_the_continuation_after_bos_and_context(model, params):
