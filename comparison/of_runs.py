@@ -14,7 +14,7 @@ from base.errors import UserError
 from base.wording import one_line
 from comparison.comparison import Comparison
 from comparison.measurement import RunSpec
-from comparison.runs import bound
+from comparison.run_identity import bound
 from config import file_choices
 from config import source as gin_source
 from config.config import Config

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from base.errors import UserError
-from comparison import machine
-from comparison import runs as comparison_runs
+from comparison import machine, run_identity
 from comparison.comparison import TUNING, Comparison, OnTrainedModels
 from comparison.page.figure import Figure
 from comparison.progress import PlannedResult
@@ -133,7 +132,7 @@ def _on_models(wrapped: Any, comparison: Comparison, name: str) -> tuple[Any, An
   configs = {model: comparison.model_config(model, wrapped.choices) for model in comparison.models}
   models = {model: experiment.build(config).model for model, config in configs.items()}
   identities = {
-    model: comparison_runs.identity(config, comparison.folder) for model, config in configs.items()
+    model: run_identity.identity(config, comparison.folder) for model, config in configs.items()
   }
   costs = {key: (name, cost) for key, cost in wrapped.part.results(models).items()}
   # Models that are measured in turns depend on each other; those that are trained alone do not.

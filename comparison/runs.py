@@ -13,14 +13,12 @@ from typing import Any
 
 from base import paths
 from base.errors import UserError
-from comparison import results
+from comparison import results, run_identity
 from comparison.comparison import Comparison
 from comparison.measurement import Cached, RunSpec
 from comparison.progress import ComparisonProgress
 from comparison.quality.tuning import written
-from config import path_values
 from config.config import Config
-from config.moved_names import first_form
 from data import haystacks, loader
 from data.recall import RecallTask
 from evaluation import harness_tasks, perplexity
@@ -220,7 +218,7 @@ class TrainedRuns:
     tuning = self._comparison.tuning
     if tuning is not None:
       self._require_two_texts(spec.model, spec.size)
-    own = identity(self._config(spec), self._comparison.folder)
+    own = run_identity.identity(self._config(spec), self._comparison.folder)
     if tuning is not None and spec.trial is None:
       # The search follows from this. What it finds need not be known.
       own = results.digest([own, repr(tuning)])
@@ -347,7 +345,7 @@ class TrainedRuns:
     """
     first = dataclasses.replace(spec, seed=self.seeds[0])
     folder = self._comparison.folder
-    other, own = (bound(self._config(one), folder) for one in (first, spec))
+    other, own = (run_identity.bound(self._config(one), folder) for one in (first, spec))
     if {name for name in own if own[name] != other.get(name)} <= {"experiment.Experiment.seed"}:
       return dataclasses.replace(self._built(first), seed=spec.seed)
     return self._built(spec)
@@ -366,38 +364,3 @@ def _curve(directory: RunDirectory, tokens_per_step: int) -> dict[int, float]:
     for record in (read_metrics(file) if file.exists() else ())
     if "heldout_loss" in record
   }
-
-
-def identity(config: Config, folder: str) -> str:
-  """Returns an id of the bindings of a configuration that can change a result.
-
-  Defaults and places do not count.
-
-  Args:
-    config: configuration of a run of the comparison.
-    folder: the comparison's folder, which may be moved with all paths in it.
-  """
-  return results.digest(bound(config, folder))
-
-
-# Earlier gin files did not bind these defaults: the run is the same.
-_BOUND_LATER = {"optimizer.AdamW.weight_decay": "0.1"}
-
-
-def bound(config: Config, folder: str) -> dict[str, str]:
-  """Returns the bindings of a configuration that can change a result, as text; see `identity`."""
-  found = {
-    first_form(key.name): first_form(
-      repr(_relative(item.value, folder) if path_values.holds_paths(key.marked) else item.value)
-    )
-    for key, item in config.operative.items()
-    if not item.is_default and not path_values.is_immaterial(key.marked)
-  }
-  return {name: text for name, text in found.items() if _BOUND_LATER.get(name) != text}
-
-
-def _relative(value: Any, folder: str) -> Any:
-  """Makes a path, or several, relative to a folder that contains them."""
-  if isinstance(value, list | tuple):
-    return type(value)(_relative(item, folder) for item in value)
-  return value.removeprefix(f"{folder}/") if isinstance(value, str) else value

@@ -11,7 +11,7 @@ import pytest
 
 from base import paths
 from base.errors import UserError
-from comparison import comparison, runs
+from comparison import comparison, run_identity
 from experiment import experiment
 from experiment.run_directory import RunDirectory
 from launch import check, convert, evaluate, generate, plan, train
@@ -315,7 +315,7 @@ def test_a_moved_comparison_keeps_its_runs(home, tmp_path):
       ["runs/griffin_quickstart.gin", "data/text_files_bytes.gin"],
       [f"--gin.TEXT_FILES={folder}/a.txt"],
     )
-    return runs.identity(config, str(folder)), runs.identity(text, str(folder))
+    return run_identity.identity(config, str(folder)), run_identity.identity(text, str(folder))
 
   assert identity_in(home) == identity_in(tmp_path)
   assert len(set(identity_in(home))) == 2
