@@ -133,10 +133,23 @@ def _check_options(result: Parser, arguments: Sequence[str]) -> None:
         )
       result.error(f"unknown option: {name}{_near_option(result, name, value)}")
     else:
+      if (before is None or before.nargs == 0) and not result._get_positional_actions():
+        result.error(_misplaced(result, argument))
       before = None
   for name, count in given.items():
     if count > 1:
       result.error(f"{name} is given {count} times; it takes one value")
+
+
+def _misplaced(result: Parser, argument: str) -> str:
+  """Describes a bare argument of a command that takes options only."""
+  known = result._option_string_actions
+  if "--run_dir" in known and argument.endswith(".gin"):
+    text = f", or name other text with --data={argument}" if "--data" in known else ""
+    return f"{argument} is not needed: the run has its own configuration. Leave it out{text}."
+  if "--run_dir" in known and os.path.isdir(argument):
+    return f"{argument} stands without an option; did you mean --run_dir={argument}?"
+  return f"neither an option nor the value of one: {argument}. Put a value with spaces in quotes."
 
 
 def _near_option(result: Parser, name: str, value: str) -> str:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+from pathlib import Path
 
 from base import paths
 from base.errors import is_out_of_memory
@@ -74,6 +75,11 @@ def _clipped_line(line: str) -> str:
 
 def of_system(error: BaseException) -> str | None:
   """Describes an error of the machine in one line; None for other errors."""
+  if isinstance(error, ImportError) and (package := _missing_package(error)):
+    return (
+      f"{sys.executable} has no package {package!r}. Activate the environment that `make install` "
+      "made (source .venv/bin/activate, in this repository's checkout), or install the package."
+    )
   if _is_of_backend(error):
     platforms = os.environ.get("JAX_PLATFORMS")
     given = f"JAX_PLATFORMS={platforms}: " if platforms else ""
@@ -97,6 +103,15 @@ def of_system(error: BaseException) -> str | None:
   if isinstance(error, OSError) and number is not None:
     return _sentence(os.strerror(number), None, number)
   return None
+
+
+def _missing_package(error: ImportError) -> str | None:
+  """Returns the name of a package that is not installed; None for a mistake in this project."""
+  top = (error.name or "").partition(".")[0]
+  # A module that is found has a path. Without gin, Python takes this project's gin/ for it.
+  found = error.path is not None and not isinstance(error, ModuleNotFoundError)
+  of_this_project = any((Path(__file__).parents[1] / top).glob("*.py"))
+  return None if found or of_this_project else top
 
 
 def _most_telling(error: BaseException) -> str:

@@ -20,7 +20,6 @@ from launch import (
   compare,
   convert,
   evaluate,
-  failures,
   generate,
   plan,
   prepare,
@@ -244,50 +243,21 @@ def test_gin_files_that_the_code_names_exist():
         assert_files_exist(text)
 
 
-def test_a_failure_is_one_short_line_whatever_it_holds():
-  said = failures.clipped("a" * 10_000 + "\x1b[31m\0" + "the end")
-  assert len(said) < 500
-  assert said.startswith("aaa")
-  assert said.endswith("the end")
-  assert "\x1b" not in said
-  assert "\0" not in said
-  assert len(failures.clipped("\x01" * 10_000)) < 500
-  many = failures.clipped("\n".join(map(str, range(1000)))).splitlines()
-  assert len(many) < 50
-  assert many[0] == "0"
-  assert many[-1] == "999"
-
-
 @pytest.mark.parametrize(
-  ("error", "parts"),
+  ("name", "arguments", "says"),
   [
-    (FileNotFoundError(2, "No such file or directory", "a/b"), ["a/b"]),
-    (OSError(28, "No space left on device", "/nowhere/x"), ["/nowhere/x", "Free some space"]),
-    (OSError(30, "Read-only file system", "/nowhere/x"), ["/nowhere/x", "writable folder"]),
-    (
-      ValueError('RESOURCE_EXHAUSTED: Error writing "/a/b" [OS error 28: No space left on device]'),
-      ["No space left on device: /a/b"],
-    ),
-    (
-      RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 252935914376 bytes.\nMore"),
-      ["not enough memory (Out of memory allocating 252.9 GB)", "--gin.BATCH_SIZE", "--dry_run"],
-    ),
-    (MemoryError("Unable to allocate 95.4 GiB for an array"), ["Unable to allocate 95.4 GiB"]),
-    (MemoryError(), ["not enough memory (MemoryError)"]),
-    (OSError(40, "Too many levels of symbolic links", "x"), ["form a circle"]),
-    (RuntimeError("Unable to initialize backend 'cuda': none"), ["JAX_PLATFORMS=cpu"]),
+    ("generate", ["a.gin", "--run_dir=x"], "a.gin is not needed: the run has its own config"),
+    ("evaluate", ["a.gin", "--run_dir=x"], "or name other text with --data=a.gin"),
+    ("generate", [str(ROOT), "--prompt=x"], f"did you mean --run_dir={ROOT}?"),
+    ("evaluate", ["--by_position", str(ROOT)], f"did you mean --run_dir={ROOT}?"),
+    ("generate", ["--run_dir=x", "--prompt", "Two", "words"], "value with spaces in quotes"),
+    ("vocabulary", ["input.txt", "--output=x"], "neither an option nor the value of one: input"),
   ],
 )
-def test_what_the_machine_refuses_is_told_with_its_place(error, parts):
-  said = failures.of_system(error)
-  assert all(part in said for part in parts), said
-  assert len(said) < failures.LONGEST_LINE
-  assert "\n" not in said
-
-
-def test_a_mistake_in_the_code_is_none_of_the_machines():
-  assert failures.of_system(ValueError("shapes differ")) is None
-  assert failures.of_system(RuntimeError("x")) is None
+def test_a_bare_argument_where_options_are_wanted_is_told_with_the_option(
+  name, arguments, says, capsys
+):
+  assert says in refusal(capsys, name, *arguments)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nosuch"])
