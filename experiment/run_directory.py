@@ -80,7 +80,8 @@ class RunDirectory:
       near = _runs_in(self.path) or _runs_in(self.path.parent)
       first = f"{commands.line('train')} gin/runs/griffin_quickstart.gin --run_dir=runs/first"
       hint = f"Runs nearby: {', '.join(near[:8])}." if near else f"Train one first: {first}"
-      raise UserError(f"{self} is not a run directory: it has no {CONFIG_FILE}. {hint}")
+      lacks = f"it has no {CONFIG_FILE}" if self.path.exists() else "there is no such folder"
+      raise UserError(f"{self} is not a run directory: {lacks}. {hint}")
 
   def require_made_from(self, kind: str, text: str | None = None) -> None:
     """Raises UserError if the configuration is of the other kind.

@@ -260,7 +260,7 @@ def test_fewer_devices_than_the_mesh_needs_are_told_before_anything_is_written(t
     ),
     (
       ["generate", "--run_dir=nothing"],
-      "error: nothing is not a run directory: it has no config.gin",
+      "error: nothing is not a run directory: there is no such folder. ",
     ),
   ],
 )

@@ -93,5 +93,5 @@ def test_a_folder_of_runs_names_those_in_it(main, tmp_path, monkeypatch):
     "runs is not a run directory: it has no config.gin. Runs nearby: runs/first, runs/second."
   )
   # Those beside a name that does not exist, as ever.
-  with pytest.raises(UserError, match="Runs nearby: runs/first, runs/second"):
+  with pytest.raises(UserError, match=r"no such folder\. Runs nearby: runs/first, runs/second"):
     RunDirectory(tmp_path / "runs" / "third").require_run()
