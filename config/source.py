@@ -376,6 +376,8 @@ def find(name: str, including: Path | None, place: Place | None) -> Path:
         return (folder / name).resolve()
     if name.strip() and any((folder / name).is_dir() for folder in folders):
       message = f"{name!r} is a folder, not a gin file"
+    elif including is None and re.match(r"[A-Z][A-Z0-9_]*=", name):
+      message += f"; did you mean {OVERRIDE_PREFIX}{name}?"
     elif name.strip():
       message += near_files.suggestion(name, folders)
   except (OSError, ValueError) as error:  # A name too long, or with a NUL.

@@ -93,7 +93,7 @@ def parse(result: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace,
       bindings.append(argument)
     else:
       value = next(waiting, None)
-      if value is None:
+      if value is None or re.match(r"--[A-Za-z]", value):  # -1 and -inf are values
         result.error(f"{argument} needs a value: {argument}=...")
       bindings.append(f"{argument}={value}")
   _check_options(result, rest)

@@ -81,6 +81,7 @@ def test_what_is_no_file_is_told(tmp_path):
   assert "; gin/runs has " in told
   assert "griffin_quickstart" in told
   assert refused("model=2").endswith("there is no gin file 'model=2'")
+  assert refused("STEPS=3").endswith("; did you mean --gin.STEPS=3?")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,17 @@ def test_an_unknown_option_is_told_with_the_one_that_is_meant(capsys, name, argu
   assert meant in said
 
 
+@pytest.mark.parametrize("after", [["--describe"], ["--run_dir=x"], ["--gin.WIDTH=64"], []])
+def test_a_binding_does_not_take_an_option_for_its_value(capsys, after):
+  said = refusal(capsys, "train", "a.gin", "--gin.STEPS", *after)
+  assert "--gin.STEPS needs a value: --gin.STEPS=..." in said
+
+
+def test_a_negative_number_may_stand_apart_from_its_binding():
+  _, bindings = command.parse(train.parser(), ["a.gin", "--gin.DATA_SHARDS", "-1"])
+  assert bindings == ["--gin.DATA_SHARDS=-1"]
+
+
 @pytest.mark.parametrize(
   ("name", "arguments", "option"),
   [
