@@ -131,8 +131,14 @@ class OpenedRun:
     from evaluation.harness import HarnessModel
 
     own, where = self.experiment, decode_sharding.of(self.sharding_plan)
-    room = {"max_length": length or self.length, "tokens_at_once": self.cost.tokens_per_step}
-    model = HarnessModel(own.model, self.params, own.tokenizer, where=where, **room)
+    model = HarnessModel(
+      own.model,
+      self.params,
+      own.tokenizer,
+      where=where,
+      max_length=length or self.length,
+      tokens_at_once=self.cost.tokens_per_step,
+    )
     return harness_tasks.score(model, task, data, fewshot=fewshot, limit=limit)
 
 

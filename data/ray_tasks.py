@@ -85,7 +85,7 @@ def _connected(executor: Ray, workers: int) -> Iterator[Any]:
   address = executor.address or os.environ.get("RAY_ADDRESS") or "local"
   _require_answer(address)
   os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-  import ray.exceptions
+  import ray.exceptions  # pyright: ignore[reportMissingImports]
 
   quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
   try:
