@@ -73,10 +73,11 @@ class Busy:
       return
     for process in descendants(os.getpid()):
       with contextlib.suppress(OSError, TypeError):
-        run = wait = 0.0
-        for thread in Path("/proc", process, "task").iterdir():
-          ran, waited, _ = (thread / "schedstat").read_text().split()
-          run, wait = run + int(ran) / 1e9, wait + int(waited) / 1e9
+        # Threads that have ended are missing below task/, but not in the process's own figure.
+        fields = Path("/proc", process, "stat").read_text().rpartition(")")[2].split()
+        run = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        threads = Path("/proc", process, "task").iterdir()
+        wait = sum(int((thread / "schedstat").read_text().split()[1]) for thread in threads) / 1e9
         # Of a process that has ended, the last sample counts.
         self._used[process] = run, wait
         peak: Any = re.search(r"VmHWM:\s+(\d+)", Path("/proc", process, "status").read_text())

@@ -71,7 +71,9 @@ def _encoded(group: list[Text], tokenizer: Tokenizer) -> Iterator[Example]:
     strings.append(string)
   for text, raw, ids in zip(group, clean, _ids(strings, clean, tokenizer), strict=True):
     if text.ends:
-      ids = np.append(ids, np.int32(tokenizer.eos_id))
+      ended = np.empty(len(ids) + 1, np.int32)  # np.append takes twice the time.
+      ended[:-1], ended[-1] = ids, tokenizer.eos_id
+      ids = ended
     yield Example(ids, len(raw), raw != text.raw, None, text.ends)
 
 

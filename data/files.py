@@ -280,7 +280,8 @@ def unpacked(path: Path) -> IO[bytes]:
   """Opens a file, or what a compressed one contains; see `opened_text`."""
   kind = compression(path)
   if kind is None:
-    return path.open("rb")
+    # Lines are read in large pieces: by default each of 8 kB is a call of the system.
+    return path.open("rb") if remote_files.is_remote(path) else path.open("rb", SAMPLE)
   file: Any = path.open("rb") if remote_files.is_remote(path) else path
   if opener := _OPENERS[kind]:
     return cast(IO[bytes], opener(file, "rb"))

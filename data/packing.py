@@ -12,15 +12,24 @@ from data.files import CorpusError
 from data.manifest import Counts
 from data.tokenizers import Tokenizer
 
-ROWS_AT_ONCE = 256
+# Tokens of a block of rows: its arrays fit into a core's cache, and memory is used again.
+_BLOCK = 2**16
+
+# Two of bool, one of int64, two of int32; and the segment ids, summed up and masked.
+_BYTES_OF_TOKEN = 2 * 1 + 8 + 2 * 4 + 2 * 4
 
 # Tokens processed together: a document may be nearly as large as memory.
 _PIECE = 2**20
 
 
+def rows_at_once(sequence_length: int) -> int:
+  """Returns the number of rows of a block."""
+  return max(1, _BLOCK // sequence_length)
+
+
 def block_bytes(sequence_length: int) -> int:
-  """Returns the bytes of the largest array of a block of rows: int32 tokens or segment ids."""
-  return ROWS_AT_ONCE * sequence_length * np.dtype(np.int32).itemsize
+  """Returns the bytes of the arrays of a block of rows, with those made when it is full."""
+  return rows_at_once(sequence_length) * sequence_length * _BYTES_OF_TOKEN
 
 
 class PackedRows(NamedTuple):
@@ -63,6 +72,7 @@ class Packer:
     self._unk_id = tokenizer.unk_id if tokenizer.unk_id != tokenizer.eos_id else -1
     self._byte_lengths = tokenizer.byte_lengths().astype(np.int64)
     self._length = sequence_length
+    self._rows_at_once = rows_at_once(sequence_length)
     self._whole = whole
     # Not a dataclass: a copy for every document would take most of the time.
     self._counts = dict.fromkeys((field.name for field in dataclasses.fields(Counts)), 0)
@@ -70,7 +80,7 @@ class Packer:
     self._start_block()
 
   def _start_block(self) -> None:
-    size = ROWS_AT_ONCE * self._length
+    size = self._rows_at_once * self._length
     self._tokens = np.zeros(size, np.int32)
     # 1 where a document starts; summed up to segment ids when the block is full.
     self._starts = np.zeros(size, np.int32)
@@ -165,7 +175,7 @@ class Packer:
   def _full_block(self) -> Iterator[PackedRows]:
     """Yields the block and starts the next, if it is full."""
     if self._place == len(self._tokens):
-      block = self._block(ROWS_AT_ONCE)
+      block = self._block(self._rows_at_once)
       self._start_block()
       yield block
 

@@ -192,7 +192,7 @@ def _check(dataset: Any) -> None:
   if needed > memory:
     fits = 2 ** ((length * memory // needed).bit_length() - 1)
     raise PreparationError(
-      f"sequence_length={length} is too long: packing {packing.ROWS_AT_ONCE} rows at a time needs"
+      f"sequence_length={length} is too long: packing a row needs"
       f" {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB. Give shorter rows"
       f" (--gin.SEQUENCE_LENGTH; --length of launch.evaluate), such as {fits}."
     )
