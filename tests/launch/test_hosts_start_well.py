@@ -121,7 +121,8 @@ def test_a_port_in_use_is_told(waiting):
 def test_two_processes_of_one_number_are_told(waiting):
   _, outputs, _ = waiting["twice"]
   assert any("process 1 has joined already" in output for output in outputs[:2])
-  assert "process 2 of 3 did not join process 0" in outputs[2]
+  # Process 1 has given up, too, where process 0 started seconds later.
+  assert re.search("process(es 1,)? 2 of 3 did not join process 0", outputs[2]), outputs[2]
 
 
 def test_host_0_that_is_killed_while_they_start_is_named(folder):
