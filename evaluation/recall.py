@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data import drawn_examples
 from data.loader import batch_of_rows
 from data.recall import RecallExample, RecallTask
 from data.tokenizers import Tokenizer
@@ -190,7 +191,7 @@ class RecallScorer:
     """
     if examples is not None:
       task = dataclasses.replace(task, heldout_examples=examples)
-    asked = list(task.drawn(self._tokenizer, split))
+    asked = drawn_examples.of(task, self._tokenizer, split)
     longest = max(len(example.tokens) for example in asked)
     # A larger batch would be padding.
     rows = max(1, min(batch_size or _TOKENS_AT_ONCE // longest, len(asked)))
