@@ -43,23 +43,12 @@ def download(source: Path, folder: Path) -> None:
     OSError: they cannot be read or written.
   """
   files = buckets.files_below(source)
-  places = [folder / _inside(file, source) for file in files]
+  places = [folder / str(file).removeprefix(f"{source}/") for file in files]
   for parent in {place.parent for place in places}:
     parent.mkdir(parents=True, exist_ok=True)
   if files:
     with buckets.told(source):
       cast(Any, source)._fs.get([str(file) for file in files], [str(place) for place in places])
-
-
-def _inside(file: Path, source: Path) -> str:
-  """Returns an object's name below a folder; others may have chosen it, and buckets allow any."""
-  name = str(file).removeprefix(f"{source}/")
-  if any(part in ("", ".", "..") for part in name.split("/")):
-    raise UserError(
-      f"{str(file)[:200]!r} has an empty part, '.' or '..', and would be a file somewhere else. "
-      "Remove it from the bucket, or copy the other files yourself."
-    )
-  return name
 
 
 @contextlib.contextmanager

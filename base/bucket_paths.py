@@ -162,14 +162,28 @@ class BucketPath(gpath.PosixGPath):
       yield self / name.removeprefix(f"{own}/")
 
   def rglob(self, pattern: str) -> Iterator[Self]:
-    """Lists all objects below; only for the pattern '*'."""
+    """Lists all objects below; only for the pattern '*'.
+
+    Raises:
+      UserError: an object's name would be another one as a path.
+    """
     assert pattern == "*", pattern
     own = self._key
+    for key in self._keys_below():
+      name = key.removeprefix(f"{own}/")
+      # Others may have chosen it: as a path it may lead out of this folder.
+      if any(part in ("", ".", "..") for part in name.split("/")):
+        raise UserError(
+          f"{f'{self}/{name}'[:200]!r} has an empty part, '.' or '..', and would be a file somewhere"
+          " else. Remove it from the bucket, or copy the other files yourself."
+        )
+      yield self / name
+
+  def _keys_below(self) -> list[str]:
+    """Lists the keys of all objects below, in order."""
     with buckets.told(self):
-      found = self._fs.find(own)
-    for name in sorted(found):
-      if name.startswith(f"{own}/") and not name.endswith("/"):
-        yield self / name.removeprefix(f"{own}/")
+      found = self._fs.find(self._key)
+    return sorted(k for k in found if k.startswith(f"{self._key}/") and not k.endswith("/"))
 
   def walk(self, *, top_down: bool = True, on_error: Any = None) -> Iterator[Any]:
     """As `Path.walk`: from the top, folders that the caller removes are not listed."""
@@ -265,13 +279,13 @@ class BucketPath(gpath.PosixGPath):
 
   def rmtree(self, missing_ok: bool = False) -> None:
     """Removes all objects below."""
-    found = list(self.rglob("*"))
+    found = self._keys_below()
     if not found and not missing_ok and not self.exists():
       raise FileNotFoundError(f"{self} does not exist")
     with buckets.told(self):
       if found:
         # It takes names with * and brackets as patterns, which other folders' objects may match.
-        self._fs.rm([glob.escape(path._key) for path in found])
+        self._fs.rm([glob.escape(key) for key in found])
 
   def copy(self, dst: Any, overwrite: bool = False) -> Self:
     """Copies an object within the service.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -175,6 +176,10 @@ def test_object_that_would_lie_outside_of_a_copy_is_refused(folder, tmp_path, ke
   try:
     with pytest.raises(UserError, match=r"out\.txt' has an empty part, '\.' or '\.\.'"):
       bucket_copies.download(folder, tmp_path / "one" / "two" / "copy")
+    assert not list(tmp_path.iterdir())
+    # Removing the folder takes it along.
+    folder.rmtree()
+    assert not folder._fs.exists(foreign)
   finally:
-    folder._fs.rm_file(foreign)
-  assert not list(tmp_path.iterdir())
+    with contextlib.suppress(FileNotFoundError):
+      folder._fs.rm_file(foreign)
