@@ -174,8 +174,8 @@ class BucketPath(gpath.PosixGPath):
       # Others may have chosen it: as a path it may lead out of this folder.
       if any(part in ("", ".", "..") for part in name.split("/")):
         raise UserError(
-          f"{f'{self}/{name}'[:200]!r} has an empty part, '.' or '..', and would be a file somewhere"
-          " else. Remove it from the bucket, or copy the other files yourself."
+          f"{f'{self}/{name}'[:200]!r} has an empty part, '.' or '..', and would be a file"
+          " somewhere else. Remove it from the bucket, or copy the other files yourself."
         )
       yield self / name
 
