@@ -3,6 +3,7 @@
     python -m benchmarks.peers train     # loss and gradient: tokens/s, peak memory, first step
     python -m benchmarks.peers decode    # tokens/s after a prompt of 128 tokens; after 10,000
     python -m benchmarks.peers train --network gated_deltanet    # and our time per token by length
+    python -m benchmarks.peers lengths --network gated_deltanet    # that alone
 
 Each side runs in a process of its own; the processes take turns, a step each, and medians are told.
 The network is the same for all (see `benchmarks.peer_models`). All sides' glibc keeps large arrays
@@ -173,10 +174,15 @@ def show(records: list[dict]) -> None:
 
 
 def compare_lengths(network: str, dtype: str, turns: int, plain: bool) -> dict:
-  """Our time of the same tokens in long rows, relative to short ones."""
+  """Our time of the same tokens in long rows, relative to short ones.
+
+  Both sides have as many tokens per step, and as many per microbatch: larger microbatches cost more
+  per token at any length.
+  """
   name, (short, long) = peer_models.SIDES[network][0], LENGTHS_OF_OURS
+  tokens = long * peer_models.MICROBATCHES
   sides = [
-    Side("train", name, dtype, str(long // length), str(length), plain=plain)
+    Side("train", name, dtype, str(tokens // length), str(length), plain=plain)
     for length in (short, long)
   ]
   for _ in range(turns):
@@ -225,7 +231,7 @@ def _require_peers(network: str) -> None:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-  parser.add_argument("what", choices=("train", "decode"))
+  parser.add_argument("what", choices=("train", "decode", "lengths"))
   parser.add_argument("--network", choices=tuple(peer_models.SIDES), default="recurrentgemma")
   parser.add_argument("--dtypes", nargs="+", default=("float32", "bfloat16"))
   parser.add_argument("--lengths", nargs="+", type=int, default=(512, 2048))
@@ -233,13 +239,14 @@ def main() -> None:
   parser.add_argument("--plain", action="store_true", help="leave glibc as it is")
   parser.add_argument("--output", type=paths.output_argument, help="write the records as JSON")
   options = parser.parse_args()
-  _require_peers(options.network)
+  if options.what != "lengths":
+    _require_peers(options.network)
   records = []
   for dtype in options.dtypes:
     if options.what == "decode":
       records += compare_decoding(options.network, dtype, options.turns, options.plain)
       continue
-    for length in options.lengths:
+    for length in options.lengths if options.what == "train" else ():
       found = compare(options.network, "train", dtype, BATCH, length, options.turns, options.plain)
       show(found)
       records += found

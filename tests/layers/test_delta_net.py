@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, KimiLinearConfig, Qwen3NextConfig
+from transformers import DynamicCache, KimiLinearConfig, OlmoHybridConfig, Qwen3NextConfig
 from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearDeltaAttention
+from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
 from layers.delta_net import GatedDeltaNet, KimiDeltaAttention
@@ -50,6 +51,32 @@ def gated_delta_net():
     }
 
   return ours, Qwen3NextGatedDeltaNet(config, 0), config, tensors
+
+
+def reflecting_delta_net():
+  """As OLMo Hybrid has it: eigenvalues from -1 to 1, a map for each of queries, keys and values."""
+  config = OlmoHybridConfig(
+    **SHARED | {"num_hidden_layers": 2},
+    layer_types=["linear_attention", "full_attention"],
+    num_attention_heads=HEADS,
+    linear_key_head_dim=KEYS,
+    linear_value_head_dim=2 * VALUES,
+    linear_allow_neg_eigval=True,
+  )
+  ours = GatedDeltaNet(HEADS, KEYS, 2 * VALUES, chunk=16, negative_eigenvalues=True)
+
+  def tensors(p):
+    qkv = p["qkv"]["kernel"].reshape(WIDTH, HEADS, -1)
+    parts = np.split(qkv, [KEYS, 2 * KEYS], axis=2)
+    maps = {"a_proj": "a", "b_proj": "b", "g_proj": "z", "o_proj": "out"}
+    return (
+      common(p, 2 * VALUES)
+      | {f"{n}_proj.weight": w.reshape(WIDTH, -1).T for n, w in zip("qkv", parts, strict=True)}
+      | {f"{theirs}.weight": p[name]["kernel"].T for theirs, name in maps.items()}
+      | {"A_log": p["a_log"], "dt_bias": p["dt_bias"], "o_norm.weight": p["norm"]["scale"]}
+    )
+
+  return ours, OlmoHybridGatedDeltaNet(config, 0), config, tensors
 
 
 def kimi_delta_attention():
@@ -94,7 +121,7 @@ def segments(length):
   return Segments(ids, positions_in_segments(ids))
 
 
-@pytest.mark.parametrize("pair", [gated_delta_net, kimi_delta_attention])
+@pytest.mark.parametrize("pair", [gated_delta_net, reflecting_delta_net, kimi_delta_attention])
 def test_a_layer_equals_transformers(pair):
   """Whole rows and their gradients, a prompt, and the tokens after it one by one."""
   ours, theirs, config, tensors = pair()

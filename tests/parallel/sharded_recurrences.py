@@ -30,9 +30,11 @@ from kernels.delta_rule import delta_rule, state_map
 from kernels.gated_linear_attention import gated_linear_attention, log_of_product
 from kernels.linear_scan import linear_scan
 from kernels.rg_lru import rg_lru
+from layers.mlstm import MLSTM
 from layers.rg_lru import _log_of_product
+from layers.segments import Segments
 from parallel import sequence, shards
-from tests.kernels import test_delta_rule, test_gated_linear_attention
+from tests.kernels import test_delta_rule, test_gated_linear_attention, test_mlstm
 from tests.kernels.float64_reference import relative_error
 from tests.kernels.test_recurrences import ARGUMENTS, expected, problem
 
@@ -46,6 +48,7 @@ OPS = {
 DELTA_RULES = {"delta_rule by head": ("head", 2), "delta_rule by channel": ("channel", 1)}
 # The decays.
 LINEAR_ATTENTION = {"linear attention by head": "head", "linear attention by channel": "channel"}
+MLSTM_OP = "mlstm"
 
 
 def recur(op: str, arguments, reset):
@@ -54,6 +57,11 @@ def recur(op: str, arguments, reset):
   if op in LINEAR_ATTENTION:
     run = functools.partial(gated_linear_attention, chunk=8)
     return sequence.recur(run, log_of_product, arguments, reset)[0]
+  if op == MLSTM_OP:
+    # Of segments it asks where they start.
+    segments = Segments(jnp.ones(reset.shape, jnp.int32), jnp.where(reset, 0, 1))
+    layer = MLSTM(test_mlstm.HEADS, test_mlstm.KEYS, test_mlstm.VALUES, chunk=8)
+    return layer._recur(*arguments, segments, None, False)[0]
   run, find = (functools.partial(f, chunk=8) for f in (delta_rule, state_map))
   return sequence.recur_by_matrices(run, find, arguments, reset)[0]
 
@@ -115,6 +123,8 @@ def given(op: str, steps: int) -> Case:
       return found | {"h": found["y"]}
 
     case = Case(arguments, whole.reset, whole.dy, wanted)
+  elif op == MLSTM_OP:
+    case = mlstm_case(steps, rates["resets"])
   else:
     whole = problem(op, (2, steps, 8), state=False, **rates)
     whole = whole._replace(dh_last=jnp.zeros_like(whole.dh_last))
@@ -124,16 +134,41 @@ def given(op: str, steps: int) -> Case:
   return case
 
 
+def mlstm_case(steps: int, resets: float) -> Case:
+  """mLSTM and its normalizer, against its equations without a stabilizer in float64."""
+  arguments, m0, _, dy = test_mlstm.problem(steps)
+  arguments = {**arguments, "log_f": arguments["log_f"] / 200}
+  h0 = np.zeros(arguments.pop("h0").shape)
+  reset = np.random.default_rng(1).uniform(size=dy.shape[:2]) < resets
+
+  def wanted():
+    with jax.enable_x64(True):
+      wide = {name: jnp.asarray(np.asarray(x, np.float64)) for name, x in arguments.items()}
+
+      @jax.jit
+      def run(arguments, dy):
+        def y(arguments):
+          given = arguments | {"h0": jnp.asarray(h0)}
+          return test_mlstm.equations(given, jnp.zeros(m0.shape), reset)[0]
+
+        found, pull = jax.vjp(y, arguments)
+        return {"h": found} | pull(dy)[0]
+
+      return jax.tree.map(np.asarray, run(wide, jnp.asarray(np.asarray(dy, np.float64))))
+
+  return Case(arguments, reset, dy, wanted)
+
+
 def sent(op: str, steps: int) -> list[str]:
-  """The types of the arrays that permutes move, in the program's order."""
+  """The types of the arrays that permutes and gathers move, in the program's order."""
   case = given(op, steps)
   arguments = tuple(case.arguments.values())
   text = over_devices(op, arguments).lower(arguments, case.reset, case.dh).as_text()
-  return re.findall(r"collective_permute.*-> (tensor<[^>]*>)", text)
+  return re.findall(r"(?:collective_permute|all_gather).*-> (tensor<[^>]*>)", text)
 
 
 def main() -> None:
-  for op in (*OPS, *DELTA_RULES, *LINEAR_ATTENTION):
+  for op in (*OPS, *DELTA_RULES, *LINEAR_ATTENTION, MLSTM_OP):
     case = given(op, 16 * DEVICES)
     arguments = tuple(case.arguments.values())
     h, gradients = over_devices(op, arguments)(arguments, case.reset, case.dh)

@@ -32,6 +32,7 @@ def found():
     ("delta_rule by channel", {"h", "q", "k", "v", "beta", "log_a"}),
     ("linear attention by head", {"h", "q", "k", "v", "log_a"}),
     ("linear attention by channel", {"h", "q", "k", "v", "log_a"}),
+    ("mlstm", {"h", "q", "k", "v", "log_f", "log_i"}),
   ],
 )
 def test_values_and_gradients_equal_float64(found, op, results):
@@ -70,3 +71,14 @@ def test_devices_send_states_and_products_of_decays_whatever_the_length(found, d
   assert short.count(f"tensor<2x2x{count}x1xf32>") == 2 * 3
   assert short.count("tensor<2x2x5x3xf32>") == 2 * 4
   assert len(short) == 2 * (2 * 4 - 1)
+
+
+def test_devices_of_mlstm_send_stabilizers_decays_and_states_whatever_the_length(found):
+  short, long = found["mlstm"]["sent"]
+  assert short == long
+  # The decay and the value of the stabilizer [B, H], of all devices.
+  assert short.count("tensor<8x2x2x2xf32>") == 1
+  # As of linear attention by head; the state has the normalizer as a further column.
+  assert short.count("tensor<2x2x1x1xf32>") == 2 * 3
+  assert short.count("tensor<2x2x5x4xf32>") == 2 * 4
+  assert len(short) == 1 + 2 * (2 * 4 - 1)
