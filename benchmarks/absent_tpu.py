@@ -59,8 +59,9 @@ GENERATIONS = {
   "v5e": Generation("v5e:2x4", 1, 820e9, 1.5e9),
   "v5p": Generation("v5p:2x2x2", 2, 2460e9, 1.75e9),
   "v6e": Generation("v6e:2x4", 1, 1640e9, 1.75e9, native_math=True),
-  # Two single-core JAX devices per chip, 7.4 TB/s together; clock as v6e's for want of a figure.
-  "tpu7x": Generation("tpu7x:2x2x1", 1, 3690e9, 1.75e9, native_math=True),
+  # Two single-core JAX devices per chip, 7.4 TB/s together; the clock is that of
+  # `planning.hardware.tpu`.
+  "tpu7x": Generation("tpu7x:2x2x1", 1, 3690e9, 2.2e9, native_math=True),
 }
 
 

@@ -1,6 +1,6 @@
 """How far the TPU compiler's estimates of matrix products are from the schedule of their code.
 
-    python -m benchmarks.product_cycles v6e        # v5e, v5p and v6e have a static profile
+    python -m benchmarks.product_cycles v6e        # also v5e, v5p and tpu7x
 
 Every product is compiled twice: the first time for the estimate that compiled programs carry, the
 second time with libtpu's static profile of the generated code, which takes up to a minute each. The
@@ -19,7 +19,7 @@ from pathlib import Path
 
 # Rows, and the widths of the product.
 _N, _K, _M = 2048, 2048, 4096
-GENERATIONS = ("v5e", "v5p", "v6e")
+GENERATIONS = ("v5e", "v5p", "v6e", "tpu7x")
 
 
 def cases():

@@ -31,6 +31,11 @@ FILES = (
 SIZES = {
   "8b": ({"WIDTH": 4096, "HEADS": 32, "KV_HEADS": 8, "DEPTH": 32, "VOCAB_SIZE": 128256}, 14336),
   "70b": ({"WIDTH": 8192, "HEADS": 64, "KV_HEADS": 8, "DEPTH": 80, "VOCAB_SIZE": 32000}, 28672),
+  "llama3_70b": (
+    {"WIDTH": 8192, "HEADS": 64, "KV_HEADS": 8, "DEPTH": 80, "VOCAB_SIZE": 128256},
+    28672,
+  ),
+  "32b": ({"WIDTH": 8192, "HEADS": 64, "KV_HEADS": 64, "DEPTH": 32, "VOCAB_SIZE": 32000}, 28672),
 }
 
 
@@ -62,6 +67,12 @@ RUNS = (
   Run("8b", "v6e-8", 3, 8192, 3.443, "training/trillium/Llama3.1-8B-MaxText/v6e-8"),
   Run("8b", "v6e-64", 5, 8192, 5.652, "training/trillium/Llama3.1-8B-MaxText/v6e-64"),
   Run("70b", "v6e-256", 2, 4096, 9.052, "training/trillium/Llama2-70B-MaxText"),
+  Run(
+    "llama3_70b", "tpu7x-128", 4, 8192, 12.20, "training/ironwood/llama3.1-70b/8k-bf16-tpu7x-4x4x4"
+  ),
+  # MaxText's own model of 32B parameters: its 132 TFLOP/s per chip, by the count of FLOPs that it
+  # had then (6 per parameter and token, and 12 T per channel of every head), are 12.2 s.
+  Run("32b", "v5e-256", 4, 2048, 12.2, "AI-Hypercomputer/maxtext: MaxText/configs/v5e"),
   Run("8b", "v6e-16", 3, 8192, 3.393, "training/trillium/Llama3.1-8B-MaxText/v6e-16"),
   Run("8b", "v6e-256", 4, 8192, 4.546, "training/trillium/Llama3.1-8B-MaxText/v6e-256"),
 )
@@ -74,7 +85,7 @@ def arguments(run: Run, remat: str, logit_bytes: int) -> list[str]:
   widths, mlp_width = SIZES[run.size]
   settings: dict[str, Any] = {
     **widths,
-    "BATCH_SIZE": run.rows * catalogue.hardware(run.hardware).device_count,
+    "BATCH_SIZE": run.rows * catalogue.hardware(run.hardware).chips,
     "SEQUENCE_LENGTH": run.length,
     "models.backbone.Backbone.mlp_width": mlp_width,
     "models.backbone.Backbone.remat": remat,

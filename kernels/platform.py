@@ -18,15 +18,17 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 # JAX's caches include this context: a function traced for one platform is traced again for another.
 _target = jax.make_user_context(default_value=None)
 # XLA's options for training steps, by JAX's device kind; docs/design/kernels.md has their gains.
+# The SparseCores move what devices exchange, while the TensorCore works.
+_SPARSE_CORES: dict[str, int | bool] = {
+  "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
+  "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+  "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+}
+# Kibibytes of its own memory that a core gives to one operation: half of v6e's, all of TPU7x's.
+_ON_CHIP = "xla_tpu_scoped_vmem_limit_kib"
 _OPTIONS: dict[str, dict[str, int | bool]] = {
-  "TPU v6 lite": {
-    # Kibibytes of its own memory that a chip gives to one operation: half of 128 MiB.
-    "xla_tpu_scoped_vmem_limit_kib": 65536,
-    # The SparseCores move what devices exchange, while the TensorCore works.
-    "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
-    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
-    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
-  },
+  "TPU v6 lite": {_ON_CHIP: 65536, **_SPARSE_CORES},
+  "TPU7x": {_ON_CHIP: 65536, **_SPARSE_CORES},
 }
 
 

@@ -10,7 +10,7 @@ from base.errors import UserError
 if TYPE_CHECKING:
   from planning.hardware.chip import Hardware
 
-HELP = "a TPU slice or GPUs: v3-32, v4-64, v5e-256, v5p-128, v6e-64, v5p:4x4x8, h100-64, h200-8"
+HELP = "a TPU slice or GPUs: v3-32, v4-64, v5e-256, v5p-128, v6e-64, tpu7x-128, v5p:4x4x8, h200-8"
 
 
 def choose(name: str) -> Hardware:

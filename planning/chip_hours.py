@@ -18,19 +18,19 @@ class PlannedTraining:
   Attributes:
     seconds_per_step: the expected time of a step; None if it does not fit the hardware.
     steps: its steps.
-    devices: chips that it takes.
+    chips: that it takes.
   """
 
   seconds_per_step: float | None
   steps: int
-  devices: int
+  chips: int
 
   @property
   def chip_hours(self) -> float | None:
     """Hours of its steps times chips; compilation, evaluation and checkpoints are not in it."""
     if self.seconds_per_step is None:
       return None
-    return self.seconds_per_step * self.steps * self.devices / 3600
+    return self.seconds_per_step * self.steps * self.chips / 3600
 
 
 def planned(
@@ -59,5 +59,5 @@ def planned(
         known[same] = None
     made = known[same]
     seconds = made.expected.seconds if made is not None and made.memory.fits else None
-    found[name] = PlannedTraining(seconds, one.options.steps, len(hardware.devices))
+    found[name] = PlannedTraining(seconds, one.options.steps, hardware.chips)
   return found

@@ -144,17 +144,26 @@ def _expected(found: Plan) -> list[str]:
     (f"  {name}", clock(share * expected.seconds), f"{share:.1%}")
     for name, share in expected.shares.items()
   ]
-  share = sum(expected.unmodelled.values()) / expected.seconds
-  if share >= 0.0005:
-    names = ", ".join(expected.unmodelled)
-    rows.append((f"  not modelled: {names}", "", f"at least {share:.1%}"))
   of_operations = _clock(one.seconds for one in expected.largest)
   largest = [("the largest operations", "runs", "total time", "what", "from")]
   largest += [
     (one.name, f"{one.times:,}", of_operations(one.seconds), one.category, _origin(one.source))
     for one in expected.largest
   ]
-  return [table(rows, right=(1, 2)), table(largest, right=(1, 2))]
+  return [table(rows, right=(1, 2)), *_unmodelled(found), table(largest, right=(1, 2))]
+
+
+def _unmodelled(found: Plan) -> list[str]:
+  """Says what has no rule, and how much of the expected time rests on it."""
+  expected = found.expected
+  # An operation in a loop of unknown length is in the loop's time too.
+  share = min(1.0, sum(expected.unmodelled.values()) / expected.seconds)
+  if share < 0.0005:
+    return []
+  return [
+    f"not modelled: {', '.join(expected.unmodelled)}; at most {share:.1%} of the expected time. "
+    "They count with the least time that they can take: the step may take longer."
+  ]
 
 
 def _origin(source: str) -> str:

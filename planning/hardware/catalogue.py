@@ -33,6 +33,7 @@ _TPU_KINDS = {
   "TPU v5e": "v5e",
   "TPU v6 lite": "v6e",
   "TPU v6e": "v6e",
+  "TPU7x": "tpu7x",
 }
 
 

@@ -64,7 +64,8 @@ class Hardware(Protocol):
     platform: 'tpu' or 'gpu'.
     chip: figures of each device.
     pace: how close to them the device comes.
-    device_count: number of devices.
+    device_count: number of JAX devices.
+    chips: number of chips; on v3 and TPU7x, a chip is two devices.
     topology: how they are connected, for display.
     environment: environment variables that the compiler needs before JAX is imported.
     devices: the JAX devices to compile for. Raises ValueError if the compiler is not installed or
@@ -85,6 +86,9 @@ class Hardware(Protocol):
 
   @property
   def device_count(self) -> int: ...
+
+  @property
+  def chips(self) -> int: ...
 
   @property
   def topology(self) -> str: ...

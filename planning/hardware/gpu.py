@@ -80,6 +80,11 @@ class Nodes:
   pace = PACE
 
   @property
+  def chips(self) -> int:
+    """Number of GPUs."""
+    return self.device_count
+
+  @property
   def topology(self) -> str:
     """The connection of the GPUs, for display."""
     nodes = -(-self.device_count // PER_NODE)

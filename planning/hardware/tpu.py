@@ -26,7 +26,8 @@ class TpuGeneration:
 
   Attributes:
     chip: figures of one JAX device. Peak rates and links are from Austin et al. 2025 ("How to
-      Scale Your Model", chapter 2), memory bandwidths from JAX's `tpu_info`.
+      Scale Your Model", chapter 2), memory bandwidths from JAX's `tpu_info`; TPU7x's from Google
+      Cloud's page of it, halved per device but for the links.
     pace: how close to its peak rates it comes.
     dimensions: dimensions of the torus.
     devices: JAX devices per chip.
@@ -45,7 +46,12 @@ class TpuGeneration:
 
 
 def _pace(
-  generation: str, clock: float, cores: int, product_share: float, host_link: float
+  generation: str,
+  clock: float,
+  cores: int,
+  product_share: float,
+  host_link: float,
+  bandwidth_share: float = 0.8,
 ) -> Pace:
   """Makes a generation's pace; docs/design/replay.md says how each figure was set."""
   return Pace(
@@ -53,7 +59,7 @@ def _pace(
     clock,
     cores,
     product_share=product_share,
-    bandwidth_share=0.8,
+    bandwidth_share=bandwidth_share,
     link_share=0.95,
     hop=1e-6,
     host_link=host_link,
@@ -90,6 +96,13 @@ GENERATIONS = {
     cores=1,
     counts_cores=False,
   ),
+  # A chip has two devices, of one core each, which share its links.
+  "tpu7x": TpuGeneration(
+    Chip(1153.5e12, 96 * GIB, 3690e9, 1.8e11, "TPU7x core"),
+    _pace("tpu7x", 2.2e9, 1, 0.91, 32e9, bandwidth_share=0.75),
+    3,
+    devices=2,
+  ),
 }
 
 
@@ -100,8 +113,13 @@ class Slice:
   name: str
   generation: TpuGeneration
   topology: str
-  device_count: int
+  chips: int
   platform = "tpu"
+
+  @property
+  def device_count(self) -> int:
+    """Number of JAX devices."""
+    return self.chips * self.generation.devices
 
   @property
   def chip(self) -> Chip:
@@ -141,9 +159,14 @@ class Slice:
     return tuple(found.devices)
 
   def link(self, members: tuple[int, ...]) -> float:
-    """Bytes per second that each device can send: in a ring along one axis of the torus."""
-    del members
-    return self.chip.link
+    """Bytes per second that each device can send: in a ring along one axis of the torus.
+
+    Devices of one chip, neighbours in the mesh, share its links: one ring through all of them has
+    the whole rate, the rings of a mesh axis that keeps them apart share it.
+    """
+    devices = self.generation.devices
+    chips = len({member // devices for member in members})
+    return self.chip.link * len(members) / chips / devices
 
 
 def slice_of(name: str) -> Slice | None:
@@ -174,7 +197,7 @@ def slice_of(name: str) -> Slice | None:
       f"hardware {name!r}: a slice of {kind} has {generation.dimensions} dimensions."
     )
   topology = f"{kind}:{'x'.join(map(str, shape))}"
-  return Slice(name, generation, topology, math.prod(shape) * generation.devices)
+  return Slice(name, generation, topology, math.prod(shape))
 
 
 def _shape(chips: int, dimensions: int) -> tuple[int, ...]:

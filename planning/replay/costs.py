@@ -144,7 +144,7 @@ class Costs:
     if operation.kind == "custom-call" and not flops:
       operations = self._program.computations[name]
       instructions = kernels.seconds(operation, operations, self._hardware)
-      known = instructions is not None or kernels.decided_by_bytes(operation)
+      known = instructions is not None or kernels.decided_by_bytes(operation, self._hardware)
       return Cost(max(memory, instructions or 0.0), KERNELS, CORE, known)
     if flops:
       seconds = flops / self._hardware.chip.flops

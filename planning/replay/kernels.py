@@ -11,8 +11,17 @@ from planning.hardware.chip import Hardware
 from planning.hlo import text
 
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
-# Kernels whose bytes decide: their bundles take no longer (`python -m benchmarks.tpu_bundles`).
-_BY_BYTES = re.compile(r"(rg_lru|linear_scan)_(forward|backward)")
+_RECURRENCE = re.compile(r"(rg_lru|linear_scan)_(forward|backward)")
+# Recurrences: bundles of the innermost loop per 1024 elements of the state's sequence, forward and
+# backward: `python -m benchmarks.tpu_bundles`.
+RECURRENCE_BUNDLES = {
+  "v3": {"rg_lru": (30.56, 65.8), "linear_scan": (17.11, 30.87)},
+  "v4": {"rg_lru": (15.37, 28.3), "linear_scan": (4.97, 8.01)},
+  "v5e": {"rg_lru": (7.71, 13.86), "linear_scan": (4.26, 6.38)},
+  "v5p": {"rg_lru": (8.04, 13.98), "linear_scan": (4.27, 6.38)},
+  "v6e": {"rg_lru": (7.2, 11.5), "linear_scan": (3.07, 4.3)},
+  "tpu7x": {"rg_lru": (7.13, 11.61), "linear_scan": (3.04, 4.23)},
+}
 # Splash attention: VLIW bundles of one visited block of 512 queries and 512 keys, for heads of 128
 # and of 256 channels, then the same with a window, which costs more masking. A core issues one
 # bundle per cycle. From the compiler's listing: `python -m benchmarks.attention_bundles`.
@@ -43,6 +52,11 @@ SPLASH_BUNDLES = {
     "dq": (1173, 1211, 1562, 1588),
     "dkv": (1456, 1496, 1682, 1744),
   },
+  "tpu7x": {
+    "fwd": (980, 1522, 1341, 1897),
+    "dq": (1126, 1199, 1510, 1393),
+    "dkv": (1301, 1386, 1394, 1485),
+  },
 }
 # The delta rule in chunks of 64: bundles per 1024 elements of q, forward and backward, with a decay
 # per head and per channel, for heads of 128 channels: `python -m benchmarks.tpu_bundles`.
@@ -51,6 +65,7 @@ DELTA_RULE_BUNDLES = {
   "v5e": {"head": (93.88, 70.03), "channel": (119.09, 166.25)},
   "v5p": {"head": (94.09, 70.06), "channel": (119.06, 165.09)},
   "v6e": {"head": (75.84, 66.62), "channel": (98.75, 135.0)},
+  "tpu7x": {"head": (67.31, 63.03), "channel": (95.31, 131.75)},
 }
 _DELTA_RULE = re.compile(r"delta_rule_(head|channel)_(forward|backward)")
 # Bundles of a step of the grid, visited or not: what the compiler's static profile of the forward
@@ -58,9 +73,9 @@ _DELTA_RULE = re.compile(r"delta_rule_(head|channel)_(forward|backward)")
 _STEP = 175
 
 
-def decided_by_bytes(call: text.Operation) -> bool:
-  """Whether a kernel's HBM traffic takes longer than its instructions, as was measured."""
-  return _BY_BYTES.search(call.name) is not None
+def decided_by_bytes(call: text.Operation, hardware: Hardware) -> bool:
+  """Whether a kernel's HBM traffic takes longer than its instructions: recurrences on GPUs."""
+  return hardware.platform == "gpu" and _RECURRENCE.search(call.name) is not None
 
 
 def seconds(
@@ -82,6 +97,8 @@ def seconds(
     if name in operations
     for array in text.arrays(operations[name].result)
   ]
+  if recurrence := _RECURRENCE.search(call.name):
+    return _recurrence_seconds(recurrence[1], recurrence[2], arrays, hardware)
   if delta := _DELTA_RULE.search(call.name):
     return _delta_rule_seconds(delta[1], delta[2], arrays, hardware)
   if not found or pace.clock is None or pace.generation not in SPLASH_BUNDLES:
@@ -97,6 +114,18 @@ def seconds(
   shared = attention.rows * (attention.heads if found[1] == "fwd" else 1)
   share = math.ceil(shared / pace.cores) / shared
   return attention.rows * attention.heads * per_head * share / pace.clock
+
+
+def _recurrence_seconds(
+  kernel: str, direction: str, arrays: list[text.Array], hardware: Hardware
+) -> float | None:
+  """The time of a recurrence's instructions; the largest arrays are sequences, [B, T, D]."""
+  pace = hardware.pace
+  if pace.clock is None or pace.generation not in RECURRENCE_BUNDLES:
+    return None
+  bundles = RECURRENCE_BUNDLES[pace.generation][kernel][direction == "backward"]
+  elements = max(math.prod(shape) for _, shape in arrays)
+  return elements / 1024 * bundles / pace.cores / pace.clock
 
 
 def _delta_rule_seconds(

@@ -59,9 +59,16 @@ def test_equal_steps_are_compiled_once_and_counted_by_their_number():
   found = chip_hours.planned(given, slice_, told.append)
   assert sum("compiling for v5e-8; a large" in line for line in told) == 1
   short, long = found["short"], found["long"]
-  assert (short.steps, long.steps, short.devices) == (100, 300, 8)
+  assert (short.steps, long.steps, short.chips) == (100, 300, 8)
   assert long.chip_hours == pytest.approx(3 * short.chip_hours)
   assert short.chip_hours == pytest.approx(short.seconds_per_step * 100 * 8 / 3600)
+
+
+def test_chip_hours_count_chips_where_a_chip_is_two_devices():
+  hardware = catalogue.hardware("tpu7x-128")
+  assert (hardware.device_count, hardware.chips) == (128, 64)
+  training = chip_hours.PlannedTraining(36.0, 100, hardware.chips)
+  assert training.chip_hours == pytest.approx(64.0)
 
 
 def test_the_table_has_every_training_and_all_seeds():

@@ -188,6 +188,48 @@ def test_bytes_of_main_memory_are_those_of_the_arrays_that_lie_there_padding_inc
   assert everywhere.again == 3 * tile  # the copy's operand again, and both ends
 
 
+# Kept and taken activations of a loop's turn, as libtpu writes them for TPU7x.
+RESHAPED = """
+HloModule jit_f, is_scheduled=true
+
+%tiles (kept: bf16[80,8192]) -> bf16[80,8192] {
+  %kept = bf16[80,8192]{1,0:T(16,128)(2,1)} parameter(0)
+  ROOT %copy = bf16[80,8192]{1,0:T(8,128)(2,1)} copy(%kept)
+}
+
+%write (kept: bf16[80,2,4096], part: bf16[1,2,4096], i: s32[]) -> bf16[80,8192] {
+  %kept = bf16[80,8192]{1,0} parameter(0)
+  %cast = bf16[80,2,4096]{2,1,0} bitcast(%kept)
+  %part = bf16[1,2,4096]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %update = bf16[80,2,4096]{2,1,0} dynamic-update-slice(%cast, %part, %i, %i, %i)
+  ROOT %back = bf16[80,8192]{1,0} bitcast(%update)
+}
+
+%take (kept: bf16[80,8192], i: s32[]) -> bf16[1,2,4096] {
+  %kept = bf16[80,8192]{1,0} parameter(0)
+  %other = bf16[80,8192]{1,0} fusion(%kept), kind=kLoop, calls=%tiles
+  %cast = bf16[80,2,4096]{2,1,0} bitcast(%other)
+  %i = s32[] parameter(1)
+  ROOT %slice = bf16[1,2,4096]{2,1,0} dynamic-slice(%cast, %i, %i, %i), dynamic_slice_sizes={1,2,4096}
+}
+
+ENTRY %main (kept: bf16[80,8192], part: bf16[1,2,4096], i: s32[]) -> bf16[1,2,4096] {
+  %kept = bf16[80,8192]{1,0} parameter(0)
+  %part = bf16[1,2,4096]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %written = bf16[80,8192]{1,0} fusion(%kept, %part, %i), kind=kLoop, calls=%write
+  ROOT %taken = bf16[1,2,4096]{2,1,0} fusion(%written, %i), kind=kLoop, calls=%take
+}
+"""
+
+
+def test_a_part_of_an_array_of_another_shape_is_moved_alone():
+  part, indices = 2 * 8192, 2 * 4
+  moved = bytes_accessed.traffic(hlo.HloProgram(RESHAPED))
+  assert moved.total == 2 * part + 2 * part + indices
+
+
 LIBRARY_PRODUCT = """
 HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (2, {}, may-alias), {1,2}: (0, {}, must-alias) }, entry_computation_layout={(bf16[512,1024]{1,0})->bf16[512,256]{1,0}}
 
@@ -216,6 +258,8 @@ def test_products_of_a_gpu_s_library_are_counted_without_their_workspace():
     ("v4-64", "v4:2x4x4", 32),
     ("v6e:2x4", "v6e:2x4", 8),
     ("v3-32", "v3:4x4", 32),
+    ("tpu7x-128", "tpu7x:4x4x4", 128),
+    ("tpu7x:2x2x1", "tpu7x:2x2x1", 8),
   ],
 )
 def test_names_of_slices(name, shape, devices):
@@ -228,6 +272,15 @@ def test_names_of_gpus(name, nodes):
   found = catalogue.hardware(name)
   assert found.device_count == int(name.partition("-")[2])
   assert found.topology.startswith(f"{nodes} node")
+
+
+@pytest.mark.parametrize("name", ["tpu7x-128", "v3-32"])
+def test_devices_of_a_chip_share_its_links(name):
+  found = catalogue.hardware(name)
+  whole, of_chips, one_of_each = tuple(range(32)), (0, 1, 2, 3), tuple(range(0, 32, 2))
+  assert found.link(whole) == found.link(of_chips) == found.chip.link
+  assert found.link(one_of_each) == found.chip.link / 2
+  assert catalogue.hardware("v5e-16").link((0, 2, 4)) == catalogue.hardware("v5e-16").chip.link
 
 
 def test_rings_that_leave_a_node_share_its_network_cards():

@@ -28,6 +28,29 @@ def test_the_delta_rule_takes_its_instructions_where_they_take_longer_than_its_b
 
 
 @pytest.mark.parametrize(
+  ("name", "instructions_decide"), [("v3-8", True), ("v5e-8", False), ("tpu7x-8", True)]
+)
+def test_a_recurrence_takes_the_longer_of_its_bytes_and_its_instructions(name, instructions_decide):
+  hardware = catalogue.hardware(name)
+  tile = "bf16[1,4096,2048]{2,1,0}"
+  program = text.HloProgram(
+    "HloModule test, is_scheduled=true\n\n"
+    f"ENTRY %main (x: {tile}, a: {tile}, i: {tile}) -> {tile} {{\n"
+    f"  %x = {tile} parameter(0)\n  %a = {tile} parameter(1)\n  %i = {tile} parameter(2)\n"
+    f"  ROOT %rg_lru_forward.1 = {tile} custom-call(%x, %a, %i), "
+    'custom_call_target="tpu_custom_call"\n}\n'
+  )
+  found = replay(program, hardware)
+  elements = 4096 * 2048
+  bundles = kernels.RECURRENCE_BUNDLES[hardware.pace.generation]["rg_lru"][0]
+  instructions = elements / 1024 * bundles / hardware.pace.clock
+  memory = 8 * elements / (hardware.chip.bandwidth * hardware.pace.bandwidth_share)
+  assert (instructions > memory) == instructions_decide
+  assert found.seconds == pytest.approx(max(instructions, memory))
+  assert not found.unmodelled
+
+
+@pytest.mark.parametrize(
   ("kernel", "table", "length", "keys", "visited", "has_window"),
   [
     ("fwd", (1, 8, 8), 4096, 4096, 36, False),

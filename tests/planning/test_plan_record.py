@@ -107,3 +107,15 @@ def test_activations_beyond_the_temporaries_are_said_not_to_be_in_hbm():
   assert "activations kept for the backward pass, not all in HBM" in tables.one(plan)
   held = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, temporary_bytes=9))
   assert "not all in HBM" not in tables.one(held)
+
+
+def test_what_has_no_rule_is_named_with_its_most_of_the_expected_time():
+  plan = numbered_plan()
+  plan = dataclasses.replace(plan, xla=dataclasses.replace(plan.xla, unseen_bytes={}))
+  assert "not modelled" not in tables.one(plan)
+  unknown = dataclasses.replace(plan.expected, unmodelled={"sort": 0.2, "rng": 0.2})
+  told = tables.one(dataclasses.replace(plan, expected=unknown))
+  assert "not modelled: sort, rng; at most 5.0% of the expected time" in told
+  # A loop of unknown length has an operation without a rule in its time.
+  twice = dataclasses.replace(plan.expected, unmodelled={"while": 8.0, "sort": 8.0})
+  assert "at most 100.0%" in tables.one(dataclasses.replace(plan, expected=twice))

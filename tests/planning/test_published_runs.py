@@ -12,10 +12,15 @@ from models.accounting import abstract_parameters
 
 @pytest.mark.parametrize(
   ("size", "parameters"),
-  [("8b", 8_030_261_248), ("70b", 68_976_648_192)],
+  [
+    ("8b", 8_030_261_248),
+    ("70b", 68_976_648_192),
+    ("llama3_70b", 70_553_706_496),
+    ("32b", 31_663_333_376),
+  ],
 )
 def test_the_models_have_the_published_numbers_of_parameters(size, parameters):
-  """Those of Llama-3.1-8B and Llama-2-70B."""
+  """Those of Llama-3.1-8B, Llama-2-70B, Llama-3.1-70B and MaxText's model of 32B."""
   run = next(run for run in published_runs.RUNS if run.size == size)
   chosen = published_runs.arguments(run, "full", 2**30)
   files = [word for word in chosen if not word.startswith("--")]
@@ -24,6 +29,11 @@ def test_the_models_have_the_published_numbers_of_parameters(size, parameters):
   leaves = jax.tree.leaves(abstract_parameters(built.model))
   assert sum(leaf.size for leaf in leaves) == parameters
   assert built.sequence_length == run.length
+
+
+def test_rows_are_per_chip_where_a_chip_is_two_devices():
+  run = next(run for run in published_runs.RUNS if run.hardware == "tpu7x-128")
+  assert "--gin.BATCH_SIZE=256" in published_runs.arguments(run, "full", 2**30)
 
 
 def test_errors_are_told_as_they_are_and_with_the_other_runs_factor():

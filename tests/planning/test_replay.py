@@ -293,6 +293,13 @@ def test_large_products_come_near_the_peak_rate(name):
 
 
 @needs_libtpu
+def test_a_device_of_a_tpu7x_multiplies_at_half_of_the_chip_s_rate():
+  found = compiled("tpu7x-8", lambda x, y: x @ y, *[bfloat16(4096, 4096)] * 2)
+  least = 2 * 4096**3 / (2307e12 / 2)
+  assert least <= found.seconds < 1.2 * least
+
+
+@needs_libtpu
 def test_elementwise_work_is_limited_by_the_memory():
   found = compiled("v5e-8", lambda x: x + 1, bfloat16(16384, 16384))
   assert found.seconds == pytest.approx(2 * 2 * 16384**2 / 2**30 * HBM, rel=0.02)
