@@ -130,8 +130,18 @@ class DryRun:
   device_memory: int | None = None
   carried_bytes: int = 0
 
+  @property
+  def total_bytes(self) -> int:
+    """All of them."""
+    return self.state_bytes + self.carried_bytes + self.batch_bytes + self.temporary_bytes
+
+  @property
+  def fits(self) -> bool:
+    """Whether a step fits, as far as is known."""
+    return self.device_memory is None or self.total_bytes <= self.device_memory
+
   def __str__(self) -> str:
-    total = self.state_bytes + self.carried_bytes + self.batch_bytes + self.temporary_bytes
+    total = self.total_bytes
     rows = [
       ("parameters and optimizer state", show_bytes(self.state_bytes)),
       *([("carried states", show_bytes(self.carried_bytes))] if self.carried_bytes else []),
@@ -143,7 +153,7 @@ class DryRun:
     if self.device_memory is None:
       return table(rows, right=(1,))
     rows.insert(-1, ("memory of a device", show_bytes(self.device_memory)))
-    if total <= self.device_memory:
+    if self.fits:
       rows.insert(-1, ("fits", f"{show_bytes(self.device_memory - total)} left"))
       return table(rows, right=(1,))
     return (

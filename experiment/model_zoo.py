@@ -29,7 +29,7 @@ class Listing:
 def names() -> list[str]:
   """Lists the models of the zoo: the files of `gin/models/` that set MODEL."""
   return sorted(
-    file.stem for file in FOLDER.glob("*.gin") if _sets_model(gin_source.read_file(file))
+    file.stem for file in FOLDER.glob("*.gin") if sets_model(gin_source.read_file(file))
   )
 
 
@@ -56,7 +56,7 @@ def build(
   """
   own = sum(map(gin_source.read_file, paths), Source())
   given = gin_source.read_arguments(arguments)
-  if not _sets_model(own + given):
+  if not sets_model(own + given):
     shown = ", ".join(map(str, paths))
     raise ConfigError(
       f"{shown} does not set MODEL. Add MODEL = @your_module.your_function(), as in "
@@ -82,5 +82,6 @@ def _value(configuration: config.Config, name: str) -> Any:
   return value
 
 
-def _sets_model(source: Source) -> bool:
+def sets_model(source: Source) -> bool:
+  """Whether a source sets MODEL itself."""
   return any(item.selector == "MODEL" and not item.parameter for item in source.statements)

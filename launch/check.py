@@ -72,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
   _play_devices()
 
   import contract
+  from config import source
   from contract.subject import Subject
   from experiment import model_zoo, run_config
   from experiment.run_directory import RunDirectory
@@ -81,6 +82,9 @@ def main(arguments: Sequence[str]) -> int:
   only = [name.strip() for name in args.only.split(",")] if args.only else list(contract.CHECKS)
   if unknown := [name for name in only if name not in contract.CHECKS]:
     options.error(f"unknown check: {unknown[0]!r}{wording.near(unknown[0], contract.CHECKS)}")
+  own = [file for file in args.config if model_zoo.sets_model(source.read_file(file))]
+  if args.model and own:
+    options.error(f"{own[0]} and --model={args.model} are two models. Give one")
   paths = [*args.config, *([model_zoo.file_of(args.model)] if args.model else [])]
   model, macros = model_zoo.build(paths, bindings)
   macros["DEPTH"] = str(Subject(model).model.depth)  # The contract sets it, by the pattern.

@@ -176,11 +176,16 @@ def _prompts(given: list[str], file: Path | None) -> list[str]:
     try:
       prompts += _lines(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-      raise UserError(f"cannot read {file}: {error.strerror}") from None
+      raise UserError(
+        f"--prompts_file={paths.shown(file)} cannot be read: {error.strerror}. Name a text file "
+        "with a prompt per line."
+      ) from None
     except UnicodeDecodeError as error:
-      raise UserError(f"{file} is not UTF-8: {error}") from None
+      raise UserError(
+        f"--prompts_file={paths.shown(file)} is not UTF-8 ({error}). Save it as UTF-8."
+      ) from None
     if not prompts:
-      raise UserError(f"{file} contains no prompt. Write one per line.")
+      raise UserError(f"--prompts_file={paths.shown(file)} contains no prompt. Write one per line.")
   for prompt in prompts:
     # Python decodes bytes of the command line that are not UTF-8 as lone surrogates.
     if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):

@@ -36,7 +36,8 @@ The run directory gets the configuration, metrics, checkpoints and a plot of the
 
 exit status:
   0    trained to the last step
-  2    an error to fix, as the message says; starting again does not help
+  2    an error to fix, as the message says; starting again does not help (so does --dry_run end
+       where a step does not fit into memory)
   75   stopped by SIGTERM or SIGUSR1, as before a preemption: saved; the same command continues
   130  stopped by Ctrl-C: the first saves after the current step, a second ends without saving
   else another failure, such as a lost host: the same command continues from the last checkpoint"""
@@ -140,6 +141,11 @@ def main(arguments: Sequence[str]) -> int:
   if args.init_from is not None:
     bindings.append(f"--gin.experiment.experiment.Experiment.init_from={str(args.init_from)!r}")
     init = RunDirectory(args.init_from)
+    if run is not None and run.path == init.path:
+      options.error(
+        f"--init_from and --run_dir are both {paths.shown(run.path)}: a run starts from another "
+        "one. Without --init_from it continues"
+      )
     config = run_config.load(
       init, args.config, bindings, trust=trusted, makes_rows=True, trains=True
     )
@@ -157,8 +163,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
   experiment = experiment_lib.build(config)
   if looks:
-    _look(experiment, args)
-    return 0
+    return _look(experiment, args)
   run = cast("RunDirectory", run)  # Only the options that print and exit work without it.
   if args.profile and args.profile[-1] > experiment.options.steps:
     last = experiment.options.steps
@@ -187,7 +192,8 @@ def _warn(config: Config) -> None:
       print(f"  {warning}", file=sys.stderr)
 
 
-def _look(experiment: Experiment, args: argparse.Namespace) -> None:
+def _look(experiment: Experiment, args: argparse.Namespace) -> int:
+  """Prints what was asked for; returns the exit status: 2 if a step does not fit into memory."""
   from experiment import describe
 
   asked = {
@@ -195,7 +201,9 @@ def _look(experiment: Experiment, args: argparse.Namespace) -> None:
     describe.sharding: args.describe_sharding,
     describe.dry_run: args.dry_run,
   }
-  print("\n\n".join(str(look(experiment)) for look, wanted in asked.items() if wanted))
+  found = [look(experiment) for look, wanted in asked.items() if wanted]
+  print("\n\n".join(map(str, found)))
+  return 0 if all(one.fits for one in found if isinstance(one, describe.DryRun)) else 2
 
 
 def _train(

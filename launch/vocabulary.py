@@ -101,6 +101,28 @@ def _require_plain(corpus: corpora.Documents) -> None:
       )
 
 
+def _require_replaceable(output: Path, corpus: corpora.Documents) -> None:
+  """Raises CorpusError if the output is text to train on, or another file than a tokenizer."""
+  from data import corpora, tokenizers
+  from data.file_corpora import files_of
+  from data.tokenizer_json import TokenizerJson
+
+  shown = paths.shown(output)
+  if not output.exists():
+    return
+  if hasattr(corpus, "files") and any(
+    os.path.realpath(file) == os.path.realpath(output) for file in files_of(corpus)
+  ):
+    raise corpora.CorpusError(f"--output={shown} is text to train on. Name another file.")
+  try:
+    kind = TokenizerJson if _is_json(output) else tokenizers.SentencePiece
+    assert kind(str(output)).size
+  except tokenizers.TokenizerError:
+    raise corpora.CorpusError(
+      f"--output={shown} exists and is no tokenizer of this kind. Name another file."
+    ) from None
+
+
 def next_command(inputs: Sequence[str], field: str, output: str, size: int) -> list[str]:
   """Returns the command that trains a first model on this text with the new tokenizer."""
   from data.files import without_packing
@@ -161,6 +183,7 @@ def main(arguments: Sequence[str]) -> int:
   corpus = corpus_of(args.input, args.field)
   try:
     _require_plain(corpus)
+    _require_replaceable(args.output, corpus)
     train = train_tokenizer_json if _is_json(args.output) else train_sentencepiece
     tokenizer = train(corpus, args.size, args.output, megabytes=args.megabytes)
   except NoFiles as error:

@@ -11,7 +11,10 @@ from typing import Any
 from parallel import coordination, processes
 
 # A step may take a minute: its compilation, or a large model.
-WAITS = "stopping after the current step, and saving; Ctrl-C again ends at once without saving"
+WAITS = (
+  "stopping after the current step, which may have to be compiled first, and saving; Ctrl-C again "
+  "ends at once without saving"
+)
 
 
 # What schedulers send before they end a job; SLURM's users often choose the second.

@@ -1,6 +1,7 @@
 """Tokenizers in tokenizer.json files give the ids of transformers, and count the bytes of text."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -216,6 +217,37 @@ def test_ids_that_need_tables_of_gigabytes_are_refused(tmp_path):
 def test_dropout_does_not_change_ids(tmp_path):
   tokenizer = changed(tmp_path, lambda values: values["model"].update(dropout=0.5))
   assert len({tuple(tokenizer.encode(LEARNED[0])) for _ in range(5)}) == 1
+
+
+@pytest.mark.parametrize(
+  ("output", "told"),
+  [
+    ("a.txt", r"a\.txt is text to train on\. Name another"),
+    ("link.model", r"link\.model is text to train on"),
+    ("notes.md", r"notes\.md exists and is no tokenizer of this kind\. Name another"),
+    ("notes.json", r"notes\.json exists and is no tokenizer"),
+  ],
+)
+def test_the_command_replaces_nothing_but_a_tokenizer(tmp_path, output, told):
+  text = "\n".join(f"line {n} of the text" for n in range(3000))
+  (tmp_path / "a.txt").write_text(text)
+  (tmp_path / "link.model").symlink_to("a.txt")
+  for name in ("notes.md", "notes.json"):
+    (tmp_path / name).write_text("{}")
+  with pytest.raises(corpora.CorpusError, match=told):
+    vocabulary.main([f"--input={tmp_path / 'a.txt'}", f"--output={tmp_path / output}"])
+  assert (tmp_path / "a.txt").read_text() == text
+  assert (tmp_path / "notes.md").read_text() == (tmp_path / "notes.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["own.model", "own.json"])
+def test_the_command_replaces_a_tokenizer(tmp_path, name):
+  (tmp_path / "a.txt").write_text("\n".join(2 * sorted(sys.modules)))
+  arguments = [f"--input={tmp_path / 'a.txt'}", f"--output={tmp_path / name}"]
+  assert vocabulary.main([*arguments, "--size=400"]) == 0
+  before = (tmp_path / name).read_bytes()
+  assert vocabulary.main([*arguments, "--size=420"]) == 0
+  assert (tmp_path / name).read_bytes() != before
 
 
 def test_the_command_trains_one_that_transformers_loads(tmp_path, capsys):

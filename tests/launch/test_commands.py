@@ -68,6 +68,11 @@ def test_evaluate_finds_the_held_out_figure_of_the_training(run_dir, capsys):
   assert sum(bucket["tokens"] for bucket in result["by_position"]) == result["tokens"]
   assert "16-31" in capsys.readouterr().out
   assert file.with_suffix(".png").stat().st_size > 0
+  # A part of the text has a file of its own.
+  assert evaluate.main([f"--run_dir={run_dir}", "--batches=1"]) == 0
+  assert json.loads(file.read_text()) == result
+  (part,) = (run_dir / "evaluations").glob("6-*-32-1_batch.json")
+  assert json.loads(part.read_text())["tokens"] < result["tokens"]
 
 
 def test_evaluate_reads_longer_rows_and_other_text(run_dir, folder, capsys):
@@ -230,7 +235,7 @@ def test_looking_makes_no_directory(folder, tmp_path, capsys):
 
 def test_a_step_that_does_not_fit_is_told_by_a_dry_run(folder, monkeypatch, capsys):
   monkeypatch.setattr(step_memory, "of_device", lambda: 2**20)
-  assert train.main([str(folder / "griffin.gin"), "--dry_run"]) == 0
+  assert train.main([str(folder / "griffin.gin"), "--dry_run"]) == 2
   printed = capsys.readouterr().out
   assert "memory of a device 1 MiB\n" in re.sub(" +", " ", printed)
   assert "A step does not fit into the memory of a device. Lower --gin.BATCH_SIZE" in printed

@@ -5,7 +5,7 @@ import pytest
 from base.errors import UserError
 from config.place import ConfigError
 from experiment.run_directory import RunDirectory
-from launch import compare, evaluate, generate, train
+from launch import check, compare, evaluate, generate, train
 
 RUN = "gin/runs/griffin_quickstart.gin"
 COMPARISON = "gin/compare/quick.gin"
@@ -80,6 +80,26 @@ def test_the_folder_of_a_run_is_no_comparison(tmp_path):
   run = folder_with(tmp_path / "first", "run")
   with pytest.raises(UserError, match=r"launch\.train --run_dir=.*first"):
     compare.main([f"--output={run}"])
+
+
+def test_a_run_does_not_start_from_itself(tmp_path, capsys):
+  run = folder_with(tmp_path / "first", "run")
+  with pytest.raises(SystemExit):
+    train.main([f"--init_from={run}", f"--run_dir={tmp_path}/x/../first"])
+  assert "--init_from and --run_dir are both" in capsys.readouterr().err
+
+
+def test_two_models_are_not_checked_as_one(tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    check.main(["gin/models/hawk.gin", "--model=griffin"])
+  told = "gin/models/hawk.gin and --model=griffin are two models. Give one"
+  assert told in capsys.readouterr().err
+
+
+def test_a_file_of_prompts_that_cannot_be_read_names_the_option(tmp_path):
+  for file, told in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+    with pytest.raises(UserError, match=rf"--prompts_file=.* cannot be read: {told}.*Name a text"):
+      generate._prompts([], file)
 
 
 @pytest.mark.parametrize("main", [train.main, evaluate.main, generate.main])
