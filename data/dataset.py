@@ -22,7 +22,7 @@ from data.executors import Executor, Local
 from data.file_corpora import FileCorpus
 from data.manifest import MANIFEST_FILE, VERSION, Manifest, RowFileError
 from data.mixture import MixedRows, weights_of_sizes
-from data.progress import PreparationProgress, ProgressBar
+from data.progress import PreparationProgress
 from data.row_halves import RowHalf
 from data.rows import RowFiles
 from data.tokenizers import Tokenizer
@@ -233,14 +233,9 @@ class RegisteredMixture:
 
   def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
     """Opens the rows of every task; makes missing ones."""
-    kept = self._rates_file()
-    if kept.is_file():
-      rates = json.loads(small_files.read(kept) or b"")
-      preparation.prepare(self.parts(rates), progress)
-    else:
-      what = f"mixture {self.mixture}"
-      rates = preparation.run({"mixture": self}, what, progress or ProgressBar())
-      small_files.replace(kept, json.dumps(rates))
+    preparation.prepare([self], progress)
+    rates = self.rates()
+    assert rates is not None, self._rates_file()  # Just written.
     rows = [part.rows() for part in self.parts(rates)]
     means = [part.counts.tokens / part.counts.documents for part in rows]
     weights = [rate * mean for rate, mean in zip(rates.values(), means, strict=True)]
@@ -259,6 +254,22 @@ class RegisteredMixture:
       )
       for task in rates
     ]
+
+  @property
+  def what(self) -> str:
+    """Name for messages."""
+    return f"mixture {self.mixture}"
+
+  def rates(self) -> dict[str, float] | None:
+    """Returns the rates of the tasks, in examples; None before the first preparation."""
+    kept = self._rates_file()
+    return json.loads(small_files.read(kept) or b"") if kept.is_file() else None
+
+  def keep_rates(self, rates: dict[str, float]) -> None:
+    """Writes what `rates` returns."""
+    file = self._rates_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    small_files.replace(file, json.dumps(rates))
 
   def _rates_file(self) -> Path:
     """The file that caches the mixture's rates."""

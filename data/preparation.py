@@ -278,22 +278,31 @@ def prepare(
   """Makes missing row files, by one other process and its workers.
 
   Args:
-    datasets: TextDatasets.
+    datasets: TextDatasets and RegisteredMixtures.
     progress: called about ten times a second; by default a progress bar on stderr.
     workers: number of processes that pack; None is one per core.
     part: see `data.prepare.prepare`.
     own_command: whether the user asked for just this, and need not be told how to.
   """
-  missing = []
+  missing, unknown = [], []
   remote_files.forget()
   for dataset in datasets:
-    if not dataset.is_prepared():
-      missing.append(dataset)
-    elif buckets.in_bucket(dataset.cache_path):
-      _remove_uploaded(local_rows(dataset))
+    if hasattr(dataset, "rates"):
+      rates = dataset.rates()
+      if rates is None:
+        unknown.append(dataset)  # Only the other process imports seqio, which knows its tasks.
+        continue
+    for one in dataset.parts(rates) if hasattr(dataset, "rates") else [dataset]:
+      if not one.is_prepared():
+        missing.append(one)
+      elif buckets.in_bucket(one.cache_path):
+        _remove_uploaded(local_rows(one))
   for dataset in missing:
     _check(dataset)
-  if missing:
+  if asked := [*missing, *unknown]:
     _tell_how_long(missing, workers, own_command)
-    request = {"datasets": missing, "workers": workers, "part": part}
-    run(request, missing[0].what, progress or ProgressBar())
+    request = {"datasets": asked, "workers": workers, "part": part}
+    found = run(request, asked[0].what, progress or ProgressBar())
+    for dataset, rates in zip(asked, found, strict=True):
+      if rates is not None:
+        dataset.keep_rates(rates)

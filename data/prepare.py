@@ -1,7 +1,7 @@
 """Makes row files: `python -m data.prepare`, the process that preparation.py starts.
 
-Reads a pickled request from stdin, {"datasets": [...]} or {"mixture": ...}; writes a line of JSON
-per event to stdout: progress, then `{"done": ...}` or `{"error": ...}`.
+Reads a pickled request from stdin, {"datasets": [...], "workers": ..., "part": ...}; writes a line
+of JSON per event to stdout: progress, then `{"done": ...}` or `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import IO, Any, cast
 from base import bucket_copies, buckets, remote_files
 from base.wording import plural
 from data import corpora, recall, shard_packing, shard_plan, shard_workers, tasks, verification
-from data.dataset import TextDataset
+from data.dataset import RegisteredMixture, TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
 from data.preparation import PreparationError, local_rows, not_kept, upload_lock
@@ -329,13 +329,18 @@ def _event(dataset: TextDataset, counts: Counts, total: int) -> dict[str, Any]:
   }
 
 
-def _answer(request: dict[str, Any], report: Report) -> Any:
-  """Prepares the request's datasets or registered mixture; returns a mixture's rates."""
-  mixture = request.get("mixture")
-  rates = tasks.mixture_rates(mixture.mixture, mixture.module) if mixture else None
-  for dataset in mixture.parts(rates) if mixture else request["datasets"]:
-    prepare(dataset, report, workers=request.get("workers"), part=request.get("part"))
-  return rates
+def _answer(request: dict[str, Any], report: Report) -> list[dict[str, float] | None]:
+  """Prepares the request's datasets; returns for each registered mixture its rates, else None."""
+  found: list[dict[str, float] | None] = []
+  for dataset in request["datasets"]:
+    rates, parts = None, [dataset]
+    if isinstance(dataset, RegisteredMixture):
+      rates = tasks.mixture_rates(dataset.mixture, dataset.module)
+      parts = dataset.parts(rates)
+    found.append(rates)
+    for one in parts:
+      prepare(one, report, workers=request.get("workers"), part=request.get("part"))
+  return found
 
 
 def main() -> int:

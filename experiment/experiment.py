@@ -194,8 +194,8 @@ class Experiment:
       preparation.prepare(self.texts())
       return self.train_data.rows(), self.eval_data.rows()
 
-  def texts(self) -> list[TextDataset]:
-    """Lists the single texts that the configuration names, of both datasets."""
+  def texts(self) -> list[TextDataset | RegisteredMixture]:
+    """Lists the single texts and registered mixtures that the configuration names, of both."""
     return [*_texts(self.train_data), *_texts(self.eval_data)]
 
   def check_tokenizer(self) -> None:
@@ -233,11 +233,11 @@ def naming_flags() -> Iterator[None]:
     raise type(error)(config.explained(str(error))) from error
 
 
-def _texts(data: Dataset) -> list[TextDataset]:
-  """Lists the single texts that a dataset's configuration names."""
+def _texts(data: Dataset) -> list[TextDataset | RegisteredMixture]:
+  """Lists the single texts, or the registered mixture, that a dataset's configuration names."""
   if isinstance(data, Mixture):
     return list(data.components)
-  return [data] if isinstance(data, TextDataset) else []
+  return [data] if isinstance(data, TextDataset | RegisteredMixture) else []
 
 
 def first_part(data: Dataset) -> Text:
@@ -258,11 +258,13 @@ def read_as(data: Dataset, **changes: Any) -> Dataset:
 def files_of(data: Dataset) -> list[str]:
   """Returns a digest of the user's files of each text: names, sizes and times.
 
-  Text without files has none, nor has Python's own, which changes with each of its releases, nor
-  text whose files are gone or cannot be read.
+  Text without files or of a registered mixture has none, nor has Python's own, which changes with
+  each of its releases, nor text whose files are gone or cannot be read.
   """
   found = []
   for text in _texts(data):
+    if isinstance(text, RegisteredMixture):
+      continue  # Only seqio knows its files.
     with contextlib.suppress(CorpusError):
       described = text.corpus.describe()
       if "files" in described and "python" not in described:

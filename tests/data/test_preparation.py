@@ -31,6 +31,10 @@ mixture = dataset.RegisteredMixture(
   'short_and_long', tokenizers.Bytes(), 32, module='tests.data.registered_tasks'
 )
 preparation.prepare([train, heldout])
+shares = []
+for part in (2, 1):  # Each of its tasks has one shard.
+  preparation.prepare([mixture], part=(part, 2))
+  shares.append([task.is_prepared() for task in mixture.parts(mixture.rates())])
 mixed = mixture.rows()
 batch = next(loader.batches(dataset.Mixture([train, heldout], [1, 1]).rows(), 4))
 print(json.dumps({
@@ -38,6 +42,7 @@ print(json.dumps({
   'tensorflow': [m for m in ('tensorflow', 'seqio') if m in sys.modules],
   'documents': [d.rows().counts.documents for d in (train, heldout)],
   'paths': [str(d.rows().directory) for d in (train, heldout)],
+  'shares': shares,
   'shape': batch['targets'].shape,
   'halves': [
     len(dataclasses.replace(mixture, half=half).rows()) for half in ('validation', 'test', None)
@@ -81,7 +86,7 @@ def test_training_never_imports_tensorflow_even_where_it_prepares(trained):
   assert sum(report["documents"]) == 31
   assert report["shape"] == [4, 32]
   assert all(Path(path).parent == folder / "cache" for path in report["paths"])
-  assert json.loads(warm.stdout) == report
+  assert json.loads(warm.stdout) == report | {"shares": [[True, True], [True, True]]}
 
 
 def test_preparing_leaves_no_temporary_file(trained):
@@ -96,6 +101,11 @@ def test_preparing_shows_progress_and_a_warm_cache_is_silent(trained):
   assert "preparing text-files (heldout): [########################] 100%" in cold.stderr
   assert "(1 with invalid UTF-8)" in cold.stderr
   assert warm.stderr == ""
+
+
+def test_a_registered_mixture_is_prepared_in_shares(trained):
+  _, (cold, _) = trained
+  assert json.loads(cold.stdout)["shares"] == [[False, False], [True, True]]
 
 
 def test_a_registered_mixture_keeps_the_tokens_shares(trained):
@@ -196,7 +206,7 @@ def test_the_corpus_own_error_reaches_the_caller(tmp_path):
 
 def test_another_error_carries_the_last_messages():
   # A request that is none: the preparing process fails by itself.
-  message = r"(?s)failed with AttributeError: 'str' object.*Last messages:.*in _answer"
+  message = r"(?s)failed with TypeError: string indices.*Last messages:.*in _answer"
   with pytest.raises(preparation.PreparationError, match=message):
     preparation.run("no request", "nothing", lambda state: None)
 
