@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from base import paths
+from base import paths, small_files
 from base.errors import UserError
 from launch import planned_hardware
+from training import json_files
 
 FILES = (
   "gin/runs/griffin_quickstart.gin",
@@ -242,7 +243,7 @@ def _planned(step: Step, options: argparse.Namespace) -> dict[str, Any]:
   if not file.exists():
     options.keep.mkdir(parents=True, exist_ok=True)
     record = plan_of(step, options.tokens, options.remat)
-    file.write_text(json.dumps(record), encoding="utf-8")
+    small_files.replace(file, json_files.dumps(record))
   return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -18,7 +18,6 @@ import pytest
 from base.errors import UserError
 from benchmarks import start
 from config.config import ConfigError
-from experiment import step_memory
 from launch import command, evaluate, generate, train
 from tests import small_run
 from training.loop import TrainingError
@@ -231,14 +230,6 @@ def test_looking_makes_no_directory(folder, tmp_path, capsys):
   assert re.search(r"^fits +[\d.]+ \w+ left$", printed, re.MULTILINE)
   assert "does not fit" not in printed
   assert not (tmp_path / "none").exists()
-
-
-def test_a_step_that_does_not_fit_is_told_by_a_dry_run(folder, monkeypatch, capsys):
-  monkeypatch.setattr(step_memory, "of_device", lambda: 2**20)
-  assert train.main([str(folder / "griffin.gin"), "--dry_run"]) == 2
-  printed = capsys.readouterr().out
-  assert "memory of a device 1 MiB\n" in re.sub(" +", " ", printed)
-  assert "A step does not fit into the memory of a device. Lower --gin.BATCH_SIZE" in printed
 
 
 def test_fewer_devices_than_the_mesh_needs_are_told_before_anything_is_written(tmp_path):

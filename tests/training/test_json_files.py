@@ -54,5 +54,6 @@ def test_files_of_results_are_written_by_one_function():
     "conversion/conversion.py",  # a model's description
     "experiment/directory_owner.py",  # who holds a folder
     "launch/evaluate_harness.py",  # two paths
+    "evaluation/harness_tasks.py",  # the name of a task, and a path
     "conversion/safetensors_files.py",  # names of files
   }
