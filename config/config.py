@@ -121,7 +121,11 @@ def explained(message: str, parameters: Sequence[str] = ()) -> str:
   """
   if _built is None:
     return message
-  return message + _built._where(" ".join([message, *(f"{name}=" for name in parameters)]))
+  where = _built._where(" ".join([message, *(f"{name}=" for name in parameters)]))
+  if gin_source.OVERRIDE_PREFIX in where:
+    # The argument says more than the parameter's name.
+    message = re.sub(r" \(\w+\.[A-Z]\w+\.\w+\)(?=[.:])", "", message)
+  return message + where
 
 
 def names_argument(message: str) -> bool:

@@ -195,6 +195,8 @@ def _read_argument(place: Place, translation: moved_names.Translation) -> Statem
   if not _is_utf8(place.source):
     raise place.error("the argument is not UTF-8")
   scope, selector, last = form["scope"] or "", form["selector"], form["last"]
+  if not right.strip():
+    raise place.error(f"no value: write {OVERRIDE_PREFIX}{left}=..., or leave it out")
   value = _parse_value(right, place, translation)
   if selector is None:
     return Statement(scope, last, "", value, place, text=right)
@@ -259,7 +261,17 @@ def text_of(path: Path) -> str:
 
 def _read(path: Path, including: tuple[Path, ...]) -> Source:
   """Reads one file's statements, including those of its includes."""
-  return _statements(text_of(path), path, including)
+  try:
+    return _statements(text_of(path), path, including)
+  except ConfigError as error:
+    shown = paths.shown(path)
+    if path.suffix == ".gin" or including or not str(error).startswith(f"{shown}:"):
+      raise
+    line, _, fault = str(error).removeprefix(f"{shown}:").partition(": ")
+    raise ConfigError(
+      f"{shown} is no gin file: line {line}: {fault.rstrip('.')}. Gin files end in .gin; to train"
+      f" on text, name gin/data/text_files_bytes.gin and give {OVERRIDE_PREFIX}TEXT_FILES={shown}."
+    ) from None
 
 
 def _statements(

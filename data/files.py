@@ -126,7 +126,7 @@ def matching_files(
     paths = [path for path in found_here if not os.path.isdir(path)]
     if not paths:
       raise NoFiles(
-        f"No file matches {pattern!r} ({option}). Correct the path; give several as a list:"
+        f"no file matches {pattern!r} ({option}). Correct the path; give several as a list:"
         " \"['a.txt', 'b.txt']\".",
         pattern,
       )
@@ -150,7 +150,7 @@ def _remote(pattern: str, option: str) -> Sequence[Any]:
     raise (NoFiles(str(error), pattern) if error.may_pass else CorpusError(str(error))) from None
   if not found:
     raise NoFiles(
-      f"No file matches {pattern!r} ({option}). Correct the address.",
+      f"no file matches {pattern!r} ({option}). Correct the address.",
       pattern,
     )
   return found

@@ -48,7 +48,7 @@ def parser() -> command.Parser:
   result.add_argument(
     "--stats",
     action="store_true",
-    help="print statistics of the rows as JSON on stdout; with --verify, it says so",
+    help="print statistics of the rows as JSON on stdout, with the outcome of --verify",
   )
   return result
 

@@ -308,6 +308,7 @@ def test_a_value_of_the_wrong_type_is_refused_where_it_stands(parts, text, told)
     ("--gin.parts.Run.steps=five", "is 'five'; it must be int"),
     ("--gin.parts.Run.steps", "a binding has the form --gin.MACRO=value"),
     ("--gin.parts.Run.shape=(1", "not a gin value: '(1'"),
+    ("--gin.parts.Run.steps=", "no value: write --gin.parts.Run.steps=..., or leave it out"),
     ("--gin.parts.Run.steps=@parts.nothing()", "no function or class 'nothing'"),
     ("--gin.hawk.hawk.gate_blocks=2", "write models.hawk.hawk"),
     ("--gin.llama.llama.head_dim=2", "write models.llama.llama"),

@@ -83,7 +83,7 @@ def test_descriptions_change_with_the_content(text_files, tmp_path):
 
 
 def test_no_matching_file_is_an_error(tmp_path):
-  with pytest.raises(corpora.CorpusError, match=r"No file matches '.*none/\*\.txt'"):
+  with pytest.raises(corpora.CorpusError, match=r"no file matches '.*none/\*\.txt'"):
     corpora.TextFiles(str(tmp_path / "none" / "*.txt")).describe()
 
 

@@ -126,8 +126,8 @@ def test_what_is_no_file_is_told(tmp_path):
     "link*": r"link\.txt is a broken link",
     "pipe.txt": r"pipe\.txt is not a regular file",
     "pipe*": r"pipe\.txt is not a regular file",
-    "none/*.txt": "No file matches",
-    "fold*": "No file matches",
+    "none/*.txt": "no file matches",
+    "fold*": "no file matches",
   }
   for pattern, message in cases.items():
     with pytest.raises(CorpusError, match=message):

@@ -207,8 +207,8 @@ def test_changed_text_has_other_rows(tmp_path, monkeypatch):
 FAULTS = {
   "s3://no-such-bucket/a.jsonl": "there is no bucket s3://no-such-bucket",
   "s3://no-such-bucket/*.jsonl": "there is no bucket s3://no-such-bucket",
-  f"s3://{bucket_servers.BUCKET}/none.jsonl": "No file matches 's3://",
-  f"gs://{bucket_servers.BUCKET}/none/*.jsonl": "No file matches 'gs://",
+  f"s3://{bucket_servers.BUCKET}/none.jsonl": "no file matches 's3://",
+  f"gs://{bucket_servers.BUCKET}/none/*.jsonl": "no file matches 'gs://",
   f"s3://{bucket_servers.BUCKET}/changing": "is a folder. Give the files in it",
   "ftp://host/a.jsonl": "ftp:// cannot be read. Give a path, or one of gs://, s3://",
   "http://127.0.0.1:1/a.jsonl": "cannot be read: no answer",
@@ -232,7 +232,7 @@ def test_a_web_server_that_refuses_or_lacks_a_file_is_told(local):
   with web_server.serving(local, ranges=True) as (address, _):
     with pytest.raises(files.CorpusError, match=r"no permission \(403.*Log in"):
       list(corpora.JsonLines(f"{address}/secret/a.jsonl").undivided())
-    with pytest.raises(files.NoFiles, match=r"No file matches .*none\.jsonl"):
+    with pytest.raises(files.NoFiles, match=r"no file matches .*none\.jsonl"):
       list(corpora.JsonLines(f"{address}/none.jsonl").undivided())
     with pytest.raises(files.CorpusError, match=r"a\.jsonl:1: no 'prose', only 'text'"):
       list(corpora.JsonLines(f"{address}/lines/a.jsonl", field="prose").undivided())

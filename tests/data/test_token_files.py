@@ -85,7 +85,7 @@ def test_rows_are_named_by_the_index_too_and_read_where_the_files_are_gone(tmp_p
   (tmp_path / "a.bin").unlink()
   assert text.cache_path == with_index
   other = dataset.TextDataset(corpus, Bytes(), 32, "all", str(tmp_path / "cache"))
-  with pytest.raises(corpora.NoFiles, match=r"No file matches .*a\.bin"):
+  with pytest.raises(corpora.NoFiles, match=r"no file matches .*a\.bin"):
     prepare.prepare(other, lambda event: None)
 
 

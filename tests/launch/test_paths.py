@@ -207,7 +207,7 @@ def test_a_run_is_evaluated_and_continued_without_its_corpus(home, capsys):
   assert evaluate.main(["--run_dir=runs/first"]) == 0
   assert "Reading the cached rows in" in capsys.readouterr().err
   assert train.main(["--run_dir=runs/first", "--resume=force", "--gin.STEPS=5"]) == 0
-  with pytest.raises(ValueError, match=r"No file matches .*text/\*.txt"):
+  with pytest.raises(ValueError, match=r"no file matches .*text/\*.txt"):
     evaluate.main(["--run_dir=runs/first", "--length=16"])
 
 
@@ -215,7 +215,7 @@ def test_a_pattern_without_files_is_told_with_its_flag_and_place(home):
   """In training, from a file and from the command line, and in the evaluation of other text."""
   Path("lost.gin").write_text("include 'mine.gin'\nTEXT_FILES = 'books/**/*.txt'\n")
   told = (
-    r"No file matches '.*books/\*\*/\*\.txt' .*'a\.txt', 'b\.txt'.* "
+    r"no file matches '.*books/\*\*/\*\.txt'\..*'a\.txt', 'b\.txt'.* "
     r"--gin\.TEXT_FILES=\.\.\. \(now '.*', lost\.gin:2\)"
   )
   with pytest.raises(ValueError, match=told):

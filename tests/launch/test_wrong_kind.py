@@ -82,6 +82,33 @@ def test_the_folder_of_a_run_is_no_comparison(tmp_path):
     compare.main([f"--output={run}"])
 
 
+@pytest.mark.parametrize(
+  ("name", "contents", "told"),
+  [
+    ("cat.jpg", b"\xff\xd8\xff\xe0\x00", "line 1: the file is not UTF-8"),
+    ("input.txt", b"Hello world.\nThis is text.\n", "line 1: cannot read 'Hello world.'"),
+    ("conf.json", b'{"a": 1}', "line 1: cannot read"),
+  ],
+)
+def test_a_file_of_another_kind_is_no_gin_file(tmp_path, monkeypatch, name, contents, told):
+  (tmp_path / name).write_bytes(contents)
+  monkeypatch.chdir(tmp_path)
+  for arguments in ([name], [RUN, name]):
+    with pytest.raises(ConfigError) as error:
+      train.main([*arguments, "--run_dir=r"])
+    assert str(error.value).startswith(f"{name} is no gin file: {told}")
+    assert f"--gin.TEXT_FILES={name}" in str(error.value)
+
+
+def test_a_missing_text_names_its_argument_alone(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  text = ["gin/data/text_files_bytes.gin", "--gin.TEXT_FILES=nothing/*.txt"]
+  with pytest.raises(UserError, match=r"^no file matches '.*nothing/\*\.txt'\. ") as error:
+    train.main([RUN, *text, "--run_dir=r"])
+  assert "--gin.TEXT_FILES=..." in str(error.value)
+  assert "TextFiles" not in str(error.value)
+
+
 def test_a_run_does_not_start_from_itself(tmp_path, capsys):
   run = folder_with(tmp_path / "first", "run")
   with pytest.raises(SystemExit):
