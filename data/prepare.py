@@ -24,7 +24,16 @@ from typing import IO, Any, cast
 
 from base import bucket_copies, buckets, remote_files
 from base.wording import plural
-from data import corpora, recall, shard_packing, shard_plan, shard_workers, tasks, verification
+from data import (
+  corpora,
+  executors,
+  recall,
+  shard_packing,
+  shard_plan,
+  shard_workers,
+  tasks,
+  verification,
+)
 from data.dataset import RegisteredMixture, TextDataset
 from data.manifest import MANIFEST_FILE, Counts
 from data.packing import Packer
@@ -326,6 +335,8 @@ def _event(dataset: TextDataset, counts: Counts, total: int) -> dict[str, Any]:
     "invalid_utf8_documents": counts.invalid_utf8_documents,
     "text_bytes": counts.text_bytes,
     "total_bytes": total,
+    "reading": True,
+    "elsewhere": not isinstance(dataset.executor, executors.Local),
   }
 
 

@@ -28,6 +28,7 @@ class PreparationProgress:
     seconds: seconds since the start.
     waiting: whether another process is preparing the same dataset.
     reading: whether the process that prepares has begun to read the text.
+    elsewhere: whether it has given the text to jobs of a cluster.
     finished: whether this is the last event.
   """
 
@@ -40,6 +41,7 @@ class PreparationProgress:
   seconds: float = 0.0
   waiting: bool = False
   reading: bool = False
+  elsewhere: bool = False
   finished: bool = False
 
   def line(self) -> str:
@@ -48,6 +50,8 @@ class PreparationProgress:
       return f"preparing {self.what}: waiting for the process that does, {self.seconds:.0f} s"
     if not self.documents and not self.finished:
       doing = "reading the text" if self.reading else "starting the process that reads the text"
+      if self.elsewhere:
+        doing = "waiting for the first job to read the text"
       return f"preparing {self.what}: {doing}, {self.seconds:.0f} s"
     share = 1.0 if self.finished else min(self.text_bytes / (self.total_bytes or 1), 1.0)
     bar = ""

@@ -245,6 +245,10 @@ def test_a_terminal_shows_one_line_that_moves():
   bar = progress.ProgressBar(stream)
   bar(progress.PreparationProgress("corpus (train)", seconds=3.2))
   bar(progress.PreparationProgress("corpus (train)", seconds=3.5, reading=True))
+  queued = progress.PreparationProgress("corpus (train)", seconds=4, reading=True, elsewhere=True)
+  assert (
+    queued.line() == "preparing corpus (train): waiting for the first job to read the text, 4 s"
+  )
   half = {"documents": 5, "text_bytes": 500_000, "total_bytes": 1_000_000, "seconds": 4.0}
   bar(progress.PreparationProgress("corpus (train)", **half))
   bar(progress.PreparationProgress("corpus (train)", documents=1, text_bytes=1_733))
