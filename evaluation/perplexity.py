@@ -18,6 +18,7 @@ from models.language_model import LanguageModel
 from parallel.sharding_plan import ShardingPlan, on_one_device
 from training import carried_state
 from training.losses import token_losses
+from training.programs import KEPT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Bucket:
   loss: float
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=KEPT)
 def _losses(model: LanguageModel, sharding_plan: ShardingPlan) -> jax.stages.Wrapped:
   """Returns (parameters, batch) -> loss of every token [B, T]; cached to compile a model once."""
 

@@ -17,6 +17,7 @@ from experiment.experiment import Experiment
 from models.accounting import Account, account
 from models.language_model import LanguageModel
 from parallel.sharding_plan import ShardingPlan
+from training import rates
 from training import step as step_lib
 from training.checkpoint import abstract_like
 
@@ -170,9 +171,12 @@ def dry_run(experiment: Experiment) -> DryRun:
   state, batch = placed_state(experiment, sharding_plan), abstract_batch(experiment)
   batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree))
   step = step_lib.jit_train_step(
-    experiment.model, experiment.optimizer.transformation(), experiment.options.step, sharding_plan
+    experiment.model,
+    rates.transformation(experiment.optimizer),
+    experiment.options.step,
+    sharding_plan,
   )
-  compiled = step.lower(state, batch).compile()
+  compiled = step.lower(state, batch, rates.abstract(sharding_plan)).compile()
   memory = compiled.memory_analysis()
   return DryRun(
     state_bytes=device_bytes(state._replace(carried=None)),
@@ -186,7 +190,7 @@ def dry_run(experiment: Experiment) -> DryRun:
 
 def abstract_state(experiment: Experiment) -> step_lib.TrainState:
   """Returns shapes and dtypes of the train state."""
-  optimizer = experiment.optimizer.transformation()
+  optimizer = rates.transformation(experiment.optimizer)
   return jax.eval_shape(
     lambda: step_lib.initial_state(
       experiment.model,

@@ -32,7 +32,7 @@ from models.accounting import ModelError, abstract_parameters, list_parameters
 from models.language_model import LanguageModel
 from parallel.mesh import Device
 from parallel.sharding_plan import Parallelism, ShardingPlan, on_one_device
-from training import carried_state, loop, passed_state, programs
+from training import carried_state, loop, passed_state, programs, rates
 from training.losses import token_losses
 from training.optimizer import Optimizer
 from training.step import abstract_batch
@@ -179,7 +179,7 @@ class Experiment:
     try:
       programs.trace(
         model=self.model,
-        optimizer=self.optimizer.transformation(),
+        optimizer=rates.transformation(self.optimizer),
         options=self.options.step,
         sharding_plan=sharding_plan,
         batch_size=self.batch_size,

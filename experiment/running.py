@@ -25,7 +25,7 @@ from experiment.trust import NOBODY, Trust
 from models.accounting import account
 from parallel import connections, processes
 from parallel.sharding_plan import ShardingPlan
-from training import checkpoint, checkpoint_identity, loop, programs, step_costs
+from training import checkpoint, checkpoint_identity, loop, programs, rates, step_costs
 from training.metrics import METRICS_FILE, ProgressLine, read_metrics
 from training.optimizer import rate_at
 from training.tracking import Tracking, require_installed
@@ -135,7 +135,7 @@ def _train(
     programs.require_same_arrays,
     run.path,
     experiment.model,
-    experiment.optimizer.transformation(),
+    rates.transformation(experiment.optimizer),
     experiment.options.step,
     sharding_plan,
     experiment.batch_size,
@@ -218,7 +218,7 @@ def _train(
   try:
     return loop.train(
       model=experiment.model,
-      optimizer=experiment.optimizer.transformation(),
+      optimizer=rates.transformation(experiment.optimizer),
       learning_rate=experiment.optimizer.learning_rate,
       batches=batches,
       batch_size=experiment.batch_size,

@@ -19,6 +19,7 @@ from inference.sampling import Sampler
 from models.accounting import abstract_parameters, account
 from parallel.rules import named_axes
 from parallel.sharding_plan import ShardingPlan
+from training import rates
 from training import step as step_lib
 from training.checkpoint import abstract_like
 from training.saved_residuals import activation_bytes
@@ -65,11 +66,11 @@ def training_step(
   state = describe.placed_state(experiment, sharding_plan)
   batch = _batch(experiment, sharding_plan)
   step = step_lib.jit_train_step(
-    model, experiment.optimizer.transformation(), options, sharding_plan
+    model, rates.transformation(experiment.optimizer), options, sharding_plan
   )
   counted = account(model, batch_size=rows, length=length)
   return Program(
-    lowered=step.lower(state, batch),
+    lowered=step.lower(state, batch, rates.abstract(sharding_plan)),
     parameters=describe.device_bytes(state.params),
     optimizer=describe.device_bytes(state.opt_state),
     state=describe.device_bytes(state.carried),

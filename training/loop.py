@@ -25,6 +25,7 @@ from training import (
   memory_report,
   padded_vocabulary,
   programs,
+  rates,
   remedies,
   retention,
   step_costs,
@@ -164,7 +165,7 @@ def train(
 
   Args:
     model: a language model of the zoo.
-    optimizer: the transformation; learning_rate: its schedule, for the metrics.
+    optimizer: the transformation; learning_rate: its schedule.
     batches: training data, the rows that this process's devices need; restored to the checkpoint's
       state.
     batch_size: rows per step, over all processes.
@@ -276,6 +277,7 @@ def train(
   last_metrics = None
   # The step at which a checkpoint was due that could not be saved; None if none.
   owed: int | None = None
+  window = rates.RateWindow(learning_rate, sharding_plan)
   stops, ended = False, False
   try:
     with (
@@ -286,9 +288,10 @@ def train(
       for step in range(start_step, options.steps):
         with costs.waiting():
           batch = sharding_plan.place(next(batches), batch_size)
+        coming = window.at(step, state.spike_detector.taken)
         if step == start_step:
           with heartbeat.telling("compiling the step", progress.say):
-            take_step.lower(state, batch).compile()
+            take_step.lower(state, batch, coming).compile()
           host_memory.release_free_memory()
           # Hosts compile at different speeds, and the first exchange of a CPU's step waits only
           # 30 s.
@@ -297,7 +300,7 @@ def train(
           with costs.pause():
             profiler.begin()
         with profiler.step(step + 1):
-          state, new_metrics = take_step(state, batch)
+          state, new_metrics = take_step(state, batch, coming)
         # One step late, so that the device computes this step while the last one is logged.
         if last_metrics is not None:
           run.record(step, last_metrics)

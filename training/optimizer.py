@@ -98,7 +98,8 @@ class Optimizer(Protocol):
   the parameter's path and it has the same shape; all others are replicated.
 
   Attributes:
-    learning_rate: schedule by steps taken; skipped steps do not count.
+    learning_rate: schedule by steps taken; skipped steps do not count. A training replaces it by
+      one that reads an argument of the step (`training.rates`): call it in an update alone.
     master_copy: whether the state has a float32 copy of the parameters.
   """
 

@@ -13,9 +13,12 @@ import optax
 
 from parallel.sharding_plan import ShardingPlan
 from training import checkpoint as checkpoint_lib
-from training import padded_vocabulary
+from training import padded_vocabulary, rates
 from training import step as step_lib
 from training.checkpoint import abstract_like
+
+# Programs that a process keeps: a comparison comes back to each of its models and sizes.
+KEPT = 16
 
 
 def trace(
@@ -38,7 +41,7 @@ def trace(
   batch = step_lib.abstract_batch(batch_size, length)
   # As `ShardingPlan.place` makes it: JAX traces again for arguments that lie elsewhere.
   batch = abstract_like(batch, lambda tree: jax.tree.map(lambda _: sharding_plan.batch, tree))
-  take_step.trace(abstract, batch)
+  take_step.trace(abstract, batch, rates.abstract(sharding_plan))
 
 
 def require_same_arrays(
@@ -60,7 +63,7 @@ def kept_states(options: step_lib.StepOptions, batch_size: int) -> int | None:
   return batch_size if options.keeps_states else None
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=KEPT)
 def make(
   model: Any,
   optimizer: optax.GradientTransformation,
@@ -70,8 +73,8 @@ def make(
 ) -> tuple[Any, Callable[..., step_lib.TrainState], Callable[..., Any]]:
   """Returns the train state's shapes, `create(seed, given)` and the step.
 
-  `rows` is of `kept_states`. Cached, so that runs of one process that differ only in their seed are
-  compiled once.
+  `rows` is of `kept_states`. Cached, so that runs of one process that differ only in their seed, or
+  with an optimizer of `training.rates.transformation` in their schedule, are compiled once.
   """
 
   def create(seed, given):

@@ -23,6 +23,7 @@ from parallel.tree_paths import by_path, joined
 from training import carried_state, passed_state, rounding, time_chunks
 from training.gradient_sums import GradientSums
 from training.losses import MAX_LOGIT_BYTES, Batch, token_losses
+from training.rates import Rates, given
 
 # Separates the key of the rounding from the models' keys.
 _ROUNDING = 0x524E44
@@ -221,9 +222,10 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   options: StepOptions,
   sharding_plan: ShardingPlan | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """Returns `step(state, batch) -> (state, metrics)`, sharded over devices; by default on one.
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Returns `step(state, batch, rates) -> (state, metrics)`, sharded; by default on one device.
 
+  Only the optimizers of `training.rates.transformation` need `rates`.
   A step with a loss or gradient that is not finite, or with a spike of the gradient norm, changes
   only the spike detector and the number of the step, not the optimizer's count and the schedule.
   Carried states follow the data in every step; those that are not finite, or behind padding, start
@@ -252,7 +254,9 @@ def make_train_step(
     scalars, gradient, *after = run(state.params, batch, *others)
     return scalars, gradient, carried_state.restarted(model, after[0], batch) if after else None
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+  def step(
+    state: TrainState, batch: Batch, rates: Rates | None = None
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     (loss, targets), gradient, carried = differentiate(state, batch, rng)
     params, frozen = split(model, state.params)
@@ -263,7 +267,7 @@ def make_train_step(
     with jax.named_scope("spike_detector"):
       norm = optax.global_norm(gradient)
       take, detector = _decide(state.spike_detector, loss, norm, options)
-    with jax.named_scope("optimizer"):
+    with jax.named_scope("optimizer"), given(rates):
       updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
       # From the run's key and the step, so that a resumed run rounds identically.
       new_params = rounding.apply_updates(

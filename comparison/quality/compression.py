@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Hashable, Iterator
 from typing import Any, cast
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import optax
 from base.ranges import Count, Seed
 from comparison.quality.recall_learning import Schedule
 from models.language_model import LanguageModel
+from training import rates
 
 # Keys of the random generators.
 _TRAINING, _SPLITS = 1_000, ("heldout", "validation")
@@ -84,47 +86,26 @@ def _sinusoids(length: int, width: int) -> jax.Array:
 
 
 class CompressionLearner:
-  """Trains a model and a decoder on the task, once per seed; compiled once for all seeds."""
+  """Trains a model and a decoder on the task, once per seed; compiled once for all rates."""
 
   def __init__(self, model: LanguageModel, task: Compression, schedule: Schedule):
     """Sets the model, whose vocabulary holds the symbols, the task and the schedule."""
     self._task, self._schedule = task, schedule
-    decoder = Decoder(model.width, task.symbols)
-    optimizer = schedule.optimizer().transformation()
-
-    def start(seed):
-      first, second = jax.random.split(jax.random.key(seed))
-      params = {
-        "model": nn.unbox(model.init(first, jnp.zeros((1, 1), jnp.int32))["params"]),
-        "decoder": decoder.init(second, jnp.zeros((1, model.width)), task.length)["params"],
-      }
-      return params, optimizer.init(params)
-
-    def logits(params, tokens) -> jax.Array:
-      found = model.apply({"params": params["model"]}, tokens, method="hidden")
-      hidden, _ = cast(tuple[jax.Array, None], found)
-      last = hidden[:, -1]
-      return cast(jax.Array, decoder.apply({"params": params["decoder"]}, last, task.length))
-
-    def step(params, state, tokens):
-      def loss(params):
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, tokens), tokens)
-        return losses.mean()
-
-      updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-      return optax.apply_updates(params, updates), state
-
-    self._start, self._step = jax.jit(start), jax.jit(step, donate_argnums=(0, 1))
-    self._likeliest = jax.jit(lambda params, tokens: jnp.argmax(logits(params, tokens), axis=-1))
+    self._optimizer = schedule.optimizer()
+    self._start, self._step, self._likeliest = _programs(
+      cast(Hashable, model), rates.transformation(self._optimizer), task.length, task.symbols
+    )
 
   def __call__(self, seed: int) -> Iterator[tuple[int, Any]]:
     """Yields (steps done, parameters) every `look_every` steps, and at the end."""
     schedule = self._schedule
     params, state = self._start(np.uint32(seed % 2**32))
+    window = rates.RateWindow(self._optimizer.learning_rate)
     for step in range(1, schedule.steps + 1):
       place = schedule.place_in_pass(step - 1)
       rng = np.random.default_rng([self._task.seed, _TRAINING + seed, place])
-      params, state = self._step(params, state, self._task.draw(rng, schedule.batch_size))
+      tokens, coming = self._task.draw(rng, schedule.batch_size), window.at(step, step - 1)
+      params, state = self._step(params, state, tokens, coming)
       if step % schedule.look_every == 0 or step == schedule.steps:
         yield step, params
 
@@ -137,3 +118,39 @@ class CompressionLearner:
       for part in np.array_split(tokens, -(-examples // _PASS))
     ]
     return float(np.concatenate(right).mean())
+
+
+@functools.lru_cache(maxsize=2)
+def _programs(
+  model: Any, optimizer: optax.GradientTransformation, length: int, symbols: int
+) -> tuple[Any, Any, Any]:
+  """Returns the jitted start, step and likeliest symbols of a training, kept for other rates."""
+  decoder = Decoder(model.width, symbols)
+
+  def start(seed):
+    first, second = jax.random.split(jax.random.key(seed))
+    params = {
+      "model": nn.unbox(model.init(first, jnp.zeros((1, 1), jnp.int32))["params"]),
+      "decoder": decoder.init(second, jnp.zeros((1, model.width)), length)["params"],
+    }
+    return params, optimizer.init(params)
+
+  def logits(params, tokens) -> jax.Array:
+    found = model.apply({"params": params["model"]}, tokens, method="hidden")
+    hidden, _ = cast(tuple[jax.Array, None], found)
+    last = hidden[:, -1]
+    return cast(jax.Array, decoder.apply({"params": params["decoder"]}, last, length))
+
+  def step(params, state, tokens, coming):
+    def loss(params):
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, tokens), tokens)
+      return losses.mean()
+
+    with rates.given(coming):
+      updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+    return optax.apply_updates(params, updates), state
+
+  def likeliest(params, tokens):
+    return jnp.argmax(logits(params, tokens), axis=-1)
+
+  return jax.jit(start), jax.jit(step, donate_argnums=(0, 1)), jax.jit(likeliest)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Hashable, Iterator
+from typing import Any, cast
 
 import jax
 import numpy as np
+import optax
 
 from base.ranges import Count, CountFromZero, NotNegative
 from data.loader import batch_of_rows
 from data.recall import RecallTask
 from data.tokenizers import Tokenizer
 from models.language_model import LanguageModel
+from training import rates
 from training import step as step_lib
 from training.optimizer import AdamW, warmup_cosine
 
@@ -91,16 +94,17 @@ def batches(
 
 
 class Learner:
-  """Trains a model on a task, once per seed; compiled once for all seeds."""
+  """Trains a model on a task, once per seed; compiled once for all seeds and learning rates."""
 
   def __init__(
     self, model: LanguageModel, task: RecallTask, tokenizer: Tokenizer, schedule: Schedule
   ):
     """Sets the model, the task, the model's tokenizer and the schedule."""
-    optimizer, options = schedule.optimizer().transformation(), step_lib.StepOptions()
     self._task, self._tokenizer, self._schedule = task, tokenizer, schedule
-    self._start = jax.jit(lambda seed: step_lib.initial_state(model, optimizer, options, seed))
-    self._step = step_lib.jit_train_step(model, optimizer, options)
+    self._optimizer = schedule.optimizer()
+    self._start, self._step = _programs(
+      cast(Hashable, model), rates.transformation(self._optimizer)
+    )
 
   def __call__(self, seed: int) -> Iterator[tuple[int, Any]]:
     """Yields (steps done, parameters) every `look_every` steps, and at the end.
@@ -110,7 +114,17 @@ class Learner:
     """
     schedule, state = self._schedule, self._start(np.uint32(seed % 2**32))
     data = batches(self._task, self._tokenizer, schedule, seed)
+    window = rates.RateWindow(self._optimizer.learning_rate)
     for step in range(1, schedule.steps + 1):
-      state, _ = self._step(state, next(data))
+      coming = window.at(step, state.spike_detector.taken)
+      state, _ = self._step(state, next(data), coming)
       if step % schedule.look_every == 0 or step == schedule.steps:
         yield step, state.params
+
+
+@functools.lru_cache(maxsize=2)
+def _programs(model: Any, optimizer: optax.GradientTransformation) -> tuple[Any, Any]:
+  """Returns the jitted functions of a training's start and step, kept for its other rates."""
+  options = step_lib.StepOptions()
+  start = jax.jit(lambda seed: step_lib.initial_state(model, optimizer, options, seed))
+  return start, step_lib.jit_train_step(model, optimizer, options)

@@ -1,6 +1,7 @@
 """A start traces the step once: the trace that checks whether everything fits is then run.
 
-Another run of an equal configuration in the same process traces nothing.
+Another run of an equal configuration in the same process traces nothing, nor does one with another
+learning rate and number of steps.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from tests import small_run
 from training import optimizer
 
 ROOT = Path(train.__file__).parents[1]
-# One JSON list per mesh: the exit statuses of two runs, which differ in their seed and folder, and
-# the traces of a step until each was finished.
+# One JSON list per mesh: the exit statuses of two runs, which differ in seed, folder, learning rate
+# and number of steps, and the traces of a step until each was finished.
 PROGRAM = """
 import sys, json
 from launch import train
@@ -35,6 +36,7 @@ for mesh in meshes:
   for seed in range(2):
     traces.clear()
     files = [f"{folder}/run.gin", f"gin/mesh/{mesh}.gin", "--gin.experiment.Experiment.samples=()"]
+    files += [f"--gin.STEPS={2 + seed}", f"--gin.LEARNING_RATE={1e-3 * (1 + seed)}"]
     status = train.main([*files, f"--run_dir={folder}/{mesh}_{seed}", f"--gin.SEED={seed}"])
     counts[mesh] += [status, len(traces)]
 print(json.dumps(counts))
