@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if not __package__:  # started by its path
   sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -111,7 +111,7 @@ def _require_replaceable(output: Path, corpus: corpora.Documents) -> None:
   if not output.exists():
     return
   if hasattr(corpus, "files") and any(
-    os.path.realpath(file) == os.path.realpath(output) for file in files_of(corpus)
+    os.path.realpath(file) == os.path.realpath(output) for file in files_of(cast(Any, corpus))
   ):
     raise corpora.CorpusError(f"--output={shown} is text to train on. Name another file.")
   try:

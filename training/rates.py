@@ -83,11 +83,10 @@ def transformation(optimizer: Optimizer) -> optax.GradientTransformation:
 
 def abstract(sharding_plan: ShardingPlan) -> Rates:
   """Returns shapes, dtypes and shardings of a step's rates."""
-  where = sharding_plan.everywhere
-  return Rates(
-    first=jax.ShapeDtypeStruct((), jnp.int32, sharding=where),
-    values=jax.ShapeDtypeStruct((STEPS,), jnp.float32, sharding=where),
-  )
+  where: Any = sharding_plan.everywhere
+  first: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=where)
+  values: Any = jax.ShapeDtypeStruct((STEPS,), jnp.float32, sharding=where)
+  return Rates(first, values)
 
 
 class RateWindow:
@@ -108,8 +107,9 @@ class RateWindow:
         device is waited for.
     """
     if self._rates is None or step >= self._end:
-      first = np.asarray(taken, np.int32)
-      rates = Rates(first, np.asarray(_values(self._schedule)(first)))
+      first: Any = np.asarray(taken, np.int32)
+      values: Any = np.asarray(_values(self._schedule)(first))
+      rates = Rates(first, values)
       # A step that is skipped takes none: the rates last at least as long.
       self._rates, self._end = self._placed(rates), step + STEPS
     return self._rates
