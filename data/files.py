@@ -264,6 +264,15 @@ def compression(path: Path) -> str | None:
   return kind if kind in _OPENERS else None
 
 
+def is_utf8(text: bytes) -> bool:
+  """Whether bytes are valid UTF-8."""
+  try:
+    text.decode("utf-8")
+  except UnicodeDecodeError:
+    return False
+  return True
+
+
 def text_bytes(path: Path) -> int:
   """Returns about how many bytes of text a file has, by its size and its name's ending."""
   packed = path.suffix in _PACKED

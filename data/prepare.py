@@ -28,6 +28,7 @@ from data import (
   corpora,
   executors,
   recall,
+  registered_tasks,
   shard_packing,
   shard_plan,
   shard_workers,
@@ -302,11 +303,6 @@ def _pack(dataset: TextDataset, directory: Path, report: Report) -> None:
   with _keeping(dataset):
     writer.write(*packer.finish())
   counts = packer.counts
-  if counts.documents and counts.tokens == counts.unscored_tokens:
-    raise corpora.CorpusError(
-      f"{dataset.what} has no token in the loss, of {plural(counts.tokens, 'token')}. Correct the"
-      " corpus."
-    )
   _require_text(dataset, counts)
   source = dataset.source()
   with _keeping(dataset):
@@ -319,6 +315,11 @@ def _require_text(dataset: TextDataset, counts: Counts) -> None:
     raise corpora.CorpusError(
       f"{dataset.what} has no text: {plural(counts.empty_documents, 'document')}, all empty."
       " Correct the corpus."
+    )
+  if counts.documents and counts.tokens == counts.unscored_tokens:
+    raise corpora.CorpusError(
+      f"{dataset.what} has no token in the loss, of {plural(counts.tokens, 'token')}. Correct the"
+      " corpus."
     )
   if counts.text_bytes <= counts.unscored_bytes:
     raise corpora.CorpusError(
@@ -346,7 +347,7 @@ def _answer(request: dict[str, Any], report: Report) -> list[dict[str, float] | 
   for dataset in request["datasets"]:
     rates, parts = None, [dataset]
     if isinstance(dataset, RegisteredMixture):
-      rates = tasks.mixture_rates(dataset.mixture, dataset.module)
+      rates = registered_tasks.mixture_rates(dataset.mixture, dataset.module)
       parts = dataset.parts(rates)
     found.append(rates)
     for one in parts:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from base import small_files
-from data import encoding, shard_plan, verification
+from data import shard_plan, verification
 from data.files import CorpusError
 from data.manifest import ArrayFile, Counts, Shard
 from data.packing import Packer
@@ -119,9 +119,10 @@ def _alive(process: str) -> bool:
 
 def _write(dataset: Any, task: Task, name: str, folder: Path) -> None:
   packer = Packer(dataset.vocabulary, dataset.sequence_length, whole=dataset.whole_documents)
-  writer = RowWriter(folder, dataset.vocabulary, dataset.sequence_length)
+  masked = getattr(dataset.corpus, "has_loss_mask", False)
+  writer = RowWriter(folder, dataset.vocabulary, dataset.sequence_length, masked=masked)
   reported = time.monotonic()
-  for example in encoding.examples(shard_plan.texts(dataset, task), dataset.vocabulary):
+  for example in shard_plan.examples(dataset, task):
     for rows in packer.add(*example):
       writer.write(*rows)
     if time.monotonic() - reported >= _SECONDS_BETWEEN_REPORTS:

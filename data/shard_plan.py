@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from data import file_corpora, heldout
-from data.encoding import Text
+from data import corpora, encoding, file_corpora, heldout, registered_tasks
+from data.encoding import Example, Text
 from data.files import compression, mapped, opened_text, source
 from data.heldout import in_split
 from data.parts import Part, Parted, pieces_between
+from data.registered_tasks import Share
 
 # Bytes of text of a shard, unless the dataset sets them: a share of the corpus, within limits.
 _SHARDS = 1024
 _LEAST, _MOST = 16 * 10**6, 10**9
 
-Task = tuple[Part, ...]
+# Parts of files, or a share of a registered task.
+Task = tuple[Part | Share, ...]
 
 
 def shard_bytes(dataset: Any) -> int:
@@ -39,9 +41,14 @@ def tasks(dataset: Any) -> list[Task] | None:
   """Returns the parts of each shard of a TextDataset; None if one process packs all rows.
 
   The tasks depend on the corpus alone. One process packs a small corpus, one that is not read from
-  files, and one of few documents of which the last are held out.
+  files, and one of few documents of which the last are held out. Those of a registered task are
+  found by importing seqio.
   """
   corpus = dataset.corpus
+  if isinstance(corpus, corpora.RegisteredTask):
+    found = (corpus, dataset.vocabulary, dataset.split, dataset.shard_bytes)
+    shares = registered_tasks.shares(*found)
+    return None if shares is None else [(share,) for share in shares]
   if not hasattr(corpus, "parts"):
     return None
   size = shard_bytes(dataset)
@@ -64,10 +71,20 @@ def expected_shards(dataset: Any) -> int:
   return max(1, len(_grouped(cast(Parted, dataset.corpus).parts(size), size)))
 
 
-def texts(dataset: Any, task: Task) -> Iterator[Text]:
-  """Yields the documents of a task that belong to the dataset's split."""
+def examples(dataset: Any, task: Task) -> Iterator[Example]:
+  """Yields the tokenized documents of a task that belong to the dataset's split."""
+  share = task[0]
+  if isinstance(share, Share):
+    found = (dataset.corpus, dataset.vocabulary, dataset.split, share)
+    yield from registered_tasks.examples(*found)
+  else:
+    yield from encoding.examples(texts(dataset, cast(Any, task)), dataset.vocabulary)
+
+
+def texts(dataset: Any, parts: Sequence[Part]) -> Iterator[Text]:
+  """Yields the documents of parts that belong to the dataset's split."""
   corpus, split = dataset.corpus, dataset.split
-  for part in task:
+  for part in parts:
     for text in corpus.texts(part):
       # Of a document in pieces, the plan has decided.
       if part.pieces > 1 or in_split(text.raw, split, corpus.heldout_fraction):

@@ -1,13 +1,13 @@
 """The corpora as seqio tasks, and their examples.
 
-The only module that imports seqio and, with it, TensorFlow: for TFDS and registered tasks.
+This module and `data.registered_tasks` alone import seqio and, with it, TensorFlow: for TFDS and
+registered tasks.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from data import corpora, encoding, recall, tokenizers
+from data import corpora, encoding, recall, registered_tasks, tokenizers
 from data.encoding import Example, Text
-from data.files import to_bytes
+from data.files import is_utf8, to_bytes
 from data.instructions import Instructions
 from data.token_files import TokenFiles
 from data.tokenizers import Tokenizer
@@ -38,22 +38,6 @@ def seqio_vocabulary(tokenizer: Tokenizer) -> Any:
   if isinstance(tokenizer, tokenizers.Symbols):
     return seqio.PassThroughVocabulary(tokenizer.size, eos_id=tokenizer.eos_id)
   raise TypeError(f"vocabulary={tokenizer!r} must be tokenizers.Bytes, .SentencePiece or .Symbols.")
-
-
-def _own_tokenizer(task: str, vocabulary: Any) -> Tokenizer:
-  """Returns our tokenizer with the ids of seqio's vocabulary."""
-  import seqio
-
-  if isinstance(vocabulary, seqio.ByteVocabulary):
-    return tokenizers.Bytes(extra_ids=vocabulary.extra_ids)
-  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
-    return tokenizers.SentencePiece(
-      vocabulary.sentencepiece_model_file, extra_ids=vocabulary.extra_ids
-    )
-  raise corpora.CorpusError(
-    f"Task {task!r} uses a {type(vocabulary).__name__}, which is not supported. Register it with a"
-    " ByteVocabulary or a SentencePieceVocabulary."
-  )
 
 
 def _tokenize(dataset: Any, output_features: Any, field: str) -> Any:
@@ -166,7 +150,7 @@ def task(corpus: corpora.Corpus, tokenizer: Tokenizer, failure: _Failure | None 
   import seqio
 
   if isinstance(corpus, corpora.RegisteredTask):
-    return _registered(corpus, tokenizer)
+    return registered_tasks.found(corpus, tokenizer)
   identity = json.dumps([corpus.describe(), tokenizer.describe()], sort_keys=True)
   digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
   name = "".join(c if c.isalnum() else "_" for c in corpus.name) + "_" + digest
@@ -190,46 +174,6 @@ def task(corpus: corpora.Corpus, tokenizer: Tokenizer, failure: _Failure | None 
   )
 
 
-def _import_registrations(module: str | None) -> None:
-  if module:
-    importlib.import_module(module)
-
-
-def _registered(corpus: corpora.RegisteredTask, tokenizer: Tokenizer) -> Any:
-  import difflib
-
-  import seqio
-
-  _import_registrations(corpus.module)
-  names = list(seqio.TaskRegistry.names())
-  if corpus.task not in names:
-    near = difflib.get_close_matches(corpus.task, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    if corpus.task in seqio.MixtureRegistry.names():
-      hint = " It is a mixture: use dataset.RegisteredMixture."
-    raise corpora.CorpusError(
-      f"No seqio task {corpus.task!r} is registered after importing {corpus.module!r}.{hint}"
-      " Set RegisteredTask.module to the module that registers it."
-    )
-  found = seqio.TaskRegistry.get(corpus.task)
-  missing = [name for name in corpus.features if name not in found.output_features]
-  unused = [name for name in found.output_features if name not in corpus.features]
-  if missing or unused:
-    raise corpora.CorpusError(
-      f"Task {corpus.task!r} has the features {sorted(found.output_features)},"
-      f" not {list(corpus.features)}. Set RegisteredTask.features to all of them, in the order in"
-      " which to join them."
-    )
-  for feature in corpus.features:
-    own = _own_tokenizer(corpus.task, found.output_features[feature].vocabulary)
-    if own.describe() != tokenizer.describe():
-      raise corpora.CorpusError(
-        f"Task {corpus.task!r} tokenizes {feature!r} with {own!r}, the dataset has"
-        f" {tokenizer!r}. Set the dataset's tokenizer to the task's."
-      )
-  return found
-
-
 def examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) -> Iterator[Example]:
   """Yields the corpus, tokenized by its seqio task: every document once, in order.
 
@@ -245,48 +189,32 @@ def examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) -> Iterat
   elif hasattr(corpus, "documents"):
     documents = cast(corpora.Documents, corpus).documents(split)
     yield from encoding.examples(map(Text, documents), tokenizer)
+  elif isinstance(corpus, corpora.RegisteredTask):
+    yield from registered_tasks.examples(corpus, tokenizer, split)
   else:
     yield from _seqio_examples(corpus, tokenizer, split)
 
 
 def _seqio_examples(corpus: corpora.Corpus, tokenizer: Tokenizer, split: str) -> Iterator[Example]:
-  """Yields the examples of a TFDS data set or a registered task."""
+  """Yields the examples of a TFDS data set, or of another corpus by its seqio task."""
   failure = _Failure()
   if isinstance(corpus, corpora.Tfds):
     source = _source(corpus, failure)
-    _require_split(corpus, split, _tfds_splits(corpus, source))
+    registered_tasks.require_split(corpus, split, _tfds_splits(corpus, source))
     if not isinstance(tokenizer, tokenizers.Bytes | tokenizers.SentencePiece):
       dataset = source.get_dataset(split, shuffle=False)
       texts = (Text(values[corpus.field]) for values in dataset.as_numpy_iterator())
       yield from encoding.examples(texts, tokenizer)
       return
   found = task(corpus, tokenizer, failure)
-  _require_split(corpus, split, found.splits)
-  registered = isinstance(corpus, corpora.RegisteredTask)
+  registered_tasks.require_split(corpus, split, found.splits)
   dataset = found.get_dataset(
-    sequence_length=None,
-    split=split,
-    shuffle=False,
-    seed=corpus.seed if registered else None,
-    num_epochs=1,
-    try_in_mem_cache=False,
+    sequence_length=None, split=split, shuffle=False, num_epochs=1, try_in_mem_cache=False
   )
   try:
-    if registered:
-      for values in dataset.as_numpy_iterator():
-        yield _registered_example(corpus, tokenizer, values)
-    else:
-      yield from _ungrouped(dataset.ragged_batch(_GROUP))
+    yield from _ungrouped(dataset.ragged_batch(_GROUP))
   except Exception as error:
     raise (failure.error or error) from None
-
-
-def _require_split(corpus: corpora.Corpus, split: str, splits: Sequence[str]) -> None:
-  # TFDS also takes parts of a split: 'train[:1%]'.
-  if split.split("[")[0] not in splits:
-    raise corpora.CorpusError(
-      f"split={split!r} does not exist in {corpus.name}; there are {', '.join(splits)}."
-    )
 
 
 def _tfds_splits(corpus: corpora.Tfds, source: Any) -> Sequence[str]:
@@ -327,7 +255,7 @@ def _instruction_examples(
     yield Example(
       np.asarray([*(i for part in ids for i in part), tokenizer.eos_id], np.int32),
       sum(len(text.encode()) for text in clean),
-      any(not _is_utf8(text) for text in texts),
+      any(not is_utf8(text) for text in texts),
       # The end belongs to the last piece, also if that is empty: to say nothing is to be learnt
       # too.
       np.append(scored, pieces[-1].scored),
@@ -350,51 +278,3 @@ def _recall_examples(
   for example in corpus.drawn(tokenizer, split):
     size = int(byte_lengths[example.tokens].sum())
     yield Example(np.asarray(example.tokens), size, False, np.asarray(example.loss_mask))
-
-
-def _registered_example(
-  corpus: corpora.RegisteredTask, tokenizer: Tokenizer, values: dict[str, Any]
-) -> Example:
-  """Joins the features; text sizes are those of pretokenized text, else of the decoded ids."""
-  parts = [values[name].reshape(-1) for name in corpus.features]
-  tokens, mask = np.concatenate(parts), None
-  if corpus.loss_on is not None:
-    scored = [name in corpus.loss_on for name in corpus.features]
-    mask = np.repeat(scored, [len(part) for part in parts])
-    if scored[-1] and len(tokens) and not len(parts[-1]):
-      # An empty answer: its end is in the loss.
-      tokens, mask = np.append(tokens, tokenizer.eos_id), np.append(mask, True)
-  raw = [values.get(name + "_pretokenized") for name in corpus.features]
-  texts = [text for text in raw if isinstance(text, bytes)]
-  if len(texts) == len(raw):
-    text = b"".join(texts)
-    return Example(tokens, len(text), not _is_utf8(text), mask)
-  in_range = tokens[(tokens >= 0) & (tokens < tokenizer.size)]
-  return Example(tokens, int(tokenizer.byte_lengths()[in_range].sum()), False, mask)
-
-
-def _is_utf8(text: bytes) -> bool:
-  try:
-    text.decode("utf-8")
-  except UnicodeDecodeError:
-    return False
-  return True
-
-
-def mixture_rates(mixture: str, module: str | None) -> dict[str, float]:
-  """Returns the rates, in examples, of the tasks of a registered mixture.
-
-  Raises:
-    CorpusError: no such mixture is registered.
-  """
-  import seqio
-
-  _import_registrations(module)
-  if mixture not in seqio.MixtureRegistry.names():
-    raise corpora.CorpusError(
-      f"No seqio mixture {mixture!r} is registered after importing {module!r}."
-      " Set RegisteredMixture.module to the module that registers it."
-    )
-  found = seqio.MixtureRegistry.get(mixture)
-  rates = {member.name: float(found.get_rate(member)) for member in found.tasks}
-  return {name: rate for name, rate in rates.items() if rate > 0}

@@ -1,6 +1,7 @@
 """seqio tasks as a user would register them; imported by the preparing process, never by a test."""
 
 import functools
+import os
 
 import seqio
 import tensorflow as tf
@@ -28,4 +29,17 @@ _add("short_documents", ["ab"] * 300, ["targets"])
 _add("long_documents", ["c" * 23] * 300, ["targets"], keep_text=False)
 _add("with_inputs", [b"q\xff", b"r"], ["inputs", "targets"])
 _add("no_vocabulary", ["x"], ["targets"], vocabulary=seqio.PassThroughVocabulary(10))
+# Prompts and responses, a pair per line of the files in a folder of the environment.
+seqio.TaskRegistry.add(
+  "lines",
+  source=seqio.TextLineDataSource({"train": os.environ.get("LINES", "nowhere") + "/*.txt"}),
+  preprocessors=[
+    lambda lines: lines.map(lambda line: {"inputs": line, "targets": tf.strings.upper(line)}),
+    seqio.preprocessors.tokenize,
+    seqio.preprocessors.append_eos,
+  ],
+  output_features={
+    f: seqio.Feature(seqio.ByteVocabulary(), add_eos=f == "targets") for f in ("inputs", "targets")
+  },
+)
 seqio.MixtureRegistry.add("short_and_long", [("short_documents", 3), ("long_documents", 1)])

@@ -6,6 +6,7 @@ Writes its findings as JSON to the file named by the second argument; the first 
 import dataclasses
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from data import (
   prepare,
   recall,
   recall_text,
+  registered_tasks,
   rows,
+  shard_packing,
+  shard_plan,
+  shard_workers,
   tasks,
   tokenizer_training,
   tokenizers,
@@ -47,6 +52,51 @@ def example_case(corpus, tokenizer, split="all"):
   """Tokenizes a corpus by its seqio task; returns each example as plain values."""
   examples = tasks.examples(corpus, tokenizer, split)
   return [[e.tokens.tolist(), e.text_bytes, e.invalid_utf8] for e in examples]
+
+
+def write_lines(folder):
+  """Writes the files of the task 'lines'; call it before the tasks are registered."""
+  lines = folder / "lines"
+  lines.mkdir()
+  for n in range(5):
+    (lines / f"{n}.txt").write_text("".join(f"line {n} {m}\n" for m in range(20 + n)))
+  os.environ["LINES"] = str(lines)
+
+
+def shares_case(folder):
+  """Plans, reads and packs a task of five files in shares, and whole."""
+  corpus = corpora.RegisteredTask(
+    "lines", "tests.data.registered_tasks", ("inputs", "targets"), loss_on=("targets",)
+  )
+  spec = dataset.TextDataset(
+    corpus, tokenizers.Bytes(), 64, "train", str(folder / "cache"), shard_bytes=300
+  )
+  planned = shard_plan.tasks(spec)
+  shares = [[e.tokens.tolist() for e in shard_plan.examples(spec, task)] for task in planned]
+  whole = [e.tokens.tolist() for e in tasks.examples(corpus, spec.vocabulary, "train")]
+  directory = folder / "shares"
+  directory.mkdir()
+  for number, task in enumerate(planned):
+    shard_packing.pack(spec, task, number, directory)
+  again = shard_packing.folder_name(1)
+  before = (directory / again / rows.TOKENS).read_bytes()
+  shutil.rmtree(directory / again)
+  shard_packing.pack(spec, planned[1], 1, directory)
+  counts = shard_workers.join(spec, spec.source(), len(planned), directory)
+  opened = rows.RowFiles(directory)
+  seeded = dataclasses.replace(corpus, seed=1)
+  return {
+    "shares": shares,
+    "whole": whole,
+    "names": [str(part) for (part,) in planned],
+    "same": (directory / again / rows.TOKENS).read_bytes() == before,
+    "tokens": counts.tokens,
+    "unscored": counts.unscored_tokens,
+    "masked": int(sum((mask == 0).sum() for mask in opened.loss_mask)),
+    "padding": counts.padding_tokens,
+    "little": shard_plan.tasks(dataclasses.replace(spec, shard_bytes=None)) is None,
+    "seeded": shard_plan.tasks(dataclasses.replace(spec, corpus=seeded)) is None,
+  }
 
 
 def failure_case(make):
@@ -94,6 +144,7 @@ def store_tfds(folder):
 
 
 def main(folder: Path, output: Path):
+  write_lines(folder)
   (folder / "texts").mkdir()
   for i, text in enumerate([*(t.encode() for t in hostile.TEXTS), *hostile.INVALID, b""]):
     (folder / "texts" / f"{i:02}.txt").write_bytes(text)
@@ -173,11 +224,12 @@ def main(folder: Path, output: Path):
       "vocabulary": failure_case(prepares(registered("short_documents"), "train", pieces)),
       "no_vocabulary": failure_case(prepares(registered("no_vocabulary"), "train")),
       "mixture": failure_case(
-        lambda: tasks.mixture_rates("nothing", "tests.data.registered_tasks")
+        lambda: registered_tasks.mixture_rates("nothing", "tests.data.registered_tasks")
       ),
     },
+    "shares": shares_case(folder),
     "leftovers": sorted(p.name for p in (folder / "cache").glob(".*.partial")),
-    "rates": tasks.mixture_rates("short_and_long", "tests.data.registered_tasks"),
+    "rates": registered_tasks.mixture_rates("short_and_long", "tests.data.registered_tasks"),
   }
   output.write_text(json.dumps(found))
 

@@ -170,5 +170,28 @@ def test_what_cannot_be_prepared_is_one_clear_error(found, case, message):
   assert "\n" not in text
 
 
+def test_a_task_of_several_files_is_packed_in_shares_of_them(found):
+  case = found["shares"]
+  assert len(case["shares"]) == 3
+  assert case["names"][1] == "share 2 of 3 of the files of lines"
+  # Every document once, and each share's are those of whole files.
+  documents = [tuple(tokens) for share in case["shares"] for tokens in share]
+  assert sorted(documents) == sorted(map(tuple, case["whole"]))
+  assert len(set(documents)) == sum(20 + n for n in range(5))
+  files = [{tokens[5] for tokens in share} for share in case["shares"]]
+  assert sum(map(len, files)) == 5
+  # A share alone is packed as before.
+  assert case["same"]
+  assert case["tokens"] == sum(map(len, case["whole"]))
+  # The loss is on the responses alone, and not on padding.
+  assert case["masked"] == case["unscored"] + case["padding"]
+  assert 0 < case["unscored"] < case["tokens"]
+
+
+def test_little_text_and_seeded_preprocessing_are_one_share(found):
+  assert found["shares"]["little"]
+  assert found["shares"]["seeded"]
+
+
 def test_failures_leave_nothing_half_made(found):
   assert found["leftovers"] == []
