@@ -9,6 +9,36 @@ from pathlib import Path
 from base.wording import near
 from config.place import GIN_ROOT
 
+# What to name, and the macro to set, to train on a file whose name has this ending.
+_DATA = {
+  ".jsonl": ("JSON lines", "json_lines_bytes", "JSON_LINES"),
+  ".ndjson": ("JSON lines", "json_lines_bytes", "JSON_LINES"),
+  ".json": ("JSON lines", "json_lines_bytes", "JSON_LINES"),
+  ".parquet": ("its rows", "parquet_bytes", "PARQUET_FILES"),
+}
+_COMPRESSED = (".gz", ".xz", ".zst")
+
+
+def to_train_on(path: Path, shown: str, is_text: bool) -> str:
+  """Says what to type to train on a file that was given as a gin file.
+
+  Args:
+    path: the file.
+    shown: its path as messages show it.
+    is_text: whether it is valid UTF-8.
+
+  Returns:
+    the end of an error's line; '' for a file that cannot be trained on, such as an image.
+  """
+  packed = path.suffix in _COMPRESSED
+  kind = _DATA.get(Path(path.stem).suffix if packed else path.suffix)
+  if kind is None and (is_text or packed):
+    kind = ("text", "text_files_bytes", "TEXT_FILES")
+  if kind is None:
+    return ""
+  what, file, macro = kind
+  return f"; to train on {what}, name gin/data/{file}.gin and give --gin.{macro}={shown}"
+
 
 def suggestion(name: str, folders: Sequence[Path]) -> str:
   """Suggests a file with a similar own name; else lists those of the folder that `name` names.

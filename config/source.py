@@ -268,9 +268,9 @@ def _read(path: Path, including: tuple[Path, ...]) -> Source:
     if path.suffix == ".gin" or including or not str(error).startswith(f"{shown}:"):
       raise
     line, _, fault = str(error).removeprefix(f"{shown}:").partition(": ")
+    advice = near_files.to_train_on(path, shown, "is not UTF-8" not in fault)
     raise ConfigError(
-      f"{shown} is no gin file: line {line}: {fault.rstrip('.')}. Gin files end in .gin; to train"
-      f" on text, name gin/data/text_files_bytes.gin and give {OVERRIDE_PREFIX}TEXT_FILES={shown}."
+      f"{shown} is no gin file: line {line}: {fault.rstrip('.')}. Gin files end in .gin{advice}."
     ) from None
 
 

@@ -87,7 +87,7 @@ def check_model(model: LanguageModel) -> None:
       problems.append("recurrent blocks and MLPs do not both have biases")
   if problems:
     raise ValueError(
-      f"The PyTorch code of exports lacks parts of this model: {'; '.join(problems[:3])}. Add "
+      f"the PyTorch code of exports lacks parts of this model: {'; '.join(problems[:3])}. Add "
       "a file beside conversion/griffin_package.py for it."
     )
 

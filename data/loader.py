@@ -353,7 +353,7 @@ def batches(
     if wrong := rows_lib.wrong_ids(tokens, ids, vocabulary_size):
       for part in rows.parts if isinstance(rows, MixedRows) else (rows,):
         part.check_rows()  # Raises with the row.
-      raise rows_lib.RowFileError(f"A batch of {rows!r}: {wrong}. {rows_lib.REMEDY}")
+      raise rows_lib.RowFileError(f"a batch of {rows!r}: {wrong}. {rows_lib.REMEDY}")
     made = batch_of_rows(tokens, ids, mask, bos_id=bos_id, before=before[0] if before else None)
     # Only evaluations, which make a single pass, need the bytes.
     return made if repeat else made | {"row_bytes": row_bytes}

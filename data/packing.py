@@ -119,7 +119,7 @@ class Packer:
     number = counts["documents"] + 1
     if loss_mask is not None and len(loss_mask) != len(tokens):
       raise ValueError(
-        f"Document {number} has {len(tokens)} tokens and a loss mask of"
+        f"document {number} has {len(tokens)} tokens and a loss mask of"
         f" {len(loss_mask)}. Give one value per token, or None."
       )
     continues, self._continues = self._continues, not ends
@@ -131,7 +131,7 @@ class Packer:
     if len(tokens) and (tokens.min() < 0 or tokens.max() >= self._size):
       bad = tokens[(tokens < 0) | (tokens >= self._size)][0]
       raise CorpusError(
-        f"Document {number} holds the id {bad}, the tokenizer has ids 0 to"
+        f"document {number} holds the id {bad}, the tokenizer has ids 0 to"
         f" {self._size - 1}. The task was tokenized by another tokenizer."
       )
     if ends and not (len(tokens) and tokens[-1] == eos):

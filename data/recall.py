@@ -158,7 +158,7 @@ def symbol_ids(tokenizer: Tokenizer, count: int) -> np.ndarray:
   if isinstance(tokenizer, tokenizers.Bytes) and first + count <= 256:
     return tokenizers.Bytes().encode("\0")[0] + first + np.arange(count, dtype=np.int32)
   raise CorpusError(
-    f"The task has {count} symbols, the tokenizer is {tokenizer!r}. Give tokenizers.Symbols"
+    f"the task has {count} symbols, the tokenizer is {tokenizer!r}. Give tokenizers.Symbols"
     f" with count={count} or more, or tokenizers.Bytes for up to {256 - first} symbols."
   )
 

@@ -55,7 +55,7 @@ def _own_tokenizer(task: str, vocabulary: Any) -> Tokenizer:
       vocabulary.sentencepiece_model_file, extra_ids=vocabulary.extra_ids
     )
   raise corpora.CorpusError(
-    f"Task {task!r} uses a {type(vocabulary).__name__}, which is not supported. Register it with a"
+    f"task {task!r} uses a {type(vocabulary).__name__}, which is not supported. Register it with a"
     " ByteVocabulary or a SentencePieceVocabulary."
   )
 
@@ -83,7 +83,7 @@ def found(corpus: corpora.RegisteredTask, tokenizer: Tokenizer) -> Any:
     if corpus.task in seqio.MixtureRegistry.names():
       hint = " It is a mixture: use dataset.RegisteredMixture."
     raise corpora.CorpusError(
-      f"No seqio task {corpus.task!r} is registered after importing {corpus.module!r}.{hint}"
+      f"no seqio task {corpus.task!r} is registered after importing {corpus.module!r}.{hint}"
       " Set RegisteredTask.module to the module that registers it."
     )
   task = seqio.TaskRegistry.get(corpus.task)
@@ -91,7 +91,7 @@ def found(corpus: corpora.RegisteredTask, tokenizer: Tokenizer) -> Any:
   unused = [name for name in task.output_features if name not in corpus.features]
   if missing or unused:
     raise corpora.CorpusError(
-      f"Task {corpus.task!r} has the features {sorted(task.output_features)},"
+      f"task {corpus.task!r} has the features {sorted(task.output_features)},"
       f" not {list(corpus.features)}. Set RegisteredTask.features to all of them, in the order in"
       " which to join them."
     )
@@ -99,7 +99,7 @@ def found(corpus: corpora.RegisteredTask, tokenizer: Tokenizer) -> Any:
     own = _own_tokenizer(corpus.task, task.output_features[feature].vocabulary)
     if own.describe() != tokenizer.describe():
       raise corpora.CorpusError(
-        f"Task {corpus.task!r} tokenizes {feature!r} with {own!r}, the dataset has"
+        f"task {corpus.task!r} tokenizes {feature!r} with {own!r}, the dataset has"
         f" {tokenizer!r}. Set the dataset's tokenizer to the task's."
       )
   return task
@@ -211,7 +211,7 @@ def mixture_rates(mixture: str, module: str | None) -> dict[str, float]:
   _import_registrations(module)
   if mixture not in seqio.MixtureRegistry.names():
     raise corpora.CorpusError(
-      f"No seqio mixture {mixture!r} is registered after importing {module!r}."
+      f"no seqio mixture {mixture!r} is registered after importing {module!r}."
       " Set RegisteredMixture.module to the module that registers it."
     )
   found = seqio.MixtureRegistry.get(mixture)

@@ -31,7 +31,7 @@ def _pyarrow() -> Any:
     import pyarrow.parquet
   except ImportError:
     raise CorpusError(
-      "Tables are read with pyarrow, which is not installed. Install the extra 'tables'."
+      "tables are read with pyarrow, which is not installed. Install the extra 'tables'."
     ) from None
   return pyarrow
 

@@ -192,7 +192,7 @@ def test_losses_of_accumulated_batches_add_up_to_that_of_all(code):
 def test_an_architecture_without_code_is_refused():
   model = hawk(backbone(1), rnn_width=32, gate_blocks=4)
   odd = model.clone(mlp=EqualPartial(model.mlp, gated=lambda gate, x: gate * x))
-  with pytest.raises(ValueError, match="The PyTorch code of exports lacks parts of this model"):
+  with pytest.raises(ValueError, match="the PyTorch code of exports lacks parts of this model"):
     adapters.of_model(odd)
 
 
@@ -229,7 +229,7 @@ def test_a_subclass_is_not_taken_for_its_base(name, part):
     "mamba2": mamba2(backbone(1), heads=2),
   }
   adapters.of_model(models[name])
-  with pytest.raises(ValueError, match="The PyTorch code of exports lacks parts of this model"):
+  with pytest.raises(ValueError, match="the PyTorch code of exports lacks parts of this model"):
     adapters.of_model(_with_other(models[name], part))
 
 

@@ -167,7 +167,7 @@ def test_an_added_end_is_in_the_loss_if_the_last_token_is():
 
 
 def test_a_mask_of_another_length_is_refused():
-  with pytest.raises(ValueError, match="Document 1 has 2 tokens and a loss mask of 3"):
+  with pytest.raises(ValueError, match="document 1 has 2 tokens and a loss mask of 3"):
     pack([(np.array([5, 6]), 2, False, np.ones(3, bool))], 4)
 
 

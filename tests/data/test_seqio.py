@@ -142,7 +142,7 @@ def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
     ("split", "unknown split='validation'. Choose from train, heldout, all."),
     ("cut_recall", "an example of 13 tokens is split over rows of 12"),
     ("cut_recall", "whole_documents=True and a sequence_length of at least 13"),
-    ("few_symbols", "The task has 16 symbols, the tokenizer is Symbols(count=9)"),
+    ("few_symbols", "the task has 16 symbols, the tokenizer is Symbols(count=9)"),
     ("tfds_split", "split='heldout' does not exist in tfds-small_texts:1.0.0"),
     ("tfds_json_split", "split='heldout' does not exist in tfds-small_texts:1.0.0"),
     ("tfds_json_field", "tfds-small_texts:1.0.0 has no 'text', only 'body'. Correct"),
@@ -151,7 +151,7 @@ def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
     ("tfds_unknown", "Dataset smal_texts not found. Prepare it (tfds build)"),
     ("tfds_version", "dataset='small_texts' has no version. Add one"),
     ("tfds_field", "tfds-small_texts:1.0.0 has no 'text', only 'body'. Correct"),
-    ("unknown_task", "No seqio task 'short_document' is registered"),
+    ("unknown_task", "no seqio task 'short_document' is registered"),
     ("unknown_task", "Did you mean 'short_documents'?"),
     ("task_is_mixture", "It is a mixture: use dataset.RegisteredMixture"),
     ("features", "has the features ['inputs', 'targets'], not ['targets']"),
@@ -160,7 +160,7 @@ def test_the_loss_can_be_on_the_targets_of_a_registered_task_alone(found):
       "tokenizes 'targets' with Bytes(extra_ids=0), the dataset has SentencePiece",
     ),
     ("no_vocabulary", "uses a PassThroughVocabulary"),
-    ("mixture", "No seqio mixture 'nothing' is registered"),
+    ("mixture", "no seqio mixture 'nothing' is registered"),
   ],
 )
 def test_what_cannot_be_prepared_is_one_clear_error(found, case, message):

@@ -83,21 +83,31 @@ def test_the_folder_of_a_run_is_no_comparison(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("name", "contents", "told"),
+  ("name", "contents", "told", "macro"),
   [
-    ("cat.jpg", b"\xff\xd8\xff\xe0\x00", "line 1: the file is not UTF-8"),
-    ("input.txt", b"Hello world.\nThis is text.\n", "line 1: cannot read 'Hello world.'"),
-    ("conf.json", b'{"a": 1}', "line 1: cannot read"),
+    ("cat.jpg", b"\xff\xd8\xff\xe0\x00", "line 1: the file is not UTF-8", None),
+    (
+      "input.txt",
+      b"Hello world.\nThis is text.\n",
+      "line 1: cannot read 'Hello world.'",
+      "TEXT_FILES",
+    ),
+    ("input.gz", b"\x1f\x8b\x08\x00\xff", "line 1: the file is not UTF-8", "TEXT_FILES"),
+    ("conf.json", b'{"a": 1}', "line 1: cannot read", "JSON_LINES"),
+    ("a.jsonl.zst", b"(\xb5/\xfd", "line 1: the file is not UTF-8", "JSON_LINES"),
+    ("a.parquet", b"PAR1\x15\xff", "line 1: the file is not UTF-8", "PARQUET_FILES"),
   ],
 )
-def test_a_file_of_another_kind_is_no_gin_file(tmp_path, monkeypatch, name, contents, told):
+def test_a_file_of_another_kind_is_no_gin_file(tmp_path, monkeypatch, name, contents, told, macro):
   (tmp_path / name).write_bytes(contents)
   monkeypatch.chdir(tmp_path)
   for arguments in ([name], [RUN, name]):
     with pytest.raises(ConfigError) as error:
       train.main([*arguments, "--run_dir=r"])
     assert str(error.value).startswith(f"{name} is no gin file: {told}")
-    assert f"--gin.TEXT_FILES={name}" in str(error.value)
+    advice = str(error.value).partition("Gin files end in .gin")[2]
+    assert advice.endswith(f"--gin.{macro}={name}." if macro else ".")
+    assert ("to train on" in advice) == bool(macro)
 
 
 def test_a_missing_text_names_its_argument_alone(tmp_path, monkeypatch):

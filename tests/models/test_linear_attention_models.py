@@ -251,7 +251,7 @@ def test_sizes_that_the_papers_do_not_have():
 
 @pytest.mark.parametrize("build", [hgrn2, xlstm])
 def test_there_is_no_export(build):
-  with pytest.raises(ValueError, match=r"^The PyTorch code of exports lacks parts of[^\n]*$"):
+  with pytest.raises(ValueError, match=r"^the PyTorch code of exports lacks parts of[^\n]*$"):
     adapters.of_model(build(BACKBONE, heads=2))
 
 
