@@ -51,7 +51,7 @@ def test_the_new_architecture_keeps_the_contract_without_a_refusal(done):
 
 def test_it_is_trained_and_compared_with_griffin(done):
   folder, _ = done
-  assert (folder / "runs" / "min_gru" / "checkpoints" / "4").is_dir()
+  assert (folder / "runs" / "min_gru_text" / "checkpoints" / "4").is_dir()
   data = json.loads((folder / "against_griffin" / "report" / "data.json").read_text())
   (figure,) = [figure for figure in data["figures"] if figure["name"] == "scaling_difference"]
   assert [series["name"] for series in figure["series"]] == ["minGRU"]
