@@ -190,10 +190,10 @@ def _prepare(dataset: TextDataset, report: Report, workers: int | None) -> None:
       shutil.rmtree(partial, ignore_errors=True)
 
 
-def shards_folder(dataset: TextDataset) -> Path:
+def shards_folder(dataset: TextDataset, shards: Sequence[shard_plan.Task] = ()) -> Path:
   """Returns the folder of the finished shards, kept when a preparation is killed."""
   target = dataset.cache_path
-  return target.with_name(f".{target.name}.shards")
+  return target.with_name(f".{target.name}{shard_plan.suffix(shards)}.shards")
 
 
 def _pack_shards(
@@ -205,7 +205,7 @@ def _pack_shards(
   numbers: Sequence[int] | None = None,
 ) -> None:
   """Packs in several processes; continues where a killed preparation ended."""
-  folder = shards_folder(dataset)
+  folder = shards_folder(dataset, shards)
   total = shard_plan.expected_bytes(dataset)
   with _keeping(dataset):
     folder.mkdir(exist_ok=True, parents=True)
@@ -217,7 +217,8 @@ def _pack_shards(
 
   shard_workers.pack_all(dataset, shards, folder, show, workers=workers, numbers=numbers)
   ours = range(len(shards)) if numbers is None else numbers
-  _require_unchanged(dataset, source, [folder / shard_packing.folder_name(n) for n in ours])
+  made = [folder / shard_packing.folder_name(n) for n in ours]
+  _require_unchanged(dataset, source, made, shards)
   if numbers is not None:
     report(latest | {"finished": True})
     return
@@ -231,15 +232,19 @@ def _pack_shards(
 
 
 def _require_unchanged(
-  dataset: TextDataset, source: dict[str, Any], made: Sequence[Path] = ()
+  dataset: TextDataset,
+  source: dict[str, Any],
+  made: Sequence[Path] = (),
+  shards: Sequence[shard_plan.Task] = (),
 ) -> None:
-  """Raises CorpusError if the text is another than when `source` was told.
+  """Raises CorpusError if the text is another than when `source` and `shards` were told.
 
   Then it removes the shards that were made, which are perhaps of both: they would be taken for
   finished ones once the text is again what it was.
   """
   remote_files.forget()
-  if dataset.source() != source:
+  plan = shard_plan.suffix(shards)
+  if dataset.source() != source or (plan and shard_plan.tasks(dataset) != shards):
     for folder in made:
       shutil.rmtree(folder, ignore_errors=True)
     raise corpora.CorpusError(

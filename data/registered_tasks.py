@@ -7,6 +7,7 @@ share by seqio's ShardInfo, so that the rows depend on the files alone.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from data import corpora, tokenizers
 from data.encoding import Example
-from data.files import is_utf8
+from data.files import describe_files, is_utf8
 from data.tokenizers import Tokenizer
 
 # A process imports TensorFlow before it packs, which takes as long as so many bytes of files, or
@@ -34,14 +35,21 @@ class Share:
   Attributes:
     task: the registered name.
     number, count: which of how many shares, from 0.
+    files: digest of the source's files; that of their names alone if they are somewhere else.
   """
 
   task: str
   number: int
   count: int
+  files: str
 
   def __str__(self) -> str:
     return f"share {self.number + 1} of {self.count} of the files of {self.task}"
+
+  @property
+  def plan(self) -> str:
+    """A name for all shares of these files: others do not fit to them."""
+    return f"{self.count}-{self.files[:12]}"
 
 
 def _own_tokenizer(task: str, vocabulary: Any) -> Tokenizer:
@@ -111,12 +119,17 @@ def examples(
   """Yields the examples of a share of a task's files, or of all, in order.
 
   Raises:
-    CorpusError: the task is missing, does not fit, or has no such split.
+    CorpusError: the task is missing, does not fit, or has no such split; or the files are others
+      than when they were shared.
   """
   import seqio
 
   task = found(corpus, tokenizer)
   require_split(corpus, split, task.splits)
+  if share is not None and _digest(task.source.list_shards(split)) != share.files:
+    raise corpora.CorpusError(
+      f"{corpus.name}: a file changed while it was read. Start again once nothing writes to it."
+    )
   dataset = task.get_dataset(
     sequence_length=None,
     split=split,
@@ -160,7 +173,17 @@ def shares(
   else:
     count = total // (size or _WORTH)
   count = min(count, len(files), _MOST)
-  return [Share(corpus.task, n, count) for n in range(count)] if count > 1 else None
+  if count < 2:
+    return None
+  digest = _digest(files)
+  return [Share(corpus.task, n, count, digest) for n in range(count)]
+
+
+def _digest(files: Sequence[str]) -> str:
+  """Returns the digest of `Share`."""
+  there = files if _bytes(files) is not None else ()
+  told = describe_files([Path(file) for file in there])
+  return hashlib.sha256(f"{told} {list(files)}".encode(errors="surrogateescape")).hexdigest()
 
 
 def _bytes(files: Sequence[str]) -> int | None:

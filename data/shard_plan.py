@@ -63,6 +63,15 @@ def tasks(dataset: Any) -> list[Task] | None:
   return _grouped(parts, size)
 
 
+def suffix(planned: Sequence[Task]) -> str:
+  """Returns what names shards of a registered task apart from those of other files; else ''.
+
+  Of a corpus of files, the name of the rows tells the files.
+  """
+  first = planned[0][0] if planned else None
+  return f".{first.plan}" if isinstance(first, Share) else ""
+
+
 def expected_shards(dataset: Any) -> int:
   """Returns about how many shards a TextDataset has; reads no documents."""
   if not hasattr(dataset.corpus, "parts"):

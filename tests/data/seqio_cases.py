@@ -79,21 +79,37 @@ def shares_case(folder):
   for number, task in enumerate(planned):
     shard_packing.pack(spec, task, number, directory)
   again = shard_packing.folder_name(1)
-  before = (directory / again / rows.TOKENS).read_bytes()
+  packed = (directory / again / rows.TOKENS).read_bytes()
   shutil.rmtree(directory / again)
   shard_packing.pack(spec, planned[1], 1, directory)
   counts = shard_workers.join(spec, spec.source(), len(planned), directory)
   opened = rows.RowFiles(directory)
   seeded = dataclasses.replace(corpus, seed=1)
+  kept = prepare.shards_folder(spec, planned)
+  first = folder / "lines" / "0.txt"
+  before = first.read_text(), first.stat()
+  first.write_text(before[0] + "another line\n")
+  other = shard_plan.tasks(spec)
+  unlike = {
+    "counts": [len(planned), len(other)],
+    "folder": prepare.shards_folder(spec, other).name,
+    "read": failure_case(lambda: next(shard_plan.examples(spec, planned[1]))),
+    "joined": failure_case(lambda: prepare._require_unchanged(spec, spec.source(), (), planned)),
+  }
+  first.write_text(before[0])
+  os.utime(first, ns=(before[1].st_atime_ns, before[1].st_mtime_ns))
+  prepare._require_unchanged(spec, spec.source(), (), planned)
   return {
     "shares": shares,
     "whole": whole,
     "names": [str(part) for (part,) in planned],
-    "same": (directory / again / rows.TOKENS).read_bytes() == before,
+    "same": (directory / again / rows.TOKENS).read_bytes() == packed,
     "tokens": counts.tokens,
     "unscored": counts.unscored_tokens,
     "masked": int(sum((mask == 0).sum() for mask in opened.loss_mask)),
     "padding": counts.padding_tokens,
+    "folders": [kept.name, prepare.shards_folder(spec, shard_plan.tasks(spec)).name],
+    "unlike": unlike,
     "little": shard_plan.tasks(dataclasses.replace(spec, shard_bytes=None)) is None,
     "seeded": shard_plan.tasks(dataclasses.replace(spec, corpus=seeded)) is None,
   }

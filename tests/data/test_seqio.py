@@ -188,6 +188,17 @@ def test_a_task_of_several_files_is_packed_in_shares_of_them(found):
   assert 0 < case["unscored"] < case["tokens"]
 
 
+def test_shares_of_other_files_are_not_joined(found):
+  (kept, same), unlike = found["shares"]["folders"], found["shares"]["unlike"]
+  assert kept == same
+  # As many, so that the number does not tell them apart.
+  assert unlike["counts"] == [3, 3]
+  assert unlike["folder"] != kept
+  for case in ("read", "joined"):
+    assert unlike[case][0] == "CorpusError"
+    assert "a file changed while it was read. Start again" in unlike[case][1]
+
+
 def test_little_text_and_seeded_preprocessing_are_one_share(found):
   assert found["shares"]["little"]
   assert found["shares"]["seeded"]
