@@ -283,6 +283,12 @@ def described_in(directory: Path, described: dict[str, Any]) -> TokenizerJson:
   return TokenizerJson(str(directory / FILE), bos, eos)
 
 
+def forget() -> None:
+  """Lets files be read again, after one was written."""
+  for kept in (_file_at, _loaded, _piece_cache, _size, _unigram_unknown, _byte_lengths):
+    kept.cache_clear()
+
+
 @functools.cache
 def _piece_cache(path: str) -> piece_cache.PieceCache | None:
   return piece_cache.of(_loaded(path).tokenizer)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from base import buckets, paths, small_files
-from data import tokenizer_json
+from data import tokenizer_json, tokenizers
 from data.corpora import CorpusError, Documents
 from data.tokenizer_json import TokenizerJson
 from data.tokenizers import SentencePiece, TokenizerError
@@ -149,6 +149,7 @@ def train_sentencepiece(
     raise TokenizerError(_not_written(output, error)) from None
   except RuntimeError as error:
     raise CorpusError(_refused(corpus.name, size, str(error))) from None
+  tokenizers.forget()
   return SentencePiece(str(output))
 
 
@@ -204,4 +205,5 @@ def train_tokenizer_json(
     small_files.replace(output, tokenizer.to_str(pretty=True))
   except OSError as error:
     raise TokenizerError(_not_written(output, error)) from None
+  tokenizer_json.forget()
   return TokenizerJson(str(output))

@@ -214,6 +214,12 @@ def _processor(path: str, extra_ids: int) -> Any:
   return processor
 
 
+def forget() -> None:
+  """Lets model files be read again, after one was written."""
+  _model_bytes.cache_clear()
+  _processor.cache_clear()
+
+
 def _loaded(model: bytes, extra_ids: int) -> Any:
   import sentencepiece
 
@@ -227,9 +233,7 @@ def _loaded(model: bytes, extra_ids: int) -> Any:
     for i in reversed(range(extra_ids)):
       proto.pieces.add(piece=f"▁<extra_id_{i}>", score=0.0, type=user_defined)
     model = proto.SerializeToString()
-  processor = sentencepiece.SentencePieceProcessor()
-  processor.LoadFromSerializedProto(model)
-  return processor
+  return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,12 +293,10 @@ class SentencePiece:
     processor = self._processor
     lengths = np.zeros(self.size, np.int32)
     for i in range(self.size):
-      if processor.IsByte(i):
+      if processor.IsByte(i) or processor.IsUnknown(i):
         lengths[i] = 1
-      elif not processor.IsControl(i) and not processor.IsUnknown(i):
+      elif not processor.IsControl(i):
         lengths[i] = len(processor.IdToPiece(i).replace("▁", " ").encode("utf-8"))
-      elif processor.IsUnknown(i):
-        lengths[i] = 1
     return lengths
 
   def describe(self) -> dict[str, Any]:
@@ -361,9 +363,7 @@ def load(directory: str | Path) -> Tokenizer:
     raise TokenizerError(f"{file} is incomplete or damaged. Restore it.") from None
   found = tokenizer.describe()
   if found != described:
-    different = sorted(
-      n for n in found.keys() | described.keys() if found.get(n) != described.get(n)
-    )
+    different = sorted(n for n in found.keys() | described if found.get(n) != described.get(n))
     copies = {"sentencepiece": MODEL_FILE, "tokenizer.json": kind, "tiktoken": f"tokenizer.{kind}"}
     where = directory / copies[kind] if kind in copies else "this version's tokenizer"
     raise TokenizerError(

@@ -103,20 +103,25 @@ def _require_plain(corpus: corpora.Documents) -> None:
 
 def _require_replaceable(output: Path, corpus: corpora.Documents) -> None:
   """Raises CorpusError if the output is text to train on, or another file than a tokenizer."""
-  from data import corpora, tokenizers
+  from data import corpora, tokenizer_json, tokenizers
   from data.file_corpora import files_of
-  from data.tokenizer_json import TokenizerJson
 
   shown = paths.shown(output)
+  config = output.with_name(tokenizer_json.CONFIG_FILE)
   if not output.exists():
+    if output.name == tokenizer_json.FILE and config.exists():
+      raise corpora.CorpusError(
+        f"--output={shown} would replace {paths.shown(config)}, which belongs to another tokenizer."
+        " Name another folder."
+      )
     return
   if hasattr(corpus, "files") and any(
     os.path.realpath(file) == os.path.realpath(output) for file in files_of(cast(Any, corpus))
   ):
     raise corpora.CorpusError(f"--output={shown} is text to train on. Name another file.")
   try:
-    kind = TokenizerJson if _is_json(output) else tokenizers.SentencePiece
-    assert kind(str(output)).size
+    kind = tokenizer_json.TokenizerJson if _is_json(output) else tokenizers.SentencePiece
+    kind(str(output)).describe()
   except tokenizers.TokenizerError:
     raise corpora.CorpusError(
       f"--output={shown} exists and is no tokenizer of this kind. Name another file."

@@ -1,5 +1,6 @@
 """Tokenizers in tokenizer.json files give the ids of transformers, and count the bytes of text."""
 
+import hashlib
 import json
 import sys
 
@@ -241,13 +242,23 @@ def test_the_command_replaces_nothing_but_a_tokenizer(tmp_path, output, told):
 
 
 @pytest.mark.parametrize("name", ["own.model", "own.json"])
-def test_the_command_replaces_a_tokenizer(tmp_path, name):
+def test_the_command_replaces_a_tokenizer_and_tells_of_the_new_one(tmp_path, name, capsys):
   (tmp_path / "a.txt").write_text("\n".join(2 * sorted(sys.modules)))
   arguments = [f"--input={tmp_path / 'a.txt'}", f"--output={tmp_path / name}"]
-  assert vocabulary.main([*arguments, "--size=400"]) == 0
-  before = (tmp_path / name).read_bytes()
-  assert vocabulary.main([*arguments, "--size=420"]) == 0
-  assert (tmp_path / name).read_bytes() != before
+  for size in (400, 420):
+    assert vocabulary.main([*arguments, f"--size={size}"]) == 0
+    told = capsys.readouterr()
+    assert f": {size} " in told.out
+    assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() in told.out
+    assert "fewer than" not in told.err
+
+
+def test_the_command_keeps_the_configuration_of_another_tokenizer(tmp_path):
+  (tmp_path / "a.txt").write_text("\n".join(2 * sorted(sys.modules)))
+  (tmp_path / "tokenizer_config.json").write_text("{}")
+  with pytest.raises(corpora.CorpusError, match=r"would replace .*tokenizer_config\.json"):
+    vocabulary.main([f"--input={tmp_path / 'a.txt'}", f"--output={tmp_path / 'tokenizer.json'}"])
+  assert (tmp_path / "tokenizer_config.json").read_text() == "{}"
 
 
 def test_the_command_trains_one_that_transformers_loads(tmp_path, capsys):
