@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def to_train_on(path: Path, shown: str, is_text: bool) -> str:
   if kind is None:
     return ""
   what, file, macro = kind
-  return f"; to train on {what}, name gin/data/{file}.gin and give --gin.{macro}={shown}"
+  given = shlex.quote(f"--gin.{macro}={shown}")
+  return f"; to train on {what}, name gin/data/{file}.gin and give {given}"
 
 
 def suggestion(name: str, folders: Sequence[Path]) -> str:

@@ -191,7 +191,7 @@ def main(arguments: Sequence[str]) -> int:
   if args.stream:
     result["stream"] = True
   if args.batches is not None:
-    result["batches"] = args.batches
+    result |= {"batches": args.batches, "batch_size": batch_size}
   if components:
     result["components"] = {
       name: {"loss": one.loss, "bits_per_byte": one.bits_per_byte, "tokens": one.tokens}
@@ -275,8 +275,9 @@ def _tell(result: dict[str, Any], score: Score, run: RunDirectory, by_position: 
       print(f"{place:>15}  {bucket.tokens:>10,}  {bucket.loss:>7.4f}")
   name = re.sub(r"[^A-Za-z0-9_-]+", "_", f"{result['step']}-{result['data']}-{result['length']}")
   name += "-stream" if streamed else ""
-  # A part of the text does not take the place of all.
-  name += f"-{plural(result['batches'], 'batch')}".replace(" ", "_") if "batches" in result else ""
+  if "batches" in result:
+    # A part of the text does not take the place of all, nor of another part.
+    name += f"-batches_{result['batches']}x{result['batch_size']}"
   file = evaluation_files.keep(run, name, result)
   if by_position and file:
     _draw(buckets, file.with_suffix(".png"), f"{run.path.name}, {result['data']}")

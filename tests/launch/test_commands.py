@@ -68,10 +68,12 @@ def test_evaluate_finds_the_held_out_figure_of_the_training(run_dir, capsys):
   assert "16-31" in capsys.readouterr().out
   assert file.with_suffix(".png").stat().st_size > 0
   # A part of the text has a file of its own.
-  assert evaluate.main([f"--run_dir={run_dir}", "--batches=1"]) == 0
+  for rows in (1, 2):
+    assert evaluate.main([f"--run_dir={run_dir}", "--batches=1", f"--batch_size={rows}"]) == 0
   assert json.loads(file.read_text()) == result
-  (part,) = (run_dir / "evaluations").glob("6-*-32-1_batch.json")
-  assert json.loads(part.read_text())["tokens"] < result["tokens"]
+  parts = [(run_dir / "evaluations").glob(f"6-*-32-batches_1x{rows}.json") for rows in (1, 2)]
+  one, two = (json.loads(next(part).read_text())["tokens"] for part in parts)
+  assert one < two < result["tokens"]
 
 
 def test_evaluate_reads_longer_rows_and_other_text(run_dir, folder, capsys):

@@ -1,5 +1,7 @@
 """Gin files and folders of the wrong kind: a run in place of a comparison, or the reverse."""
 
+import shlex
+
 import pytest
 
 from base.errors import UserError
@@ -93,6 +95,7 @@ def test_the_folder_of_a_run_is_no_comparison(tmp_path):
       "TEXT_FILES",
     ),
     ("input.gz", b"\x1f\x8b\x08\x00\xff", "line 1: the file is not UTF-8", "TEXT_FILES"),
+    ("my text.txt", b"Hello world.\n", "line 1: cannot read 'Hello world.'", "TEXT_FILES"),
     ("conf.json", b'{"a": 1}', "line 1: cannot read", "JSON_LINES"),
     ("a.jsonl.zst", b"(\xb5/\xfd", "line 1: the file is not UTF-8", "JSON_LINES"),
     ("a.parquet", b"PAR1\x15\xff", "line 1: the file is not UTF-8", "PARQUET_FILES"),
@@ -106,7 +109,8 @@ def test_a_file_of_another_kind_is_no_gin_file(tmp_path, monkeypatch, name, cont
       train.main([*arguments, "--run_dir=r"])
     assert str(error.value).startswith(f"{name} is no gin file: {told}")
     advice = str(error.value).partition("Gin files end in .gin")[2]
-    assert advice.endswith(f"--gin.{macro}={name}." if macro else ".")
+    given = shlex.quote(f"--gin.{macro}={name}")
+    assert advice.endswith(f" and give {given}." if macro else ".")
     assert ("to train on" in advice) == bool(macro)
 
 
