@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import optax
 
@@ -31,6 +32,8 @@ class Adafactor:
     clip_norm: largest global norm of a gradient; None for no limit.
     master_copy: keep a float32 copy of lower-precision parameters in the state.
   """
+
+  reads_rates: ClassVar[bool] = True  # See `training.rates.transformation`.
 
   learning_rate: optax.Schedule
   decay_exponent: Positive = 0.8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import optax
 
@@ -35,6 +36,8 @@ class Lion:
     master_copy: keep a float32 copy of lower-precision parameters in the state.
     rate_factors: as in `AdamW`.
   """
+
+  reads_rates: ClassVar[bool] = True  # See `training.rates.transformation`.
 
   learning_rate: optax.Schedule
   b1: Decay = 0.9

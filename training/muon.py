@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import optax
@@ -43,6 +43,8 @@ class Muon:
     clip_norm: largest global norm of a gradient; None for no limit.
     master_copy: keep a float32 copy of lower-precision parameters in the state.
   """
+
+  reads_rates: ClassVar[bool] = True  # See `training.rates.transformation`.
 
   learning_rate: optax.Schedule
   momentum: Decay = 0.95

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +98,10 @@ class Optimizer(Protocol):
   the parameter's path and it has the same shape; all others are replicated.
 
   Attributes:
-    learning_rate: schedule by steps taken; skipped steps do not count. A training replaces it by
-      one that reads an argument of the step (`training.rates`): call it in an update alone.
+    learning_rate: schedule by steps taken; skipped steps do not count. Where the class
+      sets `reads_rates`, a training replaces it by one that reads an argument of the step
+      (`training.rates`), so that other rates compile nothing: then call it in an update alone,
+      with the number of updates.
     master_copy: whether the state has a float32 copy of the parameters.
   """
 
@@ -136,6 +138,8 @@ class AdamW:
     master_copy: keep a float32 copy of lower-precision parameters in the state.
     rate_factors: factors of the learning rate; those of `models.maximal_update`.
   """
+
+  reads_rates: ClassVar[bool] = True  # See `training.rates.transformation`.
 
   learning_rate: optax.Schedule
   b1: Decay = 0.9

@@ -57,7 +57,8 @@ def from_argument(taken: Any) -> jax.Array:
   """The schedule that reads the rates of `given`.
 
   Args:
-    taken: [] int32, steps taken; from `first` on, and within `STEPS` of it.
+    taken: [] int32, steps taken; from `first` on, and within `STEPS` of it. The rate of others is
+      NaN.
 
   Raises:
     ValueError: no rates are given.
@@ -65,16 +66,19 @@ def from_argument(taken: Any) -> jax.Array:
   rates = _rates.get()
   if rates is None:
     raise ValueError("this optimizer's learning rates are an argument of the step: give them.")
-  return jax.lax.dynamic_index_in_dim(rates.values, taken - rates.first, keepdims=False)
+  place = taken - rates.first
+  rate = jax.lax.dynamic_index_in_dim(rates.values, place, keepdims=False)
+  return jnp.where((place >= 0) & (place < STEPS), rate, jnp.nan)
 
 
 def transformation(optimizer: Optimizer) -> optax.GradientTransformation:
   """Returns an optimizer's transformation, which reads its rates from `given`.
 
-  It is the same object for optimizers that differ only in the schedule. An optimizer that is no
-  dataclass keeps its schedule.
+  It is the same object for optimizers that differ only in the schedule. An optimizer whose class
+  does not say `reads_rates` keeps its schedule in its program: it may call it with another count
+  than that of the steps taken.
   """
-  if not dataclasses.is_dataclass(optimizer):
+  if not getattr(type(optimizer), "reads_rates", False):
     return optimizer.transformation()
   return cast(
     Optimizer, dataclasses.replace(cast(Any, optimizer), learning_rate=from_argument)

@@ -1,5 +1,6 @@
 """Rates as an argument of the step: one program for all schedules, the losses of separate ones."""
 
+import dataclasses
 import functools
 
 import jax
@@ -41,7 +42,16 @@ def losses(run, transformation, model, schedule):
   return found, state
 
 
-def test_two_schedules_share_a_program_and_have_the_losses_of_two():
+@pytest.fixture
+def short_window(monkeypatch):
+  """Windows of three steps: a training has several."""
+  rates._values.cache_clear()
+  monkeypatch.setattr(rates, "STEPS", 3)
+  yield
+  rates._values.cache_clear()
+
+
+def test_two_schedules_share_a_program_and_have_the_losses_of_two(short_window):
   model, options = build("griffin", depth=2), step.StepOptions()
   shared = {rates.transformation(AdamW(learning_rate=one)) for one in SCHEDULES}
   assert len(shared) == 1
@@ -120,6 +130,39 @@ def test_rates_are_those_of_the_schedule_in_a_program(schedule):
       found, expected = given(taken, window.at(place, taken)), alone(taken)
       # On its own, a schedule is compiled otherwise than in a step.
       assert float(found) == pytest.approx(float(expected), rel=2e-6, abs=2e-9), place
+
+
+def test_a_step_outside_of_the_window_has_no_rate():
+  coming = rates.RateWindow(SCHEDULES[0]).at(5, 5)
+  with rates.given(coming):
+    assert np.isfinite(rates.from_argument(jnp.int32(5 + rates.STEPS - 1)))
+    assert np.isnan(rates.from_argument(jnp.int32(5 + rates.STEPS)))
+    assert np.isnan(rates.from_argument(jnp.int32(4)))
+
+
+@dataclasses.dataclass(frozen=True)
+class EverySecond:
+  """An optimizer of a user's, which calls its schedule with another count than the steps'."""
+
+  learning_rate: optax.Schedule
+  master_copy: bool = False
+
+  def transformation(self):
+    return optax.MultiSteps(optax.sgd(self.learning_rate), 2).gradient_transformation()
+
+  def factor_of(self, path):
+    return None
+
+
+def test_an_optimizer_that_does_not_read_rates_keeps_its_schedule():
+  own = EverySecond(lambda taken: 1.0 + taken)
+  shared, params = rates.transformation(own), {"scale": jnp.ones(3)}
+  state, window, found = shared.init(params), rates.RateWindow(own.learning_rate), []
+  for count in range(8):
+    with rates.given(window.at(count, count)):
+      updates, state = shared.update({"scale": jnp.ones(3)}, state, params)
+    found.append(float(updates["scale"][0]))
+  assert found == [0, -1, 0, -2, 0, -3, 0, -4]
 
 
 def test_an_optimizer_without_rates_says_so():
