@@ -114,6 +114,20 @@ def page_argument(text: str) -> Path:
   return path
 
 
+def json_argument(text: str) -> Path:
+  """Type of command-line arguments that are JSON files to write: replaces JSON alone.
+
+  A gin file or a text may be named by a slip. A device, such as /dev/stdout, is written to.
+  """
+  path = output_argument(text)
+  if not buckets.in_bucket(path) and path.is_file():
+    with path.open("rb") as file:
+      start = file.read(64).lstrip()
+    if start and not start.startswith((b"{", b"[")):
+      raise argparse.ArgumentTypeError(f"{shown(path)} exists and is no JSON; name another file")
+  return path
+
+
 def text_argument(text: str) -> str:
   """Type of command-line arguments that are text to read: 'python', a path, address or pattern."""
   if buckets.is_address(text):

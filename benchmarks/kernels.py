@@ -131,7 +131,7 @@ def main() -> None:
   parser.add_argument("--op", nargs="+", choices=(*OPS, *matrix_cases.OPS), help="these alone")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"))
   parser.add_argument("--repeats", type=int, default=7)
-  parser.add_argument("--output", type=paths.output_argument, help="write the records as JSON")
+  parser.add_argument("--output", type=paths.json_argument, help="write the records as JSON")
   parser.add_argument("--no-static", action="store_true", help="leave out the TPU compiler's table")
   options = parser.parse_args()
   on_cpu = jax.default_backend() == "cpu"

@@ -237,7 +237,7 @@ def main() -> None:
   parser.add_argument("--lengths", nargs="+", type=int, default=(512, 2048))
   parser.add_argument("--turns", type=int, default=5)
   parser.add_argument("--plain", action="store_true", help="leave glibc as it is")
-  parser.add_argument("--output", type=paths.output_argument, help="write the records as JSON")
+  parser.add_argument("--output", type=paths.json_argument, help="write the records as JSON")
   options = parser.parse_args()
   if options.what != "lengths":
     _require_peers(options.network)

@@ -216,7 +216,7 @@ def main() -> None:
     "--shape", nargs=3, type=int, default=(4, 2048, 1024), metavar=("B", "T", "R")
   )
   parser.add_argument("--rounds", type=int, default=11)
-  parser.add_argument("--output", type=paths.output_argument, help="write the records as JSON")
+  parser.add_argument("--output", type=paths.json_argument, help="write the records as JSON")
   options = parser.parse_args()
   if not shutil.which("gcc"):
     raise SystemExit("benchmarks.recurrence_vs_c needs gcc, which is not on PATH. Install it.")

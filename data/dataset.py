@@ -123,6 +123,10 @@ class TextDataset:
     # The directory's own time changes with each check of its rows.
     return max(found, key=lambda rows: (rows / MANIFEST_FILE).stat().st_mtime_ns, default=None)
 
+  def known_parts(self) -> Sequence[TextDataset]:
+    """The dataset itself; see `RegisteredMixture.known_parts`."""
+    return [self]
+
   def is_prepared(self) -> bool:
     """Whether the row files exist."""
     return (self.cache_path / MANIFEST_FILE).is_file()
@@ -234,8 +238,7 @@ class RegisteredMixture:
   def rows(self, progress: Callable[[PreparationProgress], None] | None = None) -> MixedRows:
     """Opens the rows of every task; makes missing ones."""
     preparation.prepare([self], progress)
-    rates = self.rates()
-    assert rates is not None, self._rates_file()  # Just written.
+    rates = json.loads(small_files.read(self._rates_file()) or b"")
     rows = [part.rows() for part in self.parts(rates)]
     means = [part.counts.tokens / part.counts.documents for part in rows]
     weights = [rate * mean for rate, mean in zip(rates.values(), means, strict=True)]
@@ -260,13 +263,13 @@ class RegisteredMixture:
     """Name for messages."""
     return f"mixture {self.mixture}"
 
-  def rates(self) -> dict[str, float] | None:
-    """Returns the rates of the tasks, in examples; None before the first preparation."""
+  def known_parts(self) -> Sequence[TextDataset] | None:
+    """Returns a dataset for each task; None before the first preparation, which tells the tasks."""
     kept = self._rates_file()
-    return json.loads(small_files.read(kept) or b"") if kept.is_file() else None
+    return self.parts(json.loads(small_files.read(kept) or b"")) if kept.is_file() else None
 
   def keep_rates(self, rates: dict[str, float]) -> None:
-    """Writes what `rates` returns."""
+    """Keeps the rates of the tasks, in examples."""
     file = self._rates_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     small_files.replace(file, json.dumps(rates))

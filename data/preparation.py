@@ -287,12 +287,11 @@ def prepare(
   missing, unknown = [], []
   remote_files.forget()
   for dataset in datasets:
-    if hasattr(dataset, "rates"):
-      rates = dataset.rates()
-      if rates is None:
-        unknown.append(dataset)  # Only the other process imports seqio, which knows its tasks.
-        continue
-    for one in dataset.parts(rates) if hasattr(dataset, "rates") else [dataset]:
+    parts = dataset.known_parts()
+    if parts is None:
+      unknown.append(dataset)  # Only the other process imports seqio, which knows its tasks.
+      continue
+    for one in parts:
       if not one.is_prepared():
         missing.append(one)
       elif buckets.in_bucket(one.cache_path):

@@ -321,7 +321,7 @@ def _require_text(dataset: TextDataset, counts: Counts) -> None:
       f"{dataset.what} has no text: {plural(counts.empty_documents, 'document')}, all empty."
       " Correct the corpus."
     )
-  if counts.documents and counts.tokens == counts.unscored_tokens:
+  if counts.tokens == counts.unscored_tokens:
     raise corpora.CorpusError(
       f"{dataset.what} has no token in the loss, of {plural(counts.tokens, 'token')}. Correct the"
       " corpus."

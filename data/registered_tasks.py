@@ -48,7 +48,7 @@ class Share:
 
   @property
   def plan(self) -> str:
-    """A name for all shares of these files: others do not fit to them."""
+    """Names all shares of these files: those of other files do not join with them."""
     return f"{self.count}-{self.files[:12]}"
 
 
@@ -73,7 +73,7 @@ def _import_registrations(module: str | None) -> None:
     importlib.import_module(module)
 
 
-def found(corpus: corpora.RegisteredTask, tokenizer: Tokenizer) -> Any:
+def registered(corpus: corpora.RegisteredTask, tokenizer: Tokenizer) -> Any:
   """Returns the seqio task of a corpus.
 
   Raises:
@@ -124,7 +124,7 @@ def examples(
   """
   import seqio
 
-  task = found(corpus, tokenizer)
+  task = registered(corpus, tokenizer)
   require_split(corpus, split, task.splits)
   if share is not None and _digest(task.source.list_shards(split)) != share.files:
     raise corpora.CorpusError(
@@ -162,7 +162,7 @@ def shares(
   """
   if corpus.seed is not None:
     return None
-  task = found(corpus, tokenizer)
+  task = registered(corpus, tokenizer)
   require_split(corpus, split, task.splits)
   files = task.source.list_shards(split)
   total = _bytes(files)
@@ -180,10 +180,10 @@ def shares(
 
 
 def _digest(files: Sequence[str]) -> str:
-  """Returns the digest of `Share`."""
-  there = files if _bytes(files) is not None else ()
-  told = describe_files([Path(file) for file in there])
-  return hashlib.sha256(f"{told} {list(files)}".encode(errors="surrogateescape")).hexdigest()
+  """Returns a digest of files: of names, sizes and times, or of names alone, as `Share` has it."""
+  local = files if _bytes(files) is not None else ()
+  described = describe_files([Path(file) for file in local])
+  return hashlib.sha256(f"{described} {list(files)}".encode(errors="surrogateescape")).hexdigest()
 
 
 def _bytes(files: Sequence[str]) -> int | None:

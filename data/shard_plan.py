@@ -46,8 +46,7 @@ def tasks(dataset: Any) -> list[Task] | None:
   """
   corpus = dataset.corpus
   if isinstance(corpus, corpora.RegisteredTask):
-    found = (corpus, dataset.vocabulary, dataset.split, dataset.shard_bytes)
-    shares = registered_tasks.shares(*found)
+    shares = registered_tasks.shares(corpus, dataset.vocabulary, dataset.split, dataset.shard_bytes)
     return None if shares is None else [(share,) for share in shares]
   if not hasattr(corpus, "parts"):
     return None
@@ -84,8 +83,7 @@ def examples(dataset: Any, task: Task) -> Iterator[Example]:
   """Yields the tokenized documents of a task that belong to the dataset's split."""
   share = task[0]
   if isinstance(share, Share):
-    found = (dataset.corpus, dataset.vocabulary, dataset.split, share)
-    yield from registered_tasks.examples(*found)
+    yield from registered_tasks.examples(dataset.corpus, dataset.vocabulary, dataset.split, share)
   else:
     yield from encoding.examples(texts(dataset, cast(Any, task)), dataset.vocabulary)
 

@@ -150,7 +150,7 @@ def task(corpus: corpora.Corpus, tokenizer: Tokenizer, failure: _Failure | None 
   import seqio
 
   if isinstance(corpus, corpora.RegisteredTask):
-    return registered_tasks.found(corpus, tokenizer)
+    return registered_tasks.registered(corpus, tokenizer)
   identity = json.dumps([corpus.describe(), tokenizer.describe()], sort_keys=True)
   digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
   name = "".join(c if c.isalnum() else "_" for c in corpus.name) + "_" + digest

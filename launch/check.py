@@ -52,7 +52,7 @@ def parser() -> command.Parser:
     "such as 64,128,256 (default: 4 WIDTH)",
   )
   result.add_argument(
-    "--json", type=paths.output_argument, help="also write the findings to this file"
+    "--json", type=paths.json_argument, help="also write the findings to this file"
   )
   return result
 

@@ -71,12 +71,10 @@ def parser() -> command.Parser:
     default=16,
     help="the most steps that --search compiles (default: %(default)s)",
   )
-  result.add_argument(
-    "--json", type=paths.output_argument, help="also write all plans to this file"
-  )
+  result.add_argument("--json", type=paths.json_argument, help="also write all plans to this file")
   result.add_argument(
     "--timeline",
-    type=paths.output_argument,
+    type=paths.json_argument,
     help="also write the expected timeline of the best plan to this file, as JSON that Perfetto "
     "and XProf open",
   )

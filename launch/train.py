@@ -36,8 +36,8 @@ The run directory gets the configuration, metrics, checkpoints and a plot of the
 
 exit status:
   0    trained to the last step
-  2    an error to fix, as the message says; starting again does not help (so does --dry_run end
-       where a step does not fit into memory)
+  2    an error to fix, as the message says; starting again does not help. Also that of --dry_run
+       where a step does not fit into memory
   75   stopped by SIGTERM or SIGUSR1, as before a preemption: saved; the same command continues
   130  stopped by Ctrl-C: the first saves after the current step, a second ends without saving
   else another failure, such as a lost host: the same command continues from the last checkpoint"""

@@ -21,9 +21,9 @@ from parallel import shards
 from parallel.sharding_plan import TOKENS, ShardingPlan, on_one_device
 from parallel.tree_paths import by_path, joined
 from training import carried_state, passed_state, rounding, time_chunks
+from training import rates as learning_rates
 from training.gradient_sums import GradientSums
 from training.losses import MAX_LOGIT_BYTES, Batch, token_losses
-from training.rates import Rates, given
 
 # Separates the key of the rounding from the models' keys.
 _ROUNDING = 0x524E44
@@ -255,7 +255,7 @@ def make_train_step(
     return scalars, gradient, carried_state.restarted(model, after[0], batch) if after else None
 
   def step(
-    state: TrainState, batch: Batch, rates: Rates | None = None
+    state: TrainState, batch: Batch, rates: learning_rates.Rates | None = None
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     (loss, targets), gradient, carried = differentiate(state, batch, rng)
@@ -267,7 +267,7 @@ def make_train_step(
     with jax.named_scope("spike_detector"):
       norm = optax.global_norm(gradient)
       take, detector = _decide(state.spike_detector, loss, norm, options)
-    with jax.named_scope("optimizer"), given(rates):
+    with jax.named_scope("optimizer"), learning_rates.given(rates):
       updates, opt_state = optimizer.update(gradient, state.opt_state, _float32(params))
       # From the run's key and the step, so that a resumed run rounds identically.
       new_params = rounding.apply_updates(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from kernels.attention import splash
-from planning.hardware.chip import Hardware
+from planning.hardware.chip import Hardware, Pace
 from planning.hlo import text
 
 _SPLASH = re.compile(r"splash_m[hq]a_(fwd|dq|dkv)")
@@ -98,9 +99,15 @@ def seconds(
     for array in text.arrays(operations[name].result)
   ]
   if recurrence := _RECURRENCE.search(call.name):
-    return _recurrence_seconds(recurrence[1], recurrence[2], arrays, hardware)
+    # The largest arrays are sequences, [B, T, D].
+    elements = max(math.prod(shape) for _, shape in arrays)
+    return _listed_seconds(RECURRENCE_BUNDLES, recurrence[1], recurrence[2], elements, pace)
   if delta := _DELTA_RULE.search(call.name):
-    return _delta_rule_seconds(delta[1], delta[2], arrays, hardware)
+    # The first array is q, [B, H, T, K]. A chunk's work grows with the channels, but for the
+    # triangular matrix of each head.
+    (_, (rows, heads, length, channels)), *_ = arrays
+    elements = rows * heads * length * max(channels, 128)
+    return _listed_seconds(DELTA_RULE_BUNDLES, delta[1], delta[2], elements, pace)
   if not found or pace.clock is None or pace.generation not in SPLASH_BUNDLES:
     return None
   attention = attention_of(arrays, found[1])
@@ -116,29 +123,17 @@ def seconds(
   return attention.rows * attention.heads * per_head * share / pace.clock
 
 
-def _recurrence_seconds(
-  kernel: str, direction: str, arrays: list[text.Array], hardware: Hardware
+def _listed_seconds(
+  listed: Mapping[str, Mapping[str, tuple[float, float]]],
+  kernel: str,
+  direction: str,
+  elements: int,
+  pace: Pace,
 ) -> float | None:
-  """The time of a recurrence's instructions; the largest arrays are sequences, [B, T, D]."""
-  pace = hardware.pace
-  if pace.clock is None or pace.generation not in RECURRENCE_BUNDLES:
+  """The time of a kernel's instructions, from a table of bundles per 1024 elements."""
+  if pace.clock is None or pace.generation not in listed:
     return None
-  bundles = RECURRENCE_BUNDLES[pace.generation][kernel][direction == "backward"]
-  elements = max(math.prod(shape) for _, shape in arrays)
-  return elements / 1024 * bundles / pace.cores / pace.clock
-
-
-def _delta_rule_seconds(
-  decay: str, direction: str, arrays: list[text.Array], hardware: Hardware
-) -> float | None:
-  """The time of the delta rule's instructions; the first array is q, [B, H, T, K]."""
-  pace = hardware.pace
-  if pace.clock is None or pace.generation not in DELTA_RULE_BUNDLES:
-    return None
-  bundles = DELTA_RULE_BUNDLES[pace.generation][decay][direction == "backward"]
-  (_, (rows, heads, length, channels)), *_ = arrays
-  # A chunk's work grows with the channels, but for the triangular matrix of each head.
-  elements = rows * heads * length * max(channels, 128)
+  bundles = listed[pace.generation][kernel][direction == "backward"]
   return elements / 1024 * bundles / pace.cores / pace.clock
 
 

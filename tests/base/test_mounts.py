@@ -19,7 +19,7 @@ TABLE = r"""
 @pytest.mark.parametrize(
   ("folder", "of_one_host"),
   [
-    ("/home/me/runs", True),
+    ("/data/runs", True),
     ("/mnt/nfs", False),
     ("/mnt/nfs/runs", False),
     ("/mnt/nfsx", True),

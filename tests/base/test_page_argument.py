@@ -1,4 +1,4 @@
-"""Files of --page: a page is replaced, and nothing else."""
+"""Files of --page and --json: a page or JSON is replaced, and nothing else."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ def test_what_a_page_would_destroy_is_kept(tmp_path, monkeypatch, name, told):
   os.mkfifo(tmp_path / "pipe")
   with pytest.raises(argparse.ArgumentTypeError, match=told):
     paths.page_argument(name)
+
+
+def test_json_replaces_json_or_nothing(tmp_path):
+  file = tmp_path / "plans.json"
+  assert paths.json_argument(str(file)) == file
+  for text in ("", '[{"a": 1}]', ' {"a": 1}'):
+    file.write_text(text)
+    assert paths.json_argument(str(file)) == file
+  assert str(paths.json_argument("/dev/stdout")).startswith("/")
+  (tmp_path / "run.gin").write_text("STEPS = 3\n")
+  with pytest.raises(argparse.ArgumentTypeError, match=r"run\.gin exists and is no JSON; name"):
+    paths.json_argument(str(tmp_path / "run.gin"))

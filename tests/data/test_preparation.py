@@ -34,7 +34,7 @@ preparation.prepare([train, heldout])
 shares = []
 for part in (2, 1):  # Each of its tasks has one shard.
   preparation.prepare([mixture], part=(part, 2))
-  shares.append([task.is_prepared() for task in mixture.parts(mixture.rates())])
+  shares.append([task.is_prepared() for task in mixture.known_parts()])
 mixed = mixture.rows()
 batch = next(loader.batches(dataset.Mixture([train, heldout], [1, 1]).rows(), 4))
 print(json.dumps({

@@ -48,12 +48,17 @@ def checked(given):
 )
 @pytest.mark.usefixtures("environment")
 def test_a_file_of_a_run_is_not_replaced(tmp_path, command, option):
-  file = run_in(tmp_path / "run").config_file
-  before = file.read_text()
+  run = run_in(tmp_path / "run")
+  config, file = run.config_file, run.path / "vocabulary.json"
+  file.write_text("{}")
+  before = config.read_text()
   for place in (file, tmp_path / "run/new/plan.json"):
     with pytest.raises(UserError, match=REFUSED.format(f"--{option}")):
       command(f"--{option}={place}")
-  assert file.read_text() == before
+  with pytest.raises(SystemExit):  # It is no JSON, wherever it lies.
+    command(f"--{option}={config}")
+  assert config.read_text() == before
+  assert file.read_text() == "{}"
 
 
 def run_in(folder):
@@ -65,10 +70,11 @@ def run_in(folder):
 def test_links_into_and_out_of_a_run_are_followed_and_are_its_files(tmp_path):
   run = run_in(tmp_path / "run")
   (tmp_path / "run/checkpoints").mkdir()
+  (tmp_path / "run/vocabulary.json").write_text("{}")
   (tmp_path / "elsewhere").mkdir()
   links = {
     tmp_path / "folder": run.path / "checkpoints",
-    tmp_path / "plan.json": run.config_file,
+    tmp_path / "plan.json": run.path / "vocabulary.json",
     run.path / "out": tmp_path / "elsewhere",
   }
   for link, target in links.items():
